@@ -1,0 +1,71 @@
+"""The error tree, and its map to the error values of the NBD protocol.
+
+An error has one owner: a RequestError answers one cookie, a ProtocolError ends one connection, PoolFull becomes
+ENOSPC on the wire. A UserError is shown to a person as one sentence: the thing, the value, the limit, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class NbdzramError(Exception):
+    """Every error that this package raises on purpose."""
+
+
+class UserError(NbdzramError):
+    """A person's mistake or a refusal of the machine: one sentence, no traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A wrong value in a flag, the environment or a TOML file."""
+
+    exit_code = 2
+
+
+class ServerUnreachable(UserError):
+    """Nothing answers on the control socket."""
+
+    exit_code = 3
+
+
+class NoSuchExport(UserError):
+    """The named export, snapshot or pool does not exist."""
+
+    exit_code = 4
+
+
+class ExportExists(UserError):
+    """The name is taken."""
+
+
+class CodecUnavailable(UserError):
+    """A compressor's C functions cannot be found."""
+
+
+class ArenaError(UserError):
+    """The arena's file cannot be opened, is in use, or is not one of ours."""
+
+
+class EngineError(NbdzramError):
+    """The engine refuses an operation."""
+
+
+class PoolFull(EngineError):
+    """The pool is at its memory limit (or its file system is full); nothing stored was changed."""
+
+
+class CheckFailed(EngineError):
+    """An invariant of the engine does not hold: our bug, or memory that changed under us."""
+
+
+class ProtocolError(NbdzramError):
+    """The peer broke the protocol; its connection ends."""
+
+
+class RequestError(NbdzramError):
+    """One request cannot be served; its cookie is answered with `error`, the connection goes on."""
+
+    def __init__(self, error: int, message: str) -> None:
+        super().__init__(message)
+        self.error = error
