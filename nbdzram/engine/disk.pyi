@@ -1,0 +1,55 @@
+from collections.abc import Buffer
+from enum import IntFlag
+
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.stats import DiskStats, DiskUsage
+
+class Extent(IntFlag):
+    """What a run of blocks is. HOLE and ZERO are the bits of NBD's base:allocation; the others are ours."""
+
+    HOLE = 1
+    ZERO = 2
+    SHARED = 4
+    HUGE = 8
+    SAME_FILLED = 16
+
+class Disk:
+    """An export: a block table in a pool. Made by Pool.create and Pool.clone, never directly.
+
+    Offsets and lengths are bytes, of any alignment; the caller has checked that they lie inside the export
+    (ValueError otherwise). A request larger than OFFLOAD_SIZE gives the interpreter lock away while it runs.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pool(self) -> Pool: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def read_only(self) -> bool:
+        """A mark for the server; the engine does not enforce it."""
+    @property
+    def number(self) -> int:
+        """Its place in the pool's export directory."""
+    def read(self, offset: int, length: int) -> bytes: ...
+    def read_into(self, offset: int, target: Buffer) -> None:
+        """Fill the writable, contiguous `target` from `offset`."""
+    def write(self, offset: int, source: Buffer) -> None:
+        """Store. Raises PoolFull: each block then has its old or its new content, none a mixture."""
+    def trim(self, offset: int, length: int) -> None:
+        """Whole blocks in the range become holes and read as zeroes; partial blocks at its ends stay as they are."""
+    def zero(self, offset: int, length: int, *, no_hole: bool = False) -> None:
+        """The range reads as zeroes. no_hole: its blocks count as stored (same-filled), not as holes. Raises PoolFull."""
+    def extents(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Coalesced (length in bytes, Extent bits), in order from `offset`, at most `limit` of them.
+
+        Only the last may reach past the range's end by less than nothing: they cover at most `length`, and less when
+        `limit` was reached.
+        """
+    def resize(self, size_bytes: int) -> None:
+        """Shrinking frees what lies behind the new end. May take long. Raises UserError."""
+    def stats(self) -> DiskStats: ...
+    def usage(self) -> DiskUsage: ...
+
+OFFLOAD_SIZE: int

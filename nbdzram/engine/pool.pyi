@@ -1,0 +1,54 @@
+from types import TracebackType
+from typing import Self
+
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.stats import PoolStats
+
+HUGE_THRESHOLD: int
+"""Compressed sizes from here on are stored raw, bytes (zsmalloc's rule)."""
+
+class Pool:
+    """One memory limit, one folding domain. Safe to use from several threads at once.
+
+    path: None keeps the arena in anonymous memory; otherwise a file (tmpfs or disk) that outlives the process and is
+    opened again with everything in it. Raises ArenaError.
+    """
+
+    def __init__(
+        self,
+        *,
+        mem_limit: int = 0,
+        path: str | None = None,
+        inline_dedup: bool = False,
+        fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF,
+    ) -> None: ...
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def mem_limit(self) -> int:
+        """Bytes of zspage pages; 0 is no limit. May be set at any time, as in zram: what is stored stays."""
+    @mem_limit.setter
+    def mem_limit(self, limit: int) -> None: ...
+    @property
+    def inline_dedup(self) -> bool:
+        """A write whose content is already stored is folded before it is compressed."""
+    @inline_dedup.setter
+    def inline_dedup(self, on: bool) -> None: ...
+    def set_clock(self, seconds: int) -> None:
+        """Tell the engine the time (monotonic seconds, any origin): it has no clock of its own. For idle tracking."""
+    def stats(self) -> PoolStats: ...
+    def reset_mem_used_max(self) -> None: ...
+    def disks(self) -> list[Disk]: ...
+    def create(self, name: str, size_bytes: int, *, read_only: bool = False) -> Disk:
+        """A new, empty export of the pool. Raises ExportExists, UserError (bad size or name, directory full)."""
+    def clone(self, source: Disk, name: str, *, read_only: bool = False) -> Disk:
+        """A new export with the content that `source` has now; nothing is stored again. Microseconds, any size."""
+    def delete(self, disk: Disk) -> None:
+        """Forget an export and free what nobody else holds. May take long: call it off the event loop."""
+    def check(self) -> None:
+        """Hold every invariant of DESIGN.md section 4 rule 9 against a recount. Raises CheckFailed."""
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
