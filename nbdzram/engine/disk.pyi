@@ -1,5 +1,6 @@
-from collections.abc import Buffer
 from enum import IntFlag
+
+from typing_extensions import Buffer
 
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.stats import DiskStats, DiskUsage
@@ -44,8 +45,7 @@ class Disk:
     def extents(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
         """Coalesced (length in bytes, Extent bits), in order from `offset`, at most `limit` of them.
 
-        Only the last may reach past the range's end by less than nothing: they cover at most `length`, and less when
-        `limit` was reached.
+        They cover exactly `length` bytes, or less when `limit` was reached.
         """
     def resize(self, size_bytes: int) -> None:
         """Shrinking frees what lies behind the new end. May take long. Raises UserError."""

@@ -1,0 +1,117 @@
+"""What the server is told: frozen dataclasses, built once from TOML, environment and flags.
+
+Precedence: flag > NBDZRAM_* > TOML > default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+DEFAULT_PORT = 10809  # registered with IANA for NBD
+DEFAULT_METRICS_PORT = 9809
+DEFAULT_POOL = "default"
+
+
+class TlsMode(StrEnum):
+    """Whether a connection may, or must, be upgraded."""
+
+    OFF = "off"
+    ON = "on"
+    REQUIRE = "require"
+
+
+class Dedup(StrEnum):
+    """When equal objects meet: only in a fold, or already at the write."""
+
+    FOLD = "fold"
+    INLINE = "inline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpAddress:
+    """One listening address. An IPv6 host has no brackets here."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnixAddress:
+    """One listening unix socket, with the mode and owner that its file gets."""
+
+    path: Path
+    mode: int = 0o600
+    owner: str | None = None  # user, or user:group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VsockAddress:
+    """One listening AF_VSOCK port (any local context)."""
+
+    port: int = DEFAULT_PORT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """X.509 files, or a pre-shared key file; client_ca asks clients for certificates."""
+
+    mode: TlsMode = TlsMode.OFF
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    psk_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may cost. Each default has its reason beside it."""
+
+    handshake_seconds: float = 10.0  # a LAN handshake takes milliseconds; slow TLS under load takes one or two seconds
+    handshake_options: int = 128  # libnbd in option mode sends about ten
+    connections: int = 1024  # descriptors: well below the usual hard limit
+    payload_bytes: int = 64 << 20  # the largest READ or WRITE served
+    connection_bytes: int = 8 << 20  # queued replies and payloads in flight of one connection, beyond one request
+    total_bytes: int = 48 << 20  # the same over all connections
+    drain_seconds: float = 10.0  # how long SIGTERM waits for requests under way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """One memory limit, one folding domain."""
+
+    name: str = DEFAULT_POOL
+    mem_limit: int = 0  # bytes; 0 is none
+    dedup: Dedup = Dedup.FOLD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """A disk offered by name."""
+
+    name: str
+    size_bytes: int
+    pool: str = DEFAULT_POOL
+    read_only: bool = False
+    description: str = ""
+    allow_addresses: tuple[str, ...] = ()  # CIDR; empty admits everyone
+    allow_certificates: tuple[str, ...] = ()  # common or DNS names; empty admits everyone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Everything that `nbdzram serve` is told."""
+
+    exports: tuple[ExportConfig, ...] = ()
+    pools: tuple[PoolConfig, ...] = (PoolConfig(),)
+    tcp: tuple[TcpAddress, ...] = (TcpAddress(),)
+    unix: tuple[UnixAddress, ...] = ()
+    vsock: tuple[VsockAddress, ...] = ()
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    limits: Limits = field(default_factory=Limits)
+    default_export: str | None = None  # what the empty name means; None: the only export, if there is one
+    list_exports: bool = True
+    state_dir: Path | None = None  # arenas as files that outlive the process; None: anonymous memory
+    metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
+    control: Path | None = None  # None: nbdzram.sock under the runtime directory
