@@ -1,0 +1,155 @@
+"""What a running server says of itself: frozen records that the server makes, control sends and metrics publish.
+
+They cross the control socket as JSON objects of the same shape (to_json, from_json). A field that the reader does not
+know is ignored, a missing one is an error: an older server cannot answer a newer client's question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nbdzram.engine.stats import PoolStats
+from nbdzram.errors import UserError
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStatus:
+    """One operation's traffic on one export since the server started."""
+
+    requests: int
+    bytes: int  # payload read or written; for trim and write_zeroes the length of the range
+    errors: dict[str, int]  # by cause, from a fixed set
+    latency_counts: tuple[int, ...]  # requests a bucket (not cumulative), the last one above every bound
+    latency_sum_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportStatus:
+    """One export: what it is, what it holds, who uses it."""
+
+    name: str
+    pool: str
+    size_bytes: int
+    read_only: bool
+    description: str
+    stored_bytes: int  # blocks stored, same-filled included
+    same_filled_bytes: int
+    connections: int
+    failed_reads: int  # the four fields of zram's io_stat
+    failed_writes: int
+    invalid_io: int
+    notify_free: int
+    operations: dict[str, OperationStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class RunTotals:
+    """All runs of one kind (fold, compact, ...) on one pool since the server started."""
+
+    runs: int = 0
+    failures: int = 0
+    seconds: float = 0.0  # wall time
+    cpu_seconds: float = 0.0
+    bytes_freed: int = 0  # by which mem_used_total was smaller afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceStatus:
+    """What a pool's maintenance is doing, did, and why."""
+
+    running: str | None  # the kind of the run under way
+    done: int
+    total: int
+    totals: dict[str, RunTotals]  # by kind
+    decisions: dict[str, dict[str, int]]  # kind -> reason -> how often the policy started or declined a run
+    next_allowed_seconds: dict[str, float]  # kind -> for how long the policy still backs off
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """One pool."""
+
+    name: str
+    path: str | None  # the arena's file; None: anonymous memory
+    dedup: str
+    stats: PoolStats
+    maintenance: MaintenanceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """The whole server, at one moment."""
+
+    version: str
+    pid: int
+    started_at: float  # seconds since the epoch
+    uptime_seconds: float
+    uris: tuple[str, ...]
+    draining: bool
+    connections: int
+    connections_total: int
+    handshake_failures: dict[str, int]  # by cause, from a fixed set
+    event_loop_lag_seconds: float  # the longest of the last interval
+    latency_bounds_seconds: tuple[float, ...]
+    pools: tuple[PoolStatus, ...]
+    exports: tuple[ExportStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One maintenance run that came to its end."""
+
+    kind: str
+    pool: str
+    dry_run: bool
+    reason: str  # asked, or the policy's
+    seconds: float
+    cpu_seconds: float
+    result: dict[str, int]  # the engine's report()
+    before: PoolStats
+    after: PoolStats
+
+
+def to_json(record: object) -> Any:
+    """The record as JSON types."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return dataclasses.asdict(record)
+    if isinstance(record, tuple | list):
+        return [to_json(item) for item in record]
+    return record
+
+
+def from_json(kind: type[Record], payload: object) -> Record:
+    """The record of type `kind` that to_json turned into `payload`. Raises UserError."""
+    try:
+        return typing.cast("Record", _decode(kind, payload))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the server's answer lacks or misplaces {error}; do server and client differ in version?"
+        ) from None
+
+
+def _decode(kind: Any, payload: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(
+            **{field.name: _decode(hints[field.name], payload[field.name]) for field in dataclasses.fields(kind)}
+        )
+    if origin is tuple:
+        return tuple(_decode(arguments[0], item) for item in payload)
+    if origin is dict:
+        return {str(key): _decode(arguments[1], item) for key, item in payload.items()}
+    if origin is types.UnionType:
+        return None if payload is None else _decode(arguments[0], payload)
+    if kind is float and isinstance(payload, int):
+        return float(payload)
+    if not isinstance(payload, kind):
+        raise TypeError(f"{payload!r} (not {kind.__name__})")
+    return payload
