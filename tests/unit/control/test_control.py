@@ -188,7 +188,12 @@ def test_the_socket_admits_its_owner_alone_and_goes_with_the_server(path: Path) 
 def test_a_socket_that_a_dead_server_left_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    assert with_server(path, lambda: ControlClient(path).close())[0] is None
+
+    def act() -> ServerStatus:
+        with ControlClient(path) as client:
+            return client.status()
+
+    assert with_server(path, act)[0] == SERVER
 
 
 def test_a_second_server_is_refused_and_the_first_lives_on(path: Path) -> None:
@@ -196,7 +201,8 @@ def test_a_second_server_is_refused_and_the_first_lives_on(path: Path) -> None:
         async with serving(path):
             with pytest.raises(UserError, match=f"another server answers on the control socket {path}"):
                 await ControlServer(path, {}).start()
-            await asyncio.to_thread(lambda: ControlClient(path).close())
+            with await asyncio.to_thread(ControlClient, path) as client:
+                assert await asyncio.to_thread(client.status) == SERVER
 
     asyncio.run(act())
 
