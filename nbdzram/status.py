@@ -58,6 +58,11 @@ class RunTotals:
     cpu_seconds: float = 0.0
     bytes_freed: int = 0  # by which mem_used_total was smaller afterwards
 
+    def plus(self, other: RunTotals) -> RunTotals:
+        """The sum, field by field."""
+        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+        return RunTotals(*(a + b for a, b in zip(mine, others, strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatus:
