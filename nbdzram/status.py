@@ -130,14 +130,12 @@ def to_json(record: object) -> Any:
     return record
 
 
-def from_json(kind: type[Record], payload: object) -> Record:
-    """The record of type `kind` that to_json turned into `payload`. Raises UserError."""
+def from_json(kind: type[Record], payload: object, source: str = "the server's answer") -> Record:
+    """The record of type `kind` that to_json turned into `payload`. Raises UserError, which names the source."""
     try:
         return typing.cast("Record", _decode(kind, payload))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the server's answer lacks or misplaces {error}; do server and client differ in version?"
-        ) from None
+        raise UserError(f"{source} lacks or misplaces {error}; was it written by another version?") from None
 
 
 def _decode(kind: Any, payload: Any) -> Any:

@@ -258,5 +258,5 @@ def test_an_answer_of_another_version_is_refused_in_one_sentence() -> None:
     payload["surprise"] = 1
     assert from_json(ServerStatus, payload) == SERVER
     del payload["pools"]
-    with pytest.raises(UserError, match="'pools'; do server and client differ in version"):
+    with pytest.raises(UserError, match="'pools'; was it written by another version"):
         from_json(ServerStatus, payload)
