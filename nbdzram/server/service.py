@@ -13,15 +13,16 @@ import os
 import time
 from collections.abc import Callable
 
+from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.listener import NbdServer
+
 from nbdzram import __version__
 from nbdzram.config import DEFAULT_POOL, ExportConfig, ServerConfig, Trigger
 from nbdzram.engine.fold import Check, Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
-from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
-from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import Placed, open_pools, place_exports
-from nbdzram.server.listener import NbdServer
 from nbdzram.server.maintenance import Maintenance, Progress, Run, RunFactory
 from nbdzram.server.policy import STARTS, Policy, Reason, compact_gain, fold_gain
 from nbdzram.server.state import ExportChange, State
