@@ -95,11 +95,12 @@ class ServerStatus:
     pid: int
     started_at: float  # seconds since the epoch
     uptime_seconds: float
-    uris: tuple[str, ...]
+    uris: tuple[str, ...]  # one an address, without an export's name
     draining: bool
     connections: int
     connections_total: int
     handshake_failures: dict[str, int]  # by cause, from a fixed set
+    protocol_errors: int  # connections ended because the peer broke the protocol after its handshake
     event_loop_lag_seconds: float  # the longest of the last interval
     latency_bounds_seconds: tuple[float, ...]
     pools: tuple[PoolStatus, ...]

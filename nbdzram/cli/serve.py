@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdzram import __version__
+from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
 from nbdzram.settings import Given, Layer, export_layer, load
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
+    from nbdzram.status import ServerStatus
 
 FORCED_EXIT = 128 + signal.SIGTERM
 
@@ -186,23 +188,6 @@ def greeting(config: ServerConfig, uris: tuple[str, ...], metrics: str | None, c
         yield from (f"  {line}" for line in how_to_attach(uris[0], name))
 
 
-def how_to_attach(uri: str, name: str) -> Iterator[str]:
-    """Command lines that attach the export, for the kernel's client, QEMU and libnbd."""
-    from urllib.parse import parse_qs, quote, urlsplit  # noqa: PLC0415 - once
-
-    parts = urlsplit(uri)
-    if parts.scheme.endswith("+unix"):
-        path = parse_qs(parts.query)["socket"][0]
-        yield f"nbd-client -unix {path} -name {name} /dev/nbd0     # as root, after: modprobe nbd"
-        whole = f"{parts.scheme}:///{quote(name)}?socket={path}"
-    else:
-        port = parts.port or DEFAULT_PORT
-        yield f"nbd-client {parts.hostname} {port} /dev/nbd0 -name {name}     # as root, after: modprobe nbd"
-        whole = f"{parts.scheme}://{parts.netloc}/{quote(name)}"
-    yield f"nbdinfo '{whole}'"
-    yield f"qemu-img info '{whole}'"
-
-
 def notify_supervisor(message: str) -> None:
     """Tell systemd (Type=notify) how far we are; nothing without it."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -231,10 +216,10 @@ def _watch_signals() -> asyncio.Event:
     return told
 
 
-def _metrics_server(config: ServerConfig, status: Callable[[], object]) -> MetricsServer | None:
+def _metrics_server(config: ServerConfig, status: Callable[[], ServerStatus]) -> MetricsServer | None:
     if config.metrics is None:
         return None
-    from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - prometheus_client costs memory
+    from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
     return MetricsServer(config.metrics, status)
 

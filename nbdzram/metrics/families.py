@@ -174,6 +174,7 @@ SERVER = (
     Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
     Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
     Family("nbdzram_handshake_failures_total", "counter", "Handshakes that failed, by cause.", _handshake_failures),
+    Family("nbdzram_protocol_errors_total", "counter", "Connections ended because the peer broke the protocol.", _server(lambda s: s.protocol_errors)),
     Family("nbdzram_event_loop_lag_seconds", "gauge", "How late the event loop woke at the last sample.", _server(lambda s: s.event_loop_lag_seconds)),
     Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
 )  # fmt: skip

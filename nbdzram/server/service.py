@@ -13,16 +13,16 @@ import os
 import time
 from collections.abc import Callable
 
-from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
-from nbdzram.server.exports import Export, Exports
-from nbdzram.server.listener import NbdServer
-
 from nbdzram import __version__
 from nbdzram.config import DEFAULT_POOL, ExportConfig, ServerConfig, Trigger
-from nbdzram.engine.fold import Check, Compact, Fold
+from nbdzram.engine.check import Check
+from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
+from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
+from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import Placed, open_pools, place_exports
+from nbdzram.server.listener import NbdServer
 from nbdzram.server.maintenance import Maintenance, Progress, Run, RunFactory
 from nbdzram.server.policy import STARTS, Policy, Reason, compact_gain, fold_gain
 from nbdzram.server.state import ExportChange, State
@@ -79,7 +79,7 @@ class Service:
         self._declared = {export.name: export.size_bytes for export in config.exports}
         self._state = State(None)
         self._pools: dict[str, PoolService] = {}
-        self._exports = Exports(default_name=config.default_export)
+        self._exports = Exports(config.default_export)
         self._nbd = NbdServer(self._exports, config)
         self._changing = asyncio.Lock()
         self._pulse: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class Service:
 
     @property
     def uris(self) -> tuple[str, ...]:
-        """Where clients attach, one NBD URI an address."""
+        """Where clients attach: one NBD URI an address, without an export's name."""
         return tuple(self._nbd.uris)
 
     def status(self) -> ServerStatus:
@@ -136,8 +136,9 @@ class Service:
             uris=self.uris,
             draining=self._draining,
             connections=self._nbd.connections,
-            connections_total=self._nbd.connections_total,
+            connections_total=self._nbd.connections_accepted,
             handshake_failures=dict(self._nbd.handshake_failures),
+            protocol_errors=self._nbd.protocol_errors,
             event_loop_lag_seconds=self._lag_seconds,
             latency_bounds_seconds=LATENCY_BOUNDS_SECONDS,
             pools=tuple(service.status(now) for service in self._pools.values()),
@@ -175,10 +176,11 @@ class Service:
     async def remove_export(self, name: str, *, force: bool) -> None:
         """Stop offering an export and free what nobody else holds. Raises NoSuchExport, UserError."""
         async with self._changing:
-            export = self._find(name)
-            await self._detach(export, "remove", force=force)
+            export = self._exports.get(name)
+            _require_detached(export, "remove", force=force)
             self._remember(export, removed=True)
             self._exports.remove(name)
+            await self._nbd.detach(export)
             await asyncio.to_thread(self._pools[export.pool_name].pool.delete, export.disk)
             if name not in self._declared:
                 self._state.remember_export(name, None)
@@ -186,7 +188,7 @@ class Service:
     async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
         """Grow, or with `force` shrink, an export. Raises NoSuchExport, UserError."""
         async with self._changing:
-            export = self._find(name)
+            export = self._exports.get(name)
             _require_size(size_bytes)
             if size_bytes < export.disk.size_bytes:
                 if not force:
@@ -194,7 +196,7 @@ class Service:
                         f"the export '{name}' has {format_size(export.disk.size_bytes)}; shrinking it to "
                         f"{format_size(size_bytes)} destroys what lies behind, which only --force does"
                     )
-                await self._detach(export, "shrink", force=False)
+                _require_detached(export, "shrink", force=False)
             await asyncio.to_thread(export.disk.resize, size_bytes)
             self._remember(export)
             return _export_status(export)
@@ -202,15 +204,16 @@ class Service:
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
         """Turn every block into a hole, as zram's reset does. Raises NoSuchExport, UserError."""
         async with self._changing:
-            export = self._find(name)
-            await self._detach(export, "reset", force=force)
+            export = self._exports.get(name)
+            _require_detached(export, "reset", force=force)
+            await self._nbd.detach(export)
             await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
             return _export_status(export)
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export. Raises NoSuchExport, ExportExists, UserError."""
         async with self._changing:
-            original = self._find(source)
+            original = self._exports.get(source)
             self._require_free_name(name)
             disk = self._pools[original.pool_name].pool.clone(original.disk, name, read_only=read_only)
             config = ExportConfig(
@@ -239,13 +242,6 @@ class Service:
         )
         self._state.remember_export(export.name, change)
 
-    def _find(self, name: str) -> Export:
-        export = self._exports.get(name)
-        if export is None:
-            known = ", ".join(sorted(export.name for export in self._exports)) or "none"
-            raise NoSuchExport(f"there is no export '{name}'; there are: {known}")
-        return export
-
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:
             raise NoSuchExport(f"there is no pool '{name}'; there are: {', '.join(sorted(self._pools))}")
@@ -256,16 +252,8 @@ class Service:
             export_name(name)
         except ValueError as error:
             raise UserError(str(error)) from None
-        if self._exports.get(name) is not None:
+        if any(export.name == name for export in self._exports):
             raise ExportExists(f"there is an export '{name}' already; choose another name or remove it first")
-
-    async def _detach(self, export: Export, verb: str, *, force: bool) -> None:
-        if export.connections and not force:
-            count = export.connections
-            clients = "1 client is" if count == 1 else f"{count} clients are"
-            raise UserError(f"cannot {verb} the export '{export.name}': {clients} attached; detach first")
-        if export.connections:
-            await export.disconnect()
 
     async def _beat(self) -> None:
         """The pulse: engine clock, lag, policies."""
@@ -285,7 +273,12 @@ class Service:
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:
         """Start the first run that a policy asks for, unless one is under way."""
-        if service.maintenance.running or all(policy.trigger is Trigger.OFF for policy in service.policies.values()):
+        busy = service.automatic is not None and not service.automatic.done()
+        if (
+            busy
+            or service.maintenance.running
+            or all(policy.trigger is Trigger.OFF for policy in service.policies.values())
+        ):
             return
         stats = service.pool.stats()
         for kind, policy in service.policies.items():
@@ -357,7 +350,7 @@ def _export_status(export: Export) -> ExportStatus:
         description=export.description,
         stored_bytes=stats.stored,
         same_filled_bytes=stats.same_filled,
-        connections=export.connections,
+        connections=len(export.connections),
         failed_reads=io_stat.failed_reads,
         failed_writes=io_stat.failed_writes,
         invalid_io=io_stat.invalid_io,
@@ -373,6 +366,13 @@ def _export_status(export: Export) -> ExportStatus:
             for name, counts in export.traffic.operations().items()
         },
     )
+
+
+def _require_detached(export: Export, verb: str, *, force: bool) -> None:
+    count = len(export.connections)
+    if count and not force:
+        clients = "1 client is" if count == 1 else f"{count} clients are"
+        raise UserError(f"cannot {verb} the export '{export.name}': {clients} attached; detach first")
 
 
 def _require_size(size_bytes: int) -> None:
