@@ -263,9 +263,7 @@ class Service:
             await asyncio.sleep(TICK_SECONDS)
             now = loop.time()
             self._lag_seconds = max(now - due, 0.0)
-            requests = sum(
-                counts.requests for export in self._exports for counts in export.traffic.operations().values()
-            )
+            requests = sum(export.traffic.total_requests() for export in self._exports)
             rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
             for service in self._pools.values():
                 service.pool.set_clock(int(now))
