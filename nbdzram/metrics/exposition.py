@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from nbdzram.status import ServerStatus
@@ -50,11 +51,12 @@ def histogram(
 ) -> Iterator[Sample]:
     """A histogram's samples, from counts a bucket. `bounds`: a bound's text, and how many buckets lie below it."""
     opened = label_set[:-1] + ","
+    cumulative = tuple(accumulate(counts))
     for text, below in bounds:
-        yield f'_bucket{opened}le="{text}"}}', sum(counts[:below])
-    yield f'_bucket{opened}le="+Inf"}}', sum(counts)
+        yield f'_bucket{opened}le="{text}"}}', cumulative[below - 1]
+    yield f'_bucket{opened}le="+Inf"}}', cumulative[-1]
     yield f"_sum{label_set}", total
-    yield f"_count{label_set}", sum(counts)
+    yield f"_count{label_set}", cumulative[-1]
 
 
 def _number(value: float) -> str:
