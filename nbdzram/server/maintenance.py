@@ -147,9 +147,8 @@ class Maintenance:
             used = time.thread_time() - cpu
             elapsed = time.monotonic() - wall
             budget = next_budget(budget, elapsed)
-            pause = used * (100 / cpu_percent - 1)
-            if pause > 0:
-                self._stopping.wait(pause)
+            if cpu_percent < 100:
+                self._stopping.wait(pause_seconds(used, cpu_percent))
         return time.thread_time() - began
 
     def _refuse_when_stopping(self, kind: str) -> None:
@@ -167,6 +166,11 @@ def next_budget(budget: int, elapsed_seconds: float) -> int:
     if elapsed_seconds < SLICE_SECONDS / 2:
         return min(budget * 2, MAX_SLICE)
     return budget
+
+
+def pause_seconds(used_seconds: float, cpu_percent: int) -> float:
+    """How long to sleep after `used_seconds` of processor time, so that it is cpu_percent of one core's time."""
+    return used_seconds * (100 / cpu_percent - 1)
 
 
 def _lower_priority() -> None:

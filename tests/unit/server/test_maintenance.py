@@ -7,12 +7,13 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import CheckFailed, UserError
-from nbdzram.server.maintenance import MAX_SLICE, MIN_SLICE, SLICE_SECONDS, Maintenance, next_budget
+from nbdzram.server.maintenance import MAX_SLICE, MIN_SLICE, SLICE_SECONDS, Maintenance, next_budget, pause_seconds
 from nbdzram.status import RunTotals
 from tests.unit.records import POOL_STATS
 
@@ -84,22 +85,45 @@ def test_steps_run_on_one_thread_of_their_own_at_the_lowest_priority() -> None:
 
 
 def test_two_runs_of_a_pool_never_overlap() -> None:
-    inside = threading.Semaphore(1)
-    overlaps: list[int] = []
+    pool = CountingPool()
 
-    def enter_alone() -> None:
-        if not inside.acquire(blocking=False):
-            overlaps.append(1)
-        inside.release()
+    def shrink() -> None:
+        pool.used -= 4096
 
     async def act() -> None:
-        maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(3_000, enter_alone)})
-        await asyncio.gather(*(maintenance.run("fold") for _ in range(5)))
+        maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(3_000, shrink)})
+        reports = await asyncio.gather(*(maintenance.run("fold") for _ in range(5)))
         assert maintenance.totals["fold"].runs == 5
+        for earlier, later in pairwise(reports):
+            assert later.before == earlier.after  # nobody else's work is in a report
         await maintenance.stop()
 
     asyncio.run(act())
-    assert not overlaps
+
+
+def test_a_paced_run_sleeps_in_proportion_to_what_it_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float | None] = []
+
+    class RecordingEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout)
+            return False
+
+    async def act() -> None:
+        monkeypatch.setattr("nbdzram.server.maintenance.threading.Event", RecordingEvent)
+        maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(2_000, burn)})
+        monkeypatch.undo()
+        await maintenance.run("fold", cpu_percent=100)
+        assert pauses == []
+        report = await maintenance.run("fold", cpu_percent=25)
+        assert sum(pause or 0 for pause in pauses) == pytest.approx(3 * report.cpu_seconds, rel=0.5)
+        await maintenance.stop()
+
+    def burn() -> None:
+        sum(range(200_000))
+
+    asyncio.run(act())
+    assert pause_seconds(0.010, 25) == pytest.approx(0.030)
 
 
 def test_a_run_goes_on_when_whoever_asked_goes_away() -> None:
