@@ -1,0 +1,34 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    PAGE_SIZE = 4096
+    UNIT_SIZE = 65536
+    UNIT_PAGES = 16
+
+cdef struct Region:
+    uint8_t* base
+    uint64_t reserved
+    uint64_t committed
+
+cdef bint region_reserve(Region* region, uint64_t size) noexcept nogil
+cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil
+cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcept nogil
+cdef void region_free(Region* region) noexcept nogil
+
+cdef class Arena:
+    cdef uint8_t* base
+    cdef uint64_t reserved
+    cdef uint64_t mapped
+    cdef uint32_t unit_high
+    cdef uint32_t free_count
+    cdef Region free_units
+    cdef int fd
+    cdef readonly str path
+    cdef readonly bint opened
+
+    cdef bint _map_up_to(self, uint64_t size) noexcept nogil
+    cdef uint32_t take_run(self, uint32_t count) noexcept nogil
+    cdef uint32_t take(self) noexcept nogil
+    cdef void give(self, uint32_t unit) noexcept nogil
+    cdef bint commit(self, uint64_t offset, uint64_t length) noexcept nogil
+    cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil

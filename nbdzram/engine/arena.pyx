@@ -1,0 +1,205 @@
+"""One mapping, addressed by offset: pages out, pages in.
+
+What it owns: a reserved range of addresses, of which the first `mapped` bytes can be touched. It is cut into units of
+64 KiB; a unit is the largest run that anybody needs (one zspage, a sixteenth of a cell segment). Addresses are
+plentiful and memory is not, so a unit is given out whole and its pages become resident only when they are touched.
+
+    | unit 0 | unit 1 | ... | unit_high - 1 |   not yet handed out   |   reserved, PROT_NONE   |
+    0        64 KiB                         unit_high * 64 KiB       mapped                    reserved
+
+Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the process.
+
+Invariants
+1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
+2. A page of a file is allocated (commit) before it is touched: a full file system is ENOSPC, never SIGBUS.
+3. A released page reads as zeroes and is not resident.
+
+A Region is the same for derived state: private memory that grows in place, so that nothing that points into it moves.
+"""
+
+cimport cython
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport strerror
+
+import os
+
+from nbdzram.errors import ArenaError
+
+cdef extern from "sys/mman.h" nogil:
+    void* mmap(void*, size_t, int, int, int, long)
+    int munmap(void*, size_t)
+    int mprotect(void*, size_t, int)
+    int madvise(void*, size_t, int)
+    int PROT_NONE, PROT_READ, PROT_WRITE
+    int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
+    int MADV_DONTNEED, MADV_REMOVE, MADV_NOHUGEPAGE, MADV_DONTDUMP
+    void* MAP_FAILED
+
+cdef extern from "unistd.h" nogil:
+    int ftruncate(int, long)
+    int close(int)
+
+cdef extern from "fcntl.h" nogil:
+    int fallocate(int, int, long, long)
+
+cdef extern from "sys/file.h" nogil:
+    int flock(int, int)
+    int LOCK_EX, LOCK_NB
+
+cdef enum:
+    GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
+
+
+cdef bint region_reserve(Region* region, uint64_t size) noexcept nogil:
+    """Reserve addresses for `size` bytes; nothing is resident yet. False when the kernel refuses."""
+    cdef void* base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    region.committed = 0
+    if base == MAP_FAILED:
+        region.base = NULL
+        region.reserved = 0
+        return False
+    madvise(base, size, MADV_DONTDUMP)
+    region.base = <uint8_t*>base
+    region.reserved = size
+    return True
+
+
+cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil:
+    """Make the first `size` bytes usable; new bytes are zero. False when the reservation or memory ends."""
+    cdef uint64_t wanted
+    if size <= region.committed:
+        return True
+    wanted = (size + (1 << 20) - 1) & ~(<uint64_t>(1 << 20) - 1)
+    if wanted > region.reserved:
+        wanted = region.reserved
+    if size > wanted:
+        return False
+    if mprotect(region.base + region.committed, wanted - region.committed, PROT_READ | PROT_WRITE) != 0:
+        return False
+    region.committed = wanted
+    return True
+
+
+cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcept nogil:
+    """Give the whole pages inside [start, start + length) back; they read as zeroes afterwards."""
+    cdef uint64_t first = (start + PAGE_SIZE - 1) & ~(<uint64_t>PAGE_SIZE - 1)
+    cdef uint64_t last = (start + length) & ~(<uint64_t>PAGE_SIZE - 1)
+    if last > region.committed:
+        last = region.committed
+    if first < last:
+        madvise(region.base + first, last - first, MADV_DONTNEED)
+
+
+cdef void region_free(Region* region) noexcept nogil:
+    if region.base != NULL:
+        munmap(region.base, region.reserved)
+        region.base = NULL
+        region.reserved = 0
+        region.committed = 0
+
+
+@cython.final
+cdef class Arena:
+    """A mapping of up to `reserve` bytes. path None: anonymous memory. `opened` tells whether the file had content.
+
+    Raises ArenaError.
+    """
+
+    def __cinit__(self, path: str | None, uint64_t reserve):
+        self.base = NULL
+        self.fd = -1
+        self.path = path
+        self.opened = False
+        if path is not None:
+            self._open_file(path)
+        reserve = (reserve + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
+        if reserve < 2 * self.mapped:
+            reserve = 2 * self.mapped
+        cdef void* base = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if base == MAP_FAILED or not region_reserve(&self.free_units, (reserve // UNIT_SIZE) * sizeof(uint32_t)):
+            raise ArenaError(
+                f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; "
+                "raise the limit on address space (ulimit -v unlimited)"
+            )
+        self.base = <uint8_t*>base
+        self.reserved = reserve
+        madvise(base, reserve, MADV_DONTDUMP)
+        cdef uint64_t existing = self.mapped
+        self.mapped = 0
+        if existing and not self._map_up_to(existing):
+            raise ArenaError(f"cannot map {path}: {strerror(errno).decode()}")
+        self.unit_high = <uint32_t>(existing // UNIT_SIZE)
+
+    def _open_file(self, path: str):
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ArenaError(f"cannot open the arena {path}: {error.strerror}") from None
+        if flock(self.fd, LOCK_EX | LOCK_NB) != 0:
+            raise ArenaError(f"the arena {path} is in use by another process; stop that server first")
+        size = os.fstat(self.fd).st_size
+        if size % UNIT_SIZE:
+            raise ArenaError(f"{path} is not an arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}")
+        self.mapped = size
+        self.opened = size > 0
+
+    def __dealloc__(self):
+        region_free(&self.free_units)
+        if self.base != NULL:
+            munmap(self.base, self.reserved)
+        if self.fd >= 0:
+            close(self.fd)
+
+    cdef bint _map_up_to(self, uint64_t size) noexcept nogil:
+        cdef uint64_t wanted = (size + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
+        if wanted > self.reserved:
+            return False
+        if self.fd >= 0:
+            # The file's length is always what is mapped: a page past the end would be SIGBUS.
+            if ftruncate(self.fd, wanted) != 0:
+                return False
+            if mmap(self.base + self.mapped, wanted - self.mapped, PROT_READ | PROT_WRITE,
+                    MAP_SHARED | MAP_FIXED, self.fd, self.mapped) == MAP_FAILED:
+                return False
+        elif mprotect(self.base + self.mapped, wanted - self.mapped, PROT_READ | PROT_WRITE) != 0:
+            return False
+        # A huge page would make pages resident that nobody has touched.
+        madvise(self.base + self.mapped, wanted - self.mapped, MADV_NOHUGEPAGE)
+        self.mapped = wanted
+        return True
+
+    cdef uint32_t take_run(self, uint32_t count) noexcept nogil:
+        """`count` adjacent units, never handed out before. 0 when there are none: unit 0 is the superblock's."""
+        cdef uint32_t first = self.unit_high
+        cdef uint64_t end = (<uint64_t>first + count) * UNIT_SIZE
+        if first + <uint64_t>count > (1 << 28) or (end > self.mapped and not self._map_up_to(end)):
+            return 0
+        self.unit_high = first + count
+        return first
+
+    cdef uint32_t take(self) noexcept nogil:
+        """One unit, its pages zero and not resident. 0 when there is none."""
+        if self.free_count:
+            self.free_count -= 1
+            return (<uint32_t*>self.free_units.base)[self.free_count]
+        return self.take_run(1)
+
+    cdef void give(self, uint32_t unit) noexcept nogil:
+        """Take back a unit whose pages have been released."""
+        if not region_ensure(&self.free_units, (self.free_count + 1) * sizeof(uint32_t)):
+            return  # the unit's addresses are lost until the next opening; its memory is not
+        (<uint32_t*>self.free_units.base)[self.free_count] = unit
+        self.free_count += 1
+
+    cdef bint commit(self, uint64_t offset, uint64_t length) noexcept nogil:
+        """Make sure that the pages of a range can be touched. False when the file system is full."""
+        if self.fd < 0:
+            return True
+        return fallocate(self.fd, 0, offset, length) == 0
+
+    cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil:
+        """Return whole pages to the system."""
+        if length == 0:
+            return
+        madvise(self.base + offset, length, MADV_DONTNEED if self.fd < 0 else MADV_REMOVE)
