@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.programs import require_program, run
@@ -18,15 +19,13 @@ BLOCK = 4096
 IMPORTS = "import asyncio, click, decimal, email, http.client, json, logging, rich.console, sqlite3, unittest, xml.dom"
 
 
-def python_tree(target: Path, *, copies: int = 1) -> Path:
-    """A directory with this Python's own library, installed packages and tests left out."""
+def python_tree(target: Path, *, copies: int = 1, packages: Sequence[str] = ("",)) -> Path:
+    """A directory with this Python's own library (or some packages of it); installed packages and tests left out."""
     library = Path(sysconfig.get_path("stdlib"))
+    unwanted = shutil.ignore_patterns("site-packages", "test", "tests", "*.a")
     for number in range(copies):
-        shutil.copytree(
-            library,
-            target / f"python{number}",
-            ignore=shutil.ignore_patterns("site-packages", "test", "tests", "*.a"),
-        )
+        for package in packages:
+            shutil.copytree(library / package, target / f"python{number}" / package, ignore=unwanted)
     return target
 
 
