@@ -48,7 +48,7 @@ def start_fio(directory: Path, uri: str) -> subprocess.Popen[str]:
     fio = require_program("fio", package="fio")
     pattern = "0x" + "".join(f"{(number * 37 + number // 7) & 255:02x}" for number in range(256))
     jobs = directory / "jobs.fio"
-    jobs.write_text(JOBS.format(uri=uri.replace(":", "\\:"), pattern=pattern))
+    jobs.write_text(JOBS.format(uri=uri, pattern=pattern))
     return subprocess.Popen(
         [fio, "--output-format=json", jobs],
         cwd=directory,
