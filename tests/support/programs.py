@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import pytest
-
 # Debian's administration tools live where a user's PATH does not look.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
@@ -24,6 +22,8 @@ def in_ci() -> bool:
 
 def missing(reason: str) -> NoReturn:
     """Skip and say why; in CI, where everything must be there, fail."""
+    import pytest  # here, because `make demo` and `make bench` use this module without pytest
+
     if in_ci():
         pytest.fail(reason)
     pytest.skip(reason)
@@ -60,5 +60,5 @@ def run(command: Sequence[str | Path], *, stdin: str | None = None) -> str:
     )
     if process.returncode != 0:
         words = " ".join(map(str, command))
-        pytest.fail(f"{words}\nexit code {process.returncode}\n{process.stdout}{process.stderr}")
+        raise AssertionError(f"{words}\nexit code {process.returncode}\n{process.stdout}{process.stderr}")
     return process.stdout
