@@ -190,6 +190,12 @@ class Nbdzram(ServerProcess):
     def stat(self) -> Any:
         return json.loads(self.command_line("stat", "--json").stdout)
 
+    def pool_status(self, name: str = "default") -> dict[str, Any]:
+        """One pool as `nbdzram stat --json` gives it."""
+        (pool,) = (pool for pool in self.stat()["pools"] if pool["name"] == name)
+        found: dict[str, Any] = pool
+        return found
+
     def mm_stat(self) -> list[int]:
         """The ten numbers of the pool `default`."""
         return [int(word) for word in self.command_line("stat", "--mm-stat").stdout.split()]
