@@ -68,15 +68,11 @@ class TlsConfig:
 class Limits:
     """What one client may cost. Each default has its reason beside it."""
 
-    handshake_seconds: float = (
-        10.0  # a LAN handshake takes milliseconds; slow TLS under load takes one or two seconds
-    )
+    handshake_seconds: float = 10.0  # a LAN handshake takes milliseconds; slow TLS under load takes one or two seconds
     handshake_options: int = 128  # libnbd in option mode sends about ten
     connections: int = 1024  # descriptors: well below the usual hard limit
     payload_bytes: int = 64 << 20  # the largest READ or WRITE served
-    connection_bytes: int = (
-        8 << 20
-    )  # queued replies and payloads in flight of one connection, beyond one request
+    connection_bytes: int = 8 << 20  # queued replies and payloads in flight of one connection, beyond one request
     total_bytes: int = 48 << 20  # the same over all connections
     drain_seconds: float = 10.0  # how long SIGTERM waits for requests under way
 

@@ -21,9 +21,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Nbdzram]]:
     with ExitStack() as stack:
         count = 0
 
-        def start(
-            exports: dict[str, str | int], *, arguments: tuple[str, ...] = (), metrics: bool = False
-        ) -> Nbdzram:
+        def start(exports: dict[str, str | int], *, arguments: tuple[str, ...] = (), metrics: bool = False) -> Nbdzram:
             nonlocal count
             count += 1
             directory = tmp_path / f"server{count}"
@@ -43,7 +41,5 @@ def server(serve: Callable[..., Nbdzram]) -> Nbdzram:
 def ext4_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ext4 file system with part of Python's library in it twice: real files, real duplicates, real holes."""
     directory = tmp_path_factory.mktemp("image")
-    tree = images.python_tree(
-        directory / "tree", copies=2, packages=("asyncio", "email", "encodings", "json")
-    )
+    tree = images.python_tree(directory / "tree", copies=2, packages=("asyncio", "email", "encodings", "json"))
     return images.ext4_image(directory / "ext4.img", tree, IMAGE_BYTES)

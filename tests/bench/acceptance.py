@@ -124,9 +124,7 @@ def measure_latency(directory: Path, effort: Effort) -> list[Figure]:
         during, without = percentile(inside, 99), percentile(outside, 99)
         ratios.append(during / without)
         details.append(f"{during:.0f}/{without:.0f} us ({len(inside)} requests)")
-    return [
-        Figure("p99 at depth 1, while 1 GiB folds / without", median(ratios), 2.0, False, ", ".join(details))
-    ]
+    return [Figure("p99 at depth 1, while 1 GiB folds / without", median(ratios), 2.0, False, ", ".join(details))]
 
 
 def latencies_around_a_fold(server: Nbdzram, directory: Path) -> tuple[list[float], list[float]]:
@@ -190,16 +188,10 @@ def measure_memory(directory: Path, _: Effort) -> list[Figure]:
         with server.client() as client:
             distinct = count_distinct(client.read_all(4 * MIB), huge_threshold=HUGE_THRESHOLD)
         ratio = used / distinct.compressed_bytes
-        detail = (
-            f"{used / MIB:.1f} MiB for {distinct.compressed_bytes / MIB:.1f} MiB in {distinct.blocks} objects"
-        )
-        figures.append(
-            Figure("mem_used_total folded, compacted / distinct bytes", ratio, 1.03, False, detail)
-        )
+        detail = f"{used / MIB:.1f} MiB for {distinct.compressed_bytes / MIB:.1f} MiB in {distinct.blocks} objects"
+        figures.append(Figure("mem_used_total folded, compacted / distinct bytes", ratio, 1.03, False, detail))
         left = server.pool_status()["stats"]["objects"] - distinct.blocks
-        figures.append(
-            Figure("duplicates left after a fold", left, 0, False, "counted with SHA-256 over NBD")
-        )
+        figures.append(Figure("duplicates left after a fold", left, 0, False, "counted with SHA-256 over NBD"))
     return figures
 
 
@@ -215,9 +207,7 @@ def print_table(figures: list[Figure]) -> None:
     for figure in figures:
         sign = ">=" if figure.at_least else "<="
         verdict = "ok" if figure.reached else "NOT REACHED"
-        print(
-            f"{figure.what:52} {figure.measured:8.2f}  {sign} {figure.required:<6.4g} {verdict:12} {figure.detail}"
-        )
+        print(f"{figure.what:52} {figure.measured:8.2f}  {sign} {figure.required:<6.4g} {verdict:12} {figure.detail}")
 
 
 def main() -> None:
@@ -227,9 +217,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; default all")
     given = parser.parse_args()
     effort = Effort(given.rounds, given.seconds)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}, {given.rounds} rounds"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}, {given.rounds} rounds")
     figures: list[Figure] = []
     for name in given.names or MEASUREMENTS:
         with tempfile.TemporaryDirectory(prefix="nbdzram-bench-") as directory:

@@ -46,9 +46,7 @@ def fio(server: ServerProcess, directory: Path, *options: str) -> dict[str, Any]
     return report
 
 
-def random_load(
-    server: ServerProcess, directory: Path, kind: str, size: int, *, depth: int, seconds: int
-) -> Load:
+def random_load(server: ServerProcess, directory: Path, kind: str, size: int, *, depth: int, seconds: int) -> Load:
     """kind: randread, randwrite or randrw (half and half), 4 KiB, over the first `size` bytes."""
     before = server.cpu_seconds()
     job = fio(

@@ -12,9 +12,7 @@ from tests.support.server import Nbdzram
 pytestmark = pytest.mark.interop
 
 
-def test_qemu_img_converts_in_and_out_and_finds_them_equal(
-    server: Nbdzram, ext4_image: Path, tmp_path: Path
-) -> None:
+def test_qemu_img_converts_in_and_out_and_finds_them_equal(server: Nbdzram, ext4_image: Path, tmp_path: Path) -> None:
     """raw file -> export -> qcow2 file: QEMU's own comparison finds all three identical."""
     qemu_img = require_program("qemu-img", package="qemu-utils")
     copy = tmp_path / "copy.qcow2"

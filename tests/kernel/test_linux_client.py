@@ -13,9 +13,7 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_linux_keeps_a_file_system_and_swap_on_a_disk_that_folds_meanwhile(
-    tmp_path: Path, connections: int
-) -> None:
+def test_linux_keeps_a_file_system_and_swap_on_a_disk_that_folds_meanwhile(tmp_path: Path, connections: int) -> None:
     """Everything that the guest wrote comes back while the host folds and compacts, and its kernel logs no error."""
     asked: list[str] = []
     with Nbdzram(tmp_path, {"disk": "256M"}) as server:

@@ -35,9 +35,7 @@ def swap_like(_: Path) -> bytes:
 
 
 @pytest.mark.parametrize("make_image", [ext4, same_filled, incompressible, swap_like])
-def test_the_counters_agree_with_the_kernels_zram(
-    tmp_path: Path, make_image: Callable[[Path], bytes]
-) -> None:
+def test_the_counters_agree_with_the_kernels_zram(tmp_path: Path, make_image: Callable[[Path], bytes]) -> None:
     """The same writes leave the kernel's zram (LZ4) and a pool with the same mm_stat, and the pool no larger."""
     image = make_image(tmp_path)
     file = tmp_path / "image"

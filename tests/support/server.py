@@ -31,9 +31,7 @@ def free_port() -> int:
 class ServerProcess:
     """A running NBD server. Leaving the context ends it by SIGTERM and holds it to exit code 0."""
 
-    def __init__(
-        self, command: Sequence[str | Path], *, directory: Path, unix_path: Path, port: int | None
-    ) -> None:
+    def __init__(self, command: Sequence[str | Path], *, directory: Path, unix_path: Path, port: int | None) -> None:
         self.directory = directory
         self.unix_path = unix_path
         self.port = port
@@ -65,9 +63,7 @@ class ServerProcess:
         """Wait for something that the process does; fail with its log when it ends or takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, (
-                f"{self.command} ended with {self.process.returncode}:\n{self.log}"
-            )
+            assert self.process.poll() is None, f"{self.command} ended with {self.process.returncode}:\n{self.log}"
             assert time.monotonic() < deadline, f"{self.command}: nothing within {seconds} s:\n{self.log}"
             try:
                 self.process.wait(timeout=0.02)
@@ -174,9 +170,7 @@ class Nbdzram(ServerProcess):
             check=False,
         )
         if check:
-            assert process.returncode == 0, (
-                f"nbdzram {words}: {process.returncode}\n{process.stdout}{process.stderr}"
-            )
+            assert process.returncode == 0, f"nbdzram {words}: {process.returncode}\n{process.stdout}{process.stderr}"
         return process
 
     def fold(self) -> dict[str, Any]:
@@ -204,9 +198,7 @@ class Nbdzram(ServerProcess):
 class Nbdkit(ServerProcess):
     """nbdkit's memory plugin as a peer: allocator sparse (plain memory) or zstd (compressed)."""
 
-    def __init__(
-        self, directory: Path, size: str, *, allocator: str = "sparse", port: int | None = None
-    ) -> None:
+    def __init__(self, directory: Path, size: str, *, allocator: str = "sparse", port: int | None = None) -> None:
         nbdkit = require_program("nbdkit", package="nbdkit")
         unix_path = directory / "nbd.sock"
         self.pid_file = directory / "nbdkit.pid"

@@ -122,9 +122,7 @@ class Client:
             if struct.unpack(">H", body[:2])[0] == INFO_EXPORT:
                 self.size_bytes, self.transmission_flags = struct.unpack(">QH", body[2:])
 
-    def send(
-        self, command: int, offset: int, length: int, payload: bytes | memoryview = b"", flags: int = 0
-    ) -> int:
+    def send(self, command: int, offset: int, length: int, payload: bytes | memoryview = b"", flags: int = 0) -> int:
         """Send one request without waiting; returns its cookie."""
         self._cookie += 1
         header = REQUEST.pack(REQUEST_MAGIC, flags, command, self._cookie, offset, length)

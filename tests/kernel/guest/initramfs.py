@@ -45,9 +45,7 @@ class Archive:
         """A program of this machine with the shared libraries that it loads."""
         self.file(name, Path(path).read_bytes(), 0o755)
         # ldd fails on a static program, and says so.
-        listing = subprocess.run(
-            ["ldd", path], capture_output=True, text=True, check=False, timeout=60
-        ).stdout
+        listing = subprocess.run(["ldd", path], capture_output=True, text=True, check=False, timeout=60).stdout
         for library in re.findall(r"(/\S+) \(0x", listing):
             self.file(library.lstrip("/"), Path(library).read_bytes(), 0o755)
 

@@ -23,9 +23,7 @@ def accelerator() -> list[str]:
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 
-def run_guest(
-    directory: Path, *, port: int, connections: int, actions: Mapping[str, Callable[[], object]]
-) -> str:
+def run_guest(directory: Path, *, port: int, connections: int, actions: Mapping[str, Callable[[], object]]) -> str:
     """Boot, let the guest work through its script, and return its console.
 
     port: the server's, on the host's loopback. actions: what the guest may ask for, by name; each ask is answered when
