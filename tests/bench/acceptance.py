@@ -133,9 +133,9 @@ def latencies_around_a_fold(server: Nbdzram, directory: Path) -> tuple[list[floa
 
     def fold() -> None:
         time.sleep(SETTLE_SECONDS)
-        report = server.fold()
+        reports = server.fold()
         ended = time.time()
-        window.extend([ended - seconds_of(report), ended])
+        window.extend([ended - sum(run["seconds"] for run in reports), ended])
 
     folding = Thread(target=fold)
     folding.start()
@@ -163,12 +163,6 @@ def latencies_around_a_fold(server: Nbdzram, directory: Path) -> tuple[list[floa
     return inside, outside
 
 
-def seconds_of(report: object) -> float:
-    """A fold's own duration, without the command's start-up: control's report is a list with one run a pool."""
-    assert isinstance(report, list)
-    return sum(float(run["seconds"]) for run in report)
-
-
 def measure_memory(directory: Path, _: Effort) -> list[Figure]:
     """What a gigabyte costs beyond its compressed bytes, and what is left to fold."""
     figures = []
@@ -190,7 +184,7 @@ def measure_memory(directory: Path, _: Effort) -> list[Figure]:
         ratio = used / distinct.compressed_bytes
         detail = f"{used / MIB:.1f} MiB for {distinct.compressed_bytes / MIB:.1f} MiB in {distinct.blocks} objects"
         figures.append(Figure("mem_used_total folded, compacted / distinct bytes", ratio, 1.03, False, detail))
-        left = server.pool_status()["stats"]["objects"] - distinct.blocks
+        left = server.pool_status()["objects"] - distinct.blocks
         figures.append(Figure("duplicates left after a fold", left, 0, False, "counted with SHA-256 over NBD"))
     return figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -139,15 +140,15 @@ class Nbdzram(ServerProcess):
         metrics: bool = False,
     ) -> None:
         unix_path = directory / "nbd.sock"
-        port = free_port()
         self.control = directory / "control.sock"
-        self.metrics_port = free_port() if metrics else None
         command: list[str | Path] = [sys.executable, "-m", "nbdzram", "serve"]
         for name, size in exports.items():
             command += ["-e", f"{name}={size}"]
-        command += ["-U", unix_path, "-i", "127.0.0.1", "-p", str(port), "--control", self.control]
-        command += ["--metrics", f"127.0.0.1:{self.metrics_port}" if metrics else "off"]
-        super().__init__([*command, *arguments], directory=directory, unix_path=unix_path, port=port)
+        command += ["-U", unix_path, "-i", "127.0.0.1", "-p", "0", "--control", self.control]
+        command += ["--metrics", "127.0.0.1:0" if metrics else "off"]
+        super().__init__([*command, *arguments], directory=directory, unix_path=unix_path, port=None)
+        self.port = int(self.greeting(r"NBD +nbd://127\.0\.0\.1:(\d+)"))
+        self.metrics_url = self.greeting(r"metrics +(\S+)")
 
     def environment(self) -> dict[str, str]:
         # Tests run it from another directory, and its own settings must not leak in.
@@ -156,8 +157,14 @@ class Nbdzram(ServerProcess):
         return inherited | {"PYTHONPATH": str(root)}
 
     def is_ready(self) -> bool:
-        # It prints its addresses once it listens on all of them.
-        return "nbd+unix://" in self.log and self.control.exists()
+        # It prints its addresses once it listens on all of them, and how to attach last.
+        return "qemu-img info" in self.log
+
+    def greeting(self, pattern: str) -> str:
+        """What the server printed on start about itself: the first group of `pattern`."""
+        found = re.search(pattern, self.log)
+        assert found, f"no {pattern} in:\n{self.log}"
+        return found.group(1)
 
     def command_line(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `nbdzram COMMAND ... --control PATH` as a user would."""
@@ -173,19 +180,22 @@ class Nbdzram(ServerProcess):
             assert process.returncode == 0, f"nbdzram {words}: {process.returncode}\n{process.stdout}{process.stderr}"
         return process
 
-    def fold(self) -> dict[str, Any]:
-        report: dict[str, Any] = json.loads(self.command_line("fold", "--json").stdout)
-        return report
+    def fold(self) -> list[dict[str, Any]]:
+        """Fold every pool; the report of each run."""
+        return self._run("fold")
 
-    def compact(self) -> dict[str, Any]:
-        report: dict[str, Any] = json.loads(self.command_line("compact", "--json").stdout)
-        return report
+    def compact(self) -> list[dict[str, Any]]:
+        return self._run("compact")
+
+    def _run(self, kind: str) -> list[dict[str, Any]]:
+        reports: list[dict[str, Any]] = json.loads(self.command_line(kind, "--json").stdout)
+        return reports
 
     def stat(self) -> Any:
         return json.loads(self.command_line("stat", "--json").stdout)
 
     def pool_status(self, name: str = "default") -> dict[str, Any]:
-        """One pool as `nbdzram stat --json` gives it."""
+        """One pool's counters as `nbdzram stat --json` gives them."""
         (pool,) = (pool for pool in self.stat()["pools"] if pool["name"] == name)
         found: dict[str, Any] = pool
         return found

@@ -152,6 +152,9 @@ class Client:
     def write(self, offset: int, payload: bytes) -> None:
         self.call(CMD_WRITE, offset, len(payload), payload)
 
+    def trim(self, offset: int, length: int) -> None:
+        self.call(CMD_TRIM, offset, length)
+
     def flush(self) -> None:
         self.call(CMD_FLUSH, 0, 0)
 
