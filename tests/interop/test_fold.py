@@ -29,7 +29,7 @@ def same_filled(block: bytes) -> bool:
 
 def distinct_blocks(server: Nbdzram, exports: Iterable[str]) -> int:
     """Different contents over all exports, same-filled ones (which take no object) left out."""
-    digests = set()
+    digests: set[bytes] = set()
     for name in exports:
         with server.client(name) as client:
             for piece in client.read_all():
