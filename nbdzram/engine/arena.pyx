@@ -45,7 +45,7 @@ cdef extern from "fcntl.h" nogil:
 
 cdef extern from "sys/file.h" nogil:
     int flock(int, int)
-    int LOCK_EX, LOCK_NB
+    int LOCK_EX, LOCK_NB, LOCK_UN
 
 cdef enum:
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
@@ -150,6 +150,13 @@ cdef class Arena:
             munmap(self.base, self.reserved)
         if self.fd >= 0:
             close(self.fd)
+
+    def close(self):
+        """Let the file go; what is mapped stays readable."""
+        if self.fd >= 0:
+            flock(self.fd, LOCK_UN)  # the mapping holds the file open, and the lock with it
+            close(self.fd)
+            self.fd = -1
 
     cdef bint _map_up_to(self, uint64_t size) noexcept nogil:
         cdef uint64_t wanted = (size + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)

@@ -1,0 +1,81 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from nbdzram.engine.arena cimport Arena, Region
+
+cdef enum:
+    # Kinds beyond the codecs (codec.pxd).
+    KIND_FILL = 14
+    KIND_FORWARD = 15
+
+    REFS_SHIFT = 55
+    REFS_MAX = 511
+
+cdef struct Cell:
+    uint64_t word
+    uint64_t fingerprint
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    /* One store that a process killed at any instruction has made wholly or not at all, after everything before it
+       and before everything after it. Only the compiler must be held: a killed process's finished stores all count. */
+    static inline void publish64(uint64_t* place, uint64_t value) {
+        __atomic_store_n(place, value, __ATOMIC_RELEASE);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    }
+    static inline void publish32(uint32_t* place, uint32_t value) {
+        __atomic_store_n(place, value, __ATOMIC_RELEASE);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    }
+    """
+    void publish64(uint64_t* place, uint64_t value)
+    void publish32(uint32_t* place, uint32_t value)
+
+cdef inline uint32_t kind_of(uint64_t word) noexcept nogil:
+    return word & 15
+
+cdef inline uint32_t length_of(uint64_t word) noexcept nogil:
+    return <uint32_t>((word >> 4) & 0xFFF) + 1
+
+cdef inline uint32_t slot_of(uint64_t word) noexcept nogil:
+    return (word >> 16) & 0x7FF
+
+cdef inline uint32_t unit_of(uint64_t word) noexcept nogil:
+    return (word >> 27) & 0xFFFFFFF
+
+cdef inline uint32_t target_of(uint64_t word) noexcept nogil:
+    return <uint32_t>(word >> 4)
+
+cdef inline uint64_t refs_bits(uint64_t word) noexcept nogil:
+    return word >> REFS_SHIFT << REFS_SHIFT
+
+cdef inline uint64_t object_word(uint32_t kind, uint32_t length, uint32_t slot, uint32_t unit) noexcept nogil:
+    return kind | <uint64_t>(length - 1) << 4 | <uint64_t>slot << 16 | <uint64_t>unit << 27
+
+cdef class Cells:
+    cdef Arena arena
+    cdef uint32_t* segments   # in the arena: first unit of each segment
+    cdef Region links         # of uint32_t, by handle
+    cdef uint32_t high        # handles 1 .. high-1 have been used
+    cdef uint32_t free_head
+    cdef uint64_t live
+    cdef uint32_t* spill_handles
+    cdef uint32_t* spill_counts
+    cdef uint32_t spill_capacity
+    cdef uint32_t spill_used
+    cdef bint spill_lost
+
+    cdef Cell* cell(self, uint32_t handle) noexcept nogil
+    cdef uint32_t* link(self, uint32_t handle) noexcept nogil
+    cdef uint32_t alloc(self) noexcept nogil
+    cdef bint ready(self) noexcept nogil
+    cdef void free(self, uint32_t handle) noexcept nogil
+    cdef uint64_t refs(self, uint32_t handle) noexcept nogil
+    cdef void add_refs(self, uint32_t handle, uint64_t count) noexcept nogil
+    cdef bint drop_ref(self, uint32_t handle) noexcept nogil
+    cdef uint64_t metadata(self) noexcept nogil
+
+    cdef bint _make_room(self, uint32_t handle) noexcept nogil
+    cdef uint32_t _spill_find(self, uint32_t handle) noexcept nogil
+    cdef bint _spill_grow(self) noexcept nogil
+    cdef void _spill_remove(self, uint32_t place) noexcept nogil

@@ -1,0 +1,31 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from nbdzram.engine.arena cimport Region
+from nbdzram.engine.cells cimport Cells
+
+cdef class Index:
+    cdef Cells cells
+    cdef Region heads    # of uint32_t, by bucket
+    cdef Region pending  # a bit a handle
+    cdef uint32_t buckets
+    cdef uint32_t half   # the power of two with half <= buckets < 2 * half
+    cdef uint64_t linked
+    cdef uint64_t turns  # splits and merges: they change the order in a chain
+    cdef uint64_t pending_count
+
+    cdef uint32_t first(self, uint64_t fingerprint) noexcept nogil
+    cdef uint32_t find(self, uint64_t fingerprint, uint32_t after) noexcept nogil
+    cdef bint reserve(self, uint32_t handle) noexcept nogil
+    cdef void insert(self, uint32_t handle) noexcept nogil
+    cdef void link(self, uint32_t handle) noexcept nogil
+    cdef void remove(self, uint32_t handle) noexcept nogil
+    cdef bint is_pending(self, uint32_t handle) noexcept nogil
+    cdef void set_pending(self, uint32_t handle) noexcept nogil
+    cdef void clear_pending(self, uint32_t handle) noexcept nogil
+    cdef uint32_t next_pending(self, uint32_t handle) noexcept nogil
+    cdef uint64_t metadata(self) noexcept nogil
+
+    cdef uint32_t* _head(self, uint64_t fingerprint) noexcept nogil
+    cdef void _unlink(self, uint32_t handle) noexcept nogil
+    cdef void _split(self) noexcept nogil
+    cdef void _merge(self) noexcept nogil

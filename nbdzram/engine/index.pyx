@@ -1,0 +1,177 @@
+"""The fingerprint index: which objects might be equal, known from the moment they are written.
+
+    fingerprint -> bucket -> object -> object -> ...        linked objects: no two of them have equal content
+                             pending bitmap, a bit a handle: objects whose fingerprint was there already
+
+An object that comes in with a new fingerprint is linked. One whose fingerprint is present only gets its pending bit:
+it may equal a linked one, and that is all that a fold has to look at. So a fold costs in proportion to the suspects
+since the last one, needs no memory of its own, and a thousand equal blocks never stand in one chain.
+
+Linear hashing (Litwin 1980): buckets split and merge one at a time as objects come and go, so no write waits for a
+rehash. Two objects a bucket: 2 bytes an object for heads, 4 for its link (which stands with the cells).
+
+Invariants
+1. Every object is linked or pending, never both.
+2. Linked objects are pairwise different in content. (Equal content has an equal fingerprint, and the second one to
+   come is pending until a fold has compared it.)
+
+Not locked here: the pool's lock covers every call.
+"""
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from nbdzram.engine.arena cimport (
+    PAGE_SIZE, Region, region_ensure, region_free, region_reserve, region_return,
+)
+from nbdzram.engine.cells cimport Cells
+
+from nbdzram.errors import ArenaError
+
+cdef enum:
+    OBJECTS_A_BUCKET = 2
+    MIN_BUCKETS = 1024
+
+cdef extern from * nogil:
+    int __builtin_ctzll(unsigned long long)
+
+
+@cython.final
+cdef class Index:
+    """Over the objects among `cells`."""
+
+    def __cinit__(self, Cells cells):
+        self.cells = cells
+        self.buckets = self.half = MIN_BUCKETS
+        if (not region_reserve(&self.heads, <uint64_t>4 << 32) or not region_reserve(&self.pending, <uint64_t>1 << 29)
+                or not region_ensure(&self.heads, MIN_BUCKETS * sizeof(uint32_t))):
+            raise ArenaError("cannot reserve addresses for the fingerprint index; raise ulimit -v")
+
+    def __dealloc__(self):
+        region_free(&self.heads)
+        region_free(&self.pending)
+
+    cdef uint32_t* _head(self, uint64_t fingerprint) noexcept nogil:
+        cdef uint64_t bucket = fingerprint & (2 * <uint64_t>self.half - 1)
+        if bucket >= self.buckets:
+            bucket &= self.half - 1
+        return <uint32_t*>self.heads.base + bucket
+
+    cdef uint32_t first(self, uint64_t fingerprint) noexcept nogil:
+        """The first linked object with this fingerprint, 0 is none."""
+        return self.find(fingerprint, 0)
+
+    cdef uint32_t find(self, uint64_t fingerprint, uint32_t after) noexcept nogil:
+        """The next linked object with this fingerprint behind `after` (0: from the beginning), 0 is none."""
+        cdef uint32_t handle = self.cells.link(after)[0] if after else self._head(fingerprint)[0]
+        while handle and self.cells.cell(handle).fingerprint != fingerprint:
+            handle = self.cells.link(handle)[0]
+        return handle
+
+    cdef bint reserve(self, uint32_t handle) noexcept nogil:
+        """Make sure that insert cannot fail for this handle."""
+        return region_ensure(&self.pending, (<uint64_t>handle // 64 + 1) * 8)
+
+    cdef void insert(self, uint32_t handle) noexcept nogil:
+        """Link a new object, or mark it as one that a fold has to look at."""
+        if self.first(self.cells.cell(handle).fingerprint):
+            self.set_pending(handle)
+        else:
+            self.link(handle)
+
+    cdef void link(self, uint32_t handle) noexcept nogil:
+        cdef uint32_t* head
+        if self.linked >= <uint64_t>self.buckets * OBJECTS_A_BUCKET:
+            self._split()
+        head = self._head(self.cells.cell(handle).fingerprint)
+        self.cells.link(handle)[0] = head[0]
+        head[0] = handle
+        self.linked += 1
+
+    cdef void remove(self, uint32_t handle) noexcept nogil:
+        """Forget an object; its cell still has its fingerprint."""
+        if self.is_pending(handle):
+            self.clear_pending(handle)
+        else:
+            self._unlink(handle)
+
+    cdef void _unlink(self, uint32_t handle) noexcept nogil:
+        cdef uint32_t* place = self._head(self.cells.cell(handle).fingerprint)
+        while place[0] != handle:
+            place = self.cells.link(place[0])
+        place[0] = self.cells.link(handle)[0]
+        self.linked -= 1
+        if self.buckets > MIN_BUCKETS and self.linked * 2 < self.buckets:
+            self._merge()
+
+    cdef bint is_pending(self, uint32_t handle) noexcept nogil:
+        return ((<uint64_t*>self.pending.base)[handle >> 6] >> (handle & 63)) & 1
+
+    cdef void set_pending(self, uint32_t handle) noexcept nogil:
+        (<uint64_t*>self.pending.base)[handle >> 6] |= <uint64_t>1 << (handle & 63)
+        self.pending_count += 1
+
+    cdef void clear_pending(self, uint32_t handle) noexcept nogil:
+        (<uint64_t*>self.pending.base)[handle >> 6] &= ~(<uint64_t>1 << (handle & 63))
+        self.pending_count -= 1
+
+    cdef uint32_t next_pending(self, uint32_t handle) noexcept nogil:
+        """The first pending handle from `handle` on, 0 when there is none."""
+        cdef uint64_t word = handle >> 6
+        cdef uint64_t end = min((<uint64_t>self.cells.high + 63) >> 6, self.pending.committed // 8)
+        cdef uint64_t bits
+        if word >= end:
+            return 0
+        bits = (<uint64_t*>self.pending.base)[word] >> (handle & 63) << (handle & 63)
+        while bits == 0:
+            word += 1
+            if word >= end:
+                return 0
+            bits = (<uint64_t*>self.pending.base)[word]
+        return <uint32_t>(word * 64 + __builtin_ctzll(bits))
+
+    cdef void _split(self) noexcept nogil:
+        """Share the next bucket in line with a new one at the end. Without memory the chains just grow."""
+        cdef uint32_t fresh = self.buckets
+        cdef uint32_t handle, following
+        cdef uint32_t* old_head
+        cdef uint32_t* new_head
+        if fresh == <uint32_t>-1 or not region_ensure(&self.heads, (<uint64_t>fresh + 1) * sizeof(uint32_t)):
+            return
+        old_head = <uint32_t*>self.heads.base + (fresh - self.half)
+        new_head = <uint32_t*>self.heads.base + fresh
+        self.turns += 1
+        self.buckets += 1
+        if self.buckets == 2 * self.half:
+            self.half *= 2
+        handle = old_head[0]
+        old_head[0] = 0
+        new_head[0] = 0
+        while handle:
+            following = self.cells.link(handle)[0]
+            new_head = self._head(self.cells.cell(handle).fingerprint)
+            self.cells.link(handle)[0] = new_head[0]
+            new_head[0] = handle
+            handle = following
+
+    cdef void _merge(self) noexcept nogil:
+        """Undo the last split."""
+        cdef uint32_t last = self.buckets - 1
+        cdef uint32_t* place
+        self.turns += 1
+        if self.buckets == self.half:
+            self.half //= 2
+        place = <uint32_t*>self.heads.base + (last - self.half)
+        while place[0]:
+            place = self.cells.link(place[0])
+        place[0] = (<uint32_t*>self.heads.base)[last]
+        (<uint32_t*>self.heads.base)[last] = 0
+        self.buckets = last
+        if last % (PAGE_SIZE // 4) == 0:
+            region_return(&self.heads, <uint64_t>last * 4, PAGE_SIZE)
+
+    cdef uint64_t metadata(self) noexcept nogil:
+        """Resident bytes of heads and pending bits."""
+        return ((<uint64_t>self.buckets * 4 + PAGE_SIZE - 1) & ~<uint64_t>(PAGE_SIZE - 1)) + (
+            (<uint64_t>self.cells.high // 8 + PAGE_SIZE - 1) & ~<uint64_t>(PAGE_SIZE - 1)
+        )

@@ -1,0 +1,416 @@
+"""A pool: one memory limit, one folding domain, one isolation boundary.
+
+    Pool -> Tables (which object a block is)      table.pyx
+         -> ObjectStore (objects and handles)     store.pyx -> Slab, Cells, Index
+         -> Arena (pages)                         arena.pyx
+
+Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock;
+never the other way, never two of a kind. The pool's lock covers everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it
+on a client's way: those work on copies, taken and committed under the lock.
+
+The arena of a pool
+
+    unit 0       superblock: magic, version, seed of the fingerprints, dictionaries
+    units 1-4    directory of cell segments
+    units 5-36   export directory: 4,096 entries of 512 bytes
+    units 37-    zspages, block table nodes, cell segments, dictionaries, as they are asked for
+
+Authoritative: superblock, both directories, block table nodes, cells, objects. Everything else is derived and rebuilt
+when an arena is opened again. A process killed at any instruction leaves every block with its old or its new content,
+as each change ends in one store of a word: a leaf's entry, a cell, a node's number or an export's state.
+"""
+
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+
+import os
+
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena
+from nbdzram.engine.cells cimport (
+    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, kind_of, length_of, publish32, publish64,
+)
+from nbdzram.engine.codec cimport (
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, zstd_new_ddict,
+)
+from nbdzram.engine.slab cimport ZSpage
+from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore
+from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle
+
+from nbdzram.engine.stats import PoolStats
+from nbdzram.errors import ArenaError, ExportExists, UserError
+
+HUGE_THRESHOLD = HUGE_LENGTH
+cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
+
+cdef bytes MAGIC = b"NBDZRAM\n"
+
+cdef enum:
+    VERSION = 1
+    SEGMENTS_AT = 1 * UNIT_SIZE
+    EXPORTS_AT = 5 * UNIT_SIZE
+    FIRST_UNITS = 37
+    DROP_BATCH = 64  # entries released under one hold of the lock: about 10 us
+
+# Address space reserved for each byte that the machine could hold: a zspage may use one page of its unit's sixteen.
+RESERVE_FACTOR = 16
+SMALLEST_RESERVE = 64 << 30
+LARGEST_RESERVE = 16 << 40  # page numbers have 32 bits
+
+
+def _reserve_for(mem_limit: int) -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(SMALLEST_RESERVE, min(LARGEST_RESERVE, RESERVE_FACTOR * max(2 * memory, mem_limit)))
+
+
+cdef uint64_t _whole_pages(uint64_t size) noexcept nogil:
+    return (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+
+
+@cython.final
+cdef class Pool:
+    """See pool.pyi."""
+
+    def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, inline_dedup: bool = False,
+                  fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
+        self._disks = []
+        self.arena = Arena(path, _reserve_for(mem_limit))
+        lock_init(&self.lock)
+        pthread_mutex_init(&self.maintenance, NULL)
+        self.lock_made = True
+        if not self.arena.opened:
+            self.arena.take_run(FIRST_UNITS)
+        if self.arena.unit_high < FIRST_UNITS:
+            raise ArenaError(f"{path or 'anonymous memory'}: no room for an arena's first {FIRST_UNITS} units")
+        self.fingerprint_mask = fingerprint_mask
+        self.inline_on = inline_dedup
+        self.superblock = <Superblock*>self.arena.base
+        self.store = ObjectStore(self.arena, SEGMENTS_AT)
+        self.tables = Tables(self.store)
+        if self.arena.opened:
+            self._verify_superblock()
+        else:
+            self._make_superblock()
+        self.seed = self.superblock.seed
+        if self.arena.opened:
+            broken = self._open_again()
+            if broken:
+                raise ArenaError(f"the arena {path} is damaged: {broken}; restore it or remove the file")
+        self.mem_limit = mem_limit
+
+    def __dealloc__(self):
+        if self.lock_made:
+            pthread_mutex_destroy(&self.lock.mutex)
+            pthread_mutex_destroy(&self.maintenance)
+
+    def close(self) -> None:
+        """End the pool's use: its disks refuse requests, a file can be opened again. Memory returns with the object."""
+        lock_take(&self.lock)
+        for disk in self._disks:
+            disk._retire()
+        self._disks.clear()
+        self.arena.close()
+        lock_leave(&self.lock)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace) -> None:
+        self.close()
+
+    # -- the arena, new and opened again -------------------------------------------------------------------------
+
+    def _make_superblock(self):
+        if not self.arena.commit(0, PAGE_SIZE):
+            raise ArenaError(f"no room for an arena at {self.arena.path}: the file system is full")
+        self.superblock.version = VERSION
+        self.superblock.page_size = PAGE_SIZE
+        self.superblock.seed = int.from_bytes(os.urandom(8), "little")
+        self.superblock.layout = self.store.slab.layout()
+        memcpy(self.superblock.magic, <const char*>MAGIC, 8)
+
+    def _verify_superblock(self):
+        if memcmp(self.superblock.magic, <const char*>MAGIC, 8) != 0:
+            raise ArenaError(f"{self.arena.path} is not an nbdzram arena; remove it or name another state directory")
+        if self.superblock.version != VERSION or self.superblock.layout != self.store.slab.layout():
+            raise ArenaError(
+                f"{self.arena.path} has format {self.superblock.version}, this program reads format {VERSION}; "
+                "copy its exports over with the program that wrote it"
+            )
+
+    cdef str _open_again(self):
+        """Rebuild everything derived. The reason when the arena is broken, else None."""
+        cdef uint32_t number, handle, unit
+        cdef uint32_t segment = 0
+        cdef ExportEntry* entry
+        cdef Cell* cell
+        cdef uint64_t stored, same
+        # 1. How many handles there have been, and their counts from nought.
+        while segment < 65536 and self.store.cells.segments[segment]:
+            if self.store.cells.segments[segment] + 16 > self.arena.unit_high:
+                return f"cell segment {segment} lies behind its end"
+            segment += 1
+        for handle in range(1, segment * 65536):
+            cell = self.store.cells.cell(handle)
+            if cell.word:
+                cell.word = cell.word << 9 >> 9
+                self.store.cells.high = handle + 1
+        if not self.store.cells.ready():
+            return "no memory for its handles"
+        # 2. What the exports lead to.
+        for number in range(EXPORTS_MAX):
+            entry = self.export_entry(number)
+            if entry.state == ENTRY_DELETING:
+                entry.root = 0
+                entry.state = ENTRY_FREE
+            if entry.state == ENTRY_LIVE and not self.tables.adopt(entry.root, TOP_LEVEL):
+                return f"the block table of export number {number} leads nowhere"
+        # 3. What nothing leads to is free; the rest has its slot.
+        if not self.store.slab.adoption_begin():
+            return "no memory to open it"
+        for handle in range(1, self.store.cells.high):
+            cell = self.store.cells.cell(handle)
+            if cell.word >> REFS_SHIFT == 0:
+                self.store.cells.live += 1
+                self.store.cells.free(handle)
+                continue
+            self.store.cells.live += 1
+            if kind_of(cell.word) != KIND_FILL and kind_of(cell.word) != KIND_FORWARD and not self.store.adopt(handle):
+                return f"object {handle} lies where none can be"
+        self.store.slab.adoption_done()
+        # 4. Units that hold nothing.
+        segments = {self.store.cells.segments[number] + offset for number in range(segment) for offset in range(16)}
+        segments.update(self.superblock.dict_unit[number] for number in range(CODEC_DICTS))
+        for unit in range(FIRST_UNITS, self.arena.unit_high):
+            if self.store.slab.holds(unit) or self.tables.adopt_unit(unit) or unit in segments:
+                continue
+            self.arena.release(<uint64_t>unit * UNIT_SIZE, UNIT_SIZE)
+            self.arena.give(unit)
+        self._open_dictionaries()
+        from nbdzram.engine.disk import _open_disk
+
+        for number in range(EXPORTS_MAX):
+            entry = self.export_entry(number)
+            if entry.state == ENTRY_LIVE:
+                stored = same = 0
+                self.tables.count(entry.root, TOP_LEVEL, &stored, &same)
+                self.blocks_stored += stored
+                self.blocks_same += same
+                self._disks.append(_open_disk(self, number, stored, same))
+        return None
+
+    def _open_dictionaries(self):
+        cdef int number
+        cdef uint8_t* content
+        for number in range(CODEC_DICTS):
+            if self.superblock.dict_unit[number]:
+                content = self.arena.base + <uint64_t>self.superblock.dict_unit[number] * UNIT_SIZE
+                self.store.ddicts[number] = zstd_new_ddict(content, self.superblock.dict_length[number])
+
+    # -- settings and counters -----------------------------------------------------------------------------------
+
+    @property
+    def path(self):
+        return self.arena.path
+
+    @property
+    def mem_limit(self):
+        return self.store.slab.pages_limit * PAGE_SIZE
+
+    @mem_limit.setter
+    def mem_limit(self, limit: int):
+        if limit < 0:
+            raise ValueError(f"mem_limit {limit} is negative")
+        lock_take(&self.lock)
+        self.store.slab.pages_limit = (limit + PAGE_SIZE - 1) // PAGE_SIZE
+        lock_leave(&self.lock)
+
+    @property
+    def inline_dedup(self):
+        return self.inline_on
+
+    @inline_dedup.setter
+    def inline_dedup(self, on: bool):
+        self.inline_on = on
+
+    def set_clock(self, seconds: int) -> None:
+        self.now = seconds & 0x7FFFFFFF
+
+    def reset_mem_used_max(self) -> None:
+        lock_take(&self.lock)
+        self.store.slab.pages_max = self.store.slab.pages_used
+        lock_leave(&self.lock)
+
+    def stats(self):
+        cdef uint64_t bytes_of[KINDS]
+        lock_take(&self.lock)
+        store = self.store
+        memcpy(bytes_of, store.bytes_of, sizeof(bytes_of))
+        dictionary_bytes = 0
+        for kind in range(CODEC_ZSTD_DICT, KINDS):
+            dictionary_bytes += bytes_of[kind]
+        record = PoolStats(
+            orig_data_size=self.blocks_stored * BLOCK,
+            compr_data_size=bytes_of[CODEC_RAW] + bytes_of[CODEC_LZ4] + bytes_of[CODEC_ZSTD] + dictionary_bytes,
+            mem_used_total=store.slab.pages_used * PAGE_SIZE,
+            mem_limit=store.slab.pages_limit * PAGE_SIZE,
+            mem_used_max=store.slab.pages_max * PAGE_SIZE,
+            same_pages=self.blocks_same,
+            pages_compacted=store.pages_compacted,
+            huge_pages=store.huge_now,
+            huge_pages_since=store.huge_ever,
+            pages_folded=store.pages_folded,
+            metadata=self._metadata(),
+            objects=store.objects,
+            handles=store.cells.live,
+            shared_objects=store.shared_objects,
+            shared_bytes=store.shared_bytes,
+            fold_pending=store.index.pending_count,
+            objects_folded=store.folded + self.inline_folded,
+            inline_folded=self.inline_folded,
+            objects_moved=store.moved,
+            objects_recompressed=store.recompressed,
+            compr_by_codec={
+                "raw": bytes_of[CODEC_RAW],
+                "lz4": bytes_of[CODEC_LZ4],
+                "zstd": bytes_of[CODEC_ZSTD],
+                "zstd-dict": dictionary_bytes,
+            },
+            zspages=store.slab.zspage_count,
+            failed_writes=self.failed_writes,
+        )
+        lock_leave(&self.lock)
+        return record
+
+    def _metadata(self) -> int:
+        """Bytes resident beside zspages, for the pool's own sake; the Python objects are not counted."""
+        directory = _whole_pages(len(self._disks) * sizeof(ExportEntry))
+        descriptors = _whole_pages(self.arena.unit_high * sizeof(ZSpage))
+        return (2 * PAGE_SIZE + directory + descriptors + self.store.cells.metadata() + self.store.index.metadata()
+                + self.tables.metadata())
+
+    # -- exports -------------------------------------------------------------------------------------------------
+
+    cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil:
+        return <ExportEntry*>(self.arena.base + EXPORTS_AT) + number
+
+    def disks(self):
+        return list(self._disks)
+
+    def create(self, name: str, size_bytes: int, *, read_only: bool = False):
+        return self._add(name, size_bytes, read_only, None)
+
+    def clone(self, source, name: str, *, read_only: bool = False):
+        return self._add(name, source.size_bytes, read_only, source)
+
+    def _add(self, name, size_bytes, read_only, source):
+        from nbdzram.engine.disk import _open_disk
+
+        cdef uint32_t number
+        cdef ExportEntry* entry
+        cdef uint64_t stored = 0, same = 0
+        encoded = self._valid_name(name)
+        if not 0 <= size_bytes <= SIZE_MAX:
+            raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
+        for number in range(EXPORTS_MAX):
+            entry = self.export_entry(number)
+            if number * sizeof(ExportEntry) % PAGE_SIZE == 0 and not self.arena.commit(
+                    EXPORTS_AT + number * sizeof(ExportEntry), PAGE_SIZE):
+                raise UserError(f"export {name!r}: the file system of the arena is full")
+            if entry.state == ENTRY_FREE:
+                break
+        else:
+            raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
+        memset(entry, 0, sizeof(ExportEntry))
+        entry.flags = READ_ONLY_FLAG if read_only else 0
+        entry.size = size_bytes
+        entry.name_length = <uint32_t>len(encoded)
+        memcpy(entry.name, <const char*>encoded, len(encoded))
+        lock_take(&self.lock)
+        if source is not None:
+            entry.root = self.export_entry(source.number).root
+            self.tables.acquire(entry.root)
+            stored, same = source._counts()
+            self.blocks_stored += stored
+            self.blocks_same += same
+        publish32(&entry.state, ENTRY_LIVE)
+        lock_leave(&self.lock)
+        disk = _open_disk(self, number, stored, same)
+        self._disks.append(disk)
+        return disk
+
+    def _valid_name(self, name: str) -> bytes:
+        encoded = name.encode()
+        if len(encoded) > NAME_MAX or "\0" in name:
+            raise UserError(f"export name {name[:40]!r}: {len(encoded)} bytes of UTF-8; at most {NAME_MAX}, none NUL")
+        if any(disk.name == name for disk in self._disks):
+            raise ExportExists(f"export {name!r} exists in this pool; choose another name or remove it first")
+        return encoded
+
+    def delete(self, disk) -> None:
+        cdef uint32_t number = disk.number
+        cdef ExportEntry* entry = self.export_entry(number)
+        self._disks.remove(disk)
+        lock_take(&self.lock)
+        publish32(&entry.state, ENTRY_DELETING)
+        stored, same = disk._retire()
+        self.blocks_stored -= stored
+        self.blocks_same -= same
+        with nogil:
+            self.drop_tree(&entry.root, TOP_LEVEL)
+        publish32(&entry.state, ENTRY_FREE)
+        lock_leave(&self.lock)
+
+    cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil:
+        """Forget a subtree that only a dead export leads to. Holds the lock, and lets it go now and then."""
+        cdef int index
+        cdef uint32_t page
+        if self.tables.drop_share(place):
+            return
+        page = place[0]
+        for index in range(BRANCH_CHILDREN if level else LEAF_BLOCKS):
+            if level:
+                if self.tables.branch(page)[index]:
+                    self.drop_tree(self.tables.branch(page) + index, level - 1)
+                continue
+            if entry_handle(self.tables.entries(page)[index]):
+                self.store.release(entry_handle(self.tables.entries(page)[index]))
+            publish64(self.tables.entries(page) + index, 0)
+            if index % DROP_BATCH == DROP_BATCH - 1:
+                lock_leave(&self.lock)
+                lock_take(&self.lock)
+        self.tables.give_node(place)
+
+    # -- content -------------------------------------------------------------------------------------------------
+
+    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block) noexcept nogil:
+        """A handle whose object has exactly this content, with one holder more; 0 when none is known.
+
+        Takes the lock itself. The object is held while it is decoded and compared outside the lock: meanwhile it may
+        move, but neither change nor go.
+        """
+        cdef uint8_t encoded[BLOCK]
+        cdef uint8_t decoded[BLOCK]
+        cdef uint32_t handle
+        cdef uint64_t word
+        lock_take(&self.lock)
+        handle = self.store.index.first(fingerprint)
+        if handle == 0:
+            lock_leave(&self.lock)
+            return 0
+        self.store.acquire(handle)
+        word = self.store.cells.cell(handle).word
+        memcpy(encoded, self.store.bytes_at(word), length_of(word))
+        lock_leave(&self.lock)
+        if (self.store.decode(kind_of(word), encoded, length_of(word), decoded)
+                and memcmp(decoded, block, BLOCK) == 0):
+            return handle
+        lock_take(&self.lock)
+        self.store.release(handle)
+        lock_leave(&self.lock)
+        return 0
+
+    def check(self) -> None:
+        from nbdzram.engine.check import check_pool
+
+        check_pool(self)

@@ -1,0 +1,67 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from nbdzram.engine.arena cimport Arena, Region
+
+cdef enum:
+    MIN_SIZE = 32
+    SIZE_STEP = 16
+    MAX_CLASSES = 255
+    GROUPS = 8
+    NO_SLOT = 0xFFFF
+    MAX_SLOTS = 2048  # UNIT_SIZE / MIN_SIZE
+
+    # A zspage's state.
+    NOT_A_ZSPAGE = 0
+    LISTED = 1     # has room, stands in the list of its fullness group
+    FULL = 2       # stands in no list
+    EVACUATING = 3 # compaction moves its objects away; nothing is allocated from it
+
+cdef struct ZSpage:
+    uint32_t next
+    uint32_t prev
+    uint16_t used
+    uint16_t top
+    uint16_t free_slot
+    uint8_t size_class
+    uint8_t state_group  # state in the low 4 bits, fullness group in the high ones
+
+cdef struct SizeClass:
+    uint32_t size
+    uint32_t pages
+    uint32_t slots
+    uint32_t head[GROUPS]  # first zspage of each fullness group, 0 is none
+    uint64_t used          # slots in use over all its zspages
+    uint64_t pages_used
+    uint32_t zspages
+    uint32_t groups        # bit per group that is not empty
+
+cdef class Slab:
+    cdef Arena arena
+    cdef Region zspages  # of ZSpage, by unit
+    cdef Region adopted  # only while an arena opens: a bit a slot, by unit
+    cdef SizeClass classes[MAX_CLASSES]
+    cdef int class_count
+    cdef uint8_t class_of[4097]
+    cdef uint64_t pages_used
+    cdef uint64_t pages_limit
+    cdef uint64_t pages_max
+    cdef uint64_t zspage_count
+
+    cdef ZSpage* zspage(self, uint32_t unit) noexcept nogil
+    cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
+    cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
+    cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil
+    cdef uint64_t plan_evacuation(self, bint mark) noexcept nogil
+    cdef void end_evacuation(self) noexcept nogil
+    cdef bint is_evacuating(self, uint32_t unit) noexcept nogil
+    cdef bint holds(self, uint32_t unit) noexcept nogil
+    cdef bint adoption_begin(self) noexcept nogil
+    cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
+    cdef void adoption_done(self) noexcept nogil
+
+    cdef bint _new_zspage(self, int klass, uint32_t* unit) noexcept nogil
+    cdef void _list(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef void _regroup(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef uint32_t _unit_end(self) noexcept nogil

@@ -1,0 +1,391 @@
+"""Size classes and zspages: where an object's bytes lie.
+
+What it owns: units of the arena, each carved into equal slots of one size class. All of this module's state is
+derived: it is rebuilt (adopt) from the handle cells when an arena is opened again.
+
+    zspage = unit of 64 KiB, of which its class uses the first `pages` pages
+
+    | slot 0 | slot 1 | ... | slot top-1 |  never used since it was made  |  tail  |
+      used     free           used         not resident, not counted
+
+Size classes follow zsmalloc (mm/zsmalloc.c): steps of 16 bytes, the chain of pages that wastes least, and classes that
+come out with the same pages and slots are one. The chain may be 16 pages (the kernel's limit is a setting, 8 by
+default), as an unused page of a zspage costs nothing here: a page counts from the moment its first slot is used.
+
+Invariants
+1. pages_used counts every page up to `top` of every zspage, and no other page of a zspage is resident.
+2. A zspage with a free slot, unless compaction empties it, stands in the list of its fullness group; allocation takes
+   from the fullest group, and reuses freed slots before it touches new ones.
+3. A zspage without objects does not exist: its pages went back to the system when the last object left.
+
+Not locked here: the pool's lock covers every call.
+"""
+
+cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from nbdzram.engine.arena cimport (
+    PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve, region_return,
+)
+
+import zlib
+
+from nbdzram.errors import ArenaError, CheckFailed
+
+
+@cython.final
+cdef class Slab:
+    """Slots of an arena. mem_limit is held in pages; 0 is none."""
+
+    def __cinit__(self, Arena arena):
+        self.arena = arena
+        if not region_reserve(&self.zspages, (arena.reserved // UNIT_SIZE) * sizeof(ZSpage)):
+            raise ArenaError("cannot reserve addresses for zspage descriptors; raise ulimit -v")
+        self._make_classes()
+
+    def __dealloc__(self):
+        region_free(&self.zspages)
+        region_free(&self.adopted)
+
+    def _make_classes(self):
+        """From the largest class down, as zs_create_pool does, so that a merged class has the larger size."""
+        cdef int klass = -1
+        cdef int length
+        for size in range(PAGE_SIZE, MIN_SIZE - 1, -SIZE_STEP):
+            # The least waste, and of equals the longest: fewer zspages to keep.
+            pages = min(range(1, UNIT_PAGES + 1), key=lambda n: ((n * PAGE_SIZE % size) / (n * PAGE_SIZE), -n))
+            slots = pages * PAGE_SIZE // size
+            if klass < 0 or (self.classes[klass].pages, self.classes[klass].slots) != (pages, slots):
+                klass += 1
+                assert klass < MAX_CLASSES
+                memset(&self.classes[klass], 0, sizeof(SizeClass))
+                self.classes[klass].size = size
+                self.classes[klass].pages = pages
+                self.classes[klass].slots = slots
+            for length in range(size - SIZE_STEP + 1, size + 1):
+                self.class_of[length] = klass
+        for length in range(MIN_SIZE):
+            self.class_of[length] = klass
+        self.class_count = klass + 1
+
+    def layout(self) -> int:
+        """A number for the size classes: they give a stored slot number its meaning, so an arena remembers it."""
+        text = ";".join(f"{self.classes[i].size},{self.classes[i].slots}" for i in range(self.class_count))
+        return zlib.crc32(text.encode())
+
+    cdef ZSpage* zspage(self, uint32_t unit) noexcept nogil:
+        return <ZSpage*>self.zspages.base + unit
+
+    cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
+        """Where an object of `length` bytes in this slot begins: the class follows from the length."""
+        return <uint64_t>unit * UNIT_SIZE + slot * self.classes[self.class_of[length]].size
+
+    # -- allocation ----------------------------------------------------------------------------------------------
+
+    cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil:
+        """A slot for `length` bytes. False at the memory limit or when the arena ends; nothing changed then."""
+        cdef int index = self.class_of[length]
+        cdef SizeClass* klass = &self.classes[index]
+        cdef ZSpage* page
+        cdef int group
+        if klass.groups:
+            group = 31 - __builtin_clz(klass.groups)
+            unit[0] = klass.head[group]
+        elif not self._new_zspage(index, unit):
+            return False
+        page = self.zspage(unit[0])
+        if page.free_slot != NO_SLOT:
+            slot[0] = page.free_slot
+            page.free_slot = (<uint16_t*>(self.arena.base + self.offset_of(unit[0], slot[0], length)))[0]
+        else:
+            if not self._grow_top(unit[0], page):
+                if page.used == 0:
+                    self._unlist(unit[0], page)
+                    page.state_group = NOT_A_ZSPAGE
+                    klass.zspages -= 1
+                    self.zspage_count -= 1
+                    self.arena.give(unit[0])
+                return False
+            slot[0] = page.top - 1
+        page.used += 1
+        klass.used += 1
+        self._regroup(unit[0], page)
+        return True
+
+    cdef bint _new_zspage(self, int index, uint32_t* unit) noexcept nogil:
+        cdef uint32_t taken = self.arena.take()
+        cdef ZSpage* page
+        if taken == 0:
+            return False
+        if not region_ensure(&self.zspages, (<uint64_t>taken + 1) * sizeof(ZSpage)):
+            self.arena.give(taken)
+            return False
+        page = self.zspage(taken)
+        page.used = 0
+        page.top = 0
+        page.free_slot = NO_SLOT
+        page.size_class = index
+        page.state_group = LISTED
+        self.classes[index].zspages += 1
+        self.zspage_count += 1
+        self._list(taken, page)
+        unit[0] = taken
+        return True
+
+    cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil:
+        """Use one slot more, and the pages that it reaches into."""
+        cdef SizeClass* klass = &self.classes[page.size_class]
+        cdef uint64_t before = (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+        cdef uint64_t after = ((page.top + 1) * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+        if after > before:
+            if self.pages_limit and self.pages_used + (after - before) > self.pages_limit:
+                return False
+            if not self.arena.commit(<uint64_t>unit * UNIT_SIZE + before * PAGE_SIZE, (after - before) * PAGE_SIZE):
+                return False
+            self.pages_used += after - before
+            klass.pages_used += after - before
+            if self.pages_used > self.pages_max:
+                self.pages_max = self.pages_used
+        page.top += 1
+        return True
+
+    cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil:
+        """Take a slot back; the pages of a zspage that empties return to the system."""
+        cdef ZSpage* page = self.zspage(unit)
+        cdef SizeClass* klass = &self.classes[page.size_class]
+        cdef uint64_t pages
+        page.used -= 1
+        klass.used -= 1
+        if page.used:
+            (<uint16_t*>(self.arena.base + <uint64_t>unit * UNIT_SIZE + slot * klass.size))[0] = page.free_slot
+            page.free_slot = slot
+            self._regroup(unit, page)
+            return
+        if page.state_group & 15 == LISTED:
+            self._unlist(unit, page)
+        pages = (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+        page.state_group = NOT_A_ZSPAGE
+        klass.zspages -= 1
+        self.zspage_count -= 1
+        self.pages_used -= pages
+        klass.pages_used -= pages
+        self.arena.release(<uint64_t>unit * UNIT_SIZE, pages * PAGE_SIZE)
+        self.arena.give(unit)
+
+    # -- fullness groups -----------------------------------------------------------------------------------------
+
+    cdef void _list(self, uint32_t unit, ZSpage* page) noexcept nogil:
+        cdef SizeClass* klass = &self.classes[page.size_class]
+        cdef int group = page.used * GROUPS // klass.slots
+        cdef uint32_t head = klass.head[group]
+        page.state_group = LISTED | (group << 4)
+        page.prev = 0
+        page.next = head
+        if head:
+            self.zspage(head).prev = unit
+        klass.head[group] = unit
+        klass.groups |= 1 << group
+
+    cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil:
+        cdef SizeClass* klass = &self.classes[page.size_class]
+        cdef int group = page.state_group >> 4
+        if page.next:
+            self.zspage(page.next).prev = page.prev
+        if page.prev:
+            self.zspage(page.prev).next = page.next
+        else:
+            klass.head[group] = page.next
+            if page.next == 0:
+                klass.groups &= ~(1 << group)
+
+    cdef void _regroup(self, uint32_t unit, ZSpage* page) noexcept nogil:
+        """Put a zspage where its number of used slots belongs, after that number changed."""
+        cdef SizeClass* klass = &self.classes[page.size_class]
+        cdef int state = page.state_group & 15
+        if state == EVACUATING:
+            return
+        if page.used == klass.slots:
+            if state == LISTED:
+                self._unlist(unit, page)
+            page.state_group = FULL
+        elif state == FULL:
+            self._list(unit, page)
+        elif page.used * GROUPS // klass.slots != page.state_group >> 4:
+            self._unlist(unit, page)
+            self._list(unit, page)
+
+    # -- compaction ----------------------------------------------------------------------------------------------
+
+    cdef uint64_t plan_evacuation(self, bint mark) noexcept nogil:
+        """Choose the zspages whose objects fit elsewhere; how many pages that will return.
+
+        Of each class the fullest are kept, as many as its objects fill, and one that holds the rest. The rest goes
+        into a fresh zspage instead when the kept one reaches over more pages than the rest needs. With `mark`, nothing
+        is allocated from the chosen zspages until end_evacuation.
+        """
+        cdef int index
+        cdef SizeClass* klass
+        cdef uint32_t unit, keep, left
+        cdef ZSpage* page
+        cdef uint64_t pages = 0
+        cdef uint64_t needed
+        for index in range(self.class_count):
+            klass = &self.classes[index]
+            keep = <uint32_t>(klass.used // klass.slots)
+            needed = ((klass.used - <uint64_t>keep * klass.slots) * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+            left = klass.zspages
+            while left > keep and klass.groups:
+                unit = klass.head[__builtin_ctz(klass.groups)]  # of the emptiest group
+                page = self.zspage(unit)
+                if left == keep + 1 and (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE <= needed:
+                    break
+                self._unlist(unit, page)
+                page.state_group = EVACUATING
+                left -= 1
+            if left < klass.zspages:
+                pages += klass.pages_used - min(klass.pages_used, <uint64_t>keep * klass.pages + needed)
+        if not mark:
+            self.end_evacuation()
+        return pages
+
+    cdef bint is_evacuating(self, uint32_t unit) noexcept nogil:
+        return self.zspage(unit).state_group & 15 == EVACUATING
+
+    cdef void end_evacuation(self) noexcept nogil:
+        """What could not be emptied is used again."""
+        cdef uint32_t unit
+        cdef ZSpage* page
+        for unit in range(self._unit_end()):
+            page = self.zspage(unit)
+            if page.state_group & 15 == EVACUATING:
+                if page.used == self.classes[page.size_class].slots:
+                    page.state_group = FULL
+                else:
+                    self._list(unit, page)
+
+    cdef uint32_t _unit_end(self) noexcept nogil:
+        """Behind the last unit that can be a zspage."""
+        return <uint32_t>min(<uint64_t>self.arena.unit_high, self.zspages.committed // sizeof(ZSpage))
+
+    # -- opening an arena again ----------------------------------------------------------------------------------
+
+    cdef bint holds(self, uint32_t unit) noexcept nogil:
+        """Whether the unit is a zspage."""
+        return unit < self._unit_end() and self.zspage(unit).state_group != NOT_A_ZSPAGE
+
+    cdef bint adoption_begin(self) noexcept nogil:
+        return region_reserve(&self.adopted, <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8))
+
+    cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
+        """Count a slot that a handle cell names. False when it cannot be one: a broken arena, or no memory."""
+        cdef int index = self.class_of[length]
+        cdef SizeClass* klass = &self.classes[index]
+        cdef ZSpage* page
+        cdef uint8_t* bits
+        if unit == 0 or unit >= self.arena.unit_high or slot >= klass.slots:
+            return False
+        if not region_ensure(&self.zspages, (<uint64_t>unit + 1) * sizeof(ZSpage)):
+            return False
+        if not region_ensure(&self.adopted, (<uint64_t>unit + 1) * (MAX_SLOTS // 8)):
+            return False
+        page = self.zspage(unit)
+        if page.state_group == NOT_A_ZSPAGE:
+            page.state_group = FULL  # until adoption_done knows better
+            page.size_class = index
+            page.free_slot = NO_SLOT
+            klass.zspages += 1
+            self.zspage_count += 1
+        bits = self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8) + slot // 8
+        if page.size_class != index or bits[0] >> (slot & 7) & 1:
+            return False
+        bits[0] |= 1 << (slot & 7)
+        page.used += 1
+        klass.used += 1
+        if slot >= page.top:
+            page.top = slot + 1
+        return True
+
+    cdef void adoption_done(self) noexcept nogil:
+        """Count pages, thread the free slots, list the zspages with room, return the pages behind the last object."""
+        cdef uint32_t unit
+        cdef int slot
+        cdef uint64_t pages
+        cdef ZSpage* page
+        cdef SizeClass* klass
+        cdef uint8_t* bits
+        for unit in range(self._unit_end()):
+            page = self.zspage(unit)
+            if page.state_group == NOT_A_ZSPAGE:
+                continue
+            klass = &self.classes[page.size_class]
+            pages = (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+            self.pages_used += pages
+            klass.pages_used += pages
+            self.arena.release(<uint64_t>unit * UNIT_SIZE + pages * PAGE_SIZE, UNIT_SIZE - pages * PAGE_SIZE)
+            bits = self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8)
+            for slot from page.top > slot >= 0:
+                if not bits[slot // 8] >> (slot & 7) & 1:
+                    (<uint16_t*>(self.arena.base + <uint64_t>unit * UNIT_SIZE + slot * klass.size))[0] = page.free_slot
+                    page.free_slot = slot
+            if page.used < klass.slots:
+                self._list(unit, page)
+        region_free(&self.adopted)
+        self.pages_max = self.pages_used
+
+    def check(self):
+        """Hold the lists, counts and pages against a recount. Raises CheckFailed."""
+        cdef uint64_t pages = 0, zspages = 0
+        cdef uint32_t unit, slot, free_slots
+        cdef ZSpage* page
+        cdef SizeClass* klass
+        used = [0] * self.class_count
+        for unit in range(self._unit_end()):
+            page = self.zspage(unit)
+            if page.state_group == NOT_A_ZSPAGE:
+                continue
+            klass = &self.classes[page.size_class]
+            zspages += 1
+            used[page.size_class] += page.used
+            pages += (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+            free_slots = 0
+            slot = page.free_slot
+            while slot != NO_SLOT:
+                free_slots += 1
+                if slot >= page.top or free_slots > klass.slots:
+                    raise CheckFailed(f"zspage {unit}: its list of free slots leads to slot {slot} of {page.top}")
+                slot = (<uint16_t*>(self.arena.base + <uint64_t>unit * UNIT_SIZE + slot * klass.size))[0]
+            if page.used + free_slots != page.top or page.used == 0:
+                raise CheckFailed(f"zspage {unit}: {page.used} used and {free_slots} free of {page.top} slots")
+            if (page.state_group & 15 == FULL) != (page.used == klass.slots) and page.state_group & 15 != EVACUATING:
+                raise CheckFailed(f"zspage {unit}: state {page.state_group & 15} with {page.used} used")
+        for index in range(self.class_count):
+            klass = &self.classes[index]
+            if klass.used != used[index]:
+                raise CheckFailed(f"size class {klass.size}: {klass.used} counted, {used[index]} found")
+            self._check_lists(index)
+        if pages != self.pages_used or zspages != self.zspage_count:
+            raise CheckFailed(
+                f"{self.pages_used} pages in {self.zspage_count} zspages counted, {pages} in {zspages} found"
+            )
+
+    def _check_lists(self, int index):
+        cdef SizeClass* klass = &self.classes[index]
+        cdef uint32_t unit, before
+        cdef ZSpage* page
+        for group in range(GROUPS):
+            unit = klass.head[group]
+            before = 0
+            if (unit != 0) != bool(klass.groups >> group & 1):
+                raise CheckFailed(f"size class {klass.size}: group {group} is marked wrongly")
+            while unit:
+                page = self.zspage(unit)
+                if (page.prev != before or page.size_class != index or page.state_group != (LISTED | group << 4)
+                        or page.used * GROUPS // klass.slots != group):
+                    raise CheckFailed(f"zspage {unit} stands wrongly in group {group} of size class {klass.size}")
+                before, unit = unit, page.next
+
+
+cdef extern from * nogil:
+    int __builtin_clz(unsigned int)
+    int __builtin_ctz(unsigned int)

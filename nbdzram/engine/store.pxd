@@ -1,0 +1,42 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from nbdzram.engine.arena cimport Arena
+from nbdzram.engine.cells cimport Cell, Cells
+from nbdzram.engine.index cimport Index
+from nbdzram.engine.slab cimport Slab
+
+cdef enum:
+    HUGE_LENGTH = 3625
+    KINDS = 8
+
+cdef class ObjectStore:
+    cdef Arena arena
+    cdef Slab slab
+    cdef Cells cells
+    cdef Index index
+    cdef void* ddicts[4]
+    cdef uint64_t bytes_of[KINDS]    # bytes of distinct objects, by codec
+    cdef uint64_t objects
+    cdef uint64_t shared_objects
+    cdef uint64_t shared_bytes
+    cdef uint64_t huge_now
+    cdef uint64_t huge_ever
+    cdef uint64_t folded
+    cdef uint64_t moved
+    cdef uint64_t recompressed
+    cdef uint64_t pages_folded
+    cdef uint64_t pages_compacted
+
+    cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil
+    cdef uint32_t put_fill(self, uint64_t word) noexcept nogil
+    cdef uint32_t resolve(self, uint32_t handle) noexcept nogil
+    cdef void acquire(self, uint32_t handle) noexcept nogil
+    cdef void release(self, uint32_t handle) noexcept nogil
+    cdef const uint8_t* bytes_at(self, uint64_t word) noexcept nogil
+    cdef bint decode(self, uint32_t kind, const uint8_t* encoded, uint32_t length, uint8_t* block) noexcept nogil
+    cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil
+    cdef bint move(self, uint32_t handle) noexcept nogil
+    cdef bint replace(self, uint32_t handle, const uint8_t* encoded, uint32_t length, uint32_t kind) noexcept nogil
+    cdef bint adopt(self, uint32_t handle) noexcept nogil
+
+    cdef void _count(self, uint64_t word, int sign) noexcept nogil

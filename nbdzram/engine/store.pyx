@@ -1,0 +1,216 @@
+"""Objects: stored bytes with a handle, counted, found by fingerprint, immutable in content.
+
+    handle -> cell (cells.pyx) -> slot (slab.pyx) -> bytes
+                 |
+                 +-- fingerprint -> index (index.pyx)
+
+What may change behind a handle is where the bytes lie (move), how they are encoded (replace) and with whom they are
+shared (merge); never the block that they decode to. Each such change is one store of a cell's word.
+
+Not locked here: the pool's lock covers every call.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from nbdzram.engine.arena cimport Arena
+from nbdzram.engine.cells cimport (
+    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, kind_of, length_of, object_word, publish64, refs_bits, slot_of,
+    target_of, unit_of,
+)
+from nbdzram.engine.codec cimport (
+    BLOCK, CODEC_DICTS, CODEC_FREE, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, lz4_decompress, zstd_decompress,
+    zstd_free_ddict,
+)
+from nbdzram.engine.index cimport Index
+from nbdzram.engine.slab cimport Slab
+
+
+@cython.final
+cdef class ObjectStore:
+    """The objects of one arena."""
+
+    def __cinit__(self, Arena arena, uint64_t directory):
+        self.arena = arena
+        self.slab = Slab(arena)
+        self.cells = Cells(arena, directory)
+        self.index = Index(self.cells)
+
+    def __dealloc__(self):
+        cdef int number
+        for number in range(CODEC_DICTS):
+            zstd_free_ddict(self.ddicts[number])
+
+    cdef void _count(self, uint64_t word, int sign) noexcept nogil:
+        """Add an object to the counters, or take it out."""
+        self.objects += sign
+        self.bytes_of[kind_of(word)] += <int64_t>sign * length_of(word)
+        if kind_of(word) == CODEC_RAW:
+            self.huge_now += sign
+
+    cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil:
+        """Store a new object with one holder. Its handle, or 0 when there is no room; nothing changed then."""
+        cdef uint32_t unit, slot, handle
+        cdef Cell* cell
+        if not self.slab.alloc(length, &unit, &slot):
+            return 0
+        handle = self.cells.alloc()
+        if handle == 0 or not self.index.reserve(handle):
+            if handle:
+                self.cells.free(handle)
+            self.slab.free(unit, slot)
+            return 0
+        memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), encoded, length)
+        cell = self.cells.cell(handle)
+        cell.fingerprint = fingerprint
+        publish64(&cell.word, object_word(kind, length, slot, unit) | <uint64_t>1 << REFS_SHIFT)
+        self.index.insert(handle)
+        self._count(cell.word, 1)
+        if kind == CODEC_RAW:
+            self.huge_ever += 1
+        return handle
+
+    cdef uint32_t put_fill(self, uint64_t word) noexcept nogil:
+        """A handle for a repeated word that a block table entry cannot hold itself. 0 when there is no room."""
+        cdef uint32_t handle = self.cells.alloc()
+        cdef Cell* cell
+        if handle == 0:
+            return 0
+        cell = self.cells.cell(handle)
+        cell.fingerprint = word
+        publish64(&cell.word, KIND_FILL | <uint64_t>1 << REFS_SHIFT)
+        return handle
+
+    cdef uint32_t resolve(self, uint32_t handle) noexcept nogil:
+        """The handle of the object (or fill) that `handle` leads to."""
+        cdef uint64_t word = self.cells.cell(handle).word
+        while kind_of(word) == KIND_FORWARD:
+            handle = target_of(word)
+            word = self.cells.cell(handle).word
+        return handle
+
+    cdef void acquire(self, uint32_t handle) noexcept nogil:
+        """One holder more of a handle, and of everything that it leads through."""
+        cdef uint64_t word = self.cells.cell(handle).word
+        cdef uint64_t refs
+        while kind_of(word) == KIND_FORWARD:
+            self.cells.add_refs(handle, 1)
+            handle = target_of(word)
+            word = self.cells.cell(handle).word
+        if kind_of(word) != KIND_FILL:
+            refs = word >> REFS_SHIFT
+            if refs == 1:
+                self.shared_objects += 1
+            self.shared_bytes += length_of(word)
+        self.cells.add_refs(handle, 1)
+
+    cdef void release(self, uint32_t handle) noexcept nogil:
+        """One holder less; what nothing leads to any more is freed."""
+        cdef uint64_t word
+        cdef bint last
+        while True:
+            word = self.cells.cell(handle).word
+            last = self.cells.drop_ref(handle)
+            if kind_of(word) != KIND_FORWARD:
+                break
+            if last:
+                self.cells.free(handle)
+            handle = target_of(word)
+        if kind_of(word) == KIND_FILL:
+            if last:
+                self.cells.free(handle)
+        elif last:
+            self.index.remove(handle)
+            self._count(word, -1)
+            self.cells.free(handle)
+            self.slab.free(unit_of(word), slot_of(word))
+        else:
+            self.shared_bytes -= length_of(word)
+            if self.cells.cell(handle).word >> REFS_SHIFT == 1:
+                self.shared_objects -= 1
+
+    cdef const uint8_t* bytes_at(self, uint64_t word) noexcept nogil:
+        """Where the object of this cell word lies."""
+        return self.arena.base + self.slab.offset_of(unit_of(word), slot_of(word), length_of(word))
+
+    cdef bint decode(self, uint32_t kind, const uint8_t* encoded, uint32_t length, uint8_t* block) noexcept nogil:
+        """An object's bytes to its block. False when they are none: memory changed under us. Needs no lock."""
+        if kind == CODEC_LZ4:
+            return lz4_decompress(encoded, length, block)
+        if kind == CODEC_RAW:
+            memcpy(block, encoded, BLOCK)
+            return length == BLOCK
+        if kind == CODEC_ZSTD:
+            return zstd_decompress(NULL, encoded, length, block)
+        if kind >= CODEC_ZSTD_DICT and kind < CODEC_ZSTD_DICT + CODEC_DICTS:
+            return zstd_decompress(self.ddicts[kind - CODEC_ZSTD_DICT], encoded, length, block)
+        return False
+
+    cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil:
+        """Fold: `loser` becomes a forward to `winner`, whose content is equal, and its bytes are freed.
+
+        Neither is a forward; the loser stands in the index no more, and the winner does.
+        """
+        cdef Cell* cell = self.cells.cell(loser)
+        cdef uint64_t word = cell.word
+        cdef uint64_t refs = self.cells.refs(loser)
+        cdef uint64_t winner_word = self.cells.cell(winner).word
+        cdef uint64_t pages = self.slab.pages_used
+        if word >> REFS_SHIFT > 1:
+            self.shared_objects -= 1
+            self.shared_bytes -= (refs - 1) * length_of(word)
+        if winner_word >> REFS_SHIFT == 1:
+            self.shared_objects += 1
+        self.shared_bytes += refs * length_of(winner_word)
+        self.cells.add_refs(winner, refs)
+        publish64(&cell.word, KIND_FORWARD | <uint64_t>winner << 4 | refs_bits(word))
+        self._count(word, -1)
+        self.slab.free(unit_of(word), slot_of(word))
+        self.pages_folded += pages - self.slab.pages_used
+        self.folded += 1
+
+    cdef bint move(self, uint32_t handle) noexcept nogil:
+        """Copy an object to another slot of its class. False when there is no room for it."""
+        cdef Cell* cell = self.cells.cell(handle)
+        cdef uint64_t word = cell.word
+        cdef uint32_t unit, slot
+        cdef uint32_t length = length_of(word)
+        if not self.slab.alloc(length, &unit, &slot):
+            return False
+        memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), self.bytes_at(word), length)
+        publish64(&cell.word, object_word(kind_of(word), length, slot, unit) | refs_bits(word))
+        self.slab.free(unit_of(word), slot_of(word))
+        self.moved += 1
+        return True
+
+    cdef bint replace(self, uint32_t handle, const uint8_t* encoded, uint32_t length, uint32_t kind) noexcept nogil:
+        """Store an object's other encoding in its place. False when there is no room; nothing changed then."""
+        cdef Cell* cell = self.cells.cell(handle)
+        cdef uint64_t word = cell.word
+        cdef uint32_t unit, slot
+        if not self.slab.alloc(length, &unit, &slot):
+            return False
+        memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), encoded, length)
+        if word >> REFS_SHIFT > 1:
+            self.shared_bytes += (self.cells.refs(handle) - 1) * (<int64_t>length - <int64_t>length_of(word))
+        publish64(&cell.word, object_word(kind, length, slot, unit) | refs_bits(word))
+        self._count(word, -1)
+        self._count(cell.word, 1)
+        self.slab.free(unit_of(word), slot_of(word))
+        self.recompressed += 1
+        return True
+
+    cdef bint adopt(self, uint32_t handle) noexcept nogil:
+        """Count an object that was found in an arena opened again; its refs are known. False: a broken arena."""
+        cdef uint64_t word = self.cells.cell(handle).word
+        cdef uint64_t refs
+        if not self.slab.adopt(unit_of(word), slot_of(word), length_of(word)) or not self.index.reserve(handle):
+            return False
+        self.index.insert(handle)
+        self._count(word, 1)
+        refs = self.cells.refs(handle)
+        if refs > 1:
+            self.shared_objects += 1
+            self.shared_bytes += (refs - 1) * length_of(word)
+        return True
