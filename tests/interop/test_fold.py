@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import IMAGE_BYTES
+from tests.support import images
 from tests.support.server import Nbdzram
 from tests.support.wire import PIECE
 
@@ -38,23 +38,11 @@ def distinct_blocks(server: Nbdzram, exports: Iterable[str]) -> int:
     return len(digests)
 
 
-def changed(image: bytes, *, seed: int) -> bytes:
-    """A clone of a machine after some use: some blocks new, some swapped with others."""
-    source = random.Random(seed)
-    clone = bytearray(image)
-    count = len(image) // BLOCK
-    for _ in range(count // 20):
-        at, other = source.randrange(count) * BLOCK, source.randrange(count) * BLOCK
-        clone[at : at + BLOCK] = source.randbytes(BLOCK // 2) + bytes(BLOCK // 2)
-        clone[other : other + BLOCK] = image[at : at + BLOCK]
-    return bytes(clone)
-
-
 def test_no_duplicate_is_left_after_a_fold_across_exports(serve: Callable[..., Nbdzram], ext4_image: Path) -> None:
     """The server's count of objects equals an independent count of distinct blocks, and every block is as written."""
     server = serve(EXPORTS)
     image = ext4_image.read_bytes()
-    clone = changed(image, seed=5)
+    clone = images.changed(image, seed=5)
     for name, content in (("one", image), ("two", clone)):
         with server.client(name) as client:
             client.write_all(pieces(content))

@@ -37,6 +37,18 @@ def ext4_image(path: Path, tree: Path, size_bytes: int) -> Path:
     return path
 
 
+def changed(image: bytes, *, seed: int) -> bytes:
+    """A clone of a machine after some use: some blocks new, some copied elsewhere."""
+    source = random.Random(seed)
+    clone = bytearray(image)
+    count = len(image) // BLOCK
+    for _ in range(count // 20):
+        at, other = source.randrange(count) * BLOCK, source.randrange(count) * BLOCK
+        clone[at : at + BLOCK] = source.randbytes(BLOCK // 2) + bytes(BLOCK // 2)
+        clone[other : other + BLOCK] = image[at : at + BLOCK]
+    return bytes(clone)
+
+
 def same_filled_mix(block_count: int, *, seed: int = 1) -> bytes:
     """Zero blocks, blocks that repeat one 8-byte word, near misses of both, and text."""
     source = random.Random(seed)
