@@ -39,7 +39,7 @@ test: lint ## Check style and types, then run the tests (minutes)
 test-slow: lint ## Run every test, the long searches too
 	$(BIN)/pytest
 
-wheel: $(VENV)/built ## Build a wheel and a source archive into dist/
+wheel: $(VENV)/built ## Build a wheel into dist/
 	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls -l dist

@@ -1,4 +1,4 @@
-"""`make bench-memory`: the cost of real data in the kernel's zram, in nbdkit's zstd allocator and here, and what it must.
+"""`make bench-memory`: the cost of real data in the kernel's zram, in nbdkit's zstd allocator, and here; and the bound.
 
 Every image is made from files and processes of this machine. Sizes are MiB; "bound" is the sum of the distinct blocks'
 compressed sizes, same-filled blocks left out: no store of single blocks can be smaller with that codec.
