@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import free_port
-
 pytestmark = pytest.mark.interop
 
 SECONDS = 60
@@ -47,7 +45,6 @@ def expect_refusal(process: subprocess.CompletedProcess[str], code: int, *words:
         (["-e", "disk=1G", "--mem-limit", "lots"], "lots"),
         (["-e", "disk=1G", "-e", "disk=2G"], "disk"),
         (["-c", "no/such/file.toml"], "no/such/file.toml"),
-        (["-e", "disk=1G", "--metrics", "nonsense"], "nonsense"),
     ],
 )
 def test_a_wrong_value_is_named_and_the_exit_code_is_2(tmp_path: Path, words: list[str], named: str) -> None:
@@ -67,7 +64,7 @@ def test_a_port_in_use_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
 def test_an_address_of_another_machine_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
     """198.51.100.1 is set aside for documentation (RFC 5737): no interface here has it."""
     common = ["-e", "disk=1M", "--metrics", "off", "--control", str(tmp_path / "control.sock")]
-    process = nbdzram("serve", "-i", "198.51.100.1", "-p", str(free_port()), *common, directory=tmp_path)
+    process = nbdzram("serve", "-i", "198.51.100.1", "-p", "0", *common, directory=tmp_path)
     expect_refusal(process, 1, "198.51.100.1")
 
 
@@ -75,8 +72,15 @@ def test_a_unix_socket_that_cannot_be_made_is_named_and_the_exit_code_is_1(tmp_p
     """The directory of the socket does not exist."""
     path = str(tmp_path / "missing" / "nbd.sock")
     common = ["-e", "disk=1M", "--metrics", "off", "--control", str(tmp_path / "control.sock")]
-    process = nbdzram("serve", "-U", path, "-p", str(free_port()), *common, directory=tmp_path)
+    process = nbdzram("serve", "-U", path, "-p", "0", *common, directory=tmp_path)
     expect_refusal(process, 1, path)
+
+
+def test_a_metrics_address_that_does_not_resolve_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
+    """.invalid never resolves (RFC 6761)."""
+    common = ["-e", "disk=1M", "-p", "0", "--control", str(tmp_path / "control.sock")]
+    process = nbdzram("serve", "--metrics", "nowhere.invalid:9809", *common, directory=tmp_path)
+    expect_refusal(process, 1, "nowhere.invalid")
 
 
 @pytest.mark.parametrize("command", ["stat", "fold", "compact"])
