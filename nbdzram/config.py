@@ -1,6 +1,6 @@
 """What the server is told: frozen dataclasses, built once from TOML, environment and flags.
 
-Precedence: flag > NBDZRAM_* > TOML > default.
+Precedence: flag > NBDZRAM_* > TOML > default; nbdzram/settings.py reads them. A default stands here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,23 @@ class TlsMode(StrEnum):
     OFF = "off"
     ON = "on"
     REQUIRE = "require"
+
+
+class Trigger(StrEnum):
+    """When a pool starts a maintenance run by itself."""
+
+    OFF = "off"
+    AUTO = "auto"  # when it pays, and less and less often on memory where it does not
+    INTERVAL = "interval"
+
+
+class LogLevel(StrEnum):
+    """How much the server says on standard error."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class Dedup(StrEnum):
@@ -87,6 +104,20 @@ class PoolConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceConfig:
+    """What pools do on their own. Off by default, as in zram: memory moves when the operator says so."""
+
+    fold: Trigger = Trigger.OFF
+    fold_interval_seconds: float = 0.0  # with Trigger.INTERVAL
+    compact: Trigger = Trigger.OFF
+    compact_interval_seconds: float = 0.0
+    recompress: Trigger = Trigger.OFF
+    recompress_interval_seconds: float = 0.0
+    recompress_age_seconds: int = 3600  # a block that nobody touched for so long is idle
+    cpu_percent: int = 25  # of one core, for each pool's automatic runs; runs that a person asks for take what is idle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
     """A disk offered by name."""
 
@@ -110,8 +141,10 @@ class ServerConfig:
     vsock: tuple[VsockAddress, ...] = ()
     tls: TlsConfig = field(default_factory=TlsConfig)
     limits: Limits = field(default_factory=Limits)
+    maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
     default_export: str | None = None  # what the empty name means; None: the only export, if there is one
     list_exports: bool = True
     state_dir: Path | None = None  # arenas as files that outlive the process; None: anonymous memory
     metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
     control: Path | None = None  # None: nbdzram.sock under the runtime directory
+    log_level: LogLevel = LogLevel.INFO

@@ -1,0 +1,108 @@
+"""`nbdzram attach`: the nbd-client line for an export, printed, run, or kept in nbdtab."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+
+from nbdzram.cli.common import connect, control_option
+from nbdzram.cli.hints import Address, nbd_client, nbdtab_line
+from nbdzram.errors import NoSuchExport, UserError
+
+MODULE = Path("/sys/module/nbd")
+NBDTAB = Path("/etc/nbdtab")
+
+
+@click.command(
+    "attach",
+    epilog="\b\nExamples:\n  nbdzram attach disk                      # print the line\n"
+    "  sudo nbdzram attach disk /dev/nbd0 --run  # run it\n"
+    "  nbdzram attach disk --uri nbd://10.0.0.5 --nbdtab",
+)
+@click.argument("export")
+@click.argument("device", default="/dev/nbd0")
+@click.option("--run", "run_it", is_flag=True, help="Run the line, after loading the kernel module nbd if need be.")
+@click.option("--nbdtab", is_flag=True, help="Print the line of /etc/nbdtab instead.")
+@click.option("--uri", metavar="URI", help="The server's address, if it is not on this machine.")
+@click.option("-C", "--connections", type=click.IntRange(1, 64), default=1, show_default=True, help="Connections.")
+@click.option("--swap", is_flag=True, help="The device will be swap.")
+@control_option
+def command(
+    *,
+    export: str,
+    device: str,
+    run_it: bool,
+    nbdtab: bool,
+    uri: str | None,
+    connections: int,
+    swap: bool,
+    control: Path | None,
+) -> None:
+    """Attach EXPORT to DEVICE with the kernel's own client, or show how.
+
+    Without --uri the server on this machine is asked where it listens.
+    """
+    address = Address.of(uri) if uri else _local_address(export, control)
+    if not address.kernel_can_attach:
+        raise UserError("nbd-client speaks no vsock; let the server listen on TCP or a unix socket too")
+    line = nbd_client(address, export, device, connections=connections, swap=swap)
+    if nbdtab:
+        return click.echo(nbdtab_line(address, export, device, connections=connections, swap=swap))
+    if not run_it:
+        for hint in _missing():
+            click.echo(f"# {hint}", err=True)
+        return click.echo(shlex.join(line))
+    _run(line, device)
+    click.echo(f"attached {export} to {device}; detach it with: nbd-client -d {device}")
+    return None
+
+
+def _local_address(export: str, control: Path | None) -> Address:
+    """The server's unix socket if it has one, else its first address. Raises NoSuchExport, UserError."""
+    with connect(control) as client:
+        status = client.status()
+    names = [known.name for known in status.exports]
+    if export not in names:
+        raise NoSuchExport(f"there is no export '{export}'; there are: {', '.join(names) or 'none'}")
+    addresses = [Address.of(uri) for uri in status.uris]
+    addresses = [address for address in addresses if address.kernel_can_attach]
+    if not addresses:
+        raise UserError("the server listens on no address that nbd-client can reach; add -i, -p or -U")
+    return next((address for address in addresses if address.path is not None), addresses[0])
+
+
+def _missing() -> list[str]:
+    """What this machine lacks for the printed line to work."""
+    hints = []
+    if shutil.which("nbd-client", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+        hints.append("nbd-client is missing: apt-get install nbd-client")
+    if not MODULE.exists():
+        hints.append("the kernel module nbd is not loaded: modprobe nbd")
+    if os.geteuid() != 0:
+        hints.append("attaching needs root")
+    return hints
+
+
+def _run(line: list[str], device: str) -> None:
+    if os.geteuid() != 0:
+        raise UserError(f"attaching needs root; run it with sudo: {shlex.join(line)}")
+    if not MODULE.exists():
+        _call(["modprobe", "nbd"], "load the kernel module nbd")
+    if not Path(device).is_block_device():
+        raise UserError(f"{device} is not a block device; the module nbd makes /dev/nbd0 to /dev/nbd15")
+    _call(line, f"attach {device}")
+
+
+def _call(line: list[str], purpose: str) -> None:
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"cannot {purpose}: {line[0]} is missing; apt-get install nbd-client kmod") from None
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise UserError(f"cannot {purpose}: {reason}")

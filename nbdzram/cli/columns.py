@@ -1,0 +1,67 @@
+"""Columns as zramctl prints them: aligned for people, --raw and --noheadings for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from nbdzram.errors import ConfigError
+from nbdzram.units import format_size
+
+Row = TypeVar("Row")
+Cell = str | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Row]):
+    """One column: heading, meaning, and the cell of a row. None is an empty cell."""
+
+    heading: str
+    says: str
+    cell: Callable[[Row], Cell]
+    is_size: bool = False
+
+
+def choose(columns: Sequence[Column[Row]], wanted: str) -> list[Column[Row]]:
+    """The columns that a comma-separated list names, in its order. Raises ConfigError."""
+    known = {column.heading: column for column in columns}
+    chosen = []
+    for name in wanted.upper().split(","):
+        if name.strip() not in known:
+            raise ConfigError(f"unknown column '{name.strip()}'; there are {', '.join(known)}")
+        chosen.append(known[name.strip()])
+    return chosen
+
+
+def render(
+    columns: Sequence[Column[Row]],
+    rows: Sequence[Row],
+    *,
+    in_bytes: bool = False,
+    headings: bool = True,
+    raw: bool = False,
+) -> list[str]:
+    """The table's lines. Numbers stand right, text left; raw separates by one blank and marks empty cells with '-'."""
+    cells = [[_text(column, column.cell(row), in_bytes) for column in columns] for row in rows]
+    if headings:
+        cells.insert(0, [column.heading for column in columns])
+    if raw:
+        return [" ".join(text.replace(" ", "\\x20") or "-" for text in line) for line in cells]
+    widths = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
+    left = [not rows or any(isinstance(column.cell(row), str) for row in rows) for column in columns]
+    return [
+        " ".join(
+            text.ljust(width) if is_left else text.rjust(width)
+            for text, width, is_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _text(column: Column[Row], cell: Cell, in_bytes: bool) -> str:
+    if cell is None:
+        return ""
+    if column.is_size and isinstance(cell, int) and not in_bytes:
+        return format_size(cell)
+    return str(cell)

@@ -1,0 +1,74 @@
+"""What the client commands share: the control option, --json, sizes as parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nbdzram.control.client import ControlClient
+from nbdzram.control.paths import socket_for_client
+from nbdzram.values import export_size
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A disk's size in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it as zramctl reads sizes."""
+        try:
+            return export_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def control_option(command: Command) -> Command:
+    """--control PATH."""
+    return click.option(
+        "--control",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="The server's control socket.  [default: where `serve` puts it]",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def pool_option(command: Command) -> Command:
+    """--pool NAME."""
+    return click.option("--pool", metavar="NAME", help="Only this pool.  [default: all]")(command)
+
+
+def cpu_option(command: Command) -> Command:
+    """--cpu PERCENT."""
+    return click.option(
+        "--cpu",
+        metavar="PERCENT",
+        type=click.IntRange(1, 100),
+        default=100,
+        show_default=True,
+        help="Share of one processor core to use, at the lowest priority.",
+    )(command)
+
+
+def connect(control: Path | None) -> ControlClient:
+    """A connection to the server. Raises ServerUnreachable."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `nbdzram stat | head` ends quietly, as other tools do
+    return ControlClient(control or socket_for_client(os.environ))
+
+
+def print_json(value: Any) -> None:
+    """Print for programs, readable for people."""
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,25 @@
+"""`nbdzram completion`: a shell's completion script."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+WHERE = {
+    "bash": "~/.local/share/bash-completion/completions/nbdzram",
+    "zsh": "a directory of $fpath, as _nbdzram",
+    "fish": "~/.config/fish/completions/nbdzram.fish",
+}
+
+
+@click.command(
+    "completion", epilog="Example: nbdzram completion bash > ~/.local/share/bash-completion/completions/nbdzram"
+)
+@click.argument("shell", type=click.Choice(list(WHERE)))
+@click.pass_context
+def command(context: click.Context, *, shell: str) -> None:
+    """Print the completion script of SHELL. Put it where the shell looks for it, and start a new shell."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(context.find_root().command, {}, "nbdzram", "_NBDZRAM_COMPLETE").source()
+    click.echo(script)

@@ -1,0 +1,86 @@
+"""The command line's front door: finds the command, runs it, turns refusals into one sentence and an exit code.
+
+A command's module is imported only when it is called, because the serving process must not carry what the others
+need. Exit codes: 0 done, 1 failed, 2 usage, 3 server unreachable, 4 no such export.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from nbdzram import __version__
+from nbdzram.errors import UserError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+COMMANDS = {
+    "serve": "Serve disks over NBD.",
+    "stat": "Show pools and exports, as zramctl does.",
+    "fold": "Merge equal objects of a pool.",
+    "compact": "Give sparsely used pages back to the system.",
+    "check": "Hold every stored block against its fingerprint.",
+    "exports": "List, add, remove, resize and reset exports.",
+    "snapshot": "Offer a read-only copy of an export, at once.",
+    "clone": "Offer a writable copy of an export, at once.",
+    "attach": "Attach an export to /dev/nbdN, or show how.",
+    "completion": "Print a shell's completion script.",
+}
+"""Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""
+
+
+class Front(click.Group):
+    """A group that imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The names, in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command's own object."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"nbdzram.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The table, without importing every command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=Front,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Begin with: nbdzram serve -e disk=1G",
+)
+@click.version_option(__version__, prog_name="nbdzram", message="%(prog)s %(version)s")
+def front() -> None:
+    """A network block device server whose disks live compressed and deduplicated in RAM."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code."""
+    try:
+        front.main(args=arguments, prog_name="nbdzram", standalone_mode=False)
+    except UserError as error:
+        _complain(str(error))
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _complain(sentence: str) -> None:
+    click.echo(f"nbdzram: {sentence}", err=True)
+    sys.stderr.flush()

@@ -1,0 +1,260 @@
+"""`nbdzram serve`: read the configuration, start everything, say where it is, and drain when told to stop.
+
+Only this command is imported by the serving process: no rich, no other command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nbdzram import __version__
+from nbdzram.cli.hints import how_to_attach
+from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
+from nbdzram.settings import Given, Layer, export_layer, load
+from nbdzram.units import format_size
+
+if TYPE_CHECKING:
+    from nbdzram.metrics.http import MetricsServer
+    from nbdzram.status import ServerStatus
+
+FORCED_EXIT = 128 + signal.SIGTERM
+
+FLAGS: dict[str, tuple[str, ...]] = {
+    "mem_limit": ("pools", "default", "mem_limit"),
+    "dedup": ("pools", "default", "dedup"),
+    "metrics": ("metrics",),
+    "control": ("control",),
+    "state_dir": ("state_dir",),
+    "default_export": ("default_export",),
+    "log_level": ("log_level",),
+    "fold_interval": ("maintenance", "fold"),
+    "compact_interval": ("maintenance", "compact"),
+    "cpu_percent": ("maintenance", "cpu_percent"),
+    "tls": ("tls", "mode"),
+    "tls_certificate": ("tls", "certificate"),
+    "tls_key": ("tls", "key"),
+    "tls_client_ca": ("tls", "client_ca"),
+    "tls_psk_file": ("tls", "psk_file"),
+}
+"""Flags that set one key each; the environment and TOML set the same keys."""
+
+
+@click.command(
+    "serve",
+    epilog="\b\nExamples:\n  nbdzram serve -e disk=1G\n"
+    "  nbdzram serve -e root=20G -e swap=4G -i 0.0.0.0 --mem-limit 50% --fold-interval auto\n"
+    "  nbdzram serve -c /etc/nbdzram/nbdzram.toml --check-config",
+)
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TOML file; the *.toml files in conf.d beside it are read after it.",
+)
+@click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
+@click.option(
+    "-p", "--port", type=click.IntRange(0, 65535), help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]"
+)
+@click.option("-i", "--ip", "addresses", metavar="ADDR", multiple=True, help="TCP address.  [default: 127.0.0.1]")
+@click.option(
+    "-U",
+    "--unix",
+    "sockets",
+    metavar="PATH",
+    multiple=True,
+    help="Unix socket, PATH[,mode=0660][,owner=USER:GROUP]; without -p and -i there is no TCP then.",
+)
+@click.option("--vsock", metavar="PORT", help="AF_VSOCK port, for guests of this host.")
+@click.option("--mem-limit", metavar="SIZE", help="Most memory for stored blocks: a size, or a share such as 50%.")
+@click.option("--dedup", metavar="fold|inline", help="When equal blocks meet: in a fold, or already at the write.")
+@click.option(
+    "--metrics", metavar="ADDR:PORT|off", help=f"Metrics and status page.  [default: 127.0.0.1:{DEFAULT_METRICS_PORT}]"
+)
+@click.option("--control", metavar="PATH", help="Control socket.  [default: nbdzram.sock in the runtime directory]")
+@click.option("--state-dir", metavar="DIR", help="Keep the disks in files there, so that they outlive the process.")
+@click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
+@click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
+@click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
+@click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
+@click.option(
+    "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"
+)
+@click.option("--tls-certificate", metavar="FILE", help="Certificate chain, PEM.")
+@click.option("--tls-key", metavar="FILE", help="Its private key, PEM.")
+@click.option("--tls-client-ca", metavar="FILE", help="Clients need a certificate signed by this authority.")
+@click.option("--tls-psk-file", metavar="FILE", help="Pre-shared keys, a line NAME:HEXKEY each.")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
+@click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
+def command(
+    *,
+    config: Path | None,
+    exports: tuple[str, ...],
+    port: int | None,
+    addresses: tuple[str, ...],
+    sockets: tuple[str, ...],
+    vsock: str | None,
+    check_config: bool,
+    **flags: str | None,
+) -> None:
+    """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
+
+    A second signal ends at once. Every flag has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
+    the environment, and the environment over the file.
+    """
+    layer: Layer = {}
+    for specification in exports:
+        layer |= export_layer(specification, "-e")
+    layer |= _listen_layer(port, addresses, sockets, vsock)
+    for name, value in flags.items():
+        if value is not None:
+            layer[FLAGS[name]] = Given(value, f"--{name.replace('_', '-')}")
+    settled = load(config, os.environ, layer)
+    if check_config:
+        for line in _describe_config(settled):
+            click.echo(line)
+        return
+    serve(settled, click.echo)
+
+
+def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
+    """Run until a signal. Raises UserError when something cannot start."""
+    import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
+
+    level = {LogLevel.DEBUG: logging.DEBUG, LogLevel.INFO: logging.INFO, LogLevel.WARNING: logging.WARNING}
+    logging.basicConfig(
+        level=level.get(config.log_level, logging.ERROR),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    uvloop.run(_serve(config, say))
+
+
+async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
+    from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
+    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
+    from nbdzram.control.server import ControlServer  # noqa: PLC0415
+    from nbdzram.server.service import Service  # noqa: PLC0415
+
+    told_to_stop = _watch_signals()
+    service = Service(config)
+    control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
+    metrics = _metrics_server(config, service.status)
+    await control.start()
+    try:
+        await service.start()
+        try:
+            if metrics is not None:
+                await metrics.start()
+            for line in greeting(config, service.uris, metrics.url if metrics else None, control.path):
+                say(line)
+            gc.collect()
+            gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
+            notify_supervisor("READY=1")
+            await told_to_stop.wait()
+            notify_supervisor("STOPPING=1")
+        finally:
+            await service.stop()
+            if metrics is not None:
+                await metrics.stop()
+    finally:
+        await control.stop()
+
+
+def greeting(config: ServerConfig, uris: tuple[str, ...], metrics: str | None, control: Path) -> Iterator[str]:
+    """What a newcomer needs to see: where it is, and how to attach."""
+    yield f"nbdzram {__version__} is ready"
+    for export in config.exports:
+        access = ", read-only" if export.read_only else ""
+        yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool}{access})"
+    name = config.exports[0].name if config.exports else "NAME"
+    for uri in uris:
+        yield f"  NBD      {uri}"
+    yield f"  metrics  {metrics or 'off'}"
+    yield f"  control  {control}"
+    if uris:
+        yield "attach it with one of"
+        yield from (f"  {line}" for line in how_to_attach(uris[0], name))
+
+
+def notify_supervisor(message: str) -> None:
+    """Tell systemd (Type=notify) how far we are; nothing without it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        try:
+            notify.connect("\0" + address[1:] if address.startswith("@") else address)
+            notify.send(message.encode())
+        except OSError as error:
+            logging.getLogger("nbdzram.server").warning("cannot notify %s: %s", address, error.strerror)
+
+
+def _watch_signals() -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if told.is_set():
+            os._exit(FORCED_EXIT)
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return told
+
+
+def _metrics_server(config: ServerConfig, status: Callable[[], ServerStatus]) -> MetricsServer | None:
+    if config.metrics is None:
+        return None
+    from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
+
+    return MetricsServer(config.metrics, status)
+
+
+def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:
+    """-i, -p, -U and --vsock together say the one key `listen`."""
+    tcp = [(address, port) for address in addresses]
+    if port is not None and not addresses:
+        tcp = [(TcpAddress().host, port)]
+    listen = [_address(host, number) for host, number in tcp] + [f"unix:{path}" for path in sockets]
+    listen += [f"vsock:{vsock}"] if vsock is not None else []
+    return {("listen",): Given(listen, "-i, -p, -U or --vsock")} if listen else {}
+
+
+def _address(host: str, port: int | None) -> str:
+    number = DEFAULT_PORT if port is None else port
+    return f"[{host}]:{number}" if ":" in host and not host.startswith("[") else f"{host}:{number}"
+
+
+def _describe_config(config: ServerConfig) -> Iterator[str]:
+    yield "the configuration is valid"
+    for pool in config.pools:
+        limit = format_size(pool.mem_limit) if pool.mem_limit else "no limit"
+        yield f"  pool     {pool.name} ({limit}, dedup {pool.dedup})"
+    for export in config.exports:
+        yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool})"
+    for address in (*config.tcp, *config.unix, *config.vsock):
+        yield f"  listen   {_where(address)}"
+    yield f"  metrics  {_where(config.metrics) if config.metrics else 'off'}"
+    yield f"  state    {config.state_dir or 'none: the disks end with the process'}"
+
+
+def _where(address: object) -> str:
+    if isinstance(address, TcpAddress):
+        return _address(address.host, address.port)
+    if isinstance(address, UnixAddress):
+        return f"unix:{address.path}"
+    return f"vsock:{getattr(address, 'port', '')}"

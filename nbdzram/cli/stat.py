@@ -1,0 +1,191 @@
+"""`nbdzram stat`: pools and exports in zramctl's columns, or the kernel's mm_stat and io_stat lines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nbdzram.cli.columns import Cell, Column, choose, render
+from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.engine.stats import PoolStats
+from nbdzram.errors import ConfigError, NoSuchExport
+from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
+
+DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row: a pool, or an export in it."""
+
+    pool: PoolStatus
+    export: ExportStatus | None
+    exports: Sequence[ExportStatus]  # of the pool
+
+
+def _pool(cell: Callable[[PoolStats], Cell]) -> Callable[[Line], Cell]:
+    """A cell that only a pool's row has."""
+    return lambda line: cell(line.pool.stats) if line.export is None else None
+
+
+def _sum(cell: Callable[[ExportStatus], int]) -> Callable[[Line], Cell]:
+    """A cell that a pool's row sums over its exports."""
+    return lambda line: cell(line.export) if line.export else sum(cell(export) for export in line.exports)
+
+
+def _requests(name: str) -> Callable[[ExportStatus], int]:
+    return lambda export: export.operations[name].requests if name in export.operations else 0
+
+
+COLUMNS: list[Column[Line]] = [
+    Column("NAME", "pool, or export in it", lambda line: line.export.name if line.export else line.pool.name),
+    Column("TYPE", "pool, disk or snapshot", lambda line: _kind(line.export)),
+    Column("POOL", "the pool", lambda line: line.pool.name),
+    Column("DISKSIZE", "size that clients see", _sum(lambda export: export.size_bytes), True),
+    Column("DATA", "uncompressed size of stored blocks", _sum(lambda export: export.stored_bytes), True),
+    Column("COMPR", "compressed size of distinct objects", _pool(lambda stats: stats.compr_data_size), True),
+    Column("ALGORITHM", "the compressors in use", _pool(lambda stats: "+".join(sorted(stats.compr_by_codec)))),
+    Column("ZERO-PAGES", "same-filled blocks", _sum(lambda export: export.same_filled_bytes // 4096)),
+    Column(
+        "TOTAL", "memory of stored objects, fragmentation included", _pool(lambda stats: stats.mem_used_total), True
+    ),
+    Column("MEM-LIMIT", "most memory for stored objects", _pool(lambda stats: stats.mem_limit), True),
+    Column("MEM-USED", "highest TOTAL so far", _pool(lambda stats: stats.mem_used_max), True),
+    Column("MIGRATED", "objects moved by compaction", _pool(lambda stats: stats.objects_moved)),
+    Column("HUGE", "blocks stored raw", _pool(lambda stats: stats.huge_pages)),
+    Column("FOLDED", "compressed bytes that sharing saves", _pool(lambda stats: stats.shared_bytes), True),
+    Column(
+        "FRAG",
+        "memory beside the objects in their pages",
+        _pool(lambda stats: stats.mem_used_total - stats.compr_data_size),
+        True,
+    ),
+    Column("META", "memory of tables and indexes", _pool(lambda stats: stats.metadata), True),
+    Column("SAVED", "DATA less TOTAL less META", _pool(lambda stats: stats.saved - stats.metadata), True),
+    Column("OBJECTS", "distinct objects", _pool(lambda stats: stats.objects)),
+    Column("HANDLES", "handles on them", _pool(lambda stats: stats.handles)),
+    Column("CLIENTS", "connections", _sum(lambda export: export.connections)),
+    Column("READS", "read requests", _sum(_requests("read"))),
+    Column("WRITES", "write requests", _sum(_requests("write"))),
+    Column("DESCRIPTION", "what clients are told", lambda line: line.export.description if line.export else ""),
+]
+
+
+@click.command(
+    "stat",
+    epilog="\b\nExamples:\n  nbdzram stat\n  nbdzram stat -b -n --raw -o NAME,DATA disk\n  nbdzram stat --mm-stat",
+)
+@click.argument("exports", metavar="[EXPORT]...", nargs=-1)
+@click.option("-o", "--output", metavar="LIST", default=DEFAULT_COLUMNS, help="Columns to print.")
+@click.option("--output-all", is_flag=True, help="Print every column.")
+@click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
+@click.option("-n", "--noheadings", is_flag=True, help="Print no headings.")
+@click.option("--raw", is_flag=True, help="Print for scripts: one blank between columns, '-' for an empty one.")
+@click.option("--mm-stat", is_flag=True, help="Print a pool's mm_stat line: zram's nine numbers and pages_folded.")
+@click.option("--io-stat", is_flag=True, help="Print zram's io_stat line, over the exports named.")
+@click.option("--columns", is_flag=True, help="Explain the columns.")
+@click.option("--pool", metavar="NAME", help="Only this pool.")
+@json_option
+@control_option
+def command(
+    *,
+    exports: tuple[str, ...],
+    output: str,
+    output_all: bool,
+    in_bytes: bool,
+    noheadings: bool,
+    raw: bool,
+    mm_stat: bool,
+    io_stat: bool,
+    columns: bool,
+    pool: str | None,
+    as_json: bool,
+    control: Path | None,
+) -> None:
+    """Show pools and their exports.
+
+    The first row of a pool is the pool; its exports follow. Columns that mean memory belong to the pool, because
+    exports share objects.
+    """
+    if columns:
+        return click.echo("\n".join(f"{column.heading:12}{column.says}" for column in COLUMNS))
+    chosen = COLUMNS if output_all else choose(COLUMNS, output)
+    with connect(control) as client:
+        status = select(client.status(), exports, pool)
+    if as_json:
+        return print_json(as_object(status))
+    if mm_stat:
+        return click.echo(_mm_stat_line(status))
+    if io_stat:
+        return click.echo(_io_stat_line(status))
+    lines = list(_lines(status, pools=not exports))
+    for text in render(chosen, lines, in_bytes=in_bytes, headings=not noheadings, raw=raw):
+        click.echo(text)
+    return None
+
+
+def select(status: ServerStatus, exports: Sequence[str], pool: str | None) -> ServerStatus:
+    """Only what was asked for. Raises NoSuchExport."""
+    missing = set(exports) - {export.name for export in status.exports}
+    if missing:
+        known = ", ".join(export.name for export in status.exports) or "none"
+        raise NoSuchExport(f"there is no export '{min(missing)}'; there are: {known}")
+    if pool is not None and pool not in {found.name for found in status.pools}:
+        raise NoSuchExport(f"there is no pool '{pool}'; there are: {', '.join(found.name for found in status.pools)}")
+    kept = tuple(
+        export
+        for export in status.exports
+        if (not exports or export.name in exports) and (pool is None or export.pool == pool)
+    )
+    holding = {export.pool for export in kept} if exports else {found.name for found in status.pools}
+    pools = tuple(found for found in status.pools if found.name in holding and pool in (None, found.name))
+    return dataclasses.replace(status, exports=kept, pools=pools)
+
+
+def as_object(status: ServerStatus) -> dict[str, Any]:
+    """The --json form: counters of a pool stand beside its name."""
+    pools = []
+    for pool in status.pools:
+        counters = dataclasses.asdict(pool.stats)
+        pools.append({"name": pool.name, "path": pool.path, "dedup": pool.dedup, **counters, "saved": pool.stats.saved})
+    return {
+        "version": status.version,
+        "pid": status.pid,
+        "uptime_seconds": status.uptime_seconds,
+        "uris": list(status.uris),
+        "connections": status.connections,
+        "pools": pools,
+        "exports": [dataclasses.asdict(export) for export in status.exports],
+    }
+
+
+def _lines(status: ServerStatus, *, pools: bool) -> Iterator[Line]:
+    for pool in status.pools:
+        exports = [export for export in status.exports if export.pool == pool.name]
+        if pools:
+            yield Line(pool, None, exports)
+        for export in exports:
+            yield Line(pool, export, exports)
+
+
+def _kind(export: ExportStatus | None) -> str:
+    if export is None:
+        return "pool"
+    return "snapshot" if export.read_only else "disk"
+
+
+def _mm_stat_line(status: ServerStatus) -> str:
+    if len(status.pools) != 1:
+        names = ", ".join(pool.name for pool in status.pools)
+        raise ConfigError(f"--mm-stat prints one pool's line; name one of {names} with --pool")
+    return " ".join(f"{number:8}" for number in status.pools[0].stats.mm_stat())
+
+
+def _io_stat_line(status: ServerStatus) -> str:
+    fields = ("failed_reads", "failed_writes", "invalid_io", "notify_free")
+    return " ".join(f"{sum(getattr(export, field) for export in status.exports):8}" for field in fields)

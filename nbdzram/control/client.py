@@ -1,0 +1,90 @@
+"""The control socket's client side, for the command line: plain blocking calls."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nbdzram.control import messages
+from nbdzram.errors import ServerUnreachable, UserError
+from nbdzram.status import ServerStatus, from_json
+
+CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
+
+Progress = Callable[[str, str, int, int], None]
+
+
+class ControlClient:
+    """One connection to a server; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect. Raises ServerUnreachable."""
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(CONNECT_SECONDS)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            reason = error.strerror or str(error)
+            raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
+        self._socket.settimeout(None)  # a fold may take minutes; Ctrl-C ends the wait
+        self._reader = self._socket.makefile("rb")
+        self._last_id = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._reader.close()
+        self._socket.close()
+
+    def status(self) -> ServerStatus:
+        """Everything that the server says of itself."""
+        return from_json(ServerStatus, self.call("status"))
+
+    def call(self, method: str, progress: Progress | None = None, **params: Any) -> Any:
+        """The result of one call, as JSON types. Raises UserError and its kin as the server says."""
+        self._last_id += 1
+        try:
+            self._socket.sendall(messages.request(method, params, self._last_id))
+            while True:
+                message = self._receive()
+                if message.get("method") == "progress":
+                    if progress is not None:
+                        _report(progress, message["params"])
+                elif "error" in message:
+                    raise messages.error_of(message["error"])
+                elif message.get("id") == self._last_id:
+                    return message.get("result")
+        except OSError as error:
+            raise self._lost(error.strerror or str(error)) from error
+
+    def _receive(self) -> dict[str, Any]:
+        line = self._reader.readline(messages.MAX_REPLY_BYTES)
+        if not line.endswith(b"\n"):
+            raise self._lost("it closed the connection")
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise UserError(f"what answers on {self._path} is no nbdzram server") from None
+        if not isinstance(message, dict):
+            raise UserError(f"what answers on {self._path} is no nbdzram server")
+        return message
+
+    def _lost(self, reason: str) -> ServerUnreachable:
+        return ServerUnreachable(f"the server on {self._path} went away: {reason}")
+
+
+def _report(progress: Progress, params: dict[str, Any]) -> None:
+    progress(params["kind"], params["pool"], params["done"], params["total"])

@@ -1,0 +1,133 @@
+"""The methods that the control socket offers: a table of names, parameters and calls.
+
+What a method needs from the server is stated in Operations; whoever serves (server/service.py) has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nbdzram.control.messages import Code, MessageError
+from nbdzram.status import ExportStatus, RunReport, ServerStatus, to_json
+
+Progress = Callable[[str, str, int, int], None]
+"""Called with kind, pool, done and total."""
+
+
+class Operations(Protocol):
+    """What the server does on request. Refusals are UserErrors."""
+
+    def status(self) -> ServerStatus:
+        """Everything, at this moment."""
+
+    async def run(
+        self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
+    ) -> tuple[RunReport, ...]:
+        """Fold, compact, recompress or check one pool, or all of them."""
+
+    async def add_export(
+        self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
+    ) -> ExportStatus:
+        """Make a new, empty export and offer it."""
+
+    async def remove_export(self, name: str, *, force: bool) -> None:
+        """Stop offering an export and free what nobody else holds."""
+
+    async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
+        """Change an export's size."""
+
+    async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
+        """Empty an export."""
+
+    async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
+        """Offer a clone, or a snapshot if read_only, of an export."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter by name; without a default it is required."""
+
+    kind: type
+    default: Any = ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method: its parameters, and the call that takes them and gives JSON."""
+
+    parameters: Mapping[str, Parameter]
+    call: Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
+
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters, complete and of the right types. Raises MessageError."""
+        unknown = given.keys() - self.parameters.keys()
+        if unknown:
+            allowed = ", ".join(self.parameters) or "none"
+            raise MessageError(Code.INVALID_PARAMS, f"unknown parameter '{min(unknown)}'; allowed are {allowed}")
+        read = {}
+        for name, parameter in self.parameters.items():
+            value = given.get(name, parameter.default)
+            if value is ...:
+                raise MessageError(Code.INVALID_PARAMS, f"the parameter '{name}' is missing")
+            if name in given and type(value) is not parameter.kind:  # bool is not an int here
+                raise MessageError(
+                    Code.INVALID_PARAMS, f"the parameter '{name}' is not of type {parameter.kind.__name__}"
+                )
+            read[name] = value
+        return read
+
+
+def method_table(operations: Operations) -> dict[str, Method]:
+    """Every method by its name."""
+    name, force = Parameter(str), Parameter(bool, False)
+    size = Parameter(int)
+
+    async def status(_: Mapping[str, Any], __: Progress) -> Any:
+        return to_json(operations.status())
+
+    async def run(given: Mapping[str, Any], progress: Progress) -> Any:
+        return to_json(await operations.run(**given, progress=progress))
+
+    async def add(given: Mapping[str, Any], _: Progress) -> Any:
+        return to_json(await operations.add_export(**given))
+
+    async def remove(given: Mapping[str, Any], _: Progress) -> Any:
+        await operations.remove_export(**given)
+
+    async def resize(given: Mapping[str, Any], _: Progress) -> Any:
+        return to_json(await operations.resize_export(**given))
+
+    async def reset(given: Mapping[str, Any], _: Progress) -> Any:
+        return to_json(await operations.reset_export(**given))
+
+    async def copy(given: Mapping[str, Any], _: Progress) -> Any:
+        return to_json(await operations.copy_export(**given))
+
+    return {
+        "status": Method({}, status),
+        "run": Method(
+            {
+                "kind": Parameter(str),
+                "pool": Parameter(str, None),
+                "dry_run": Parameter(bool, False),
+                "cpu_percent": Parameter(int, 100),
+            },
+            run,
+        ),
+        "exports.add": Method(
+            {
+                "name": name,
+                "size_bytes": size,
+                "pool": Parameter(str, None),
+                "read_only": Parameter(bool, False),
+                "description": Parameter(str, ""),
+            },
+            add,
+        ),
+        "exports.remove": Method({"name": name, "force": force}, remove),
+        "exports.resize": Method({"name": name, "size_bytes": size, "force": force}, resize),
+        "exports.reset": Method({"name": name, "force": force}, reset),
+        "exports.copy": Method({"source": name, "name": name, "read_only": Parameter(bool, False)}, copy),
+    }

@@ -1,0 +1,63 @@
+"""Prometheus' text format, version 0.0.4, written directly.
+
+prometheus_client was measured first: 4.8 MiB of resident memory in a server that holds nothing, and 102 ms for 100
+exports (6,800 samples), during which no client is served. What is needed of it fits this page: one line a sample,
+with an export's labels rendered once. Tests hold the output against prometheus_client's own parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from nbdzram.status import ServerStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Sample = tuple[str, float]
+"""What follows the family's name on a line (a suffix, labels), and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: name, type, help, and its samples."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    says: str
+    samples: Callable[[ServerStatus], Iterable[Sample]]
+
+    def render(self, status: ServerStatus) -> str:
+        """The family's lines; nothing if it has no samples."""
+        name = self.name
+        lines = [f"{name}{rest} {_number(value)}\n" for rest, value in self.samples(status)]
+        return f"# HELP {name} {self.says}\n# TYPE {name} {self.kind}\n{''.join(lines)}" if lines else ""
+
+
+def labels(**pairs: str) -> str:
+    """A label set in braces."""
+    return "{" + ",".join(f'{name}="{escape(value)}"' for name, value in pairs.items()) + "}"
+
+
+def escape(value: str) -> str:
+    """A label's value as it stands between quotes."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def histogram(
+    label_set: str, bounds: Iterable[tuple[str, int]], counts: tuple[int, ...], total: float
+) -> Iterator[Sample]:
+    """A histogram's samples, from counts a bucket. `bounds`: a bound's text, and how many buckets lie below it."""
+    opened = label_set[:-1] + ","
+    cumulative = tuple(accumulate(counts))
+    for text, below in bounds:
+        yield f'_bucket{opened}le="{text}"}}', cumulative[below - 1]
+    yield f'_bucket{opened}le="+Inf"}}', cumulative[-1]
+    yield f"_sum{label_set}", total
+    yield f"_count{label_set}", cumulative[-1]
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else repr(value)

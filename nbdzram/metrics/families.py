@@ -1,0 +1,183 @@
+"""Every metric that is published, as one table.
+
+Names: `nbdzram_` and the kernel's own field where zram has one (Documentation/admin-guide/blockdev/zram: mm_stat,
+io_stat), with _bytes or _total as Prometheus asks. Labels come from fixed sets and from the operator's own names of
+pools and exports; never from clients.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+
+from nbdzram.engine.stats import PoolStats
+from nbdzram.metrics.exposition import Family, Sample, histogram, labels
+from nbdzram.metrics.process import PROCESS_FAMILIES
+from nbdzram.status import ExportStatus, OperationStatus, RunTotals, ServerStatus
+
+Samples = Callable[[ServerStatus], Iterator[Sample]]
+LATENCY_STEP = 2  # every second of the server's buckets: a factor of four between bounds, 4 us to 4 s
+
+
+def _server(value: Callable[[ServerStatus], float]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        yield "", value(status)
+
+    return samples
+
+
+def _pool(value: Callable[[PoolStats], float]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for pool in status.pools:
+            yield labels(pool=pool.name), value(pool.stats)
+
+    return samples
+
+
+def _export(value: Callable[[ExportStatus], float]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for export in status.exports:
+            yield labels(pool=export.pool, export=export.name), value(export)
+
+    return samples
+
+
+def _operation(value: Callable[[OperationStatus], float]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for export in status.exports:
+            opened = labels(pool=export.pool, export=export.name)[:-1]
+            for name, operation in export.operations.items():
+                yield f'{opened},operation="{name}"}}', value(operation)
+
+    return samples
+
+
+def _errors(status: ServerStatus) -> Iterator[Sample]:
+    for export in status.exports:
+        opened = labels(pool=export.pool, export=export.name)[:-1]
+        for name, operation in export.operations.items():
+            for cause, count in operation.errors.items():
+                yield f'{opened},operation="{name}",cause="{cause}"}}', count
+
+
+def _latency(status: ServerStatus) -> Iterator[Sample]:
+    """Only of operations that were used: a histogram of zeroes tells nothing and costs a scrape."""
+    chosen = range(LATENCY_STEP, len(status.latency_bounds_seconds), LATENCY_STEP)
+    bounds = [(repr(status.latency_bounds_seconds[index]), index + 1) for index in chosen]
+    for export in status.exports:
+        opened = labels(pool=export.pool, export=export.name)[:-1]
+        for name, operation in export.operations.items():
+            if operation.requests:
+                label_set = f'{opened},operation="{name}"}}'
+                yield from histogram(label_set, bounds, operation.latency_counts, operation.latency_sum_seconds)
+
+
+def _runs(value: Callable[[RunTotals], float]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for pool in status.pools:
+            for kind, totals in pool.maintenance.totals.items():
+                yield labels(pool=pool.name, kind=kind), value(totals)
+
+    return samples
+
+
+def _running(status: ServerStatus) -> Iterator[Sample]:
+    for pool in status.pools:
+        for kind in pool.maintenance.totals:
+            yield labels(pool=pool.name, kind=kind), int(pool.maintenance.running == kind)
+
+
+def _decisions(status: ServerStatus) -> Iterator[Sample]:
+    for pool in status.pools:
+        for kind, reasons in pool.maintenance.decisions.items():
+            for reason, count in reasons.items():
+                yield labels(pool=pool.name, kind=kind, reason=reason), count
+
+
+def _waits(status: ServerStatus) -> Iterator[Sample]:
+    for pool in status.pools:
+        for kind, seconds in pool.maintenance.next_allowed_seconds.items():
+            yield labels(pool=pool.name, kind=kind), seconds
+
+
+def _codecs(status: ServerStatus) -> Iterator[Sample]:
+    for pool in status.pools:
+        for codec, size in pool.stats.compr_by_codec.items():
+            yield labels(pool=pool.name, codec=codec), size
+
+
+def _build(status: ServerStatus) -> Iterator[Sample]:
+    yield labels(version=status.version, python=platform.python_version()), 1
+
+
+def _handshake_failures(status: ServerStatus) -> Iterator[Sample]:
+    for cause, count in status.handshake_failures.items():
+        yield labels(cause=cause), count
+
+
+MM_STAT = (
+    Family("nbdzram_orig_data_size_bytes", "gauge", "Uncompressed size of the blocks stored.", _pool(lambda s: s.orig_data_size)),
+    Family("nbdzram_compr_data_size_bytes", "gauge", "Compressed size of the distinct objects stored.", _pool(lambda s: s.compr_data_size)),
+    Family("nbdzram_mem_used_total_bytes", "gauge", "Memory of stored objects, fragmentation included, metadata not.", _pool(lambda s: s.mem_used_total)),
+    Family("nbdzram_mem_limit_bytes", "gauge", "Most memory for stored objects; 0 is no limit.", _pool(lambda s: s.mem_limit)),
+    Family("nbdzram_mem_used_max_bytes", "gauge", "Highest memory of stored objects so far.", _pool(lambda s: s.mem_used_max)),
+    Family("nbdzram_same_pages", "gauge", "Blocks of one repeated word, which take no object.", _pool(lambda s: s.same_pages)),
+    Family("nbdzram_pages_compacted_total", "counter", "Pages that compaction gave back.", _pool(lambda s: s.pages_compacted)),
+    Family("nbdzram_huge_pages", "gauge", "Blocks that did not compress and are stored raw.", _pool(lambda s: s.huge_pages)),
+    Family("nbdzram_huge_pages_since_total", "counter", "Blocks ever stored raw.", _pool(lambda s: s.huge_pages_since)),
+    Family("nbdzram_pages_folded_total", "counter", "Pages that folding gave back.", _pool(lambda s: s.pages_folded)),
+)  # fmt: skip
+
+POOL = (
+    Family("nbdzram_metadata_bytes", "gauge", "Memory of tables, handles and indexes.", _pool(lambda s: s.metadata)),
+    Family("nbdzram_fragmentation_bytes", "gauge", "Memory of zspages that holds no object.", _pool(lambda s: s.mem_used_total - s.compr_data_size)),
+    Family("nbdzram_saved_bytes", "gauge", "What the pool spares its host, metadata deducted.", _pool(lambda s: s.saved - s.metadata)),
+    Family("nbdzram_shared_bytes", "gauge", "Compressed bytes that sharing of objects saves now.", _pool(lambda s: s.shared_bytes)),
+    Family("nbdzram_codec_bytes", "gauge", "Compressed size of distinct objects by codec.", _codecs),
+    Family("nbdzram_objects", "gauge", "Distinct objects stored.", _pool(lambda s: s.objects)),
+    Family("nbdzram_shared_objects", "gauge", "Objects that more than one block uses.", _pool(lambda s: s.shared_objects)),
+    Family("nbdzram_handles", "gauge", "Live handles on objects.", _pool(lambda s: s.handles)),
+    Family("nbdzram_zspages", "gauge", "Runs of pages that hold objects.", _pool(lambda s: s.zspages)),
+    Family("nbdzram_fold_pending_objects", "gauge", "Objects that the next fold will look at.", _pool(lambda s: s.fold_pending)),
+    Family("nbdzram_objects_folded_total", "counter", "Objects merged away by folding or inline deduplication.", _pool(lambda s: s.objects_folded)),
+    Family("nbdzram_inline_folded_total", "counter", "Writes that found their content already stored.", _pool(lambda s: s.inline_folded)),
+    Family("nbdzram_objects_moved_total", "counter", "Objects that compaction moved.", _pool(lambda s: s.objects_moved)),
+    Family("nbdzram_objects_recompressed_total", "counter", "Objects stored again with a stronger codec.", _pool(lambda s: s.objects_recompressed)),
+    Family("nbdzram_pool_full_total", "counter", "Writes refused because the pool was at its limit.", _pool(lambda s: s.failed_writes)),
+    Family("nbdzram_maintenance_runs_total", "counter", "Maintenance runs that came to their end.", _runs(lambda t: t.runs)),
+    Family("nbdzram_maintenance_failures_total", "counter", "Maintenance runs that failed.", _runs(lambda t: t.failures)),
+    Family("nbdzram_maintenance_seconds_total", "counter", "Time that maintenance runs took.", _runs(lambda t: t.seconds)),
+    Family("nbdzram_maintenance_cpu_seconds_total", "counter", "Processor time that maintenance runs took.", _runs(lambda t: t.cpu_seconds)),
+    Family("nbdzram_maintenance_freed_bytes_total", "counter", "Memory that maintenance runs gave back.", _runs(lambda t: t.bytes_freed)),
+    Family("nbdzram_maintenance_running", "gauge", "Whether a run of this kind is under way.", _running),
+    Family("nbdzram_maintenance_decisions_total", "counter", "Why automatic runs started or did not.", _decisions),
+    Family("nbdzram_maintenance_wait_seconds", "gauge", "For how long automatic runs still wait.", _waits),
+)  # fmt: skip
+
+EXPORT = (
+    Family("nbdzram_export_size_bytes", "gauge", "Size that clients see.", _export(lambda e: e.size_bytes)),
+    Family("nbdzram_export_stored_bytes", "gauge", "Uncompressed size of its stored blocks.", _export(lambda e: e.stored_bytes)),
+    Family("nbdzram_export_same_filled_bytes", "gauge", "Size of its blocks of one repeated word.", _export(lambda e: e.same_filled_bytes)),
+    Family("nbdzram_export_connections", "gauge", "Clients attached.", _export(lambda e: e.connections)),
+    Family("nbdzram_failed_reads_total", "counter", "Reads that failed.", _export(lambda e: e.failed_reads)),
+    Family("nbdzram_failed_writes_total", "counter", "Writes that failed.", _export(lambda e: e.failed_writes)),
+    Family("nbdzram_invalid_io_total", "counter", "Requests that were wrong in themselves.", _export(lambda e: e.invalid_io)),
+    Family("nbdzram_notify_free_total", "counter", "Blocks that clients gave back by TRIM.", _export(lambda e: e.notify_free)),
+    Family("nbdzram_requests_total", "counter", "Requests by operation.", _operation(lambda o: o.requests)),
+    Family("nbdzram_request_bytes_total", "counter", "Bytes of requests that succeeded.", _operation(lambda o: o.bytes)),
+    Family("nbdzram_request_errors_total", "counter", "Requests that failed, by cause.", _errors),
+    Family("nbdzram_request_duration_seconds", "histogram", "Time from a request's arrival to its reply.", _latency),
+)  # fmt: skip
+
+SERVER = (
+    Family("nbdzram_build_info", "gauge", "The version that runs.", _build),
+    Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
+    Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
+    Family("nbdzram_handshake_failures_total", "counter", "Handshakes that failed, by cause.", _handshake_failures),
+    Family("nbdzram_protocol_errors_total", "counter", "Connections ended because the peer broke the protocol.", _server(lambda s: s.protocol_errors)),
+    Family("nbdzram_event_loop_lag_seconds", "gauge", "How late the event loop woke at the last sample.", _server(lambda s: s.event_loop_lag_seconds)),
+    Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
+)  # fmt: skip
+
+FAMILIES = (*MM_STAT, *POOL, *EXPORT, *SERVER, *PROCESS_FAMILIES)
+"""In the order in which they are published."""

@@ -1,0 +1,380 @@
+"""The whole service: pools, exports, the NBD server and maintenance, from start to drain.
+
+Everything here runs on the event loop; what may take long (deleting, resizing, maintenance) goes to threads. Changes
+at run time take one lock, so that two of them never interleave. A removed export leaves the registry first, so that
+no client finds it while its blocks are freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from nbdzram import __version__
+from nbdzram.config import DEFAULT_POOL, ExportConfig, ServerConfig, Trigger
+from nbdzram.engine.check import Check
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import ExportExists, NoSuchExport, UserError
+from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.inventory import Placed, open_pools, place_exports
+from nbdzram.server.listener import NbdServer
+from nbdzram.server.maintenance import Maintenance, Progress, Run, RunFactory
+from nbdzram.server.policy import STARTS, Policy, Reason, compact_gain, fold_gain
+from nbdzram.server.state import ExportChange, State
+from nbdzram.status import (
+    ExportStatus,
+    MaintenanceStatus,
+    OperationStatus,
+    PoolStatus,
+    RunReport,
+    ServerStatus,
+)
+from nbdzram.units import format_size
+from nbdzram.values import export_name, export_size
+
+TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
+
+log = logging.getLogger("nbdzram.server")
+
+
+class PoolService:
+    """One pool, its maintenance and the policies that start it."""
+
+    def __init__(self, name: str, pool: Pool, policies: dict[str, Policy]) -> None:
+        self.name = name
+        self.pool = pool
+        self.policies = policies
+        self.maintenance = Maintenance(name, pool, _kinds(pool))
+        self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
+
+    def status(self, now: float) -> PoolStatus:
+        """The pool at this moment of the loop's clock."""
+        done, total = self.maintenance.progress()
+        return PoolStatus(
+            name=self.name,
+            path=self.pool.path,
+            dedup="inline" if self.pool.inline_dedup else "fold",
+            stats=self.pool.stats(),
+            maintenance=MaintenanceStatus(
+                running=self.maintenance.running,
+                done=done,
+                total=total,
+                totals=dict(self.maintenance.totals),
+                decisions={kind: dict(policy.decisions) for kind, policy in self.policies.items()},
+                next_allowed_seconds={kind: policy.waits_seconds(now) for kind, policy in self.policies.items()},
+            ),
+        )
+
+
+class Service:
+    """A running server. start() and stop() once; between them the operations that control offers."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._declared = {export.name: export.size_bytes for export in config.exports}
+        self._state = State(None)
+        self._pools: dict[str, PoolService] = {}
+        self._exports = Exports(config.default_export)
+        self._nbd = NbdServer(self._exports, config)
+        self._changing = asyncio.Lock()
+        self._pulse: asyncio.Task[None] | None = None
+        self._started_at = 0.0
+        self._started = 0.0
+        self._lag_seconds = 0.0
+        self._requests_seen = 0
+        self._draining = False
+
+    async def start(self) -> None:
+        """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
+        config = self._config
+        self._state = State(config.state_dir)
+        loop = asyncio.get_running_loop()
+        self._started_at, self._started = time.time(), loop.time()
+        pools = await asyncio.to_thread(open_pools, config.pools, self._state)
+        try:
+            for name, pool in pools.items():
+                pool.set_clock(int(loop.time()))
+                self._pools[name] = PoolService(name, pool, _policies(config, loop.time()))
+            for placed in place_exports(config.exports, pools, self._state):
+                self._exports.add(_export(placed))
+            await self._nbd.start()
+        except BaseException:
+            for pool in pools.values():
+                pool.close()
+            raise
+        self._pulse = asyncio.create_task(self._beat())
+
+    async def stop(self) -> None:
+        """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
+        self._draining = True
+        if self._pulse is not None:
+            self._pulse.cancel()
+        await self._nbd.drain()
+        for service in self._pools.values():
+            await service.maintenance.stop()
+        for service in self._pools.values():
+            service.pool.close()
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where clients attach: one NBD URI an address, without an export's name."""
+        return tuple(self._nbd.uris)
+
+    def status(self) -> ServerStatus:
+        """Everything, at this moment."""
+        now = asyncio.get_running_loop().time()
+        return ServerStatus(
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            uptime_seconds=now - self._started,
+            uris=self.uris,
+            draining=self._draining,
+            connections=self._nbd.connections,
+            connections_total=self._nbd.connections_accepted,
+            handshake_failures=dict(self._nbd.handshake_failures),
+            protocol_errors=self._nbd.protocol_errors,
+            event_loop_lag_seconds=self._lag_seconds,
+            latency_bounds_seconds=LATENCY_BOUNDS_SECONDS,
+            pools=tuple(service.status(now) for service in self._pools.values()),
+            exports=tuple(_export_status(export) for export in self._exports),
+        )
+
+    async def run(
+        self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
+    ) -> tuple[RunReport, ...]:
+        """One maintenance run on one pool, or on each in turn. Raises UserError."""
+        if not 1 <= cpu_percent <= 100:
+            raise UserError(f"the processor budget is {cpu_percent} percent; it lies from 1 to 100")
+        services = list(self._pools.values()) if pool is None else [self._pool(pool)]
+        return tuple(
+            [
+                await service.maintenance.run(kind, dry_run=dry_run, cpu_percent=cpu_percent, progress=progress)
+                for service in services
+            ]
+        )
+
+    async def add_export(
+        self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
+    ) -> ExportStatus:
+        """Make a new, empty export and offer it. Raises UserError, ExportExists."""
+        async with self._changing:
+            self._require_free_name(name)
+            _require_size(size_bytes)
+            service = self._pool(pool or DEFAULT_POOL)
+            disk = service.pool.create(name, size_bytes, read_only=read_only)
+            config = ExportConfig(
+                name=name, size_bytes=size_bytes, pool=service.name, read_only=read_only, description=description
+            )
+            return self._offer(Placed(disk, config))
+
+    async def remove_export(self, name: str, *, force: bool) -> None:
+        """Stop offering an export and free what nobody else holds. Raises NoSuchExport, UserError."""
+        async with self._changing:
+            export = self._exports.get(name)
+            _require_detached(export, "remove", force=force)
+            self._remember(export, removed=True)
+            self._exports.remove(name)
+            await self._nbd.detach(export)
+            await asyncio.to_thread(self._pools[export.pool_name].pool.delete, export.disk)
+            if name not in self._declared:
+                self._state.remember_export(name, None)
+
+    async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
+        """Grow, or with `force` shrink, an export. Raises NoSuchExport, UserError."""
+        async with self._changing:
+            export = self._exports.get(name)
+            _require_size(size_bytes)
+            if size_bytes < export.disk.size_bytes:
+                if not force:
+                    raise UserError(
+                        f"the export '{name}' has {format_size(export.disk.size_bytes)}; shrinking it to "
+                        f"{format_size(size_bytes)} destroys what lies behind, which only --force does"
+                    )
+                _require_detached(export, "shrink", force=False)
+            await asyncio.to_thread(export.disk.resize, size_bytes)
+            self._remember(export)
+            return _export_status(export)
+
+    async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
+        """Turn every block into a hole, as zram's reset does. Raises NoSuchExport, UserError."""
+        async with self._changing:
+            export = self._exports.get(name)
+            _require_detached(export, "reset", force=force)
+            await self._nbd.detach(export)
+            await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
+            return _export_status(export)
+
+    async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
+        """Offer a clone, or a snapshot if read_only, of an export. Raises NoSuchExport, ExportExists, UserError."""
+        async with self._changing:
+            original = self._exports.get(source)
+            self._require_free_name(name)
+            disk = self._pools[original.pool_name].pool.clone(original.disk, name, read_only=read_only)
+            config = ExportConfig(
+                name=name,
+                size_bytes=disk.size_bytes,
+                pool=original.pool_name,
+                read_only=read_only,
+                description=f"{'snapshot' if read_only else 'clone'} of {source}",
+            )
+            return self._offer(Placed(disk, config))
+
+    def _offer(self, placed: Placed) -> ExportStatus:
+        export = _export(placed)
+        self._remember(export)
+        self._exports.add(export)
+        return _export_status(export)
+
+    def _remember(self, export: Export, *, removed: bool = False) -> None:
+        change = ExportChange(
+            pool=export.pool_name,
+            size_bytes=export.disk.size_bytes,
+            read_only=export.read_only,
+            description=export.description,
+            removed=removed,
+            declared_size_bytes=self._declared.get(export.name),
+        )
+        self._state.remember_export(export.name, change)
+
+    def _pool(self, name: str) -> PoolService:
+        if name not in self._pools:
+            raise NoSuchExport(f"there is no pool '{name}'; there are: {', '.join(sorted(self._pools))}")
+        return self._pools[name]
+
+    def _require_free_name(self, name: str) -> None:
+        try:
+            export_name(name)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if any(export.name == name for export in self._exports):
+            raise ExportExists(f"there is an export '{name}' already; choose another name or remove it first")
+
+    async def _beat(self) -> None:
+        """The pulse: engine clock, lag, policies."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + TICK_SECONDS
+            await asyncio.sleep(TICK_SECONDS)
+            now = loop.time()
+            self._lag_seconds = max(now - due, 0.0)
+            requests = sum(export.traffic.total_requests() for export in self._exports)
+            rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
+            for service in self._pools.values():
+                service.pool.set_clock(int(now))
+                self._consider(service, now, rate)
+
+    def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:
+        """Start the first run that a policy asks for, unless one is under way."""
+        busy = service.automatic is not None and not service.automatic.done()
+        if (
+            busy
+            or service.maintenance.running
+            or all(policy.trigger is Trigger.OFF for policy in service.policies.values())
+        ):
+            return
+        stats = service.pool.stats()
+        for kind, policy in service.policies.items():
+            reason = policy.decide(now, stats, requests_per_second)
+            if reason in STARTS:
+                assert reason is not None
+                expected = policy.expected_gain(stats)
+                service.automatic = asyncio.create_task(self._run_automatic(service, kind, reason, expected))
+                return
+
+    async def _run_automatic(self, service: PoolService, kind: str, reason: Reason, expected: int) -> None:
+        loop, policy, gained = asyncio.get_running_loop(), service.policies[kind], 0
+        try:
+            budget = self._config.maintenance.cpu_percent
+            report = await service.maintenance.run(kind, cpu_percent=budget, reason=reason)
+            gained = max(report.before.compr_data_size - report.after.compr_data_size, 0)
+            gained = max(gained, report.before.mem_used_total - report.after.mem_used_total)
+        except UserError as error:
+            log.warning("automatic %s", error)
+        policy.learn(loop.time(), expected, gained)
+
+
+def _kinds(pool: Pool) -> dict[str, RunFactory]:
+    """The engine's runs by name."""
+    return {
+        "fold": lambda dry_run: Fold(pool, dry_run=dry_run),
+        "compact": lambda dry_run: Compact(pool, dry_run=dry_run),
+        "check": _always_wet("check", lambda: Check(pool)),
+    }
+
+
+def _always_wet(kind: str, start: Callable[[], Run]) -> RunFactory:
+    def factory(dry_run: bool) -> Run:
+        if dry_run:
+            raise UserError(f"{kind} changes nothing, so there is no dry run of it")
+        return start()
+
+    return factory
+
+
+def _policies(config: ServerConfig, now: float) -> dict[str, Policy]:
+    wishes = config.maintenance
+    return {
+        "fold": Policy.new(wishes.fold, wishes.fold_interval_seconds, fold_gain, now),
+        "compact": Policy.new(wishes.compact, wishes.compact_interval_seconds, compact_gain, now),
+    }
+
+
+def _export(placed: Placed) -> Export:
+    config = placed.config
+    return Export(
+        name=config.name,
+        disk=placed.disk,
+        pool_name=config.pool,
+        read_only=config.read_only,
+        description=config.description,
+        allow_addresses=config.allow_addresses,
+        allow_certificates=config.allow_certificates,
+    )
+
+
+def _export_status(export: Export) -> ExportStatus:
+    stats, io_stat = export.disk.stats(), export.traffic.io_stat()
+    return ExportStatus(
+        name=export.name,
+        pool=export.pool_name,
+        size_bytes=stats.size,
+        read_only=export.read_only,
+        description=export.description,
+        stored_bytes=stats.stored,
+        same_filled_bytes=stats.same_filled,
+        connections=len(export.connections),
+        failed_reads=io_stat.failed_reads,
+        failed_writes=io_stat.failed_writes,
+        invalid_io=io_stat.invalid_io,
+        notify_free=io_stat.notify_free,
+        operations={
+            name: OperationStatus(
+                requests=counts.requests,
+                bytes=counts.size_bytes,
+                errors=counts.errors,
+                latency_counts=counts.latency_buckets,
+                latency_sum_seconds=counts.latency_seconds,
+            )
+            for name, counts in export.traffic.operations().items()
+        },
+    )
+
+
+def _require_detached(export: Export, verb: str, *, force: bool) -> None:
+    count = len(export.connections)
+    if count and not force:
+        clients = "1 client is" if count == 1 else f"{count} clients are"
+        raise UserError(f"cannot {verb} the export '{export.name}': {clients} attached; detach first")
+
+
+def _require_size(size_bytes: int) -> None:
+    try:
+        export_size(size_bytes)
+    except ValueError as error:
+        raise UserError(str(error)) from None

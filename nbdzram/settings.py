@@ -1,0 +1,317 @@
+"""Where a configuration comes from: TOML files, the environment, flags; and which keys there are.
+
+Every source becomes a layer (path -> value and its origin); layers are laid over one another: TOML file, its
+conf.d, NBDZRAM_*, flags. Only then are values read, by the one table KEYS, so that an error can name the file and
+line, the variable or the flag that it came from. Defaults stand in config.py.
+
+A path names one leaf: ("metrics",), ("limits", "connections"), ("exports", "disk", "size"). `*` in KEYS is a name
+that the operator chooses.
+
+Known limits: tomllib keeps no line numbers, so they are found by scanning for headers and `key =`; inside an inline
+table the line named is the one where the table starts.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbdzram import values
+from nbdzram.config import (
+    DEFAULT_METRICS_PORT,
+    DEFAULT_POOL,
+    ExportConfig,
+    Limits,
+    LogLevel,
+    MaintenanceConfig,
+    PoolConfig,
+    ServerConfig,
+    TlsConfig,
+    TlsMode,
+)
+from nbdzram.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "NBDZRAM_"
+CONFIG_DIRECTORY = "conf.d"
+MAX_FILE_BYTES = 4 << 20  # ten thousand exports fit; a disk image given by mistake does not
+
+LeafPath = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A raw value, and where it was said."""
+
+    value: object
+    origin: str
+
+
+Layer = dict[LeafPath, Given]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key that may be set: where it stands, which fields it fills, and what it is for."""
+
+    path: LeafPath
+    read: Callable[[object], Any]
+    says: str
+    fills_several: bool = False  # read() gives a dict of fields instead of one value
+
+    def fields(self, value: object) -> dict[str, Any]:
+        """The dataclass fields that `value` fills. Raises ValueError."""
+        read = self.read(value)
+        return read if self.fills_several else {self.path[-1]: read}
+
+    @property
+    def variable(self) -> str | None:
+        """Its environment variable. Of the keys under a chosen name, only the default pool's have one."""
+        if self.path[0] == "exports":
+            return None
+        words = self.path[2:] if self.path[0] == "pools" else self.path
+        return ENVIRONMENT_PREFIX + "_".join(words).upper()
+
+
+GIB = 1 << 30
+_DAY = 86400.0
+
+KEYS = (
+    Key(
+        ("listen",),
+        values.listen,
+        "addresses: HOST:PORT, unix:PATH[,mode=0660][,owner=U:G], vsock:PORT",
+        True,
+    ),
+    Key(("metrics",), values.tcp_address_or_off(DEFAULT_METRICS_PORT), "HOST:PORT of the metrics, or off"),
+    Key(("control",), values.path, "the control socket"),
+    Key(("state_dir",), values.path, "directory whose files let disks outlive the process"),
+    Key(("default_export",), values.export_name, "the export that the empty name means"),
+    Key(("list_exports",), values.boolean, "whether clients may list the exports"),
+    Key(("log_level",), values.choice(LogLevel), "debug, info, warning or error"),
+    Key(("tls", "mode"), values.choice(TlsMode), "off, on or require"),
+    Key(("tls", "certificate"), values.path, "X.509 certificate chain, PEM"),
+    Key(("tls", "key"), values.path, "its private key, PEM"),
+    Key(("tls", "client_ca"), values.path, "certificate authority that clients must be signed by, PEM"),
+    Key(("tls", "psk_file"), values.path, "pre-shared keys, a line NAME:HEXKEY each"),
+    Key(("limits", "handshake_seconds"), values.seconds(0.1, 3600), "a handshake ends within this time"),
+    Key(("limits", "handshake_options"), values.integer(8, 65536), "options of one handshake"),
+    Key(("limits", "connections"), values.integer(1, 1 << 20), "connections at once"),
+    Key(("limits", "payload_bytes"), values.size(65536, GIB), "largest READ or WRITE"),
+    Key(("limits", "connection_bytes"), values.size(65536, GIB), "buffers of one connection"),
+    Key(("limits", "total_bytes"), values.size(1 << 20, 1 << 40), "buffers of all connections"),
+    Key(("limits", "drain_seconds"), values.seconds(0, 3600), "how long a stop waits for requests under way"),
+    Key(("maintenance", "fold"), values.trigger("fold"), "off, auto or an interval", True),
+    Key(("maintenance", "compact"), values.trigger("compact"), "off, auto or an interval", True),
+    Key(("maintenance", "recompress"), values.trigger("recompress"), "off, auto or an interval", True),
+    Key(("maintenance", "recompress_age_seconds"), values.integer(0, 10**9), "age at which a block is idle"),
+    Key(("maintenance", "cpu_percent"), values.integer(1, 100), "share of one core for automatic runs"),
+    Key(("pools", "*", "mem_limit"), values.memory, "most memory for stored blocks: a size or a share (50%)"),
+    Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
+    Key(("exports", "*", "size"), values.export_size, "size of the disk"),
+    Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
+    Key(("exports", "*", "read_only"), values.boolean, "whether clients may write"),
+    Key(("exports", "*", "description"), values.text, "what clients are told of it"),
+    Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
+    Key(
+        ("exports", "*", "allow_certificates"),
+        values.several(values.text),
+        "certificate names that may attach",
+    ),
+)
+"""Every key, in the order of the reference."""
+
+_BY_PATH = {key.path: key for key in KEYS}
+_NAMED = {"pools": values.pool_name, "exports": values.export_name}
+
+
+def load(file: Path | None, environment: Mapping[str, str], flags: Layer) -> ServerConfig:
+    """The configuration from all its sources. Raises ConfigError."""
+    layer: Layer = {}
+    named = file or _file_from(environment)
+    for source in _files(named) if named is not None else ():
+        layer |= read_toml(source)
+    layer |= read_environment(environment)
+    layer |= flags
+    return build(layer)
+
+
+def read_toml(path: Path) -> Layer:
+    """One file's leaves. Raises ConfigError."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; is it a configuration file?")
+        content = path.read_text(encoding="utf-8")
+        document = tomllib.loads(content)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    lines = _line_numbers(content)
+    return {leaf: Given(value, f"{path}{_line_of(leaf, lines)}") for leaf, value in _leaves(document, ())}
+
+
+def read_environment(environment: Mapping[str, str]) -> Layer:
+    """The NBDZRAM_* variables that name a key; an empty one counts as unset.
+
+    Others are left alone: Kubernetes sets NBDZRAM_PORT and its kin by itself for a service named nbdzram.
+    """
+    layer: Layer = {}
+    for key in KEYS:
+        variable = key.variable
+        if variable is not None and environment.get(variable):
+            path = tuple(DEFAULT_POOL if word == "*" else word for word in key.path)
+            layer[path] = Given(environment[variable], variable)
+    variable = f"{ENVIRONMENT_PREFIX}EXPORTS"
+    for item in environment.get(variable, "").split():
+        layer |= export_layer(item, variable)
+    return layer
+
+
+def export_layer(specification: str, origin: str) -> Layer:
+    """NAME=SIZE[,ro][,pool=POOL] as a layer. Raises ConfigError."""
+    name, equals, rest = specification.partition("=")
+    size, *options = rest.split(",")
+    if not name or not equals or not size:
+        raise ConfigError(f"{origin}: '{specification}' is not NAME=SIZE, such as disk=1G")
+    layer: Layer = {("exports", name, "size"): Given(size, origin)}
+    for option in options:
+        key, _, content = option.partition("=")
+        if option == "ro":
+            layer["exports", name, "read_only"] = Given(True, origin)
+        elif key == "pool":
+            layer["exports", name, "pool"] = Given(content, origin)
+        else:
+            raise ConfigError(f"{origin}: '{option}' is not allowed behind a size; 'ro' and 'pool=NAME' are")
+    return layer
+
+
+def build(layer: Layer) -> ServerConfig:
+    """Read every value of the merged layer. Raises ConfigError."""
+    fields: dict[LeafPath, dict[str, Any]] = {}
+    for path, given in layer.items():
+        if isinstance(given.value, Mapping) and _is_section(path):
+            fields.setdefault(path, {})  # an empty [pools.fast] is a pool with defaults
+            continue
+        key = _key_of(path, given)
+        try:
+            fields.setdefault(path[:-1], {}).update(key.fields(given.value))
+        except ValueError as error:
+            raise ConfigError(f"{given.origin}: {'.'.join(path)}: {error}") from None
+    pools = {name: PoolConfig(name=name, **fields[path]) for path, name in _names(fields, "pools")}
+    pools.setdefault(DEFAULT_POOL, PoolConfig())
+    exports = tuple(_export(name, fields[path], layer, pools) for path, name in _names(fields, "exports"))
+    tls = TlsConfig(**fields.get(("tls",), {}))
+    _check_tls(tls, layer)
+    return ServerConfig(
+        exports=exports,
+        pools=tuple(pools.values()),
+        tls=tls,
+        limits=Limits(**fields.get(("limits",), {})),
+        maintenance=MaintenanceConfig(**fields.get(("maintenance",), {})),
+        **fields.get((), {}),
+    )
+
+
+def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, PoolConfig]) -> ExportConfig:
+    if "size" not in given:
+        origin = next(item.origin for path, item in layer.items() if path[:2] == ("exports", name))
+        raise ConfigError(f"{origin}: export '{name}' has no size; add size = \"1G\"")
+    export = ExportConfig(name=name, size_bytes=given.pop("size"), **given)
+    if export.pool not in pools:
+        origin = layer["exports", name, "pool"].origin
+        known = ", ".join(sorted(pools))
+        raise ConfigError(f"{origin}: export '{name}' asks for the pool '{export.pool}'; the pools are {known}")
+    return export
+
+
+def _check_tls(tls: TlsConfig, layer: Layer) -> None:
+    if tls.mode is TlsMode.OFF:
+        return
+    origin = layer["tls", "mode"].origin
+    if tls.psk_file is None and (tls.certificate is None or tls.key is None):
+        raise ConfigError(f"{origin}: tls.mode = {tls.mode} needs tls.certificate and tls.key, or tls.psk_file")
+
+
+def _key_of(path: LeafPath, given: Given) -> Key:
+    """The table's entry for a path, or a ConfigError that names the nearest keys."""
+    if len(path) == 3 and path[0] in _NAMED:
+        try:
+            _NAMED[path[0]](path[1])
+        except ValueError as error:
+            raise ConfigError(f"{given.origin}: {error}") from None
+    pattern = (path[0], "*", path[2]) if len(path) == 3 else path
+    if pattern in _BY_PATH:
+        return _BY_PATH[pattern]
+    if len(path) < 3 and path[0] in _NAMED:
+        keys = ", ".join(key.path[2] for key in KEYS if key.path[0] == path[0])
+        raise ConfigError(f"{given.origin}: '{path[0]}' holds tables: write [{path[0]}.NAME] and below it {keys}")
+    import difflib  # noqa: PLC0415 - only a mistake pays for it
+
+    siblings = [key.path[-1] for key in KEYS if key.path[:-1] == pattern[:-1]] or [key.path[0] for key in KEYS]
+    near = difflib.get_close_matches(path[-1], siblings, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(dict.fromkeys(siblings))}"
+    raise ConfigError(f"{given.origin}: unknown key '{'.'.join(path)}'; {hint}")
+
+
+def _is_section(path: LeafPath) -> bool:
+    if len(path) == 2 and path[0] in _NAMED:
+        return True
+    return len(path) == 1 and any(len(key.path) > 1 and key.path[0] == path[0] for key in KEYS)
+
+
+def _names(fields: Mapping[LeafPath, object], section: str) -> list[tuple[LeafPath, str]]:
+    return [(path, path[1]) for path in fields if len(path) == 2 and path[0] == section]
+
+
+def _file_from(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    return Path(named) if named else None
+
+
+def _files(file: Path) -> Iterator[Path]:
+    yield file
+    yield from sorted((file.parent / CONFIG_DIRECTORY).glob("*.toml"))
+
+
+def _leaves(table: Mapping[str, object], path: LeafPath) -> Iterator[tuple[LeafPath, object]]:
+    """The keys that hold values, and the tables that are empty."""
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
+_LINE = re.compile(rf"\s*(?:\[\s*(?P<table>{_DOTTED})\s*\]|(?P<key>{_DOTTED})\s*=)")
+
+
+def _line_numbers(content: str) -> dict[LeafPath, int]:
+    """path -> line, counted from 1, for every header and key that stands at the start of a line."""
+    found: dict[LeafPath, int] = {}
+    table: LeafPath = ()
+    for number, line in enumerate(content.splitlines(), start=1):
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        parts = tuple(part.strip("\"'") for part in re.findall(_PART, match["table"] or match["key"]))
+        if match["table"] is not None:
+            table = parts
+            found.setdefault(table, number)
+        else:
+            found.setdefault(table + parts, number)
+    return found
+
+
+def _line_of(leaf: LeafPath, lines: Mapping[LeafPath, int]) -> str:
+    for length in range(len(leaf), 0, -1):
+        if leaf[:length] in lines:
+            return f" line {lines[leaf[:length]]}"
+    return ""

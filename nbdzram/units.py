@@ -1,0 +1,78 @@
+"""Sizes in and out, as zramctl reads and prints them.
+
+K and KiB are 1024, KB is 1000; case does not matter. Arithmetic is exact: 0.1G is refused, because it is no
+whole number of bytes, and nothing is rounded behind the operator's back. Output rounds to one decimal, as
+zramctl's does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from fractions import Fraction
+
+LETTERS = "KMGTPE"
+MAX_SIZE_BYTES = 1 << 63  # NBD counts in unsigned 64 bits; clients use signed offsets
+ALLOWED = "a number with a suffix K, M, G, T (1024) or KB, MB, GB, TB (1000), such as 512M or 1.5GiB"
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*|%)")
+_UNIT = re.compile(rf"(?P<letter>[{LETTERS}])(?P<kind>IB|B)?|B?", re.IGNORECASE)
+
+
+def physical_memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def parse_size(text: str, *, of: int | None = None) -> int:
+    """The bytes that `text` names. `of` is what a percentage is taken of; None refuses percentages.
+
+    Raises ValueError, whose text says what is allowed.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is not a size; allowed is {ALLOWED}")
+    number = Fraction(match["number"])
+    if match["unit"] == "%":
+        return _share(text, number, of)
+    size = number * _factor(text, match["unit"])
+    if size.denominator != 1:
+        raise ValueError(f"'{text}' is not a whole number of bytes")
+    if size > MAX_SIZE_BYTES:
+        raise ValueError(f"'{text}' is more than the largest size, {MAX_SIZE_BYTES} bytes (8E)")
+    return int(size)
+
+
+def format_size(size_bytes: int) -> str:
+    """The size as zramctl prints it: at most one decimal and one letter (1G, 3.9M, 74B)."""
+    magnitude = abs(size_bytes)
+    exponent = min(max(magnitude.bit_length() - 1, 0) // 10, len(LETTERS))
+    tenths = _round_half_up(magnitude * 10, 1 << (10 * exponent))
+    if tenths >= 10240 and exponent < len(LETTERS):  # 1023.97K rounds to the next unit
+        exponent, tenths = exponent + 1, 10
+    whole, tenth = divmod(tenths, 10)
+    letter = f"{LETTERS[exponent - 1]}" if exponent else "B"
+    sign = "-" if size_bytes < 0 else ""
+    return f"{sign}{whole}.{tenth}{letter}" if tenth else f"{sign}{whole}{letter}"
+
+
+def _share(text: str, percent: Fraction, of: int | None) -> int:
+    if of is None:
+        raise ValueError(f"'{text}': a percentage is not allowed here; allowed is {ALLOWED}")
+    if not 0 < percent <= 100:
+        raise ValueError(f"'{text}': a percentage lies above 0 and at most 100")
+    return int(percent * of / 100)
+
+
+def _factor(text: str, unit: str) -> int:
+    match = _UNIT.fullmatch(unit)
+    if match is None:
+        raise ValueError(f"'{text}' has the unknown suffix '{unit}'; allowed is {ALLOWED}")
+    if match["letter"] is None:
+        return 1
+    base = 1000 if (match["kind"] or "").upper() == "B" else 1024
+    return int(base ** (LETTERS.index(match["letter"].upper()) + 1))
+
+
+def _round_half_up(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)

@@ -1,0 +1,240 @@
+"""How one configured value reads: from TOML's types or from text, into the types of config.py.
+
+Each reader takes what a source gave (a str from a flag or the environment, any TOML type from a file) and raises
+ValueError with a text that says what is allowed; settings.py adds where it was said. A list given as text is
+separated by white space.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
+from nbdzram.units import parse_size, physical_memory
+
+MAX_NAME_BYTES = 4096  # the NBD protocol's limit on strings
+SECTOR_BYTES = 512  # what every NBD client can address
+
+_POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # it becomes a file name
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+
+Choice = TypeVar("Choice", bound=StrEnum)
+Number = TypeVar("Number", int, float)
+
+
+def text(value: object) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text; put it in quotes")
+    return value
+
+
+def boolean(value: object) -> bool:
+    """True or false, also as yes/no, on/off, 1/0 in text."""
+    if isinstance(value, bool):
+        return value
+    word = value.lower() if isinstance(value, str) else ""
+    if word not in _TRUE | _FALSE:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return word in _TRUE
+
+
+def integer(low: int, high: int) -> Callable[[object], int]:
+    """A reader of whole numbers from `low` to `high`."""
+
+    def read(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{value!r} is not a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def seconds(low: float, high: float) -> Callable[[object], float]:
+    """A reader of durations in seconds from `low` to `high`."""
+
+    def read(value: object) -> float:
+        if isinstance(value, str) and re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+            value = float(value)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{value!r} is not a number of seconds from {low:g} to {high:g}")
+        return float(value)
+
+    return read
+
+
+def size(low: int, high: int) -> Callable[[object], int]:
+    """A reader of sizes in bytes from `low` to `high`; a bare TOML integer is bytes."""
+
+    def read(value: object) -> int:
+        number = _size(value, of=None)
+        if not low <= number <= high:
+            raise ValueError(f"'{value}' is outside the allowed {low} to {high} bytes")
+        return number
+
+    return read
+
+
+def memory(value: object) -> int:
+    """A memory limit: a size, a share of this machine's memory (50%), or 0 for none."""
+    return _size(value, of=physical_memory())
+
+
+def export_size(value: object) -> int:
+    """The size of a disk: at least one sector, a multiple of it."""
+    number = _size(value, of=None)
+    if number < SECTOR_BYTES or number % SECTOR_BYTES or number >= 1 << 63:
+        raise ValueError(f"'{value}' is not the size of a disk: a multiple of {SECTOR_BYTES} bytes, below 8E")
+    return number
+
+
+def choice(kind: type[Choice]) -> Callable[[object], Choice]:
+    """A reader of one of an enumeration's values."""
+
+    def read(value: object) -> Choice:
+        allowed = [member.value for member in kind]
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not allowed; it is one of {', '.join(allowed)}")
+        return kind(value)
+
+    return read
+
+
+def path(value: object) -> Path:
+    """A file or directory; `~` is the home directory."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{value!r} is not a path")
+    return Path(value).expanduser()
+
+
+def export_name(value: object) -> str:
+    """A name that NBD clients ask for: UTF-8 without NUL, at most 4096 bytes."""
+    name = text(value)
+    if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        raise ValueError(f"{name[:80]!r} is not an export's name: 1 to {MAX_NAME_BYTES} bytes without NUL")
+    return name
+
+
+def pool_name(value: object) -> str:
+    """A pool's name, which is also the name of its file in the state directory."""
+    name = text(value)
+    if _POOL_NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not a pool's name: up to 64 letters, digits, '_', '-' and '.'")
+    return name
+
+
+def several(read: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
+    """A reader of lists: TOML's, or text separated by white space."""
+
+    def read_all(value: object) -> tuple[str, ...]:
+        return tuple(read(item) for item in _items(value))
+
+    return read_all
+
+
+def network(value: object) -> str:
+    """An address or network in CIDR form."""
+    try:
+        return str(ipaddress.ip_network(text(value)))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a network such as 10.0.0.0/8 or fd00::/8 ({error})") from None
+
+
+def tcp_address(default_port: int) -> Callable[[object], TcpAddress]:
+    """A reader of HOST:PORT, HOST, [IPV6]:PORT or :PORT (which means 127.0.0.1)."""
+
+    def read(value: object) -> TcpAddress:
+        match = re.fullmatch(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:\s]*))(?::(?P<port>\d{1,5}))?", text(value))
+        if match is None or not value:
+            raise ValueError(f"{value!r} is not an address such as 127.0.0.1:{default_port} or [::1]:{default_port}")
+        port = default_port if match["port"] is None else int(match["port"])
+        if port > 65535:  # 0 asks the system for a free one
+            raise ValueError(f"{value!r} has the port {port}; a port is at most 65535")
+        return TcpAddress(host=match["six"] or match["host"] or TcpAddress().host, port=port)
+
+    return read
+
+
+def tcp_address_or_off(default_port: int) -> Callable[[object], TcpAddress | None]:
+    """The same, or `off`."""
+    read = tcp_address(default_port)
+    return lambda value: None if value is False or value == "off" else read(value)
+
+
+def unix_address(value: object) -> UnixAddress:
+    """PATH[,mode=0660][,owner=USER[:GROUP]]."""
+    file, *options = text(value).split(",")
+    mode, owner = 0o600, None
+    for option in options:
+        key, _, content = option.partition("=")
+        if key == "mode" and re.fullmatch(r"0?[0-7]{3}", content):
+            mode = int(content, 8)
+        elif key == "owner" and content:
+            owner = content
+        else:
+            raise ValueError(f"{option!r} is not allowed behind a socket's path; mode=0660 and owner=USER:GROUP are")
+    if len(file.encode()) > 107:
+        raise ValueError(f"the socket path {file!r} is longer than the system's 107 bytes")
+    return UnixAddress(path=path(file), mode=mode, owner=owner)
+
+
+def listen(value: object) -> dict[str, object]:
+    """Addresses to serve on: HOST:PORT, unix:PATH[,mode=0660][,owner=USER:GROUP], vsock:PORT."""
+    tcp: list[TcpAddress] = []
+    unix: list[UnixAddress] = []
+    vsock: list[VsockAddress] = []
+    for item in _items(value):
+        scheme, colon, rest = text(item).partition(":")
+        if scheme == "unix" and colon:
+            unix.append(unix_address(rest))
+        elif scheme == "vsock":
+            vsock.append(VsockAddress(port=integer(0, (1 << 32) - 2)(rest) if rest else DEFAULT_PORT))
+        else:
+            tcp.append(tcp_address(DEFAULT_PORT)(item))
+    return {"tcp": tuple(tcp), "unix": tuple(unix), "vsock": tuple(vsock)}
+
+
+def trigger(name: str) -> Callable[[object], dict[str, object]]:
+    """A reader of `off`, `auto` or an interval in seconds (or 30s, 5m, 2h) for the maintenance run `name`."""
+
+    def read(value: object) -> dict[str, object]:
+        if value is False or value == "off":
+            return {name: Trigger.OFF}
+        if value == "auto":
+            return {name: Trigger.AUTO}
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
+        if match is None or isinstance(value, bool) or float(match[1]) == 0:
+            raise ValueError(f"{value!r} is not allowed; it is off, auto, or an interval such as 600, 10m or 2h")
+        scale = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return {name: Trigger.INTERVAL, f"{name}_interval_seconds": float(match[1]) * scale}
+
+    return read
+
+
+def dedup(value: object) -> Dedup:
+    """When equal blocks meet."""
+    return choice(Dedup)(value)
+
+
+def _size(value: object, *, of: int | None) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} is not a size; write it as "512M"')
+    return parse_size(value, of=of)
+
+
+def _items(value: object) -> list[object]:
+    if isinstance(value, str):
+        return list(value.split())
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return value

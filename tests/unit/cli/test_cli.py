@@ -1,0 +1,251 @@
+"""The command line as a person uses it: a real server, real commands, their words and exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nbdzram.cli.main import COMMANDS
+from nbdzram.control.client import ControlClient
+from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, run
+
+Start = Callable[..., Server]
+
+
+def test_a_newcomer_sees_where_it_is_and_how_to_attach(start: Start) -> None:
+    server = start("-e", "disk=1G")
+    text = "\n".join(server.greeting)
+    assert "export   disk (1G in pool default)" in text
+    assert f"NBD      nbd+unix:///?socket={server.socket}" in text
+    assert f"control  {server.control}" in text
+    assert "metrics  http://127.0.0.1:" in text
+    assert f"nbd-client -unix {server.socket} /dev/nbd0 -name disk" in text
+    assert f"qemu-img info 'nbd+unix:///disk?socket={server.socket}'" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains_and_ends_with_0_and_leaves_no_sockets(start: Start, number: signal.Signals) -> None:
+    server = start("-e", "disk=1M")
+    server.process.send_signal(number)
+    server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
+    assert not server.socket.exists()
+    assert not server.control.exists()
+
+
+def test_stat_prints_zramctls_columns(start: Start) -> None:
+    server = start("-e", "disk=1G", "-e", "swap=2G", "--mem-limit", "512M")
+    lines = server.run("stat").out.splitlines()
+    assert lines[0].split() == ["NAME", "TYPE", "DISKSIZE", "DATA", "COMPR", "TOTAL", "MEM-LIMIT", "SAVED", "CLIENTS"]
+    assert lines[1].split()[:3] == ["default", "pool", "3G"]
+    assert lines[2].split()[:3] == ["disk", "disk", "1G"]
+    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,COMPR", "disk").out
+    assert raw == f"disk {1 << 30} -\n"
+    assert server.run("stat", "-n", "-b", "-o", "MEM-LIMIT").out.splitlines()[0] == str(512 << 20)
+
+
+def test_mm_stat_and_io_stat_are_the_kernels_lines(start: Start) -> None:
+    server = start("-e", "disk=1G", "--mem-limit", "1M")
+    assert server.run("stat", "--mm-stat").out.split() == ["0", "0", "0", str(1 << 20), *["0"] * 6]
+    assert server.run("stat", "--io-stat", "disk").out.split() == ["0"] * 4
+
+
+def test_fold_compact_and_check_tell_what_they_did(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    for kind in ("fold", "compact", "check"):
+        done = server.run(kind)
+        assert (done.code, done.err) == (0, "")  # no progress bar in a pipe
+        assert done.out.startswith(f"{kind} of pool default: objects ")
+    (report,) = json.loads(server.run("fold", "--dry-run", "--json").out)
+    assert (report["kind"], report["dry_run"], report["result"]["objects_merged"]) == ("fold", True, 0)
+    assert server.run("fold", "--pool", "gone").code == 4
+
+
+def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    assert (
+        server.run("exports", "add", "scratch", "2M", "--description", "for trees").out
+        == "added scratch (2M in pool default)\n"
+    )
+    assert server.run("exports", "resize", "scratch", "4M").out == "resized scratch (4M in pool default)\n"
+    shrink = server.run("exports", "resize", "scratch", "1M")
+    assert (shrink.code, "which only --force does" in shrink.err) == (1, True)
+    assert server.run("exports", "resize", "scratch", "1M", "--force").code == 0
+    assert server.run("snapshot", "scratch", "monday").code == 0
+    assert server.run("clone", "monday", "tuesday").code == 0
+    listed = {export["name"]: export for export in json.loads(server.run("exports", "list", "--json").out)}
+    assert list(listed) == ["disk", "scratch", "monday", "tuesday"]
+    assert [export["read_only"] for export in listed.values()] == [False, False, True, False]
+    assert listed["scratch"]["size_bytes"] == 1 << 20
+    assert server.run("exports", "remove", "scratch").out == "removed scratch\n"
+    assert server.run("exports", "reset", "tuesday").out == "reset tuesday (1M in pool default)\n"
+    assert server.run("exports", "remove", "scratch").code == 4
+    taken = server.run("exports", "add", "disk", "1M")
+    assert (taken.code, "there is an export 'disk' already" in taken.err) == (1, True)
+
+
+def test_run_time_changes_are_there_after_a_restart(start: Start, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    server = start("-e", "disk=1M", "--state-dir", state)
+    server.run("exports", "add", "scratch", "2M", "--description", "for trees")
+    server.run("exports", "resize", "disk", "3M")
+    server.run("exports", "add", "gone", "1M")
+    server.run("exports", "remove", "gone")
+    assert server.stop() == 0
+    again = start("-e", "disk=1M", "--state-dir", state)
+    listed = json.loads(again.run("exports", "list", "--json").out)
+    assert [(e["name"], e["size_bytes"] >> 20, e["description"]) for e in listed] == [
+        ("disk", 3, ""),
+        ("scratch", 2, "for trees"),
+    ]
+    assert again.run("exports", "remove", "disk").code == 0
+    assert again.stop() == 0
+    last = start("-e", "disk=1M", "--state-dir", state)
+    assert [e["name"] for e in json.loads(last.run("exports", "list", "--json").out)] == ["scratch"]
+    assert "was removed at run time" in last.log.read_text()
+
+
+def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: Path) -> None:
+    done = run("stat", "--control", str(tmp_path / "nothing.sock"))
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("nbdzram: no server answers on ")
+    server = start("-e", "disk=1M")
+    done = server.run("stat", "gone")
+    assert (done.code, done.err) == (4, "nbdzram: there is no export 'gone'; there are: disk\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "clue"),
+    [
+        (["serve", "-e", "disk"], 2, "-e: 'disk' is not NAME=SIZE, such as disk=1G"),
+        (["serve", "-e", "disk=1X"], 2, "unknown suffix 'X'"),
+        (["serve", "-e", "disk=1G", "--mem-limit", "lots"], 2, "--mem-limit: pools.default.mem_limit: 'lots' is not"),
+        (["serve", "-e", "disk=1G", "-i", "not an address"], 2, "'not an address:10809' is not an address"),
+        (["serve", "-e", "disk=1G", "-p", "70000"], 2, "70000 is not in the range"),
+        (["serve", "-e", "disk=1G", "--fold-interval", "sometimes"], 2, "off, auto, or an interval"),
+        (["serve", "-c", "/nonexistent.toml"], 2, "cannot read the configuration file /nonexistent.toml"),
+        (["serve", "--tls", "require"], 2, "needs tls.certificate and tls.key"),
+        (["serve", "-U", "/nonexistent/x", "--metrics", "off", "--control", "CONTROL"], 1, "/nonexistent/x"),
+        (["serve", "-i", "192.0.2.1", "--metrics", "off", "--control", "CONTROL"], 1, "192.0.2.1"),
+        (["serve", "-p", "0", "--metrics", "192.0.2.1:1", "--control", "CONTROL"], 1, "--metrics off"),
+        (["serve", "-p", "0", "--metrics", "off", "--control", "/nonexistent/x"], 1, "--control PATH"),
+        (["serve", "-p", "0", "--metrics", "off", "--control", "CONTROL", "--state-dir", "/proc/x"], 1, "/proc/x"),
+        (["exports", "add", "a", "1000"], 2, "multiple of 512"),
+        (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
+        (["fold", "--cpu", "0"], 2, "0 is not in the range"),
+        (["nothing"], 2, "No such command 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_never_a_traceback(
+    tmp_path: Path, arguments: list[str], code: int, clue: str
+) -> None:
+    done = run(*(str(tmp_path / "control.sock") if word == "CONTROL" else word for word in arguments))
+    assert done.code == code, done.err
+    assert clue in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("which", ["nbd", "metrics"])
+def test_a_port_in_use_is_one_sentence(tmp_path: Path, which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        addresses = (
+            ["-p", port, "--metrics", "off"] if which == "nbd" else ["-p", "0", "--metrics", f"127.0.0.1:{port}"]
+        )
+        done = run("serve", "-e", "disk=1M", "--control", str(tmp_path / "c"), *addresses)
+    assert done.code == 1
+    assert port in done.err
+    assert "in use" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_check_config_says_what_it_means_and_ends(tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text(
+        'listen = ["unix:/run/x.sock"]\n[pools.fast]\nmem_limit = "1G"\n[exports.disk]\nsize = "2G"\npool = "fast"\n'
+    )
+    done = run("serve", "-c", str(file), "--check-config")
+    assert done.code == 0
+    assert "pool     fast (1G, dedup fold)" in done.out
+    assert "export   disk (2G in pool fast)" in done.out
+    assert "listen   unix:/run/x.sock" in done.out
+    file.write_text("nonsense = 1\n")
+    done = run("serve", "-c", str(file), "--check-config")
+    assert (done.code, f"{file} line 1: unknown key 'nonsense'" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_commands_help_shows_an_example(name: str) -> None:
+    done = run(name, "--help")
+    assert done.code == 0
+    assert f"nbdzram {name}" in done.out.split("Example", 1)[-1]
+
+
+def test_the_serving_process_carries_neither_rich_nor_a_client_command() -> None:
+    code = """
+import sys
+from nbdzram.cli.main import run
+assert run(["serve", "-e", "disk=1M", "--check-config"]) == 0
+import nbdzram.control.server, nbdzram.metrics.http, nbdzram.server.service
+unwanted = {"rich", "prometheus_client", "nbdzram.cli.common"}
+print(sorted(name for name in sys.modules if name in unwanted or name.startswith("nbdzram.cli.")))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "['nbdzram.cli.hints', 'nbdzram.cli.main', 'nbdzram.cli.serve']"
+
+
+def test_systemd_is_told_when_the_server_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        server = start("-e", "disk=1M")
+        assert supervisor.recv(100) == b"READY=1"
+        assert server.stop() == 0
+        assert supervisor.recv(100) == b"STOPPING=1"
+
+
+def test_the_control_protocol_is_open_to_other_programs(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    with ControlClient(server.control) as client:
+        status = client.status()
+    assert status.pid == server.process.pid
+    assert [export.name for export in status.exports] == ["disk"]
+    assert stat.S_IMODE(server.control.stat().st_mode) == 0o600
+
+
+def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    assert server.run("attach", "disk").out == f"nbd-client -unix {server.socket} /dev/nbd0 -name disk\n"
+    four = server.run("attach", "disk", "/dev/nbd3", "-C", "4", "--swap", "--nbdtab").out
+    assert four == f"nbd3 {server.socket} disk unix,conns=4,swap,persist\n"
+    assert server.run("attach", "gone").code == 4
+    far = run("attach", "disk", "--uri", "nbd://[fd00::1]:9", "--nbdtab")
+    assert far.out == "nbd0 fd00::1 disk port=9,persist\n"
+    wrong = run("attach", "disk", "--uri", "http://x")
+    assert (wrong.code, "is not an NBD URI" in wrong.err) == (1, True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_completes_commands(shell: str) -> None:
+    assert "_NBDZRAM_COMPLETE" in run("completion", shell).out
+
+
+def test_a_completion_request_is_answered() -> None:
+    environment = clean_environment() | {
+        "_NBDZRAM_COMPLETE": "bash_complete",
+        "COMP_WORDS": "nbdzram fo",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["plain,fold"]

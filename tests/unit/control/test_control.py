@@ -1,0 +1,262 @@
+"""The control socket, with a real server and a real client on both ends of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.control import messages
+from nbdzram.control.client import ControlClient
+from nbdzram.control.methods import Progress, method_table
+from nbdzram.control.paths import socket_for_client, socket_for_server
+from nbdzram.control.server import ControlServer
+from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
+from nbdzram.status import ExportStatus, RunReport, ServerStatus, from_json, to_json
+from tests.unit.records import EXPORT, REPORT, SERVER
+
+
+class RecordedOperations:
+    """Answers with fixed records and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def status(self) -> ServerStatus:
+        return SERVER
+
+    async def run(
+        self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
+    ) -> tuple[RunReport, ...]:
+        self.asked.append((kind, pool, dry_run, cpu_percent))
+        if kind == "broken":
+            raise RuntimeError("a bug of ours")
+        for done in range(3):
+            progress(kind, "default", done, 3)
+        return (REPORT,)
+
+    async def add_export(
+        self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
+    ) -> ExportStatus:
+        self.asked.append((name, size_bytes, pool, read_only, description))
+        return EXPORT
+
+    async def remove_export(self, name: str, *, force: bool) -> None:
+        self.asked.append((name, force))
+        raise NoSuchExport(f"there is no export '{name}'")
+
+    async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
+        self.asked.append((name, size_bytes, force))
+        return EXPORT
+
+    async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
+        self.asked.append((name, force))
+        return EXPORT
+
+    async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
+        self.asked.append((source, name, read_only))
+        return EXPORT
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[RecordedOperations]:
+    operations = RecordedOperations()
+    server = ControlServer(path, method_table(operations))
+    await server.start()
+    try:
+        yield operations
+    finally:
+        await server.stop()
+
+
+def with_server(path: Path, act: Callable[[], Any]) -> tuple[Any, RecordedOperations]:
+    """Run the blocking client code `act` beside a live server."""
+
+    async def both() -> tuple[Any, RecordedOperations]:
+        async with serving(path) as operations:
+            return await asyncio.to_thread(act), operations
+
+    return asyncio.run(both())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+def test_a_status_crosses_the_socket_whole(path: Path) -> None:
+    def act() -> ServerStatus:
+        with ControlClient(path) as client:
+            return client.status()
+
+    assert with_server(path, act)[0] == SERVER
+
+
+def test_progress_comes_before_the_result(path: Path) -> None:
+    heard: list[tuple[str, str, int, int]] = []
+
+    def act() -> Any:
+        with ControlClient(path) as client:
+            return client.call("run", lambda *step: heard.append(step), kind="fold", dry_run=True)
+
+    answer, operations = with_server(path, act)
+    assert from_json(RunReport, answer[0]) == REPORT
+    assert heard == [("fold", "default", done, 3) for done in range(3)]
+    assert operations.asked == [("fold", None, True, 100)]
+
+
+def test_a_refusal_keeps_its_kind_and_the_connection_goes_on(path: Path) -> None:
+    def act() -> str:
+        with ControlClient(path) as client:
+            with pytest.raises(NoSuchExport, match="there is no export 'gone'") as caught:
+                client.call("exports.remove", name="gone")
+            assert caught.value.exit_code == 4
+            return client.status().version
+
+    assert with_server(path, act)[0] == "0.1.0"
+
+
+def test_a_bug_of_ours_is_logged_with_its_trace_and_answered_without(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act() -> None:
+        with ControlClient(path) as client, pytest.raises(UserError, match=r"^run failed: a bug of ours$"):
+            client.call("run", kind="broken")
+
+    with caplog.at_level(logging.ERROR, logger="nbdzram.control"):
+        with_server(path, act)
+    assert caplog.records[0].exc_info is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"not json", -32700),
+        (b"[" * 30_000, -32700),
+        (b"[]", -32600),
+        (b'{"jsonrpc":"1.0","method":"status","id":1}', -32600),
+        (b'{"jsonrpc":"2.0","method":7,"id":1}', -32600),
+        (b'{"jsonrpc":"2.0","method":"status","id":[]}', -32600),
+        (b'{"jsonrpc":"2.0","method":"nothing","id":1}', -32601),
+        (b'{"jsonrpc":"2.0","method":"status","params":[],"id":1}', -32602),
+        (b'{"jsonrpc":"2.0","method":"status","params":{"x":1},"id":1}', -32602),
+        (b'{"jsonrpc":"2.0","method":"exports.reset","id":1}', -32602),
+        (b'{"jsonrpc":"2.0","method":"exports.reset","params":{"name":1},"id":1}', -32602),
+        (b'{"jsonrpc":"2.0","method":"exports.add","params":{"name":"a","size_bytes":true},"id":1}', -32602),
+        (b'"' + b"x" * messages.MAX_REQUEST_BYTES + b'"', -32600),
+    ],
+)
+def test_a_wrong_request_gets_its_code(path: Path, line: bytes, code: int) -> None:
+    def act() -> Any:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            raw.sendall(line + b"\n")
+            return json.loads(raw.makefile("rb").readline())
+
+    answer, _ = with_server(path, act)
+    assert answer["error"]["code"] == code
+    assert answer["jsonrpc"] == "2.0"
+
+
+def test_a_notification_is_not_answered(path: Path) -> None:
+    def act() -> Any:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            raw.sendall(b'{"jsonrpc":"2.0","method":"status"}\n{"jsonrpc":"2.0","method":"nothing","id":5}\n')
+            return json.loads(raw.makefile("rb").readline())
+
+    assert with_server(path, act)[0]["id"] == 5
+
+
+def test_the_socket_admits_its_owner_alone_and_goes_with_the_server(path: Path) -> None:
+    def act() -> int:
+        return path.stat().st_mode
+
+    assert stat.S_IMODE(with_server(path, act)[0]) == 0o600
+    assert not path.exists()
+
+
+def test_a_socket_that_a_dead_server_left_is_replaced(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    def act() -> ServerStatus:
+        with ControlClient(path) as client:
+            return client.status()
+
+    assert with_server(path, act)[0] == SERVER
+
+
+def test_a_second_server_is_refused_and_the_first_lives_on(path: Path) -> None:
+    async def act() -> None:
+        async with serving(path):
+            with pytest.raises(UserError, match=f"another server answers on the control socket {path}"):
+                await ControlServer(path, {}).start()
+            with await asyncio.to_thread(ControlClient, path) as client:
+                assert await asyncio.to_thread(client.status) == SERVER
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize(
+    ("name", "clue"), [("file", "is no socket"), ("gone/x", "No such file"), ("x" * 120, "too long")]
+)
+def test_an_unusable_path_is_one_sentence(tmp_path: Path, name: str, clue: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"cannot make the control socket .*{clue}.*--control PATH"):
+        asyncio.run(ControlServer(tmp_path / name, {}).start())
+
+
+def test_a_client_without_a_server_is_told_so(path: Path) -> None:
+    with pytest.raises(ServerUnreachable, match="is `nbdzram serve` running") as caught:
+        ControlClient(path)
+    assert caught.value.exit_code == 3
+
+
+def test_a_server_that_goes_away_is_unreachable(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        client = ControlClient(path)
+        accepted, _ = listening.accept()
+        accepted.close()
+        with client, pytest.raises(ServerUnreachable, match="went away"):
+            client.call("status")
+
+
+def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
+    found = socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert found == tmp_path / "nbdzram" / "nbdzram.sock"
+    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
+    found.parent.chmod(0o777)
+    assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) != found
+
+
+def test_a_client_finds_the_socket_or_says_where_it_looked(tmp_path: Path) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    if not any(Path(known).exists() for known in ("/run/nbdzram/nbdzram.sock", f"/tmp/nbdzram-{os.geteuid()}")):
+        with pytest.raises(ServerUnreachable, match=str(tmp_path)):
+            socket_for_client(environment)
+    path = socket_for_server(environment)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert socket_for_client(environment) == path
+    assert socket_for_client({"NBDZRAM_CONTROL": "/named"}) == Path("/named")
+
+
+def test_an_answer_of_another_version_is_refused_in_one_sentence() -> None:
+    payload = to_json(SERVER)
+    payload["surprise"] = 1
+    assert from_json(ServerStatus, payload) == SERVER
+    del payload["pools"]
+    with pytest.raises(UserError, match="'pools'; was it written by another version"):
+        from_json(ServerStatus, payload)

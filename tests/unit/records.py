@@ -1,0 +1,102 @@
+"""Records as a busy server would give them, for tests of what shows or publishes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nbdzram.engine.stats import PoolStats
+from nbdzram.status import (
+    ExportStatus,
+    MaintenanceStatus,
+    OperationStatus,
+    PoolStatus,
+    RunReport,
+    RunTotals,
+    ServerStatus,
+)
+
+MIB = 1 << 20
+
+POOL_STATS = PoolStats(
+    orig_data_size=400 * MIB,
+    compr_data_size=100 * MIB,
+    mem_used_total=110 * MIB,
+    mem_limit=512 * MIB,
+    mem_used_max=120 * MIB,
+    same_pages=1234,
+    pages_compacted=56,
+    huge_pages=78,
+    huge_pages_since=90,
+    pages_folded=321,
+    metadata=3 * MIB,
+    objects=50_000,
+    handles=70_000,
+    shared_objects=9_000,
+    shared_bytes=40 * MIB,
+    fold_pending=17,
+    objects_folded=20_000,
+    inline_folded=11,
+    objects_moved=444,
+    objects_recompressed=0,
+    compr_by_codec={"raw": 10 * MIB, "lz4": 90 * MIB},
+    zspages=7_000,
+    failed_writes=2,
+)
+
+READ = OperationStatus(
+    requests=10, bytes=40_960, errors={"EINVAL": 1}, latency_counts=(4, 5, 1), latency_sum_seconds=0.001
+)
+
+EXPORT = ExportStatus(
+    name="disk",
+    pool="default",
+    size_bytes=1 << 30,
+    read_only=False,
+    description="the first disk",
+    stored_bytes=400 * MIB,
+    same_filled_bytes=1234 * 4096,
+    connections=2,
+    failed_reads=0,
+    failed_writes=3,
+    invalid_io=1,
+    notify_free=99,
+    operations={"read": READ},
+)
+
+MAINTENANCE = MaintenanceStatus(
+    running=None,
+    done=0,
+    total=0,
+    totals={"fold": RunTotals(runs=3, failures=0, seconds=1.5, cpu_seconds=0.5, bytes_freed=5 * MIB)},
+    decisions={"fold": {"not_worth_it": 7}},
+    next_allowed_seconds={},
+)
+
+SERVER = ServerStatus(
+    version="0.1.0",
+    pid=42,
+    started_at=1.7e9,
+    uptime_seconds=60.0,
+    uris=("nbd://127.0.0.1:10809",),
+    draining=False,
+    connections=2,
+    connections_total=5,
+    handshake_failures={"timeout": 1},
+    protocol_errors=4,
+    event_loop_lag_seconds=0.0004,
+    latency_bounds_seconds=(0.0001, 0.001),
+    pools=(PoolStatus(name="default", path=None, dedup="fold", stats=POOL_STATS, maintenance=MAINTENANCE),),
+    exports=(EXPORT,),
+)
+
+REPORT = RunReport(
+    kind="fold",
+    pool="default",
+    dry_run=False,
+    reason="asked",
+    seconds=0.25,
+    cpu_seconds=0.2,
+    result={"objects_merged": 100, "bytes_freed": 300_000, "pages_returned": 70, "comparisons": 100},
+    before=POOL_STATS,
+    after=replace(POOL_STATS, mem_used_total=109 * MIB, compr_data_size=99 * MIB),
+)

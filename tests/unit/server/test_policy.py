@@ -1,0 +1,81 @@
+"""A pool maintains itself when it pays, and says why it does or does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from nbdzram.config import Trigger
+from nbdzram.engine.stats import PoolStats
+from nbdzram.server.policy import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, Policy, Reason, compact_gain, fold_gain
+from tests.unit.records import MIB, POOL_STATS
+
+QUIET = replace(
+    POOL_STATS, compr_data_size=100 * MIB, objects=51_200, mem_used_total=110 * MIB, mem_limit=0, fold_pending=0
+)
+MEAN = QUIET.compr_data_size // QUIET.objects
+
+
+def auto(gain: Callable[[PoolStats], int] = fold_gain) -> Policy:
+    return Policy.new(Trigger.AUTO, 0, gain, now=0.0)
+
+
+def pending(size: int) -> PoolStats:
+    return replace(QUIET, fold_pending=size // MEAN)
+
+
+def test_off_never_runs_and_counts_nothing() -> None:
+    policy = Policy.new(Trigger.OFF, 0, fold_gain, now=0.0)
+    assert policy.decide(1e9, pending(50 * MIB), 0) is None
+    assert not policy.decisions
+
+
+def test_an_interval_runs_when_it_has_passed_whatever_there_is_to_gain() -> None:
+    policy = Policy.new(Trigger.INTERVAL, 60, fold_gain, now=100.0)
+    assert policy.decide(159.9, QUIET, 0) is Reason.NOT_DUE
+    assert policy.decide(160.0, QUIET, 1e6) is Reason.INTERVAL
+    policy.learn(165.0, 0, 0)
+    assert policy.decide(224.0, QUIET, 0) is Reason.NOT_DUE
+    assert policy.decisions == {Reason.NOT_DUE: 2, Reason.INTERVAL: 1}
+
+
+@pytest.mark.parametrize(
+    ("stats", "requests", "reason"),
+    [
+        (QUIET, 0, Reason.NOTHING_NEW),
+        (pending(MIB // 2), 0, Reason.NOT_WORTH_IT),
+        (pending(2 * MIB), 0, Reason.WORTH_IT),
+        (pending(2 * MIB), 10_000, Reason.CLIENTS_BUSY),
+        (pending(20 * MIB), 10_000, Reason.WORTH_IT),
+        (replace(pending(MIB // 2), mem_limit=115 * MIB), 10_000, Reason.NEAR_LIMIT),
+    ],
+)
+def test_auto_weighs_gain_against_clients(stats: PoolStats, requests: float, reason: Reason) -> None:
+    assert auto().decide(1.0, stats, requests) is reason
+
+
+def test_auto_backs_off_twice_as_long_while_runs_gain_nothing_and_forgets_it_after_a_good_one() -> None:
+    policy, now, pauses = auto(), 0.0, []
+    for _ in range(10):
+        policy.learn(now, 10 * MIB, 0)
+        pauses.append(policy.waits_seconds(now))
+        assert policy.decide(now, pending(50 * MIB), 0) is Reason.BACKING_OFF
+        now += pauses[-1]
+        assert policy.decide(now, pending(50 * MIB), 0) is Reason.WORTH_IT
+    assert pauses[:3] == [FIRST_BACKOFF_SECONDS, 2 * FIRST_BACKOFF_SECONDS, 4 * FIRST_BACKOFF_SECONDS]
+    assert pauses[-1] == LAST_BACKOFF_SECONDS
+    policy.learn(now, 10 * MIB, 9 * MIB)
+    assert policy.decide(now, pending(50 * MIB), 0) is Reason.WORTH_IT
+
+
+def test_compaction_expects_what_zspages_hold_beyond_their_objects() -> None:
+    dense = replace(QUIET, mem_used_total=QUIET.compr_data_size + 8 * QUIET.objects)
+    assert compact_gain(dense) == 0
+    assert compact_gain(replace(dense, mem_used_total=dense.mem_used_total + 30 * MIB)) == 30 * MIB
+
+
+def test_an_empty_pool_expects_nothing() -> None:
+    empty = replace(QUIET, objects=0, compr_data_size=0, mem_used_total=0)
+    assert (fold_gain(empty), compact_gain(empty)) == (0, 0)

@@ -1,0 +1,155 @@
+"""One precedence, and errors that name file, line, key, value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nbdzram.config import Dedup, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
+from nbdzram.errors import ConfigError
+from nbdzram.settings import KEYS, Given, export_layer, load
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_nothing_said_means_the_defaults() -> None:
+    assert load(None, {}, {}) == ServerConfig()
+
+
+def test_a_file_says_everything(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "nbdzram.toml",
+        """
+        listen = ["[::1]:10810", "unix:/run/nbd.sock,mode=0660,owner=root:kvm", "vsock:7"]
+        metrics = "off"
+        state_dir = "/var/lib/nbdzram"
+        list_exports = false
+        [limits]
+        connections = 16
+        payload_bytes = "32M"
+        [maintenance]
+        fold = "auto"
+        compact = "10m"
+        [pools.fast]
+        [pools.default]
+        mem_limit = "1G"
+        dedup = "inline"
+        [exports.disk]
+        size = "10G"
+        pool = "fast"
+        [exports."second disk"]
+        size = 512
+        read_only = true
+        allow_addresses = ["10.0.0.0/8", "::1"]
+        """,
+    )
+    config = load(file, {}, {})
+    assert config.tcp == (TcpAddress(host="::1", port=10810),)
+    assert config.unix == (UnixAddress(path=Path("/run/nbd.sock"), mode=0o660, owner="root:kvm"),)
+    assert config.vsock == (VsockAddress(port=7),)
+    assert config.metrics is None
+    assert (config.limits.connections, config.limits.payload_bytes) == (16, 32 << 20)
+    assert config.maintenance.fold is Trigger.AUTO
+    assert (config.maintenance.compact, config.maintenance.compact_interval_seconds) == (Trigger.INTERVAL, 600)
+    assert {pool.name: (pool.mem_limit, pool.dedup) for pool in config.pools} == {
+        "fast": (0, Dedup.FOLD),
+        "default": (1 << 30, Dedup.INLINE),
+    }
+    disk, second = config.exports
+    assert (disk.name, disk.size_bytes, disk.pool) == ("disk", 10 << 30, "fast")
+    assert (second.name, second.read_only) == ("second disk", True)
+    assert second.allow_addresses == ("10.0.0.0/8", "::1/128")
+
+
+def test_flag_beats_environment_beats_conf_d_beats_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "nbdzram.toml", 'metrics = ":1"\nstate_dir = "/a"\ncontrol = "/a"\nlog_level = "debug"\n')
+    write(tmp_path / "conf.d" / "10.toml", 'metrics = ":2"\nstate_dir = "/b"\ncontrol = "/b"\n')
+    environment = {"NBDZRAM_METRICS": ":3", "NBDZRAM_STATE_DIR": "/c", "NBDZRAM_CONFIG": str(file)}
+    config = load(None, environment, {("metrics",): Given("127.0.0.1:4", "--metrics")})
+    assert config.metrics == TcpAddress(port=4)
+    assert config.state_dir == Path("/c")
+    assert config.control == Path("/b")
+    assert config.log_level == "debug"
+
+
+def test_exports_of_several_sources_are_laid_together(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.toml", '[exports.disk]\nsize = "1G"\ndescription = "kept"\n')
+    config = load(file, {"NBDZRAM_EXPORTS": "swap=2G,ro"}, export_layer("disk=4G", "-e"))
+    assert [(e.name, e.size_bytes, e.read_only, e.description) for e in config.exports] == [
+        ("disk", 4 << 30, False, "kept"),
+        ("swap", 2 << 30, True, ""),
+    ]
+
+
+def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone() -> None:
+    environment = {"NBDZRAM_PORT": "tcp://10.0.0.1:10809", "NBDZRAM_SERVICE_HOST": "10.0.0.1"}
+    assert load(None, environment, {}) == ServerConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("metrics = 5", "line 1: metrics: 5 is not text"),
+        ('\n\nmetrcs = "off"', "line 3: unknown key 'metrcs'; did you mean 'metrics'"),
+        ("[limits]\n# a comment\nconnections = 0", "line 3: limits.connections: 0 is not a whole number from 1 to"),
+        ("[limits]\nconnections = true", "limits.connections: True is not a whole number"),
+        ("limits.connections = 'x'", "line 1: limits.connections: 'x' is not"),
+        ("[limits]\nconections = 1", "line 2: unknown key 'limits.conections'; did you mean 'connections'"),
+        ('[exports.disk]\nsize = "1X"', "line 2: exports.disk.size: '1X' has the unknown suffix 'X'"),
+        ('[exports.disk]\nsize = "1000"', "multiple of 512"),
+        ("[exports.disk]\nread_only = true", "line 2: export 'disk' has no size"),
+        ("[exports.disk]", "line 1: export 'disk' has no size"),
+        ('exports.disk = {size = "1X"}', "line 1: exports.disk.size"),
+        ('[[exports]]\nname = "disk"', "'exports' holds tables: write \\[exports.NAME\\]"),
+        ('[exports.d]\nsize = "1G"\npool = "p"', "line 3: export 'd' asks for the pool 'p'; the pools are default"),
+        ('[pools."../x"]\nmem_limit = "1G"', "'../x' is not a pool's name"),
+        ('[pools.default]\nmem_limit = "200%"', "a percentage lies above 0"),
+        ('[pools.default]\ndedup = "always"', "'always' is not allowed; it is one of fold, inline"),
+        ('[maintenance]\nfold = "sometimes"', "it is off, auto, or an interval"),
+        ("[maintenance]\nfold = [1]", "it is off, auto, or an interval"),
+        ("metrics = []", "is not text"),
+        ('[tls]\nmode = "require"', "line 2: tls.mode = require needs tls.certificate"),
+        ('listen = ["unix:/x,mod=1"]', "'mod=1' is not allowed behind a socket's path"),
+        ('listen = ["1.2.3.4:99999"]', "a port is at most 65535"),
+        ("listen = 3", "3 is not a list"),
+        ("x = \ny = 1", "is not valid TOML: Invalid value \\(at line 1, column 5\\)"),
+    ],
+)
+def test_a_wrong_key_is_named_with_file_line_value_and_what_is_allowed(tmp_path: Path, text: str, clue: str) -> None:
+    file = write(tmp_path / "nbdzram.toml", text)
+    with pytest.raises(ConfigError, match=clue) as caught:
+        load(file, {}, {})
+    assert str(file) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_an_error_from_the_environment_or_a_flag_names_it() -> None:
+    with pytest.raises(ConfigError, match=r"^NBDZRAM_MEM_LIMIT: pools.default.mem_limit: 'lots' is not a size"):
+        load(None, {"NBDZRAM_MEM_LIMIT": "lots"}, {})
+    with pytest.raises(ConfigError, match=r"^--metrics: metrics: "):
+        load(None, {}, {("metrics",): Given("a b", "--metrics")})
+
+
+@pytest.mark.parametrize("text", ["disk", "=1G", "disk=", "disk=1G,rw"])
+def test_a_wrong_export_flag_says_how_it_is_written(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"NAME=SIZE|'ro' and 'pool=NAME'"):
+        export_layer(text, "-e")
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration file .*gone.toml: No such file"):
+        load(tmp_path / "gone.toml", {}, {})
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load(tmp_path / "binary", {}, {})
+
+
+def test_every_key_has_words_and_no_two_share_a_variable() -> None:
+    variables = [key.variable for key in KEYS if key.variable is not None]
+    assert len(variables) == len(set(variables))
+    assert all(key.says for key in KEYS)

@@ -1,0 +1,86 @@
+"""Sizes read and print as zramctl's do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbdzram.units import format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("4096B", 4096),
+        ("1K", 1024),
+        ("1k", 1024),
+        ("1KiB", 1024),
+        ("1KB", 1000),
+        ("1.5G", 3 << 29),
+        (" 512 MiB ", 512 << 20),
+        ("1tb", 10**12),
+        ("8E", 1 << 63),
+    ],
+)
+def test_a_size_means_what_zramctl_says(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("", "is not a size"),
+        ("big", "is not a size"),
+        ("-1G", "is not a size"),
+        ("1X", "unknown suffix 'X'"),
+        ("1iB", "unknown suffix 'iB'"),
+        ("1Gigs", "unknown suffix 'Gigs'"),
+        ("0.1G", "whole number of bytes"),
+        ("9E", "largest size"),
+        ("50%", "percentage is not allowed here"),
+    ],
+)
+def test_a_wrong_size_is_named_with_the_reason(text: str, clue: str) -> None:
+    with pytest.raises(ValueError, match=clue):
+        parse_size(text)
+
+
+def test_a_percentage_is_a_share_of_what_it_is_taken_of() -> None:
+    assert parse_size("50%", of=8 << 30) == 4 << 30
+    assert parse_size("12.5%", of=1 << 30) == 1 << 27
+
+
+@pytest.mark.parametrize("text", ["0%", "101%"])
+def test_a_percentage_outside_its_range_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="at most 100"):
+        parse_size(text, of=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0B"),
+        (74, "74B"),
+        (1023, "1023B"),
+        (1024, "1K"),
+        (4096, "4K"),
+        (1536, "1.5K"),
+        (1 << 30, "1G"),
+        (4_089_446, "3.9M"),
+        ((1 << 20) - 1, "1M"),
+        (-(3 << 29), "-1.5G"),
+        (1 << 63, "8E"),
+    ],
+)
+def test_a_size_prints_with_one_decimal_and_one_letter(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@given(st.integers(0, 1 << 60))
+def test_what_is_printed_reads_back_within_its_rounding(size: int) -> None:
+    number, letter = format_size(size)[:-1], format_size(size)[-1]
+    unit = parse_size(f"1{letter}")
+    assert abs(float(number) * unit - size) <= 0.05 * unit + 1e-6 * size
