@@ -115,8 +115,8 @@ cdef class Disk:
     # -- the face for Python -------------------------------------------------------------------------------------
 
     def read(self, uint64_t offset, uint64_t length) -> bytes:
-        target = PyBytes_FromStringAndSize(NULL, length)
         self._valid(offset, length)
+        target = PyBytes_FromStringAndSize(NULL, length)
         cdef uint8_t* place = <uint8_t*>PyBytes_AS_STRING(target)
         cdef int error
         if length > OFFLOAD:

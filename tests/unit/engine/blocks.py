@@ -1,0 +1,37 @@
+"""Blocks for the engine's tests: each kind of content that the engine treats differently."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+BLOCK = 4096
+
+
+class Run(Protocol):
+    """A fold, compaction, recompression or check."""
+
+    def step(self, budget: int = ...) -> bool: ...
+    def report(self) -> dict[str, int]: ...
+
+
+def text(number: int) -> bytes:
+    """A block that compresses well and is unlike every other number's."""
+    return (b"%d is the number of this block. " % number * 512)[:BLOCK]
+
+
+def half_random(number: int, random_bytes: int = 2048) -> bytes:
+    """A block that compresses to about `random_bytes`."""
+    return random.Random(number).randbytes(random_bytes) + bytes(BLOCK - random_bytes)
+
+
+def noise(number: int) -> bytes:
+    """A block that does not compress."""
+    return random.Random(number).randbytes(BLOCK)
+
+
+def run(task: Run, budget: int = 64) -> dict[str, int]:
+    """Step a task to its end, and return its report."""
+    while task.step(budget):
+        pass
+    return task.report()

@@ -1,0 +1,241 @@
+"""Folding: equal objects become one, unequal ones never, and nobody's content changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+
+SIZE = 16 << 20
+
+
+def filled(pool: Pool, name: str, blocks: list[bytes]) -> Disk:
+    disk = pool.create(name, SIZE)
+    disk.write(0, b"".join(blocks))
+    return disk
+
+
+def distinct(*disks: Disk) -> int:
+    """Distinct blocks that need an object, counted from what the disks read."""
+    blocks = {disk.read(offset, BLOCK) for disk in disks for offset in range(0, disk.size_bytes, BLOCK)}
+    return sum(1 for block in blocks if block != block[:8] * 512)
+
+
+def test_equal_blocks_of_one_disk_and_of_two_become_one_object() -> None:
+    pool = Pool()
+    contents = [half_random(number % 10) for number in range(50)] + [noise(number % 3) for number in range(9)]
+    one, two = filled(pool, "one", contents), filled(pool, "two", contents[::-1])
+    before = pool.stats()
+    report = run(Fold(pool))
+    after = pool.stats()
+    assert after.objects == distinct(one, two) == 13
+    assert report["objects_merged"] == 118 - 13
+    assert report["bytes_freed"] == before.compr_data_size - after.compr_data_size
+    assert after.handles == before.handles
+    assert after.orig_data_size == before.orig_data_size
+    assert one.read(0, 59 * BLOCK) == b"".join(contents)
+    assert two.read(0, 59 * BLOCK) == b"".join(contents[::-1])
+    pool.check()
+
+
+def test_a_second_fold_looks_at_nothing() -> None:
+    pool = Pool()
+    filled(pool, "disk", [text(number % 7) for number in range(700)])
+    run(Fold(pool))
+    again = Fold(pool)
+    assert again.total == 0
+    assert run(again) == {"objects_merged": 0, "bytes_freed": 0, "pages_returned": 0, "comparisons": 0}
+
+
+def test_fold_returns_pages_and_counts_them() -> None:
+    pool = Pool()
+    filled(pool, "disk", [half_random(number % 8) for number in range(800)])
+    before = pool.stats()
+    report = run(Fold(pool))
+    after = pool.stats()
+    assert after.pages_folded == report["pages_returned"]
+    assert before.mem_used_total - after.mem_used_total == after.pages_folded * BLOCK > 0
+
+
+def test_dry_run_predicts_and_changes_nothing() -> None:
+    pool = Pool()
+    disk = filled(pool, "disk", [half_random(number % 10) for number in range(100)])
+    disk.write(0, noise(1))  # the first holder of one content goes before anybody looked at the others
+    before = pool.stats()
+    predicted = run(Fold(pool, dry_run=True))
+    assert pool.stats().compr_data_size == before.compr_data_size
+    done = run(Fold(pool))
+    assert (predicted["objects_merged"], predicted["bytes_freed"]) == (done["objects_merged"], done["bytes_freed"])
+    assert before.compr_data_size - pool.stats().compr_data_size == done["bytes_freed"]
+
+
+def test_only_what_changed_since_the_last_fold_is_looked_at() -> None:
+    pool = Pool()
+    disk = filled(pool, "disk", [half_random(number % 100) for number in range(1000)])
+    run(Fold(pool))
+    disk.write(0, half_random(5))
+    disk.write(BLOCK, half_random(6))
+    disk.write(2 * BLOCK, half_random(5000))
+    later = Fold(pool)
+    assert run(later)["objects_merged"] == 2
+    assert later.done == 2
+
+
+# What is known to go wrong in the kernel series that this follows.
+
+
+def test_siblings_survive_the_first_handle_of_their_object() -> None:
+    """Fold, free the canonical object's first handle, compact, fold, read the siblings."""
+    pool = Pool()
+    disk = filled(pool, "disk", [half_random(number % 4) for number in range(64)])
+    run(Fold(pool))
+    disk.trim(0, 4 * BLOCK)  # the four objects' first handles
+    disk.write(10 * BLOCK, noise(1))
+    run(Compact(pool))
+    pool.check()
+    run(Fold(pool))
+    for number in set(range(4, 64)) - {10}:
+        assert disk.read(number * BLOCK, BLOCK) == half_random(number % 4)
+    pool.check()
+
+
+def test_everything_reads_back_after_fold_and_compaction() -> None:
+    pool = Pool()
+    contents = [half_random(number % 50, 100 + 30 * (number % 50)) for number in range(1000)]
+    disk = filled(pool, "disk", contents)
+    run(Fold(pool))
+    run(Compact(pool))
+    assert disk.read(0, 1000 * BLOCK) == b"".join(contents)
+    pool.check()
+
+
+def test_a_handle_number_used_again_after_a_fold_leads_to_its_new_object() -> None:
+    pool = Pool()
+    disk = filled(pool, "disk", [half_random(number % 2) for number in range(20)])
+    run(Fold(pool))
+    disk.trim(0, 10 * BLOCK)
+    for number in range(10):
+        disk.write(number * BLOCK, noise(number))
+    run(Fold(pool))
+    assert disk.read(0, 10 * BLOCK) == b"".join(noise(number) for number in range(10))
+    assert disk.read(10 * BLOCK, 10 * BLOCK) == b"".join(half_random(number % 2) for number in range(10))
+    pool.check()
+
+
+@pytest.mark.parametrize("random_bytes", range(500, 520))
+def test_equal_content_folds_whatever_lies_in_its_slot_and_beside_it(random_bytes: int) -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    # Fill slots with noise of the same class first, so that slack and neighbours differ between the twins.
+    for number in range(40):
+        disk.write(number * BLOCK, half_random(number + 1000, random_bytes))
+    for number in (3, 30):
+        disk.write(number * BLOCK, half_random(7, random_bytes))
+        disk.write((number + 1) * BLOCK, noise(number))
+    run(Fold(pool))
+    assert pool.stats().objects == distinct(disk)
+    pool.check()
+
+
+def test_contents_that_share_a_prefix_stay_apart() -> None:
+    pool = Pool(fingerprint_mask=0)
+    # Incompressible heads of growing length: each encoding begins like the next one.
+    contents = [noise(1)[:length] + bytes(BLOCK - length) for length in range(1000, 1064)]
+    disk = filled(pool, "disk", contents)
+    assert run(Fold(pool))["objects_merged"] == 0
+    assert disk.read(0, 64 * BLOCK) == b"".join(contents)
+    pool.check()
+
+
+@pytest.mark.parametrize("mask", [0, 1, 0xF])
+def test_a_constant_fingerprint_is_slower_and_just_as_right(mask: int) -> None:
+    pool = Pool(fingerprint_mask=mask)
+    contents = [half_random(number % 30) for number in range(90)] + [noise(number % 5) for number in range(10)]
+    disk = filled(pool, "disk", contents)
+    run(Fold(pool))
+    assert pool.stats().objects == 35
+    assert run(Fold(pool))["objects_merged"] == 0
+    for number in range(0, 100, 3):
+        disk.write(number * BLOCK, text(number))
+        contents[number] = text(number)
+    run(Fold(pool))
+    run(Compact(pool))
+    assert disk.read(0, 100 * BLOCK) == b"".join(contents)
+    assert pool.stats().objects == distinct(disk)
+    pool.check()
+
+
+def test_fold_between_any_two_writes_changes_nothing_that_is_read() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    for number in range(200):
+        disk.write(number % 37 * BLOCK, half_random(number % 5))
+        fold = Fold(pool)
+        fold.step(1)
+        assert disk.read(number % 37 * BLOCK, BLOCK) == half_random(number % 5)
+    run(Fold(pool))
+    assert pool.stats().objects == 5
+    pool.check()
+
+
+# Compaction.
+
+
+def test_compaction_ends_within_one_partial_page_a_class() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 64 << 20)
+    for number in range(8192):
+        disk.write(number * BLOCK, half_random(number, 200 + number % 16 * 200))
+    for number in range(8192):
+        if number % 5:
+            disk.trim(number * BLOCK, BLOCK)
+    before = pool.stats()
+    predicted = run(Compact(pool, dry_run=True))["pages_returned"]
+    report = run(Compact(pool))
+    after = pool.stats()
+    assert report["pages_returned"] == predicted == after.pages_compacted
+    assert before.mem_used_total - after.mem_used_total == predicted * BLOCK
+    # Rounding to 16 bytes, the tail of a zspage, and a page a class: three percent and 16 classes' pages.
+    assert after.mem_used_total <= after.compr_data_size * 1.03 + 32 * BLOCK
+    for number in range(0, 8192, 5):
+        assert disk.read(number * BLOCK, BLOCK) == half_random(number, 200 + number % 16 * 200)
+    assert run(Compact(pool))["objects_moved"] == 0
+    pool.check()
+
+
+def test_writes_between_the_steps_of_a_compaction_are_kept() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    contents = {number: half_random(number) for number in range(2000)}
+    for number, block in contents.items():
+        disk.write(number * BLOCK, block)
+    for number in range(0, 2000, 2):
+        disk.trim(number * BLOCK, BLOCK)
+        contents[number] = bytes(BLOCK)
+    compaction = Compact(pool)
+    number = 0
+    while compaction.step(50):
+        contents[number] = half_random(number + 9000)
+        disk.write(number * BLOCK, contents[number])
+        number += 7
+        pool.check()
+    assert all(disk.read(number * BLOCK, BLOCK) == block for number, block in contents.items())
+    pool.check()
+
+
+def test_a_compaction_given_up_half_way_leaves_a_usable_pool() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    for number in range(2000):
+        disk.write(number * BLOCK, half_random(number))
+    for number in range(0, 2000, 2):
+        disk.trim(number * BLOCK, BLOCK)
+    compaction = Compact(pool)
+    compaction.step(100)
+    del compaction
+    pool.check()
+    run(Compact(pool))
+    pool.check()
