@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 
 # NBDZRAM_SANITIZE=address,undefined builds for the sanitizer run of the test suite.
 SANITIZE = os.environ.get("NBDZRAM_SANITIZE", "")
-FLAGS = ["-O3", "-g1", "-fno-strict-aliasing", "-pthread", "-Wno-unused-function"]
+FLAGS = ["-O3", "-g1", "-fno-strict-aliasing", "-pthread", "-Wno-unused-function", "-Wno-sign-compare"]
 if SANITIZE:
     FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", f"-fsanitize={SANITIZE}"]
 LINK = ["-pthread", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
@@ -36,5 +36,6 @@ setup(
             "initializedcheck": False,
             "embedsignature": True,
         },
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )

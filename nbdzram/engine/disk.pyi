@@ -41,10 +41,11 @@ class Disk:
     def trim(self, offset: int, length: int) -> None:
         """Whole blocks in the range become holes and read as zeroes; partial blocks at its ends stay as they are."""
     def zero(self, offset: int, length: int, *, no_hole: bool = False) -> None:
-        """The range reads as zeroes. no_hole: its blocks count as stored (same-filled), not as holes. Raises PoolFull."""
+        """The range reads as zeroes. no_hole: its blocks count as stored (same-filled), not holes. Raises PoolFull."""
     def extents(self, offset: int, length: int, limit: int, mask: int = 31) -> list[tuple[int, int]]:
-        """Coalesced (length in bytes, Extent bits), in order from `offset`, at most `limit` of them. Bits outside `mask` are
-        neither told nor kept apart.
+        """Coalesced (length in bytes, Extent bits), in order from `offset`, at most `limit` of them.
+
+        Bits outside `mask` are neither told nor kept apart.
 
         They cover exactly `length` bytes, or less when `limit` was reached.
         """

@@ -1,0 +1,68 @@
+# nbdzram. `make help` lists what can be done here.
+#
+# Needs Debian's python3, python3-pip (or python3-venv), python3-dev and gcc; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find nbdzram -name '*.pyx' -o -name '*.pxd')
+
+# What `make run` serves, and where: make run SIZE=4G PORT=10810
+NAME ?= disk
+SIZE ?= 1G
+ADDRESS ?= 127.0.0.1
+PORT ?= 10809
+METRICS ?= 127.0.0.1:9809
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo build lint test test-slow wheel bench bench-memory clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/built ## Start a server with one disk (NAME=disk SIZE=1G PORT=10809)
+	@exec $(BIN)/nbdzram serve -e $(NAME)=$(SIZE) -i $(ADDRESS) -p $(PORT) --metrics $(METRICS)
+
+demo: $(VENV)/built ## Watch a real disk image fold, in under a minute; needs no NBD client
+	@$(BIN)/python -m tests.demo
+
+build: $(VENV)/built ## Set up .venv and compile the data plane in place
+
+lint: $(VENV)/built $(VENV)/dev ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint ## Check style and types, then run the tests (minutes)
+	$(BIN)/pytest -m "not slow"
+
+test-slow: lint ## Run every test, the long searches too
+	$(BIN)/pytest
+
+wheel: $(VENV)/built ## Build a wheel into dist/
+	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist
+
+bench: $(VENV)/built ## Measure speed and memory against nbdkit, in one run (about ten minutes)
+	@$(BIN)/python -m tests.bench.acceptance
+
+bench-memory: $(VENV)/built ## Measure density on real data against zram and nbdkit
+	@$(BIN)/python -m tests.bench.memory
+
+clean: ## Remove what was built; downloads in .cache stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find nbdzram -name '*.so' -delete
+	find nbdzram -name '*.pyx' | sed 's/pyx$$/c/' | xargs -r rm -f
+
+$(VENV)/ready: pyproject.toml setup.py tools/environment
+	@PYTHON='$(PYTHON)' tools/environment create $(VENV)
+	@touch $@
+
+$(VENV)/built: $(VENV)/ready $(SOURCES)
+	@tools/environment build $(VENV)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/ready
+	@tools/environment develop $(VENV)
+	@touch $@

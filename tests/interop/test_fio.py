@@ -1,0 +1,90 @@
+"""fio's nbd engine writes and verifies, undisturbed by folding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs import PROGRAM_SECONDS, require_program
+from tests.support.server import Nbdzram
+
+pytestmark = pytest.mark.interop
+
+# Two jobs on halves of their own: blocks that are all different (fio puts a checked header into each), and blocks that
+# repeat one pattern of half a KiB, so that thousands of them fold into one.
+JOBS = """
+[global]
+ioengine=nbd
+uri={uri}
+iodepth=16
+size=24M
+refill_buffers
+buffer_compress_percentage=50
+verify_fatal=1
+do_verify=1
+randseed=11
+
+[different]
+rw=randwrite
+bsrange=512-256k
+bs_unaligned
+offset=0
+verify=crc32c
+
+[equal]
+rw=randwrite
+bs=4k
+offset=32M
+verify=pattern
+verify_pattern={pattern}
+loops=4
+"""
+
+
+def start_fio(directory: Path, uri: str) -> subprocess.Popen[str]:
+    fio = require_program("fio", package="fio")
+    pattern = "0x" + "".join(f"{(number * 37 + number // 7) & 255:02x}" for number in range(256))
+    jobs = directory / "jobs.fio"
+    jobs.write_text(JOBS.format(uri=uri, pattern=pattern))
+    return subprocess.Popen(
+        [fio, "--output-format=json", jobs],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(fio: subprocess.Popen[str]) -> None:
+    printed, _ = fio.communicate(timeout=PROGRAM_SECONDS)
+    assert fio.returncode == 0, printed
+    report = json.loads(printed[printed.index("{") :])
+    assert [job["error"] for job in report["jobs"]] == [0, 0], printed
+    for job in report["jobs"]:
+        assert job["read"]["io_bytes"] > 0, "fio verified nothing"
+
+
+def test_fio_verifies_what_it_wrote(server: Nbdzram, tmp_path: Path) -> None:
+    """Random writes of many sizes, sixteen in flight, read back with the right checksums."""
+    finish(start_fio(tmp_path, server.tcp_uri()))
+
+
+def test_folding_again_and_again_disturbs_no_verification(server: Nbdzram, tmp_path: Path) -> None:
+    """While fio writes, overwrites and verifies, folds and compactions run back to back, and merge a good deal."""
+    fio = start_fio(tmp_path, server.uri())
+    folds = 0
+    try:
+        while fio.poll() is None:
+            server.fold()
+            server.compact()
+            folds += 1
+    finally:
+        if fio.poll() is None:
+            fio.kill()
+    finish(fio)
+    assert folds > 0
+    server.fold()
+    assert server.mm_stat()[9] > 0, "nothing folded"
