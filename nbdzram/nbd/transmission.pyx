@@ -1,0 +1,244 @@
+"""The transmission phase on the wire, without I/O: judge requests, build replies.
+
+The inline half (parsing, headers) is in transmission.pxd, so that the server's hot path compiles it in. Here are what
+is too large to inline, and a small Python face for what is rare enough to be built from Python.
+
+Section names are those of doc/proto.md (see constants).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memmove
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+
+
+cdef int flags_of(int command, int style) noexcept nogil:
+    """The command flags that may stand on a command (section "Command flags"); -1: no such command."""
+    cdef int payload = PAYLOAD_LEN if style == EXTENDED else 0
+    if command == READ:
+        return FUA | (DF if style != SIMPLE else 0)
+    if command == WRITE:
+        return FUA | payload
+    if command == WRITE_ZEROES:
+        return FUA | NO_HOLE | FAST_ZERO
+    if command == BLOCK_STATUS:
+        return FUA | REQ_ONE | payload
+    if command == DISC or command == FLUSH or command == TRIM or command == CACHE:
+        return FUA
+    return -1
+
+
+cdef int validate(const Request* request, const Rules* rules) noexcept nogil:
+    """Everything that can be said against a request before it is performed. OK, or the verdict."""
+    cdef int allowed = flags_of(request.command, rules.style)
+    if allowed < 0:
+        return UNKNOWN_COMMAND
+    if request.flags & ~allowed:
+        return WRONG_FLAGS
+    if request.command == WRITE and rules.style == EXTENDED and not request.flags & PAYLOAD_LEN:
+        return WRONG_FLAGS
+    if request.command == DISC:
+        return OK
+    if rules.read_only and (request.command == WRITE or request.command == TRIM or request.command == WRITE_ZEROES):
+        return READ_ONLY
+    if request.command == FLUSH:
+        return OK if request.offset == 0 and request.length == 0 else WRONG_SHAPE
+    if request.command == BLOCK_STATUS:
+        if rules.context_count == 0:
+            return NO_CONTEXT
+        if request.flags & PAYLOAD_LEN:
+            return OK  # its effect length is in the payload; judged when that has come
+        if request.length == 0:
+            return WRONG_SHAPE  # a status descriptor may not be empty
+    if request.offset > rules.size or request.length > rules.size - request.offset:
+        return OUT_OF_RANGE
+    if request.command == READ and request.length > rules.payload_limit:
+        return TOO_LONG
+    if request.command == READ and request.flags & DF and request.length > rules.unfragmented_limit:
+        return FRAGMENTED
+    return OK
+
+
+cdef enum:
+    SMALLEST_HOLE = 512  # bytes; also what the protocol asks chunks to be a multiple of, where possible
+
+
+cdef inline bint is_zero(const uint8_t* source, size_t length) noexcept nogil:
+    """All bytes zero. Content that is not shows it in its first word almost always, so this costs nothing there."""
+    cdef uint64_t word = 0
+    if length < 8:
+        return memcmp(source, &word, length) == 0
+    if memcmp(source, &word, 8) != 0:
+        return False
+    return memcmp(source, source + 8, length - 8) == 0
+
+
+cdef inline size_t run_length(const uint8_t* source, uint64_t offset, uint64_t length, bint* zero) noexcept nogil:
+    """The longest run of blocks at `source` (export offset `offset`) that are all zero, or all not.
+
+    A small part of a block at either end counts as not zero: a hole's header must fit where its data lay.
+    """
+    cdef uint64_t position = 0
+    cdef uint64_t step
+    cdef bint kind
+    while position < length:
+        step = BLOCK - (offset + position) % BLOCK
+        if step > length - position:
+            step = length - position
+        kind = step >= SMALLEST_HOLE and is_zero(source + position, step)
+        if position == 0:
+            zero[0] = kind
+        elif kind != zero[0]:
+            break
+        position += step
+    return position
+
+
+cdef size_t finish_read(
+    uint8_t* target, int style, uint64_t cookie, uint64_t request_offset, uint64_t offset, uint64_t length, bint whole,
+    size_t* last
+) noexcept nogil:
+    """Make a reply of `length` data bytes that lie at target + read_header_size(style); the reply's size.
+
+    Zero blocks leave as OFFSET_HOLE, whose header takes the place of their data: the reply never grows. With `whole` (DF,
+    or a simple reply) there is one content chunk. `last` gets the position of the last chunk's header; no chunk is DONE
+    yet, since the caller knows whether more follow.
+    """
+    cdef size_t header = read_header_size(style)
+    cdef uint8_t* source = target + header
+    cdef uint8_t* end = source + length
+    cdef uint8_t* write = target
+    cdef uint8_t* body
+    cdef size_t run
+    cdef bint zero = False
+    last[0] = 0
+    if style == SIMPLE:
+        put_simple(target, cookie, 0)
+        return header + length
+    while source < end:
+        run = run_length(source, offset, <uint64_t>(end - source), &zero)
+        if whole and run < length:
+            run = length
+            zero = False
+        last[0] = <size_t>(write - target)
+        if zero:
+            body = put_chunk(write, style, cookie, request_offset, 0, CHUNK_HOLE, 12)
+            store64(body, offset)
+            store32(body + 8, <uint32_t>run)
+            write = body + 12
+        else:
+            body = write + chunk_size(style)
+            memmove(body + 8, source, run)
+            put_chunk(write, style, cookie, request_offset, 0, CHUNK_DATA, 8 + run)
+            store64(body, offset)
+            write = body + 8 + run
+        source += run
+        offset += run
+    return <size_t>(write - target)
+
+
+def status_chunk(int style, bytes cookie not None, uint64_t request_offset, int context, list extents not None, bint done):
+    """One BLOCK_STATUS chunk: `extents` is a list of (length in bytes, status bits), none empty.
+
+    With extended headers it is BLOCK_STATUS_EXT, which holds 64-bit lengths. Lengths are below 2**32 otherwise.
+    """
+    cdef size_t count = len(extents)
+    cdef bint wide = style == EXTENDED
+    cdef size_t payload = 8 + 16 * count if wide else 4 + 8 * count
+    assert style != SIMPLE and count > 0 and len(cookie) == 8
+    cdef bytes reply = PyBytes_FromStringAndSize(NULL, chunk_size(style) + payload)
+    cdef uint8_t* target = <uint8_t*>PyBytes_AS_STRING(reply)
+    cdef uint64_t raw
+    cdef uint64_t length
+    cdef uint32_t bits
+    memcpy(&raw, PyBytes_AS_STRING(cookie), 8)
+    target = put_chunk(
+        target, style, raw, request_offset, CHUNK_DONE if done else 0, CHUNK_STATUS_EXT if wide else CHUNK_STATUS, payload
+    )
+    store32(target, context)
+    target += 4
+    if wide:
+        store32(target, <uint32_t>count)
+        target += 4
+    for length, bits in extents:
+        if wide:
+            store64(target, length)
+            store64(target + 8, bits)
+            target += 16
+        else:
+            store32(target, <uint32_t>length)
+            store32(target + 4, bits)
+            target += 8
+    return reply
+
+
+def error_reply(int style, bytes cookie not None, uint64_t request_offset, int error, bytes text not None, failed_at=None):
+    """An error reply with its explanation (no explanation in a simple reply). `failed_at`: the offset of the failure."""
+    assert error and len(cookie) == 8
+    cdef bytes reply
+    cdef uint64_t raw
+    cdef uint8_t* target
+    cdef size_t payload = 6 + len(text) + (0 if failed_at is None else 8)
+    memcpy(&raw, PyBytes_AS_STRING(cookie), 8)
+    if style == SIMPLE:
+        reply = PyBytes_FromStringAndSize(NULL, SIMPLE_REPLY_SIZE)
+        put_simple(<uint8_t*>PyBytes_AS_STRING(reply), raw, error)
+        return reply
+    reply = PyBytes_FromStringAndSize(NULL, chunk_size(style) + payload)
+    target = <uint8_t*>PyBytes_AS_STRING(reply)
+    target = put_chunk(
+        target, style, raw, request_offset, CHUNK_DONE, CHUNK_ERROR if failed_at is None else CHUNK_ERROR_OFFSET, payload
+    )
+    store32(target, error)
+    store16(target + 4, <uint16_t>len(text))
+    memcpy(target + 6, PyBytes_AS_STRING(text), len(text))
+    if failed_at is not None:
+        store64(target + 6 + len(text), failed_at)
+    return reply
+
+
+def request_at(const uint8_t[::1] source, int style):
+    """Parse one request header: (size of the header, flags, command, cookie, offset, length, payload bytes behind it).
+
+    None when `source` is too short. Raises ValueError for a bad magic.
+    """
+    cdef Request request
+    cdef const uint8_t* start = &source[0] if source.shape[0] else NULL
+    cdef int size = parse_request(start, source.shape[0], style, &request)
+    if size == 0:
+        return None
+    if size < 0:
+        raise ValueError("bad request magic")
+    cookie = PyBytes_FromStringAndSize(<char*>&request.cookie, 8)
+    return size, request.flags, request.command, cookie, request.offset, request.length, request.payload
+
+
+def verdict_of(request, *, uint64_t size, int style, bint read_only=False, int context_count=0,
+               uint64_t payload_limit=64 << 20, uint64_t unfragmented_limit=256 << 10):
+    """Judge what request_at returned. A Verdict's number."""
+    cdef Request parsed
+    cdef Rules rules
+    _, parsed.flags, parsed.command, cookie, parsed.offset, parsed.length, parsed.payload = request
+    memcpy(&parsed.cookie, PyBytes_AS_STRING(cookie), 8)
+    rules.size = size
+    rules.style = style
+    rules.read_only = read_only
+    rules.context_count = context_count
+    rules.payload_limit = payload_limit
+    rules.unfragmented_limit = unfragmented_limit
+    return validate(&parsed, &rules)
+
+
+def read_reply(int style, bytes cookie not None, uint64_t request_offset, uint64_t offset, bytes content not None, *,
+               bint whole=False, bint done=True):
+    """A READ reply with `content` from `offset`, as the hot path builds it."""
+    cdef size_t last
+    cdef size_t size
+    cdef uint64_t raw
+    memcpy(&raw, PyBytes_AS_STRING(cookie), 8)
+    cdef bytearray reply = bytearray(read_header_size(style)) + content
+    cdef uint8_t[::1] view = reply
+    size = finish_read(&view[0], style, raw, request_offset, offset, len(content), whole, &last)
+    if done and style != SIMPLE:
+        store16(&view[last + 4], CHUNK_DONE)
+    return bytes(view[:size])

@@ -1,0 +1,100 @@
+"""What can become of a request, the error that goes on the wire, and the sentence that explains it."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from nbdzram.nbd.constants import Command, CommandFlag, Error
+
+
+class Verdict(IntEnum):
+    """Numbered as in transmission.pxd; also the fixed set of error causes that metrics count."""
+
+    OK = 0
+    UNKNOWN_COMMAND = 1
+    WRONG_FLAGS = 2
+    READ_ONLY = 3
+    OUT_OF_RANGE = 4
+    TOO_LONG = 5
+    FRAGMENTED = 6
+    NO_CONTEXT = 7
+    WRONG_SHAPE = 8
+    POOL_FULL = 9
+    UNREADABLE = 10
+    SHUTTING_DOWN = 11
+
+    @property
+    def invalid_io(self) -> bool:
+        """The request itself was wrong (zram's io_stat counts these as invalid_io)."""
+        return Verdict.UNKNOWN_COMMAND <= self <= Verdict.WRONG_SHAPE
+
+
+_ERRORS = {
+    Verdict.UNKNOWN_COMMAND: Error.EINVAL,
+    Verdict.WRONG_FLAGS: Error.EINVAL,
+    Verdict.READ_ONLY: Error.EPERM,
+    Verdict.OUT_OF_RANGE: Error.EINVAL,
+    Verdict.TOO_LONG: Error.EINVAL,
+    Verdict.FRAGMENTED: Error.EOVERFLOW,
+    Verdict.NO_CONTEXT: Error.EINVAL,
+    Verdict.WRONG_SHAPE: Error.EINVAL,
+    Verdict.POOL_FULL: Error.ENOSPC,
+    Verdict.UNREADABLE: Error.EIO,
+    Verdict.SHUTTING_DOWN: Error.ESHUTDOWN,
+}
+
+
+def error_of(verdict: Verdict, command: int) -> Error:
+    """The value on the wire: section "Error values". Past the end, what would store gets ENOSPC."""
+    if verdict is Verdict.OUT_OF_RANGE and command in (Command.WRITE, Command.WRITE_ZEROES):
+        return Error.ENOSPC
+    return _ERRORS[verdict]
+
+
+def explain(
+    verdict: Verdict, *, command: int, flags: int, offset: int, length: int, size: int, limit: int
+) -> str:
+    """One sentence for the client's error text and for the log: what, the value, the limit.
+
+    `size` is the export's; `limit` the payload limit, or for FRAGMENTED the limit of an unfragmented read. Bytes.
+    """
+    name = command_name(command)
+    what = f"{name} of {length} bytes at {offset}"
+    match verdict:
+        case Verdict.UNKNOWN_COMMAND:
+            return f"command {command} is not known"
+        case Verdict.WRONG_FLAGS:
+            return f"{name} with flags {flags:#x} ({flag_names(flags)}) is not allowed here"
+        case Verdict.READ_ONLY:
+            return f"{what}: the export is read-only"
+        case Verdict.OUT_OF_RANGE:
+            return f"{what} goes past the end of the export ({size} bytes)"
+        case Verdict.TOO_LONG:
+            return f"{what}: at most {limit} bytes a request are served"
+        case Verdict.FRAGMENTED:
+            return f"{what} with DF: at most {limit} bytes are sent unfragmented"
+        case Verdict.NO_CONTEXT:
+            return f"{what}: no metadata context was selected with SET_META_CONTEXT for this export"
+        case Verdict.WRONG_SHAPE:
+            return f"{what} is not a valid form of this request"
+        case Verdict.POOL_FULL:
+            return f"{what}: the pool is at its memory limit"
+        case Verdict.UNREADABLE:
+            return f"{what}: stored bytes do not decode"
+        case Verdict.SHUTTING_DOWN:
+            return f"{what}: the server is shutting down"
+        case Verdict.OK:
+            return f"{what} succeeded"
+
+
+def command_name(command: int) -> str:
+    """READ, WRITE... or the number of an unknown command."""
+    try:
+        return Command(command).name
+    except ValueError:
+        return f"command {command}"
+
+
+def flag_names(flags: int) -> str:
+    """FUA|DF...; unknown bits as a number."""
+    return CommandFlag(flags).name or f"{flags:#x}"
