@@ -1,0 +1,1 @@
+"""The NBD server: listeners, connections and exports on asyncio, with a compiled hot path."""

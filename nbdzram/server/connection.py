@@ -1,0 +1,227 @@
+"""A connection before it is attached to an export: the handshake on a socket, TLS, and its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import ssl
+from typing import Any
+
+from nbdzram.nbd.handshake import Close, Enter, Event, Failure, Handshake, HandshakeError, Send, Upgrade
+from nbdzram.server.exports import Peer, PeerDirectory
+from nbdzram.server.hosting import Hosting
+from nbdzram.server.session import Session
+from nbdzram.server.tls import certificate_names
+
+log = logging.getLogger("nbdzram.server")
+
+RECEIVE_SIZE = 16 << 10
+"""Bytes taken from a socket at once while haggling."""
+
+TLS_SHUTDOWN_SECONDS = 1.0
+"""How long a closing connection waits for the peer's close_notify: it is a courtesy, nothing depends on it."""
+
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+"""A peer that vanished without a word is noticed within two minutes."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """From accept to Session."""
+
+    def __init__(self, hosting: Hosting) -> None:
+        self.group = hosting.haggling
+        self._hosting = hosting
+        self._peer = Peer("unknown")
+        self._handshake = Handshake(PeerDirectory(hosting.exports, self._peer), hosting.policy)
+        self._transport: Any = None
+        self._plain: Any = None  # the transport under TLS
+        self._buffer = bytearray(RECEIVE_SIZE)
+        self._paused = False
+        self._over = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._upgrade: asyncio.Task[None] | None = None
+
+    # ---- what the transport calls ----
+
+    def connection_made(self, transport: Any) -> None:
+        """Greet, unless there are too many already."""
+        if self._plain is not None:  # TLS runs: _start_tls goes on
+            return
+        self._transport = self._plain = transport
+        self._peer = peer_of(transport)
+        self._handshake = Handshake(PeerDirectory(self._hosting.exports, self._peer), self._hosting.policy)
+        self._handshake.shutting_down = self._hosting.shutting_down
+        self._hosting.accepted += 1
+        limit = self._hosting.limits.connections
+        if self._hosting.connections >= limit:
+            self._fail(Failure.CONNECTION_LIMIT, f"more than {limit} connections")
+            transport.abort()
+            return
+        set_socket_options(transport)
+        self._hosting.enter(self)
+        seconds = self._hosting.limits.handshake_seconds
+        self._deadline = self._hosting.loop.call_later(seconds, self._expire)
+        transport.set_write_buffer_limits(high=0)
+        transport.write(self._handshake.greeting)
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came."""
+        if self._over:
+            return
+        self._handshake.receive(memoryview(self._buffer)[:nbytes])
+        self._proceed()
+
+    def eof_received(self) -> None:
+        """The peer is gone: without an export there is nothing to finish."""
+
+    def pause_writing(self) -> None:
+        """The peer does not read our replies: it gets no more until it does."""
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._paused = False
+        if not self._over:
+            self._transport.resume_reading()
+            self._proceed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection ended before it came to an export."""
+        if not self._over:
+            self._over = True
+            self._hosting.fail_handshake(Failure.VANISHED)
+            log.debug("%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
+        self._forget()
+
+    # ---- for the server ----
+
+    def shut_down(self) -> None:
+        """Options get ERR_SHUTDOWN from now on."""
+        self._handshake.shutting_down = True
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._over = True
+        self._plain.abort()
+
+    # ---- parts ----
+
+    def _proceed(self) -> None:
+        try:
+            while not self._paused and not self._over:
+                event = self._handshake.next_event()
+                if event is None:
+                    return
+                self._act(event)
+        except HandshakeError as error:
+            self._fail(error.cause, str(error))
+            self._transport.close()
+
+    def _act(self, event: Event) -> None:
+        match event:
+            case Send(reply):
+                self._transport.write(reply)
+            case Close(reply):
+                self._over = True
+                self._transport.write(reply)
+                self._transport.close()
+            case Upgrade(reply):
+                # Nothing may be read here any more: the next bytes are TLS's.
+                self._transport.pause_reading()
+                self._transport.write(reply)
+                self._upgrade = self._hosting.loop.create_task(self._start_tls())
+            case Enter():
+                self._enter(event)
+
+    def _enter(self, event: Enter) -> None:
+        """Hand the connection over to a Session."""
+        export = event.terms.offer
+        if self._hosting.exports.resolve(export.name) is not export:
+            raise HandshakeError(Failure.UNKNOWN_EXPORT, f"export {export.name!r} was removed meanwhile")
+        self._over = True
+        self._transport.write(event.reply)
+        session = Session(self._hosting, export, event.terms, self._peer)
+        self._hosting.enter(session)
+        self._forget()
+        self._transport.set_protocol(session)
+        if self._paused:
+            session.pause_writing()
+        if self._hosting.shutting_down:
+            session.draining = True
+        log.info("%s: attached to export %r", self._peer.text, export.name)
+        session.start(
+            self._transport, direct=not self._handshake.tls_active, rest=self._handshake.take_rest()
+        )
+
+    async def _start_tls(self) -> None:
+        """Put TLS between the socket and us (section "STARTTLS")."""
+        try:
+            transport = await self._hosting.loop.start_tls(
+                self._plain,
+                self,
+                self._hosting.tls.context(),
+                server_side=True,
+                ssl_handshake_timeout=self._hosting.limits.handshake_seconds,
+                ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
+            )
+        except (OSError, ssl.SSLError) as error:
+            self._fail(Failure.TLS, f"TLS: {error}")
+            self._plain.abort()
+            return
+        if transport is None or self._over:
+            self._plain.abort()
+            return
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0)
+        names = certificate_names(transport.get_extra_info("ssl_object"))
+        self._peer = Peer(self._peer.text, self._peer.address, names)
+        try:
+            self._handshake.tls_started(PeerDirectory(self._hosting.exports, self._peer))
+        except HandshakeError as error:
+            self._fail(error.cause, str(error))
+            transport.abort()
+
+    def _fail(self, cause: Failure, message: str) -> None:
+        if not self._over:
+            self._over = True
+            self._hosting.fail_handshake(cause)
+            log.warning("%s: handshake failed: %s", self._peer.text, message)
+
+    def _expire(self) -> None:
+        self._fail(Failure.TIMEOUT, f"not finished after {self._hosting.limits.handshake_seconds:g} s")
+        self._plain.abort()
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._hosting.leave(self)
+
+
+def peer_of(transport: Any) -> Peer:
+    """Who is at the other end of a fresh transport."""
+    family = transport.get_extra_info("socket").family
+    name = transport.get_extra_info("peername")
+    if family in (socket.AF_INET, socket.AF_INET6) and name:
+        host = name[0].partition("%")[0]
+        text = f"[{host}]:{name[1]}" if family == socket.AF_INET6 else f"{host}:{name[1]}"
+        return Peer(text, ipaddress.ip_address(host))
+    return Peer("unix client" if family == socket.AF_UNIX else f"client {name}")
+
+
+def set_socket_options(transport: Any) -> None:
+    """No delay for small replies, and keepalive, so that a vanished peer does not hold a connection for ever."""
+    wrapped = transport.get_extra_info("socket")
+    if wrapped.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with socket.socket(fileno=socket.dup(wrapped.fileno())) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            raw.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,142 @@
+"""The exports on offer: who may see them, who is attached, what passed through."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbdzram.engine.disk import Disk
+from nbdzram.errors import ConfigError, ExportExists, NoSuchExport
+from nbdzram.server.traffic import Traffic
+
+if TYPE_CHECKING:
+    from nbdzram.server.session import Session
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as far as we know yet."""
+
+    text: str  # for the log: 192.0.2.7:5555, or unix
+    address: Address | None = None  # None: not an IP connection
+    certificate_names: frozenset[str] = frozenset()  # verified under TLS: common name and DNS names
+
+
+class Export:
+    """A disk offered by name."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        disk: Disk,
+        pool_name: str,
+        read_only: bool = False,
+        description: str = "",
+        allow_addresses: tuple[str, ...] = (),
+        allow_certificates: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.disk = disk
+        self.pool_name = pool_name
+        self.read_only = read_only
+        self.description = description
+        self.allow_addresses = allow_addresses
+        self.allow_certificates = allow_certificates
+        self.traffic = Traffic()
+        self.connections: set[Session] = set()
+        self._networks = tuple(_network(name, text) for text in allow_addresses)
+
+    @property
+    def size_bytes(self) -> int:
+        """Now: a disk may be resized."""
+        return self.disk.size_bytes
+
+    def admits(self, peer: Peer) -> bool:
+        """May this peer know of the export? A peer without an IP address is local: its socket's mode decided."""
+        if self._networks and peer.address is not None and not _inside(peer.address, self._networks):
+            return False
+        return not self.allow_certificates or not peer.certificate_names.isdisjoint(self.allow_certificates)
+
+
+class Exports:
+    """The registry, in the order of addition."""
+
+    def __init__(self, default_name: str | None = None) -> None:
+        self.default_name = default_name
+        self._by_name: dict[str, Export] = {}
+
+    def __iter__(self) -> Iterator[Export]:
+        return iter(tuple(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def add(self, export: Export) -> None:
+        """Offer it. Raises ExportExists."""
+        if export.name in self._by_name:
+            raise ExportExists(
+                f"export {export.name!r} exists already: choose another name, or remove it first"
+            )
+        self._by_name[export.name] = export
+
+    def get(self, name: str) -> Export:
+        """By its exact name. Raises NoSuchExport."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            known = ", ".join(repr(other) for other in list(self._by_name)[:10]) or "none"
+            raise NoSuchExport(f"no export is named {name!r}; there are: {known}") from None
+
+    def resolve(self, name: str) -> Export | None:
+        """As a client means it: the empty name is the default export, or the only one."""
+        if name or "" in self._by_name:
+            return self._by_name.get(name)
+        if self.default_name is not None:
+            return self._by_name.get(self.default_name)
+        return next(iter(self._by_name.values())) if len(self._by_name) == 1 else None
+
+    def remove(self, name: str) -> Export:
+        """Offer it no more. Its connections are the caller's to close (NbdServer.detach). Raises NoSuchExport."""
+        export = self.get(name)
+        del self._by_name[name]
+        return export
+
+
+class PeerDirectory:
+    """What one peer may see (nbd.handshake.Directory)."""
+
+    def __init__(self, exports: Exports, peer: Peer) -> None:
+        self._exports = exports
+        self._peer = peer
+
+    def find(self, name: str) -> Export | None:
+        """The export, unless it does not exist or does not admit this peer: both look the same from outside."""
+        export = self._exports.resolve(name)
+        return export if export is not None and export.admits(self._peer) else None
+
+    def offers(self) -> Iterator[Export]:
+        """Every export that admits this peer."""
+        return (export for export in self._exports if export.admits(self._peer))
+
+
+def _network(name: str, text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"export {name!r}: allow_addresses {text!r} is not an address or CIDR network ({error}); "
+            "write for example 192.0.2.0/24"
+        ) from None
+
+
+def _inside(address: Address, networks: tuple[Network, ...]) -> bool:
+    """IPv4 clients of a dual-stack socket appear as ::ffff:a.b.c.d and are meant as a.b.c.d."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    actual = mapped or address
+    return any(actual.version == network.version and actual in network for network in networks)

@@ -1,0 +1,95 @@
+"""What all connections of one server share: the exports, the limits, the workers, the counters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from nbdzram.config import ServerConfig
+from nbdzram.engine.disk import Disk
+from nbdzram.nbd.constants import ReplyStyle
+from nbdzram.nbd.handshake import Failure, Policy
+from nbdzram.server.exports import Exports
+from nbdzram.server.hotpath import Scratch
+from nbdzram.server.status import StatusRequest, status_reply
+from nbdzram.server.tls import TlsFiles
+from nbdzram.server.workers import Budget, Workers
+
+if TYPE_CHECKING:
+    from nbdzram.server.connection import Connection
+    from nbdzram.server.session import Session
+
+log = logging.getLogger("nbdzram.server")
+
+STATUS_QUERIES = 2
+"""Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
+
+
+class Hosting:
+    """Made by NbdServer; lives on its event loop."""
+
+    def __init__(self, exports: Exports, config: ServerConfig) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.exports = exports
+        self.limits = config.limits
+        self.tls = TlsFiles(config.tls)
+        self.policy = Policy(
+            tls=config.tls.mode,
+            list_exports=config.list_exports,
+            option_limit=config.limits.handshake_options,
+            payload_limit=config.limits.payload_bytes,
+        )
+        self.budget = Budget(config.limits.total_bytes)
+        self.workers = Workers(os.cpu_count() or 1)
+        self.scratch = Scratch()
+        self.haggling: set[Connection] = set()
+        self.sessions: set[Session] = set()
+        self.accepted = 0
+        self.protocol_errors = 0
+        self.handshake_failures: Counter[Failure] = Counter()
+        self.shutting_down = False
+        self._status_slots = asyncio.Semaphore(STATUS_QUERIES)
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.loop.add_reader(self.workers.fileno(), self.workers.collect)
+
+    @property
+    def connections(self) -> int:
+        """Open ones, in the handshake or attached."""
+        return len(self.haggling) + len(self.sessions)
+
+    def enter(self, member: Connection | Session) -> None:
+        """A connection began (Connection) or attached to an export (Session)."""
+        self._group(member).add(member)
+        self._quiet.clear()
+
+    def leave(self, member: Connection | Session) -> None:
+        """It ended."""
+        self._group(member).discard(member)
+        if not self.connections:
+            self._quiet.set()
+
+    async def wait_quiet(self) -> None:
+        """Until no connection is open."""
+        await self._quiet.wait()
+
+    def fail_handshake(self, cause: Failure) -> None:
+        """Count a handshake that ended without an export."""
+        self.handshake_failures[cause] += 1
+
+    async def status(self, disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes:
+        """Answer a long BLOCK_STATUS in a thread, few at a time."""
+        async with self._status_slots:
+            return await self.loop.run_in_executor(None, status_reply, disk, style, request)
+
+    def stop(self) -> None:
+        """End the workers. No connection is open."""
+        assert not self.connections
+        self.loop.remove_reader(self.workers.fileno())
+        self.workers.stop()
+
+    def _group(self, member: Connection | Session) -> set[Connection] | set[Session]:
+        return member.group

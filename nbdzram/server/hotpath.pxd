@@ -1,0 +1,92 @@
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from nbdzram.engine.disk cimport Disk
+from nbdzram.nbd.transmission cimport Request, Rules
+from nbdzram.server.traffic cimport Traffic
+from nbdzram.server.workers cimport Budget, Piece, Task, TaskOwner, Workers
+
+cdef class Scratch:
+    cdef uint8_t* bytes
+    cdef size_t size
+
+cdef class Operation(TaskOwner):
+    cdef HotPath session
+    cdef Request request
+    cdef uint64_t started
+    cdef uint64_t step            # bytes a task
+    cdef uint64_t cursor          # bytes submitted so far
+    cdef uint64_t done            # bytes taken back so far
+    cdef int in_flight
+    cdef int verdict
+    cdef uint64_t failed_at
+    cdef Piece payload
+    cdef bint exclusive           # a long simple reply: its pieces leave in order, and nothing else meanwhile
+    cdef uint64_t sent
+    cdef dict arrived
+    cdef int submit(self) except -1
+    cdef bint room(self, uint64_t size) noexcept
+    cdef int finish(self) except -1
+    cdef int send_in_order(self) except -1
+
+cdef class HotPath:
+    cdef readonly Disk disk
+    cdef readonly Traffic traffic
+    cdef Budget budget
+    cdef Workers workers
+    cdef Scratch scratch
+    cdef Rules rules
+    cdef object transport
+    cdef int fd                   # for direct sends; -1 under TLS
+    cdef size_t used              # bytes of the scratch filled
+    cdef bint handed_over         # the transport was given bytes, and may still hold them
+    cdef bint blocked             # the transport holds bytes that the peer does not take
+    cdef readonly bint halted     # DISC or end of file: nothing more is read
+    cdef readonly bint lost
+    cdef public bint draining
+    cdef bint reading
+    cdef bint scheduled
+    cdef uint8_t* inbox
+    cdef size_t inbox_size
+    cdef size_t inbox_charged
+    cdef size_t taken             # inbox[taken:filled] is not yet understood
+    cdef size_t filled
+    cdef int phase
+    cdef Request request
+    cdef int verdict              # of the request whose payload is being skipped or applied
+    cdef uint64_t remaining       # bytes of its payload still to come
+    cdef Piece payload
+    cdef uint64_t started
+    cdef int64_t allowance
+    cdef list operations
+    cdef Operation exclusive
+    cdef uint64_t connection_limit
+    cdef uint64_t payload_bytes   # held by writes under way
+    cdef uint64_t piece_bytes     # held by read replies being made or waiting
+    cdef public int pending       # slow requests under way
+
+    cdef int run(self) except -1
+    cdef bint advance(self) except -1
+    cdef bint take_request(self) except -1
+    cdef bint take_read(self, int size) except -1
+    cdef bint take_write(self, int size) except -1
+    cdef bint take_status(self, int size) except -1
+    cdef int free_inline(self) except -1
+    cdef int start_operation(self, Piece payload, uint64_t step) except -1
+    cdef bint start_exclusive(self, int size) except -1
+    cdef bint begin_payload(self, int size) except -1
+    cdef bint begin_skip(self, int size, int verdict) except -1
+    cdef bint apply_payload(self) except -1
+    cdef int end_payload(self) except -1
+    cdef int conclude(self, int verdict) except -1
+    cdef int refuse(self, int verdict) except -1
+    cdef int reply_success(self, const Request* request) except -1
+    cdef bint reserve(self, size_t size) except -1
+    cdef int flush(self) except -1
+    cdef int send_piece(self, Piece piece) except -1
+    cdef bint can_send(self) except -1
+    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2
+    cdef int make_room(self, size_t size) except -1
+    cdef bint grow_inbox(self, size_t size) except -1
+    cdef int set_inbox(self, size_t size) except -1
+    cdef int settle(self) except -1
+    cdef int continue_later(self) except -1

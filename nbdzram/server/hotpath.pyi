@@ -1,0 +1,92 @@
+from typing import Any
+
+from nbdzram.engine.disk import Disk
+from nbdzram.errors import ProtocolError
+from nbdzram.server.traffic import Traffic
+from nbdzram.server.workers import Budget, Workers
+
+INLINE_LIMIT: int
+UNFRAGMENTED_LIMIT: int
+
+class Scratch:
+    """Where the answers of a wake-up are put together. One a server: it is empty between two wake-ups."""
+
+class HotPath:
+    """The transmission phase of one connection. server.session.Session completes it."""
+
+    disk: Disk
+    traffic: Traffic
+    halted: bool
+    lost: bool
+    draining: bool
+    pending: int
+    def __init__(
+        self,
+        *,
+        disk: Disk,
+        traffic: Traffic,
+        budget: Budget,
+        workers: Workers,
+        scratch: Scratch,
+        style: int,
+        read_only: bool,
+        context_count: int,
+        payload_limit: int,
+        connection_limit: int,
+    ) -> None: ...
+    @property
+    def busy(self) -> bool:
+        """Requests are under way with the workers or in Python."""
+    @property
+    def midway(self) -> bool:
+        """The peer has begun a request and not finished it."""
+    def attach(self, transport: Any, fd: int, rest: bytes) -> None:
+        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+    def get_buffer(self, sizehint: int) -> Any:
+        """Where the socket's next bytes belong."""
+    def buffer_updated(self, nbytes: int) -> None:
+        """`nbytes` bytes came."""
+    def pause_writing(self) -> None:
+        """The peer does not read: the transport's queue is not empty."""
+    def resume_writing(self) -> None:
+        """The transport's queue is empty again."""
+    def emit(self, reply: bytes) -> None:
+        """Send a reply that Python built."""
+    def proceed(self) -> None:
+        """Something that held this connection up is gone."""
+    def halt(self) -> None:
+        """Read no more; finish what is under way."""
+    def lose(self) -> None:
+        """The connection is gone: nothing can be sent any more."""
+    def go_on(self) -> None:
+        """The next turn of a connection that had more to do than one wake-up allows."""
+
+    def count_request(self, command: int, verdict: int, length: int, nanoseconds: int) -> None:
+        """Account for a request that Python answered."""
+
+    # What the subclass provides.
+    def explain_failure(
+        self,
+        verdict: int,
+        command: int,
+        flags: int,
+        cookie: bytes,
+        offset: int,
+        length: int,
+        failed_at: int | None,
+    ) -> bytes:
+        """The error reply to a request."""
+    def query_status(
+        self, flags: int, cookie: bytes, offset: int, length: int, payload: bytes | None, started: int
+    ) -> None:
+        """Answer BLOCK_STATUS, now or later (count it in `pending`, then call proceed)."""
+    def protocol_error(self, error: ProtocolError) -> None:
+        """End the connection."""
+    def abort(self) -> None:
+        """Cut the connection."""
+    def gone(self) -> None:
+        """The connection was lost, and work that was under way for it has come back."""
+    def drained(self) -> None:
+        """Nothing is under way, and nothing more will be read (or the server drains)."""
+    def call_soon(self, callback: Any) -> None:
+        """Run `callback` in the loop's next turn."""

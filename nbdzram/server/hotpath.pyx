@@ -1,0 +1,771 @@
+"""The transmission phase of one connection: bytes of the socket in, engine, bytes of the socket out.
+
+One wake-up of the event loop is one call of `buffer_updated`: every complete request in the inbox is validated, performed
+and answered in C, and the answers leave with one send. What is large goes to the workers as an Operation; what is rare
+(errors, block status) goes through the Python subclass, server.session.Session.
+
+    phase    what the next bytes are
+    HEADER   a request's header, and a small WRITE's payload: both in the inbox
+    PAYLOAD  a large WRITE's payload, read by the socket straight into a buffer of its own
+    APPLY    the same without a buffer, because the budget is used up: stored as it arrives
+    SKIP     the payload of a request that is refused
+
+Invariants
+1. Everything here runs on the loop's thread; workers see Tasks only.
+2. A request is either not yet taken from the inbox, or an Operation, or answered: never two of these.
+3. While `blocked` (the peer does not read) nothing new is performed. A connection then holds at most the inbox, one
+   scratch of answers, and PIECE_WINDOW of read pieces; all pieces and payloads are charged to the Budget.
+4. A WRITE changes nothing before its payload is complete, except in phase APPLY.
+
+Direct sends: while the transport's own queue is empty, answers go to the socket from here; only what the socket does not
+take is handed to the transport, which then tells us when the peer reads again.
+"""
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
+
+from nbdzram.engine.disk cimport Disk
+from nbdzram.nbd.transmission cimport (
+    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, COMMANDS, DF, DISC, EXTENDED, EXTENDED_REQUEST_SIZE, FLUSH, NO_HOLE, OK,
+    POOL_FULL, READ, REPLY_OVERHEAD, SHUTTING_DOWN, SIMPLE, SIMPLE_REPLY_SIZE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES,
+    WRONG_SHAPE, Request, Rules, finish_read, parse_request, put_simple, put_success, read_header_size, store16, validate,
+)
+from nbdzram.server.traffic cimport Traffic
+from nbdzram.server.workers cimport Budget, Piece, Task, TaskOwner, Workers, new_piece
+
+from nbdzram.errors import ProtocolError
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t send(int, const void*, size_t, int)
+    enum:
+        MSG_NOSIGNAL
+        MSG_DONTWAIT
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+    enum:
+        CLOCK_MONOTONIC
+
+INLINE_LIMIT = _INLINE_LIMIT
+UNFRAGMENTED_LIMIT = _PIECE_SIZE
+
+cdef enum:  # phases
+    HEADER = 0
+    PAYLOAD = 1
+    APPLY = 2
+    SKIP = 3
+
+cdef enum:
+    _INLINE_LIMIT = 64 << 10      # READ and WRITE up to here are done on the loop: about as long as a hop to a worker
+    INLINE_FREE = 1 << 20         # the same for TRIM and WRITE_ZEROES, which touch tables only
+    _PIECE_SIZE = 256 << 10       # one task of a READ or WRITE, and the largest unfragmented READ
+    WHOLE_SIMPLE = 1 << 20        # a simple reply up to here is one task, since its pieces could not leave out of order
+    FREE_STEP = 64 << 20          # one task of TRIM or WRITE_ZEROES: some milliseconds
+    TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
+    PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket
+    OPERATION_LIMIT = 64          # large requests of one connection under way; the rest waits in its socket
+    INBOX_FIRST = 16 << 10        # a thousand idle connections stay small
+    INBOX_LAST = 256 << 10        # one read of a busy connection
+    SCRATCH_SIZE = 256 << 10      # answers of one send; larger gains nothing, sockets take about as much at once
+    WAKE_ALLOWANCE = 1 << 20      # bytes served in one wake-up before others have their turn
+    STATUS_PAYLOAD_LIMIT = 4096   # bytes of a BLOCK_STATUS payload: an effect length and context ids
+
+
+cdef inline uint64_t monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef class Scratch:
+    """Where the answers of a wake-up are put together. One a server: it is empty between two wake-ups."""
+
+    def __cinit__(self):
+        self.size = SCRATCH_SIZE
+        self.bytes = <uint8_t*>malloc(self.size)
+        if self.bytes == NULL:
+            raise MemoryError("no memory for the answers' buffer")
+
+    def __dealloc__(self):
+        free(self.bytes)
+
+
+cdef class Operation(TaskOwner):
+    """A large request, cut into tasks for the workers."""
+
+    cdef bint room(self, uint64_t size) noexcept:
+        """May one more piece of `size` bytes be made for this connection?"""
+        if self.session.blocked or self.session.lost or (
+            self.exclusive and self.cursor - self.sent >= PIECE_WINDOW
+        ):
+            return False
+        if self.session.piece_bytes == 0:
+            self.session.budget.force(size)
+            return True
+        return self.session.piece_bytes + size <= PIECE_WINDOW and self.session.budget.take(size)
+
+    cdef int submit(self) except -1:
+        """Hand out as many tasks as the limits allow."""
+        cdef Task* task
+        cdef uint64_t length
+        cdef size_t size
+        cdef Piece piece
+        while self.cursor < self.request.length and self.in_flight < TASKS_IN_FLIGHT and self.verdict == OK:
+            length = self.step - (self.request.offset + self.cursor) % BLOCK  # cut between blocks
+            if length > self.request.length - self.cursor:
+                length = self.request.length - self.cursor
+            piece = None
+            if self.request.command == READ:
+                size = length + REPLY_OVERHEAD
+                if not self.room(size):
+                    break
+                piece = new_piece(size, self.session.budget, size)
+                self.session.piece_bytes += size
+            task = <Task*>malloc(sizeof(Task))
+            if task == NULL:
+                raise MemoryError("no memory for a task")
+            task.operation = <void*>self
+            task.disk = <void*>self.session.disk
+            task.command = self.request.command
+            task.no_hole = self.request.flags & NO_HOLE != 0
+            task.whole = self.request.flags & DF != 0
+            task.style = self.session.rules.style
+            task.cookie = self.request.cookie
+            task.request_offset = self.request.offset
+            task.offset = self.request.offset + self.cursor
+            task.length = length
+            task.piece = NULL
+            if piece is not None:
+                Py_INCREF(piece)
+                task.piece = <void*>piece
+                task.target = piece.bytes
+            elif self.payload is not None:
+                task.source = self.payload.bytes + self.cursor
+            self.cursor += length
+            self.in_flight += 1
+            self.session.workers.submit(task)
+        return 0
+
+    cdef int take_back(self, Task* task) except -1:
+        cdef Piece piece = None
+        cdef int error = task.error
+        self.in_flight -= 1
+        self.done += task.length
+        if task.piece != NULL:
+            piece = <Piece>task.piece
+            Py_DECREF(piece)
+            piece.end = task.reply_size
+        if error and self.verdict == OK:
+            self.verdict = UNREADABLE if task.command == READ else POOL_FULL
+            self.failed_at = task.offset
+        if piece is not None and not error and not self.session.lost:
+            if self.exclusive:
+                piece.start = SIMPLE_REPLY_SIZE
+                self.arrived[task.offset] = piece
+            else:
+                if self.session.rules.style != SIMPLE and self.done == self.request.length and self.verdict == OK:
+                    store16(piece.bytes + task.last + 4, CHUNK_DONE)
+                self.session.send_piece(piece)
+        if task.piece != NULL:
+            self.session.piece_bytes -= piece.size
+        free(task)
+        return 0
+
+    cdef int proceed(self) except -1:
+        if self.exclusive:
+            self.send_in_order()
+        if self.in_flight == 0 and (self.done == self.request.length or self.verdict != OK or self.session.lost):
+            self.finish()
+        if self.session.lost:
+            self.session.gone()
+        else:
+            self.session.proceed()
+        return 0
+
+    cdef int send_in_order(self) except -1:
+        """A long simple reply: its header went ahead, its pieces follow as a stream."""
+        cdef uint64_t offset = self.request.offset + self.sent
+        while offset in self.arrived and not self.session.lost:
+            piece = self.arrived.pop(offset)
+            self.sent += len(piece)
+            self.session.send_piece(piece)
+            offset = self.request.offset + self.sent
+        return 0
+
+    cdef int finish(self) except -1:
+        """Everything handed out has come back: answer, once."""
+        cdef HotPath session = self.session
+        if self not in session.operations:
+            return 0
+        session.operations.remove(self)
+        if self.payload is not None:
+            session.payload_bytes -= self.payload.size
+            self.payload = None
+        if self.exclusive:
+            session.exclusive = None
+        session.traffic.count(
+            self.request.command, self.verdict, self.request.length, monotonic() - self.started
+        )
+        if session.lost:
+            return 0
+        if self.verdict != OK:
+            if self.exclusive:
+                # Section "Simple replies": after a header without error only a disconnect can tell.
+                session.protocol_error(ProtocolError("stored bytes do not decode in the middle of a simple reply"))
+                session.abort()
+                return 0
+            session.emit(session.explain_failure(
+                self.verdict, self.request.command, self.request.flags, cookie_of(&self.request), self.request.offset,
+                self.request.length, self.failed_at,
+            ))
+            return 0
+        if self.request.command == TRIM:
+            session.traffic.blocks_trimmed += self.request.length // BLOCK
+        if self.request.command != READ:
+            session.reply_success(&self.request)
+        return 0
+
+
+cdef bytes cookie_of(const Request* request):
+    return PyBytes_FromStringAndSize(<char*>&request.cookie, 8)
+
+
+cdef class HotPath:
+    """See the module's docstring. server.session.Session completes it."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.inbox_size = INBOX_FIRST
+        self.inbox = <uint8_t*>malloc(self.inbox_size)
+        if self.inbox == NULL:
+            raise MemoryError("no memory for a receive buffer")
+
+    def __dealloc__(self):
+        free(self.inbox)
+        if self.inbox_charged:
+            self.budget.give_back(self.inbox_charged)
+
+    def __init__(self, *, Disk disk not None, Traffic traffic not None, Budget budget not None, Workers workers not None,
+                 Scratch scratch not None, int style, bint read_only, int context_count, uint64_t payload_limit,
+                 uint64_t connection_limit):
+        self.disk = disk
+        self.traffic = traffic
+        self.budget = budget
+        self.workers = workers
+        self.scratch = scratch
+        self.rules.size = disk.size
+        self.rules.style = style
+        self.rules.read_only = read_only
+        self.rules.context_count = context_count
+        self.rules.payload_limit = payload_limit
+        self.rules.unfragmented_limit = _PIECE_SIZE
+        self.connection_limit = connection_limit
+        self.operations = []
+        self.fd = -1
+        self.reading = True
+        self.phase = HEADER
+
+    # ---- what the transport calls ----
+
+    def attach(self, transport, int fd, bytes rest not None):
+        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+        self.transport = transport
+        self.fd = fd
+        self.handed_over = True  # the handshake's last reply, perhaps
+        if rest:
+            self.make_room(len(rest))
+            memcpy(self.inbox, <const char*>rest, len(rest))
+            self.filled = len(rest)
+            self.run()
+
+    def get_buffer(self, sizehint):
+        """Where the socket's next bytes belong: the inbox, or a large payload's own buffer."""
+        if self.phase != PAYLOAD:
+            self.make_room(1)
+        return self if self.fd >= 0 else memoryview(self)
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.phase == PAYLOAD:
+            PyBuffer_FillInfo(
+                view, self, self.payload.bytes + (self.payload.size - self.remaining), self.remaining, 0, flags
+            )
+        else:
+            PyBuffer_FillInfo(view, self, self.inbox + self.filled, self.inbox_size - self.filled, 0, flags)
+
+    def buffer_updated(self, Py_ssize_t size):
+        """`size` bytes came. Everything that is complete is performed and answered before this returns."""
+        if self.halted:
+            return
+        if self.phase == PAYLOAD:
+            self.remaining -= size
+        else:
+            self.filled += size
+        self.run()
+
+    def pause_writing(self):
+        """The peer does not read: the transport's queue is not empty."""
+        self.blocked = True
+
+    def resume_writing(self):
+        """The transport's queue is empty again."""
+        self.blocked = False
+        self.handed_over = False
+        self.proceed()
+
+    # ---- what the subclass calls ----
+
+    def emit(self, bytes reply not None):
+        """Send a reply that Python built."""
+        self.flush()
+        if self.lost:
+            return
+        self.transport.write(reply)
+        self.handed_over = True
+
+    def proceed(self):
+        """Something that held this connection up is gone."""
+        cdef Operation operation
+        if self.lost:
+            return
+        for operation in list(self.operations):
+            operation.submit()
+        self.run()
+
+    def halt(self):
+        """Read no more; finish what is under way."""
+        self.halted = True
+        self.run()
+
+    def lose(self):
+        """The connection is gone: nothing can be sent any more."""
+        self.lost = True
+        self.blocked = False
+        self.taken = self.filled = 0
+        self.payload = None
+        self.operations = [operation for operation in self.operations if (<Operation>operation).in_flight]
+
+    def count_request(self, int command, int verdict, uint64_t length, uint64_t nanoseconds):
+        """Account for a request that Python answered."""
+        self.traffic.count(command, verdict, length, nanoseconds)
+
+    @property
+    def busy(self):
+        """Requests are under way with the workers or in Python."""
+        return bool(self.operations) or self.pending > 0
+
+    @property
+    def midway(self):
+        """The peer has begun a request and not finished it."""
+        return self.phase != HEADER or self.filled > self.taken
+
+    # ---- the loop over requests ----
+
+    cdef int run(self) except -1:
+        self.started = monotonic()
+        self.allowance = WAKE_ALLOWANCE
+        try:
+            while self.advance():
+                pass
+        except ProtocolError as error:
+            self.flush()
+            self.protocol_error(error)
+            return 0
+        self.flush()
+        self.settle()
+        return 0
+
+    cdef bint advance(self) except -1:
+        """Understand a little more of what came. False: nothing can be done now."""
+        cdef uint64_t size
+        if self.lost or (self.blocked and not (self.phase == PAYLOAD and self.remaining == 0)):
+            return False
+        if self.halted:
+            self.taken = self.filled
+            return False
+        if self.phase == HEADER:
+            return self.take_request()
+        if self.phase == APPLY:
+            return self.apply_payload()
+        if self.phase == SKIP:
+            size = min(<uint64_t>(self.filled - self.taken), self.remaining)
+            self.taken += size
+            self.remaining -= size
+        if self.remaining:
+            return False
+        self.end_payload()
+        return True
+
+    cdef bint take_request(self) except -1:
+        """Take one request from the inbox: validate, then perform and reply, or start what does so later."""
+        cdef Request* request = &self.request
+        cdef int size
+        cdef int verdict
+        if self.exclusive is not None or len(self.operations) + self.pending >= OPERATION_LIMIT:
+            return False
+        if self.allowance <= 0:
+            self.continue_later()
+            return False
+        size = parse_request(self.inbox + self.taken, self.filled - self.taken, self.rules.style, request)
+        if size <= 0:
+            if size < 0:
+                raise ProtocolError("bad request magic")
+            return False
+        if request.payload > self.rules.payload_limit:
+            raise ProtocolError(f"a payload of {request.payload} bytes: the limit is {self.rules.payload_limit}")
+        self.rules.size = self.disk.size
+        verdict = validate(request, &self.rules)
+        if self.draining and request.command != DISC:
+            verdict = SHUTTING_DOWN
+        if verdict != OK:
+            return self.begin_skip(size, verdict)
+        self.allowance -= <int64_t>(size + (request.length if request.length < _INLINE_LIMIT else 0))
+        if request.command == READ:
+            return self.take_read(size)
+        if request.command == WRITE:
+            return self.take_write(size)
+        if request.command == BLOCK_STATUS:
+            return self.take_status(size)
+        if not self.reserve(REPLY_OVERHEAD):
+            return False
+        self.taken += size
+        if request.command == DISC:
+            self.halted = True
+        elif request.command == TRIM or request.command == WRITE_ZEROES:
+            if request.length > INLINE_FREE:
+                self.start_operation(None, FREE_STEP)
+            else:
+                self.free_inline()
+        else:  # FLUSH and CACHE: every write that was answered is in the engine, and everything is in memory
+            self.conclude(OK)
+        return True
+
+    cdef bint take_read(self, int size) except -1:
+        cdef Request* request = &self.request
+        cdef size_t last = 0
+        cdef size_t reply
+        cdef uint8_t* target
+        if request.length > _INLINE_LIMIT:
+            if self.rules.style == SIMPLE and request.length > WHOLE_SIMPLE:
+                return self.start_exclusive(size)
+            self.taken += size
+            self.start_operation(None, WHOLE_SIMPLE if self.rules.style == SIMPLE else _PIECE_SIZE)
+            return True
+        if not self.reserve(request.length + REPLY_OVERHEAD):
+            return False
+        self.taken += size
+        if request.length == 0:
+            self.conclude(OK)
+            return True
+        target = self.scratch.bytes + self.used
+        if self.disk.c_read(request.offset, request.length, target + read_header_size(self.rules.style)):
+            self.refuse(UNREADABLE)
+            return True
+        reply = finish_read(
+            target, self.rules.style, request.cookie, request.offset, request.offset, request.length,
+            request.flags & DF != 0, &last
+        )
+        if self.rules.style != SIMPLE:
+            store16(target + last + 4, CHUNK_DONE)
+        self.used += reply
+        self.traffic.count(READ, OK, request.length, monotonic() - self.started)
+        return True
+
+    cdef bint take_write(self, int size) except -1:
+        cdef Request* request = &self.request
+        cdef size_t whole = size + request.payload
+        if request.payload > _INLINE_LIMIT or (whole > self.inbox_size and not self.grow_inbox(whole)):
+            return self.begin_payload(size)
+        if self.filled - self.taken < whole or not self.reserve(REPLY_OVERHEAD):
+            return False
+        if self.disk.c_write(request.offset, request.length, self.inbox + self.taken + size):
+            self.taken += whole
+            self.refuse(POOL_FULL)
+            return True
+        self.taken += whole
+        self.conclude(OK)
+        return True
+
+    cdef bint take_status(self, int size) except -1:
+        cdef Request* request = &self.request
+        payload = None
+        if request.payload:
+            if request.payload > STATUS_PAYLOAD_LIMIT:
+                return self.begin_skip(size, WRONG_SHAPE)
+            if self.filled - self.taken < size + request.payload:
+                return False
+            payload = PyBytes_FromStringAndSize(<char*>self.inbox + self.taken + size, request.payload)
+        self.taken += size + request.payload
+        self.flush()
+        self.query_status(request.flags, cookie_of(request), request.offset, request.length, payload, self.started)
+        return True
+
+    cdef int free_inline(self) except -1:
+        cdef Request* request = &self.request
+        cdef int error
+        if request.command == TRIM:
+            error = self.disk.c_trim(request.offset, request.length)
+        else:
+            error = self.disk.c_zero(request.offset, request.length, request.flags & NO_HOLE != 0)
+        if error:
+            self.refuse(POOL_FULL)
+        else:
+            self.conclude(OK)
+        return 0
+
+    # ---- large requests ----
+
+    cdef int start_operation(self, Piece payload, uint64_t step) except -1:
+        cdef Operation operation = Operation.__new__(Operation)
+        operation.session = self
+        operation.request = self.request
+        operation.started = self.started
+        operation.step = step
+        operation.payload = payload
+        self.operations.append(operation)
+        operation.submit()
+        return 0
+
+    cdef bint start_exclusive(self, int size) except -1:
+        """A simple reply too long for one piece: it has the connection for itself."""
+        cdef Operation operation
+        if self.operations or self.pending or not self.reserve(REPLY_OVERHEAD):
+            return False
+        self.taken += size
+        put_simple(self.scratch.bytes + self.used, self.request.cookie, 0)
+        self.used += SIMPLE_REPLY_SIZE
+        self.flush()
+        operation = Operation.__new__(Operation)
+        operation.session = self
+        operation.request = self.request
+        operation.started = self.started
+        operation.step = _PIECE_SIZE
+        operation.exclusive = True
+        operation.arrived = {}
+        self.exclusive = operation
+        self.operations.append(operation)
+        operation.submit()
+        return False
+
+    cdef bint begin_payload(self, int size) except -1:
+        """A payload that does not fit the inbox: into a buffer of its own, or stored as it arrives."""
+        cdef size_t ready
+        cdef uint64_t length = self.request.payload
+        if self.payload_bytes and self.payload_bytes + length > self.connection_limit:
+            return False
+        self.taken += size
+        self.remaining = length
+        self.verdict = OK
+        if not self.budget.take(length):
+            self.phase = APPLY
+            return True
+        self.payload = new_piece(length, self.budget, length)
+        self.payload_bytes += length
+        ready = min(<uint64_t>(self.filled - self.taken), length)
+        memcpy(self.payload.bytes, self.inbox + self.taken, ready)
+        self.taken += ready
+        self.remaining -= ready
+        self.phase = PAYLOAD
+        return True
+
+    cdef bint begin_skip(self, int size, int verdict) except -1:
+        """Refuse a request; the answer follows its payload, as a client expects that is still sending."""
+        self.taken += size
+        self.remaining = self.request.payload
+        self.verdict = verdict
+        self.phase = SKIP
+        self.allowance -= size
+        return True
+
+    cdef bint apply_payload(self) except -1:
+        """Store what has come of a payload that has no buffer, whole blocks at a time."""
+        cdef uint64_t size = min(<uint64_t>(self.filled - self.taken), self.remaining)
+        cdef uint64_t offset = self.request.offset + self.request.length - self.remaining
+        if size < self.remaining:
+            size -= min(size, (offset + size) % BLOCK)
+        if size == 0 and self.remaining:
+            return False
+        if self.verdict == OK and self.disk.c_write(offset, size, self.inbox + self.taken):
+            self.verdict = POOL_FULL
+        self.taken += size
+        self.remaining -= size
+        if self.remaining == 0:
+            self.end_payload()
+        return True
+
+    cdef int end_payload(self) except -1:
+        cdef int phase = self.phase
+        self.phase = HEADER
+        if phase == PAYLOAD:
+            payload, self.payload = self.payload, None
+            self.start_operation(payload, _PIECE_SIZE)
+        elif self.verdict == OK:
+            self.conclude(OK)
+        else:
+            self.refuse(self.verdict)
+        return 0
+
+    # ---- replies ----
+
+    cdef int conclude(self, int verdict) except -1:
+        """Answer the current request without payload. The caller has reserved room, or nothing is in the scratch."""
+        cdef Request* request = &self.request
+        self.reply_success(request)
+        if request.command == TRIM:
+            self.traffic.blocks_trimmed += request.length // BLOCK
+        self.traffic.count(request.command, verdict, request.length, monotonic() - self.started)
+        return 0
+
+    cdef int refuse(self, int verdict) except -1:
+        cdef Request* request = &self.request
+        self.traffic.count(request.command, verdict, request.length, monotonic() - self.started)
+        self.emit(self.explain_failure(
+            verdict, request.command, request.flags, cookie_of(request), request.offset, request.length, None
+        ))
+        return 0
+
+    cdef int reply_success(self, const Request* request) except -1:
+        if self.used + REPLY_OVERHEAD > self.scratch.size:
+            self.flush()
+        self.used = put_success(self.scratch.bytes + self.used, self.rules.style, request) - self.scratch.bytes
+        return 0
+
+    cdef bint reserve(self, size_t size) except -1:
+        """Room for `size` bytes of answer in the scratch; False when the peer must read first."""
+        if self.used + size > self.scratch.size:
+            self.flush()
+        return not self.blocked and not self.lost
+
+    cdef int flush(self) except -1:
+        """Send what the scratch holds."""
+        cdef ssize_t sent = 0
+        cdef size_t used = self.used
+        self.used = 0
+        if used == 0 or self.lost:
+            return 0
+        if self.can_send():
+            sent = self.send_direct(self.scratch.bytes, used)
+            if sent < 0:
+                return 0
+        if <size_t>sent < used:
+            self.handed_over = True
+            self.transport.write(PyBytes_FromStringAndSize(<char*>self.scratch.bytes + sent, used - sent))
+        return 0
+
+    cdef int send_piece(self, Piece piece) except -1:
+        """Send a read reply that a worker made; the transport queues the piece itself, not a copy."""
+        cdef ssize_t sent
+        self.flush()
+        if self.lost:
+            return 0
+        if self.can_send():
+            sent = self.send_direct(piece.bytes + piece.start, piece.end - piece.start)
+            if sent < 0:
+                return 0
+            piece.start += sent
+        if piece.start < piece.end:
+            self.handed_over = True
+            self.transport.write(memoryview(piece))
+        return 0
+
+    cdef bint can_send(self) except -1:
+        """The transport holds nothing, so that our bytes would not overtake its own."""
+        if self.fd < 0 or self.blocked:
+            return False
+        if self.handed_over:
+            self.handed_over = self.transport.get_write_buffer_size() > 0
+        return not self.handed_over
+
+    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2:
+        """Bytes that the socket took; -1 when the connection is broken, which connection_lost will tell."""
+        cdef ssize_t sent
+        while True:
+            sent = send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent >= 0:
+                return sent
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                self.lose()
+                self.transport.abort()
+                return -1
+
+    # ---- the inbox ----
+
+    cdef int make_room(self, size_t size) except -1:
+        """At least `size` free bytes behind `filled`."""
+        if self.taken:
+            if self.taken == self.filled:
+                self.taken = self.filled = 0
+            elif self.inbox_size - self.filled < max(size, self.inbox_size // 2):
+                memmove(self.inbox, self.inbox + self.taken, self.filled - self.taken)
+                self.filled -= self.taken
+                self.taken = 0
+        if self.inbox_size - self.filled < size and not self.grow_inbox(self.filled + size):
+            self.budget.force(INBOX_LAST)  # a transport that delivers after pause_reading: take it, and stand still
+            self.inbox_charged += INBOX_LAST
+            self.set_inbox(self.inbox_size + max(size, <size_t>INBOX_LAST))
+        return 0
+
+    cdef bint grow_inbox(self, size_t size) except -1:
+        """Make the inbox hold `size` bytes, as long as the budget has room for that."""
+        cdef size_t wanted = self.inbox_size
+        if size > INBOX_LAST:
+            return False
+        while wanted < size:
+            wanted *= 2
+        if not self.budget.take(wanted - self.inbox_size):
+            return False
+        self.inbox_charged += wanted - self.inbox_size
+        self.set_inbox(wanted)
+        return True
+
+    cdef int set_inbox(self, size_t size) except -1:
+        cdef uint8_t* inbox = <uint8_t*>realloc(self.inbox, size)
+        if inbox == NULL:
+            raise MemoryError("no memory for a receive buffer")
+        self.inbox = inbox
+        self.inbox_size = size
+        return 0
+
+    # ---- when to read, when to end ----
+
+    cdef int settle(self) except -1:
+        """Read on only while there is something we could do with it; end when there is nothing left to do."""
+        cdef bint wanted
+        if self.lost:
+            return 0
+        if self.taken and self.filled == self.inbox_size and not self.blocked:
+            self.grow_inbox(self.inbox_size + 1)  # one read filled it: a busy connection
+        wanted = not (self.blocked or self.halted or self.exclusive is not None)
+        if wanted and self.phase == HEADER:
+            wanted = len(self.operations) + self.pending < OPERATION_LIMIT and (
+                self.filled - self.taken < self.inbox_size
+            )
+        if wanted != self.reading:
+            self.reading = wanted
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+        if not self.operations and self.pending == 0 and (self.halted or self.draining):
+            self.drained()
+        return 0
+
+    cdef int continue_later(self) except -1:
+        if not self.scheduled:
+            self.scheduled = True
+            self.call_soon(self.go_on)
+        return 0
+
+    def go_on(self):
+        """The next turn of a connection that had more to do than one wake-up allows."""
+        self.scheduled = False
+        if not self.lost:
+            self.run()

@@ -1,0 +1,164 @@
+"""The NBD server: listening sockets, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from nbdzram.config import ServerConfig
+from nbdzram.nbd.handshake import Failure
+from nbdzram.server.connection import Connection
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.hosting import Hosting
+from nbdzram.server.sockets import close_all, inherited, open_tcp, open_unix, open_vsock, uri_of
+
+log = logging.getLogger("nbdzram.server")
+
+HANDSHAKE_GRACE_SECONDS = 0.5
+"""How long connections in the handshake may still ask for their ERR_SHUTDOWN while the server drains."""
+
+
+class NbdServer:
+    """Serves `exports` at the addresses of `config`. Use on one event loop: start, ..., drain."""
+
+    def __init__(self, exports: Exports, config: ServerConfig) -> None:
+        self.exports = exports
+        self._config = config
+        self._hosting: Hosting | None = None
+        self._servers: list[asyncio.Server] = []
+        self._uris: list[str] = []
+        self._paths: list[tuple[Path, int]] = []
+
+    async def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Listen: on sockets handed over in `environment` (LISTEN_FDS), otherwise on the configured addresses.
+
+        Raises UserError for an address that cannot be used, ConfigError for unusable TLS files.
+        """
+        assert self._hosting is None
+        listeners = inherited(os.environ if environment is None else environment) or self._open()
+        try:
+            self._hosting = hosting = Hosting(self.exports, self._config)
+        except BaseException:
+            close_all(listeners)
+            raise
+        for listener in listeners:
+            listener.setblocking(False)
+            self._uris.append(uri_of(listener, self._config.tls.mode))
+            create = (
+                hosting.loop.create_server
+                if listener.family in (socket.AF_INET, socket.AF_INET6)
+                else hosting.loop.create_unix_server
+            )
+            self._servers.append(await create(lambda: Connection(hosting), sock=listener))
+        log.info("serving %d exports at %s", len(self.exports), ", ".join(self._uris))
+
+    @property
+    def uris(self) -> list[str]:
+        """Where it listens, as NBD URIs without an export name."""
+        return list(self._uris)
+
+    @property
+    def connections(self) -> int:
+        """Open ones, in the handshake or attached."""
+        return self._hosting.connections if self._hosting else 0
+
+    @property
+    def connections_accepted(self) -> int:
+        """Since the start."""
+        return self._hosting.accepted if self._hosting else 0
+
+    @property
+    def handshake_failures(self) -> dict[str, int]:
+        """Handshakes that ended without an export, by cause; every cause is there."""
+        counted = self._hosting.handshake_failures if self._hosting else {}
+        return {str(cause): counted.get(cause, 0) for cause in Failure}
+
+    @property
+    def protocol_errors(self) -> int:
+        """Connections ended in the transmission phase because the peer broke the protocol."""
+        return self._hosting.protocol_errors if self._hosting else 0
+
+    async def serve_socket(self, client: socket.socket) -> None:
+        """Serve one connected socket (inetd's on stdin, say) until it closes."""
+        if self._hosting is None:
+            self._hosting = Hosting(self.exports, self._config)
+        hosting = self._hosting
+        client.setblocking(False)
+        await hosting.loop.connect_accepted_socket(lambda: Connection(hosting), client)
+        await hosting.wait_quiet()
+
+    async def detach(self, export: Export) -> None:
+        """End the connections of an export that was removed; its disk is unused when this returns."""
+        sessions = list(export.connections)
+        for session in sessions:
+            session.drain()
+        if sessions:
+            await self._wait_closed([session.closed for session in sessions])
+        for session in sessions:
+            session.abort()
+        await asyncio.gather(*(session.closed for session in sessions))
+
+    async def drain(self) -> None:
+        """Stop accepting, answer what is under way, refuse the rest with ESHUTDOWN, close everything."""
+        for server in self._servers:
+            server.close()
+        self._remove_socket_files()
+        hosting = self._hosting
+        if hosting is None:
+            return
+        hosting.shutting_down = True
+        for connection in list(hosting.haggling):
+            connection.shut_down()
+        sessions = list(hosting.sessions)
+        for session in sessions:
+            session.drain()
+        await self._wait_closed([session.closed for session in sessions])
+        if hosting.haggling:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hosting.wait_quiet(), HANDSHAKE_GRACE_SECONDS)
+        remaining = list(hosting.sessions)
+        for member in [*remaining, *hosting.haggling]:
+            log.info(
+                "%d connections cut after %g s of draining",
+                hosting.connections,
+                self._config.limits.drain_seconds,
+            )
+            member.abort()
+        await hosting.wait_quiet()
+        await asyncio.gather(*(session.closed for session in [*sessions, *remaining]))
+        hosting.stop()
+        self._hosting = None
+
+    async def _wait_closed(self, futures: list[asyncio.Future[None]]) -> None:
+        if futures:
+            await asyncio.wait(futures, timeout=self._config.limits.drain_seconds)
+
+    def _open(self) -> list[socket.socket]:
+        listeners: list[socket.socket] = []
+        try:
+            for tcp in self._config.tcp:
+                listeners += open_tcp(tcp)
+            for unix in self._config.unix:
+                listeners.append(open_unix(unix))
+                self._paths.append((unix.path, unix.path.stat().st_ino))
+            listeners += [open_vsock(vsock) for vsock in self._config.vsock]
+        except BaseException:
+            close_all(listeners)
+            self._remove_socket_files()
+            raise
+        return listeners
+
+    def _remove_socket_files(self) -> None:
+        """Remove our own socket files, not one that a successor has put in their place."""
+        for path, inode in self._paths:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if stat.S_ISSOCK(status.st_mode) and status.st_ino == inode:
+                    path.unlink()
+        self._paths.clear()

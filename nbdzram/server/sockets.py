@@ -1,0 +1,132 @@
+"""Listening sockets, opened by us or handed over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
+from nbdzram.errors import UserError
+
+BACKLOG = 512
+FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+
+
+def open_tcp(address: TcpAddress) -> list[socket.socket]:
+    """One socket for each address that the host name stands for. Raises UserError."""
+    where = f"{address.host}:{address.port}"
+    try:
+        found = socket.getaddrinfo(
+            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot listen on {where}: {error}") from None
+    opened: list[socket.socket] = []
+    for family, kind, protocol, _, target in dict.fromkeys(found):
+        listener = socket.socket(family, kind, protocol)
+        opened.append(listener)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            listener.bind(target)
+            listener.listen(BACKLOG)
+        except (OSError, OverflowError) as error:
+            close_all(opened)
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"cannot listen on {where}: {reason}; choose another address or port, or stop what uses it"
+            ) from None
+    return opened
+
+
+def open_unix(address: UnixAddress) -> socket.socket:
+    """A socket file with its mode and owner; a stale file of a dead server is replaced. Raises UserError."""
+    path = address.path
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        listener.bind(str(path))
+        path.chmod(address.mode)
+        if address.owner is not None:
+            user, _, group = address.owner.partition(":")
+            if group:
+                shutil.chown(path, user or None, group)  # type: ignore[arg-type]
+            else:
+                shutil.chown(path, user)
+        listener.listen(BACKLOG)
+    except (OSError, LookupError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot listen on unix socket {path}: {reason}") from None
+    return listener
+
+
+def open_vsock(address: VsockAddress) -> socket.socket:
+    """Any local context, as a VM host or guest sees it. Raises UserError."""
+    try:
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except (AttributeError, OSError) as error:
+        raise UserError(f"vsock is not available on this machine: {error}") from None
+    try:
+        listener.bind((socket.VMADDR_CID_ANY, address.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"cannot listen on vsock port {address.port}: {error.strerror}") from None
+    return listener
+
+
+def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
+    """Sockets passed by systemd or libnbd (LISTEN_PID, LISTEN_FDS; sd_listen_fds(3)). Raises UserError."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    text = environment.get("LISTEN_FDS", "0")
+    try:
+        count = int(text)
+    except ValueError:
+        raise UserError(f"LISTEN_FDS={text!r} is not a number") from None
+    sockets = []
+    for fd in range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + count):
+        try:
+            sockets.append(socket.socket(fileno=fd))
+        except OSError as error:
+            raise UserError(f"LISTEN_FDS={count}, but descriptor {fd} is not a socket: {error}") from None
+    return sockets
+
+
+def uri_of(listener: socket.socket, tls: TlsMode) -> str:
+    """How a client names it: NBD's doc/uri.md."""
+    scheme = "nbds" if tls is TlsMode.REQUIRE else "nbd"
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"{scheme}+unix:///?socket={quote(name)}"
+    if listener.family == socket.AF_INET6:
+        return f"{scheme}://[{name[0]}]:{name[1]}"
+    if listener.family == socket.AF_INET:
+        return f"{scheme}://{name[0]}:{name[1]}"
+    return f"{scheme}+vsock://{name[0]}:{name[1]}"
+
+
+def close_all(sockets: list[socket.socket]) -> None:
+    """Close what was opened so far."""
+    for listener in sockets:
+        listener.close()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()

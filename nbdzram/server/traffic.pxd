@@ -1,0 +1,30 @@
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    OPERATIONS = 9   # the commands by number, and one for those that do not exist
+    CAUSES = 12      # verdicts
+    BUCKETS = 24     # latency: bucket k holds requests under 2**k microseconds, the last one the rest
+
+cdef class Traffic:
+    cdef uint64_t requests[OPERATIONS]
+    cdef uint64_t size[OPERATIONS]
+    cdef uint64_t nanoseconds[OPERATIONS]
+    cdef uint64_t errors[OPERATIONS][CAUSES]
+    cdef uint64_t latency[OPERATIONS][BUCKETS]
+    cdef uint64_t blocks_trimmed
+
+    cdef inline void count(self, int command, int verdict, uint64_t length, uint64_t nanoseconds) noexcept nogil:
+        cdef uint64_t microseconds = nanoseconds // 1000
+        cdef int bucket = 64 - __builtin_clzll(microseconds) if microseconds else 0
+        if command < 0 or command >= OPERATIONS:
+            command = OPERATIONS - 1
+        self.requests[command] += 1
+        self.nanoseconds[command] += nanoseconds
+        self.latency[command][bucket if bucket < BUCKETS else BUCKETS - 1] += 1
+        if verdict == 0:
+            self.size[command] += length
+        else:
+            self.errors[command][verdict] += 1
+
+cdef extern from *:
+    int __builtin_clzll(unsigned long long) nogil

@@ -1,0 +1,9 @@
+from nbdzram.server.counts import IoStat, OperationCounts
+
+class Traffic:
+    """Counters of one export since it was made."""
+
+    def operations(self) -> dict[str, OperationCounts]:
+        """Counts by operation name (read, write...; other: commands that do not exist)."""
+    def io_stat(self) -> IoStat:
+        """The four fields of zram's io_stat."""

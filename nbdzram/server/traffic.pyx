@@ -1,0 +1,53 @@
+"""What passed through one export: plain counters in C, written only by the event loop's thread.
+
+A request costs a handful of additions here; everything that a scrape needs is computed when it asks.
+"""
+
+cimport cython
+
+from nbdzram.nbd.constants import Command
+from nbdzram.nbd.verdicts import Verdict
+from nbdzram.server.counts import IoStat, OperationCounts
+
+
+@cython.auto_pickle(False)
+cdef class Traffic:
+    """Counters of one export since it was made."""
+
+    def operations(self):
+        """Counts by operation name (read, write...; other: commands that do not exist)."""
+        names = {int(command): command.name.lower() for command in Command if command is not Command.DISC}
+        names[OPERATIONS - 1] = "other"
+        return {name: self._operation(number) for number, name in names.items()}
+
+    def _operation(self, int number):
+        cdef int cause
+        errors = {
+            Verdict(cause).name.lower(): self.errors[number][cause]
+            for cause in range(1, CAUSES)
+            if self.errors[number][cause]
+        }
+        return OperationCounts(
+            requests=self.requests[number],
+            size_bytes=self.size[number],
+            errors=errors,
+            latency_seconds=self.nanoseconds[number] / 1e9,
+            latency_buckets=tuple(self.latency[number][k] for k in range(BUCKETS)),
+        )
+
+    def io_stat(self):
+        """The four fields of zram's io_stat."""
+        cdef uint64_t failed_reads = 0
+        cdef uint64_t failed_writes = 0
+        cdef uint64_t invalid_io = 0
+        cdef int number
+        cdef int cause
+        for number in range(OPERATIONS):
+            for cause in range(1, CAUSES):
+                if Verdict(cause).invalid_io:
+                    invalid_io += self.errors[number][cause]
+                elif number == Command.READ or number == Command.BLOCK_STATUS:
+                    failed_reads += self.errors[number][cause]
+                else:
+                    failed_writes += self.errors[number][cause]
+        return IoStat(failed_reads, failed_writes, invalid_io, self.blocks_trimmed)

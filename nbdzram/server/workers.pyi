@@ -1,0 +1,17 @@
+class Budget:
+    """Bytes that payloads and replies under way may hold, over all connections. Used only on the loop's thread."""
+
+    limit: int
+    used: int
+    def __init__(self, limit: int) -> None: ...
+
+class Workers:
+    """`count` threads, and the loop's thread calls `collect` whenever `fileno` is readable."""
+
+    def __init__(self, count: int) -> None: ...
+    def fileno(self) -> int:
+        """Readable when collect has something to do."""
+    def collect(self) -> None:
+        """Hand finished tasks to their operations. Loop's thread only."""
+    def stop(self) -> None:
+        """End the threads. The caller has collected every task."""
