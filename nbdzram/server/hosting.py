@@ -13,7 +13,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.nbd.constants import ReplyStyle
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.exports import Exports
-from nbdzram.server.hotpath import Scratch
+from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
 from nbdzram.server.workers import Budget, Workers
@@ -61,14 +61,20 @@ class Hosting:
         """Open ones, in the handshake or attached."""
         return len(self.haggling) + len(self.sessions)
 
-    def enter(self, member: Connection | Session) -> None:
-        """A connection began (Connection) or attached to an export (Session)."""
-        self._group(member).add(member)
+    def begin(self, connection: Connection) -> None:
+        """A connection was accepted."""
+        self.haggling.add(connection)
         self._quiet.clear()
 
-    def leave(self, member: Connection | Session) -> None:
-        """It ended."""
-        self._group(member).discard(member)
+    def promote(self, connection: Connection, session: Session) -> None:
+        """Its handshake is done: the session goes on."""
+        self.haggling.discard(connection)
+        self.sessions.add(session)
+
+    def end(self, member: Connection | Session) -> None:
+        """It is gone."""
+        self.haggling.discard(member)
+        self.sessions.discard(member)
         if not self.connections:
             self._quiet.set()
 
@@ -90,6 +96,3 @@ class Hosting:
         assert not self.connections
         self.loop.remove_reader(self.workers.fileno())
         self.workers.stop()
-
-    def _group(self, member: Connection | Session) -> set[Connection] | set[Session]:
-        return member.group

@@ -1,5 +1,5 @@
 class Budget:
-    """Bytes that payloads and replies under way may hold, over all connections. Used only on the loop's thread."""
+    """Bytes that payloads and replies under way may hold, over all connections. Loop's thread only."""
 
     limit: int
     used: int
