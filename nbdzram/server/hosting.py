@@ -16,7 +16,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
-from nbdzram.server.workers import Budget, Workers
+from nbdzram.server.workers import Budget, Workers, release_memory
 
 if TYPE_CHECKING:
     from nbdzram.server.connection import Connection
@@ -26,6 +26,10 @@ log = logging.getLogger("nbdzram.server")
 
 STATUS_QUERIES = 2
 """Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
+
+
+RELEASE_SECONDS = 1.0
+"""After a connection ended, its freed buffers go back to the system: once for all that end together."""
 
 
 class Hosting:
@@ -52,6 +56,7 @@ class Hosting:
         self.handshake_failures: Counter[Failure] = Counter()
         self.shutting_down = False
         self._status_slots = asyncio.Semaphore(STATUS_QUERIES)
+        self._release: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.loop.add_reader(self.workers.fileno(), self.workers.collect)
@@ -75,6 +80,8 @@ class Hosting:
         """It is gone."""
         self.haggling.discard(member)
         self.sessions.discard(member)
+        if self._release is None:
+            self._release = self.loop.call_later(RELEASE_SECONDS, self._release_memory)
         if not self.connections:
             self._quiet.set()
 
@@ -94,5 +101,11 @@ class Hosting:
     def stop(self) -> None:
         """End the workers. No connection is open."""
         assert not self.connections
+        if self._release is not None:
+            self._release.cancel()
         self.loop.remove_reader(self.workers.fileno())
         self.workers.stop()
+
+    def _release_memory(self) -> None:
+        self._release = None
+        release_memory()

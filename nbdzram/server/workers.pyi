@@ -1,3 +1,6 @@
+def release_memory() -> None:
+    """Give freed buffers back to the system: the C library keeps them otherwise."""
+
 class Budget:
     """Bytes that payloads and replies under way may hold, over all connections. Loop's thread only."""
 
