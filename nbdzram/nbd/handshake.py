@@ -4,7 +4,7 @@ The owner feeds bytes in with `receive` and takes events out with `next_event` u
 event carries bytes to send. One event at a time: who does not read replies is not answered further.
 
     FLAGS --4 bytes--> OPTION --16 bytes--> DATA --length bytes--> (handler) --> OPTION
-                        | |                        `--> UPGRADING --TLS runs, all settled is forgotten--> OPTION
+                        | |                       `--> UPGRADING --TLS runs, the rest is void--> OPTION
                         | `--> SKIP --length bytes, never stored--> (error) --> OPTION
                         `--> DONE (Enter: transmission; Close: the end)
 

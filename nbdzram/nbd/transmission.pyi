@@ -3,7 +3,7 @@ from typing_extensions import Buffer
 Parsed = tuple[int, int, int, bytes, int, int, int]
 
 def request_at(source: Buffer, style: int) -> Parsed | None:
-    """Parse one request header: (size of the header, flags, command, cookie, offset, length, payload bytes behind it).
+    """Parse one header: (its size, flags, command, cookie, offset, length, payload bytes behind it).
 
     None when `source` is too short. Raises ValueError for a bad magic.
     """
@@ -37,10 +37,10 @@ def status_chunk(
 ) -> bytes:
     """One BLOCK_STATUS chunk: `extents` is a list of (length in bytes, status bits), none empty.
 
-    With extended headers it is BLOCK_STATUS_EXT, which holds 64-bit lengths. Lengths are below 2**32 otherwise.
+    With extended headers it is BLOCK_STATUS_EXT, which holds 64-bit lengths; otherwise they are below 2**32.
     """
 
 def error_reply(
     style: int, cookie: bytes, request_offset: int, error: int, text: bytes, failed_at: int | None = None
 ) -> bytes:
-    """An error reply with its explanation (no explanation in a simple reply). `failed_at`: the offset of the failure."""
+    """An error reply with its explanation (a simple reply has none). `failed_at`: where it failed."""

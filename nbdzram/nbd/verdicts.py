@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 from nbdzram.nbd.constants import Command, CommandFlag, Error
 
@@ -29,6 +30,16 @@ class Verdict(IntEnum):
         return Verdict.UNKNOWN_COMMAND <= self <= Verdict.WRONG_SHAPE
 
 
+class Asked(NamedTuple):
+    """A request as Python sees it. The cookie is opaque; offset and length are bytes."""
+
+    command: int
+    flags: int
+    cookie: bytes
+    offset: int
+    length: int
+
+
 _ERRORS = {
     Verdict.UNKNOWN_COMMAND: Error.EINVAL,
     Verdict.WRONG_FLAGS: Error.EINVAL,
@@ -51,40 +62,29 @@ def error_of(verdict: Verdict, command: int) -> Error:
     return _ERRORS[verdict]
 
 
-def explain(
-    verdict: Verdict, *, command: int, flags: int, offset: int, length: int, size: int, limit: int
-) -> str:
+def explain(verdict: Verdict, asked: Asked, *, size: int, limit: int) -> str:
     """One sentence for the client's error text and for the log: what, the value, the limit.
 
-    `size` is the export's; `limit` the payload limit, or for FRAGMENTED the limit of an unfragmented read. Bytes.
+    `size` is the export's; `limit` the payload limit, or for FRAGMENTED that of unfragmented reads. Bytes.
     """
+    command, flags = asked.command, asked.flags
     name = command_name(command)
-    what = f"{name} of {length} bytes at {offset}"
-    match verdict:
-        case Verdict.UNKNOWN_COMMAND:
-            return f"command {command} is not known"
-        case Verdict.WRONG_FLAGS:
-            return f"{name} with flags {flags:#x} ({flag_names(flags)}) is not allowed here"
-        case Verdict.READ_ONLY:
-            return f"{what}: the export is read-only"
-        case Verdict.OUT_OF_RANGE:
-            return f"{what} goes past the end of the export ({size} bytes)"
-        case Verdict.TOO_LONG:
-            return f"{what}: at most {limit} bytes a request are served"
-        case Verdict.FRAGMENTED:
-            return f"{what} with DF: at most {limit} bytes are sent unfragmented"
-        case Verdict.NO_CONTEXT:
-            return f"{what}: no metadata context was selected with SET_META_CONTEXT for this export"
-        case Verdict.WRONG_SHAPE:
-            return f"{what} is not a valid form of this request"
-        case Verdict.POOL_FULL:
-            return f"{what}: the pool is at its memory limit"
-        case Verdict.UNREADABLE:
-            return f"{what}: stored bytes do not decode"
-        case Verdict.SHUTTING_DOWN:
-            return f"{what}: the server is shutting down"
-        case Verdict.OK:
-            return f"{what} succeeded"
+    what = f"{name} of {asked.length} bytes at {asked.offset}"
+    sentences = {
+        Verdict.OK: f"{what} succeeded",
+        Verdict.UNKNOWN_COMMAND: f"command {command} is not known",
+        Verdict.WRONG_FLAGS: f"{name} with flags {flags:#x} ({flag_names(flags)}) is not allowed here",
+        Verdict.READ_ONLY: f"{what}: the export is read-only",
+        Verdict.OUT_OF_RANGE: f"{what} goes past the end of the export ({size} bytes)",
+        Verdict.TOO_LONG: f"{what}: at most {limit} bytes a request are served",
+        Verdict.FRAGMENTED: f"{what} with DF: at most {limit} bytes are sent unfragmented",
+        Verdict.NO_CONTEXT: f"{what}: SET_META_CONTEXT selected no metadata context for this export",
+        Verdict.WRONG_SHAPE: f"{what} is not a valid form of this request",
+        Verdict.POOL_FULL: f"{what}: the pool is at its memory limit",
+        Verdict.UNREADABLE: f"{what}: stored bytes do not decode",
+        Verdict.SHUTTING_DOWN: f"{what}: the server is shutting down",
+    }
+    return sentences[verdict]
 
 
 def command_name(command: int) -> str:

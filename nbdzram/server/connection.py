@@ -21,7 +21,7 @@ RECEIVE_SIZE = 16 << 10
 """Bytes taken from a socket at once while haggling."""
 
 TLS_SHUTDOWN_SECONDS = 1.0
-"""How long a closing connection waits for the peer's close_notify: it is a courtesy, nothing depends on it."""
+"""How long a closing connection waits for the peer's close_notify: a courtesy, nothing depends on it."""
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A peer that vanished without a word is noticed within two minutes."""
@@ -31,7 +31,6 @@ class Connection(asyncio.BufferedProtocol):
     """From accept to Session."""
 
     def __init__(self, hosting: Hosting) -> None:
-        self.group = hosting.haggling
         self._hosting = hosting
         self._peer = Peer("unknown")
         self._handshake = Handshake(PeerDirectory(hosting.exports, self._peer), hosting.policy)
@@ -60,7 +59,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.abort()
             return
         set_socket_options(transport)
-        self._hosting.enter(self)
+        self._hosting.begin(self)
         seconds = self._hosting.limits.handshake_seconds
         self._deadline = self._hosting.loop.call_later(seconds, self._expire)
         transport.set_write_buffer_limits(high=0)
@@ -98,7 +97,8 @@ class Connection(asyncio.BufferedProtocol):
             self._over = True
             self._hosting.fail_handshake(Failure.VANISHED)
             log.debug("%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
-        self._forget()
+        self._cancel_deadline()
+        self._hosting.end(self)
 
     # ---- for the server ----
 
@@ -148,8 +148,8 @@ class Connection(asyncio.BufferedProtocol):
         self._over = True
         self._transport.write(event.reply)
         session = Session(self._hosting, export, event.terms, self._peer)
-        self._hosting.enter(session)
-        self._forget()
+        self._hosting.promote(self, session)
+        self._cancel_deadline()
         self._transport.set_protocol(session)
         if self._paused:
             session.pause_writing()
@@ -198,10 +198,9 @@ class Connection(asyncio.BufferedProtocol):
         self._fail(Failure.TIMEOUT, f"not finished after {self._hosting.limits.handshake_seconds:g} s")
         self._plain.abort()
 
-    def _forget(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._hosting.leave(self)
 
 
 def peer_of(transport: Any) -> Peer:
@@ -216,7 +215,7 @@ def peer_of(transport: Any) -> Peer:
 
 
 def set_socket_options(transport: Any) -> None:
-    """No delay for small replies, and keepalive, so that a vanished peer does not hold a connection for ever."""
+    """No delay for small replies; keepalive, so that a vanished peer does not hold a connection for ever."""
     wrapped = transport.get_extra_info("socket")
     if wrapped.family not in (socket.AF_INET, socket.AF_INET6):
         return

@@ -58,7 +58,7 @@ class Export:
         return self.disk.size_bytes
 
     def admits(self, peer: Peer) -> bool:
-        """May this peer know of the export? A peer without an IP address is local: its socket's mode decided."""
+        """May this peer know of it? A peer without an IP address is local: the socket's mode decided."""
         if self._networks and peer.address is not None and not _inside(peer.address, self._networks):
             return False
         return not self.allow_certificates or not peer.certificate_names.isdisjoint(self.allow_certificates)
@@ -102,7 +102,7 @@ class Exports:
         return next(iter(self._by_name.values())) if len(self._by_name) == 1 else None
 
     def remove(self, name: str) -> Export:
-        """Offer it no more. Its connections are the caller's to close (NbdServer.detach). Raises NoSuchExport."""
+        """Offer it no more; closing its connections is for NbdServer.detach. Raises NoSuchExport."""
         export = self.get(name)
         del self._by_name[name]
         return export
@@ -116,7 +116,7 @@ class PeerDirectory:
         self._peer = peer
 
     def find(self, name: str) -> Export | None:
-        """The export, unless it does not exist or does not admit this peer: both look the same from outside."""
+        """The export, unless it does not exist or does not admit this peer: outside both look the same."""
         export = self._exports.resolve(name)
         return export if export is not None and export.admits(self._peer) else None
 

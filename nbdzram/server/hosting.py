@@ -13,10 +13,10 @@ from nbdzram.engine.disk import Disk
 from nbdzram.nbd.constants import ReplyStyle
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.exports import Exports
-from nbdzram.server.hotpath import Scratch
+from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
-from nbdzram.server.workers import Budget, Workers
+from nbdzram.server.workers import Budget, Workers, release_memory
 
 if TYPE_CHECKING:
     from nbdzram.server.connection import Connection
@@ -26,6 +26,10 @@ log = logging.getLogger("nbdzram.server")
 
 STATUS_QUERIES = 2
 """Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
+
+
+RELEASE_SECONDS = 1.0
+"""After a connection ended, its freed buffers go back to the system: once for all that end together."""
 
 
 class Hosting:
@@ -52,6 +56,7 @@ class Hosting:
         self.handshake_failures: Counter[Failure] = Counter()
         self.shutting_down = False
         self._status_slots = asyncio.Semaphore(STATUS_QUERIES)
+        self._release: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.loop.add_reader(self.workers.fileno(), self.workers.collect)
@@ -61,14 +66,22 @@ class Hosting:
         """Open ones, in the handshake or attached."""
         return len(self.haggling) + len(self.sessions)
 
-    def enter(self, member: Connection | Session) -> None:
-        """A connection began (Connection) or attached to an export (Session)."""
-        self._group(member).add(member)
+    def begin(self, connection: Connection) -> None:
+        """A connection was accepted."""
+        self.haggling.add(connection)
         self._quiet.clear()
 
-    def leave(self, member: Connection | Session) -> None:
-        """It ended."""
-        self._group(member).discard(member)
+    def promote(self, connection: Connection, session: Session) -> None:
+        """Its handshake is done: the session goes on."""
+        self.haggling.discard(connection)
+        self.sessions.add(session)
+
+    def end(self, member: Connection | Session) -> None:
+        """It is gone."""
+        self.haggling.discard(member)
+        self.sessions.discard(member)
+        if self._release is None:
+            self._release = self.loop.call_later(RELEASE_SECONDS, self._release_memory)
         if not self.connections:
             self._quiet.set()
 
@@ -88,8 +101,11 @@ class Hosting:
     def stop(self) -> None:
         """End the workers. No connection is open."""
         assert not self.connections
+        if self._release is not None:
+            self._release.cancel()
         self.loop.remove_reader(self.workers.fileno())
         self.workers.stop()
 
-    def _group(self, member: Connection | Session) -> set[Connection] | set[Session]:
-        return member.group
+    def _release_memory(self) -> None:
+        self._release = None
+        release_memory()

@@ -2,12 +2,10 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport Request, Rules
+from nbdzram.server.inbox cimport Inbox
+from nbdzram.server.outlet cimport Outlet
 from nbdzram.server.traffic cimport Traffic
 from nbdzram.server.workers cimport Budget, Piece, Task, TaskOwner, Workers
-
-cdef class Scratch:
-    cdef uint8_t* bytes
-    cdef size_t size
 
 cdef class Operation(TaskOwner):
     cdef HotPath session
@@ -33,23 +31,15 @@ cdef class HotPath:
     cdef readonly Traffic traffic
     cdef Budget budget
     cdef Workers workers
-    cdef Scratch scratch
     cdef Rules rules
     cdef object transport
-    cdef int fd                   # for direct sends; -1 under TLS
-    cdef size_t used              # bytes of the scratch filled
-    cdef bint handed_over         # the transport was given bytes, and may still hold them
-    cdef bint blocked             # the transport holds bytes that the peer does not take
+    cdef Inbox inbox
+    cdef Outlet outlet
     cdef readonly bint halted     # DISC or end of file: nothing more is read
     cdef readonly bint lost
     cdef public bint draining
     cdef bint reading
     cdef bint scheduled
-    cdef uint8_t* inbox
-    cdef size_t inbox_size
-    cdef size_t inbox_charged
-    cdef size_t taken             # inbox[taken:filled] is not yet understood
-    cdef size_t filled
     cdef int phase
     cdef Request request
     cdef int verdict              # of the request whose payload is being skipped or applied
@@ -80,13 +70,5 @@ cdef class HotPath:
     cdef int conclude(self, int verdict) except -1
     cdef int refuse(self, int verdict) except -1
     cdef int reply_success(self, const Request* request) except -1
-    cdef bint reserve(self, size_t size) except -1
-    cdef int flush(self) except -1
-    cdef int send_piece(self, Piece piece) except -1
-    cdef bint can_send(self) except -1
-    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2
-    cdef int make_room(self, size_t size) except -1
-    cdef bint grow_inbox(self, size_t size) except -1
-    cdef int set_inbox(self, size_t size) except -1
     cdef int settle(self) except -1
     cdef int continue_later(self) except -1

@@ -2,14 +2,13 @@ from typing import Any
 
 from nbdzram.engine.disk import Disk
 from nbdzram.errors import ProtocolError
+from nbdzram.nbd.verdicts import Asked
+from nbdzram.server.outlet import Scratch
 from nbdzram.server.traffic import Traffic
 from nbdzram.server.workers import Budget, Workers
 
 INLINE_LIMIT: int
 UNFRAGMENTED_LIMIT: int
-
-class Scratch:
-    """Where the answers of a wake-up are put together. One a server: it is empty between two wake-ups."""
 
 class HotPath:
     """The transmission phase of one connection. server.session.Session completes it."""
@@ -65,20 +64,9 @@ class HotPath:
         """Account for a request that Python answered."""
 
     # What the subclass provides.
-    def explain_failure(
-        self,
-        verdict: int,
-        command: int,
-        flags: int,
-        cookie: bytes,
-        offset: int,
-        length: int,
-        failed_at: int | None,
-    ) -> bytes:
+    def explain_failure(self, verdict: int, asked: Asked, failed_at: int | None) -> bytes:
         """The error reply to a request."""
-    def query_status(
-        self, flags: int, cookie: bytes, offset: int, length: int, payload: bytes | None, started: int
-    ) -> None:
+    def query_status(self, asked: Asked, payload: bytes | None, started: int) -> None:
         """Answer BLOCK_STATUS, now or later (count it in `pending`, then call proceed)."""
     def protocol_error(self, error: ProtocolError) -> None:
         """End the connection."""

@@ -16,18 +16,14 @@ Invariants
 3. While `blocked` (the peer does not read) nothing new is performed. A connection then holds at most the inbox, one
    scratch of answers, and PIECE_WINDOW of read pieces; all pieces and payloads are charged to the Budget.
 4. A WRITE changes nothing before its payload is complete, except in phase APPLY.
-
-Direct sends: while the transport's own queue is empty, answers go to the socket from here; only what the socket does not
-take is handed to the transport, which then tells us when the peer reads again.
 """
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memmove
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport (
@@ -35,16 +31,13 @@ from nbdzram.nbd.transmission cimport (
     POOL_FULL, READ, REPLY_OVERHEAD, SHUTTING_DOWN, SIMPLE, SIMPLE_REPLY_SIZE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES,
     WRONG_SHAPE, Request, Rules, finish_read, parse_request, put_simple, put_success, read_header_size, store16, validate,
 )
+from nbdzram.server.inbox cimport Inbox
+from nbdzram.server.outlet cimport Outlet, Scratch
 from nbdzram.server.traffic cimport Traffic
 from nbdzram.server.workers cimport Budget, Piece, Task, TaskOwner, Workers, new_piece
 
 from nbdzram.errors import ProtocolError
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send(int, const void*, size_t, int)
-    enum:
-        MSG_NOSIGNAL
-        MSG_DONTWAIT
+from nbdzram.nbd.verdicts import Asked
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -72,9 +65,6 @@ cdef enum:
     TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
     PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket
     OPERATION_LIMIT = 64          # large requests of one connection under way; the rest waits in its socket
-    INBOX_FIRST = 16 << 10        # a thousand idle connections stay small
-    INBOX_LAST = 256 << 10        # one read of a busy connection
-    SCRATCH_SIZE = 256 << 10      # answers of one send; larger gains nothing, sockets take about as much at once
     WAKE_ALLOWANCE = 1 << 20      # bytes served in one wake-up before others have their turn
     STATUS_PAYLOAD_LIMIT = 4096   # bytes of a BLOCK_STATUS payload: an effect length and context ids
 
@@ -85,25 +75,12 @@ cdef inline uint64_t monotonic() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
-cdef class Scratch:
-    """Where the answers of a wake-up are put together. One a server: it is empty between two wake-ups."""
-
-    def __cinit__(self):
-        self.size = SCRATCH_SIZE
-        self.bytes = <uint8_t*>malloc(self.size)
-        if self.bytes == NULL:
-            raise MemoryError("no memory for the answers' buffer")
-
-    def __dealloc__(self):
-        free(self.bytes)
-
-
 cdef class Operation(TaskOwner):
     """A large request, cut into tasks for the workers."""
 
     cdef bint room(self, uint64_t size) noexcept:
         """May one more piece of `size` bytes be made for this connection?"""
-        if self.session.blocked or self.session.lost or (
+        if self.session.outlet.blocked or self.session.lost or (
             self.exclusive and self.cursor - self.sent >= PIECE_WINDOW
         ):
             return False
@@ -173,7 +150,7 @@ cdef class Operation(TaskOwner):
             else:
                 if self.session.rules.style != SIMPLE and self.done == self.request.length and self.verdict == OK:
                     store16(piece.bytes + task.last + 4, CHUNK_DONE)
-                self.session.send_piece(piece)
+                self.session.outlet.write_piece(piece)
         if task.piece != NULL:
             self.session.piece_bytes -= piece.size
         free(task)
@@ -196,7 +173,7 @@ cdef class Operation(TaskOwner):
         while offset in self.arrived and not self.session.lost:
             piece = self.arrived.pop(offset)
             self.sent += len(piece)
-            self.session.send_piece(piece)
+            self.session.outlet.write_piece(piece)
             offset = self.request.offset + self.sent
         return 0
 
@@ -222,10 +199,7 @@ cdef class Operation(TaskOwner):
                 session.protocol_error(ProtocolError("stored bytes do not decode in the middle of a simple reply"))
                 session.abort()
                 return 0
-            session.emit(session.explain_failure(
-                self.verdict, self.request.command, self.request.flags, cookie_of(&self.request), self.request.offset,
-                self.request.length, self.failed_at,
-            ))
+            session.emit(session.explain_failure(self.verdict, asked(&self.request), self.failed_at))
             return 0
         if self.request.command == TRIM:
             session.traffic.blocks_trimmed += self.request.length // BLOCK
@@ -234,23 +208,13 @@ cdef class Operation(TaskOwner):
         return 0
 
 
-cdef bytes cookie_of(const Request* request):
-    return PyBytes_FromStringAndSize(<char*>&request.cookie, 8)
+cdef object asked(const Request* request):
+    cookie = PyBytes_FromStringAndSize(<char*>&request.cookie, 8)
+    return Asked(request.command, request.flags, cookie, request.offset, request.length)
 
 
 cdef class HotPath:
     """See the module's docstring. server.session.Session completes it."""
-
-    def __cinit__(self, *args, **kwargs):
-        self.inbox_size = INBOX_FIRST
-        self.inbox = <uint8_t*>malloc(self.inbox_size)
-        if self.inbox == NULL:
-            raise MemoryError("no memory for a receive buffer")
-
-    def __dealloc__(self):
-        free(self.inbox)
-        if self.inbox_charged:
-            self.budget.give_back(self.inbox_charged)
 
     def __init__(self, *, Disk disk not None, Traffic traffic not None, Budget budget not None, Workers workers not None,
                  Scratch scratch not None, int style, bint read_only, int context_count, uint64_t payload_limit,
@@ -259,7 +223,6 @@ cdef class HotPath:
         self.traffic = traffic
         self.budget = budget
         self.workers = workers
-        self.scratch = scratch
         self.rules.size = disk.size
         self.rules.style = style
         self.rules.read_only = read_only
@@ -268,7 +231,8 @@ cdef class HotPath:
         self.rules.unfragmented_limit = _PIECE_SIZE
         self.connection_limit = connection_limit
         self.operations = []
-        self.fd = -1
+        self.inbox = Inbox(budget)
+        self.outlet = Outlet(None, -1, scratch)
         self.reading = True
         self.phase = HEADER
 
@@ -277,19 +241,18 @@ cdef class HotPath:
     def attach(self, transport, int fd, bytes rest not None):
         """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
         self.transport = transport
-        self.fd = fd
-        self.handed_over = True  # the handshake's last reply, perhaps
+        self.outlet = Outlet(transport, fd, self.outlet.scratch)
         if rest:
-            self.make_room(len(rest))
-            memcpy(self.inbox, <const char*>rest, len(rest))
-            self.filled = len(rest)
+            self.inbox.make_room(len(rest))
+            memcpy(self.inbox.bytes, <const char*>rest, len(rest))
+            self.inbox.filled = len(rest)
             self.run()
 
     def get_buffer(self, sizehint):
         """Where the socket's next bytes belong: the inbox, or a large payload's own buffer."""
         if self.phase != PAYLOAD:
-            self.make_room(1)
-        return self if self.fd >= 0 else memoryview(self)
+            self.inbox.make_room(1)
+        return self if self.outlet.fd >= 0 else memoryview(self)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         if self.phase == PAYLOAD:
@@ -297,7 +260,9 @@ cdef class HotPath:
                 view, self, self.payload.bytes + (self.payload.size - self.remaining), self.remaining, 0, flags
             )
         else:
-            PyBuffer_FillInfo(view, self, self.inbox + self.filled, self.inbox_size - self.filled, 0, flags)
+            PyBuffer_FillInfo(
+                view, self, self.inbox.bytes + self.inbox.filled, self.inbox.size - self.inbox.filled, 0, flags
+            )
 
     def buffer_updated(self, Py_ssize_t size):
         """`size` bytes came. Everything that is complete is performed and answered before this returns."""
@@ -306,28 +271,25 @@ cdef class HotPath:
         if self.phase == PAYLOAD:
             self.remaining -= size
         else:
-            self.filled += size
+            self.inbox.filled += size
         self.run()
 
     def pause_writing(self):
         """The peer does not read: the transport's queue is not empty."""
-        self.blocked = True
+        self.outlet.blocked = True
 
     def resume_writing(self):
         """The transport's queue is empty again."""
-        self.blocked = False
-        self.handed_over = False
+        self.outlet.blocked = False
+        self.outlet.handed_over = False
         self.proceed()
 
     # ---- what the subclass calls ----
 
     def emit(self, bytes reply not None):
         """Send a reply that Python built."""
-        self.flush()
-        if self.lost:
-            return
-        self.transport.write(reply)
-        self.handed_over = True
+        if not self.lost:
+            self.outlet.write(reply)
 
     def proceed(self):
         """Something that held this connection up is gone."""
@@ -346,8 +308,8 @@ cdef class HotPath:
     def lose(self):
         """The connection is gone: nothing can be sent any more."""
         self.lost = True
-        self.blocked = False
-        self.taken = self.filled = 0
+        self.outlet.broken = True
+        self.inbox.taken = self.inbox.filled
         self.payload = None
         self.operations = [operation for operation in self.operations if (<Operation>operation).in_flight]
 
@@ -363,7 +325,7 @@ cdef class HotPath:
     @property
     def midway(self):
         """The peer has begun a request and not finished it."""
-        return self.phase != HEADER or self.filled > self.taken
+        return self.phase != HEADER or self.inbox.available() > 0
 
     # ---- the loop over requests ----
 
@@ -374,28 +336,28 @@ cdef class HotPath:
             while self.advance():
                 pass
         except ProtocolError as error:
-            self.flush()
+            self.outlet.flush()
             self.protocol_error(error)
             return 0
-        self.flush()
+        self.outlet.flush()
         self.settle()
         return 0
 
     cdef bint advance(self) except -1:
         """Understand a little more of what came. False: nothing can be done now."""
         cdef uint64_t size
-        if self.lost or (self.blocked and not (self.phase == PAYLOAD and self.remaining == 0)):
+        if self.outlet.broken or (self.outlet.blocked and not (self.phase == PAYLOAD and self.remaining == 0)):
             return False
         if self.halted:
-            self.taken = self.filled
+            self.inbox.taken = self.inbox.filled
             return False
         if self.phase == HEADER:
             return self.take_request()
         if self.phase == APPLY:
             return self.apply_payload()
         if self.phase == SKIP:
-            size = min(<uint64_t>(self.filled - self.taken), self.remaining)
-            self.taken += size
+            size = min(<uint64_t>self.inbox.available(), self.remaining)
+            self.inbox.taken += size
             self.remaining -= size
         if self.remaining:
             return False
@@ -412,7 +374,7 @@ cdef class HotPath:
         if self.allowance <= 0:
             self.continue_later()
             return False
-        size = parse_request(self.inbox + self.taken, self.filled - self.taken, self.rules.style, request)
+        size = parse_request(self.inbox.front(), self.inbox.available(), self.rules.style, request)
         if size <= 0:
             if size < 0:
                 raise ProtocolError("bad request magic")
@@ -432,9 +394,9 @@ cdef class HotPath:
             return self.take_write(size)
         if request.command == BLOCK_STATUS:
             return self.take_status(size)
-        if not self.reserve(REPLY_OVERHEAD):
+        if self.outlet.reserve(REPLY_OVERHEAD) == NULL:
             return False
-        self.taken += size
+        self.inbox.taken += size
         if request.command == DISC:
             self.halted = True
         elif request.command == TRIM or request.command == WRITE_ZEROES:
@@ -454,16 +416,16 @@ cdef class HotPath:
         if request.length > _INLINE_LIMIT:
             if self.rules.style == SIMPLE and request.length > WHOLE_SIMPLE:
                 return self.start_exclusive(size)
-            self.taken += size
+            self.inbox.taken += size
             self.start_operation(None, WHOLE_SIMPLE if self.rules.style == SIMPLE else _PIECE_SIZE)
             return True
-        if not self.reserve(request.length + REPLY_OVERHEAD):
+        target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
+        if target == NULL:
             return False
-        self.taken += size
+        self.inbox.taken += size
         if request.length == 0:
             self.conclude(OK)
             return True
-        target = self.scratch.bytes + self.used
         if self.disk.c_read(request.offset, request.length, target + read_header_size(self.rules.style)):
             self.refuse(UNREADABLE)
             return True
@@ -473,22 +435,22 @@ cdef class HotPath:
         )
         if self.rules.style != SIMPLE:
             store16(target + last + 4, CHUNK_DONE)
-        self.used += reply
+        self.outlet.used += reply
         self.traffic.count(READ, OK, request.length, monotonic() - self.started)
         return True
 
     cdef bint take_write(self, int size) except -1:
         cdef Request* request = &self.request
         cdef size_t whole = size + request.payload
-        if request.payload > _INLINE_LIMIT or (whole > self.inbox_size and not self.grow_inbox(whole)):
+        if request.payload > _INLINE_LIMIT or (whole > self.inbox.size and not self.inbox.grow(whole)):
             return self.begin_payload(size)
-        if self.filled - self.taken < whole or not self.reserve(REPLY_OVERHEAD):
+        if self.inbox.available() < whole or self.outlet.reserve(REPLY_OVERHEAD) == NULL:
             return False
-        if self.disk.c_write(request.offset, request.length, self.inbox + self.taken + size):
-            self.taken += whole
+        if self.disk.c_write(request.offset, request.length, self.inbox.front() + size):
+            self.inbox.taken += whole
             self.refuse(POOL_FULL)
             return True
-        self.taken += whole
+        self.inbox.taken += whole
         self.conclude(OK)
         return True
 
@@ -498,12 +460,11 @@ cdef class HotPath:
         if request.payload:
             if request.payload > STATUS_PAYLOAD_LIMIT:
                 return self.begin_skip(size, WRONG_SHAPE)
-            if self.filled - self.taken < size + request.payload:
+            if self.inbox.available() < size + request.payload:
                 return False
-            payload = PyBytes_FromStringAndSize(<char*>self.inbox + self.taken + size, request.payload)
-        self.taken += size + request.payload
-        self.flush()
-        self.query_status(request.flags, cookie_of(request), request.offset, request.length, payload, self.started)
+            payload = PyBytes_FromStringAndSize(<char*>self.inbox.front() + size, request.payload)
+        self.inbox.taken += size + request.payload
+        self.query_status(asked(request), payload, self.started)
         return True
 
     cdef int free_inline(self) except -1:
@@ -535,12 +496,16 @@ cdef class HotPath:
     cdef bint start_exclusive(self, int size) except -1:
         """A simple reply too long for one piece: it has the connection for itself."""
         cdef Operation operation
-        if self.operations or self.pending or not self.reserve(REPLY_OVERHEAD):
+        cdef uint8_t* target
+        if self.operations or self.pending:
             return False
-        self.taken += size
-        put_simple(self.scratch.bytes + self.used, self.request.cookie, 0)
-        self.used += SIMPLE_REPLY_SIZE
-        self.flush()
+        target = self.outlet.reserve(REPLY_OVERHEAD)
+        if target == NULL:
+            return False
+        self.inbox.taken += size
+        put_simple(target, self.request.cookie, 0)
+        self.outlet.used += SIMPLE_REPLY_SIZE
+        self.outlet.flush()
         operation = Operation.__new__(Operation)
         operation.session = self
         operation.request = self.request
@@ -559,7 +524,7 @@ cdef class HotPath:
         cdef uint64_t length = self.request.payload
         if self.payload_bytes and self.payload_bytes + length > self.connection_limit:
             return False
-        self.taken += size
+        self.inbox.taken += size
         self.remaining = length
         self.verdict = OK
         if not self.budget.take(length):
@@ -567,16 +532,16 @@ cdef class HotPath:
             return True
         self.payload = new_piece(length, self.budget, length)
         self.payload_bytes += length
-        ready = min(<uint64_t>(self.filled - self.taken), length)
-        memcpy(self.payload.bytes, self.inbox + self.taken, ready)
-        self.taken += ready
+        ready = min(<uint64_t>self.inbox.available(), length)
+        memcpy(self.payload.bytes, self.inbox.front(), ready)
+        self.inbox.taken += ready
         self.remaining -= ready
         self.phase = PAYLOAD
         return True
 
     cdef bint begin_skip(self, int size, int verdict) except -1:
         """Refuse a request; the answer follows its payload, as a client expects that is still sending."""
-        self.taken += size
+        self.inbox.taken += size
         self.remaining = self.request.payload
         self.verdict = verdict
         self.phase = SKIP
@@ -585,15 +550,15 @@ cdef class HotPath:
 
     cdef bint apply_payload(self) except -1:
         """Store what has come of a payload that has no buffer, whole blocks at a time."""
-        cdef uint64_t size = min(<uint64_t>(self.filled - self.taken), self.remaining)
+        cdef uint64_t size = min(<uint64_t>self.inbox.available(), self.remaining)
         cdef uint64_t offset = self.request.offset + self.request.length - self.remaining
         if size < self.remaining:
             size -= min(size, (offset + size) % BLOCK)
         if size == 0 and self.remaining:
             return False
-        if self.verdict == OK and self.disk.c_write(offset, size, self.inbox + self.taken):
+        if self.verdict == OK and self.disk.c_write(offset, size, self.inbox.front()):
             self.verdict = POOL_FULL
-        self.taken += size
+        self.inbox.taken += size
         self.remaining -= size
         if self.remaining == 0:
             self.end_payload()
@@ -625,113 +590,18 @@ cdef class HotPath:
     cdef int refuse(self, int verdict) except -1:
         cdef Request* request = &self.request
         self.traffic.count(request.command, verdict, request.length, monotonic() - self.started)
-        self.emit(self.explain_failure(
-            verdict, request.command, request.flags, cookie_of(request), request.offset, request.length, None
-        ))
+        self.emit(self.explain_failure(verdict, asked(request), None))
         return 0
 
     cdef int reply_success(self, const Request* request) except -1:
-        if self.used + REPLY_OVERHEAD > self.scratch.size:
-            self.flush()
-        self.used = put_success(self.scratch.bytes + self.used, self.rules.style, request) - self.scratch.bytes
-        return 0
-
-    cdef bint reserve(self, size_t size) except -1:
-        """Room for `size` bytes of answer in the scratch; False when the peer must read first."""
-        if self.used + size > self.scratch.size:
-            self.flush()
-        return not self.blocked and not self.lost
-
-    cdef int flush(self) except -1:
-        """Send what the scratch holds."""
-        cdef ssize_t sent = 0
-        cdef size_t used = self.used
-        self.used = 0
-        if used == 0 or self.lost:
-            return 0
-        if self.can_send():
-            sent = self.send_direct(self.scratch.bytes, used)
-            if sent < 0:
-                return 0
-        if <size_t>sent < used:
-            self.handed_over = True
-            self.transport.write(PyBytes_FromStringAndSize(<char*>self.scratch.bytes + sent, used - sent))
-        return 0
-
-    cdef int send_piece(self, Piece piece) except -1:
-        """Send a read reply that a worker made; the transport queues the piece itself, not a copy."""
-        cdef ssize_t sent
-        self.flush()
-        if self.lost:
-            return 0
-        if self.can_send():
-            sent = self.send_direct(piece.bytes + piece.start, piece.end - piece.start)
-            if sent < 0:
-                return 0
-            piece.start += sent
-        if piece.start < piece.end:
-            self.handed_over = True
-            self.transport.write(memoryview(piece))
-        return 0
-
-    cdef bint can_send(self) except -1:
-        """The transport holds nothing, so that our bytes would not overtake its own."""
-        if self.fd < 0 or self.blocked:
-            return False
-        if self.handed_over:
-            self.handed_over = self.transport.get_write_buffer_size() > 0
-        return not self.handed_over
-
-    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2:
-        """Bytes that the socket took; -1 when the connection is broken, which connection_lost will tell."""
-        cdef ssize_t sent
-        while True:
-            sent = send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT)
-            if sent >= 0:
-                return sent
-            if errno == EAGAIN:
-                return 0
-            if errno != EINTR:
-                self.lose()
-                self.transport.abort()
-                return -1
-
-    # ---- the inbox ----
-
-    cdef int make_room(self, size_t size) except -1:
-        """At least `size` free bytes behind `filled`."""
-        if self.taken:
-            if self.taken == self.filled:
-                self.taken = self.filled = 0
-            elif self.inbox_size - self.filled < max(size, self.inbox_size // 2):
-                memmove(self.inbox, self.inbox + self.taken, self.filled - self.taken)
-                self.filled -= self.taken
-                self.taken = 0
-        if self.inbox_size - self.filled < size and not self.grow_inbox(self.filled + size):
-            self.budget.force(INBOX_LAST)  # a transport that delivers after pause_reading: take it, and stand still
-            self.inbox_charged += INBOX_LAST
-            self.set_inbox(self.inbox_size + max(size, <size_t>INBOX_LAST))
-        return 0
-
-    cdef bint grow_inbox(self, size_t size) except -1:
-        """Make the inbox hold `size` bytes, as long as the budget has room for that."""
-        cdef size_t wanted = self.inbox_size
-        if size > INBOX_LAST:
-            return False
-        while wanted < size:
-            wanted *= 2
-        if not self.budget.take(wanted - self.inbox_size):
-            return False
-        self.inbox_charged += wanted - self.inbox_size
-        self.set_inbox(wanted)
-        return True
-
-    cdef int set_inbox(self, size_t size) except -1:
-        cdef uint8_t* inbox = <uint8_t*>realloc(self.inbox, size)
-        if inbox == NULL:
-            raise MemoryError("no memory for a receive buffer")
-        self.inbox = inbox
-        self.inbox_size = size
+        cdef uint8_t reply[REPLY_OVERHEAD]
+        cdef size_t size = put_success(reply, self.rules.style, request) - reply
+        cdef uint8_t* target = self.outlet.reserve(size)
+        if target == NULL:
+            self.outlet.write(PyBytes_FromStringAndSize(<char*>reply, size))
+        else:
+            memcpy(target, reply, size)
+            self.outlet.used += size
         return 0
 
     # ---- when to read, when to end ----
@@ -739,14 +609,14 @@ cdef class HotPath:
     cdef int settle(self) except -1:
         """Read on only while there is something we could do with it; end when there is nothing left to do."""
         cdef bint wanted
-        if self.lost:
+        if self.lost or self.outlet.broken:
             return 0
-        if self.taken and self.filled == self.inbox_size and not self.blocked:
-            self.grow_inbox(self.inbox_size + 1)  # one read filled it: a busy connection
-        wanted = not (self.blocked or self.halted or self.exclusive is not None)
+        if self.inbox.taken and self.inbox.filled == self.inbox.size and not self.outlet.blocked:
+            self.inbox.grow(self.inbox.size + 1)  # one read filled it: a busy connection
+        wanted = not (self.outlet.blocked or self.halted or self.exclusive is not None)
         if wanted and self.phase == HEADER:
             wanted = len(self.operations) + self.pending < OPERATION_LIMIT and (
-                self.filled - self.taken < self.inbox_size
+                self.inbox.available() < self.inbox.size
             )
         if wanted != self.reading:
             self.reading = wanted

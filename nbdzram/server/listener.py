@@ -36,7 +36,7 @@ class NbdServer:
         self._paths: list[tuple[Path, int]] = []
 
     async def start(self, environment: Mapping[str, str] | None = None) -> None:
-        """Listen: on sockets handed over in `environment` (LISTEN_FDS), otherwise on the configured addresses.
+        """Listen: on sockets handed over in `environment` (LISTEN_FDS), or else on the configured addresses.
 
         Raises UserError for an address that cannot be used, ConfigError for unusable TLS files.
         """
@@ -123,13 +123,12 @@ class NbdServer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(hosting.wait_quiet(), HANDSHAKE_GRACE_SECONDS)
         remaining = list(hosting.sessions)
-        for member in [*remaining, *hosting.haggling]:
-            log.info(
-                "%d connections cut after %g s of draining",
-                hosting.connections,
-                self._config.limits.drain_seconds,
-            )
-            member.abort()
+        if hosting.connections:
+            log.info("%d connections are cut at the end of draining", hosting.connections)
+        for session in remaining:
+            session.abort()
+        for connection in list(hosting.haggling):
+            connection.abort()
         await hosting.wait_quiet()
         await asyncio.gather(*(session.closed for session in [*sessions, *remaining]))
         hosting.stop()

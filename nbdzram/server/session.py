@@ -14,10 +14,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nbdzram.errors import ProtocolError
-from nbdzram.nbd.constants import Command, Error, ReplyStyle
+from nbdzram.nbd.constants import Command, ReplyStyle
 from nbdzram.nbd.handshake import Terms, text_bytes
 from nbdzram.nbd.transmission import error_reply
-from nbdzram.nbd.verdicts import Verdict, command_name, error_of, explain
+from nbdzram.nbd.verdicts import Asked, Verdict, error_of, explain
 from nbdzram.server.hotpath import UNFRAGMENTED_LIMIT, HotPath
 from nbdzram.server.status import StatusRequest, parse_status, status_reply
 
@@ -57,7 +57,6 @@ class Session(HotPath, asyncio.BufferedProtocol):
             payload_limit=hosting.limits.payload_bytes,
             connection_limit=hosting.limits.connection_bytes,
         )
-        self.group = hosting.sessions
         self.export = export
         self.peer = peer
         self.closed = hosting.loop.create_future()
@@ -97,7 +96,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
             log.warning("%s: %d more errors", self._who, self._error_count - LOGGED_ERRORS)
         self.lose()
         self.export.connections.discard(self)
-        self._hosting.leave(self)
+        self._hosting.end(self)
         self.gone()
 
     # ---- what HotPath calls ----
@@ -111,44 +110,27 @@ class Session(HotPath, asyncio.BufferedProtocol):
         """Run `callback` in the loop's next turn."""
         self._hosting.loop.call_soon(callback)
 
-    def explain_failure(
-        self,
-        verdict: int,
-        command: int,
-        flags: int,
-        cookie: bytes,
-        offset: int,
-        length: int,
-        failed_at: int | None,
-    ) -> bytes:
+    def explain_failure(self, verdict: int, asked: Asked, failed_at: int | None) -> bytes:
         """The error reply to a request, with a sentence for people; logged."""
         judged = Verdict(verdict)
-        text = explain(
-            judged,
-            command=command,
-            flags=flags,
-            offset=offset,
-            length=length,
-            size=self.disk.size_bytes,
-            limit=UNFRAGMENTED_LIMIT if judged is Verdict.FRAGMENTED else self._hosting.limits.payload_bytes,
-        )
+        limit = self._hosting.limits.payload_bytes
+        if judged is Verdict.FRAGMENTED:
+            limit = UNFRAGMENTED_LIMIT
+        text = explain(judged, asked, size=self.disk.size_bytes, limit=limit)
         self._log_error(judged, text)
-        performed = judged in (Verdict.POOL_FULL, Verdict.UNREADABLE) and command in _OFFSET_ERRORS
-        failed_at = (offset if failed_at is None else failed_at) if performed else None
-        error: Error = error_of(judged, command)
-        return error_reply(self._terms.style, cookie, offset, error, text_bytes(text), failed_at)
+        if judged not in (Verdict.POOL_FULL, Verdict.UNREADABLE) or asked.command not in _OFFSET_ERRORS:
+            failed_at = None
+        elif failed_at is None:
+            failed_at = asked.offset
+        error = error_of(judged, asked.command)
+        return error_reply(self._terms.style, asked.cookie, asked.offset, error, text_bytes(text), failed_at)
 
-    def query_status(
-        self, flags: int, cookie: bytes, offset: int, length: int, payload: bytes | None, started: int
-    ) -> None:
+    def query_status(self, asked: Asked, payload: bytes | None, started: int) -> None:
         """Answer BLOCK_STATUS; a long range is looked at by a thread."""
-        request = parse_status(
-            flags, cookie, offset, length, payload, self._terms.contexts, self.disk.size_bytes
-        )
+        request = parse_status(asked, payload, self._terms.contexts, self.disk.size_bytes)
         if isinstance(request, Verdict):
-            self._count(request, length, started)
-            reply = self.explain_failure(request, Command.BLOCK_STATUS, flags, cookie, offset, length, None)
-            self.emit(reply)
+            self._count(request, asked.length, started)
+            self.emit(self.explain_failure(request, asked, None))
         elif request.length <= STATUS_INLINE_LIMIT:
             self.emit(status_reply(self.disk, self._terms.style, request))
             self._count(Verdict.OK, request.length, started)
@@ -165,7 +147,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self.halt_quietly()
 
     def drained(self) -> None:
-        """Everything is answered. Close, unless the peer's next requests are on their way and get ESHUTDOWN first."""
+        """Everything is answered: close, unless requests are on their way, which get ESHUTDOWN first."""
         if not self.halted and (self.midway or self._unread()):
             return
         self.close()

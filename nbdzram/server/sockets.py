@@ -57,7 +57,7 @@ def open_unix(address: UnixAddress) -> socket.socket:
         if address.owner is not None:
             user, _, group = address.owner.partition(":")
             if group:
-                shutil.chown(path, user or None, group)  # type: ignore[arg-type]
+                shutil.chown(path, user or None, group)
             else:
                 shutil.chown(path, user)
         listener.listen(BACKLOG)

@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.nbd.constants import CommandFlag, FoldState, MetaContext, ReplyStyle
 from nbdzram.nbd.transmission import status_chunk
-from nbdzram.nbd.verdicts import Verdict
+from nbdzram.nbd.verdicts import Asked, Verdict
 
 DESCRIPTOR_LIMIT = 1 << 14
-"""Descriptors in one chunk: 256 KiB of reply at most. The protocol advises at most 2**20 and lets a server stop
-early; a client asks on from there."""
+"""Descriptors in one chunk: 256 KiB of reply at most. The protocol advises at most 2**20 and lets a server
+stop early; a client asks on from there."""
 
 EXTENT_STEP = 1 << 12
 """Extents taken from the engine at once: as Python objects they hold half a megabyte."""
 
 EXTENTS_SEEN_LIMIT = 1 << 16
-"""Extents looked at for one request, so that ranges which differ only in bits of no interest end in bounded time."""
+"""Extents looked at for one request, so that ranges that differ only in bits of no interest end in bounded
+time."""
 
 _NARROW_LENGTH_LIMIT = (1 << 32) - 4096  # what a 32-bit descriptor holds, in whole blocks
 
@@ -39,7 +40,6 @@ class StatusRequest:
     """A judged BLOCK_STATUS. Bytes."""
 
     cookie: bytes
-    wire_offset: int  # what the request's header said: extended replies repeat it
     offset: int
     length: int
     contexts: tuple[MetaContext, ...]
@@ -47,18 +47,13 @@ class StatusRequest:
 
 
 def parse_status(
-    flags: int,
-    cookie: bytes,
-    offset: int,
-    length: int,
-    payload: bytes | None,
-    contexts: tuple[MetaContext, ...],
-    size_bytes: int,
+    asked: Asked, payload: bytes | None, contexts: tuple[MetaContext, ...], size_bytes: int
 ) -> StatusRequest | Verdict:
     """The request, or why it is refused.
 
     `payload` (extended headers with PAYLOAD_LEN) holds the effect length and the ids of the wanted contexts.
     """
+    length = asked.length
     if payload is not None:
         if len(payload) < 8 or len(payload) % 4:
             return Verdict.WRONG_SHAPE
@@ -70,9 +65,11 @@ def parse_status(
         contexts = tuple(by_id[value] for value in ids)
     if length == 0:
         return Verdict.WRONG_SHAPE
-    if offset > size_bytes or length > size_bytes - offset:
+    if asked.offset > size_bytes or length > size_bytes - asked.offset:
         return Verdict.OUT_OF_RANGE
-    return StatusRequest(cookie, offset, offset, length, contexts, bool(flags & CommandFlag.REQ_ONE))
+    return StatusRequest(
+        asked.cookie, asked.offset, length, contexts, bool(asked.flags & CommandFlag.REQ_ONE)
+    )
 
 
 def status_reply(disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes:
@@ -80,7 +77,7 @@ def status_reply(disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes
     lists = describe(disk, request, narrow=style is not ReplyStyle.EXTENDED)
     last = len(request.contexts) - 1
     return b"".join(
-        status_chunk(style, request.cookie, request.wire_offset, context, descriptors, done=index == last)
+        status_chunk(style, request.cookie, request.offset, context, descriptors, done=index == last)
         for index, (context, descriptors) in enumerate(zip(request.contexts, lists, strict=True))
     )
 

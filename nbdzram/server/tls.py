@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 from pathlib import Path
+from typing import Any
 
 from nbdzram.config import TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
@@ -79,7 +80,7 @@ def make_context(config: TlsConfig) -> ssl.SSLContext:
 
 def certificate_names(tls: ssl.SSLObject) -> frozenset[str]:
     """Common name and DNS names of the peer's verified certificate; empty without one."""
-    certificate = tls.getpeercert() or {}
+    certificate: dict[str, Any] = tls.getpeercert() or {}
     names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
     for relative in certificate.get("subject", ()):
         names.update(value for kind, value in relative if kind == "commonName")

@@ -10,34 +10,20 @@ from nbdzram.nbd.verdicts import Verdict
 from nbdzram.server.counts import IoStat, OperationCounts
 
 
-cdef dict _NAMES = {int(command): command.name.lower() for command in Command if command is not Command.DISC}
-_NAMES[OPERATIONS - 1] = "other"
-cdef list _CAUSE_NAMES = [verdict.name.lower() for verdict in Verdict]
-cdef bint[CAUSES] _INVALID
-for _verdict in Verdict:  # a scrape of 100 exports took 16 ms when it asked the enumeration each time
-    _INVALID[int(_verdict)] = _verdict.invalid_io
-
-
 @cython.auto_pickle(False)
 cdef class Traffic:
     """Counters of one export since it was made."""
 
-    def total_requests(self):
-        """Requests of all operations."""
-        cdef uint64_t total = 0
-        cdef int number
-        for number in range(OPERATIONS):
-            total += self.requests[number]
-        return total
-
     def operations(self):
         """Counts by operation name (read, write...; other: commands that do not exist)."""
-        return {name: self._operation(number) for number, name in _NAMES.items()}
+        names = {int(command): command.name.lower() for command in Command if command is not Command.DISC}
+        names[OPERATIONS - 1] = "other"
+        return {name: self._operation(number) for number, name in names.items()}
 
     def _operation(self, int number):
         cdef int cause
         errors = {
-            _CAUSE_NAMES[cause]: self.errors[number][cause]
+            Verdict(cause).name.lower(): self.errors[number][cause]
             for cause in range(1, CAUSES)
             if self.errors[number][cause]
         }
@@ -58,7 +44,7 @@ cdef class Traffic:
         cdef int cause
         for number in range(OPERATIONS):
             for cause in range(1, CAUSES):
-                if _INVALID[cause]:
+                if Verdict(cause).invalid_io:
                     invalid_io += self.errors[number][cause]
                 elif number == Command.READ or number == Command.BLOCK_STATUS:
                     failed_reads += self.errors[number][cause]

@@ -1,5 +1,8 @@
+def release_memory() -> None:
+    """Give freed buffers back to the system: the C library keeps them otherwise."""
+
 class Budget:
-    """Bytes that payloads and replies under way may hold, over all connections. Used only on the loop's thread."""
+    """Bytes that payloads and replies under way may hold, over all connections. Loop's thread only."""
 
     limit: int
     used: int

@@ -1,0 +1,23 @@
+from libc.stdint cimport uint8_t
+
+from nbdzram.server.workers cimport Piece
+
+cdef class Scratch:
+    cdef uint8_t* bytes
+    cdef size_t size
+
+cdef class Outlet:
+    cdef object transport
+    cdef int fd               # for direct sends; -1 under TLS
+    cdef Scratch scratch
+    cdef size_t used          # bytes of the scratch filled by this connection in this wake-up
+    cdef bint handed_over     # the transport was given bytes, and may still hold them
+    cdef bint blocked         # the transport holds bytes that the peer does not take
+    cdef bint broken          # the socket is gone; connection_lost will tell
+
+    cdef uint8_t* reserve(self, size_t size) except? NULL
+    cdef int flush(self) except -1
+    cdef int write(self, bytes reply) except -1
+    cdef int write_piece(self, Piece piece) except -1
+    cdef bint can_send(self) except -1
+    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2

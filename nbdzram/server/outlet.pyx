@@ -1,0 +1,118 @@
+"""What leaves a connection: answers of a wake-up are put together in a scratch and leave with one send.
+
+While the transport's own queue is empty, bytes go to the socket from here; only what the socket does not take is handed
+to the transport, which then tells us (pause_writing, resume_writing) when the peer reads again. Under TLS everything
+goes through the transport.
+
+The scratch is shared by all connections of a server: whoever fills it flushes it before the wake-up ends.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport free, malloc
+
+from nbdzram.server.workers cimport Piece
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t send(int, const void*, size_t, int)
+    enum:
+        MSG_NOSIGNAL
+        MSG_DONTWAIT
+
+cdef enum:
+    SCRATCH_SIZE = 256 << 10  # larger gains nothing: sockets take about as much at once
+
+
+cdef class Scratch:
+    """Where the answers of a wake-up are put together. One a server: it is empty between two wake-ups."""
+
+    def __cinit__(self):
+        self.size = SCRATCH_SIZE
+        self.bytes = <uint8_t*>malloc(self.size)
+        if self.bytes == NULL:
+            raise MemoryError("no memory for the answers' buffer")
+
+    def __dealloc__(self):
+        free(self.bytes)
+
+
+cdef class Outlet:
+    """See the module's docstring."""
+
+    def __init__(self, transport, int fd, Scratch scratch not None):
+        self.transport = transport
+        self.fd = fd
+        self.scratch = scratch
+        self.handed_over = True  # the handshake's last reply, perhaps
+
+    cdef uint8_t* reserve(self, size_t size) except? NULL:
+        """Where `size` bytes of answer may be put (then add them to `used`); NULL when the peer must read first."""
+        assert size <= self.scratch.size
+        if self.used + size > self.scratch.size:
+            self.flush()
+        if self.blocked or self.broken:
+            return NULL
+        return self.scratch.bytes + self.used
+
+    cdef int flush(self) except -1:
+        """Send what the scratch holds."""
+        cdef ssize_t sent = 0
+        cdef size_t used = self.used
+        self.used = 0
+        if used == 0 or self.broken:
+            return 0
+        if self.can_send():
+            sent = self.send_direct(self.scratch.bytes, used)
+            if sent < 0:
+                return 0
+        if <size_t>sent < used:
+            self.handed_over = True
+            self.transport.write(PyBytes_FromStringAndSize(<char*>self.scratch.bytes + sent, used - sent))
+        return 0
+
+    cdef int write(self, bytes reply) except -1:
+        """Send a reply that Python built, behind what the scratch holds."""
+        self.flush()
+        if not self.broken:
+            self.handed_over = True
+            self.transport.write(reply)
+        return 0
+
+    cdef int write_piece(self, Piece piece) except -1:
+        """Send a read reply that a worker made; the transport queues the piece itself, not a copy."""
+        cdef ssize_t sent
+        self.flush()
+        if self.broken:
+            return 0
+        if self.can_send():
+            sent = self.send_direct(piece.bytes + piece.start, piece.end - piece.start)
+            if sent < 0:
+                return 0
+            piece.start += sent
+        if piece.start < piece.end:
+            self.handed_over = True
+            self.transport.write(memoryview(piece))
+        return 0
+
+    cdef bint can_send(self) except -1:
+        """The transport holds nothing that our bytes would overtake."""
+        if self.fd < 0 or self.blocked:
+            return False
+        if self.handed_over:
+            self.handed_over = self.transport.get_write_buffer_size() > 0
+        return not self.handed_over
+
+    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2:
+        """Bytes that the socket took; -1 when the connection is broken."""
+        cdef ssize_t sent
+        while True:
+            sent = send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent >= 0:
+                return sent
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                self.broken = True
+                self.transport.abort()
+                return -1

@@ -1,0 +1,78 @@
+"""A server of this package on a unix socket, inside the test's own event loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from nbdzram.config import Limits, ServerConfig, UnixAddress
+from nbdzram.engine.pool import Pool
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.listener import NbdServer
+from tests.wire import WireClient
+
+SIZE = 96 << 20
+
+
+class Stage:
+    """A running server with an export `disk` and a read-only export `frozen`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = str(directory / "nbd.sock")
+        self.pool = Pool()
+        self.exports = Exports("disk")
+        disk = self.pool.create("disk", SIZE)
+        self.disk = Export(name="disk", disk=disk, pool_name="default", description="for tests")
+        self.exports.add(self.disk)
+        frozen = self.pool.create("frozen", 1 << 20, read_only=True)
+        self.frozen = Export(name="frozen", disk=frozen, pool_name="default", read_only=True)
+        self.exports.add(self.frozen)
+        self.config = ServerConfig(tcp=(), unix=(UnixAddress(path=Path(self.path)),), default_export="disk")
+        self.server: NbdServer
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        self.server = NbdServer(self.exports, self.config)
+        await self.server.start({})
+        try:
+            yield
+        finally:
+            await self.server.drain()
+
+    async def client(
+        self, name: bytes = b"disk", *, style: int = 1, contexts: tuple[bytes, ...] = ()
+    ) -> WireClient:
+        client = await WireClient.connect(self.path)
+        return await client.go(name, style=style, contexts=contexts)
+
+
+Story = Callable[[Stage], Awaitable[None]]
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.pool.close()
+
+
+@pytest.fixture
+def play(stage: Stage) -> Play:
+    """Run a story on a running server: play(story), or play(story, Limits(...))."""
+
+    def run(story: Story, limits: Limits | None = None) -> None:
+        async def whole() -> None:
+            async with stage.serving():
+                await story(stage)
+
+        if limits is not None:
+            stage.config = replace(stage.config, limits=limits)
+        uvloop.run(whole())
+
+    return run

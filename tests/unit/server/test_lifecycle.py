@@ -1,0 +1,210 @@
+"""Connections from accept to the end: handshakes that fail, slow readers, draining, several exports."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+import pytest
+
+from nbdzram.config import Limits, ServerConfig, UnixAddress
+from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
+from nbdzram.nbd.constants import Error, Reply
+from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
+from nbdzram.server.listener import NbdServer
+from tests.unit.server.conftest import Play, Stage
+from tests.wire import WireClient, name_and_infos, option
+
+READ, WRITE, DISC, FLUSH = range(4)
+
+
+def test_the_oldest_kind_of_client_is_served(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await WireClient.connect(stage.path, client_flags=0)
+        client.send(option(1, b"disk"))
+        reply = await client.reader.readexactly(134)
+        assert int.from_bytes(reply[:8]) == stage.disk.size_bytes
+        assert reply[10:] == bytes(124)
+        await client.write(0, b"x" * 4096)
+        assert await client.read(0, 4096) == b"x" * 4096
+        await client.close()
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("sent", "cause"),
+    [
+        (struct.pack(">I", 4), "client_flags"),
+        (struct.pack(">I", 3) + option(1, b"nope"), "unknown_export"),
+        (struct.pack(">I", 3) + b"x" * 16, "bad_magic"),
+        (struct.pack(">I", 3) + option(99) * 129, "too_many_options"),
+    ],
+)
+def test_a_failed_handshake_is_closed_and_counted_by_cause(play: Play, sent: bytes, cause: str) -> None:
+    async def story(stage: Stage) -> None:
+        client = await WireClient.connect(stage.path, client_flags=None)
+        client.send(sent)
+        await client.reader.read()
+        assert stage.server.handshake_failures[cause] == 1
+        await client.close()
+
+    play(story)
+
+
+def test_a_handshake_has_a_deadline(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await WireClient.connect(stage.path)
+        assert await client.at_end()
+        assert stage.server.handshake_failures["timeout"] == 1
+        await client.close()
+
+    play(story, Limits(handshake_seconds=0.05))
+
+
+def test_connections_above_the_limit_are_turned_away(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        kept = [await stage.client(), await stage.client()]
+        reader, writer = await asyncio.open_unix_connection(stage.path)
+        assert await reader.read() == b""
+        assert stage.server.handshake_failures["connection_limit"] == 1
+        assert await kept[1].read(0, 512) == bytes(512)
+        writer.close()
+        for client in kept:
+            await client.close()
+
+    play(story, Limits(connections=2))
+
+
+def test_a_client_that_asks_and_never_reads_is_held_at_bounded_memory(play: Play) -> None:
+    """Its reads are not performed ahead of it; a second client is served meanwhile."""
+
+    async def story(stage: Stage) -> None:
+        hog = await stage.client()
+        other = await stage.client()
+        hog.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for cookie in range(64):
+            hog.ask(READ, 0, 32 << 20, cookie=cookie)
+        await hog.writer.drain()
+        for _ in range(20):
+            await other.read(0, 65536)
+        operations = stage.disk.traffic.operations()
+        assert operations["read"].requests == 20
+        hog.writer.transport.abort()
+        await other.close()
+
+    play(story)
+
+
+def test_draining_answers_what_is_under_way_and_refuses_the_rest(stage: Stage, play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        haggler = await WireClient.connect(stage.path)
+        await haggler.option(3)
+        content = bytes(range(256)) * 16384
+        client.ask(WRITE, 0, len(content), cookie=1, payload=content)
+        client.ask(FLUSH, 0, 0, cookie=2)
+        await client.answer()
+        await client.answer()
+        client.send(b"\x25\x60\x95\x13")  # a request that has begun keeps the connection
+        draining = asyncio.ensure_future(stage.server.drain())
+        await asyncio.sleep(0)
+        client.send(struct.pack(">HHQQI", 0, READ, 3, 0, 512))
+        cookie, answer = await client.answer()
+        assert (cookie, answer.error) == (3, Error.ESHUTDOWN)
+        assert await client.at_end()
+        replies = await haggler.option(7, name_and_infos(b"disk"))
+        assert replies[-1].kind == Reply.ERR_SHUTDOWN
+        await haggler.close()
+        await draining
+        await client.close()
+
+    play(story)
+    assert not Path(stage.path).exists()
+
+
+def test_idle_connections_do_not_hold_up_draining(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        await client.read(0, 512)
+        await stage.server.drain()
+        assert await client.at_end()
+        await client.close()
+
+    play(story)
+
+
+def test_a_removed_export_is_detached_and_unknown(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        await stage.server.detach(stage.exports.remove("disk"))
+        assert await client.at_end()
+        again = await WireClient.connect(stage.path)
+        assert (await again.option(7, name_and_infos(b"disk")))[-1].kind == Reply.ERR_UNKNOWN
+        await client.close()
+        await again.close()
+
+    play(story)
+
+
+def test_two_connections_see_each_others_writes(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        one, two = await stage.client(), await stage.client(style=2)
+        assert one.flags & 1 << 8
+        await one.write(12345, b"shared")
+        assert await two.read(12345, 6) == b"shared"
+        await one.close()
+        await two.close()
+
+    play(story)
+
+
+def test_an_unusable_address_is_one_sentence(tmp_path: Path) -> None:
+    async def story() -> None:
+        config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "missing" / "nbd.sock"),))
+        with pytest.raises(UserError, match=r"missing/nbd\.sock"):
+            await NbdServer(Exports(), config).start({})
+
+    asyncio.run(story())
+
+
+def test_the_registry_knows_its_names(stage: Stage) -> None:
+    with pytest.raises(ExportExists, match="'disk'"):
+        stage.exports.add(stage.disk)
+    with pytest.raises(NoSuchExport, match="'nope'"):
+        stage.exports.get("nope")
+    assert stage.exports.resolve("") is stage.disk
+    stage.exports.default_name = None
+    assert stage.exports.resolve("") is None
+    stage.exports.remove("frozen")
+    assert stage.exports.resolve("") is stage.disk
+
+
+def restricted(stage: Stage, **rules: tuple[str, ...]) -> Export:
+    return Export(name="inner", disk=stage.disk.disk, pool_name="default", **rules)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("address", "admitted"),
+    [("192.0.2.7", True), ("192.0.20.7", False), ("::ffff:192.0.2.9", True), ("2001:db8::1", False)],
+)
+def test_addresses_are_compared_as_networks_not_as_text(stage: Stage, address: str, admitted: bool) -> None:
+    import ipaddress
+
+    export = restricted(stage, allow_addresses=("192.0.2.0/24",))
+    assert export.admits(Peer("x", ipaddress.ip_address(address))) is admitted
+
+
+def test_an_export_for_certificates_hides_from_everyone_else(stage: Stage) -> None:
+    stage.exports.add(restricted(stage, allow_certificates=("vm1.example",)))
+    stranger = PeerDirectory(stage.exports, Peer("x"))
+    assert stranger.find("inner") is None
+    assert "inner" not in [offer.name for offer in stranger.offers()]
+    friend = PeerDirectory(stage.exports, Peer("x", None, frozenset({"vm1.example"})))
+    assert friend.find("inner") is not None
+
+
+def test_a_network_that_is_none_is_refused_with_its_value(stage: Stage) -> None:
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.1/8"):
+        restricted(stage, allow_addresses=("10.0.0.1/8",))
