@@ -3,6 +3,8 @@ from nbdzram.server.counts import IoStat, OperationCounts
 class Traffic:
     """Counters of one export since it was made."""
 
+    def total_requests(self) -> int:
+        """Requests of all operations."""
     def operations(self) -> dict[str, OperationCounts]:
         """Counts by operation name (read, write...; other: commands that do not exist)."""
     def io_stat(self) -> IoStat:

@@ -10,20 +10,34 @@ from nbdzram.nbd.verdicts import Verdict
 from nbdzram.server.counts import IoStat, OperationCounts
 
 
+cdef dict _NAMES = {int(command): command.name.lower() for command in Command if command is not Command.DISC}
+_NAMES[OPERATIONS - 1] = "other"
+cdef list _CAUSE_NAMES = [verdict.name.lower() for verdict in Verdict]
+cdef bint[CAUSES] _INVALID
+for _verdict in Verdict:  # a scrape of 100 exports took 16 ms when it asked the enumeration each time
+    _INVALID[int(_verdict)] = _verdict.invalid_io
+
+
 @cython.auto_pickle(False)
 cdef class Traffic:
     """Counters of one export since it was made."""
 
+    def total_requests(self):
+        """Requests of all operations."""
+        cdef uint64_t total = 0
+        cdef int number
+        for number in range(OPERATIONS):
+            total += self.requests[number]
+        return total
+
     def operations(self):
         """Counts by operation name (read, write...; other: commands that do not exist)."""
-        names = {int(command): command.name.lower() for command in Command if command is not Command.DISC}
-        names[OPERATIONS - 1] = "other"
-        return {name: self._operation(number) for number, name in names.items()}
+        return {name: self._operation(number) for number, name in _NAMES.items()}
 
     def _operation(self, int number):
         cdef int cause
         errors = {
-            Verdict(cause).name.lower(): self.errors[number][cause]
+            _CAUSE_NAMES[cause]: self.errors[number][cause]
             for cause in range(1, CAUSES)
             if self.errors[number][cause]
         }
@@ -44,7 +58,7 @@ cdef class Traffic:
         cdef int cause
         for number in range(OPERATIONS):
             for cause in range(1, CAUSES):
-                if Verdict(cause).invalid_io:
+                if _INVALID[cause]:
                     invalid_io += self.errors[number][cause]
                 elif number == Command.READ or number == Command.BLOCK_STATUS:
                     failed_reads += self.errors[number][cause]
