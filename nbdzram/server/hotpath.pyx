@@ -309,7 +309,7 @@ cdef class HotPath:
         """The connection is gone: nothing can be sent any more."""
         self.lost = True
         self.outlet.broken = True
-        self.inbox.taken = self.inbox.filled
+        self.inbox.close()
         self.payload = None
         self.operations = [operation for operation in self.operations if (<Operation>operation).in_flight]
 

@@ -13,6 +13,7 @@ cdef class Inbox:
     cdef int make_room(self, size_t size) except -1
     cdef bint grow(self, size_t size) except -1
     cdef int resize(self, size_t size) except -1
+    cdef void close(self) noexcept
 
     cdef inline size_t available(self) noexcept nogil:
         return self.filled - self.taken

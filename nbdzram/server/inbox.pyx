@@ -26,9 +26,15 @@ cdef class Inbox:
             raise MemoryError("no memory for a receive buffer")
 
     def __dealloc__(self):
+        self.close()
+
+    cdef void close(self) noexcept:
+        """Hold nothing any more; nothing may be received after this."""
         free(self.bytes)
-        if self.charged:
-            self.budget.give_back(self.charged)
+        self.bytes = NULL
+        self.size = self.taken = self.filled = 0
+        self.budget.give_back(self.charged)
+        self.charged = 0
 
     cdef int make_room(self, size_t size) except -1:
         """At least `size` free bytes behind `filled`; what is there moves to the front when that pays."""

@@ -66,6 +66,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._socket_fd = -1
         self._transport: Any = None
         self._closing = False
+        self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, transport: Any, *, direct: bool, rest: bytes) -> None:
@@ -94,6 +95,8 @@ class Session(HotPath, asyncio.BufferedProtocol):
             log.debug("%s: disconnected (%s)", self._who, exc or "closed")
         if self._error_count > LOGGED_ERRORS:
             log.warning("%s: %d more errors", self._who, self._error_count - LOGGED_ERRORS)
+        if self._linger is not None:
+            self._linger.cancel()  # it would keep us, and what we hold of the budget, until it fires
         self.lose()
         self.export.connections.discard(self)
         self._hosting.end(self)
@@ -165,7 +168,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
             return
         self._closing = True
         self._transport.close()
-        self._hosting.loop.call_later(LINGER_SECONDS, self.abort)
+        self._linger = self._hosting.loop.call_later(LINGER_SECONDS, self.abort)
 
     def abort(self) -> None:
         """Cut the connection."""
