@@ -156,9 +156,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._hosting.shutting_down:
             session.draining = True
         log.info("%s: attached to export %r", self._peer.text, export.name)
-        session.start(
-            self._transport, direct=not self._handshake.tls_active, rest=self._handshake.take_rest()
-        )
+        session.start(self._transport, self._plain, rest=self._handshake.take_rest())
 
     async def _start_tls(self) -> None:
         """Put TLS between the socket and us (section "STARTTLS")."""

@@ -27,6 +27,8 @@ log = logging.getLogger("nbdzram.server")
 STATUS_QUERIES = 2
 """Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
 
+REST_SECONDS = 1.0
+"""A connection that was quiet for so long gets a small receive buffer again."""
 
 RELEASE_SECONDS = 1.0
 """After a connection ended, its freed buffers go back to the system: once for all that end together."""
@@ -57,6 +59,7 @@ class Hosting:
         self.shutting_down = False
         self._status_slots = asyncio.Semaphore(STATUS_QUERIES)
         self._release: asyncio.TimerHandle | None = None
+        self._rest: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.loop.add_reader(self.workers.fileno(), self.workers.collect)
@@ -75,6 +78,8 @@ class Hosting:
         """Its handshake is done: the session goes on."""
         self.haggling.discard(connection)
         self.sessions.add(session)
+        if self._rest is None:
+            self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions)
 
     def end(self, member: Connection | Session) -> None:
         """It is gone."""
@@ -93,18 +98,25 @@ class Hosting:
         """Count a handshake that ended without an export."""
         self.handshake_failures[cause] += 1
 
-    async def status(self, disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes:
+    async def status(self, disk: Disk, style: ReplyStyle, request: StatusRequest, limit: int) -> bytes:
         """Answer a long BLOCK_STATUS in a thread, few at a time."""
         async with self._status_slots:
-            return await self.loop.run_in_executor(None, status_reply, disk, style, request)
+            return await self.loop.run_in_executor(None, status_reply, disk, style, request, limit)
 
     def stop(self) -> None:
         """End the workers. No connection is open."""
         assert not self.connections
         if self._release is not None:
             self._release.cancel()
+        if self._rest is not None:
+            self._rest.cancel()
         self.loop.remove_reader(self.workers.fileno())
         self.workers.stop()
+
+    def _rest_sessions(self) -> None:
+        for session in self.sessions:
+            session.rest()
+        self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions) if self.sessions else None
 
     def _release_memory(self) -> None:
         self._release = None

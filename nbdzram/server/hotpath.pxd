@@ -18,11 +18,16 @@ cdef class Operation(TaskOwner):
     cdef int verdict
     cdef uint64_t failed_at
     cdef Piece payload
-    cdef bint exclusive           # a long simple reply: its pieces leave in order, and nothing else meanwhile
+    cdef bint whole               # a READ that is one task, or exclusive
+    cdef bint exclusive           # a reply of one long stream: its pieces leave in order, and nothing else meanwhile
     cdef uint64_t sent
     cdef dict arrived
     cdef int submit(self) except -1
     cdef bint room(self, uint64_t size) noexcept
+    cdef uint64_t next_step(self) except -1
+    cdef bint alone(self) except -1
+    cdef int begin_stream(self) except -1
+    cdef int read_inline(self) except -1
     cdef int finish(self) except -1
     cdef int send_in_order(self) except -1
 
@@ -58,11 +63,12 @@ cdef class HotPath:
     cdef bint advance(self) except -1
     cdef bint take_request(self) except -1
     cdef bint take_read(self, int size) except -1
+    cdef bint take_large_read(self, int size) except -1
     cdef bint take_write(self, int size) except -1
     cdef bint take_status(self, int size) except -1
     cdef int free_inline(self) except -1
-    cdef int start_operation(self, Piece payload, uint64_t step) except -1
-    cdef bint start_exclusive(self, int size) except -1
+    cdef Operation new_operation(self, Piece payload, uint64_t step, bint whole)
+    cdef int start_operation(self, Piece payload, uint64_t step, bint whole) except -1
     cdef bint begin_payload(self, int size) except -1
     cdef bint begin_skip(self, int size, int verdict) except -1
     cdef bint apply_payload(self) except -1

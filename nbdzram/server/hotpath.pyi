@@ -39,8 +39,11 @@ class HotPath:
     @property
     def midway(self) -> bool:
         """The peer has begun a request and not finished it."""
-    def attach(self, transport: Any, fd: int, rest: bytes) -> None:
-        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+    def attach(self, transport: Any, wire: Any, fd: int, rest: bytes) -> None:
+        """Begin on `transport`, which lies on `wire` (itself, or the one under TLS). `rest`: bytes already read.
+
+        `fd` is the socket for direct sends, or -1.
+        """
     def get_buffer(self, sizehint: int) -> Any:
         """Where the socket's next bytes belong."""
     def buffer_updated(self, nbytes: int) -> None:
@@ -57,6 +60,11 @@ class HotPath:
         """Read no more; finish what is under way."""
     def lose(self) -> None:
         """The connection is gone: nothing can be sent any more."""
+    def rest(self) -> None:
+        """Called now and then: give back what a connection that has become quiet does not need."""
+    @property
+    def strained(self) -> bool:
+        """The budget is used up: answer in small steps."""
     def go_on(self) -> None:
         """The next turn of a connection that had more to do than one wake-up allows."""
 

@@ -14,7 +14,8 @@ Invariants
 1. Everything here runs on the loop's thread; workers see Tasks only.
 2. A request is either not yet taken from the inbox, or an Operation, or answered: never two of these.
 3. While `blocked` (the peer does not read) nothing new is performed. A connection then holds at most the inbox, one
-   scratch of answers, and PIECE_WINDOW of read pieces; all pieces and payloads are charged to the Budget.
+   scratch of answers, and PIECE_WINDOW of read pieces, all charged to the Budget. When that is used up, READs go on
+   in steps of SMALL_PIECE on the loop: who reads its replies is served, who does not holds one step.
 4. A WRITE changes nothing before its payload is complete, except in phase APPLY.
 """
 
@@ -27,9 +28,10 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport (
-    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, COMMANDS, DF, DISC, EXTENDED, EXTENDED_REQUEST_SIZE, FLUSH, NO_HOLE, OK,
+    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DATA, CHUNK_DONE, COMMANDS, DF, DISC, EXTENDED, EXTENDED_REQUEST_SIZE, FLUSH, NO_HOLE, OK,
     POOL_FULL, READ, REPLY_OVERHEAD, SHUTTING_DOWN, SIMPLE, SIMPLE_REPLY_SIZE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES,
-    WRONG_SHAPE, Request, Rules, finish_read, parse_request, put_simple, put_success, read_header_size, store16, validate,
+    WRONG_SHAPE, Request, Rules, finish_read, parse_request, put_chunk, put_simple, put_success,
+    read_header_size, store16, store64, validate,
 )
 from nbdzram.server.inbox cimport Inbox
 from nbdzram.server.outlet cimport Outlet, Scratch
@@ -61,6 +63,7 @@ cdef enum:
     INLINE_FREE = 1 << 20         # the same for TRIM and WRITE_ZEROES, which touch tables only
     _PIECE_SIZE = 256 << 10       # one task of a READ or WRITE, and the largest unfragmented READ
     WHOLE_SIMPLE = 1 << 20        # a simple reply up to here is one task, since its pieces could not leave out of order
+    SMALL_PIECE = 8 << 10         # a step of a READ when the budget is used up: 8 MiB for a thousand that never read
     FREE_STEP = 64 << 20          # one task of TRIM or WRITE_ZEROES: some milliseconds
     TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
     PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket
@@ -84,10 +87,56 @@ cdef class Operation(TaskOwner):
             self.exclusive and self.cursor - self.sent >= PIECE_WINDOW
         ):
             return False
-        if self.session.piece_bytes == 0:
-            self.session.budget.force(size)
-            return True
         return self.session.piece_bytes + size <= PIECE_WINDOW and self.session.budget.take(size)
+
+    cdef uint64_t next_step(self) except -1:
+        """Bytes of the next task; 0: not now. A READ that must be whole becomes a stream when memory is short."""
+        cdef uint64_t step = self.step
+        cdef uint64_t rest = self.request.length - self.cursor
+        if self.request.command == READ:
+            if self.whole and not self.exclusive:
+                if self.room(rest + REPLY_OVERHEAD):
+                    return rest
+                if not self.alone():
+                    return 0
+                self.begin_stream()
+        step -= (self.request.offset + self.cursor) % BLOCK  # cut between blocks
+        if step > rest:
+            step = rest
+        if self.request.command == READ and not self.room(step + REPLY_OVERHEAD):
+            return 0
+        return step
+
+    cdef bint alone(self) except -1:
+        """Nothing else of this connection can send a reply before this operation has ended."""
+        cdef Operation other
+        if self.session.pending or self.session.outlet.blocked or self.session.exclusive is not None:
+            return False
+        for other in self.session.operations:
+            if other.cursor:
+                return False
+        return True
+
+    cdef int begin_stream(self) except -1:
+        """Send the header of the reply; its content follows in order, and nothing else meanwhile."""
+        cdef HotPath session = self.session
+        cdef uint8_t header[REPLY_OVERHEAD]
+        cdef uint8_t* end
+        session.outlet.flush()
+        if session.rules.style == SIMPLE:
+            end = put_simple(header, self.request.cookie, 0)
+        else:
+            end = put_chunk(
+                header, session.rules.style, self.request.cookie, self.request.offset, 0, CHUNK_DATA, 8 + self.request.length
+            )
+            store64(end, self.request.offset)
+            end += 8
+        session.outlet.write(PyBytes_FromStringAndSize(<char*>header, end - header))
+        session.exclusive = self
+        self.exclusive = True
+        self.arrived = {}
+        self.step = _PIECE_SIZE
+        return 0
 
     cdef int submit(self) except -1:
         """Hand out as many tasks as the limits allow."""
@@ -96,14 +145,14 @@ cdef class Operation(TaskOwner):
         cdef size_t size
         cdef Piece piece
         while self.cursor < self.request.length and self.in_flight < TASKS_IN_FLIGHT and self.verdict == OK:
-            length = self.step - (self.request.offset + self.cursor) % BLOCK  # cut between blocks
-            if length > self.request.length - self.cursor:
-                length = self.request.length - self.cursor
+            if self.session.exclusive is not None and self.session.exclusive is not self:
+                break
+            length = self.next_step()
+            if length == 0:
+                break
             piece = None
             if self.request.command == READ:
                 size = length + REPLY_OVERHEAD
-                if not self.room(size):
-                    break
                 piece = new_piece(size, self.session.budget, size)
                 self.session.piece_bytes += size
             task = <Task*>malloc(sizeof(Task))
@@ -114,7 +163,7 @@ cdef class Operation(TaskOwner):
             task.command = self.request.command
             task.no_hole = self.request.flags & NO_HOLE != 0
             task.whole = self.request.flags & DF != 0
-            task.style = self.session.rules.style
+            task.style = SIMPLE if self.exclusive else self.session.rules.style
             task.cookie = self.request.cookie
             task.request_offset = self.request.offset
             task.offset = self.request.offset + self.cursor
@@ -129,7 +178,46 @@ cdef class Operation(TaskOwner):
             self.cursor += length
             self.in_flight += 1
             self.session.workers.submit(task)
+        if self.request.command == READ and self.in_flight == 0 and self.cursor < self.request.length:
+            self.read_inline()
         return 0
+
+    cdef int read_inline(self) except -1:
+        """No memory for a piece: read on the loop, little by little, straight into what is sent."""
+        cdef HotPath session = self.session
+        cdef uint64_t offset
+        cdef uint64_t length
+        cdef uint8_t* target
+        cdef size_t last = 0
+        if session.lost or (self.whole and not self.exclusive):
+            return 0
+        if session.exclusive is not None and session.exclusive is not self:
+            return 0
+        while self.cursor < self.request.length and self.verdict == OK:
+            if session.allowance <= 0:
+                return session.continue_later()
+            target = session.outlet.reserve(SMALL_PIECE + REPLY_OVERHEAD)
+            if target == NULL:
+                return 0
+            offset = self.request.offset + self.cursor
+            length = min(SMALL_PIECE - offset % BLOCK, self.request.length - self.cursor)
+            if session.disk.c_read(offset, length, target if self.exclusive else target + read_header_size(session.rules.style)):
+                self.verdict = UNREADABLE
+                self.failed_at = offset
+                break
+            self.cursor += length
+            self.done += length
+            self.sent += length
+            session.allowance -= length
+            if not self.exclusive:
+                length = finish_read(
+                    target, session.rules.style, self.request.cookie, self.request.offset, offset, length, False, &last
+                )
+                if self.done == self.request.length:
+                    store16(target + last + 4, CHUNK_DONE)
+            session.outlet.used += length
+            session.outlet.flush()
+        return self.finish()
 
     cdef int take_back(self, Task* task) except -1:
         cdef Piece piece = None
@@ -196,14 +284,14 @@ cdef class Operation(TaskOwner):
         if self.verdict != OK:
             if self.exclusive:
                 # Section "Simple replies": after a header without error only a disconnect can tell.
-                session.protocol_error(ProtocolError("stored bytes do not decode in the middle of a simple reply"))
+                session.protocol_error(ProtocolError("stored bytes do not decode in the middle of a reply"))
                 session.abort()
                 return 0
             session.emit(session.explain_failure(self.verdict, asked(&self.request), self.failed_at))
             return 0
         if self.request.command == TRIM:
             session.traffic.blocks_trimmed += self.request.length // BLOCK
-        if self.request.command != READ:
+        if self.request.command != READ or (self.exclusive and session.rules.style != SIMPLE):
             session.reply_success(&self.request)
         return 0
 
@@ -232,16 +320,19 @@ cdef class HotPath:
         self.connection_limit = connection_limit
         self.operations = []
         self.inbox = Inbox(budget)
-        self.outlet = Outlet(None, -1, scratch)
+        self.outlet = Outlet(None, None, -1, scratch, budget)
         self.reading = True
         self.phase = HEADER
 
     # ---- what the transport calls ----
 
-    def attach(self, transport, int fd, bytes rest not None):
-        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+    def attach(self, transport, wire, int fd, bytes rest not None):
+        """Begin on `transport`, which lies on `wire` (itself, or the one under TLS). `rest`: bytes already read.
+
+        `fd` is the socket for direct sends, or -1.
+        """
         self.transport = transport
-        self.outlet = Outlet(transport, fd, self.outlet.scratch)
+        self.outlet = Outlet(transport, wire, fd, self.outlet.scratch, self.budget)
         if rest:
             self.inbox.make_room(len(rest))
             memcpy(self.inbox.bytes, <const char*>rest, len(rest))
@@ -272,6 +363,7 @@ cdef class HotPath:
             self.remaining -= size
         else:
             self.inbox.filled += size
+            self.inbox.rested = False
         self.run()
 
     def pause_writing(self):
@@ -281,7 +373,8 @@ cdef class HotPath:
     def resume_writing(self):
         """The transport's queue is empty again."""
         self.outlet.blocked = False
-        self.outlet.handed_over = False
+        if not self.lost:
+            self.outlet.weigh()
         self.proceed()
 
     # ---- what the subclass calls ----
@@ -296,6 +389,7 @@ cdef class HotPath:
         cdef Operation operation
         if self.lost:
             return
+        self.allowance = WAKE_ALLOWANCE
         for operation in list(self.operations):
             operation.submit()
         self.run()
@@ -308,10 +402,22 @@ cdef class HotPath:
     def lose(self):
         """The connection is gone: nothing can be sent any more."""
         self.lost = True
-        self.outlet.broken = True
+        self.outlet.close()
         self.inbox.close()
         self.payload = None
         self.operations = [operation for operation in self.operations if (<Operation>operation).in_flight]
+
+    def rest(self):
+        """Called now and then: give back what a connection that has become quiet does not need."""
+        if not self.lost:
+            self.inbox.rest()
+            if self.outlet.held:
+                self.outlet.weigh()
+
+    @property
+    def strained(self):
+        """The budget is used up: answer in small steps."""
+        return self.budget.strained()
 
     def count_request(self, int command, int verdict, uint64_t length, uint64_t nanoseconds):
         """Account for a request that Python answered."""
@@ -401,7 +507,7 @@ cdef class HotPath:
             self.halted = True
         elif request.command == TRIM or request.command == WRITE_ZEROES:
             if request.length > INLINE_FREE:
-                self.start_operation(None, FREE_STEP)
+                self.start_operation(None, FREE_STEP, False)
             else:
                 self.free_inline()
         else:  # FLUSH and CACHE: every write that was answered is in the engine, and everything is in memory
@@ -413,12 +519,8 @@ cdef class HotPath:
         cdef size_t last = 0
         cdef size_t reply
         cdef uint8_t* target
-        if request.length > _INLINE_LIMIT:
-            if self.rules.style == SIMPLE and request.length > WHOLE_SIMPLE:
-                return self.start_exclusive(size)
-            self.inbox.taken += size
-            self.start_operation(None, WHOLE_SIMPLE if self.rules.style == SIMPLE else _PIECE_SIZE)
-            return True
+        if request.length > _INLINE_LIMIT or (request.length > SMALL_PIECE and self.budget.strained()):
+            return self.take_large_read(size)
         target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
         if target == NULL:
             return False
@@ -439,6 +541,22 @@ cdef class HotPath:
         self.traffic.count(READ, OK, request.length, monotonic() - self.started)
         return True
 
+    cdef bint take_large_read(self, int size) except -1:
+        """A READ for the workers. A reply that may not be cut into chunks is one task, or has the connection for itself."""
+        cdef bint whole = self.rules.style == SIMPLE or self.request.flags & DF != 0
+        cdef Operation operation
+        if whole and self.request.length > WHOLE_SIMPLE:
+            if self.operations or self.pending or self.outlet.blocked:
+                return False
+            self.inbox.taken += size
+            operation = self.new_operation(None, _PIECE_SIZE, whole)
+            operation.begin_stream()
+            operation.submit()
+            return self.exclusive is None
+        self.inbox.taken += size
+        self.start_operation(None, _PIECE_SIZE, whole)
+        return True
+
     cdef bint take_write(self, int size) except -1:
         cdef Request* request = &self.request
         cdef size_t whole = size + request.payload
@@ -457,6 +575,8 @@ cdef class HotPath:
     cdef bint take_status(self, int size) except -1:
         cdef Request* request = &self.request
         payload = None
+        if self.pending:
+            return False  # one at a time: each may hold half a megabyte of reply
         if request.payload:
             if request.payload > STATUS_PAYLOAD_LIMIT:
                 return self.begin_skip(size, WRONG_SHAPE)
@@ -482,41 +602,20 @@ cdef class HotPath:
 
     # ---- large requests ----
 
-    cdef int start_operation(self, Piece payload, uint64_t step) except -1:
+    cdef int start_operation(self, Piece payload, uint64_t step, bint whole) except -1:
+        self.new_operation(payload, step, whole).submit()
+        return 0
+
+    cdef Operation new_operation(self, Piece payload, uint64_t step, bint whole):
         cdef Operation operation = Operation.__new__(Operation)
         operation.session = self
         operation.request = self.request
         operation.started = self.started
         operation.step = step
+        operation.whole = whole
         operation.payload = payload
         self.operations.append(operation)
-        operation.submit()
-        return 0
-
-    cdef bint start_exclusive(self, int size) except -1:
-        """A simple reply too long for one piece: it has the connection for itself."""
-        cdef Operation operation
-        cdef uint8_t* target
-        if self.operations or self.pending:
-            return False
-        target = self.outlet.reserve(REPLY_OVERHEAD)
-        if target == NULL:
-            return False
-        self.inbox.taken += size
-        put_simple(target, self.request.cookie, 0)
-        self.outlet.used += SIMPLE_REPLY_SIZE
-        self.outlet.flush()
-        operation = Operation.__new__(Operation)
-        operation.session = self
-        operation.request = self.request
-        operation.started = self.started
-        operation.step = _PIECE_SIZE
-        operation.exclusive = True
-        operation.arrived = {}
-        self.exclusive = operation
-        self.operations.append(operation)
-        operation.submit()
-        return False
+        return operation
 
     cdef bint begin_payload(self, int size) except -1:
         """A payload that does not fit the inbox: into a buffer of its own, or stored as it arrives."""
@@ -569,7 +668,7 @@ cdef class HotPath:
         self.phase = HEADER
         if phase == PAYLOAD:
             payload, self.payload = self.payload, None
-            self.start_operation(payload, _PIECE_SIZE)
+            self.start_operation(payload, _PIECE_SIZE, False)
         elif self.verdict == OK:
             self.conclude(OK)
         else:
@@ -637,5 +736,4 @@ cdef class HotPath:
     def go_on(self):
         """The next turn of a connection that had more to do than one wake-up allows."""
         self.scheduled = False
-        if not self.lost:
-            self.run()
+        self.proceed()

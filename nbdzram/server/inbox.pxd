@@ -9,9 +9,11 @@ cdef class Inbox:
     cdef size_t filled
     cdef size_t charged
     cdef Budget budget
+    cdef bint rested          # nothing came since the last call of rest()
 
     cdef int make_room(self, size_t size) except -1
     cdef bint grow(self, size_t size) except -1
+    cdef int rest(self) except -1
     cdef int resize(self, size_t size) except -1
     cdef void close(self) noexcept
 

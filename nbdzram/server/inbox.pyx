@@ -1,9 +1,10 @@
 """What came from a connection and is not yet understood: bytes[taken:filled].
 
-Begins small, so that a thousand idle connections stay small, and doubles for a busy one as long as the budget of all
-connections has room. Requests that do not fit go another way (server.hotpath), so it may always stay as it is.
+Begins small, so that a thousand idle connections stay small, doubles for a busy one as long as the budget of all
+connections has room, and is small again after a quiet second. Requests that do not fit go another way (server.hotpath), so it may always stay as it is.
 """
 
+cimport cython
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memmove
@@ -11,10 +12,11 @@ from libc.string cimport memmove
 from nbdzram.server.workers cimport Budget
 
 cdef enum:
-    FIRST_SIZE = 16 << 10
+    FIRST_SIZE = 8 << 10      # at least two blocks: unaligned payloads without a buffer pass through it
     LAST_SIZE = 256 << 10     # one read of a busy connection
 
 
+@cython.no_gc_clear  # its budget must still be there when it dies
 cdef class Inbox:
     """See the module's docstring."""
 
@@ -59,11 +61,23 @@ cdef class Inbox:
             return False
         while wanted < size:
             wanted *= 2
-        if not self.budget.take(wanted - self.size):
+        if not self.budget.take_half(wanted - self.size):
             return False
         self.charged += wanted - self.size
         self.resize(wanted)
+        self.rested = False
         return True
+
+    cdef int rest(self) except -1:
+        """Called now and then: shrink when nothing came since the last call."""
+        if not self.rested:
+            self.rested = True
+        elif self.taken == self.filled and self.size > FIRST_SIZE:
+            self.taken = self.filled = 0
+            self.resize(FIRST_SIZE)
+            self.budget.give_back(self.charged)
+            self.charged = 0
+        return 0
 
     cdef int resize(self, size_t size) except -1:
         cdef uint8_t* moved = <uint8_t*>realloc(self.bytes, size)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t
 
-from nbdzram.server.workers cimport Piece
+from nbdzram.server.workers cimport Budget, Piece
 
 cdef class Scratch:
     cdef uint8_t* bytes
@@ -10,6 +10,9 @@ cdef class Outlet:
     cdef object transport
     cdef int fd               # for direct sends; -1 under TLS
     cdef Scratch scratch
+    cdef Budget budget
+    cdef object wire          # the transport next to the socket: `transport` itself, or the one under TLS
+    cdef size_t held          # bytes that the transports hold, as charged to the budget
     cdef size_t used          # bytes of the scratch filled by this connection in this wake-up
     cdef bint handed_over     # the transport was given bytes, and may still hold them
     cdef bint blocked         # the transport holds bytes that the peer does not take
@@ -19,5 +22,8 @@ cdef class Outlet:
     cdef int flush(self) except -1
     cdef int write(self, bytes reply) except -1
     cdef int write_piece(self, Piece piece) except -1
+    cdef int hand_over(self, buffer, bint weigh=*) except -1
+    cdef int weigh(self) except -1
+    cdef void close(self) noexcept
     cdef bint can_send(self) except -1
     cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2

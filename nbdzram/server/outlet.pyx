@@ -2,7 +2,7 @@
 
 While the transport's own queue is empty, bytes go to the socket from here; only what the socket does not take is handed
 to the transport, which then tells us (pause_writing, resume_writing) when the peer reads again. Under TLS everything
-goes through the transport.
+goes through the transport. What transports hold is charged to the budget.
 
 The scratch is shared by all connections of a server: whoever fills it flushes it before the wake-up ends.
 """
@@ -40,16 +40,18 @@ cdef class Scratch:
 cdef class Outlet:
     """See the module's docstring."""
 
-    def __init__(self, transport, int fd, Scratch scratch not None):
+    def __init__(self, transport, wire, int fd, Scratch scratch not None, Budget budget not None):
         self.transport = transport
+        self.wire = wire
         self.fd = fd
         self.scratch = scratch
+        self.budget = budget
         self.handed_over = True  # the handshake's last reply, perhaps
 
     cdef uint8_t* reserve(self, size_t size) except? NULL:
         """Where `size` bytes of answer may be put (then add them to `used`); NULL when the peer must read first."""
         assert size <= self.scratch.size
-        if self.used + size > self.scratch.size:
+        if self.used + size > self.scratch.size or (self.used and self.budget.strained()):
             self.flush()
         if self.blocked or self.broken:
             return NULL
@@ -67,16 +69,14 @@ cdef class Outlet:
             if sent < 0:
                 return 0
         if <size_t>sent < used:
-            self.handed_over = True
-            self.transport.write(PyBytes_FromStringAndSize(<char*>self.scratch.bytes + sent, used - sent))
+            self.hand_over(PyBytes_FromStringAndSize(<char*>self.scratch.bytes + sent, used - sent))
         return 0
 
     cdef int write(self, bytes reply) except -1:
         """Send a reply that Python built, behind what the scratch holds."""
         self.flush()
         if not self.broken:
-            self.handed_over = True
-            self.transport.write(reply)
+            self.hand_over(reply)
         return 0
 
     cdef int write_piece(self, Piece piece) except -1:
@@ -91,16 +91,41 @@ cdef class Outlet:
                 return 0
             piece.start += sent
         if piece.start < piece.end:
-            self.handed_over = True
-            self.transport.write(memoryview(piece))
+            self.hand_over(memoryview(piece), weigh=self.fd < 0)  # without TLS it lives, and is charged, until it is sent
         return 0
+
+    cdef int hand_over(self, buffer, bint weigh=True) except -1:
+        """Leave bytes to the transport."""
+        self.handed_over = True
+        self.transport.write(buffer)
+        return self.weigh() if weigh else 0
+
+    cdef int weigh(self) except -1:
+        """Charge what the transports hold now. They cannot be asked to tell when it becomes less under TLS."""
+        cdef size_t waiting = self.transport.get_write_buffer_size()
+        if self.wire is not self.transport:
+            waiting += self.wire.get_write_buffer_size()
+        if waiting > self.held:
+            self.budget.force(waiting - self.held)
+        else:
+            self.budget.give_back(self.held - waiting)
+        self.held = waiting
+        return 0
+
+    cdef void close(self) noexcept:
+        """The connection is gone, and what was held with it."""
+        self.broken = True
+        self.budget.give_back(self.held)
+        self.held = 0
+        self.transport = self.wire = None
 
     cdef bint can_send(self) except -1:
         """The transport holds nothing that our bytes would overtake."""
         if self.fd < 0 or self.blocked:
             return False
         if self.handed_over:
-            self.handed_over = self.transport.get_write_buffer_size() > 0
+            self.weigh()
+            self.handed_over = self.held > 0
         return not self.handed_over
 
     cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2:

@@ -19,7 +19,13 @@ from nbdzram.nbd.handshake import Terms, text_bytes
 from nbdzram.nbd.transmission import error_reply
 from nbdzram.nbd.verdicts import Asked, Verdict, error_of, explain
 from nbdzram.server.hotpath import UNFRAGMENTED_LIMIT, HotPath
-from nbdzram.server.status import StatusRequest, parse_status, status_reply
+from nbdzram.server.status import (
+    DESCRIPTOR_LIMIT,
+    STRAINED_DESCRIPTOR_LIMIT,
+    StatusRequest,
+    parse_status,
+    status_reply,
+)
 
 if TYPE_CHECKING:
     from nbdzram.server.exports import Export, Peer
@@ -69,12 +75,12 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, transport: Any, *, direct: bool, rest: bytes) -> None:
-        """Take the connection over from the handshake; `direct`: nothing lies between us and the socket."""
+    def start(self, transport: Any, wire: Any, *, rest: bytes) -> None:
+        """Take the connection over from the handshake; `wire` is `transport`, or the one under TLS."""
         self._transport = transport
         self._socket_fd = transport.get_extra_info("socket").fileno()
         self.export.connections.add(self)
-        self.attach(transport, self._socket_fd if direct else -1, rest)
+        self.attach(transport, wire, self._socket_fd if wire is transport else -1, rest)
 
     # ---- what the transport calls, beyond HotPath ----
 
@@ -88,9 +94,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing can be sent any more; tasks under way come back and are dropped."""
         if not self.halted and self.midway and not self._closing:
-            log.warning(
-                "%s: the connection broke in the middle of a request (%s)", self._who, exc or "closed"
-            )
+            log.warning("%s: the connection broke in the middle of a request (%s)", self._who, exc or "closed")
         else:
             log.debug("%s: disconnected (%s)", self._who, exc or "closed")
         if self._error_count > LOGGED_ERRORS:
@@ -135,7 +139,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
             self._count(request, asked.length, started)
             self.emit(self.explain_failure(request, asked, None))
         elif request.length <= STATUS_INLINE_LIMIT:
-            self.emit(status_reply(self.disk, self._terms.style, request))
+            self.emit(status_reply(self.disk, self._terms.style, request, self._descriptor_limit))
             self._count(Verdict.OK, request.length, started)
         else:
             self.pending += 1
@@ -187,6 +191,10 @@ class Session(HotPath, asyncio.BufferedProtocol):
     def _who(self) -> str:
         return f"{self.peer.text} on export {self.export.name!r}"
 
+    @property
+    def _descriptor_limit(self) -> int:
+        return STRAINED_DESCRIPTOR_LIMIT if self.strained else DESCRIPTOR_LIMIT
+
     def _log_error(self, verdict: Verdict, text: str) -> None:
         self._error_count += 1
         if self._error_count <= LOGGED_ERRORS and verdict is not Verdict.SHUTTING_DOWN:
@@ -206,7 +214,8 @@ class Session(HotPath, asyncio.BufferedProtocol):
 
     async def _query_later(self, request: StatusRequest, started: int) -> None:
         try:
-            reply = await self._hosting.status(self.disk, ReplyStyle(self._terms.style), request)
+            style = ReplyStyle(self._terms.style)
+            reply = await self._hosting.status(self.disk, style, request, self._descriptor_limit)
         finally:
             self.pending -= 1
         self._count(Verdict.OK, request.length, started)

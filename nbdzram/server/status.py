@@ -18,6 +18,9 @@ DESCRIPTOR_LIMIT = 1 << 14
 """Descriptors in one chunk: 256 KiB of reply at most. The protocol advises at most 2**20 and lets a server
 stop early; a client asks on from there."""
 
+STRAINED_DESCRIPTOR_LIMIT = 1 << 9
+"""The same while the memory for replies is used up: 8 KiB of reply a context."""
+
 EXTENT_STEP = 1 << 12
 """Extents taken from the engine at once: as Python objects they hold half a megabyte."""
 
@@ -67,14 +70,12 @@ def parse_status(
         return Verdict.WRONG_SHAPE
     if asked.offset > size_bytes or length > size_bytes - asked.offset:
         return Verdict.OUT_OF_RANGE
-    return StatusRequest(
-        asked.cookie, asked.offset, length, contexts, bool(asked.flags & CommandFlag.REQ_ONE)
-    )
+    return StatusRequest(asked.cookie, asked.offset, length, contexts, bool(asked.flags & CommandFlag.REQ_ONE))
 
 
-def status_reply(disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes:
-    """One chunk a context. Any thread."""
-    lists = describe(disk, request, narrow=style is not ReplyStyle.EXTENDED)
+def status_reply(disk: Disk, style: ReplyStyle, request: StatusRequest, limit: int = DESCRIPTOR_LIMIT) -> bytes:
+    """One chunk of at most `limit` descriptors a context. Any thread."""
+    lists = describe(disk, request, narrow=style is not ReplyStyle.EXTENDED, limit=limit)
     last = len(request.contexts) - 1
     return b"".join(
         status_chunk(style, request.cookie, request.offset, context, descriptors, done=index == last)
@@ -82,12 +83,14 @@ def status_reply(disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes
     )
 
 
-def describe(disk: Disk, request: StatusRequest, *, narrow: bool) -> list[list[tuple[int, int]]]:
+def describe(
+    disk: Disk, request: StatusRequest, *, narrow: bool, limit: int = DESCRIPTOR_LIMIT
+) -> list[list[tuple[int, int]]]:
     """For each context its descriptors (length in bytes, status), neighbours of equal status joined.
 
     Each list covers the range from its beginning, as far as the limits allow; `narrow`: lengths fit 32 bits.
     """
-    limit = 1 if request.one else DESCRIPTOR_LIMIT
+    limit = 1 if request.one else limit
     collectors = [_Collector(_STATUS[context], limit, narrow=narrow) for context in request.contexts]
     position, seen = 0, 0
     while position < request.length and seen < EXTENTS_SEEN_LIMIT:

@@ -31,6 +31,8 @@ cdef class Budget:
     cdef readonly uint64_t limit
     cdef readonly uint64_t used
     cdef bint take(self, uint64_t size) noexcept
+    cdef bint take_half(self, uint64_t size) noexcept
+    cdef bint strained(self) noexcept
     cdef void force(self, uint64_t size) noexcept
     cdef void give_back(self, uint64_t size) noexcept
 

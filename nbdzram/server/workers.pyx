@@ -9,6 +9,7 @@ under way may hold, and Piece, a buffer that gives its share back when the last 
 
 import threading
 
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
@@ -51,8 +52,16 @@ def release_memory():
         malloc_trim(0)
 
 
+cdef enum:
+    STRAIN_MARGIN = 1 << 20  # a budget with less room than this is used up: a few steps of ordinary size
+
+
 cdef class Budget:
-    """Bytes that payloads and replies under way may hold, over all connections. Used only on the loop's thread."""
+    """Bytes that payloads and replies under way may hold, over all connections. Used only on the loop's thread.
+
+    When it is used up, READs go on in small steps without it (hotpath, SMALL_PIECE), and WRITEs are stored as they
+    arrive, so that nobody stands still.
+    """
 
     def __init__(self, uint64_t limit):
         self.limit = limit
@@ -65,14 +74,26 @@ cdef class Budget:
         self.used += size
         return True
 
+    cdef bint take_half(self, uint64_t size) noexcept:
+        """The same from the first half only: for comfort, which must not use up what replies need."""
+        if self.used + size > self.limit // 2:
+            return False
+        self.used += size
+        return True
+
+    cdef bint strained(self) noexcept:
+        """Hardly any room is left: work in small steps."""
+        return self.used + STRAIN_MARGIN > self.limit
+
     cdef void force(self, uint64_t size) noexcept:
-        """Charge `size` in any case: the one piece without which a connection would stand still."""
+        """Charge `size` in any case: bytes that are held already."""
         self.used += size
 
     cdef void give_back(self, uint64_t size) noexcept:
         self.used -= size
 
 
+@cython.no_gc_clear  # its budget must still be there when it dies
 cdef class Piece:
     """A buffer of the C heap. As a Python buffer it shows [start, end), so that a transport can queue it uncopied."""
 
@@ -84,8 +105,7 @@ cdef class Piece:
 
     def __dealloc__(self):
         free(self.bytes)
-        if self.charged:
-            self.budget.give_back(self.charged)
+        self.budget.give_back(self.charged)
 
 
 cdef Piece new_piece(size_t size, Budget budget, uint64_t charged):

@@ -32,6 +32,7 @@ def noise(size: int, seed: int = 1) -> bytes:
         (4096, 65537),
         (777, 300_000),
         (0, 1 << 20),
+        (511, 1 << 20),
         (4096 * 3 + 5, 2_500_000),
         (0, 32 << 20),
         (511, 49_900_000),
@@ -56,12 +57,10 @@ def test_any_split_of_the_requests_gives_the_same_replies(play: Play, style: int
         extended = style == 2
         batch = b"".join(
             [
-                request(WRITE, 10, 5000, flags=32 if extended else 0, cookie=1, extended=extended)
-                + noise(5000),
+                request(WRITE, 10, 5000, flags=32 if extended else 0, cookie=1, extended=extended) + noise(5000),
                 request(READ, 0, 6000, cookie=2, extended=extended),
                 request(9, 0, 0, cookie=3, extended=extended),
-                request(WRITE, SIZE, 100, flags=32 if extended else 0, cookie=4, extended=extended)
-                + noise(100),
+                request(WRITE, SIZE, 100, flags=32 if extended else 0, cookie=4, extended=extended) + noise(100),
                 request(TRIM, 0, 4096, cookie=5, extended=extended),
                 request(FLUSH, 0, 0, cookie=6, extended=extended),
                 request(DISC, 0, 0, cookie=7, extended=extended),
@@ -173,7 +172,11 @@ def test_a_large_read_without_fragments_overflows(play: Play) -> None:
     async def story(stage: Stage) -> None:
         client = await stage.client()
         assert (await client.call(READ, 0, 1 << 20, flags=4)).error == Error.EOVERFLOW
-        assert await client.read(0, 65536, flags=4) == bytes(65536)
+        await client.write(0, noise(1 << 20))
+        for offset, length in ((0, 65536), (511, 65536), (511, 262144)):
+            answer = await client.call(READ, offset, length, flags=4)
+            assert [kind for kind, _ in answer.chunks] == [1]
+            assert answer.content == noise(1 << 20)[offset : offset + length]
         await client.close()
 
     play(story)
