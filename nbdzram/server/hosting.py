@@ -16,6 +16,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
+from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers, release_memory
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Hosting:
         self.budget = Budget(config.limits.total_bytes)
         self.workers = Workers(os.cpu_count() or 1)
         self.scratch = Scratch()
+        self.turns = Turns()
         self.haggling: set[Connection] = set()
         self.sessions: set[Session] = set()
         self.accepted = 0
@@ -114,6 +116,7 @@ class Hosting:
         self.workers.stop()
 
     def _rest_sessions(self) -> None:
+        self.turns.watch()
         for session in self.sessions:
             session.rest()
         self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions) if self.sessions else None

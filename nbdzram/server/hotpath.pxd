@@ -36,6 +36,7 @@ cdef class HotPath:
     cdef readonly Traffic traffic
     cdef Budget budget
     cdef Workers workers
+    cdef object turns             # Turns: who may store a large payload as it arrives
     cdef Rules rules
     cdef object transport
     cdef Inbox inbox

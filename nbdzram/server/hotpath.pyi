@@ -5,6 +5,7 @@ from nbdzram.errors import ProtocolError
 from nbdzram.nbd.verdicts import Asked
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.traffic import Traffic
+from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers
 
 INLINE_LIMIT: int
@@ -27,12 +28,16 @@ class HotPath:
         budget: Budget,
         workers: Workers,
         scratch: Scratch,
+        turns: Turns,
         style: int,
         read_only: bool,
         context_count: int,
         payload_limit: int,
         connection_limit: int,
     ) -> None: ...
+    @property
+    def payload_remaining(self) -> int:
+        """Bytes still to come of the payload that is arriving."""
     @property
     def busy(self) -> bool:
         """Requests are under way with the workers or in Python."""

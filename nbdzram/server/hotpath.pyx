@@ -7,7 +7,7 @@ and answered in C, and the answers leave with one send. What is large goes to th
     phase    what the next bytes are
     HEADER   a request's header, and a small WRITE's payload: both in the inbox
     PAYLOAD  a large WRITE's payload, read by the socket straight into a buffer of its own
-    APPLY    the same without a buffer, because the budget is used up: stored as it arrives
+    APPLY    the same without a buffer, because the budget is used up: stored as it arrives, one connection at a time
     SKIP     the payload of a request that is refused
 
 Invariants
@@ -305,12 +305,13 @@ cdef class HotPath:
     """See the module's docstring. server.session.Session completes it."""
 
     def __init__(self, *, Disk disk not None, Traffic traffic not None, Budget budget not None, Workers workers not None,
-                 Scratch scratch not None, int style, bint read_only, int context_count, uint64_t payload_limit,
+                 Scratch scratch not None, turns not None, int style, bint read_only, int context_count, uint64_t payload_limit,
                  uint64_t connection_limit):
         self.disk = disk
         self.traffic = traffic
         self.budget = budget
         self.workers = workers
+        self.turns = turns
         self.rules.size = disk.size
         self.rules.style = style
         self.rules.read_only = read_only
@@ -404,6 +405,7 @@ cdef class HotPath:
         self.lost = True
         self.outlet.close()
         self.inbox.close()
+        self.turns.leave(self)
         self.payload = None
         self.operations = [operation for operation in self.operations if (<Operation>operation).in_flight]
 
@@ -427,6 +429,11 @@ cdef class HotPath:
     def busy(self):
         """Requests are under way with the workers or in Python."""
         return bool(self.operations) or self.pending > 0
+
+    @property
+    def payload_remaining(self):
+        """Bytes still to come of the payload that is arriving."""
+        return self.remaining
 
     @property
     def midway(self):
@@ -621,13 +628,18 @@ cdef class HotPath:
         """A payload that does not fit the inbox: into a buffer of its own, or stored as it arrives."""
         cdef size_t ready
         cdef uint64_t length = self.request.payload
-        if self.payload_bytes and self.payload_bytes + length > self.connection_limit:
-            return False
+        cdef bint room = self.budget.take_payload(length)
+        if self.payload_bytes and (not room or self.payload_bytes + length > self.connection_limit):
+            if room:
+                self.budget.give_back(length)
+            return False  # until payloads of our own are stored
         self.inbox.taken += size
         self.remaining = length
         self.verdict = OK
-        if not self.budget.take(length):
+        if not room:
             self.phase = APPLY
+            if length > _INLINE_LIMIT:
+                self.turns.enter(self)
             return True
         self.payload = new_piece(length, self.budget, length)
         self.payload_bytes += length
@@ -651,6 +663,8 @@ cdef class HotPath:
         """Store what has come of a payload that has no buffer, whole blocks at a time."""
         cdef uint64_t size = min(<uint64_t>self.inbox.available(), self.remaining)
         cdef uint64_t offset = self.request.offset + self.request.length - self.remaining
+        if not self.turns.may_go_on(self):
+            return False
         if size < self.remaining:
             size -= min(size, (offset + size) % BLOCK)
         if size == 0 and self.remaining:
@@ -666,6 +680,8 @@ cdef class HotPath:
     cdef int end_payload(self) except -1:
         cdef int phase = self.phase
         self.phase = HEADER
+        if phase == APPLY:
+            self.turns.leave(self)
         if phase == PAYLOAD:
             payload, self.payload = self.payload, None
             self.start_operation(payload, _PIECE_SIZE, False)
@@ -713,6 +729,8 @@ cdef class HotPath:
         if self.inbox.taken and self.inbox.filled == self.inbox.size and not self.outlet.blocked:
             self.inbox.grow(self.inbox.size + 1)  # one read filled it: a busy connection
         wanted = not (self.outlet.blocked or self.halted or self.exclusive is not None)
+        if wanted and self.phase == APPLY:
+            wanted = self.turns.may_go_on(self)
         if wanted and self.phase == HEADER:
             wanted = len(self.operations) + self.pending < OPERATION_LIMIT and (
                 self.inbox.available() < self.inbox.size

@@ -57,6 +57,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
             budget=hosting.budget,
             workers=hosting.workers,
             scratch=hosting.scratch,
+            turns=hosting.turns,
             style=terms.style,
             read_only=export.read_only,
             context_count=len(terms.contexts),
@@ -178,6 +179,16 @@ class Session(HotPath, asyncio.BufferedProtocol):
         """Cut the connection."""
         if not self.lost:
             self._transport.abort()
+
+    def go_on_soon(self) -> None:
+        """Our turn to store a large payload as it arrives has come."""
+        self._hosting.loop.call_soon(self.proceed)
+
+    def expel(self, reason: str) -> None:
+        """Cut a connection that holds others up."""
+        log.warning("%s: %s; disconnecting", self._who, reason)
+        self._closing = True
+        self.abort()
 
     def halt_quietly(self) -> None:
         """Read no more and close when what is under way is answered."""

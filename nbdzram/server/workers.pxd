@@ -31,6 +31,7 @@ cdef class Budget:
     cdef readonly uint64_t limit
     cdef readonly uint64_t used
     cdef bint take(self, uint64_t size) noexcept
+    cdef bint take_payload(self, uint64_t size) noexcept
     cdef bint take_half(self, uint64_t size) noexcept
     cdef bint strained(self) noexcept
     cdef void force(self, uint64_t size) noexcept

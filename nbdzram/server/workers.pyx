@@ -74,6 +74,13 @@ cdef class Budget:
         self.used += size
         return True
 
+    cdef bint take_payload(self, uint64_t size) noexcept:
+        """The same for at most half of what is left, so that a few huge payloads leave room for many small ones."""
+        if self.used + 2 * size > self.limit:
+            return False
+        self.used += size
+        return True
+
     cdef bint take_half(self, uint64_t size) noexcept:
         """The same from the first half only: for comfort, which must not use up what replies need."""
         if self.used + size > self.limit // 2:
