@@ -7,7 +7,7 @@ and answered in C, and the answers leave with one send. What is large goes to th
     phase    what the next bytes are
     HEADER   a request's header, and a small WRITE's payload: both in the inbox
     PAYLOAD  a large WRITE's payload, read by the socket straight into a buffer of its own
-    APPLY    the same without a buffer, because the budget is used up: stored as it arrives, one connection at a time
+    APPLY    the same without a buffer, because the budget is used up: stored as it arrives, in turns (server.turns)
     SKIP     the payload of a request that is refused
 
 Invariants
@@ -639,7 +639,7 @@ cdef class HotPath:
         if not room:
             self.phase = APPLY
             if length > _INLINE_LIMIT:
-                self.turns.enter(self)
+                self.turns.enter(self, length)
             return True
         self.payload = new_piece(length, self.budget, length)
         self.payload_bytes += length
@@ -648,6 +648,8 @@ cdef class HotPath:
         self.inbox.taken += ready
         self.remaining -= ready
         self.phase = PAYLOAD
+        if self.remaining:
+            self.turns.hold(self)
         return True
 
     cdef bint begin_skip(self, int size, int verdict) except -1:
@@ -680,7 +682,7 @@ cdef class HotPath:
     cdef int end_payload(self) except -1:
         cdef int phase = self.phase
         self.phase = HEADER
-        if phase == APPLY:
+        if phase == APPLY or phase == PAYLOAD:
             self.turns.leave(self)
         if phase == PAYLOAD:
             payload, self.payload = self.payload, None

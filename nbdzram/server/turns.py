@@ -1,22 +1,26 @@
-"""Large payloads without a buffer: stored as they arrive, one connection at a time.
+"""Large payloads while memory is short: who may store one as it arrives, and who is cut for not sending.
 
 When the budget has no room for a large WRITE's payload, it can only be stored as it comes. If everyone did so at once,
-clients that stop half-way would fill the pool with halves of their payloads, without limit. So they take turns: one
-stores, the others wait in their sockets. Whoever holds the turn must keep sending while others wait, or is cut.
+clients that stop half-way would fill the pool with halves of their payloads, without limit. So only payloads of
+STORED_LIMIT bytes together do so, the shortest first; the others wait in their sockets. While somebody waits, whoever
+is in the middle of a payload, with a buffer or with a turn, must keep sending, or is cut.
 
-    enter -> waiting, in order of arrival -> holder -> leave (complete, or gone) -> the next one's turn
+    hold  -> buffered --.
+    enter -> waiting -> admitted -> leave (complete, or gone) -> whose turn is it now?
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from typing import Protocol
 
-PACE_SECONDS = 10
-"""Calls of `watch`, one a second, that a holder has for PACE_BYTES while others wait."""
+STORED_LIMIT = 16 << 20
+"""Bytes of payloads that are stored as they arrive, together; a longer one has its turn alone."""
 
-PACE_BYTES = 1 << 20
+PACE_SECONDS = 5
+"""Calls of `watch`, one a second, within which a payload must grow by PACE_BYTES, or end, while others wait."""
+
+PACE_BYTES = 512 << 10
 """0.8 Mbit/s: slower than any link that a disk is attached over."""
 
 log = logging.getLogger("nbdzram.server")
@@ -33,54 +37,64 @@ class Turn(Protocol):
         """Your turn has come: go on in the loop's next turn."""
 
     def expel(self, reason: str) -> None:
-        """You held everybody up: the connection is cut, which must lead to `leave`."""
+        """You held others up: the connection is cut, which must lead to `leave`."""
 
 
 class Turns:
     """One a server; the loop's thread only."""
 
     def __init__(self) -> None:
-        self._queue: OrderedDict[Turn, None] = OrderedDict()  # the first one holds the turn
-        self._watched: Turn | None = None
+        self._buffered: set[Turn] = set()
+        self._waiting: dict[Turn, int] = {}  # bytes of the payload; in order of arrival
+        self._admitted: dict[Turn, int] = {}
+        self._watched: dict[Turn, int] = {}  # bytes that were still to come when the pace began to count
         self._seconds = 0
-        self._remaining = 0
 
-    def __len__(self) -> int:
-        """Connections that hold or await the turn."""
-        return len(self._queue)
+    @property
+    def waiting(self) -> int:
+        """Connections that nobody reads until their turn comes."""
+        return len(self._waiting)
 
-    def enter(self, connection: Turn) -> None:
-        """Queue up; the first one goes on at once."""
-        assert connection not in self._queue
-        self._queue[connection] = None
+    def hold(self, connection: Turn) -> None:
+        """Its payload has a buffer."""
+        self._buffered.add(connection)
+
+    def enter(self, connection: Turn, size: int) -> None:
+        """Its payload of `size` bytes has no buffer."""
+        self._waiting[connection] = size
+        self._admit(connection)
 
     def may_go_on(self, connection: Turn) -> bool:
-        """It holds the turn, or needs none."""
-        return connection not in self._queue or next(iter(self._queue)) is connection
+        """It is admitted, or needs no turn."""
+        return connection not in self._waiting
 
     def leave(self, connection: Turn) -> None:
-        """Its payload is complete, or it is gone; nothing happens if it never entered."""
-        if connection not in self._queue:
-            return
-        held = next(iter(self._queue)) is connection
-        del self._queue[connection]
-        if held and self._queue:
-            next(iter(self._queue)).go_on_soon()
+        """Its payload is complete, or it is gone; nothing happens if it neither entered nor holds a buffer."""
+        self._buffered.discard(connection)
+        self._waiting.pop(connection, None)
+        if self._admitted.pop(connection, None) is not None:
+            self._admit(None)
 
     def watch(self) -> None:
-        """Once a second: cut a holder that keeps others waiting and sends too little."""
-        holder = next(iter(self._queue), None)
-        if holder is None or len(self._queue) == 1 or holder is not self._watched:
-            self._watched, self._seconds = holder, 0
-            self._remaining = holder.payload_remaining if holder else 0
-            return
+        """Once a second: cut who keeps others waiting and sends too little."""
         self._seconds += 1
-        if self._seconds < PACE_SECONDS:
+        under_way = {turn: turn.payload_remaining for turn in (*self._buffered, *self._admitted)}
+        if self._waiting and self._seconds < PACE_SECONDS:
             return
-        sent = self._remaining - holder.payload_remaining
-        self._seconds, self._remaining = 0, holder.payload_remaining
-        if sent < PACE_BYTES:
-            holder.expel(
-                f"{sent} bytes of a payload in {PACE_SECONDS} s while {len(self._queue) - 1} others wait for their turn: "
-                f"at least {PACE_BYTES} are asked"
-            )
+        for turn, remaining in under_way.items() if self._waiting else ():
+            sent = self._watched.get(turn, remaining + PACE_BYTES) - remaining
+            if 0 <= sent < PACE_BYTES:  # below zero: another payload began
+                turn.expel(
+                    f"{sent} bytes of a payload came in {PACE_SECONDS} s while {self.waiting} clients wait for room: "
+                    f"at least {PACE_BYTES} are asked"
+                )
+        self._watched, self._seconds = under_way, 0
+
+    def _admit(self, newcomer: Turn | None) -> None:
+        """Let the shortest go on as long as there is room; a newcomer goes on by itself."""
+        for connection, size in sorted(self._waiting.items(), key=lambda entry: entry[1]):
+            if self._admitted and sum(self._admitted.values()) + size > STORED_LIMIT:
+                return
+            self._admitted[connection] = self._waiting.pop(connection)
+            if connection is not newcomer:
+                connection.go_on_soon()

@@ -1,0 +1,135 @@
+"""Hostile clients by the dozen, and what the server they attack needs meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from tests.support.server import Nbdzram
+from tests.support.wire import CMD_READ, CMD_WRITE, REQUEST, REQUEST_MAGIC, Client, open_socket
+
+KIB, MIB = 1 << 10, 1 << 20
+GROWTH_LIMIT = 64 * MIB  # what any of these crowds may cost, with the server's default limits
+SETTLE_SECONDS = 30
+
+
+class Watch:
+    """The server's resident peak and descriptors since the watch began (Linux: proc(5), clear_refs 5 resets VmHWM)."""
+
+    def __init__(self, server: Nbdzram) -> None:
+        self.server = server
+        self._process = Path(f"/proc/{server.pid}")
+        (self._process / "clear_refs").write_text("5")
+        self._resident = self._status("VmRSS")
+        self._descriptors = self.descriptors
+
+    def _status(self, field: str) -> int:
+        for line in (self._process / "status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return int(value.split()[0]) * KIB
+        raise AssertionError(f"no {field} in {self._process}/status")
+
+    @property
+    def peak_growth(self) -> int:
+        """Bytes of resident memory above the start, at the worst moment since."""
+        return self._status("VmHWM") - self._resident
+
+    @property
+    def growth(self) -> int:
+        return self._status("VmRSS") - self._resident
+
+    @property
+    def descriptors(self) -> int:
+        return len(list((self._process / "fd").iterdir()))
+
+    def expect_modest(self) -> None:
+        assert self.peak_growth < GROWTH_LIMIT, f"grew by {self.peak_growth / MIB:.1f} MiB"
+
+    def expect_left(self) -> None:
+        """Everybody hung up, and the server has noticed."""
+        self.server.wait_until(lambda: self.descriptors <= self._descriptors, SETTLE_SECONDS)
+
+    def expect_recovered(self) -> None:
+        """Everybody hung up: descriptors are back, and so is nearly all memory."""
+        self.expect_left()
+        self.server.wait_until(lambda: self.growth < 8 * MIB, SETTLE_SECONDS)
+
+
+class Crowd:
+    """Sockets whose owners behave badly together; leaving the context closes them all."""
+
+    def __init__(self) -> None:
+        self.members: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disperse()
+
+    def disperse(self, *, reset: bool = False) -> None:
+        """Everybody leaves; with `reset` by RST, so that the server's next send fails."""
+        for member in self.members:
+            if reset:
+                member.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            member.close()
+        self.members.clear()
+
+    def attach(self, server: Nbdzram, count: int, *, tcp: bool = False) -> None:
+        """Clients that reach the transmission phase, with simple replies."""
+        assert server.port is not None
+        for _ in range(count):
+            client = Client(("127.0.0.1", server.port) if tcp else server.unix_path, "disk")
+            self.members.append(client.socket)
+
+    def connect(self, server: Nbdzram, count: int) -> None:
+        """Clients that say nothing."""
+        self.members += [open_socket(server.unix_path) for _ in range(count)]
+
+    def press(self, parts: list[list[bytes]]) -> None:
+        """Each member sends its own `parts` as far as the server takes them, until nobody's socket takes any more."""
+        waiting = {member: list(part) for member, part in zip(self.members, parts, strict=True) if part}
+        for member in waiting:
+            member.setblocking(False)
+        while waiting:
+            _, writable, _ = select.select([], waiting, [], 1.0)
+            if not writable:
+                return
+            for member in writable:
+                _send_some(member, waiting[member])
+                if not waiting[member]:
+                    del waiting[member]
+
+
+def _send_some(member: socket.socket, parts: list[bytes]) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while parts:
+            sent = member.send(parts[0])
+            parts[0] = parts[0][sent:]
+            if not parts[0]:
+                parts.pop(0)
+
+
+def reads(count: int, length: int) -> list[bytes]:
+    return [REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, cookie, 0, length) for cookie in range(count)]
+
+
+def half_a_write(offset: int, length: int, content: bytes) -> list[bytes]:
+    """A WRITE whose payload stops half-way."""
+    return [REQUEST.pack(REQUEST_MAGIC, 0, CMD_WRITE, 1, offset, length), *[content] * (length // len(content) // 2)]
+
+
+@contextlib.contextmanager
+def many_descriptors() -> Iterator[None]:
+    """A thousand connections need more descriptors than some shells allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,320 @@
+"""Clients that mean harm: they cost bounded memory and descriptors, and nobody else notices.
+
+Each test runs a real server with its default limits (but shorter deadlines), does something nasty with many
+connections, and asks three things: how far did the server grow, was somebody else served meanwhile, and is everything
+given back when the crowd is gone.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.crowd import MIB, Crowd, Watch, half_a_write, many_descriptors, reads
+from tests.support.server import Nbdzram
+from tests.support.wire import (
+    CMD_READ,
+    IHAVEOPT,
+    OPT_ABORT,
+    OPT_EXPORT_NAME,
+    OPT_GO,
+    OPTION,
+    REQUEST,
+    REQUEST_MAGIC,
+    Client,
+    RefusedOption,
+    open_socket,
+)
+
+STORED = random.Random(5).randbytes(MIB)
+OTHERS = random.Random(6).randbytes(300_000)
+LONG = 32 * MIB
+
+Serve = Callable[..., Nbdzram]
+CLIENT_HELLO = struct.pack(">I", 3)
+ERR_UNSUP, ERR_INVALID, ERR_TOO_BIG = 2**31 + 1, 2**31 + 3, 2**31 + 9
+
+
+@pytest.fixture
+def target(serve: Serve) -> Nbdzram:
+    """A server with 32 MiB of content that does not compress."""
+    server = serve({"disk": "1G"})
+    with server.client() as client:
+        for offset in range(0, LONG, MIB):
+            client.write(offset, STORED)
+    return server
+
+
+@pytest.fixture
+def impatient(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Nbdzram:
+    """An empty disk, and a handshake deadline of half a second."""
+    config = tmp_path_factory.mktemp("config") / "nbdzram.toml"
+    config.write_text("[limits]\nhandshake_seconds = 0.5\ndrain_seconds = 1.0\n")
+    return serve({"disk": "1G"}, arguments=("-c", str(config)))
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    with many_descriptors(), Crowd() as gathered:
+        yield gathered
+
+
+def expect_others_are_served(server: Nbdzram) -> None:
+    """Someone else comes, reads, and writes small and large; all of it works."""
+    with server.client() as other:
+        assert other.read(0, MIB) == STORED
+        for offset, content in ((900 * MIB, OTHERS), (901 * MIB + 5, OTHERS[:4096]), (902 * MIB, STORED * 4)):
+            other.write(offset, content)
+            assert other.read(offset, len(content)) == content
+        other.trim(900 * MIB, 8 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "tcp"),
+    [(1, LONG, False), (30, LONG, False), (30, LONG, True), (300, MIB, False), (300, 60_000, True)],
+)
+def test_reads_that_are_never_read_back(target: Nbdzram, crowd: Crowd, count: int, length: int, tcp: bool) -> None:
+    """64 reads in flight on each of `count` connections, and nobody takes a reply."""
+    watch = Watch(target)
+    crowd.attach(target, count, tcp=tcp)
+    crowd.press([reads(64, length)] * count)
+    expect_others_are_served(target)
+    watch.expect_modest()
+    crowd.disperse()
+    watch.expect_recovered()
+
+
+@pytest.mark.parametrize("length", [LONG, pytest.param(MIB, marks=pytest.mark.slow), 60_000])
+def test_writes_that_stop_half_way(target: Nbdzram, crowd: Crowd, length: int) -> None:
+    """64 clients announce `length` bytes for places of their own, send half of them, and wait."""
+    watch = Watch(target)
+    crowd.attach(target, 64)
+    content = random.Random(7).randbytes(length // 32 or length // 2)
+    crowd.press([half_a_write(64 * MIB + n * (length // 4), length, content) for n in range(64)])
+    expect_others_are_served(target)
+    watch.expect_modest()
+    crowd.disperse()
+    watch.expect_left()
+    with target.client() as witness:
+        witness.trim(64 * MIB, 900 * MIB)
+    watch.expect_recovered()
+
+
+def test_a_large_write_waits_for_its_turn_and_gets_it(target: Nbdzram, crowd: Crowd) -> None:
+    """A crowd that stopped half-way is cut one by one when somebody else needs its place."""
+    crowd.attach(target, 3)
+    crowd.press([half_a_write(64 * MIB, LONG, STORED)] * 3)
+    with target.client() as other:
+        other.write(128 * MIB, STORED * 20)
+        assert other.read(128 * MIB + 19 * MIB, MIB) == STORED
+    assert "wait for room" in target.log
+
+
+def test_a_reset_with_replies_outstanding(target: Nbdzram, crowd: Crowd) -> None:
+    """The connection breaks by RST while 64 long reads are on their way, again and again."""
+    watch = Watch(target)
+    for _ in range(10):
+        crowd.attach(target, 4, tcp=True)
+        crowd.press([reads(64, LONG)] * 4)
+        crowd.disperse(reset=True)
+    expect_others_are_served(target)
+    watch.expect_modest()
+    watch.expect_recovered()
+
+
+def test_silence_ends_with_the_handshake_deadline(impatient: Nbdzram, crowd: Crowd) -> None:
+    """After the connect, after the flags, in the middle of an option's header, of its data: all are cut in time."""
+    go = OPTION.pack(IHAVEOPT, OPT_GO, 100)
+    beginnings = [b"", CLIENT_HELLO[:2], CLIENT_HELLO, CLIENT_HELLO + go[:9], CLIENT_HELLO + go + bytes(50)]
+    crowd.connect(impatient, 4 * len(beginnings))
+    for member, said in zip(crowd.members, beginnings * 4, strict=True):
+        member.sendall(said)
+    for member in crowd.members:
+        drain(member)
+    with impatient.client() as other:
+        assert other.read(0, 512) == bytes(512)
+
+
+def test_a_byte_a_time_does_not_extend_the_deadline(impatient: Nbdzram) -> None:
+    """The deadline is for the whole handshake: whoever drips bytes is cut in the middle of them."""
+    with open_socket(impatient.unix_path) as slow, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        slow.settimeout(0.01)
+        for byte in CLIENT_HELLO + OPTION.pack(IHAVEOPT, OPT_GO, 4000) + bytes(4000):
+            slow.send(bytes([byte]))
+            try:
+                if len(slow.recv(64)) == 0:
+                    raise BrokenPipeError
+            except TimeoutError:
+                continue
+
+
+def test_requests_that_come_a_byte_a_time_are_served_like_others(target: Nbdzram) -> None:
+    """Dripping is slow, not wrong, in the transmission phase."""
+    with target.client() as slow:
+        slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for byte in REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 7, 0, 512):
+            slow.socket.sendall(bytes([byte]))
+        assert slow.reply() == (0, 7)
+        assert slow.receive(512) == STORED[:512]
+
+
+def test_silence_in_the_middle_of_a_request_harms_nobody(target: Nbdzram, crowd: Crowd) -> None:
+    """200 clients begin a request header and fall silent: a disk may be quiet for days, so they stay, and stay small."""
+    watch = Watch(target)
+    crowd.attach(target, 200)
+    crowd.press([[REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 1, 0, 512)[:13]]] * 200)
+    expect_others_are_served(target)
+    watch.expect_modest()
+    crowd.disperse()
+    watch.expect_recovered()
+
+
+def test_a_hang_up_after_each_byte_of_a_handshake(target: Nbdzram) -> None:
+    """Wherever the handshake breaks off, the next client is served and no descriptor stays behind."""
+    name = b"disk"
+    body = struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, 3)
+    said = (
+        CLIENT_HELLO
+        + b"".join(OPTION.pack(IHAVEOPT, number, 0) for number in (8, 3))
+        + OPTION.pack(IHAVEOPT, OPT_GO, len(body))
+        + body
+    )
+    watch = Watch(target)
+    for cut in range(len(said) + 1):
+        with open_socket(target.unix_path) as client:
+            client.sendall(said[:cut])
+    expect_others_are_served(target)
+    watch.expect_modest()
+    watch.expect_recovered()
+
+
+def test_a_thousand_options_end_the_connection(target: Nbdzram) -> None:
+    """More options than any client needs: the session ends, by a documented limit."""
+    client = Client(target.unix_path, None)
+    with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)):
+        for number in range(1000):
+            client.send_option(1000 + number, b"x" * 10)
+            assert client.option_reply(1000 + number)[0] == ERR_UNSUP
+    client.close()
+    expect_others_are_served(target)
+
+
+def test_a_thousand_options_at_once_that_nobody_reads(target: Nbdzram, crowd: Crowd) -> None:
+    """The replies to pipelined options are not piled up for a client that does not take them."""
+    watch = Watch(target)
+    crowd.connect(target, 100)
+    listing = OPTION.pack(IHAVEOPT, 3, 0)
+    crowd.press([[CLIENT_HELLO, listing * 1000]] * 100)
+    expect_others_are_served(target)
+    watch.expect_modest()
+    crowd.disperse()
+    watch.expect_recovered()
+
+
+@pytest.mark.parametrize("option", [OPT_GO, 6, 10, 9])
+def test_a_name_of_4_gib_is_counted_past_and_not_stored(target: Nbdzram, crowd: Crowd, option: int) -> None:
+    """Its announced length allocates nothing, and its bytes are dropped as they come."""
+    watch = Watch(target)
+    crowd.connect(target, 8)
+    flood = bytes(MIB)
+    crowd.press([[CLIENT_HELLO, OPTION.pack(IHAVEOPT, option, 0xFFFFFFFF), *[flood] * 16]] * 8)
+    expect_others_are_served(target)
+    watch.expect_modest()
+
+
+def test_names_that_lie_about_their_length(target: Nbdzram) -> None:
+    """A name longer than its option is ERR_INVALID, and haggling goes on."""
+    client = Client(target.unix_path, None)
+    for size in (0xFFFFFFFF, 5, 4097):
+        client.send_option(OPT_GO, struct.pack(">I", size) + b"disk" + struct.pack(">H", 0))
+        assert client.option_reply(OPT_GO)[0] == ERR_INVALID
+    client.go("disk")
+    client.close()
+
+
+@pytest.mark.parametrize(("size", "reply"), [(3000, 2**31 + 6), (4096, 2**31 + 6), (4097, ERR_INVALID)])
+def test_long_names_get_an_answer_of_legal_length(target: Nbdzram, size: int, reply: int) -> None:
+    """4096 bytes are legal and unknown; one more is not legal. The error's text is at most 4096 bytes."""
+    client = Client(target.unix_path, None)
+    for character in ("x", "\N{SNOWMAN}"):
+        raw = (character * size).encode()[: size - size % len(character.encode())]
+        with pytest.raises(RefusedOption) as refusal:
+            client.go(raw.decode())
+        assert refusal.value.reply == reply or len(raw) < size
+        assert len(str(refusal.value).encode()) < 4200
+    client.go("disk")
+    client.close()
+
+
+def test_a_name_too_long_for_export_name_ends_the_session(target: Nbdzram) -> None:
+    client = Client(target.unix_path, None)
+    client.send_option(OPT_EXPORT_NAME, b"x" * 4097)
+    with pytest.raises((EOFError, ConnectionResetError)):
+        client.receive(1)
+    client.close()
+
+
+def test_a_thousand_connections(target: Nbdzram, crowd: Crowd) -> None:
+    """Attached and idle, they stay small; all are served; the next beyond the limit is turned away."""
+    watch = Watch(target)
+    crowd.attach(target, 1000)
+    for member in crowd.members:
+        member.sendall(REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 9, 0, 4096))
+    for member in crowd.members:
+        member.settimeout(30)
+        received = b""
+        while len(received) < 16 + 4096:
+            received += member.recv(16 + 4096 - len(received))
+        assert received[16:] == STORED[:4096]
+    expect_others_are_served(target)
+    watch.expect_modest()
+    crowd.disperse()
+    watch.expect_recovered()
+
+
+def test_a_thousand_connections_that_never_read(target: Nbdzram, crowd: Crowd) -> None:
+    """The worst of both: everybody asks for 64 times 1 MiB and takes nothing."""
+    watch = Watch(target)
+    crowd.attach(target, 1000)
+    crowd.press([reads(64, MIB)] * 1000)
+    expect_others_are_served(target)
+    watch.expect_modest()
+    crowd.disperse()
+    watch.expect_recovered()
+
+
+def test_the_server_is_shut_down_while_clients_misbehave(impatient: Nbdzram, crowd: Crowd) -> None:
+    """SIGTERM ends it in bounded time with exit code 0, whoever is attached and does not read."""
+    target = impatient
+    with target.client() as client:
+        client.write(0, STORED)
+    crowd.attach(target, 20)
+    crowd.press([reads(64, LONG)] * 10 + [half_a_write(64 * MIB, LONG, STORED)] * 10)
+    silent = [open_socket(target.unix_path) for _ in range(10)]
+    target.stop()  # asserts exit code 0, within its time, without a traceback
+    for client in silent:
+        client.close()
+
+
+def test_abort_is_acknowledged_even_in_front_of_a_flood(target: Nbdzram) -> None:
+    """ABORT with data that never comes: acknowledged, then closed."""
+    client = Client(target.unix_path, None)
+    client.socket.sendall(OPTION.pack(IHAVEOPT, OPT_ABORT, 0xFFFFFFFF))
+    assert client.option_reply(OPT_ABORT) == (1, b"")
+    with pytest.raises((EOFError, ConnectionResetError)):
+        client.receive(1)
+    client.close()
+
+
+def drain(member: socket.socket) -> None:
+    """Read until the server hangs up; a server that does not is a TimeoutError."""
+    member.settimeout(30)
+    try:
+        while member.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
