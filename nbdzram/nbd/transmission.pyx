@@ -31,14 +31,14 @@ cdef int flags_of(int command, int style) noexcept nogil:
 cdef int validate(const Request* request, const Rules* rules) noexcept nogil:
     """Everything that can be said against a request before it is performed. OK, or the verdict."""
     cdef int allowed = flags_of(request.command, rules.style)
+    if request.command == DISC:
+        return OK  # whatever else it says: there is no reply to it, so there is no error either
     if allowed < 0:
         return UNKNOWN_COMMAND
     if request.flags & ~allowed:
         return WRONG_FLAGS
     if request.command == WRITE and rules.style == EXTENDED and not request.flags & PAYLOAD_LEN:
         return WRONG_FLAGS
-    if request.command == DISC:
-        return OK
     if rules.read_only and (request.command == WRITE or request.command == TRIM or request.command == WRITE_ZEROES):
         return READ_ONLY
     if request.command == FLUSH:

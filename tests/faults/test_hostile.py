@@ -36,7 +36,8 @@ LONG = 32 * MIB
 
 Serve = Callable[..., Nbdzram]
 CLIENT_HELLO = struct.pack(">I", 3)
-ERR_UNSUP, ERR_INVALID, ERR_TOO_BIG = 2**31 + 1, 2**31 + 3, 2**31 + 9
+ERR_INVALID = 2**31 + 3
+UNSUPPORTED = bytes(20) + b"option 1000 is not supported"
 
 
 @pytest.fixture
@@ -141,15 +142,10 @@ def test_silence_ends_with_the_handshake_deadline(impatient: Nbdzram, crowd: Cro
 
 def test_a_byte_a_time_does_not_extend_the_deadline(impatient: Nbdzram) -> None:
     """The deadline is for the whole handshake: whoever drips bytes is cut in the middle of them."""
-    with open_socket(impatient.unix_path) as slow, pytest.raises((BrokenPipeError, ConnectionResetError)):
+    with open_socket(impatient.unix_path) as slow:
         slow.settimeout(0.01)
-        for byte in CLIENT_HELLO + OPTION.pack(IHAVEOPT, OPT_GO, 4000) + bytes(4000):
-            slow.send(bytes([byte]))
-            try:
-                if len(slow.recv(64)) == 0:
-                    raise BrokenPipeError
-            except TimeoutError:
-                continue
+        dripped = CLIENT_HELLO + OPTION.pack(IHAVEOPT, OPT_GO, 4000) + bytes(4000)
+        assert not all(drip(slow, dripped[at : at + 1]) for at in range(len(dripped)))
 
 
 def test_requests_that_come_a_byte_a_time_are_served_like_others(target: Nbdzram) -> None:
@@ -163,7 +159,7 @@ def test_requests_that_come_a_byte_a_time_are_served_like_others(target: Nbdzram
 
 
 def test_silence_in_the_middle_of_a_request_harms_nobody(target: Nbdzram, crowd: Crowd) -> None:
-    """200 clients begin a request header and fall silent: a disk may be quiet for days, so they stay, and stay small."""
+    """200 clients stop in the middle of a header: a disk may be quiet for days, so they stay, and stay small."""
     watch = Watch(target)
     crowd.attach(target, 200)
     crowd.press([[REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 1, 0, 512)[:13]]] * 200)
@@ -195,10 +191,9 @@ def test_a_hang_up_after_each_byte_of_a_handshake(target: Nbdzram) -> None:
 def test_a_thousand_options_end_the_connection(target: Nbdzram) -> None:
     """More options than any client needs: the session ends, by a documented limit."""
     client = Client(target.unix_path, None)
-    with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)):
-        for number in range(1000):
-            client.send_option(1000 + number, b"x" * 10)
-            assert client.option_reply(1000 + number)[0] == ERR_UNSUP
+    client.socket.sendall(b"".join(OPTION.pack(IHAVEOPT, number, 10) + bytes(10) for number in range(1000, 2000)))
+    answered = drain(client.socket) // len(UNSUPPORTED)
+    assert 16 <= answered < 1000
     client.close()
     expect_others_are_served(target)
 
@@ -296,8 +291,8 @@ def test_the_server_is_shut_down_while_clients_misbehave(impatient: Nbdzram, cro
     crowd.press([reads(64, LONG)] * 10 + [half_a_write(64 * MIB, LONG, STORED)] * 10)
     silent = [open_socket(target.unix_path) for _ in range(10)]
     target.stop()  # asserts exit code 0, within its time, without a traceback
-    for client in silent:
-        client.close()
+    for guest in silent:
+        guest.close()
 
 
 def test_abort_is_acknowledged_even_in_front_of_a_flood(target: Nbdzram) -> None:
@@ -310,11 +305,24 @@ def test_abort_is_acknowledged_even_in_front_of_a_flood(target: Nbdzram) -> None
     client.close()
 
 
-def drain(member: socket.socket) -> None:
-    """Read until the server hangs up; a server that does not is a TimeoutError."""
+def drain(member: socket.socket) -> int:
+    """Read until the server hangs up, and count the bytes; a server that does not is a TimeoutError."""
     member.settimeout(30)
+    count = 0
     try:
-        while member.recv(4096):
-            pass
+        while received := len(member.recv(65536)):
+            count += received
     except ConnectionResetError:
         pass
+    return count
+
+
+def drip(slow: socket.socket, byte: bytes) -> bool:
+    """Send one byte and give the server a moment. False: it has hung up."""
+    try:
+        slow.send(byte)
+        return slow.recv(64) != b""
+    except TimeoutError:
+        return True
+    except (BrokenPipeError, ConnectionResetError):
+        return False

@@ -1,0 +1,25 @@
+"""Search for bytes that break a target: python -m tests.fuzz haggle|transmit CORPUS... [-runs=N] [libFuzzer's flags].
+
+Coverage-guided by atheris. An input that breaks something is left in the directory as crash-*, and is played again by
+naming it instead of a corpus.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["nbdzram.nbd", "nbdzram.server.status", "tests.fuzz.targets", "tests.model"]):
+    from tests.fuzz import targets
+
+TARGETS = {"haggle": targets.haggle, "transmit": targets.transmit}
+
+
+def main() -> None:
+    name, *rest = sys.argv[1:]
+    atheris.Setup([sys.argv[0], *rest], TARGETS[name])
+    atheris.Fuzz()
+
+
+main()
