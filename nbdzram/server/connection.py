@@ -126,7 +126,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _act(self, event: Event) -> None:
         match event:
-            case Send(reply):
+            case Send(reply, complaint):
+                if complaint:
+                    log.warning("%s: option refused: %s", self._peer.text, complaint)
                 self._transport.write(reply)
             case Close(reply):
                 self._over = True
@@ -156,9 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._hosting.shutting_down:
             session.draining = True
         log.info("%s: attached to export %r", self._peer.text, export.name)
-        session.start(
-            self._transport, direct=not self._handshake.tls_active, rest=self._handshake.take_rest()
-        )
+        session.start(self._transport, direct=not self._handshake.tls_active, rest=self._handshake.take_rest())
 
     async def _start_tls(self) -> None:
         """Put TLS between the socket and us (section "STARTTLS")."""
