@@ -206,32 +206,24 @@ def random_step(pair: Pair, choose: random.Random) -> None:
         offset -= offset % BLOCK
     length = choose.choice((1, 100, BLOCK, BLOCK, 3 * BLOCK, 5000, 20000))
     choice = choose.randrange(100)
-    task = choose.choice(("fold", "compact", "recompress"))
-    match choose.choices(range(13), (60, 6, 6, 10, 4, 8, 0.5, 0.6, 0.5, 1, 0.2, 0.3, 2))[0]:
-        case 0:
-            pair.write(choice, offset, length, choose.randrange(7), choose.randrange(1000))
-        case 1:
-            pair.trim(choice, offset, length * choose.choice((1, 1, 300)))
-        case 2:
-            pair.zero(choice, offset, length * choose.choice((1, 1, 100)), no_hole=choose.random() < 0.5)
-        case 3:
-            pair.read(choice, offset, length)
-        case 4:
-            pair.begin(task)
-        case 5:
-            for name in list(pair.tasks):
-                pair.step(name, choose.randrange(1, 200))
-        case 6:
-            pair.create()
-        case 7:
-            pair.clone(choice)
-        case 8:
-            pair.delete(choice)
-        case 9:
-            pair.tick(1)
-        case 10:
-            pair.finish_fold()
-        case 11:
-            pair.reopen()
-        case 12:
-            fail_allocation(choose.randrange(10))
+
+    def step_all() -> None:
+        for name in list(pair.tasks):
+            pair.step(name, choose.randrange(1, 200))
+
+    steps: tuple[tuple[float, Callable[[], object]], ...] = (
+        (60, lambda: pair.write(choice, offset, length, choose.randrange(7), choose.randrange(1000))),
+        (6, lambda: pair.trim(choice, offset, length * choose.choice((1, 1, 300)))),
+        (6, lambda: pair.zero(choice, offset, length * choose.choice((1, 1, 100)), no_hole=choose.random() < 0.5)),
+        (10, lambda: pair.read(choice, offset, length)),
+        (4, lambda: pair.begin(choose.choice(("fold", "compact", "recompress")))),
+        (8, step_all),
+        (0.5, pair.create),
+        (0.6, lambda: pair.clone(choice)),
+        (0.5, lambda: pair.delete(choice)),
+        (1, lambda: pair.tick(1)),
+        (0.2, pair.finish_fold),
+        (0.3, pair.reopen),
+        (2, lambda: fail_allocation(choose.randrange(10))),
+    )
+    choose.choices([step for _, step in steps], [weight for weight, _ in steps])[0]()
