@@ -23,7 +23,7 @@ from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics.exposition import CONTENT_TYPE
 from nbdzram.metrics.families import FAMILIES
-from nbdzram.metrics.process import resident_bytes
+from nbdzram.metrics.process import ProcessMetrics, resident_bytes
 from nbdzram.status import ServerStatus, to_json
 
 MAX_HEAD_BYTES = 8192  # browsers with cookies of other services on localhost send up to a few KiB
@@ -46,6 +46,7 @@ class MetricsServer:
     def __init__(self, address: TcpAddress, status: Callable[[], ServerStatus]) -> None:
         self._address = address
         self._status = status
+        self._process = ProcessMetrics()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
@@ -138,6 +139,7 @@ class MetricsServer:
         for family in FAMILIES:
             parts.append(family.render(status))
             await asyncio.sleep(0)
+        parts.append(self._process.render())
         return HTTPStatus.OK, CONTENT_TYPE, "".join(parts).encode()
 
     async def _healthz(self) -> Answer:

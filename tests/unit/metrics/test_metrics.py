@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from nbdzram import __version__
 from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
+from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
 from tests.unit.records import EXPORT, POOL_STATS, SERVER
 
@@ -103,11 +105,20 @@ def test_names_that_an_operator_chose_are_escaped() -> None:
     assert labels(a=odd) == '{a="a\\"b\\\\c\\nd"}'
 
 
-def test_every_family_is_published_and_the_process_is_described() -> None:
+def test_every_family_is_published() -> None:
     names = {name for name, _ in scrape()}
     missing = [f.name for f in FAMILIES if f.name not in names and f"{f.name}_count" not in names]
     assert missing == ["nbdzram_maintenance_wait_seconds"]  # the only one without a sample in these records
-    assert scrape()[key("process_resident_memory_bytes")] > 1 << 20
+
+
+def test_the_process_describes_itself_once_with_the_librarys_own_collectors() -> None:
+    found = scrape()
+    assert found[key("process_resident_memory_bytes")] > 1 << 20
+    assert found[key("process_cpu_seconds_total")] > 0
+    (build,) = (dict(pairs) for name, pairs in found if name == "nbdzram_build_info")
+    assert build["version"] == __version__
+    assert set(build) == {"version", *CARRIERS}
+    assert "python_info" in {name for name, _ in found}
 
 
 def test_the_names_are_as_promtool_wants_them() -> None:
