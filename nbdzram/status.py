@@ -65,6 +65,18 @@ class RunTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run that came to its end, in short."""
+
+    kind: str
+    reason: str  # asked, or the policy's
+    finished_at: float  # seconds since the epoch
+    seconds: float
+    bytes_freed: int  # by which mem_used_total was smaller afterwards
+    result: dict[str, int]  # the engine's report()
+
+
+@dataclass(frozen=True, slots=True)
 class MaintenanceStatus:
     """What a pool's maintenance is doing, did, and why."""
 
@@ -74,6 +86,7 @@ class MaintenanceStatus:
     totals: dict[str, RunTotals]  # by kind
     decisions: dict[str, dict[str, int]]  # kind -> reason -> how often the policy started or declined a run
     next_allowed_seconds: dict[str, float]  # kind -> for how long the policy still backs off
+    recent: tuple[RunSummary, ...]  # the last runs, the oldest first; dry runs are left out
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
-    from nbdzram.status import ServerStatus
+    from nbdzram.server.service import Service
 
 FORCED_EXIT = 128 + signal.SIGTERM
 
@@ -150,7 +150,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     told_to_stop = _watch_signals()
     service = Service(config)
     control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
-    metrics = _metrics_server(config, service.status)
+    metrics = _metrics_server(config, service)
     await control.start()
     try:
         await service.start()
@@ -216,12 +216,12 @@ def _watch_signals() -> asyncio.Event:
     return told
 
 
-def _metrics_server(config: ServerConfig, status: Callable[[], ServerStatus]) -> MetricsServer | None:
+def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:
     if config.metrics is None:
         return None
     from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
-    return MetricsServer(config.metrics, status)
+    return MetricsServer(config.metrics, service.status, service.usage)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

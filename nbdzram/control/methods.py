@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nbdzram.control.messages import Code, MessageError
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.status import ExportStatus, RunReport, ServerStatus, to_json
 
 Progress = Callable[[str, str, int, int], None]
@@ -21,6 +22,9 @@ class Operations(Protocol):
 
     def status(self) -> ServerStatus:
         """Everything, at this moment."""
+
+    async def usage(self) -> dict[str, DiskUsage]:
+        """What each export's blocks cost, by name."""
 
     async def run(
         self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
@@ -87,6 +91,9 @@ def method_table(operations: Operations) -> dict[str, Method]:
     async def status(_: Mapping[str, Any], __: Progress) -> Any:
         return to_json(operations.status())
 
+    async def usage(_: Mapping[str, Any], __: Progress) -> Any:
+        return to_json(await operations.usage())
+
     async def run(given: Mapping[str, Any], progress: Progress) -> Any:
         return to_json(await operations.run(**given, progress=progress))
 
@@ -107,6 +114,7 @@ def method_table(operations: Operations) -> dict[str, Method]:
 
     return {
         "status": Method({}, status),
+        "usage": Method({}, usage),
         "run": Method(
             {
                 "kind": Parameter(str),

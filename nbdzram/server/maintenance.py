@@ -15,18 +15,20 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import EngineError, UserError
-from nbdzram.status import RunReport, RunTotals
+from nbdzram.status import RunReport, RunSummary, RunTotals
 
 LOWEST_PRIORITY = 19
 PROGRESS_SECONDS = 0.1  # smooth to the eye, cheap to send
 SLICE_SECONDS = 0.005  # the interpreter lock and the pool's are given away at least so often
 FIRST_SLICE = 256  # objects; then the budget follows the time a slice takes
+RECENT_RUNS = 20  # what a page shows
 MIN_SLICE, MAX_SLICE = 16, 1 << 16
 
 
@@ -66,6 +68,7 @@ class Maintenance:
     def __init__(self, name: str, pool: Counted, kinds: Mapping[str, RunFactory]) -> None:
         self.name = name
         self.totals: dict[str, RunTotals] = {kind: RunTotals() for kind in kinds}
+        self.recent: deque[RunSummary] = deque(maxlen=RECENT_RUNS)
         self._pool = pool
         self._kinds = kinds
         self._lock = asyncio.Lock()
@@ -126,7 +129,10 @@ class Maintenance:
             seconds, after = time.monotonic() - started, self._pool.stats()
             freed = 0 if dry_run else max(before.mem_used_total - after.mem_used_total, 0)
             self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
-            return RunReport(kind, self.name, dry_run, reason, seconds, cpu_seconds, run.report(), before, after)
+            result = run.report()
+            if not dry_run:
+                self.recent.append(RunSummary(kind, reason, time.time(), seconds, freed, result))
+            return RunReport(kind, self.name, dry_run, reason, seconds, cpu_seconds, result, before, after)
 
     async def _watch(self, kind: str, run: Run, cpu_percent: int, progress: Progress | None) -> float:
         loop = asyncio.get_running_loop()

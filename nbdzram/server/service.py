@@ -18,6 +18,7 @@ from nbdzram.config import DEFAULT_POOL, ExportConfig, ServerConfig, Trigger
 from nbdzram.engine.check import Check
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
@@ -26,6 +27,7 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.maintenance import Maintenance, Progress, Run, RunFactory
 from nbdzram.server.policy import STARTS, Policy, Reason, compact_gain, fold_gain
 from nbdzram.server.state import ExportChange, State
+from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ExportStatus,
     MaintenanceStatus,
@@ -67,6 +69,7 @@ class PoolService:
                 totals=dict(self.maintenance.totals),
                 decisions={kind: dict(policy.decisions) for kind, policy in self.policies.items()},
                 next_allowed_seconds={kind: policy.waits_seconds(now) for kind, policy in self.policies.items()},
+                recent=tuple(self.maintenance.recent),
             ),
         )
 
@@ -81,6 +84,7 @@ class Service:
         self._pools: dict[str, PoolService] = {}
         self._exports = Exports(config.default_export)
         self._nbd = NbdServer(self._exports, config)
+        self._usages = Usages(self._exports)
         self._changing = asyncio.Lock()
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -115,6 +119,7 @@ class Service:
         if self._pulse is not None:
             self._pulse.cancel()
         await self._nbd.drain()
+        await self._usages.stop()
         for service in self._pools.values():
             await service.maintenance.stop()
         for service in self._pools.values():
@@ -144,6 +149,10 @@ class Service:
             pools=tuple(service.status(now) for service in self._pools.values()),
             exports=tuple(_export_status(export) for export in self._exports),
         )
+
+    async def usage(self) -> dict[str, DiskUsage]:
+        """What each export's blocks cost, by name: from a walk, or one that is still fresh."""
+        return await self._usages.now()
 
     async def run(
         self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress

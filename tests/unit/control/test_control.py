@@ -20,9 +20,10 @@ from nbdzram.control.client import ControlClient
 from nbdzram.control.methods import Progress, method_table
 from nbdzram.control.paths import socket_for_client, socket_for_server
 from nbdzram.control.server import ControlServer
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
 from nbdzram.status import ExportStatus, RunReport, ServerStatus, from_json, to_json
-from tests.unit.records import EXPORT, REPORT, SERVER
+from tests.unit.records import EXPORT, REPORT, SERVER, USAGE
 
 
 class RecordedOperations:
@@ -62,6 +63,9 @@ class RecordedOperations:
         self.asked.append((name, force))
         return EXPORT
 
+    async def usage(self) -> dict[str, DiskUsage]:
+        return {"disk": USAGE}
+
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         self.asked.append((source, name, read_only))
         return EXPORT
@@ -99,6 +103,14 @@ def test_a_status_crosses_the_socket_whole(path: Path) -> None:
             return client.status()
 
     assert with_server(path, act)[0] == SERVER
+
+
+def test_what_exports_cost_crosses_the_socket_whole(path: Path) -> None:
+    def act() -> dict[str, DiskUsage]:
+        with ControlClient(path) as client:
+            return client.usage()
+
+    assert with_server(path, act)[0] == {"disk": USAGE}
 
 
 def test_progress_comes_before_the_result(path: Path) -> None:

@@ -18,20 +18,25 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nbdzram import __version__
 from nbdzram.config import TcpAddress
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import UserError
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
 from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
-from tests.unit.records import EXPORT, POOL_STATS, SERVER
+from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
+
+
+async def usage() -> dict[str, DiskUsage]:
+    return {"disk": USAGE}
 
 
 def with_server(act: Callable[[str, int], Any], status: ServerStatus = SERVER) -> Any:
     """Run the blocking client code `act` with host and port of a live server."""
 
     async def both() -> Any:
-        server = MetricsServer(TcpAddress(port=0), lambda: status)
+        server = MetricsServer(TcpAddress(port=0), lambda: status, usage)
         await server.start()
         port = int(server.url.split(":")[2].split("/")[0])
         try:
@@ -148,6 +153,7 @@ def test_the_status_page_stands_alone() -> None:
     assert (code, kind) == (200, "text/html; charset=utf-8")
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")  # no outside assets
     assert json.loads(get("/status.json")[2])["pools"][0]["name"] == "default"
+    assert json.loads(get("/usage.json")[2])["disk"]["unique"] == USAGE.unique
 
 
 def raw(request: bytes) -> bytes:
@@ -197,4 +203,4 @@ def test_an_address_in_use_is_one_sentence_with_the_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = TcpAddress(port=taken.getsockname()[1])
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{address.port} for metrics: .*--metrics off"):
-            asyncio.run(MetricsServer(address, lambda: SERVER).start())
+            asyncio.run(MetricsServer(address, lambda: SERVER, usage).start())
