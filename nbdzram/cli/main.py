@@ -19,6 +19,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 COMMANDS = {
     "serve": "Serve disks over NBD.",
     "stat": "Show pools and exports, as zramctl does.",
+    "top": "Watch exports, traffic, latency and memory live.",
     "fold": "Merge equal objects of a pool.",
     "compact": "Give sparsely used pages back to the system.",
     "check": "Hold every stored block against its fingerprint.",

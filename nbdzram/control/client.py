@@ -62,7 +62,8 @@ class ControlClient:
         """The result of one call, as JSON types. Raises UserError and its kin as the server says."""
         self._last_id += 1
         try:
-            self._socket.sendall(messages.request(method, params, self._last_id))
+            # Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead.
+            self._socket.sendall(messages.request(method, params, self._last_id), socket.MSG_NOSIGNAL)
             while True:
                 message = self._receive()
                 if message.get("method") == "progress":

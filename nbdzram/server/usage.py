@@ -42,11 +42,13 @@ class Usages:
 
     async def _walk(self) -> dict[str, DiskUsage]:
         began, found = time.monotonic(), {}
-        for export in self._exports:
-            if self._stopping:
-                break
-            found[export.name] = await asyncio.to_thread(export.disk.usage)
+        try:
+            for export in self._exports:
+                if self._stopping:
+                    break
+                found[export.name] = await asyncio.to_thread(export.disk.usage)
+        finally:
+            self._walking = None
         ended = time.monotonic()
-        self._found, self._walking = found, None
-        self._fresh_until = ended + REST * (ended - began)
+        self._found, self._fresh_until = found, ended + REST * (ended - began)
         return found
