@@ -27,6 +27,7 @@ COMMANDS = {
     "snapshot": "Offer a read-only copy of an export, at once.",
     "clone": "Offer a writable copy of an export, at once.",
     "attach": "Attach an export to /dev/nbdN, or show how.",
+    "doctor": "Look for what would keep a server from running well here.",
     "completion": "Print a shell's completion script.",
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""

@@ -38,7 +38,7 @@ RESERVED = {
     "click": {"cli"},
     "rich": {"cli"},
     "prometheus_client": {"metrics.process"},  # hot families are written directly: metrics/exposition.py says why
-    "socket": {"server", "control", "cli.serve"},
+    "socket": {"server", "control", "cli.serve", "cli.diagnosis"},
     "subprocess": {"cli"},
 }
 SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for path in ROOT.rglob(pattern))
