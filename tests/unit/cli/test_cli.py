@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import stat
@@ -15,6 +16,7 @@ import pytest
 
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.client import ControlClient
+from tests.support.wire import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, run
 
 Start = Callable[..., Server]
@@ -44,12 +46,55 @@ def test_a_signal_drains_and_ends_with_0_and_leaves_no_sockets(start: Start, num
 def test_stat_prints_zramctls_columns(start: Start) -> None:
     server = start("-e", "disk=1G", "-e", "swap=2G", "--mem-limit", "512M")
     lines = server.run("stat").out.splitlines()
-    assert lines[0].split() == ["NAME", "TYPE", "DISKSIZE", "DATA", "COMPR", "TOTAL", "MEM-LIMIT", "SAVED", "CLIENTS"]
+    assert lines[0].split() == [
+        "NAME",
+        "TYPE",
+        "DISKSIZE",
+        "DATA",
+        "COMPR",
+        "UNIQUE",
+        "TOTAL",
+        "MEM-LIMIT",
+        "SAVED",
+        "CLIENTS",
+    ]
     assert lines[1].split()[:3] == ["default", "pool", "3G"]
     assert lines[2].split()[:3] == ["disk", "disk", "1G"]
-    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,COMPR", "disk").out
-    assert raw == f"disk {1 << 30} -\n"
+    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,TOTAL,COMPR", "disk").out
+    assert raw == f"disk {1 << 30} - 0\n"
     assert server.run("stat", "-n", "-b", "-o", "MEM-LIMIT").out.splitlines()[0] == str(512 << 20)
+
+
+def test_stat_explains_where_memory_went(start: Start) -> None:
+    server = start("-e", "disk=1M", "--mem-limit", "1M")
+    block = bytes(range(256)) * 16
+    with Client(server.socket, "disk") as client:
+        client.write(0, block * 2 + random.Random(1).randbytes(4096))
+    server.run("snapshot", "disk", "monday")
+    with Client(server.socket, "disk") as client:
+        client.write(8192, random.Random(2).randbytes(4096))
+    told = json.loads(server.run("stat", "--json").out)
+    (pool,) = told["pools"]
+    disk, monday = (export["usage"] for export in told["exports"])
+    assert disk["unique"] == monday["unique"] == 4096  # each has one block of random bytes to itself
+    assert disk["shared"] == monday["shared"] > 0
+    lines = [line.split() for line in server.run("stat", "--memory", "-b").out.splitlines()]
+    figures = {" ".join(words[:-1]): int(words[-1]) for line in lines if (words := _until_number(line))}
+    assert figures["needed by one export alone"] + figures["+ shared"] == figures["= compressed objects"]
+    assert figures["= compressed objects"] + figures["+ fragmentation"] == figures["= memory used"]
+    assert figures["= memory used"] + figures["+ metadata"] == figures["= taken in all"]
+    assert figures["blocks stored"] - figures["= taken in all"] == figures["saved, metadata deducted"]
+    assert pool["saved_less_metadata"] == figures["saved, metadata deducted"]
+    table = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,UNIQUE,SHARED", "disk").out
+    assert table == f"disk 4096 {disk['shared']}\n"
+
+
+def _until_number(words: list[str]) -> list[str]:
+    """A line's words up to its first figure; nothing if it has none."""
+    for index, word in enumerate(words):
+        if word.lstrip("-").isdigit():
+            return words[: index + 1]
+    return []
 
 
 def test_mm_stat_and_io_stat_are_the_kernels_lines(start: Start) -> None:
