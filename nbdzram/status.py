@@ -64,6 +64,17 @@ class RunTotals:
         return RunTotals(*(a + b for a, b in zip(mine, others, strict=True)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run goes. All but dry_run are recompression's (engine/recompress)."""
+
+    dry_run: bool = False
+    level: int = 3  # Zstandard's
+    idle_seconds: int = 0  # only blocks that nobody used for so long
+    huge_only: bool = False
+    dictionary: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """One run that came to its end, in short."""

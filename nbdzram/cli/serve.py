@@ -40,6 +40,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "log_level": ("log_level",),
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
+    "recompress_interval": ("maintenance", "recompress"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
@@ -87,6 +88,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
 @click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
 @click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
+@click.option(
+    "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
+)
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"

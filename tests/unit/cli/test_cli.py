@@ -114,6 +114,50 @@ def test_fold_compact_and_check_tell_what_they_did(start: Start) -> None:
     assert server.run("fold", "--pool", "gone").code == 4
 
 
+def test_recompress_keeps_what_became_smaller_and_the_content(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    text = b"".join(b"%08d the quick brown fox jumps over the lazy dog " % number for number in range(5000))[
+        : 40 * 4096
+    ]
+    with Client(server.socket, "disk") as client:
+        client.write(0, text)
+        (report,) = json.loads(server.run("recompress", "--level", "9", "--json").out)
+        assert report["result"]["objects_recompressed"] > 0
+        assert report["after"]["compr_by_codec"]["zstd"] > 0
+        assert report["after"]["compr_data_size"] < report["before"]["compr_data_size"]
+        assert client.read(0, len(text)) == text
+    (report,) = json.loads(server.run("recompress", "--huge-only", "--idle", "60", "--dictionary", "--json").out)
+    assert report["result"]["objects_recompressed"] == 0
+
+
+def test_pools_come_change_and_go_at_run_time_and_after_a_restart(start: Start, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    server = start("-e", "disk=1M", "--mem-limit", "1M", "--state-dir", state)
+    added = server.run("pools", "add", "fast", "--mem-limit", "2M", "--dedup", "inline")
+    assert added.out == "added fast (2M, dedup inline)\n"
+    assert "there is a pool 'fast' already" in server.run("pools", "add", "fast").err
+    assert server.run("exports", "add", "scratch", "1M", "--pool", "fast").code == 0
+    assert server.run("pools", "limit", "default", "3M").out == "limited default (3M, dedup fold)\n"
+    assert server.run("pools", "dedup", "fast", "fold").out == "changed fast (2M, dedup fold)\n"
+    held = server.run("pools", "remove", "fast")
+    assert (held.code, "holds the export 'scratch'" in held.err) == (1, True)
+    assert server.stop() == 0
+    server = start("-e", "disk=1M", "--mem-limit", "1M", "--state-dir", state)
+    listed = {
+        pool["name"]: pool["stats"]["mem_limit"] for pool in json.loads(server.run("pools", "list", "--json").out)
+    }
+    assert listed == {"default": 3 << 20, "fast": 2 << 20}
+    assert server.run("exports", "remove", "scratch").code == 0
+    assert server.run("pools", "remove", "fast").out == "removed fast\n"
+    assert not (tmp_path / "state" / "fast.pool").exists()
+    declared = server.run("pools", "remove", "default")
+    assert (declared.code, "is declared in the configuration" in declared.err) == (1, True)
+    assert server.run("pools", "limit", "gone", "1M").code == 4
+    assert server.stop() == 0
+    changed = start("-e", "disk=1M", "--mem-limit", "5M", "--state-dir", state)  # a new declaration wins
+    assert changed.run("pools", "list").out.split()[-3:-1] == ["5M", "fold"]
+
+
 def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
     server = start("-e", "disk=1M")
     assert (
@@ -186,6 +230,9 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
         (["exports", "add", "a", "1000"], 2, "multiple of 512"),
         (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
         (["fold", "--cpu", "0"], 2, "0 is not in the range"),
+        (["recompress", "--level", "23"], 2, "23 is not in the range"),
+        (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
+        (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
         (["nothing"], 2, "No such command 'nothing'"),
     ],
 )
