@@ -56,12 +56,10 @@ def test_any_split_of_the_requests_gives_the_same_replies(play: Play, style: int
         extended = style == 2
         batch = b"".join(
             [
-                request(WRITE, 10, 5000, flags=32 if extended else 0, cookie=1, extended=extended)
-                + noise(5000),
+                request(WRITE, 10, 5000, flags=32 if extended else 0, cookie=1, extended=extended) + noise(5000),
                 request(READ, 0, 6000, cookie=2, extended=extended),
                 request(9, 0, 0, cookie=3, extended=extended),
-                request(WRITE, SIZE, 100, flags=32 if extended else 0, cookie=4, extended=extended)
-                + noise(100),
+                request(WRITE, SIZE, 100, flags=32 if extended else 0, cookie=4, extended=extended) + noise(100),
                 request(TRIM, 0, 4096, cookie=5, extended=extended),
                 request(FLUSH, 0, 0, cookie=6, extended=extended),
                 request(DISC, 0, 0, cookie=7, extended=extended),
