@@ -77,7 +77,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
 
 def test_panels_fill_the_grid_without_overlap() -> None:
     """No two share a cell, none stands outside, and every line of panels is full."""
-    cells = set()
+    cells: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
         place = panel["gridPos"]
         mine = {(place["x"] + column, place["y"] + line) for column in range(place["w"]) for line in range(place["h"])}
