@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -22,6 +21,7 @@ from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
 from nbdzram.status import ServerStatus
+from tests.support.programs import require_program
 from tests.unit.records import EXPORT, POOL_STATS, SERVER
 
 
@@ -111,9 +111,7 @@ def test_every_family_is_published_and_the_process_is_described() -> None:
 
 
 def test_the_names_are_as_promtool_wants_them() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is missing; install Debian's package prometheus")
+    promtool = require_program("promtool", package="prometheus")
     text = get("/metrics")[2]
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
