@@ -72,7 +72,8 @@ def _download() -> None:
     apt_cache = require_program("apt-cache", package="apt")
     for package in PACKAGES:
         # It fails for a package that it does not know.
-        answer = subprocess.run([apt_cache, "depends", package], capture_output=True, text=True, timeout=60, check=False)
+        words = [apt_cache, "depends", package]
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         depends = re.search(r"Depends: (linux-image-\S+)", answer.stdout)
         if depends:
             break
