@@ -175,5 +175,5 @@ def test_recompression_at_the_limit_changes_nothing_that_is_stored() -> None:
 
 
 def test_a_level_outside_the_range_is_refused() -> None:
-    with pytest.raises(UserError, match="level 23 is outside 1 .. 22"):
+    with pytest.raises(UserError, match=r"level 23 is outside 1 \.\. 22"):
         Recompress(Pool(), level=23)
