@@ -30,6 +30,7 @@ COMMANDS = {
     "clone": "Offer a writable copy of an export, at once.",
     "attach": "Attach an export to /dev/nbdN, or show how.",
     "doctor": "Look for what would keep a server from running well here.",
+    "estimate": "Tell how much memory disk images would need.",
     "completion": "Print a shell's completion script.",
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""
