@@ -42,7 +42,9 @@ class Image:
     "  sudo nbdzram estimate /dev/sda --sample 16 --json",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--level", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level.")
+@click.option(
+    "--level", metavar="N", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level."
+)
 @click.option(
     "--sample",
     metavar="N",

@@ -67,7 +67,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
 )
 @click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]"
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]",
 )
 @click.option("-i", "--ip", "addresses", metavar="ADDR", multiple=True, help="TCP address.  [default: 127.0.0.1]")
 @click.option(
