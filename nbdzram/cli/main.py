@@ -60,7 +60,7 @@ class Front(click.Group):
 @click.group(
     cls=Front,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Begin with: nbdzram serve -e disk=1G",
+    epilog="Begin with: nbdzram serve -e disk=1G. The --help of each command shows examples.",
 )
 @click.version_option(__version__, prog_name="nbdzram", message="%(prog)s %(version)s")
 def front() -> None:
