@@ -236,6 +236,7 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
         (["recompress", "--level", "23"], 2, "23 is not in the range"),
         (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
         (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
+        (["estimat"], 2, "Did you mean 'estimate'?"),
         (["nothing"], 2, "No such command 'nothing'"),
     ],
 )

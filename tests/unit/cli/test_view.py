@@ -71,6 +71,14 @@ def test_each_order_puts_its_highest_first(sort: str) -> None:
     assert [line[0] for line in lines if "1G" in line] == ["a", "b"]
 
 
+def test_more_pools_than_fit_are_counted_and_the_legend_adds_them_all_up() -> None:
+    pools = tuple(replace(SERVER.pools[0], name=f"pool{number}") for number in range(6))
+    lines = shown(Frame(replace(SERVER, pools=pools)))
+    assert [line.split()[0] for line in lines[3:7]] == ["pool0", "pool1", "pool2", "and"]
+    assert "and 3 pools more" in lines[6]
+    assert "objects 600M" in lines[7]
+
+
 def test_a_small_share_of_a_large_limit_is_still_seen() -> None:
     stats = replace(POOL_STATS, mem_limit=1 << 40)
     pool = replace(SERVER.pools[0], stats=stats)
