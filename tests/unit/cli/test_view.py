@@ -53,6 +53,12 @@ def test_the_screen_fits_the_terminal(size: tuple[int, int], count: int) -> None
         assert "and 29 more" in lines[-2]
 
 
+def test_columns_stay_apart_for_disks_that_are_nearly_empty() -> None:
+    usage = replace(USAGE, stored=400 * MIB, compressed=3 * MIB)
+    (row,) = (line for line in shown(Frame(SERVER, usage={"disk": usage})) if line.startswith("disk "))
+    assert row.split()[2:4] == ["400M", "133"]
+
+
 def test_long_names_stay_distinct() -> None:
     lines = shown(
         Frame(with_exports("virtual-machine-disk-01", "virtual-machine-disk-02", "仮想マシンのディスク第一号です"))
