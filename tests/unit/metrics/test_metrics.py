@@ -116,6 +116,14 @@ def test_every_family_is_published() -> None:
     assert missing == ["nbdzram_maintenance_wait_seconds"]  # the only one without a sample in these records
 
 
+def test_samples_carry_the_labels_that_their_family_declares() -> None:
+    found = scrape()
+    for family in FAMILIES:
+        for name, pairs in found:
+            if name.removesuffix("_bucket") == family.name:
+                assert {label for label, _ in pairs} == set(family.samples.labels), name
+
+
 def test_the_process_describes_itself_once_with_the_librarys_own_collectors() -> None:
     found = scrape()
     assert found[key("process_resident_memory_bytes")] > 1 << 20
