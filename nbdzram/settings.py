@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,17 @@ def read_environment(environment: Mapping[str, str]) -> Layer:
             path = tuple(DEFAULT_POOL if word == "*" else word for word in key.path)
             layer[path] = Given(environment[variable], variable)
     variable = f"{ENVIRONMENT_PREFIX}EXPORTS"
-    for item in environment.get(variable, "").split():
-        layer |= export_layer(item, variable)
+    return layer | export_layers(environment.get(variable, "").split(), variable)
+
+
+def export_layers(specifications: Iterable[str], origin: str) -> Layer:
+    """Several NAME=SIZE[,ro][,pool=POOL] of one origin as a layer. Raises ConfigError, also for a name given twice."""
+    layer: Layer = {}
+    for specification in specifications:
+        export = export_layer(specification, origin)
+        for path in export.keys() & layer.keys():
+            raise ConfigError(f"{origin}: export '{path[1]}' is given twice; give each disk a name of its own")
+        layer |= export
     return layer
 
 

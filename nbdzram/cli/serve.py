@@ -21,7 +21,7 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
-from nbdzram.settings import Given, Layer, export_layer, load
+from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ def command(
     A second signal ends at once. Every flag has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
     the environment, and the environment over the file.
     """
-    layer: Layer = {}
-    for specification in exports:
-        layer |= export_layer(specification, "-e")
+    layer = export_layers(exports, "-e")
     layer |= _listen_layer(port, addresses, sockets, vsock)
     for name, value in flags.items():
         if value is not None:

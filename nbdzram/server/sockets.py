@@ -22,9 +22,7 @@ def open_tcp(address: TcpAddress) -> list[socket.socket]:
     """One socket for each address that the host name stands for. Raises UserError."""
     where = f"{address.host}:{address.port}"
     try:
-        found = socket.getaddrinfo(
-            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UserError(f"cannot listen on {where}: {error}") from None
     opened: list[socket.socket] = []

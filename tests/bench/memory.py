@@ -23,8 +23,8 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
 from tests.bench.content import count_distinct
 from tests.support import images
+from tests.support.nbd_client import Client
 from tests.support.server import Nbdkit
-from tests.support.wire import Client
 from tests.support.zram import CONTROL, zram_device
 
 MIB = 1 << 20
