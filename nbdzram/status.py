@@ -64,6 +64,29 @@ class RunTotals:
         return RunTotals(*(a + b for a, b in zip(mine, others, strict=True)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run goes. All but dry_run are recompression's (engine/recompress)."""
+
+    dry_run: bool = False
+    level: int = 3  # Zstandard's
+    idle_seconds: int = 0  # only blocks that nobody used for so long
+    huge_only: bool = False
+    dictionary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run that came to its end, in short."""
+
+    kind: str
+    reason: str  # asked, or the policy's
+    finished_at: float  # seconds since the epoch
+    seconds: float
+    bytes_freed: int  # by which mem_used_total was smaller afterwards
+    result: dict[str, int]  # the engine's report()
+
+
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatus:
     """What a pool's maintenance is doing, did, and why."""
@@ -74,6 +97,7 @@ class MaintenanceStatus:
     totals: dict[str, RunTotals]  # by kind
     decisions: dict[str, dict[str, int]]  # kind -> reason -> how often the policy started or declined a run
     next_allowed_seconds: dict[str, float]  # kind -> for how long the policy still backs off
+    recent: tuple[RunSummary, ...]  # the last runs, the oldest first; dry runs are left out
 
 
 @dataclass(frozen=True, slots=True)

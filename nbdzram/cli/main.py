@@ -19,13 +19,17 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 COMMANDS = {
     "serve": "Serve disks over NBD.",
     "stat": "Show pools and exports, as zramctl does.",
+    "top": "Watch exports, traffic, latency and memory live.",
     "fold": "Merge equal objects of a pool.",
     "compact": "Give sparsely used pages back to the system.",
+    "recompress": "Store resting blocks again with Zstandard.",
     "check": "Hold every stored block against its fingerprint.",
     "exports": "List, add, remove, resize and reset exports.",
+    "pools": "List, add, remove and limit pools.",
     "snapshot": "Offer a read-only copy of an export, at once.",
     "clone": "Offer a writable copy of an export, at once.",
     "attach": "Attach an export to /dev/nbdN, or show how.",
+    "doctor": "Look for what would keep a server from running well here.",
     "completion": "Print a shell's completion script.",
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""

@@ -26,7 +26,7 @@ from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
-    from nbdzram.status import ServerStatus
+    from nbdzram.server.service import Service
 
 FORCED_EXIT = 128 + signal.SIGTERM
 
@@ -40,6 +40,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "log_level": ("log_level",),
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
+    "recompress_interval": ("maintenance", "recompress"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
@@ -87,6 +88,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
 @click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
 @click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
+@click.option(
+    "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
+)
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"
@@ -148,7 +152,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     told_to_stop = _watch_signals()
     service = Service(config)
     control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
-    metrics = _metrics_server(config, service.status)
+    metrics = _metrics_server(config, service)
     await control.start()
     try:
         await service.start()
@@ -214,12 +218,12 @@ def _watch_signals() -> asyncio.Event:
     return told
 
 
-def _metrics_server(config: ServerConfig, status: Callable[[], ServerStatus]) -> MetricsServer | None:
+def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:
     if config.metrics is None:
         return None
     from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
-    return MetricsServer(config.metrics, status)
+    return MetricsServer(config.metrics, service.status, service.usage)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

@@ -1,4 +1,4 @@
-"""Every metric that is published, as one table.
+"""Every metric of pools, exports and the server, as one table. The process describes itself in process.py.
 
 Names: `nbdzram_` and the kernel's own field where zram has one (Documentation/admin-guide/blockdev/zram: mm_stat,
 io_stat), with _bytes or _total as Prometheus asks. Labels come from fixed sets and from the operator's own names of
@@ -7,12 +7,10 @@ pools and exports; never from clients.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.metrics.exposition import Family, Sample, histogram, labels
-from nbdzram.metrics.process import PROCESS_FAMILIES
 from nbdzram.status import ExportStatus, OperationStatus, RunTotals, ServerStatus
 
 Samples = Callable[[ServerStatus], Iterator[Sample]]
@@ -106,10 +104,6 @@ def _codecs(status: ServerStatus) -> Iterator[Sample]:
             yield labels(pool=pool.name, codec=codec), size
 
 
-def _build(status: ServerStatus) -> Iterator[Sample]:
-    yield labels(version=status.version, python=platform.python_version()), 1
-
-
 def _handshake_failures(status: ServerStatus) -> Iterator[Sample]:
     for cause, count in status.handshake_failures.items():
         yield labels(cause=cause), count
@@ -170,7 +164,6 @@ EXPORT = (
 )  # fmt: skip
 
 SERVER = (
-    Family("nbdzram_build_info", "gauge", "The version that runs.", _build),
     Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
     Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
     Family("nbdzram_handshake_failures_total", "counter", "Handshakes that failed, by cause.", _handshake_failures),
@@ -179,5 +172,5 @@ SERVER = (
     Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
 )  # fmt: skip
 
-FAMILIES = (*MM_STAT, *POOL, *EXPORT, *SERVER, *PROCESS_FAMILIES)
-"""In the order in which they are published."""
+FAMILIES = (*MM_STAT, *POOL, *EXPORT, *SERVER)
+"""In the order in which they are published; process.py's follow."""

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from nbdzram.settings import KEYS, load
 from tests.deploy.grafana import DEPLOY
+from tests.support.nbd_client import Client
 from tests.support.programs import require_program, run
 from tests.support.server import DRAIN_SECONDS, START_SECONDS, Nbdzram, free_port
-from tests.support.wire import Client
 
 UNITS = DEPLOY / "systemd"
 SERVICE = UNITS / "nbdzram.service"

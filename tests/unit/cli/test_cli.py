@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import stat
@@ -15,6 +16,7 @@ import pytest
 
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.client import ControlClient
+from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, run
 
 Start = Callable[..., Server]
@@ -44,12 +46,55 @@ def test_a_signal_drains_and_ends_with_0_and_leaves_no_sockets(start: Start, num
 def test_stat_prints_zramctls_columns(start: Start) -> None:
     server = start("-e", "disk=1G", "-e", "swap=2G", "--mem-limit", "512M")
     lines = server.run("stat").out.splitlines()
-    assert lines[0].split() == ["NAME", "TYPE", "DISKSIZE", "DATA", "COMPR", "TOTAL", "MEM-LIMIT", "SAVED", "CLIENTS"]
+    assert lines[0].split() == [
+        "NAME",
+        "TYPE",
+        "DISKSIZE",
+        "DATA",
+        "COMPR",
+        "UNIQUE",
+        "TOTAL",
+        "MEM-LIMIT",
+        "SAVED",
+        "CLIENTS",
+    ]
     assert lines[1].split()[:3] == ["default", "pool", "3G"]
     assert lines[2].split()[:3] == ["disk", "disk", "1G"]
-    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,COMPR", "disk").out
-    assert raw == f"disk {1 << 30} -\n"
+    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,TOTAL,COMPR", "disk").out
+    assert raw == f"disk {1 << 30} - 0\n"
     assert server.run("stat", "-n", "-b", "-o", "MEM-LIMIT").out.splitlines()[0] == str(512 << 20)
+
+
+def test_stat_explains_where_memory_went(start: Start) -> None:
+    server = start("-e", "disk=1M", "--mem-limit", "1M")
+    block = bytes(range(256)) * 16
+    with Client(server.socket, "disk") as client:
+        client.write(0, block * 2 + random.Random(1).randbytes(4096))
+    server.run("snapshot", "disk", "monday")
+    with Client(server.socket, "disk") as client:
+        client.write(8192, random.Random(2).randbytes(4096))
+    told = json.loads(server.run("stat", "--json").out)
+    (pool,) = told["pools"]
+    disk, monday = (export["usage"] for export in told["exports"])
+    assert disk["unique"] == monday["unique"] == 4096  # each has one block of random bytes to itself
+    assert disk["shared"] == monday["shared"] > 0
+    lines = [line.split() for line in server.run("stat", "--memory", "-b").out.splitlines()]
+    figures = {" ".join(words[:-1]): int(words[-1]) for line in lines if (words := _until_number(line))}
+    assert figures["needed by one export alone"] + figures["+ shared"] == figures["= compressed objects"]
+    assert figures["= compressed objects"] + figures["+ fragmentation"] == figures["= memory used"]
+    assert figures["= memory used"] + figures["+ metadata"] == figures["= taken in all"]
+    assert figures["blocks stored"] - figures["= taken in all"] == figures["saved, metadata deducted"]
+    assert pool["saved_less_metadata"] == figures["saved, metadata deducted"]
+    table = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,UNIQUE,SHARED", "disk").out
+    assert table == f"disk 4096 {disk['shared']}\n"
+
+
+def _until_number(words: list[str]) -> list[str]:
+    """A line's words up to its first figure; nothing if it has none."""
+    for index, word in enumerate(words):
+        if word.lstrip("-").isdigit():
+            return words[: index + 1]
+    return []
 
 
 def test_mm_stat_and_io_stat_are_the_kernels_lines(start: Start) -> None:
@@ -67,6 +112,50 @@ def test_fold_compact_and_check_tell_what_they_did(start: Start) -> None:
     (report,) = json.loads(server.run("fold", "--dry-run", "--json").out)
     assert (report["kind"], report["dry_run"], report["result"]["objects_merged"]) == ("fold", True, 0)
     assert server.run("fold", "--pool", "gone").code == 4
+
+
+def test_recompress_keeps_what_became_smaller_and_the_content(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    text = b"".join(b"%08d the quick brown fox jumps over the lazy dog " % number for number in range(5000))[
+        : 40 * 4096
+    ]
+    with Client(server.socket, "disk") as client:
+        client.write(0, text)
+        (report,) = json.loads(server.run("recompress", "--level", "9", "--json").out)
+        assert report["result"]["objects_recompressed"] > 0
+        assert report["after"]["compr_by_codec"]["zstd"] > 0
+        assert report["after"]["compr_data_size"] < report["before"]["compr_data_size"]
+        assert client.read(0, len(text)) == text
+    (report,) = json.loads(server.run("recompress", "--huge-only", "--idle", "60", "--dictionary", "--json").out)
+    assert report["result"]["objects_recompressed"] == 0
+
+
+def test_pools_come_change_and_go_at_run_time_and_after_a_restart(start: Start, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    server = start("-e", "disk=1M", "--mem-limit", "1M", "--state-dir", state)
+    added = server.run("pools", "add", "fast", "--mem-limit", "2M", "--dedup", "inline")
+    assert added.out == "added fast (2M, dedup inline)\n"
+    assert "there is a pool 'fast' already" in server.run("pools", "add", "fast").err
+    assert server.run("exports", "add", "scratch", "1M", "--pool", "fast").code == 0
+    assert server.run("pools", "limit", "default", "3M").out == "limited default (3M, dedup fold)\n"
+    assert server.run("pools", "dedup", "fast", "fold").out == "changed fast (2M, dedup fold)\n"
+    held = server.run("pools", "remove", "fast")
+    assert (held.code, "holds the export 'scratch'" in held.err) == (1, True)
+    assert server.stop() == 0
+    server = start("-e", "disk=1M", "--mem-limit", "1M", "--state-dir", state)
+    listed = {
+        pool["name"]: pool["stats"]["mem_limit"] for pool in json.loads(server.run("pools", "list", "--json").out)
+    }
+    assert listed == {"default": 3 << 20, "fast": 2 << 20}
+    assert server.run("exports", "remove", "scratch").code == 0
+    assert server.run("pools", "remove", "fast").out == "removed fast\n"
+    assert not (tmp_path / "state" / "fast.pool").exists()
+    declared = server.run("pools", "remove", "default")
+    assert (declared.code, "is declared in the configuration" in declared.err) == (1, True)
+    assert server.run("pools", "limit", "gone", "1M").code == 4
+    assert server.stop() == 0
+    changed = start("-e", "disk=1M", "--mem-limit", "5M", "--state-dir", state)  # a new declaration wins
+    assert changed.run("pools", "list").out.split()[-3:-1] == ["5M", "fold"]
 
 
 def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
@@ -141,6 +230,9 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
         (["exports", "add", "a", "1000"], 2, "multiple of 512"),
         (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
         (["fold", "--cpu", "0"], 2, "0 is not in the range"),
+        (["recompress", "--level", "23"], 2, "23 is not in the range"),
+        (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
+        (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
         (["nothing"], 2, "No such command 'nothing'"),
     ],
 )
@@ -196,7 +288,7 @@ import sys
 from nbdzram.cli.main import run
 assert run(["serve", "-e", "disk=1M", "--check-config"]) == 0
 import nbdzram.control.server, nbdzram.metrics.http, nbdzram.server.service
-unwanted = {"rich", "prometheus_client", "nbdzram.cli.common"}
+unwanted = {"rich", "nbdzram.cli.common"}
 print(sorted(name for name in sys.modules if name in unwanted or name.startswith("nbdzram.cli.")))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
