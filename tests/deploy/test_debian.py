@@ -31,6 +31,7 @@ getent passwd nbdzram
 nbdzram --version
 runuser -u nbdzram -- nbdzram serve --config /etc/nbdzram/nbdzram.toml --check-config
 test "$(stat -c %a:%G /etc/nbdzram/nbdzram.toml)" = 640:nbdzram
+/usr/bin/python3 -I -c 'import sys; sys.path.insert(0, "/usr/lib/nbdzram"); import nbdzram.server.service'
 systemd-analyze verify --man=no nbdzram.service nbdzram.socket
 dpkg --remove nbdzram
 test ! -e /usr/lib/nbdzram
