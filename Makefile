@@ -15,7 +15,7 @@ PORT ?= 10809
 METRICS ?= 127.0.0.1:9809
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build lint test test-slow fuzz wheel bench bench-memory clean
+.PHONY: help run demo build lint test test-slow fuzz wheel dashboards bench bench-memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ wheel: $(VENV)/built ## Build a wheel into dist/
 
 fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours
 	$(BIN)/pytest tests/fuzz -m slow
+
+dashboards: $(VENV)/dev ## Write the Grafana dashboard's JSON from deploy/grafana
+	$(BIN)/python -m deploy.grafana.generate
 
 bench: $(VENV)/built ## Measure speed and memory against nbdkit, in one run (about ten minutes)
 	@$(BIN)/python -m tests.bench.acceptance

@@ -21,12 +21,13 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
-from nbdzram.settings import Given, Layer, export_layer, load
+from nbdzram.errors import ConfigError, UserError
+from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
-    from nbdzram.status import ServerStatus
+    from nbdzram.server.service import Service
 
 FORCED_EXIT = 128 + signal.SIGTERM
 
@@ -40,6 +41,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "log_level": ("log_level",),
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
+    "recompress_interval": ("maintenance", "recompress"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
@@ -65,7 +67,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
 )
 @click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]"
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]",
 )
 @click.option("-i", "--ip", "addresses", metavar="ADDR", multiple=True, help="TCP address.  [default: 127.0.0.1]")
 @click.option(
@@ -87,6 +93,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
 @click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
 @click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
+@click.option(
+    "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
+)
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"
@@ -96,6 +105,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--tls-client-ca", metavar="FILE", help="Clients need a certificate signed by this authority.")
 @click.option("--tls-psk-file", metavar="FILE", help="Pre-shared keys, a line NAME:HEXKEY each.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
+@click.option(
+    "--stdin", "on_stdin", is_flag=True, help="Serve the one client whose socket is standard input, as inetd does."
+)
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
     *,
@@ -105,17 +117,16 @@ def command(
     addresses: tuple[str, ...],
     sockets: tuple[str, ...],
     vsock: str | None,
+    on_stdin: bool,
     check_config: bool,
     **flags: str | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once. Every flag has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
-    the environment, and the environment over the file.
+    A second signal ends at once; SIGHUP looks at the certificates again. Every flag has a key in the TOML file and a
+    variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
-    layer: Layer = {}
-    for specification in exports:
-        layer |= export_layer(specification, "-e")
+    layer = export_layers(exports, "-e")
     layer |= _listen_layer(port, addresses, sockets, vsock)
     for name, value in flags.items():
         if value is not None:
@@ -124,21 +135,63 @@ def command(
     if check_config:
         for line in _describe_config(settled):
             click.echo(line)
-        return
-    serve(settled, click.echo)
+        return None
+    if on_stdin:
+        named = {"metrics", "control"} & {name for name, value in flags.items() if value is not None}
+        return serve_stdin(settled, forbidden=sorted(named))
+    return serve(settled, click.echo)
+
+
+def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
+    """Serve the client behind standard input until it leaves. Raises UserError."""
+    import uvloop  # noqa: PLC0415
+
+    if forbidden:
+        raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
+    try:
+        client = socket.socket(fileno=os.dup(0))
+    except OSError:
+        raise UserError(
+            "standard input is no socket; --stdin is for inetd, for systemd's Accept=yes with StandardInput=socket"
+        ) from None
+    if os.path.sameopenfile(0, 2):  # inetd gives the socket as standard error too: a log line would break the protocol
+        logging.disable()
+    else:
+        _log_to_stderr(config.log_level)
+    uvloop.run(_serve_stdin(config, client))
+
+
+async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
+    from nbdzram.server.service import Service  # noqa: PLC0415
+
+    service = Service(config)
+    told_to_stop = _watch_signals(service.reload)
+    await service.start(listen=False)
+    served = asyncio.create_task(service.serve_socket(client))
+    stopping = asyncio.create_task(told_to_stop.wait())
+    try:
+        await asyncio.wait({served, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        await service.stop()
+    await served  # it has ended: the client left, or was drained
 
 
 def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     """Run until a signal. Raises UserError when something cannot start."""
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
+    _log_to_stderr(config.log_level)
+    uvloop.run(_serve(config, say))
+
+
+def _log_to_stderr(wanted: LogLevel) -> None:
     level = {LogLevel.DEBUG: logging.DEBUG, LogLevel.INFO: logging.INFO, LogLevel.WARNING: logging.WARNING}
     logging.basicConfig(
-        level=level.get(config.log_level, logging.ERROR),
+        level=level.get(wanted, logging.ERROR),
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    uvloop.run(_serve(config, say))
 
 
 async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
@@ -147,10 +200,10 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
     from nbdzram.server.service import Service  # noqa: PLC0415
 
-    told_to_stop = _watch_signals()
     service = Service(config)
+    told_to_stop = _watch_signals(service.reload)
     control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
-    metrics = _metrics_server(config, service.status)
+    metrics = _metrics_server(config, service)
     await control.start()
     try:
         await service.start()
@@ -201,8 +254,8 @@ def notify_supervisor(message: str) -> None:
             logging.getLogger("nbdzram.server").warning("cannot notify %s: %s", address, error.strerror)
 
 
-def _watch_signals() -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once."""
+def _watch_signals(reload: Callable[[], None]) -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once. SIGHUP calls `reload`."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -213,15 +266,16 @@ def _watch_signals() -> asyncio.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     return told
 
 
-def _metrics_server(config: ServerConfig, status: Callable[[], ServerStatus]) -> MetricsServer | None:
+def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:
     if config.metrics is None:
         return None
     from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
-    return MetricsServer(config.metrics, status)
+    return MetricsServer(config.metrics, service.status, service.usage)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

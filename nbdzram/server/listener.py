@@ -56,7 +56,8 @@ class NbdServer:
                 else hosting.loop.create_unix_server
             )
             self._servers.append(await create(lambda: Connection(hosting), sock=listener))
-        log.info("serving %d exports at %s", len(self.exports), ", ".join(self._uris))
+        exports = f"{len(self.exports)} export{'' if len(self.exports) == 1 else 's'}"
+        log.info("serving %s at %s", exports, ", ".join(self._uris))
 
     @property
     def uris(self) -> list[str]:
