@@ -10,6 +10,7 @@ import pytest
 
 from nbdzram.config import Limits
 from nbdzram.nbd.constants import Error
+from nbdzram.server.exports import Export
 from tests.unit.server.conftest import SIZE, Play, Stage
 from tests.wire import request
 
@@ -321,5 +322,31 @@ def test_block_status_with_a_payload_answers_the_chosen_contexts(play: Play) -> 
             client.ask(STATUS, 0, len(bad), payload=bad)
             assert (await client.answer())[1].error == Error.EINVAL
         await client.close()
+
+    play(story)
+
+
+@STYLES
+def test_requests_of_four_gigabytes_without_payload_hold_nobody_up(play: Play, style: int) -> None:
+    """TRIM, WRITE_ZEROES and BLOCK_STATUS of 4 GiB - 512 are answered, and somebody else is served meanwhile."""
+
+    async def story(stage: Stage) -> None:
+        huge = (4 << 30) - 512
+        stage.exports.add(Export(name="huge", disk=stage.pool.create("huge", 5 << 30), pool_name="default"))
+        contexts = (b"base:allocation",) if style else ()
+        client = await stage.client(b"huge", style=style, contexts=contexts)
+        other = await stage.client()
+        await client.write(1 << 20, noise(4096))
+        commands = [(TRIM, 0), (ZEROES, 2), (ZEROES, 16), *([(STATUS, 0)] if style else [])]
+        for command, flags in commands:
+            client.ask(command, 0, huge, flags=flags)
+            await other.write(0, noise(4096))
+            assert await other.read(0, 4096) == noise(4096)
+            assert (await client.answer())[1].error == 0
+        assert await client.read(1 << 20, 4096) == bytes(4096)
+        for command in (READ, TRIM):
+            assert (await client.call(command, 2 << 30, (4 << 30) - 1)).error == Error.EINVAL
+        await client.close()
+        await other.close()
 
     play(story)
