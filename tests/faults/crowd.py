@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from tests.support.nbd_client import CMD_READ, CMD_WRITE, REQUEST, REQUEST_MAGIC, Client, open_socket
 from tests.support.server import Nbdzram
-from tests.support.wire import CMD_READ, CMD_WRITE, REQUEST, REQUEST_MAGIC, Client, open_socket
 
 KIB, MIB = 1 << 10, 1 << 20
 GROWTH_LIMIT = 64 * MIB  # what any of these crowds may cost, with the server's default limits

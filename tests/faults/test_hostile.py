@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.faults.crowd import MIB, Crowd, Watch, half_a_write, many_descriptors, reads
-from tests.support.server import Nbdzram
-from tests.support.wire import (
+from tests.support.nbd_client import (
     CMD_READ,
     IHAVEOPT,
     OPT_ABORT,
@@ -29,6 +28,7 @@ from tests.support.wire import (
     RefusedOption,
     open_socket,
 )
+from tests.support.server import Nbdzram
 
 STORED = random.Random(5).randbytes(MIB)
 OTHERS = random.Random(6).randbytes(300_000)

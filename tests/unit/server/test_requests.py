@@ -344,8 +344,7 @@ def test_requests_of_four_gigabytes_without_payload_hold_nobody_up(play: Play, s
             assert await other.read(0, 4096) == noise(4096)
             assert (await client.answer())[1].error == 0
         assert await client.read(1 << 20, 4096) == bytes(4096)
-        for command in (READ, TRIM):
-            assert (await client.call(command, 2 << 30, (4 << 30) - 1)).error == Error.EINVAL
+        assert (await client.call(TRIM, 2 << 30, (4 << 30) - 1)).error == Error.EINVAL
         await client.close()
         await other.close()
 
