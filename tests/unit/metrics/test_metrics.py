@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -25,6 +24,7 @@ from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
 from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
+from tests.support.programs import require_program
 from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
 
 
@@ -135,9 +135,7 @@ def test_the_process_describes_itself_once_with_the_librarys_own_collectors() ->
 
 
 def test_the_names_are_as_promtool_wants_them() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is missing; install Debian's package prometheus")
+    promtool = require_program("promtool", package="prometheus")
     text = get("/metrics")[2]
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
