@@ -401,6 +401,21 @@ def test_completion_completes_commands(shell: str) -> None:
     assert "_NBDZRAM_COMPLETE" in run("completion", shell).out
 
 
+def test_exports_are_completed_from_the_running_server(start: Start) -> None:
+    server = start("-e", "root=1M", "-e", "rescue=1M", "-e", "swap=1M")
+    environment = clean_environment() | {
+        "_NBDZRAM_COMPLETE": "bash_complete",
+        "COMP_WORDS": "nbdzram snapshot r",
+        "COMP_CWORD": "2",
+        "NBDZRAM_CONTROL": str(server.control),
+    }
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["plain,root", "plain,rescue"]
+    nobody = environment | {"NBDZRAM_CONTROL": str(server.control.with_name("gone"))}
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=nobody)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
 def test_a_completion_request_is_answered() -> None:
     environment = clean_environment() | {
         "_NBDZRAM_COMPLETE": "bash_complete",
