@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,20 @@ def test_recompress_keeps_what_became_smaller_and_the_content(start: Start) -> N
         assert client.read(0, len(text)) == text
     (report,) = json.loads(server.run("recompress", "--huge-only", "--idle", "60", "--dictionary", "--json").out)
     assert report["result"]["objects_recompressed"] == 0
+
+
+def test_resting_blocks_are_recompressed_by_itself(start: Start) -> None:
+    server = start("-e", "disk=1M", "--recompress-interval", "1", "--recompress-age", "0")
+    with Client(server.socket, "disk") as client:
+        client.write(
+            0, b"".join(b"%08d the quick brown fox jumps over the lazy dog " % number for number in range(2000))
+        )
+    deadline = time.monotonic() + 60
+    while not json.loads(server.run("stat", "--json").out)["pools"][0]["compr_by_codec"]["zstd"]:
+        assert time.monotonic() < deadline, server.log.read_text()
+    with ControlClient(server.control) as control:
+        (pool,) = control.status().pools
+    assert {run.reason for run in pool.maintenance.recent if run.kind == "recompress"} == {"interval"}
 
 
 def test_pools_come_change_and_go_at_run_time_and_after_a_restart(start: Start, tmp_path: Path) -> None:
