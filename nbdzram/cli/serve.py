@@ -42,6 +42,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
     "recompress_interval": ("maintenance", "recompress"),
+    "recompress_age": ("maintenance", "recompress_age_seconds"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
@@ -96,6 +97,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
 )
+@click.option("--recompress-age", metavar="SECONDS", help="Unused for so long, a block rests.  [default: 3600]")
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"
