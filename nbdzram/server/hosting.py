@@ -12,6 +12,7 @@ from nbdzram.config import ServerConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.nbd.constants import ReplyStyle
 from nbdzram.nbd.handshake import Failure, Policy
+from nbdzram.server.channel import Receiver
 from nbdzram.server.exports import Exports
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
@@ -49,6 +50,7 @@ class Hosting:
         self.budget = Budget(config.limits.total_bytes)
         self.workers = Workers(os.cpu_count() or 1)
         self.scratch = Scratch()
+        self.receiver = Receiver()
         self.haggling: set[Connection] = set()
         self.sessions: set[Session] = set()
         self.accepted = 0

@@ -239,7 +239,7 @@ cdef class HotPath:
     # ---- what the transport calls ----
 
     def attach(self, transport, int fd, bytes rest not None):
-        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+        """Begin on `transport`, a TlsChannel or that of the socket `fd`. `rest`: bytes already read."""
         self.transport = transport
         self.outlet = Outlet(transport, fd, self.outlet.scratch)
         if rest:
@@ -252,7 +252,7 @@ cdef class HotPath:
         """Where the socket's next bytes belong: the inbox, or a large payload's own buffer."""
         if self.phase != PAYLOAD:
             self.inbox.make_room(1)
-        return self if self.outlet.fd >= 0 else memoryview(self)
+        return self
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         if self.phase == PAYLOAD:
