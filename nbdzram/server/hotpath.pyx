@@ -410,6 +410,7 @@ cdef class HotPath:
 
     cdef bint take_read(self, int size) except -1:
         cdef Request* request = &self.request
+        cdef uint64_t step = _PIECE_SIZE
         cdef size_t last = 0
         cdef size_t reply
         cdef uint8_t* target
@@ -417,7 +418,11 @@ cdef class HotPath:
             if self.rules.style == SIMPLE and request.length > WHOLE_SIMPLE:
                 return self.start_exclusive(size)
             self.inbox.taken += size
-            self.start_operation(None, WHOLE_SIMPLE if self.rules.style == SIMPLE else _PIECE_SIZE)
+            if self.rules.style == SIMPLE:
+                step = WHOLE_SIMPLE + BLOCK  # one task, wherever it begins: each task has a header of its own
+            elif request.flags & DF:
+                step = _PIECE_SIZE + BLOCK
+            self.start_operation(None, step)
             return True
         target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
         if target == NULL:
