@@ -110,8 +110,8 @@ def command(
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once. Every flag has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
-    the environment, and the environment over the file.
+    A second signal ends at once; SIGHUP reads renewed TLS files. Every flag has a key in the TOML file and a variable
+    NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
     layer: Layer = {}
     for specification in exports:
@@ -161,6 +161,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
                 say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
             notify_supervisor("READY=1")
             await told_to_stop.wait()
             notify_supervisor("STOPPING=1")

@@ -120,6 +120,10 @@ class Service:
         for service in self._pools.values():
             service.pool.close()
 
+    def reload(self) -> None:
+        """What can be renewed without a restart: TLS files."""
+        self._nbd.renew_certificates()
+
     @property
     def uris(self) -> tuple[str, ...]:
         """Where clients attach: one NBD URI an address, without an export's name."""
