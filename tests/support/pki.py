@@ -52,9 +52,5 @@ class Pki:
         return context
 
     def _request(self, certificate: Path, key: Path, name: str, *options: str) -> None:
-        run(
-            [
-                *(self._openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-                *("-days", DAYS, "-subj", f"/CN={name}", "-keyout", key, "-out", certificate, *options),
-            ]
-        )
+        command = [self._openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        run([*command, "-days", DAYS, "-subj", f"/CN={name}", "-keyout", key, "-out", certificate, *options])

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -494,12 +495,17 @@ def test_only_tls_1_2_and_newer(certificate: tuple[Path, Path]) -> None:
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
+def with_file(config: TlsConfig, key: str, path: Path) -> TlsConfig:
+    changed: dict[str, Any] = {key: path}
+    return replace(config, **changed)
+
+
 @pytest.mark.parametrize("wrong", ["certificate", "key", "client_ca"])
 def test_a_file_that_cannot_be_used_is_named(certificate: tuple[Path, Path], tmp_path: Path, wrong: str) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("junk")
     config = TlsConfig(mode=TlsMode.ON, certificate=certificate[0], key=certificate[1])
     with pytest.raises(ConfigError, match=r"junk\.pem"):
-        TlsFiles(replace(config, **{wrong: junk}))
+        TlsFiles(with_file(config, wrong, junk))
     with pytest.raises(ConfigError, match=r"missing\.pem"):
-        TlsFiles(replace(config, **{wrong: tmp_path / "missing.pem"}))
+        TlsFiles(with_file(config, wrong, tmp_path / "missing.pem"))
