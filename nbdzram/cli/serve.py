@@ -77,6 +77,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     help="Unix socket, PATH[,mode=0660][,owner=USER:GROUP]; without -p and -i there is no TCP then.",
 )
 @click.option("--vsock", metavar="PORT", help="AF_VSOCK port, for guests of this host.")
+@click.option("--stdin", is_flag=True, help="Serve one connection, the socket on standard input (inetd), and end.")
 @click.option("--mem-limit", metavar="SIZE", help="Most memory for stored blocks: a size, or a share such as 50%.")
 @click.option("--dedup", metavar="fold|inline", help="When equal blocks meet: in a fold, or already at the write.")
 @click.option(
@@ -105,6 +106,7 @@ def command(
     addresses: tuple[str, ...],
     sockets: tuple[str, ...],
     vsock: str | None,
+    stdin: bool,
     check_config: bool,
     **flags: str | None,
 ) -> None:
@@ -125,20 +127,56 @@ def command(
         for line in _describe_config(settled):
             click.echo(line)
         return
-    serve(settled, click.echo)
+    if stdin:
+        serve_stdin(settled)
+    else:
+        serve(settled, click.echo)
 
 
 def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     """Run until a signal. Raises UserError when something cannot start."""
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
+    _log_to_stderr(config.log_level)
+    uvloop.run(_serve(config, say))
+
+
+def serve_stdin(config: ServerConfig) -> None:
+    """Serve the connection on standard input until it closes or a signal comes. Raises UserError.
+
+    No greeting, metrics or control socket: there may be one such process a connection.
+    """
+    import uvloop  # noqa: PLC0415 - the same
+
+    from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
+
+    client = take_stdin()
+    _log_to_stderr(config.log_level)
+    uvloop.run(_serve_one(config, client))
+
+
+def _log_to_stderr(wanted: LogLevel) -> None:
     level = {LogLevel.DEBUG: logging.DEBUG, LogLevel.INFO: logging.INFO, LogLevel.WARNING: logging.WARNING}
     logging.basicConfig(
-        level=level.get(config.log_level, logging.ERROR),
+        level=level.get(wanted, logging.ERROR),
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    uvloop.run(_serve(config, say))
+
+
+async def _serve_one(config: ServerConfig, client: socket.socket) -> None:
+    from nbdzram.server.service import Service  # noqa: PLC0415 - the same
+
+    told_to_stop = asyncio.ensure_future(_watch_signals().wait())
+    service = Service(config)
+    await service.start(listen=False)
+    try:
+        serving = asyncio.ensure_future(service.serve_socket(client))
+        await asyncio.wait((serving, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told_to_stop.cancel()
+        await service.stop()
+    await serving
 
 
 async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:

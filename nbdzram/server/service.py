@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 
@@ -89,7 +90,7 @@ class Service:
         self._requests_seen = 0
         self._draining = False
 
-    async def start(self) -> None:
+    async def start(self, *, listen: bool = True) -> None:
         """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
         config = self._config
         self._state = State(config.state_dir)
@@ -102,7 +103,8 @@ class Service:
                 self._pools[name] = PoolService(name, pool, _policies(config, loop.time()))
             for placed in place_exports(config.exports, pools, self._state):
                 self._exports.add(_export(placed))
-            await self._nbd.start()
+            if listen:
+                await self._nbd.start()
         except BaseException:
             for pool in pools.values():
                 pool.close()
@@ -119,6 +121,10 @@ class Service:
             await service.maintenance.stop()
         for service in self._pools.values():
             service.pool.close()
+
+    async def serve_socket(self, client: socket.socket) -> None:
+        """Serve one connected socket until it closes."""
+        await self._nbd.serve_socket(client)
 
     def reload(self) -> None:
         """What can be renewed without a restart: TLS files."""
