@@ -165,9 +165,7 @@ class WireClient:
             flags, kind, cookie, size = struct.unpack(">HHQI", await self.reader.readexactly(16))
         return flags, kind, cookie, await self.reader.readexactly(size)
 
-    async def call(
-        self, command: int, offset: int, length: int, *, flags: int = 0, payload: bytes = b""
-    ) -> Answer:
+    async def call(self, command: int, offset: int, length: int, *, flags: int = 0, payload: bytes = b"") -> Answer:
         """One request and its answer."""
         self.ask(command, offset, length, flags=flags, payload=payload)
         _, answer = await self.answer(read_length=length if command == 0 else 0, offset=offset)

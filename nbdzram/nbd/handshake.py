@@ -52,9 +52,7 @@ MINIMUM_BLOCK_SIZE = 1  # any alignment is served
 
 _OPTION_HEADER = struct.Struct(">QII")
 _REPLY_HEADER = struct.Struct(">QIII")
-_GREETING = struct.pack(
-    ">QQH", INIT_MAGIC, OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-)
+_GREETING = struct.pack(">QQH", INIT_MAGIC, OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _KNOWN_CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 
 
@@ -173,15 +171,13 @@ class _State(Enum):
     DONE = auto()
 
 
-class _Refusal(Exception):  # noqa: N818  (never leaves this module: it becomes an error reply)
+class _Refusal(Exception):
     def __init__(self, reply: Reply, text: str) -> None:
         super().__init__(text)
         self.reply = reply
 
 
-def transmission_flags(
-    offer: Offer, style: ReplyStyle, contexts: tuple[MetaContext, ...]
-) -> TransmissionFlag:
+def transmission_flags(offer: Offer, style: ReplyStyle, contexts: tuple[MetaContext, ...]) -> TransmissionFlag:
     """What INFO, GO and EXPORT_NAME say about an export: one answer for all three."""
     flags = (
         TransmissionFlag.HAS_FLAGS
@@ -193,9 +189,7 @@ def transmission_flags(
     if offer.read_only:
         flags |= TransmissionFlag.READ_ONLY
     else:
-        flags |= (
-            TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
-        )
+        flags |= TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
     if style is not ReplyStyle.SIMPLE:
         flags |= TransmissionFlag.SEND_DF
     if style is ReplyStyle.EXTENDED and contexts:
@@ -205,12 +199,7 @@ def transmission_flags(
 
 def text_bytes(text: str) -> bytes:
     """UTF-8 of at most STRING_LIMIT bytes and without NUL, cut between characters (section "Conventions")."""
-    return (
-        text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-        .encode()[:STRING_LIMIT]
-        .decode(errors="ignore")
-        .encode()
-    )
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode()[:STRING_LIMIT].decode(errors="ignore").encode()
 
 
 class Handshake:
@@ -423,9 +412,7 @@ class Handshake:
         if data:
             raise _Refusal(Reply.ERR_INVALID, f"STRUCTURED_REPLY takes no data, {len(data)} bytes came")
         if self._style is ReplyStyle.EXTENDED:
-            raise _Refusal(
-                Reply.ERR_EXT_HEADER_REQD, "extended headers are already settled and take precedence"
-            )
+            raise _Refusal(Reply.ERR_EXT_HEADER_REQD, "extended headers are already settled and take precedence")
         self._style = ReplyStyle.STRUCTURED
         return Send(self._reply(Reply.ACK))
 
@@ -455,14 +442,10 @@ class Handshake:
     def _parse_info(self, data: bytes) -> tuple[Offer, set[int]]:
         """Section "Option types", INFO: name length, name, count, information types; nothing behind."""
         if len(data) < 6:
-            raise _Refusal(
-                Reply.ERR_INVALID, f"{len(data)} bytes cannot hold a name and a count of information types"
-            )
+            raise _Refusal(Reply.ERR_INVALID, f"{len(data)} bytes cannot hold a name and a count of information types")
         name_size = int.from_bytes(data[:4])
         if name_size > len(data) - 6:
-            raise _Refusal(
-                Reply.ERR_INVALID, f"a name of {name_size} bytes does not fit {len(data)} bytes of data"
-            )
+            raise _Refusal(Reply.ERR_INVALID, f"a name of {name_size} bytes does not fit {len(data)} bytes of data")
         count = int.from_bytes(data[4 + name_size : 6 + name_size])
         types = data[6 + name_size :]
         if len(types) != 2 * count:
@@ -473,9 +456,7 @@ class Handshake:
     def _parse_meta_context(self, data: bytes) -> tuple[Offer, set[str]]:
         """Section "SET_META_CONTEXT": an export name, a count, and that many queries."""
         if self._style is ReplyStyle.SIMPLE:
-            raise _Refusal(
-                Reply.ERR_INVALID, "metadata contexts need STRUCTURED_REPLY or EXTENDED_HEADERS first"
-            )
+            raise _Refusal(Reply.ERR_INVALID, "metadata contexts need STRUCTURED_REPLY or EXTENDED_HEADERS first")
         strings = _Strings(data)
         name = strings.take_string()
         count = strings.take_count()
@@ -493,9 +474,7 @@ class Handshake:
         name = _decode(raw_name, "export name")
         offer = self._directory.find(name)
         if offer is None:
-            what = (
-                f"export {name[:256]!r} is not known" if name else "there is no default export: give a name"
-            )
+            what = f"export {name[:256]!r} is not known" if name else "there is no default export: give a name"
             raise _Refusal(Reply.ERR_UNKNOWN, what)
         return offer
 
@@ -565,9 +544,7 @@ class _Strings:
     def take_string(self) -> bytes:
         size = self.take_count()
         if size > self.rest:
-            raise _Refusal(
-                Reply.ERR_INVALID, f"a string of {size} bytes does not fit the {self.rest} that are left"
-            )
+            raise _Refusal(Reply.ERR_INVALID, f"a string of {size} bytes does not fit the {self.rest} that are left")
         self._position += size
         return self._data[self._position - size : self._position]
 

@@ -80,9 +80,7 @@ class Exports:
     def add(self, export: Export) -> None:
         """Offer it. Raises ExportExists."""
         if export.name in self._by_name:
-            raise ExportExists(
-                f"export {export.name!r} exists already: choose another name, or remove it first"
-            )
+            raise ExportExists(f"export {export.name!r} exists already: choose another name, or remove it first")
         self._by_name[export.name] = export
 
     def get(self, name: str) -> Export:

@@ -87,9 +87,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing can be sent any more; tasks under way come back and are dropped."""
         if not self.halted and self.midway and not self._closing:
-            log.warning(
-                "%s: the connection broke in the middle of a request (%s)", self._who, exc or "closed"
-            )
+            log.warning("%s: the connection broke in the middle of a request (%s)", self._who, exc or "closed")
         else:
             log.debug("%s: disconnected (%s)", self._who, exc or "closed")
         if self._error_count > LOGGED_ERRORS:

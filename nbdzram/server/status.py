@@ -67,9 +67,7 @@ def parse_status(
         return Verdict.WRONG_SHAPE
     if asked.offset > size_bytes or length > size_bytes - asked.offset:
         return Verdict.OUT_OF_RANGE
-    return StatusRequest(
-        asked.cookie, asked.offset, length, contexts, bool(asked.flags & CommandFlag.REQ_ONE)
-    )
+    return StatusRequest(asked.cookie, asked.offset, length, contexts, bool(asked.flags & CommandFlag.REQ_ONE))
 
 
 def status_reply(disk: Disk, style: ReplyStyle, request: StatusRequest) -> bytes:

@@ -30,9 +30,7 @@ def judge(
 ) -> Verdict:
     parsed = request_at(request(command, offset, length, flags=flags, extended=style == EXTENDED), style)
     assert parsed is not None
-    return Verdict(
-        verdict_of(parsed, size=SIZE, style=style, read_only=read_only, context_count=context_count)
-    )
+    return Verdict(verdict_of(parsed, size=SIZE, style=style, read_only=read_only, context_count=context_count))
 
 
 def chunks_of(reply: bytes) -> list[tuple[int, int, bytes]]:
@@ -171,9 +169,7 @@ def test_every_verdict_has_an_error_and_a_sentence() -> None:
 
 
 def test_a_simple_read_is_one_header_and_the_content() -> None:
-    assert (
-        read_reply(SIMPLE, COOKIE, 0, 0, b"x" * 512) == b"\x67\x44\x66\x98" + bytes(4) + COOKIE + b"x" * 512
-    )
+    assert read_reply(SIMPLE, COOKIE, 0, 0, b"x" * 512) == b"\x67\x44\x66\x98" + bytes(4) + COOKIE + b"x" * 512
 
 
 @pytest.mark.parametrize("style", [STRUCTURED, EXTENDED])
@@ -203,9 +199,7 @@ def test_df_keeps_a_mixture_in_one_chunk() -> None:
     st.lists(st.tuples(st.booleans(), st.integers(1, 6000)), min_size=1, max_size=8),
     st.booleans(),
 )
-def test_chunks_cover_the_read_exactly_once(
-    style: int, offset: int, runs: list[tuple[bool, int]], whole: bool
-) -> None:
+def test_chunks_cover_the_read_exactly_once(style: int, offset: int, runs: list[tuple[bool, int]], whole: bool) -> None:
     content = b"".join((b"\0" if zero else b"d") * size for zero, size in runs)
     reply = read_reply(style, COOKIE, offset, offset, content, whole=whole)
     chunks = chunks_of(reply)

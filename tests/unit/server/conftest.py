@@ -44,9 +44,7 @@ class Stage:
         finally:
             await self.server.drain()
 
-    async def client(
-        self, name: bytes = b"disk", *, style: int = 1, contexts: tuple[bytes, ...] = ()
-    ) -> WireClient:
+    async def client(self, name: bytes = b"disk", *, style: int = 1, contexts: tuple[bytes, ...] = ()) -> WireClient:
         client = await WireClient.connect(self.path)
         return await client.go(name, style=style, contexts=contexts)
 
