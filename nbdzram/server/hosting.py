@@ -17,7 +17,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
-from nbdzram.server.workers import Budget, Workers, release_memory
+from nbdzram.server.workers import Budget, Workers, keep_memory, release_memory
 
 if TYPE_CHECKING:
     from nbdzram.server.connection import Connection
@@ -37,6 +37,7 @@ class Hosting:
     """Made by NbdServer; lives on its event loop."""
 
     def __init__(self, exports: Exports, config: ServerConfig) -> None:
+        keep_memory()
         self.loop = asyncio.get_running_loop()
         self.exports = exports
         self.limits = config.limits

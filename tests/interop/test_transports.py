@@ -131,7 +131,8 @@ def test_one_connection_on_standard_input_is_served_and_then_it_ends() -> None:
     """As from inetd: the socket is 0, 1 and 2; nothing but NBD may appear on it."""
     ours, theirs = socket.socketpair()
     words = [sys.executable, "-m", "nbdzram", "serve", "--stdin", "-e", "disk=1M", "--log-level", "debug"]
-    process = subprocess.Popen(words, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs)
+    end = theirs.fileno()
+    process = subprocess.Popen(words, env=environment(), stdin=end, stdout=end, stderr=end)
     theirs.close()
     with ours, ours.makefile("rwb") as stream:
         assert stream.read(18) == b"NBDMAGICIHAVEOPT\0\3"
