@@ -21,7 +21,7 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
-from nbdzram.errors import ConfigError, UserError
+from nbdzram.errors import ConfigError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
@@ -146,20 +146,14 @@ def command(
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
     """Serve the client behind standard input until it leaves. Raises UserError."""
-    import uvloop  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415 - the same as below
+
+    from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
 
     if forbidden:
         raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
-    try:
-        client = socket.socket(fileno=os.dup(0))
-    except OSError:
-        raise UserError(
-            "standard input is no socket; --stdin is for inetd, for systemd's Accept=yes with StandardInput=socket"
-        ) from None
-    if os.path.sameopenfile(0, 2):  # inetd gives the socket as standard error too: a log line would break the protocol
-        logging.disable()
-    else:
-        _log_to_stderr(config.log_level)
+    client = take_stdin()
+    _log_to_stderr(config.log_level)
     uvloop.run(_serve_stdin(config, client))
 
 
@@ -216,6 +210,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
                 say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
             notify_supervisor("READY=1")
             await told_to_stop.wait()
             notify_supervisor("STOPPING=1")

@@ -81,6 +81,11 @@ class NbdServer:
         """Connections ended in the transmission phase because the peer broke the protocol."""
         return self._hosting.protocol_errors if self._hosting else 0
 
+    def renew_certificates(self) -> None:
+        """Read TLS files that changed now, and not only when the next client comes."""
+        if self._hosting is not None:
+            self._hosting.tls.renew()
+
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected socket (inetd's on stdin, say) until it closes."""
         if self._hosting is None:
