@@ -44,11 +44,8 @@ class HotPath:
     @property
     def midway(self) -> bool:
         """The peer has begun a request and not finished it."""
-    def attach(self, transport: Any, wire: Any, fd: int, rest: bytes) -> None:
-        """Begin on `transport`, which lies on `wire` (itself, or the one under TLS). `rest`: bytes already read.
-
-        `fd` is the socket for direct sends, or -1.
-        """
+    def attach(self, transport: Any, fd: int, rest: bytes) -> None:
+        """Begin on `transport`, a TlsChannel or that of the socket `fd`. `rest`: bytes already read."""
     def get_buffer(self, sizehint: int) -> Any:
         """Where the socket's next bytes belong."""
     def buffer_updated(self, nbytes: int) -> None:

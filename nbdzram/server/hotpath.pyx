@@ -178,8 +178,8 @@ cdef class Operation(TaskOwner):
             self.cursor += length
             self.in_flight += 1
             self.session.workers.submit(task)
-        if self.request.command == READ and self.in_flight == 0 and self.cursor < self.request.length:
-            self.read_inline()
+        if self.request.command == READ and self.session.piece_bytes == 0 and self.cursor < self.request.length:
+            self.read_inline()  # nothing of ours is under way whose return would bring us back here
         return 0
 
     cdef int read_inline(self) except -1:
@@ -321,19 +321,16 @@ cdef class HotPath:
         self.connection_limit = connection_limit
         self.operations = []
         self.inbox = Inbox(budget)
-        self.outlet = Outlet(None, None, -1, scratch, budget)
+        self.outlet = Outlet(None, -1, scratch, budget)
         self.reading = True
         self.phase = HEADER
 
     # ---- what the transport calls ----
 
-    def attach(self, transport, wire, int fd, bytes rest not None):
-        """Begin on `transport`, which lies on `wire` (itself, or the one under TLS). `rest`: bytes already read.
-
-        `fd` is the socket for direct sends, or -1.
-        """
+    def attach(self, transport, int fd, bytes rest not None):
+        """Begin on `transport`, a TlsChannel or that of the socket `fd`. `rest`: bytes already read."""
         self.transport = transport
-        self.outlet = Outlet(transport, wire, fd, self.outlet.scratch, self.budget)
+        self.outlet = Outlet(transport, fd, self.outlet.scratch, self.budget)
         if rest:
             self.inbox.make_room(len(rest))
             memcpy(self.inbox.bytes, <const char*>rest, len(rest))
@@ -344,7 +341,7 @@ cdef class HotPath:
         """Where the socket's next bytes belong: the inbox, or a large payload's own buffer."""
         if self.phase != PAYLOAD:
             self.inbox.make_room(1)
-        return self if self.outlet.fd >= 0 else memoryview(self)
+        return self
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         if self.phase == PAYLOAD:

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t
 
+from nbdzram.server.channel cimport TlsChannel
 from nbdzram.server.workers cimport Budget, Piece
 
 cdef class Scratch:
@@ -8,11 +9,11 @@ cdef class Scratch:
 
 cdef class Outlet:
     cdef object transport
-    cdef int fd               # for direct sends; -1 under TLS
+    cdef TlsChannel channel   # the transport, if it is one; else None
+    cdef int fd               # for direct sends without TLS
     cdef Scratch scratch
     cdef Budget budget
-    cdef object wire          # the transport next to the socket: `transport` itself, or the one under TLS
-    cdef size_t held          # bytes that the transports hold, as charged to the budget
+    cdef size_t held          # bytes that the transport holds, as charged to the budget
     cdef size_t used          # bytes of the scratch filled by this connection in this wake-up
     cdef bint handed_over     # the transport was given bytes, and may still hold them
     cdef bint blocked         # the transport holds bytes that the peer does not take
@@ -26,4 +27,4 @@ cdef class Outlet:
     cdef int weigh(self) except -1
     cdef void close(self) noexcept
     cdef bint can_send(self) except -1
-    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2
+    cdef ssize_t send_now(self, const uint8_t* source, size_t size) except -2

@@ -76,12 +76,12 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, transport: Any, wire: Any, *, rest: bytes) -> None:
-        """Take the connection over from the handshake; `wire` is `transport`, or the one under TLS."""
+    def start(self, transport: Any, *, rest: bytes) -> None:
+        """Take the connection over from the handshake; `rest`: bytes that came behind its last option."""
         self._transport = transport
         self._socket_fd = transport.get_extra_info("socket").fileno()
         self.export.connections.add(self)
-        self.attach(transport, wire, self._socket_fd if wire is transport else -1, rest)
+        self.attach(transport, self._socket_fd, rest)
 
     # ---- what the transport calls, beyond HotPath ----
 

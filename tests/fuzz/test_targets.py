@@ -59,7 +59,7 @@ def wire_requests(draw: st.DrawFn, style: int) -> bytes:
     flags = draw(st.one_of(st.just(0), st.sampled_from([1, 4, 8, 2, 18]), st.integers(0, 65535)))
     if wide and command == 1 and draw(st.integers(0, 9)):
         flags |= 32
-    carries = bool(flags & 32) if wide else command == 1
+    carries = command == 1 or (wide and bool(flags & 32))
     if wide and command == 7 and carries:
         ids = draw(st.lists(st.integers(0, 3), max_size=3))
         payload = struct.pack(f">Q{len(ids)}I", draw(lengths), *ids)

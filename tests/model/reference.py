@@ -74,8 +74,6 @@ class PlainExport:
     def _judge(self, request: Request) -> int:  # noqa: PLR0911  (one return a rule, in the order of the rules)
         if request.flags & ~self._allowed_flags(request.command) or request.command > STATUS:
             return EINVAL
-        if request.command == WRITE and self.style == EXTENDED and not request.flags & PAYLOAD_LEN:
-            return EINVAL
         if self.read_only and request.command in (WRITE, TRIM, ZEROES):
             return EPERM
         if request.command == FLUSH:
@@ -126,7 +124,7 @@ def parse(stream: bytes, style: int) -> tuple[list[Request], bool]:
         found, flags, command, cookie, offset, length = form.unpack_from(stream, at)
         if found != magic:
             return requests, True
-        carries = bool(flags & PAYLOAD_LEN) if style == EXTENDED else command == WRITE
+        carries = command == WRITE or (style == EXTENDED and bool(flags & PAYLOAD_LEN))
         if carries and length > PAYLOAD_LIMIT:
             return requests, True
         if command == DISC:

@@ -169,6 +169,20 @@ def test_holes_are_sent_as_holes(play: Play) -> None:
     play(story)
 
 
+@pytest.mark.parametrize("style", [1, 2])
+@pytest.mark.parametrize("offset", [0, 5])
+def test_the_longest_read_without_fragments_is_one_chunk(play: Play, style: int, offset: int) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client(style=style)
+        content = noise(256 << 10)
+        await client.write(offset, content)
+        answer = await client.call(READ, offset, len(content), flags=4)
+        assert [chunk[1][8:] for chunk in answer.chunks] == [content]
+        await client.close()
+
+    play(story)
+
+
 def test_a_large_read_without_fragments_overflows(play: Play) -> None:
     async def story(stage: Stage) -> None:
         client = await stage.client()
