@@ -15,7 +15,7 @@ PORT ?= 10809
 METRICS ?= 127.0.0.1:9809
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build lint test test-slow wheel bench bench-memory clean
+.PHONY: help run demo build lint test test-slow wheel dashboards bench bench-memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ wheel: $(VENV)/built ## Build a wheel into dist/
 	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls -l dist
+
+dashboards: $(VENV)/dev ## Write the Grafana dashboard's JSON from deploy/grafana
+	$(BIN)/python -m deploy.grafana.generate
 
 bench: $(VENV)/built ## Measure speed and memory against nbdkit, in one run (about ten minutes)
 	@$(BIN)/python -m tests.bench.acceptance

@@ -114,6 +114,9 @@ class MaintenanceConfig:
     recompress: Trigger = Trigger.OFF
     recompress_interval_seconds: float = 0.0
     recompress_age_seconds: int = 3600  # a block that nobody touched for so long is idle
+    recompress_level: int = 3  # Zstandard's: above it a block costs several times the time and gains a few percent
+    recompress_huge_only: bool = False
+    recompress_dictionary: bool = False  # trained from the pool's own blocks
     cpu_percent: int = 25  # of one core, for each pool's automatic runs; runs that a person asks for take what is idle
 
 

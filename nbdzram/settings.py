@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,15 @@ KEYS = (
     Key(("maintenance", "compact"), values.trigger("compact"), "off, auto or an interval", True),
     Key(("maintenance", "recompress"), values.trigger("recompress"), "off, auto or an interval", True),
     Key(("maintenance", "recompress_age_seconds"), values.integer(0, 10**9), "age at which a block is idle"),
+    Key(("maintenance", "recompress_level"), values.integer(1, 22), "Zstandard's level for recompression"),
+    Key(("maintenance", "recompress_huge_only"), values.boolean, "recompress only blocks that are stored raw"),
+    Key(("maintenance", "recompress_dictionary"), values.boolean, "train a dictionary from the pool's own blocks"),
     Key(("maintenance", "cpu_percent"), values.integer(1, 100), "share of one core for automatic runs"),
     Key(("pools", "*", "mem_limit"), values.memory, "most memory for stored blocks: a size or a share (50%)"),
     Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
-    Key(("exports", "*", "read_only"), values.boolean, "whether clients may write"),
+    Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),
     Key(("exports", "*", "description"), values.text, "what clients are told of it"),
     Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
     Key(
@@ -168,8 +171,17 @@ def read_environment(environment: Mapping[str, str]) -> Layer:
             path = tuple(DEFAULT_POOL if word == "*" else word for word in key.path)
             layer[path] = Given(environment[variable], variable)
     variable = f"{ENVIRONMENT_PREFIX}EXPORTS"
-    for item in environment.get(variable, "").split():
-        layer |= export_layer(item, variable)
+    return layer | export_layers(environment.get(variable, "").split(), variable)
+
+
+def export_layers(specifications: Iterable[str], origin: str) -> Layer:
+    """Several NAME=SIZE[,ro][,pool=POOL] of one origin as a layer. Raises ConfigError, also for a name given twice."""
+    layer: Layer = {}
+    for specification in specifications:
+        export = export_layer(specification, origin)
+        for path in export.keys() & layer.keys():
+            raise ConfigError(f"{origin}: export '{path[1]}' is given twice; give each disk a name of its own")
+        layer |= export
     return layer
 
 

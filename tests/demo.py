@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support import images
+from tests.support.nbd_client import PIECE, Client
 from tests.support.programs import SEARCH_PATH
 from tests.support.server import Nbdzram
-from tests.support.wire import PIECE, Client
 
 MIB = 1 << 20
 FIELDS = (

@@ -21,12 +21,13 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
-from nbdzram.settings import Given, Layer, export_layer, load
+from nbdzram.errors import ConfigError
+from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
-    from nbdzram.status import ServerStatus
+    from nbdzram.server.service import Service
 
 FORCED_EXIT = 128 + signal.SIGTERM
 
@@ -40,6 +41,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "log_level": ("log_level",),
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
+    "recompress_interval": ("maintenance", "recompress"),
+    "recompress_age": ("maintenance", "recompress_age_seconds"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
@@ -65,7 +68,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
 )
 @click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]"
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]",
 )
 @click.option("-i", "--ip", "addresses", metavar="ADDR", multiple=True, help="TCP address.  [default: 127.0.0.1]")
 @click.option(
@@ -77,7 +84,6 @@ FLAGS: dict[str, tuple[str, ...]] = {
     help="Unix socket, PATH[,mode=0660][,owner=USER:GROUP]; without -p and -i there is no TCP then.",
 )
 @click.option("--vsock", metavar="PORT", help="AF_VSOCK port, for guests of this host.")
-@click.option("--stdin", is_flag=True, help="Serve one connection, the socket on standard input (inetd), and end.")
 @click.option("--mem-limit", metavar="SIZE", help="Most memory for stored blocks: a size, or a share such as 50%.")
 @click.option("--dedup", metavar="fold|inline", help="When equal blocks meet: in a fold, or already at the write.")
 @click.option(
@@ -88,6 +94,10 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
 @click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
 @click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
+@click.option(
+    "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
+)
+@click.option("--recompress-age", metavar="SECONDS", help="Unused for so long, a block rests.  [default: 3600]")
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"
@@ -97,6 +107,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--tls-client-ca", metavar="FILE", help="Clients need a certificate signed by this authority.")
 @click.option("--tls-psk-file", metavar="FILE", help="Pre-shared keys, a line NAME:HEXKEY each.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
+@click.option(
+    "--stdin", "on_stdin", is_flag=True, help="Serve the one client whose socket is standard input, as inetd does."
+)
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
     *,
@@ -106,18 +119,16 @@ def command(
     addresses: tuple[str, ...],
     sockets: tuple[str, ...],
     vsock: str | None,
-    stdin: bool,
+    on_stdin: bool,
     check_config: bool,
     **flags: str | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once; SIGHUP reads renewed TLS files. Every flag has a key in the TOML file and a variable
-    NBDZRAM_KEY; flags win over the environment, and the environment over the file.
+    A second signal ends at once; SIGHUP looks at the certificates again. Every flag has a key in the TOML file and a
+    variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
-    layer: Layer = {}
-    for specification in exports:
-        layer |= export_layer(specification, "-e")
+    layer = export_layers(exports, "-e")
     layer |= _listen_layer(port, addresses, sockets, vsock)
     for name, value in flags.items():
         if value is not None:
@@ -126,11 +137,40 @@ def command(
     if check_config:
         for line in _describe_config(settled):
             click.echo(line)
-        return
-    if stdin:
-        serve_stdin(settled)
-    else:
-        serve(settled, click.echo)
+        return None
+    if on_stdin:
+        named = {"metrics", "control"} & {name for name, value in flags.items() if value is not None}
+        return serve_stdin(settled, forbidden=sorted(named))
+    return serve(settled, click.echo)
+
+
+def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
+    """Serve the client behind standard input until it leaves. Raises UserError."""
+    import uvloop  # noqa: PLC0415 - the same as below
+
+    from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
+
+    if forbidden:
+        raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
+    client = take_stdin()
+    _log_to_stderr(config.log_level)
+    uvloop.run(_serve_stdin(config, client))
+
+
+async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
+    from nbdzram.server.service import Service  # noqa: PLC0415
+
+    service = Service(config)
+    told_to_stop = _watch_signals(service.reload)
+    await service.start(listen=False)
+    served = asyncio.create_task(service.serve_socket(client))
+    stopping = asyncio.create_task(told_to_stop.wait())
+    try:
+        await asyncio.wait({served, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        await service.stop()
+    await served  # it has ended: the client left, or was drained
 
 
 def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
@@ -139,20 +179,6 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
 
     _log_to_stderr(config.log_level)
     uvloop.run(_serve(config, say))
-
-
-def serve_stdin(config: ServerConfig) -> None:
-    """Serve the connection on standard input until it closes or a signal comes. Raises UserError.
-
-    No greeting, metrics or control socket: there may be one such process a connection.
-    """
-    import uvloop  # noqa: PLC0415 - the same
-
-    from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
-
-    client = take_stdin()
-    _log_to_stderr(config.log_level)
-    uvloop.run(_serve_one(config, client))
 
 
 def _log_to_stderr(wanted: LogLevel) -> None:
@@ -164,31 +190,16 @@ def _log_to_stderr(wanted: LogLevel) -> None:
     )
 
 
-async def _serve_one(config: ServerConfig, client: socket.socket) -> None:
-    from nbdzram.server.service import Service  # noqa: PLC0415 - the same
-
-    told_to_stop = asyncio.ensure_future(_watch_signals().wait())
-    service = Service(config)
-    await service.start(listen=False)
-    try:
-        serving = asyncio.ensure_future(service.serve_socket(client))
-        await asyncio.wait((serving, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        told_to_stop.cancel()
-        await service.stop()
-    await serving
-
-
 async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
     from nbdzram.server.service import Service  # noqa: PLC0415
 
-    told_to_stop = _watch_signals()
     service = Service(config)
+    told_to_stop = _watch_signals(service.reload)
     control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
-    metrics = _metrics_server(config, service.status)
+    metrics = _metrics_server(config, service)
     await control.start()
     try:
         await service.start()
@@ -240,8 +251,8 @@ def notify_supervisor(message: str) -> None:
             logging.getLogger("nbdzram.server").warning("cannot notify %s: %s", address, error.strerror)
 
 
-def _watch_signals() -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once."""
+def _watch_signals(reload: Callable[[], None]) -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once. SIGHUP calls `reload`."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -252,15 +263,16 @@ def _watch_signals() -> asyncio.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     return told
 
 
-def _metrics_server(config: ServerConfig, status: Callable[[], ServerStatus]) -> MetricsServer | None:
+def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:
     if config.metrics is None:
         return None
     from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
-    return MetricsServer(config.metrics, status)
+    return MetricsServer(config.metrics, service.status, service.usage)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

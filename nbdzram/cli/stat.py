@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render
-from nbdzram.cli.common import connect, control_option, json_option, print_json
-from nbdzram.engine.stats import PoolStats
+from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
+from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
+from nbdzram.units import format_size
 
-DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
+DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Line:
     pool: PoolStatus
     export: ExportStatus | None
     exports: Sequence[ExportStatus]  # of the pool
+    usage: Mapping[str, DiskUsage]  # by export; empty if no column asks for it
 
 
 def _pool(cell: Callable[[PoolStats], Cell]) -> Callable[[Line], Cell]:
@@ -38,6 +40,36 @@ def _sum(cell: Callable[[ExportStatus], int]) -> Callable[[Line], Cell]:
     return lambda line: cell(line.export) if line.export else sum(cell(export) for export in line.exports)
 
 
+def _compressed(line: Line) -> Cell:
+    """A pool counts each object once, an export once a block."""
+    if line.export is None:
+        return line.pool.stats.compr_data_size
+    return _cost(line, lambda usage: usage.compressed)
+
+
+def _unique(line: Line) -> Cell:
+    if line.export is None:
+        return sum(usage.unique for usage in _costs(line))
+    return _cost(line, lambda usage: usage.unique)
+
+
+def _shared(line: Line) -> Cell:
+    """A pool's objects that lie in several exports, or several times in one, counted once."""
+    if line.export is None:
+        return max(line.pool.stats.compr_data_size - sum(usage.unique for usage in _costs(line)), 0)
+    return _cost(line, lambda usage: usage.shared)
+
+
+def _cost(line: Line, cell: Callable[[DiskUsage], int]) -> Cell:
+    assert line.export is not None
+    usage = line.usage.get(line.export.name)
+    return None if usage is None else cell(usage)
+
+
+def _costs(line: Line) -> Iterator[DiskUsage]:
+    return (line.usage[export.name] for export in line.exports if export.name in line.usage)
+
+
 def _requests(name: str) -> Callable[[ExportStatus], int]:
     return lambda export: export.operations[name].requests if name in export.operations else 0
 
@@ -48,8 +80,14 @@ COLUMNS: list[Column[Line]] = [
     Column("POOL", "the pool", lambda line: line.pool.name),
     Column("DISKSIZE", "size that clients see", _sum(lambda export: export.size_bytes), True),
     Column("DATA", "uncompressed size of stored blocks", _sum(lambda export: export.stored_bytes), True),
-    Column("COMPR", "compressed size of distinct objects", _pool(lambda stats: stats.compr_data_size), True),
-    Column("ALGORITHM", "the compressors in use", _pool(lambda stats: "+".join(sorted(stats.compr_by_codec)))),
+    Column("COMPR", "compressed size: of a pool's distinct objects, of an export's blocks", _compressed, True),
+    Column("UNIQUE", "compressed size that one export alone needs", _unique, True),
+    Column("SHARED", "compressed size of objects that several blocks use", _shared, True),
+    Column(
+        "ALGORITHM",
+        "the compressors in use",
+        _pool(lambda stats: "+".join(sorted(name for name, size in stats.compr_by_codec.items() if size))),
+    ),
     Column("ZERO-PAGES", "same-filled blocks", _sum(lambda export: export.same_filled_bytes // 4096)),
     Column(
         "TOTAL", "memory of stored objects, fragmentation included", _pool(lambda stats: stats.mem_used_total), True
@@ -74,18 +112,22 @@ COLUMNS: list[Column[Line]] = [
     Column("WRITES", "write requests", _sum(_requests("write"))),
     Column("DESCRIPTION", "what clients are told", lambda line: line.export.description if line.export else ""),
 ]
+WALKED = {"COMPR", "UNIQUE", "SHARED"}
+"""Columns that need a walk over the block tables, about 15 ms a stored GiB."""
 
 
 @click.command(
     "stat",
-    epilog="\b\nExamples:\n  nbdzram stat\n  nbdzram stat -b -n --raw -o NAME,DATA disk\n  nbdzram stat --mm-stat",
+    epilog="\b\nExamples:\n  nbdzram stat\n  nbdzram stat -b -n --raw -o NAME,DATA disk\n"
+    "  nbdzram stat --memory\n  nbdzram stat --mm-stat",
 )
-@click.argument("exports", metavar="[EXPORT]...", nargs=-1)
+@click.argument("exports", metavar="[EXPORT]...", nargs=-1, shell_complete=export_names)
 @click.option("-o", "--output", metavar="LIST", default=DEFAULT_COLUMNS, help="Columns to print.")
 @click.option("--output-all", is_flag=True, help="Print every column.")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
 @click.option("-n", "--noheadings", is_flag=True, help="Print no headings.")
 @click.option("--raw", is_flag=True, help="Print for scripts: one blank between columns, '-' for an empty one.")
+@click.option("--memory", is_flag=True, help="Explain where each pool's memory went.")
 @click.option("--mm-stat", is_flag=True, help="Print a pool's mm_stat line: zram's nine numbers and pages_folded.")
 @click.option("--io-stat", is_flag=True, help="Print zram's io_stat line, over the exports named.")
 @click.option("--columns", is_flag=True, help="Explain the columns.")
@@ -100,6 +142,7 @@ def command(
     in_bytes: bool,
     noheadings: bool,
     raw: bool,
+    memory: bool,
     mm_stat: bool,
     io_stat: bool,
     columns: bool,
@@ -109,21 +152,27 @@ def command(
 ) -> None:
     """Show pools and their exports.
 
-    The first row of a pool is the pool; its exports follow. Columns that mean memory belong to the pool, because
-    exports share objects.
+    The first row of a pool is the pool; its exports follow. TOTAL, SAVED and other memory belong to the pool, because
+    exports share objects; UNIQUE is what removing an export would free.
     """
     if columns:
         return click.echo("\n".join(f"{column.heading:12}{column.says}" for column in COLUMNS))
     chosen = COLUMNS if output_all else choose(COLUMNS, output)
+    walk = as_json or memory or any(column.heading in WALKED for column in chosen)
     with connect(control) as client:
         status = select(client.status(), exports, pool)
+        usage = client.usage() if walk and not (mm_stat or io_stat) else {}
     if as_json:
-        return print_json(as_object(status))
+        return print_json(as_object(status, usage))
+    if memory:
+        return click.echo(
+            "\n\n".join("\n".join(explain(line, in_bytes=in_bytes)) for line in _pool_lines(status, usage))
+        )
     if mm_stat:
         return click.echo(_mm_stat_line(status))
     if io_stat:
         return click.echo(_io_stat_line(status))
-    lines = list(_lines(status, pools=not exports))
+    lines = list(_lines(status, usage, pools=not exports))
     for text in render(chosen, lines, in_bytes=in_bytes, headings=not noheadings, raw=raw):
         click.echo(text)
     return None
@@ -147,12 +196,49 @@ def select(status: ServerStatus, exports: Sequence[str], pool: str | None) -> Se
     return dataclasses.replace(status, exports=kept, pools=pools)
 
 
-def as_object(status: ServerStatus) -> dict[str, Any]:
-    """The --json form: counters of a pool stand beside its name."""
+def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
+    """Where one pool's memory went: a sum from what clients stored to what the host spares."""
+    stats = line.pool.stats
+    unique, shared = _unique(line), _shared(line)
+    assert isinstance(unique, int)
+    assert isinstance(shared, int)
+    frag = stats.mem_used_total - stats.compr_data_size
+    taken = stats.mem_used_total + stats.metadata
+    limit = f", {100 * stats.mem_used_total / stats.mem_limit:.0f} % of the limit" if stats.mem_limit else ""
+    rows = (
+        ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} of them same-filled, which take no object"),
+        ("", "needed by one export alone", unique, "removing that export frees it"),
+        (
+            "+",
+            "shared",
+            shared,
+            f"used by several blocks or clones; folding spares {_size(stats.shared_bytes, in_bytes)}",
+        ),
+        ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
+        ("+", "fragmentation", frag, "rounding, and free slots: `nbdzram compact` gives whole pages back"),
+        ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}{limit}"),
+        ("+", "metadata", stats.metadata, "block tables, handles, indexes"),
+        ("=", "taken in all", taken, ""),
+        ("", "saved, metadata deducted", stats.orig_data_size - taken, _ratio(stats.orig_data_size, taken)),
+    )
+    yield f"pool {line.pool.name}"
+    width = max(len(_size(size, in_bytes)) for _, _, size, _ in rows)
+    for sign, name, size, says in rows:
+        yield f"  {sign:1} {name:26}  {_size(size, in_bytes):>{width}}  {says}".rstrip()
+
+
+def as_object(status: ServerStatus, usage: Mapping[str, DiskUsage]) -> dict[str, Any]:
+    """The --json form: counters of a pool stand beside its name, an export's costs under `usage`."""
     pools = []
     for pool in status.pools:
         counters = dataclasses.asdict(pool.stats)
-        pools.append({"name": pool.name, "path": pool.path, "dedup": pool.dedup, **counters, "saved": pool.stats.saved})
+        names = {"name": pool.name, "path": pool.path, "dedup": pool.dedup}
+        saved = {"saved": pool.stats.saved, "saved_less_metadata": pool.stats.saved - pool.stats.metadata}
+        pools.append({**names, **counters, **saved})
+    exports = []
+    for export in status.exports:
+        cost = usage.get(export.name)
+        exports.append({**dataclasses.asdict(export), "usage": dataclasses.asdict(cost) if cost else None})
     return {
         "version": status.version,
         "pid": status.pid,
@@ -160,17 +246,34 @@ def as_object(status: ServerStatus) -> dict[str, Any]:
         "uris": list(status.uris),
         "connections": status.connections,
         "pools": pools,
-        "exports": [dataclasses.asdict(export) for export in status.exports],
+        "exports": exports,
     }
 
 
-def _lines(status: ServerStatus, *, pools: bool) -> Iterator[Line]:
-    for pool in status.pools:
-        exports = [export for export in status.exports if export.pool == pool.name]
+def _lines(status: ServerStatus, usage: Mapping[str, DiskUsage], *, pools: bool) -> Iterator[Line]:
+    for line in _pool_lines(status, usage):
         if pools:
-            yield Line(pool, None, exports)
-        for export in exports:
-            yield Line(pool, export, exports)
+            yield line
+        for export in line.exports:
+            yield dataclasses.replace(line, export=export)
+
+
+def _pool_lines(status: ServerStatus, usage: Mapping[str, DiskUsage]) -> Iterator[Line]:
+    for pool in status.pools:
+        yield Line(pool, None, [export for export in status.exports if export.pool == pool.name], usage)
+
+
+def _size(size: int, in_bytes: bool) -> str:
+    return str(size) if in_bytes else format_size(size)
+
+
+def _codecs(stats: PoolStats, in_bytes: bool) -> str:
+    named = [f"{name} {_size(size, in_bytes)}" for name, size in sorted(stats.compr_by_codec.items()) if size]
+    return ", ".join(named) or "none yet"
+
+
+def _ratio(stored: int, taken: int) -> str:
+    return f"{stored / taken:.2f} to 1" if stored and taken else ""
 
 
 def _kind(export: ExportStatus | None) -> str:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nbdzram.control import messages
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.status import ServerStatus, from_json
 
@@ -53,11 +54,16 @@ class ControlClient:
         """Everything that the server says of itself."""
         return from_json(ServerStatus, self.call("status"))
 
+    def usage(self) -> dict[str, DiskUsage]:
+        """What each export's blocks cost, by name; from a walk that takes about 15 ms a stored GiB."""
+        return {name: from_json(DiskUsage, found) for name, found in self.call("usage").items()}
+
     def call(self, method: str, progress: Progress | None = None, **params: Any) -> Any:
         """The result of one call, as JSON types. Raises UserError and its kin as the server says."""
         self._last_id += 1
         try:
-            self._socket.sendall(messages.request(method, params, self._last_id))
+            # Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead.
+            self._socket.sendall(messages.request(method, params, self._last_id), socket.MSG_NOSIGNAL)
             while True:
                 message = self._receive()
                 if message.get("method") == "progress":

@@ -5,12 +5,14 @@ What a method needs from the server is stated in Operations; whoever serves (ser
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nbdzram.control.messages import Code, MessageError
-from nbdzram.status import ExportStatus, RunReport, ServerStatus, to_json
+from nbdzram.engine.stats import DiskUsage
+from nbdzram.status import ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus, to_json
 
 Progress = Callable[[str, str, int, int], None]
 """Called with kind, pool, done and total."""
@@ -22,10 +24,22 @@ class Operations(Protocol):
     def status(self) -> ServerStatus:
         """Everything, at this moment."""
 
+    async def usage(self) -> dict[str, DiskUsage]:
+        """What each export's blocks cost, by name."""
+
     async def run(
-        self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
+        self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
     ) -> tuple[RunReport, ...]:
         """Fold, compact, recompress or check one pool, or all of them."""
+
+    async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
+        """Open a new, empty pool. mem_limit in bytes, 0 is none; dedup is fold or inline."""
+
+    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
+        """Set a pool's limit, or when equal blocks meet; what is not given stays."""
+
+    async def remove_pool(self, name: str) -> None:
+        """Close a pool that holds no export, and remove its file."""
 
     async def add_export(
         self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
@@ -79,6 +93,9 @@ class Method:
         return read
 
 
+RUN_OPTIONS = {field.name: Parameter(type(field.default), field.default) for field in dataclasses.fields(RunOptions)}
+
+
 def method_table(operations: Operations) -> dict[str, Method]:
     """Every method by its name."""
     name, force = Parameter(str), Parameter(bool, False)
@@ -87,8 +104,22 @@ def method_table(operations: Operations) -> dict[str, Method]:
     async def status(_: Mapping[str, Any], __: Progress) -> Any:
         return to_json(operations.status())
 
+    async def usage(_: Mapping[str, Any], __: Progress) -> Any:
+        return to_json(await operations.usage())
+
     async def run(given: Mapping[str, Any], progress: Progress) -> Any:
-        return to_json(await operations.run(**given, progress=progress))
+        chosen = {name: given[name] for name in RUN_OPTIONS}
+        asked = {name: given[name] for name in ("kind", "pool", "cpu_percent")}
+        return to_json(await operations.run(asked.pop("kind"), RunOptions(**chosen), **asked, progress=progress))
+
+    async def add_pool(given: Mapping[str, Any], _: Progress) -> Any:
+        return to_json(await operations.add_pool(**given))
+
+    async def change_pool(given: Mapping[str, Any], _: Progress) -> Any:
+        return to_json(await operations.change_pool(**given))
+
+    async def remove_pool(given: Mapping[str, Any], _: Progress) -> Any:
+        await operations.remove_pool(**given)
 
     async def add(given: Mapping[str, Any], _: Progress) -> Any:
         return to_json(await operations.add_export(**given))
@@ -107,15 +138,21 @@ def method_table(operations: Operations) -> dict[str, Method]:
 
     return {
         "status": Method({}, status),
+        "usage": Method({}, usage),
         "run": Method(
             {
                 "kind": Parameter(str),
                 "pool": Parameter(str, None),
-                "dry_run": Parameter(bool, False),
                 "cpu_percent": Parameter(int, 100),
+                **RUN_OPTIONS,
             },
             run,
         ),
+        "pools.add": Method({"name": name, "mem_limit": Parameter(int, 0), "dedup": Parameter(str, "fold")}, add_pool),
+        "pools.change": Method(
+            {"name": name, "mem_limit": Parameter(int, None), "dedup": Parameter(str, None)}, change_pool
+        ),
+        "pools.remove": Method({"name": name}, remove_pool),
         "exports.add": Method(
             {
                 "name": name,

@@ -51,6 +51,28 @@ cdef enum:
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
 
 
+cdef long long _allocations_left = -1  # tests count down to a failure; -1 never fails
+
+
+def fail_allocation(long long after, /) -> None:
+    """Let the allocation after the next `after` ones fail, once; -1: none. For tests of what a failure leaves behind."""
+    global _allocations_left
+    _allocations_left = after
+
+
+def allocations_left() -> int:
+    """What is left of fail_allocation's countdown; -1: it has run out, or none was set."""
+    return _allocations_left
+
+
+cdef inline bint _must_fail() noexcept nogil:
+    global _allocations_left
+    if _allocations_left < 0:
+        return False
+    _allocations_left -= 1
+    return _allocations_left == -1
+
+
 cdef bint region_reserve(Region* region, uint64_t size) noexcept nogil:
     """Reserve addresses for `size` bytes; nothing is resident yet. False when the kernel refuses."""
     cdef void* base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -70,6 +92,8 @@ cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil:
     cdef uint64_t wanted
     if size <= region.committed:
         return True
+    if _must_fail():
+        return False
     wanted = (size + (1 << 20) - 1) & ~(<uint64_t>(1 << 20) - 1)
     if wanted > region.reserved:
         wanted = region.reserved
@@ -180,6 +204,8 @@ cdef class Arena:
         """`count` adjacent units, never handed out before. 0 when there are none: unit 0 is the superblock's."""
         cdef uint32_t first = self.unit_high
         cdef uint64_t end = (<uint64_t>first + count) * UNIT_SIZE
+        if _must_fail():
+            return 0
         if first + <uint64_t>count > (1 << 28) or (end > self.mapped and not self._map_up_to(end)):
             return 0
         self.unit_high = first + count
@@ -201,6 +227,8 @@ cdef class Arena:
 
     cdef bint commit(self, uint64_t offset, uint64_t length) noexcept nogil:
         """Make sure that the pages of a range can be touched. False when the file system is full."""
+        if _must_fail():
+            return False
         if self.fd < 0:
             return True
         return fallocate(self.fd, 0, offset, length) == 0

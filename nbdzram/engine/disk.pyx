@@ -294,7 +294,9 @@ cdef class Disk:
             handle = self.pool.find_equal(word, source)
         known = handle != 0
         if not known:
+            self.pool.store.index.prefetch_bucket(word)
             length = lz4_compress(source, encoded, LZ4_ROOM)
+            self.pool.store.index.prefetch_chain(word)
             if length == 0 or length >= HUGE_LENGTH:
                 object_bytes = source
                 length = BLOCK

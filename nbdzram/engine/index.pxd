@@ -13,6 +13,8 @@ cdef class Index:
     cdef uint64_t turns  # splits and merges: they change the order in a chain
     cdef uint64_t pending_count
 
+    cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil
+    cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil
     cdef uint32_t first(self, uint64_t fingerprint) noexcept nogil
     cdef uint32_t find(self, uint64_t fingerprint, uint32_t after) noexcept nogil
     cdef bint reserve(self, uint32_t handle) noexcept nogil

@@ -178,6 +178,7 @@ cdef class Pool:
             if kind_of(cell.word) != KIND_FILL and kind_of(cell.word) != KIND_FORWARD and not self.store.adopt(handle):
                 return f"object {handle} lies where none can be"
         self.store.slab.adoption_done()
+        self._open_dictionaries()
         # 4. Units that hold nothing.
         segments = {self.store.cells.segments[number] + offset for number in range(segment) for offset in range(16)}
         segments.update(self.superblock.dict_unit[number] for number in range(CODEC_DICTS))
@@ -186,7 +187,6 @@ cdef class Pool:
                 continue
             self.arena.release(<uint64_t>unit * UNIT_SIZE, UNIT_SIZE)
             self.arena.give(unit)
-        self._open_dictionaries()
         from nbdzram.engine.disk import _open_disk
 
         for number in range(EXPORTS_MAX):
@@ -200,10 +200,14 @@ cdef class Pool:
         return None
 
     def _open_dictionaries(self):
+        """Those that objects need; the others' units are free."""
         cdef int number
         cdef uint8_t* content
         for number in range(CODEC_DICTS):
-            if self.superblock.dict_unit[number]:
+            if self.store.bytes_of[CODEC_ZSTD_DICT + number] == 0:
+                publish32(&self.superblock.dict_unit[number], 0)
+                self.superblock.dict_length[number] = 0
+            else:
                 content = self.arena.base + <uint64_t>self.superblock.dict_unit[number] * UNIT_SIZE
                 self.store.ddicts[number] = zstd_new_ddict(content, self.superblock.dict_length[number])
 
@@ -286,7 +290,8 @@ cdef class Pool:
         """Bytes resident beside zspages, for the pool's own sake; the Python objects are not counted."""
         directory = _whole_pages(len(self._disks) * sizeof(ExportEntry))
         descriptors = _whole_pages(self.arena.unit_high * sizeof(ZSpage))
-        return (2 * PAGE_SIZE + directory + descriptors + self.store.cells.metadata() + self.store.index.metadata()
+        dictionaries = sum(_whole_pages(self.superblock.dict_length[number]) for number in range(CODEC_DICTS))
+        return (2 * PAGE_SIZE + directory + descriptors + dictionaries + self.store.cells.metadata() + self.store.index.metadata()
                 + self.tables.metadata())
 
     # -- exports -------------------------------------------------------------------------------------------------

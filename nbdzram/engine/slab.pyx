@@ -81,6 +81,10 @@ cdef class Slab:
         """Where an object of `length` bytes in this slot begins: the class follows from the length."""
         return <uint64_t>unit * UNIT_SIZE + slot * self.classes[self.class_of[length]].size
 
+    cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil:
+        """Whether `shorter` bytes lie in a smaller slot than `length` bytes do."""
+        return self.classes[self.class_of[shorter]].size < self.classes[self.class_of[length]].size
+
     # -- allocation ----------------------------------------------------------------------------------------------
 
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil:

@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from nbdzram.engine.arena cimport Arena
+from nbdzram.engine.arena cimport Arena, Region
 from nbdzram.engine.cells cimport Cell, Cells
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.slab cimport Slab
@@ -26,6 +26,8 @@ cdef class ObjectStore:
     cdef uint64_t recompressed
     cdef uint64_t pages_folded
     cdef uint64_t pages_compacted
+    cdef Region tried          # a bit a handle: recompression did not make it smaller
+    cdef int tried_strength    # of the recompression that did not
 
     cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil
     cdef uint32_t put_fill(self, uint64_t word) noexcept nogil
@@ -37,6 +39,9 @@ cdef class ObjectStore:
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil
     cdef bint move(self, uint32_t handle) noexcept nogil
     cdef bint replace(self, uint32_t handle, const uint8_t* encoded, uint32_t length, uint32_t kind) noexcept nogil
+    cdef void begin_trying(self, int strength) noexcept nogil
+    cdef bint was_tried(self, uint32_t handle) noexcept nogil
+    cdef void set_tried(self, uint32_t handle) noexcept nogil
     cdef bint adopt(self, uint32_t handle) noexcept nogil
 
     cdef void _count(self, uint64_t word, int sign) noexcept nogil

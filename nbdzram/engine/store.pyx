@@ -14,7 +14,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport Arena
+from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve, region_return
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, kind_of, length_of, object_word, publish64, refs_bits, slot_of,
     target_of, unit_of,
@@ -26,6 +26,8 @@ from nbdzram.engine.codec cimport (
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.slab cimport Slab
 
+from nbdzram.errors import ArenaError
+
 
 @cython.final
 cdef class ObjectStore:
@@ -36,9 +38,12 @@ cdef class ObjectStore:
         self.slab = Slab(arena)
         self.cells = Cells(arena, directory)
         self.index = Index(self.cells)
+        if not region_reserve(&self.tried, <uint64_t>1 << 29):
+            raise ArenaError("cannot reserve addresses for the object store; raise ulimit -v")
 
     def __dealloc__(self):
         cdef int number
+        region_free(&self.tried)
         for number in range(CODEC_DICTS):
             zstd_free_ddict(self.ddicts[number])
 
@@ -66,6 +71,8 @@ cdef class ObjectStore:
         cell.fingerprint = fingerprint
         publish64(&cell.word, object_word(kind, length, slot, unit) | <uint64_t>1 << REFS_SHIFT)
         self.index.insert(handle)
+        if self.was_tried(handle):  # the bit is of the object that had this handle before
+            self.tried.base[handle >> 3] &= ~(1 << (handle & 7))
         self._count(cell.word, 1)
         if kind == CODEC_RAW:
             self.huge_ever += 1
@@ -200,6 +207,19 @@ cdef class ObjectStore:
         self.slab.free(unit_of(word), slot_of(word))
         self.recompressed += 1
         return True
+
+    cdef void begin_trying(self, int strength) noexcept nogil:
+        """A recompression begins: a stronger one than before tries everything again."""
+        if strength > self.tried_strength:
+            self.tried_strength = strength
+            region_return(&self.tried, 0, self.tried.committed)
+
+    cdef bint was_tried(self, uint32_t handle) noexcept nogil:
+        return handle >> 3 < self.tried.committed and (self.tried.base[handle >> 3] >> (handle & 7)) & 1
+
+    cdef void set_tried(self, uint32_t handle) noexcept nogil:
+        if region_ensure(&self.tried, (<uint64_t>handle >> 3) + 1):
+            self.tried.base[handle >> 3] |= 1 << (handle & 7)
 
     cdef bint adopt(self, uint32_t handle) noexcept nogil:
         """Count an object that was found in an arena opened again; its refs are known. False: a broken arena."""

@@ -5,6 +5,7 @@
     GET /healthz      200 while the event loop runs
     GET /readyz       200 while clients are served, 503 while draining
     GET /status.json  what the page shows
+    GET /usage.json   what each export's blocks cost, from a walk that the server repeats only so often
 
 Bounded: a request's head, its time, the number of connections; one request a connection. There is no authentication
 and nothing to change: whoever may reach the address may read.
@@ -15,25 +16,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from importlib import resources
 
 from nbdzram.config import TcpAddress
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import UserError
 from nbdzram.metrics.exposition import CONTENT_TYPE
 from nbdzram.metrics.families import FAMILIES
-from nbdzram.metrics.process import resident_bytes
+from nbdzram.metrics.page import load_page
+from nbdzram.metrics.process import ProcessMetrics, resident_bytes
 from nbdzram.status import ServerStatus, to_json
 
 MAX_HEAD_BYTES = 8192  # browsers with cookies of other services on localhost send up to a few KiB
 REQUEST_SECONDS = 5.0  # for the head to arrive, and again for the reply to leave
 MAX_CONNECTIONS = 32  # a few scrapers and a few browser windows
-SECURITY_HEADERS = (
-    "Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'\r\n"
-    "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
-)
+SECURITY_HEADERS = "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
 
 log = logging.getLogger("nbdzram.metrics")
 
@@ -43,9 +41,17 @@ Answer = tuple[HTTPStatus, str, bytes]
 class MetricsServer:
     """Listens on one address and answers from `status`."""
 
-    def __init__(self, address: TcpAddress, status: Callable[[], ServerStatus]) -> None:
+    def __init__(
+        self,
+        address: TcpAddress,
+        status: Callable[[], ServerStatus],
+        usage: Callable[[], Awaitable[Mapping[str, DiskUsage]]],
+    ) -> None:
         self._address = address
+        self._usage = usage
         self._status = status
+        self._process = ProcessMetrics()
+        self._page_content, self._policy = load_page()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
@@ -54,6 +60,7 @@ class MetricsServer:
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/status.json": self._status_json,
+            "/usage.json": self._usage_json,
         }
 
     async def start(self) -> None:
@@ -112,7 +119,7 @@ class MetricsServer:
             status, kind, body, head_only = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "text/plain", text, False
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             return
-        writer.write(_head(status, kind, len(body)) + (b"" if head_only else body))
+        writer.write(_head(status, kind, len(body), self._policy) + (b"" if head_only else body))
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await writer.drain()
@@ -138,6 +145,7 @@ class MetricsServer:
         for family in FAMILIES:
             parts.append(family.render(status))
             await asyncio.sleep(0)
+        parts.append(self._process.render())
         return HTTPStatus.OK, CONTENT_TYPE, "".join(parts).encode()
 
     async def _healthz(self) -> Answer:
@@ -149,16 +157,21 @@ class MetricsServer:
         return HTTPStatus.OK, "text/plain", b"ready\n"
 
     async def _status_json(self) -> Answer:
-        payload = to_json(self._status()) | {"resident_bytes": resident_bytes()}
-        return HTTPStatus.OK, "application/json", json.dumps(payload, separators=(",", ":")).encode()
+        return _json(to_json(self._status()) | {"resident_bytes": resident_bytes()})
+
+    async def _usage_json(self) -> Answer:
+        return _json(to_json(dict(await self._usage())))
 
     async def _page(self) -> Answer:
-        page = resources.files("nbdzram.metrics").joinpath("page.html").read_bytes()
-        return HTTPStatus.OK, "text/html; charset=utf-8", page
+        return HTTPStatus.OK, "text/html; charset=utf-8", self._page_content
 
 
-def _head(status: HTTPStatus, kind: str, length: int) -> bytes:
+def _json(payload: object) -> Answer:
+    return HTTPStatus.OK, "application/json", json.dumps(payload, separators=(",", ":")).encode()
+
+
+def _head(status: HTTPStatus, kind: str, length: int, policy: str) -> bytes:
     return (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
-        f"{SECURITY_HEADERS}Connection: close\r\n\r\n"
+        f"Content-Security-Policy: {policy}\r\n{SECURITY_HEADERS}Connection: close\r\n\r\n"
     ).encode("ascii")

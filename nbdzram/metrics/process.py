@@ -1,56 +1,64 @@
-"""The metrics that every process publishes, under the names that dashboards expect."""
+"""The process itself, as prometheus_client's own collectors describe it, under the names that dashboards expect.
+
+A registry of our own: whoever embeds the server and fills the library's global registry publishes none of that here.
+These twenty samples cost 0.4 ms a scrape; the families with hundreds of samples an export are written directly
+(exposition.py, docs/decisions/0001-write-hot-metric-families-directly.md).
+"""
 
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nbdzram.metrics.exposition import Family, Sample
-from nbdzram.status import ServerStatus
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from nbdzram import __version__
+
+CARRIERS = ("uvloop", "lz4", "xxhash", "zstandard")
+"""The packages whose compiled code serves requests: their versions stand beside ours in nbdzram_build_info."""
+
+
+class ProcessMetrics:
+    """process_*, python_* and nbdzram_build_info."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        build = Info(
+            "nbdzram_build", "The version that runs, and those of the libraries below it", registry=self._registry
+        )
+        build.info({"version": __version__} | {name: _version(name) for name in CARRIERS})
+
+    def families(self) -> list[tuple[str, str, str]]:
+        """Name, type and help of each, for the reference."""
+        text = self.render().splitlines()
+        kinds = dict(line.split()[2:4] for line in text if line.startswith("# TYPE "))
+        helps = (line.removeprefix("# HELP ").partition(" ") for line in text if line.startswith("# HELP "))
+        return [(name, kinds[name], says) for name, _, says in helps]
+
+    def render(self) -> str:
+        """Every sample of this moment, in the text format."""
+        return generate_latest(self._registry).decode()
 
 
 def resident_bytes() -> int:
     """Resident size of this process."""
-    return int(_statm()[1]) * os.sysconf("SC_PAGE_SIZE")
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _cpu(_: ServerStatus) -> Iterator[Sample]:
-    used = os.times()
-    yield "", used.user + used.system
-
-
-def _resident(_: ServerStatus) -> Iterator[Sample]:
-    yield "", resident_bytes()
-
-
-def _virtual(_: ServerStatus) -> Iterator[Sample]:
-    yield "", int(_statm()[0]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _descriptors(_: ServerStatus) -> Iterator[Sample]:
-    with os.scandir("/proc/self/fd") as entries:
-        yield "", sum(1 for _ in entries) - 1  # less the one that lists them
-
-
-def _descriptor_limit(_: ServerStatus) -> Iterator[Sample]:
-    yield "", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def _start(status: ServerStatus) -> Iterator[Sample]:
-    yield "", status.started_at
-
-
-def _statm() -> list[str]:
-    return Path("/proc/self/statm").read_text(encoding="ascii").split()
-
-
-PROCESS_FAMILIES = (
-    Family("process_cpu_seconds_total", "counter", "Processor time of the process.", _cpu),
-    Family("process_resident_memory_bytes", "gauge", "Resident size of the process.", _resident),
-    Family("process_virtual_memory_bytes", "gauge", "Virtual size of the process.", _virtual),
-    Family("process_open_fds", "gauge", "Open file descriptors.", _descriptors),
-    Family("process_max_fds", "gauge", "Most open file descriptors.", _descriptor_limit),
-    Family("process_start_time_seconds", "gauge", "When the process started, since the epoch.", _start),
-)
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a distribution may have left out the package's metadata
+        return "unknown"

@@ -132,9 +132,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send `reply` and go on."""
+    """Send `reply` and go on. `complaint`: what an operator should read about it, most often nothing."""
 
     reply: bytes
+    complaint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +364,9 @@ class Handshake:
         try:
             return True, _HANDLERS[Option(self._option)](self, data)
         except _Refusal as refusal:
-            return True, Send(self._error(refusal))
+            # A name that is not there is most often the operator's own mistake; other refusals are how clients probe.
+            complaint = str(refusal) if refusal.reply is Reply.ERR_UNKNOWN else ""
+            return True, Send(self._error(refusal), complaint)
 
     # ---- options ----
 

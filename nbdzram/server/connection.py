@@ -35,6 +35,7 @@ class Connection(asyncio.BufferedProtocol):
         self._channel: TlsChannel | None = None
         self._buffer = bytearray(RECEIVE_SIZE)
         self._paused = False
+        self._spoke = False
         self._over = False
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -67,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes came."""
         if self._over:
             return
+        self._spoke = True
         self._handshake.receive(memoryview(self._buffer)[:nbytes])
         self._proceed()
 
@@ -90,7 +92,9 @@ class Connection(asyncio.BufferedProtocol):
         if not self._over:
             self._over = True
             self._hosting.fail_handshake(Failure.VANISHED)
-            log.debug("%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
+            # Who only knocks is a health check or a port scan.
+            level = logging.INFO if self._spoke else logging.DEBUG
+            log.log(level, "%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
         self._cancel_deadline()
         self._hosting.end(self)
 
@@ -134,7 +138,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _act(self, event: Event) -> None:
         match event:
-            case Send(reply):
+            case Send(reply, complaint):
+                if complaint:
+                    log.warning("%s: option refused: %s", self._peer.text, complaint)
                 self._transport.write(reply)
             case Close(reply):
                 self._over = True

@@ -39,11 +39,17 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
     """Every pool that is declared or remembered, opened. Raises UserError; then none stays open."""
     configs = {pool.name: pool for pool in declared}
     for name, change in state.changes.pools.items():
-        configs[name] = PoolConfig(name=name, mem_limit=change.mem_limit, dedup=Dedup(change.dedup))
+        if name not in configs or change.declared == declared_as(configs[name]):
+            configs[name] = PoolConfig(name=name, mem_limit=change.mem_limit, dedup=Dedup(change.dedup))
     with contextlib.ExitStack() as opened:
         pools = {name: opened.enter_context(open_pool(config, state)) for name, config in configs.items()}
         opened.pop_all()
         return pools
+
+
+def declared_as(pool: PoolConfig) -> str:
+    """A pool's declaration as the state remembers it: when it reads differently, a run-time change has ended."""
+    return f"mem_limit={pool.mem_limit} dedup={pool.dedup}"
 
 
 def open_pool(config: PoolConfig, state: State) -> Pool:

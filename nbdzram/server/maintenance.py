@@ -1,4 +1,4 @@
-"""Runs that improve a pool, off the event loop: fold, compact, check.
+"""Runs that improve a pool, off the event loop: fold, compact, recompress, check.
 
 One run at a time a pool, on a thread of the pool's own at the lowest priority. A run goes in slices; between two
 slices the thread sleeps as the processor budget asks, and looks whether the server stops. The event loop only polls
@@ -15,18 +15,20 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import EngineError, UserError
-from nbdzram.status import RunReport, RunTotals
+from nbdzram.status import RunOptions, RunReport, RunSummary, RunTotals
 
 LOWEST_PRIORITY = 19
 PROGRESS_SECONDS = 0.1  # smooth to the eye, cheap to send
 SLICE_SECONDS = 0.005  # the interpreter lock and the pool's are given away at least so often
 FIRST_SLICE = 256  # objects; then the budget follows the time a slice takes
+RECENT_RUNS = 20  # what a page shows
 MIN_SLICE, MAX_SLICE = 16, 1 << 16
 
 
@@ -56,8 +58,10 @@ class Counted(Protocol):
 
 
 Progress = Callable[[str, str, int, int], None]
-RunFactory = Callable[[bool], Run]
-"""Starts a run; the argument says whether it is a dry one. Raises UserError where a dry run makes no sense."""
+RunFactory = Callable[[RunOptions], Run]
+"""Starts a run. Raises UserError where what is asked for makes no sense."""
+
+DEFAULTS = RunOptions()
 
 
 class Maintenance:
@@ -66,6 +70,7 @@ class Maintenance:
     def __init__(self, name: str, pool: Counted, kinds: Mapping[str, RunFactory]) -> None:
         self.name = name
         self.totals: dict[str, RunTotals] = {kind: RunTotals() for kind in kinds}
+        self.recent: deque[RunSummary] = deque(maxlen=RECENT_RUNS)
         self._pool = pool
         self._kinds = kinds
         self._lock = asyncio.Lock()
@@ -87,8 +92,8 @@ class Maintenance:
     async def run(
         self,
         kind: str,
+        options: RunOptions = DEFAULTS,
         *,
-        dry_run: bool = False,
         cpu_percent: int = 100,
         reason: str = "asked",
         progress: Progress | None = None,
@@ -99,7 +104,7 @@ class Maintenance:
         """
         if kind not in self._kinds:
             raise UserError(f"there is no run '{kind}'; there are {', '.join(self._kinds)}")
-        return await asyncio.shield(asyncio.create_task(self._run_alone(kind, dry_run, cpu_percent, reason, progress)))
+        return await asyncio.shield(asyncio.create_task(self._run_alone(kind, options, cpu_percent, reason, progress)))
 
     async def stop(self) -> None:
         """End the run under way at its next slice; refuse new ones."""
@@ -108,12 +113,12 @@ class Maintenance:
             self._executor.shutdown()
 
     async def _run_alone(
-        self, kind: str, dry_run: bool, cpu_percent: int, reason: str, progress: Progress | None
+        self, kind: str, options: RunOptions, cpu_percent: int, reason: str, progress: Progress | None
     ) -> RunReport:
         async with self._lock:
             self._refuse_when_stopping(kind)
             before, started = self._pool.stats(), time.monotonic()
-            run = self._kinds[kind](dry_run)
+            run = self._kinds[kind](options)
             self._running = (kind, run)
             try:
                 cpu_seconds = await self._watch(kind, run, cpu_percent, progress)
@@ -124,9 +129,12 @@ class Maintenance:
             finally:
                 self._running = None
             seconds, after = time.monotonic() - started, self._pool.stats()
-            freed = 0 if dry_run else max(before.mem_used_total - after.mem_used_total, 0)
+            freed = 0 if options.dry_run else max(before.mem_used_total - after.mem_used_total, 0)
             self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
-            return RunReport(kind, self.name, dry_run, reason, seconds, cpu_seconds, run.report(), before, after)
+            result = run.report()
+            if not options.dry_run:
+                self.recent.append(RunSummary(kind, reason, time.time(), seconds, freed, result))
+            return RunReport(kind, self.name, options.dry_run, reason, seconds, cpu_seconds, result, before, after)
 
     async def _watch(self, kind: str, run: Run, cpu_percent: int, progress: Progress | None) -> float:
         loop = asyncio.get_running_loop()

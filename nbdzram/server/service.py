@@ -12,64 +12,34 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 
 from nbdzram import __version__
-from nbdzram.config import DEFAULT_POOL, ExportConfig, ServerConfig, Trigger
-from nbdzram.engine.check import Check
-from nbdzram.engine.fold import Compact, Fold
-from nbdzram.engine.pool import Pool
+from nbdzram.config import DEFAULT_POOL, Dedup, ExportConfig, PoolConfig, ServerConfig, Trigger
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import Placed, open_pools, place_exports
+from nbdzram.server.inventory import Placed, declared_as, open_pool, open_pools, place_exports
 from nbdzram.server.listener import NbdServer
-from nbdzram.server.maintenance import Maintenance, Progress, Run, RunFactory
-from nbdzram.server.policy import STARTS, Policy, Reason, compact_gain, fold_gain
-from nbdzram.server.state import ExportChange, State
+from nbdzram.server.maintenance import Progress
+from nbdzram.server.policy import STARTS, Reason
+from nbdzram.server.pools import PoolService, automatic_options
+from nbdzram.server.state import ExportChange, PoolChange, State
+from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ExportStatus,
-    MaintenanceStatus,
     OperationStatus,
     PoolStatus,
+    RunOptions,
     RunReport,
     ServerStatus,
 )
 from nbdzram.units import format_size
-from nbdzram.values import export_name, export_size
+from nbdzram.values import export_name, export_size, memory, pool_name
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
 log = logging.getLogger("nbdzram.server")
-
-
-class PoolService:
-    """One pool, its maintenance and the policies that start it."""
-
-    def __init__(self, name: str, pool: Pool, policies: dict[str, Policy]) -> None:
-        self.name = name
-        self.pool = pool
-        self.policies = policies
-        self.maintenance = Maintenance(name, pool, _kinds(pool))
-        self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
-
-    def status(self, now: float) -> PoolStatus:
-        """The pool at this moment of the loop's clock."""
-        done, total = self.maintenance.progress()
-        return PoolStatus(
-            name=self.name,
-            path=self.pool.path,
-            dedup="inline" if self.pool.inline_dedup else "fold",
-            stats=self.pool.stats(),
-            maintenance=MaintenanceStatus(
-                running=self.maintenance.running,
-                done=done,
-                total=total,
-                totals=dict(self.maintenance.totals),
-                decisions={kind: dict(policy.decisions) for kind, policy in self.policies.items()},
-                next_allowed_seconds={kind: policy.waits_seconds(now) for kind, policy in self.policies.items()},
-            ),
-        )
 
 
 class Service:
@@ -78,10 +48,12 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._declared = {export.name: export.size_bytes for export in config.exports}
+        self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
         self._state = State(None)
         self._pools: dict[str, PoolService] = {}
         self._exports = Exports(config.default_export)
         self._nbd = NbdServer(self._exports, config)
+        self._usages = Usages(self._exports)
         self._changing = asyncio.Lock()
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -100,7 +72,7 @@ class Service:
         try:
             for name, pool in pools.items():
                 pool.set_clock(int(loop.time()))
-                self._pools[name] = PoolService(name, pool, _policies(config, loop.time()))
+                self._pools[name] = PoolService(name, pool, config.maintenance, loop.time())
             for placed in place_exports(config.exports, pools, self._state):
                 self._exports.add(_export(placed))
             if listen:
@@ -111,20 +83,19 @@ class Service:
             raise
         self._pulse = asyncio.create_task(self._beat())
 
+    async def serve_socket(self, client: socket.socket) -> None:
+        """Serve one connected client until it leaves."""
+        await self._nbd.serve_socket(client)
+
     async def stop(self) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
         self._draining = True
         if self._pulse is not None:
             self._pulse.cancel()
         await self._nbd.drain()
+        await self._usages.stop()
         for service in self._pools.values():
-            await service.maintenance.stop()
-        for service in self._pools.values():
-            service.pool.close()
-
-    async def serve_socket(self, client: socket.socket) -> None:
-        """Serve one connected socket until it closes."""
-        await self._nbd.serve_socket(client)
+            await service.close()
 
     def reload(self) -> None:
         """What can be renewed without a restart: TLS files."""
@@ -155,8 +126,12 @@ class Service:
             exports=tuple(_export_status(export) for export in self._exports),
         )
 
+    async def usage(self) -> dict[str, DiskUsage]:
+        """What each export's blocks cost, by name: from a walk, or one that is still fresh."""
+        return await self._usages.now()
+
     async def run(
-        self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
+        self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
     ) -> tuple[RunReport, ...]:
         """One maintenance run on one pool, or on each in turn. Raises UserError."""
         if not 1 <= cpu_percent <= 100:
@@ -164,10 +139,52 @@ class Service:
         services = list(self._pools.values()) if pool is None else [self._pool(pool)]
         return tuple(
             [
-                await service.maintenance.run(kind, dry_run=dry_run, cpu_percent=cpu_percent, progress=progress)
+                await service.maintenance.run(kind, options, cpu_percent=cpu_percent, progress=progress)
                 for service in services
             ]
         )
+
+    async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
+        """Open a new, empty pool. Raises UserError."""
+        async with self._changing:
+            if name in self._pools:
+                raise UserError(f"there is a pool '{name}' already; choose another name or remove it first")
+            config = _pool_config(name, mem_limit, dedup)
+            pool = await asyncio.to_thread(open_pool, config, self._state)
+            try:
+                self._remember_pool(config)
+            except UserError:
+                pool.close()
+                raise
+            now = asyncio.get_running_loop().time()
+            pool.set_clock(int(now))
+            self._pools[name] = PoolService(name, pool, self._config.maintenance, now)
+            return self._pools[name].status(now)
+
+    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
+        """Set a pool's limit, which leaves what is stored as it is, or when equal blocks meet. Raises UserError."""
+        async with self._changing:
+            service = self._pool(name)
+            pool = service.pool
+            now_inline = "inline" if pool.inline_dedup else "fold"
+            config = _pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
+            self._remember_pool(config)
+            pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
+            return service.status(asyncio.get_running_loop().time())
+
+    async def remove_pool(self, name: str) -> None:
+        """Close a pool that holds no export, and remove its file. Raises NoSuchExport, UserError."""
+        async with self._changing:
+            service = self._pool(name)
+            if name in self._declared_pools:
+                raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
+            holding = [export.name for export in self._exports if export.pool_name == name]
+            if holding:
+                raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
+            self._state.remember_pool(name, None)
+            del self._pools[name]
+            await service.close()
+            self._state.remove_arena(name)
 
     async def add_export(
         self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
@@ -252,6 +269,11 @@ class Service:
         )
         self._state.remember_export(export.name, change)
 
+    def _remember_pool(self, config: PoolConfig) -> None:
+        declared = self._declared_pools.get(config.name)
+        change = PoolChange(mem_limit=config.mem_limit, dedup=config.dedup, declared=declared)
+        self._state.remember_pool(config.name, change)
+
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:
             raise NoSuchExport(f"there is no pool '{name}'; there are: {', '.join(sorted(self._pools))}")
@@ -300,39 +322,14 @@ class Service:
     async def _run_automatic(self, service: PoolService, kind: str, reason: Reason, expected: int) -> None:
         loop, policy, gained = asyncio.get_running_loop(), service.policies[kind], 0
         try:
-            budget = self._config.maintenance.cpu_percent
-            report = await service.maintenance.run(kind, cpu_percent=budget, reason=reason)
+            wishes = self._config.maintenance
+            options = automatic_options(kind, wishes)
+            report = await service.maintenance.run(kind, options, cpu_percent=wishes.cpu_percent, reason=reason)
             gained = max(report.before.compr_data_size - report.after.compr_data_size, 0)
             gained = max(gained, report.before.mem_used_total - report.after.mem_used_total)
         except UserError as error:
             log.warning("automatic %s", error)
         policy.learn(loop.time(), expected, gained)
-
-
-def _kinds(pool: Pool) -> dict[str, RunFactory]:
-    """The engine's runs by name."""
-    return {
-        "fold": lambda dry_run: Fold(pool, dry_run=dry_run),
-        "compact": lambda dry_run: Compact(pool, dry_run=dry_run),
-        "check": _always_wet("check", lambda: Check(pool)),
-    }
-
-
-def _always_wet(kind: str, start: Callable[[], Run]) -> RunFactory:
-    def factory(dry_run: bool) -> Run:
-        if dry_run:
-            raise UserError(f"{kind} changes nothing, so there is no dry run of it")
-        return start()
-
-    return factory
-
-
-def _policies(config: ServerConfig, now: float) -> dict[str, Policy]:
-    wishes = config.maintenance
-    return {
-        "fold": Policy.new(wishes.fold, wishes.fold_interval_seconds, fold_gain, now),
-        "compact": Policy.new(wishes.compact, wishes.compact_interval_seconds, compact_gain, now),
-    }
 
 
 def _export(placed: Placed) -> Export:
@@ -374,6 +371,13 @@ def _export_status(export: Export) -> ExportStatus:
             for name, counts in export.traffic.operations().items()
         },
     )
+
+
+def _pool_config(name: str, mem_limit: int, dedup: str) -> PoolConfig:
+    try:
+        return PoolConfig(name=pool_name(name), mem_limit=memory(mem_limit), dedup=Dedup(dedup))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _require_detached(export: Export, verb: str, *, force: bool) -> None:

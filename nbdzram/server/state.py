@@ -41,6 +41,7 @@ class PoolChange:
 
     mem_limit: int
     dedup: str
+    declared: str | None  # what the configuration said then (inventory.declared_as); None: it did not know the pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,15 @@ class State:
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""
         return None if self.directory is None else str(self.directory / f"{pool}.pool")
+
+    def remove_arena(self, pool: str) -> None:
+        """Remove the file of a pool that is closed. Raises UserError."""
+        path = self.arena_path(pool)
+        if path is not None:
+            try:
+                Path(path).unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot remove {path}: {error.strerror}") from error
 
     def remember_export(self, name: str, change: ExportChange | None) -> None:
         """Note a change durably, or forget the export. Raises UserError."""

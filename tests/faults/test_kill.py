@@ -84,7 +84,6 @@ def verify(arena: Path, ledger: bytes, seed: int) -> None:
 def kill_rounds(place: Path, rounds: int, stops: int) -> None:
     seed = random.randrange(1 << 30)
     choose = random.Random(seed)
-    print(f"seed {seed}")
     for life in range(rounds):
         with writing(place, seed + life) as process:
             for _ in range(stops):

@@ -10,8 +10,8 @@ import pytest
 
 from tests.conftest import IMAGE_BYTES
 from tests.support import images
+from tests.support.nbd_client import PIECE
 from tests.support.server import Nbdzram
-from tests.support.wire import PIECE
 
 pytestmark = pytest.mark.interop
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.nbd_client import Client
 from tests.support.programs import require_program
-from tests.support.wire import Client
 
 # A server starts and drains in well under a second; under an emulated or loaded machine in several.
 START_SECONDS = 60

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nbdzram.engine.stats import PoolStats
+from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.status import (
     ExportStatus,
     MaintenanceStatus,
     OperationStatus,
     PoolStatus,
     RunReport,
+    RunSummary,
     RunTotals,
     ServerStatus,
 )
@@ -63,6 +64,15 @@ EXPORT = ExportStatus(
     operations={"read": READ},
 )
 
+USAGE = DiskUsage(
+    stored=400 * MIB,
+    same_filled=1234 * 4096,
+    compressed=120 * MIB,
+    unique=90 * MIB,
+    shared=30 * MIB,
+    huge=78 * 4096,
+)
+
 MAINTENANCE = MaintenanceStatus(
     running=None,
     done=0,
@@ -70,6 +80,7 @@ MAINTENANCE = MaintenanceStatus(
     totals={"fold": RunTotals(runs=3, failures=0, seconds=1.5, cpu_seconds=0.5, bytes_freed=5 * MIB)},
     decisions={"fold": {"not_worth_it": 7}},
     next_allowed_seconds={},
+    recent=(RunSummary("fold", "asked", 1.7e9, 0.25, 4096, {"objects_merged": 100}),),
 )
 
 SERVER = ServerStatus(

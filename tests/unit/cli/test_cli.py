@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +19,8 @@ import pytest
 
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.client import ControlClient
+from tests.support.nbd_client import Client
+from tests.support.programs import require_program
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, run
 
 Start = Callable[..., Server]
@@ -44,12 +50,55 @@ def test_a_signal_drains_and_ends_with_0_and_leaves_no_sockets(start: Start, num
 def test_stat_prints_zramctls_columns(start: Start) -> None:
     server = start("-e", "disk=1G", "-e", "swap=2G", "--mem-limit", "512M")
     lines = server.run("stat").out.splitlines()
-    assert lines[0].split() == ["NAME", "TYPE", "DISKSIZE", "DATA", "COMPR", "TOTAL", "MEM-LIMIT", "SAVED", "CLIENTS"]
+    assert lines[0].split() == [
+        "NAME",
+        "TYPE",
+        "DISKSIZE",
+        "DATA",
+        "COMPR",
+        "UNIQUE",
+        "TOTAL",
+        "MEM-LIMIT",
+        "SAVED",
+        "CLIENTS",
+    ]
     assert lines[1].split()[:3] == ["default", "pool", "3G"]
     assert lines[2].split()[:3] == ["disk", "disk", "1G"]
-    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,COMPR", "disk").out
-    assert raw == f"disk {1 << 30} -\n"
+    raw = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,DISKSIZE,TOTAL,COMPR", "disk").out
+    assert raw == f"disk {1 << 30} - 0\n"
     assert server.run("stat", "-n", "-b", "-o", "MEM-LIMIT").out.splitlines()[0] == str(512 << 20)
+
+
+def test_stat_explains_where_memory_went(start: Start) -> None:
+    server = start("-e", "disk=1M", "--mem-limit", "1M")
+    block = bytes(range(256)) * 16
+    with Client(server.socket, "disk") as client:
+        client.write(0, block * 2 + random.Random(1).randbytes(4096))
+    server.run("snapshot", "disk", "monday")
+    with Client(server.socket, "disk") as client:
+        client.write(8192, random.Random(2).randbytes(4096))
+    told = json.loads(server.run("stat", "--json").out)
+    (pool,) = told["pools"]
+    disk, monday = (export["usage"] for export in told["exports"])
+    assert disk["unique"] == monday["unique"] == 4096  # each has one block of random bytes to itself
+    assert disk["shared"] == monday["shared"] > 0
+    lines = [line.split() for line in server.run("stat", "--memory", "-b").out.splitlines()]
+    figures = {" ".join(words[:-1]): int(words[-1]) for line in lines if (words := _until_number(line))}
+    assert figures["needed by one export alone"] + figures["+ shared"] == figures["= compressed objects"]
+    assert figures["= compressed objects"] + figures["+ fragmentation"] == figures["= memory used"]
+    assert figures["= memory used"] + figures["+ metadata"] == figures["= taken in all"]
+    assert figures["blocks stored"] - figures["= taken in all"] == figures["saved, metadata deducted"]
+    assert pool["saved_less_metadata"] == figures["saved, metadata deducted"]
+    table = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,UNIQUE,SHARED", "disk").out
+    assert table == f"disk 4096 {disk['shared']}\n"
+
+
+def _until_number(words: list[str]) -> list[str]:
+    """A line's words up to its first figure; nothing if it has none."""
+    for index, word in enumerate(words):
+        if word.lstrip("-").isdigit():
+            return words[: index + 1]
+    return []
 
 
 def test_mm_stat_and_io_stat_are_the_kernels_lines(start: Start) -> None:
@@ -67,6 +116,64 @@ def test_fold_compact_and_check_tell_what_they_did(start: Start) -> None:
     (report,) = json.loads(server.run("fold", "--dry-run", "--json").out)
     assert (report["kind"], report["dry_run"], report["result"]["objects_merged"]) == ("fold", True, 0)
     assert server.run("fold", "--pool", "gone").code == 4
+
+
+def test_recompress_keeps_what_became_smaller_and_the_content(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    text = b"".join(b"%08d the quick brown fox jumps over the lazy dog " % number for number in range(5000))[
+        : 40 * 4096
+    ]
+    with Client(server.socket, "disk") as client:
+        client.write(0, text)
+        (report,) = json.loads(server.run("recompress", "--level", "9", "--json").out)
+        assert report["result"]["objects_recompressed"] > 0
+        assert report["after"]["compr_by_codec"]["zstd"] > 0
+        assert report["after"]["compr_data_size"] < report["before"]["compr_data_size"]
+        assert client.read(0, len(text)) == text
+    (report,) = json.loads(server.run("recompress", "--huge-only", "--idle", "60", "--dictionary", "--json").out)
+    assert report["result"]["objects_recompressed"] == 0
+
+
+def test_resting_blocks_are_recompressed_by_itself(start: Start) -> None:
+    server = start("-e", "disk=1M", "--recompress-interval", "1", "--recompress-age", "0")
+    with Client(server.socket, "disk") as client:
+        client.write(
+            0, b"".join(b"%08d the quick brown fox jumps over the lazy dog " % number for number in range(2000))
+        )
+    deadline = time.monotonic() + 60
+    while not json.loads(server.run("stat", "--json").out)["pools"][0]["compr_by_codec"]["zstd"]:
+        assert time.monotonic() < deadline, server.log.read_text()
+    with ControlClient(server.control) as control:
+        (pool,) = control.status().pools
+    assert {run.reason for run in pool.maintenance.recent if run.kind == "recompress"} == {"interval"}
+
+
+def test_pools_come_change_and_go_at_run_time_and_after_a_restart(start: Start, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    server = start("-e", "disk=1M", "--mem-limit", "1M", "--state-dir", state)
+    added = server.run("pools", "add", "fast", "--mem-limit", "2M", "--dedup", "inline")
+    assert added.out == "added fast (2M, dedup inline)\n"
+    assert "there is a pool 'fast' already" in server.run("pools", "add", "fast").err
+    assert server.run("exports", "add", "scratch", "1M", "--pool", "fast").code == 0
+    assert server.run("pools", "limit", "default", "3M").out == "limited default (3M, dedup fold)\n"
+    assert server.run("pools", "dedup", "fast", "fold").out == "changed fast (2M, dedup fold)\n"
+    held = server.run("pools", "remove", "fast")
+    assert (held.code, "holds the export 'scratch'" in held.err) == (1, True)
+    assert server.stop() == 0
+    server = start("-e", "disk=1M", "--mem-limit", "1M", "--state-dir", state)
+    listed = {
+        pool["name"]: pool["stats"]["mem_limit"] for pool in json.loads(server.run("pools", "list", "--json").out)
+    }
+    assert listed == {"default": 3 << 20, "fast": 2 << 20}
+    assert server.run("exports", "remove", "scratch").code == 0
+    assert server.run("pools", "remove", "fast").out == "removed fast\n"
+    assert not (tmp_path / "state" / "fast.pool").exists()
+    declared = server.run("pools", "remove", "default")
+    assert (declared.code, "is declared in the configuration" in declared.err) == (1, True)
+    assert server.run("pools", "limit", "gone", "1M").code == 4
+    assert server.stop() == 0
+    changed = start("-e", "disk=1M", "--mem-limit", "5M", "--state-dir", state)  # a new declaration wins
+    assert changed.run("pools", "list").out.split()[-3:-1] == ["5M", "fold"]
 
 
 def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
@@ -141,6 +248,10 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
         (["exports", "add", "a", "1000"], 2, "multiple of 512"),
         (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
         (["fold", "--cpu", "0"], 2, "0 is not in the range"),
+        (["recompress", "--level", "23"], 2, "23 is not in the range"),
+        (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
+        (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
+        (["estimat"], 2, "Did you mean 'estimate'?"),
         (["nothing"], 2, "No such command 'nothing'"),
     ],
 )
@@ -196,7 +307,7 @@ import sys
 from nbdzram.cli.main import run
 assert run(["serve", "-e", "disk=1M", "--check-config"]) == 0
 import nbdzram.control.server, nbdzram.metrics.http, nbdzram.server.service
-unwanted = {"rich", "prometheus_client", "nbdzram.cli.common"}
+unwanted = {"rich", "nbdzram.cli.common"}
 print(sorted(name for name in sys.modules if name in unwanted or name.startswith("nbdzram.cli.")))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -213,6 +324,70 @@ def test_systemd_is_told_when_the_server_is_ready(
         assert supervisor.recv(100) == b"READY=1"
         assert server.stop() == 0
         assert supervisor.recv(100) == b"STOPPING=1"
+
+
+def on_stdin(tmp_path: Path, *arguments: str) -> tuple[Client, subprocess.Popen[bytes]]:
+    """A client of `serve --stdin`: what inetd does, for one connection; standard error is the socket too."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "inetd.sock"))
+        listening.listen(1)
+        connected: list[Client] = []
+        connecting = threading.Thread(target=lambda: connected.append(Client(tmp_path / "inetd.sock", "disk")))
+        connecting.start()
+        accepted, _ = listening.accept()
+        with accepted:
+            line = [*NBDZRAM, "serve", "--stdin", "-e", "disk=1M", *arguments]
+            process = subprocess.Popen(
+                line,
+                stdin=accepted.fileno(),
+                stdout=accepted.fileno(),
+                stderr=accepted.fileno(),
+                env=clean_environment(),
+            )
+        connecting.join(timeout=60)
+        return connected[0], process
+
+
+def test_under_inetd_it_serves_the_one_client_and_ends_when_it_leaves(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    client, process = on_stdin(tmp_path, "--state-dir", state)
+    with client:
+        client.write(4096, b"x" * 4096)
+    assert process.wait(timeout=60) == 0
+    (tmp_path / "inetd.sock").unlink()
+    client, process = on_stdin(tmp_path, "--state-dir", state)
+    with contextlib.closing(client):
+        assert client.read(4096, 4096) == b"x" * 4096
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_stdin_that_is_no_socket_is_one_sentence() -> None:
+    done = run("serve", "--stdin", "-e", "disk=1M")
+    assert (done.code, "needs a connected socket" in done.err) == (1, True)
+    done = run("serve", "--stdin", "--metrics", "off", "-e", "disk=1M")
+    assert (done.code, "leave out --metrics" in done.err) == (2, True)
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    openssl = require_program("openssl", package="openssl")
+    make = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-days", "10", "-subj", f"/CN={name}", "-keyout", str(directory / "key.pem")]
+    make += ["-out", str(directory / "cert.pem")]
+    subprocess.run(make, check=True, capture_output=True)
+
+
+def test_hangup_looks_at_the_certificates_again(start: Start, tmp_path: Path) -> None:
+    make_certificate(tmp_path, "first")
+    files = ["--tls-certificate", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    server = start("-e", "disk=1M", "--tls", "on", *files)
+    make_certificate(tmp_path, "second")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("TLS files reloaded")
+    (tmp_path / "cert.pem").write_text("no certificate")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("keeping the old ones")
+    assert server.run("stat").code == 0
 
 
 def test_the_control_protocol_is_open_to_other_programs(start: Start) -> None:
@@ -239,6 +414,21 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_completes_commands(shell: str) -> None:
     assert "_NBDZRAM_COMPLETE" in run("completion", shell).out
+
+
+def test_exports_are_completed_from_the_running_server(start: Start) -> None:
+    server = start("-e", "root=1M", "-e", "rescue=1M", "-e", "swap=1M")
+    environment = clean_environment() | {
+        "_NBDZRAM_COMPLETE": "bash_complete",
+        "COMP_WORDS": "nbdzram snapshot r",
+        "COMP_CWORD": "2",
+        "NBDZRAM_CONTROL": str(server.control),
+    }
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["plain,root", "plain,rescue"]
+    nobody = environment | {"NBDZRAM_CONTROL": str(server.control.with_name("gone"))}
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=nobody)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_a_completion_request_is_answered() -> None:

@@ -20,9 +20,10 @@ from nbdzram.control.client import ControlClient
 from nbdzram.control.methods import Progress, method_table
 from nbdzram.control.paths import socket_for_client, socket_for_server
 from nbdzram.control.server import ControlServer
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
-from nbdzram.status import ExportStatus, RunReport, ServerStatus, from_json, to_json
-from tests.unit.records import EXPORT, REPORT, SERVER
+from nbdzram.status import ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus, from_json, to_json
+from tests.unit.records import EXPORT, REPORT, SERVER, USAGE
 
 
 class RecordedOperations:
@@ -35,9 +36,9 @@ class RecordedOperations:
         return SERVER
 
     async def run(
-        self, kind: str, *, pool: str | None, dry_run: bool, cpu_percent: int, progress: Progress
+        self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
     ) -> tuple[RunReport, ...]:
-        self.asked.append((kind, pool, dry_run, cpu_percent))
+        self.asked.append((kind, pool, options, cpu_percent))
         if kind == "broken":
             raise RuntimeError("a bug of ours")
         for done in range(3):
@@ -61,6 +62,20 @@ class RecordedOperations:
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
         self.asked.append((name, force))
         return EXPORT
+
+    async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
+        self.asked.append((name, mem_limit, dedup))
+        return SERVER.pools[0]
+
+    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
+        self.asked.append((name, mem_limit, dedup))
+        return SERVER.pools[0]
+
+    async def remove_pool(self, name: str) -> None:
+        self.asked.append((name,))
+
+    async def usage(self) -> dict[str, DiskUsage]:
+        return {"disk": USAGE}
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         self.asked.append((source, name, read_only))
@@ -101,6 +116,14 @@ def test_a_status_crosses_the_socket_whole(path: Path) -> None:
     assert with_server(path, act)[0] == SERVER
 
 
+def test_what_exports_cost_crosses_the_socket_whole(path: Path) -> None:
+    def act() -> dict[str, DiskUsage]:
+        with ControlClient(path) as client:
+            return client.usage()
+
+    assert with_server(path, act)[0] == {"disk": USAGE}
+
+
 def test_progress_comes_before_the_result(path: Path) -> None:
     heard: list[tuple[str, str, int, int]] = []
 
@@ -111,7 +134,7 @@ def test_progress_comes_before_the_result(path: Path) -> None:
     answer, operations = with_server(path, act)
     assert from_json(RunReport, answer[0]) == REPORT
     assert heard == [("fold", "default", done, 3) for done in range(3)]
-    assert operations.asked == [("fold", None, True, 100)]
+    assert operations.asked == [("fold", None, RunOptions(dry_run=True), 100)]
 
 
 def test_a_refusal_keeps_its_kind_and_the_connection_goes_on(path: Path) -> None:

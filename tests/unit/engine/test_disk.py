@@ -115,12 +115,11 @@ def test_extents_are_coalesced_clipped_and_limited() -> None:
 def test_a_write_at_the_limit_is_refused_and_everything_stored_stays() -> None:
     pool = Pool(mem_limit=64 << 10)
     disk = pool.create("disk", SIZE)
-    written = 0
+    written = 16
+    for number in range(written):
+        disk.write(number * BLOCK, noise(number))
     with pytest.raises(PoolFull, match="limit of 65536 bytes"):
-        while True:
-            disk.write(written * BLOCK, noise(written))
-            written += 1
-    assert written == 16
+        disk.write(written * BLOCK, noise(written))
     assert disk.read(0, written * BLOCK) == b"".join(noise(number) for number in range(written))
     assert disk.read(written * BLOCK, BLOCK) == bytes(BLOCK)
     assert pool.stats().failed_writes == 1

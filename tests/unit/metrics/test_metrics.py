@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -16,20 +15,28 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from nbdzram import __version__
 from nbdzram.config import TcpAddress
+from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import UserError
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
+from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
-from tests.unit.records import EXPORT, POOL_STATS, SERVER
+from tests.support.programs import require_program
+from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
+
+
+async def usage() -> dict[str, DiskUsage]:
+    return {"disk": USAGE}
 
 
 def with_server(act: Callable[[str, int], Any], status: ServerStatus = SERVER) -> Any:
     """Run the blocking client code `act` with host and port of a live server."""
 
     async def both() -> Any:
-        server = MetricsServer(TcpAddress(port=0), lambda: status)
+        server = MetricsServer(TcpAddress(port=0), lambda: status, usage)
         await server.start()
         port = int(server.url.split(":")[2].split("/")[0])
         try:
@@ -103,17 +110,32 @@ def test_names_that_an_operator_chose_are_escaped() -> None:
     assert labels(a=odd) == '{a="a\\"b\\\\c\\nd"}'
 
 
-def test_every_family_is_published_and_the_process_is_described() -> None:
+def test_every_family_is_published() -> None:
     names = {name for name, _ in scrape()}
     missing = [f.name for f in FAMILIES if f.name not in names and f"{f.name}_count" not in names]
     assert missing == ["nbdzram_maintenance_wait_seconds"]  # the only one without a sample in these records
-    assert scrape()[key("process_resident_memory_bytes")] > 1 << 20
+
+
+def test_samples_carry_the_labels_that_their_family_declares() -> None:
+    found = scrape()
+    for family in FAMILIES:
+        for name, pairs in found:
+            if name.removesuffix("_bucket") == family.name:
+                assert {label for label, _ in pairs} == set(family.samples.labels), name
+
+
+def test_the_process_describes_itself_once_with_the_librarys_own_collectors() -> None:
+    found = scrape()
+    assert found[key("process_resident_memory_bytes")] > 1 << 20
+    assert found[key("process_cpu_seconds_total")] > 0
+    (build,) = (dict(pairs) for name, pairs in found if name == "nbdzram_build_info")
+    assert build["version"] == __version__
+    assert set(build) == {"version", *CARRIERS}
+    assert "python_info" in {name for name, _ in found}
 
 
 def test_the_names_are_as_promtool_wants_them() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is missing; install Debian's package prometheus")
+    promtool = require_program("promtool", package="prometheus")
     text = get("/metrics")[2]
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -137,6 +159,7 @@ def test_the_status_page_stands_alone() -> None:
     assert (code, kind) == (200, "text/html; charset=utf-8")
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")  # no outside assets
     assert json.loads(get("/status.json")[2])["pools"][0]["name"] == "default"
+    assert json.loads(get("/usage.json")[2])["disk"]["unique"] == USAGE.unique
 
 
 def raw(request: bytes) -> bytes:
@@ -186,4 +209,4 @@ def test_an_address_in_use_is_one_sentence_with_the_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = TcpAddress(port=taken.getsockname()[1])
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{address.port} for metrics: .*--metrics off"):
-            asyncio.run(MetricsServer(address, lambda: SERVER).start())
+            asyncio.run(MetricsServer(address, lambda: SERVER, usage).start())

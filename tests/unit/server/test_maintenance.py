@@ -57,6 +57,8 @@ def test_a_run_reports_before_after_and_what_came_of_it() -> None:
         assert report.before.mem_used_total - report.after.mem_used_total == 4096
         assert (report.result, report.reason) == ({"objects_merged": 100}, "asked")
         assert heard[-1] == ("fold", "default", 100, 100)
+        (summary,) = maintenance.recent
+        assert (summary.kind, summary.bytes_freed, summary.result) == ("fold", 4096, {"objects_merged": 100})
         totals = maintenance.totals["fold"]
         assert (totals.runs, totals.failures, totals.bytes_freed) == (1, 0, 4096)
         await maintenance.stop()

@@ -9,7 +9,15 @@ import pytest
 
 from nbdzram.config import Trigger
 from nbdzram.engine.stats import PoolStats
-from nbdzram.server.policy import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, Policy, Reason, compact_gain, fold_gain
+from nbdzram.server.policy import (
+    FIRST_BACKOFF_SECONDS,
+    LAST_BACKOFF_SECONDS,
+    Policy,
+    Reason,
+    compact_gain,
+    fold_gain,
+    recompress_gain,
+)
 from tests.unit.records import MIB, POOL_STATS
 
 QUIET = replace(
@@ -24,6 +32,14 @@ def auto(gain: Callable[[PoolStats], int] = fold_gain) -> Policy:
 
 def pending(size: int) -> PoolStats:
     return replace(QUIET, fold_pending=size // MEAN)
+
+
+def test_recompression_pays_where_much_is_lz4() -> None:
+    resting = replace(QUIET, compr_by_codec={"lz4": 50 * MIB, "zstd": 0, "raw": 9 * MIB})
+    assert recompress_gain(resting) == 10 * MIB
+    assert auto(recompress_gain).decide(1.0, resting, 0) is Reason.WORTH_IT
+    done = replace(QUIET, compr_by_codec={"lz4": 0, "zstd": 50 * MIB, "raw": 9 * MIB})
+    assert auto(recompress_gain).decide(1.0, done, 0) is Reason.NOTHING_NEW
 
 
 def test_off_never_runs_and_counts_nothing() -> None:

@@ -17,7 +17,7 @@ CHANGE = ExportChange(
 def test_what_is_remembered_is_there_after_a_restart(tmp_path: Path) -> None:
     state = State(tmp_path / "new" / "state")
     state.remember_export("disk", CHANGE)
-    state.remember_pool("fast", PoolChange(mem_limit=5, dedup="inline"))
+    state.remember_pool("fast", PoolChange(mem_limit=5, dedup="inline", declared=None))
     again = State(tmp_path / "new" / "state")
     assert again.changes == state.changes
     assert again.changes.exports == {"disk": CHANGE}

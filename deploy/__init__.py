@@ -1,0 +1,1 @@
+"""What surrounds a running nbdzram: units, containers, Prometheus, Grafana. README.md says how to use each."""

@@ -1,0 +1,309 @@
+"""What `nbdzram doctor` looks at: one function a subject, each giving findings.
+
+A finding is ok, warn (it will run, but not as it could) or fail (it will not run as configured); warn and fail carry a
+remedy. Nothing is changed; ports are tried by binding to them for a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from nbdzram import __version__
+from nbdzram.cli.certificate import validity
+from nbdzram.config import ServerConfig, TcpAddress, TlsMode
+from nbdzram.control.client import ControlClient
+from nbdzram.control.paths import socket_for_client
+from nbdzram.errors import ConfigError, UserError
+from nbdzram.status import ServerStatus
+from nbdzram.units import format_size, physical_memory
+
+SPARE_DESCRIPTORS = 128  # listeners, control and metrics connections, arenas, the interpreter's own
+EXPIRES_SOON = timedelta(days=30)
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+PROC_VM = Path("/proc/sys/vm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's."""
+
+    level: Level
+    subject: str
+    says: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is looked at: the configuration that `serve` would use, and the server that runs, if one does."""
+
+    config: ServerConfig
+    server: ServerStatus | None
+    module: Path = Path("/sys/module/nbd")
+    modules: Path = Path("/lib/modules") / platform.release()
+
+
+def running_server(control: Path | None) -> ServerStatus | None:
+    """The status of the server on the control socket; None when nobody answers."""
+    try:
+        with ControlClient(control or socket_for_client(os.environ)) as client:
+            return client.status()
+    except UserError:
+        return None
+
+
+def versions(_: Patient) -> Iterator[Finding]:
+    """Ours, Python's, and those of the libraries, which must give back what they were given."""
+    yield Finding(Level.OK, "version", f"nbdzram {__version__} on Python {platform.python_version()}")
+    from nbdzram.errors import CodecUnavailable  # noqa: PLC0415
+
+    try:
+        from nbdzram.engine import codec  # noqa: PLC0415 - loading it is what is tried
+    except (CodecUnavailable, ImportError) as error:
+        yield Finding(Level.FAIL, "libraries", str(error), "pip install --force-reinstall lz4 xxhash zstandard")
+        return
+    block = bytes(range(256)) * 16
+    whole = (
+        codec.decompress_lz4(codec.compress_lz4(block)) == codec.decompress_zstd(codec.compress_zstd(block)) == block
+    )
+    carried = ", ".join(f"{name} {number}" for name, number in _library_versions())
+    if whole:
+        yield Finding(Level.OK, "libraries", f"{carried}; a block came back whole")
+    else:
+        yield Finding(
+            Level.FAIL,
+            "libraries",
+            f"{carried}: a block came back changed",
+            "pip install --force-reinstall lz4 xxhash zstandard",
+        )
+
+
+def server(patient: Patient) -> Iterator[Finding]:
+    """Whether one runs, and is ours."""
+    status = patient.server
+    if status is None:
+        yield Finding(Level.OK, "server", "none runs here")
+    elif status.version != __version__:
+        says = f"version {status.version} runs (pid {status.pid}), this command is {__version__}"
+        yield Finding(Level.WARN, "server", says, "restart the server")
+    else:
+        yield Finding(Level.OK, "server", f"runs as pid {status.pid}; exports: {len(status.exports)}")
+
+
+def client(patient: Patient) -> Iterator[Finding]:
+    """The kernel's client: needed to attach on this machine, not to serve."""
+    built_in = "drivers/block/nbd.ko" in _text(patient.modules / "modules.builtin")
+    if patient.module.exists() or built_in:
+        yield Finding(Level.OK, "kernel module", "nbd is loaded")
+    elif any(patient.modules.glob("kernel/drivers/block/nbd.ko*")):
+        says = "nbd is not loaded; only attaching on this machine needs it"
+        yield Finding(
+            Level.WARN, "kernel module", says, "modprobe nbd; at each boot: echo nbd > /etc/modules-load.d/nbd.conf"
+        )
+    else:
+        says = f"the kernel {platform.release()} has no module nbd; only attaching on this machine needs it"
+        yield Finding(Level.WARN, "kernel module", says, "install the kernel's own modules, or use libnbd or QEMU")
+    program = shutil.which("nbd-client", path=SEARCH_PATH)
+    if program is None:
+        says = "missing; only attaching on this machine needs it"
+        yield Finding(Level.WARN, "nbd-client", says, "apt-get install nbd-client")
+    else:
+        told = subprocess.run([program, "-V"], capture_output=True, text=True, timeout=10, check=False)
+        yield Finding(Level.OK, "nbd-client", (told.stdout + told.stderr).strip().splitlines()[-1])
+
+
+def descriptors(patient: Patient) -> Iterator[Finding]:
+    """Each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = patient.config.limits.connections
+    needed = allowed + SPARE_DESCRIPTORS
+    if soft >= needed:
+        yield Finding(Level.OK, "descriptors", f"{soft} allowed, {needed} needed for {allowed} connections")
+    else:
+        says = f"{soft} allowed (at most {hard}), {needed} needed for limits.connections = {allowed}"
+        yield Finding(Level.WARN, "descriptors", says, f"ulimit -n {needed}, or LimitNOFILE={needed} in the unit")
+
+
+def memory(patient: Patient) -> Iterator[Finding]:
+    """Limits against what the machine has, and how the kernel promises memory."""
+    total = physical_memory()
+    pools = patient.config.pools
+    unlimited = [pool.name for pool in pools if not pool.mem_limit]
+    limit = sum(pool.mem_limit for pool in pools)
+    if unlimited:
+        says = f"the pool '{unlimited[0]}' has no limit on a machine of {format_size(total)}"
+        yield Finding(
+            Level.WARN, "memory", says, "set --mem-limit, for example 50%, so that writes fail before the machine"
+        )
+    elif limit > total:
+        says = f"the pools may take {format_size(limit)}, the machine has {format_size(total)}"
+        yield Finding(Level.FAIL, "memory", says, "lower --mem-limit")
+    else:
+        yield Finding(Level.OK, "memory", f"{format_size(total)}, of which pools may take {format_size(limit)}")
+    if _text(PROC_VM / "overcommit_memory").strip() == "2":
+        says = "vm.overcommit_memory is 2: the kernel counts memory that is only reserved"
+        yield Finding(Level.WARN, "overcommit", says, "sysctl vm.overcommit_memory=0")
+    else:
+        yield Finding(Level.OK, "overcommit", "memory is taken when it is written")
+
+
+def state(patient: Patient) -> Iterator[Finding]:
+    """The directory that lets disks outlive the process."""
+    directory = patient.config.state_dir
+    if directory is None:
+        room = _free(SHARED_MEMORY)
+        says = "no --state-dir: disks end with the process"
+        yield Finding(Level.OK, "state", f"{says} ({SHARED_MEMORY} has room for {format_size(room)})" if room else says)
+        return
+    existing = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    limit, room = sum(pool.mem_limit for pool in patient.config.pools), _free(existing)
+    if not existing.is_dir():
+        yield Finding(Level.FAIL, "state", f"{existing} is no directory", "choose another --state-dir")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(Level.FAIL, "state", f"{existing} may not be written by this user", f"chown {_me()} {existing}")
+    elif room < limit:
+        says = f"{existing} has room for {format_size(room)}, the pools may take {format_size(limit)}"
+        yield Finding(
+            Level.WARN, "state", says, f"mount -o remount,size=SIZE {existing} if it is a tmpfs, or lower --mem-limit"
+        )
+    else:
+        yield Finding(Level.OK, "state", f"{directory} has room for {format_size(room)}")
+
+
+def addresses(patient: Patient) -> Iterator[Finding]:
+    """Every address can be listened on, or is the running server's own."""
+    wanted = [("port", address, "choose another with -p or -i") for address in patient.config.tcp]
+    if patient.config.metrics is not None:
+        wanted.append(("metrics", patient.config.metrics, "choose another with --metrics, or --metrics off"))
+    for subject, address, remedy in wanted:
+        where = f"{address.host}:{address.port}"
+        reason = _cannot_listen(address)
+        if reason is None:
+            yield Finding(Level.OK, subject, f"{where} is free")
+        elif patient.server is not None and reason == "Address already in use":
+            yield Finding(Level.OK, subject, f"{where} is in use; a server runs")
+        else:
+            yield Finding(Level.FAIL, subject, f"cannot listen on {where}: {reason}", remedy)
+    for unix in patient.config.unix:
+        parent = unix.path.absolute().parent
+        if os.access(parent, os.W_OK | os.X_OK):
+            yield Finding(Level.OK, "socket", f"{unix.path} can be made")
+        else:
+            reason = "may not be written by this user" if parent.exists() else "does not exist"
+            yield Finding(Level.FAIL, "socket", f"{unix.path}: {parent} {reason}", "choose another path with -U")
+
+
+def certificates(patient: Patient) -> Iterator[Finding]:
+    """TLS files are there, belong together, and have not expired."""
+    tls = patient.config.tls
+    if tls.mode is TlsMode.OFF:
+        yield Finding(Level.OK, "TLS", "off: whoever reaches an address may attach")
+        return
+    from nbdzram.server.tls import make_context  # noqa: PLC0415 - most do without
+
+    try:
+        make_context(tls)
+    except ConfigError as error:
+        yield Finding(Level.FAIL, "TLS", str(error), "give a certificate and its key, PEM, readable by this user")
+        return
+    for path in (tls.certificate, tls.client_ca):
+        if path is not None:
+            yield _expiry(path, datetime.now(UTC))
+
+
+CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    versions,
+    server,
+    memory,
+    state,
+    descriptors,
+    addresses,
+    certificates,
+    client,
+)
+"""In the order in which they are told."""
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """Every finding."""
+    for check in CHECKS:
+        yield from check(patient)
+
+
+def _expiry(path: Path, now: datetime) -> Finding:
+    try:
+        first, last = validity(path)
+    except (OSError, ValueError) as error:
+        return Finding(Level.FAIL, "TLS", f"{path} cannot be read: {error}", "give a certificate in PEM")
+    told = f"{path} is valid until {last:%Y-%m-%d}"
+    if now > last:
+        return Finding(
+            Level.FAIL, "TLS", f"{path} expired on {last:%Y-%m-%d}", "renew it; a running server takes it up"
+        )
+    if now < first:
+        return Finding(Level.FAIL, "TLS", f"{path} is valid from {first:%Y-%m-%d} only", "check this machine's clock")
+    if last - now < EXPIRES_SOON:
+        return Finding(Level.WARN, "TLS", told, "renew it soon; a running server takes it up")
+    return Finding(Level.OK, "TLS", told)
+
+
+def _library_versions() -> Iterator[tuple[str, str]]:
+    """The C libraries' own, not those of the packages that carry them."""
+    import lz4  # noqa: PLC0415 - a broken installation is a finding, not a traceback
+    import xxhash  # noqa: PLC0415
+    import zstandard  # noqa: PLC0415
+
+    yield "lz4", lz4.library_version_string()
+    yield "xxhash", xxhash.XXHASH_VERSION
+    yield "zstd", ".".join(map(str, zstandard.ZSTD_VERSION))
+
+
+def _cannot_listen(address: TcpAddress) -> str | None:
+    """Why not; None if it can."""
+    try:
+        family, kind, number, _, name = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(name)
+            probe.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _free(directory: Path) -> int:
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _me() -> str:
+    return str(os.geteuid())

@@ -1,0 +1,56 @@
+"""`nbdzram doctor`: what would keep a server from running well here, each with its remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import textwrap
+from pathlib import Path
+
+import click
+
+from nbdzram.cli.common import control_option, json_option, print_json
+from nbdzram.cli.diagnosis import Finding, Level, Patient, examine, running_server
+from nbdzram.settings import load
+
+COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+SUBJECT_WIDTH = 14
+
+
+@click.command(
+    "doctor",
+    epilog="\b\nExamples:\n  nbdzram doctor\n  nbdzram doctor -c /etc/nbdzram/nbdzram.toml --json",
+)
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration that `serve` would be given.",
+)
+@json_option
+@control_option
+@click.pass_context
+def command(context: click.Context, *, config: Path | None, as_json: bool, control: Path | None) -> None:
+    """Look for what would keep a server from running well on this machine.
+
+    It looks at libraries, memory, limits, ports, certificates, and what attaching needs, and changes nothing. The
+    exit code is 1 if something fails; warnings do not count.
+    """
+    settled = load(config, os.environ, {})
+    found = list(examine(Patient(settled, running_server(control))))
+    if as_json:
+        print_json([dataclasses.asdict(finding) for finding in found])
+    else:
+        for finding in found:
+            _tell(finding)
+    context.exit(1 if any(finding.level is Level.FAIL for finding in found) else 0)
+
+
+def _tell(finding: Finding) -> None:
+    mark = click.style(f"{finding.level:5}", fg=COLOURS[finding.level], bold=finding.level is not Level.OK)
+    indent = " " * (6 + SUBJECT_WIDTH + 1)
+    lines = textwrap.wrap(finding.says, 100 - len(indent), break_long_words=False, break_on_hyphens=False)
+    click.echo(f"{mark} {finding.subject:{SUBJECT_WIDTH}} {f'{chr(10)}{indent}'.join(lines)}")
+    if finding.remedy:
+        click.echo(f"{indent}remedy: {finding.remedy}")

@@ -1,0 +1,127 @@
+"""`nbdzram pools`: list, add, remove and limit pools of a running server."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nbdzram.cli.columns import Column, render
+from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.config import Dedup
+from nbdzram.status import PoolStatus, from_json
+from nbdzram.units import format_size
+from nbdzram.values import memory
+
+COLUMNS: list[Column[PoolStatus]] = [
+    Column("NAME", "", lambda pool: pool.name),
+    Column("DATA", "", lambda pool: pool.stats.orig_data_size, True),
+    Column("TOTAL", "", lambda pool: pool.stats.mem_used_total, True),
+    Column("MEM-LIMIT", "", lambda pool: pool.stats.mem_limit or "none", True),
+    Column("DEDUP", "", lambda pool: pool.dedup),
+    Column("FILE", "", lambda pool: pool.path or ""),
+]
+DEDUP = click.Choice([choice.value for choice in Dedup])
+
+
+class Limit(click.ParamType[int]):
+    """A pool's limit in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A size, a share of this machine's memory, or 0 for none."""
+        try:
+            return memory(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(
+    "pools", epilog="\b\nExamples:\n  nbdzram pools list\n  nbdzram pools add fast --mem-limit 4G --dedup inline"
+)
+def command() -> None:
+    """List, add, remove and limit pools of a running server.
+
+    A pool is one memory limit and one folding domain. With --state-dir the server remembers these changes.
+    """
+
+
+@command.command("list", epilog="Example: nbdzram pools list --json")
+@json_option
+@control_option
+def list_(*, as_json: bool, control: Path | None) -> None:
+    """List the pools."""
+    with connect(control) as client:
+        status = client.status()
+    if as_json:
+        return print_json([dataclasses.asdict(pool) for pool in status.pools])
+    for line in render(COLUMNS, status.pools):
+        click.echo(line)
+    return None
+
+
+@command.command("add", epilog="Example: nbdzram pools add fast --mem-limit 25%")
+@click.argument("name")
+@click.option(
+    "--mem-limit", type=Limit(), metavar="SIZE", default=0, help="Most memory for stored blocks.  [default: none]"
+)
+@click.option("--dedup", type=DEDUP, default=Dedup.FOLD.value, show_default=True, help="When equal blocks meet.")
+@json_option
+@control_option
+def add(*, name: str, mem_limit: int, dedup: str, as_json: bool, control: Path | None) -> None:
+    """Open a new, empty pool.
+
+    `nbdzram exports add --pool NAME` puts disks into it.
+    """
+    _change("pools.add", control, as_json, "added", name=name, mem_limit=mem_limit, dedup=dedup)
+
+
+@command.command("remove", epilog="Example: nbdzram pools remove fast")
+@click.argument("name")
+@control_option
+def remove(*, name: str, control: Path | None) -> None:
+    """Close a pool that holds no export, and remove its file."""
+    with connect(control) as client:
+        client.call("pools.remove", name=name)
+    click.echo(f"removed {name}")
+
+
+@command.command(
+    "limit",
+    epilog="\b\nExamples:\n  nbdzram pools limit default 8G\n  nbdzram pools limit default 50%\n"
+    "  nbdzram pools limit default 0",
+)
+@click.argument("name")
+@click.argument("size", type=Limit())
+@json_option
+@control_option
+def limit(*, name: str, size: int, as_json: bool, control: Path | None) -> None:
+    """Set a pool's memory limit to SIZE; 0 is none.
+
+    What is stored stays, as in zram: below what is in use, writes that need memory fail until enough was freed.
+    """
+    _change("pools.change", control, as_json, "limited", name=name, mem_limit=size)
+
+
+@command.command("dedup", epilog="Example: nbdzram pools dedup default inline")
+@click.argument("name")
+@click.argument("when", type=DEDUP)
+@json_option
+@control_option
+def dedup(*, name: str, when: str, as_json: bool, control: Path | None) -> None:
+    """Let equal blocks meet in a fold, or already at the write."""
+    _change("pools.change", control, as_json, "changed", name=name, dedup=when)
+
+
+def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:
+    with connect(control) as client:
+        answer = client.call(method, **params)
+    if as_json:
+        return print_json(answer)
+    pool = from_json(PoolStatus, answer)
+    limit = format_size(pool.stats.mem_limit) if pool.stats.mem_limit else "no limit"
+    click.echo(f"{done} {pool.name} ({limit}, dedup {pool.dedup})")
+    return None

@@ -1,0 +1,75 @@
+"""What happened a second between two statuses of one server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from nbdzram.status import ExportStatus, OperationStatus, ServerStatus
+
+PAYLOAD = ("read", "write")
+"""Operations that carry bytes; trim, write_zeroes and cache name ranges, whose latency says nothing of a transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Traffic a second, and how long reads and writes took."""
+
+    read_bytes: float = 0.0
+    write_bytes: float = 0.0
+    requests: float = 0.0
+    median_seconds: float = 0.0  # 0: there was no read or write
+    p99_seconds: float = 0.0
+
+
+def between(before: ServerStatus, after: ServerStatus) -> tuple[Rates, dict[str, Rates]]:
+    """Of all exports together, and of each by name. An export that is new has no rates yet."""
+    seconds = after.uptime_seconds - before.uptime_seconds
+    if seconds <= 0 or before.started_at != after.started_at:
+        return Rates(), {}
+    bounds = after.latency_bounds_seconds
+    old = {export.name: export for export in before.exports}
+    pairs = [(old[export.name], export) for export in after.exports if export.name in old]
+    return _rates(pairs, seconds, bounds), {new.name: _rates([(was, new)], seconds, bounds) for was, new in pairs}
+
+
+def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float:
+    """The time below which `share` of the requests took, interpolated in its bucket; 0 without requests.
+
+    counts[k] requests lie between bounds[k - 1] and bounds[k]; the last bucket lies above every bound.
+    """
+    left = sum(counts) * share
+    if not left:
+        return 0.0
+    for index, count in enumerate(counts):
+        if count >= left:
+            if index >= len(bounds):
+                return bounds[-1]
+            low = bounds[index - 1] if index else 0.0
+            return low + (bounds[index] - low) * left / count
+        left -= count
+    return bounds[-1]
+
+
+def _rates(pairs: Iterable[tuple[ExportStatus, ExportStatus]], seconds: float, bounds: tuple[float, ...]) -> Rates:
+    moved = dict.fromkeys(PAYLOAD, 0)
+    requests, counts = 0, [0] * (len(bounds) + 1)
+    for before, after in pairs:
+        for name, new in after.operations.items():
+            old = before.operations.get(name)
+            requests += new.requests - (old.requests if old else 0)
+            if name in moved:
+                moved[name] += new.bytes - (old.bytes if old else 0)
+                _add(counts, old, new)
+    return Rates(
+        read_bytes=max(moved["read"], 0) / seconds,
+        write_bytes=max(moved["write"], 0) / seconds,
+        requests=max(requests, 0) / seconds,  # below zero: an export was removed and made again
+        median_seconds=quantile(counts, bounds, 0.5),
+        p99_seconds=quantile(counts, bounds, 0.99),
+    )
+
+
+def _add(counts: list[int], old: OperationStatus | None, new: OperationStatus) -> None:
+    for index, count in enumerate(new.latency_counts[: len(counts)]):
+        counts[index] += max(count - (old.latency_counts[index] if old else 0), 0)

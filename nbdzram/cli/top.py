@@ -1,0 +1,115 @@
+"""`nbdzram top`: a live view of one server in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from nbdzram.cli.common import connect, control_option
+from nbdzram.cli.rates import between
+from nbdzram.cli.view import SORTS, Frame, screen
+from nbdzram.control.client import ControlClient
+
+USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the server bounds it too
+QUIT_KEYS = b"qQ\x04"  # \x04: Ctrl-D
+SORT_KEY = b"s"
+PIPE_WIDTH = 80
+
+
+@click.command(
+    "top",
+    epilog="\b\nExamples:\n  nbdzram top\n  nbdzram top --sort stored --interval 5\n  nbdzram top --once | head -3",
+)
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Time between two looks.",
+)
+@click.option("--sort", type=click.Choice(list(SORTS)), default="traffic", show_default=True, help="Order of exports.")
+@click.option("--once", is_flag=True, help="Print once and end, as it does in a pipe.")
+@control_option
+def command(*, interval: float, sort: str, once: bool, control: Path | None) -> None:
+    """Watch exports, traffic, latency and memory live.
+
+    In the view, q or Ctrl-C ends it and s changes the order of the exports.
+    """
+    with connect(control) as client:
+        if once or not sys.stdout.isatty():
+            return _print_once(client, interval, sort)
+        with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
+            _watch(client, interval, sort)
+    return None
+
+
+def _print_once(client: ControlClient, interval: float, sort: str) -> None:
+    from rich.console import Console  # noqa: PLC0415 - --help is quick without it
+
+    frame = Frame(client.status(), usage=client.usage(), sort=sort)
+    time.sleep(interval)
+    _advance(frame, client)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    console.print(screen(frame, console.width, len(frame.status.exports) + 100, keys=False))
+
+
+def _watch(client: ControlClient, interval: float, sort: str) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    frame, asked = Frame(client.status(), usage=client.usage(), sort=sort), time.monotonic()
+    console = Console(highlight=False)
+    with _keys() as descriptor, Live(console=console, screen=True, auto_refresh=False) as live:
+        due = time.monotonic() + min(interval, 0.3)  # the first rates come soon
+        while True:
+            live.update(screen(frame, console.width, console.height, keys=True), refresh=True)
+            pressed = _wait(descriptor, due - time.monotonic())
+            if pressed and pressed in QUIT_KEYS:
+                return
+            if pressed == SORT_KEY:
+                orders = list(SORTS)
+                frame.sort = orders[(orders.index(frame.sort) + 1) % len(orders)]
+            if time.monotonic() >= due:
+                if time.monotonic() - asked > USAGE_SECONDS:
+                    frame.usage, asked = client.usage(), time.monotonic()
+                _advance(frame, client)
+                due = time.monotonic() + interval
+
+
+def _advance(frame: Frame, client: ControlClient) -> None:
+    """The next status, and what happened since the last."""
+    status = client.status()
+    frame.all_rates, frame.rates = between(frame.status, status)
+    frame.status = status
+    frame.history.append(frame.all_rates)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[int | None]:
+    """Standard input with single key presses and without echo; None if it is no terminal."""
+    if not sys.stdin.isatty():
+        yield None
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield descriptor
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _wait(descriptor: int | None, seconds: float) -> bytes:
+    """One key, or nothing when the time is over."""
+    ready, _, _ = select.select([descriptor] if descriptor is not None else [], [], [], max(seconds, 0))
+    return os.read(descriptor, 1) if ready and descriptor is not None else b""

@@ -1,0 +1,5 @@
+def fail_allocation(after: int, /) -> None:
+    """Let the allocation after the next `after` ones fail, once; -1: none. For tests of what is left behind."""
+
+def allocations_left() -> int:
+    """What is left of fail_allocation's countdown; -1: it has run out, or none was set."""

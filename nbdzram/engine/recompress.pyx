@@ -1,0 +1,273 @@
+"""Recompression: objects that rest are stored again with Zstandard, where that needs a smaller slot.
+
+A run goes through the block tables of the pool's exports, as only their entries know when a block was last used. Each
+object that is LZ4 or raw is held, decoded, encoded again outside the lock, and replaced in its place if the new
+encoding falls into a smaller size class; the handle stays, and so does everything that leads to it. What was tried and
+did not shrink is remembered in a bit a handle, so that the next run passes over it.
+
+A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
+into a unit of its own before the superblock names it; cells say which dictionary an object needs (codec.pxd).
+
+Known limits: an object that several entries share counts as idle when any of them is. A dictionary in use stays as it
+is; another is trained when none is in use, at most four in a process's life. Opening an arena forgets the unused ones.
+"""
+
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
+from nbdzram.engine.cells cimport kind_of, length_of, publish32
+from nbdzram.engine.codec cimport (
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
+    zstd_free_compressor, zstd_free_ddict, zstd_new_cdict, zstd_new_compressor, zstd_new_ddict, zstd_train,
+)
+from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.pool cimport (
+    Pool, lock_leave, lock_take, lock_take_behind, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from nbdzram.engine.table cimport LEAF_BLOCKS, entry_handle
+
+from nbdzram.errors import UserError
+
+cdef enum:
+    DICTIONARY_SIZE = 32768    # larger ones gained under 1 % on disk images and cost cache on every read
+    SAMPLES = 4096             # 16 MiB: zdict.h asks for a hundred times the dictionary, and gains little beyond
+    FEWEST_SAMPLES = 256
+    NO_DICTIONARY = -1
+
+MIN_LEVEL, MAX_LEVEL = 1, 22  # zstd.h: ZSTD_maxCLevel()
+
+
+@cython.final
+cdef class Recompress:
+    """See recompress.pyi."""
+
+    cdef Pool pool
+    cdef list disks
+    cdef size_t disk_index
+    cdef uint64_t block
+    cdef int level
+    cdef uint32_t idle_seconds
+    cdef bint huge_only
+    cdef bint wants_dictionary
+    cdef int dictionary      # its number, or NO_DICTIONARY
+    cdef void* compressor
+    cdef void* cdict
+    cdef uint64_t _total, _done
+    cdef uint64_t seen, replaced, before, after
+
+    def __cinit__(self, Pool pool, *, level: int = 3, idle_seconds: int = 0, huge_only: bool = False,
+                  dictionary: bool = False):
+        if not MIN_LEVEL <= level <= MAX_LEVEL:
+            raise UserError(f"Zstandard level {level} is outside {MIN_LEVEL} .. {MAX_LEVEL}")
+        self.pool = pool
+        self.level = level
+        self.idle_seconds = idle_seconds
+        self.huge_only = huge_only
+        self.wants_dictionary = dictionary
+        self.dictionary = NO_DICTIONARY
+        self.compressor = zstd_new_compressor(level)
+        if self.compressor == NULL:
+            raise MemoryError
+        self.disks = pool.disks()
+        lock_take(&pool.lock)
+        self._total = pool.blocks_stored
+        pool.store.begin_trying(level + (MAX_LEVEL if dictionary else 0))
+        lock_leave(&pool.lock)
+
+    def __dealloc__(self):
+        if self.compressor != NULL:
+            zstd_free_compressor(self.compressor)
+        zstd_free_cdict(self.cdict)
+
+    def step(self, uint32_t budget = 256) -> bool:
+        cdef Disk disk
+        if self.wants_dictionary:
+            self.wants_dictionary = False
+            with nogil:
+                pthread_mutex_lock(&self.pool.maintenance)
+                self._find_dictionary()
+                pthread_mutex_unlock(&self.pool.maintenance)
+            return True
+        while self.disk_index < <size_t>len(self.disks):
+            disk = self.disks[self.disk_index]
+            with nogil:
+                pthread_mutex_lock(&self.pool.maintenance)
+                budget = self._visit_disk(disk, budget)
+                pthread_mutex_unlock(&self.pool.maintenance)
+            if budget == 0:
+                return True
+            self.disk_index += 1
+            self.block = 0
+        self._done = self._total
+        return False
+
+    @property
+    def done(self):
+        return min(self._done, self._total)
+
+    @property
+    def total(self):
+        return self._total
+
+    def report(self):
+        return {
+            "objects_seen": self.seen,
+            "objects_recompressed": self.replaced,
+            "bytes_before": self.before,
+            "bytes_after": self.after,
+            "dictionary_bytes": 0 if self.dictionary == NO_DICTIONARY
+            else self.pool.superblock.dict_length[self.dictionary],
+        }
+
+    # -- the walk ------------------------------------------------------------------------------------------------
+
+    cdef uint32_t _visit_disk(self, Disk disk, uint32_t budget) noexcept nogil:
+        """Go on where the last step ended. What is left of the budget: 0 unless the disk is done."""
+        cdef uint64_t end = (disk.size + BLOCK - 1) // BLOCK
+        cdef uint64_t entry
+        cdef uint64_t* leaf
+        while budget:
+            lock_take_behind(&self.pool.lock)
+            self.block = end if disk.retired else self.pool.tables.next_leaf(disk.entry.root, self.block, end)
+            if self.block >= end:
+                lock_leave(&self.pool.lock)
+                return budget
+            leaf = self.pool.tables.leaf(disk.entry.root, self.block)
+            # Holes and same-filled blocks cost no budget.
+            entry = 0
+            while self.block < end:
+                entry = leaf[self.block % LEAF_BLOCKS]
+                self.block += 1
+                if entry:
+                    self._done += 1
+                if entry_handle(entry) or self.block % LEAF_BLOCKS == 0:
+                    break
+            if entry_handle(entry):
+                budget -= 1
+                self._visit(self.pool.store.resolve(entry_handle(entry)), <uint32_t>entry >> 1)
+            lock_leave(&self.pool.lock)
+        return 0
+
+    cdef void _visit(self, uint32_t handle, uint32_t used) noexcept nogil:
+        """Encode one object again if it is due. Holds the lock, and lets it go to work."""
+        cdef uint8_t encoded[BLOCK]
+        cdef uint8_t block[BLOCK]
+        cdef uint8_t better[BLOCK]
+        cdef uint64_t word = self.pool.store.cells.cell(handle).word
+        cdef uint32_t kind = kind_of(word)
+        cdef uint32_t length = length_of(word)
+        cdef uint32_t better_kind = 0
+        cdef uint32_t better_length = 0
+        if kind != CODEC_RAW and (kind != CODEC_LZ4 or self.huge_only):
+            return
+        if self.pool.now - used < self.idle_seconds and self.idle_seconds or self.pool.store.was_tried(handle):
+            return
+        self.seen += 1
+        self.pool.store.acquire(handle)
+        memcpy(encoded, self.pool.store.bytes_at(word), length)
+        lock_leave(&self.pool.lock)
+        if self.pool.store.decode(kind, encoded, length, block):
+            better_length = self._encode(block, better, length, &better_kind)
+        lock_take_behind(&self.pool.lock)
+        if self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
+            if not (better_length and self.pool.store.slab.saves(length, better_length)):
+                self.pool.store.set_tried(handle)
+            elif self.pool.store.replace(handle, better, better_length, better_kind):
+                self.replaced += 1
+                self.before += length
+                self.after += better_length
+        self.pool.store.release(handle)
+
+    cdef uint32_t _encode(self, const uint8_t* block, uint8_t* target, uint32_t limit, uint32_t* kind) noexcept nogil:
+        """The shorter of the encodings without and with the dictionary; its length, 0 when none is below `limit`."""
+        cdef uint8_t with_dictionary[BLOCK]
+        cdef uint32_t other
+        cdef uint32_t length = zstd_compress(self.compressor, NULL, block, target, limit - 1)
+        kind[0] = CODEC_ZSTD
+        if self.cdict == NULL:
+            return length
+        other = zstd_compress(self.compressor, self.cdict, block, with_dictionary, (length or limit) - 1)
+        if other:
+            memcpy(target, with_dictionary, other)
+            kind[0] = CODEC_ZSTD_DICT + self.dictionary
+            return other
+        return length
+
+    # -- the dictionary ------------------------------------------------------------------------------------------
+
+    cdef void _find_dictionary(self) noexcept nogil:
+        """Use the dictionary that the pool's objects use, or train one. Without one the run goes on."""
+        cdef int number
+        cdef uint8_t* content
+        for number in range(CODEC_DICTS):
+            if self.pool.superblock.dict_unit[number] and self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]:
+                self.dictionary = number
+        if self.dictionary == NO_DICTIONARY and not self._train():
+            return
+        content = self.pool.arena.base + <uint64_t>self.pool.superblock.dict_unit[self.dictionary] * UNIT_SIZE
+        self.cdict = zstd_new_cdict(content, self.pool.superblock.dict_length[self.dictionary], self.level)
+
+    cdef bint _train(self) noexcept nogil:
+        cdef uint8_t* samples = <uint8_t*>malloc(SAMPLES * BLOCK)
+        cdef uint8_t* content = <uint8_t*>malloc(DICTIONARY_SIZE)
+        cdef uint32_t count
+        cdef size_t length = 0
+        if samples != NULL and content != NULL:
+            count = self._sample(samples)
+            if count >= FEWEST_SAMPLES:
+                length = zstd_train(content, DICTIONARY_SIZE, samples, count)
+        if length:
+            lock_take_behind(&self.pool.lock)
+            if not self._keep(content, <uint32_t>length):
+                length = 0
+            lock_leave(&self.pool.lock)
+        free(samples)
+        free(content)
+        return length != 0
+
+    cdef uint32_t _sample(self, uint8_t* samples) noexcept nogil:
+        """Blocks of objects spread evenly over the handles; how many."""
+        cdef uint8_t encoded[BLOCK]
+        cdef uint32_t high = self.pool.store.cells.high
+        cdef uint32_t stride = max(<uint32_t>1, high // SAMPLES)
+        cdef uint32_t handle = 1
+        cdef uint32_t count = 0
+        cdef uint64_t word
+        while handle < high and count < SAMPLES:
+            lock_take_behind(&self.pool.lock)
+            word = self.pool.store.cells.cell(handle).word
+            if kind_of(word) == CODEC_LZ4:  # raw ones have nothing in common with anything
+                memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
+            lock_leave(&self.pool.lock)
+            if kind_of(word) == CODEC_LZ4 and self.pool.store.decode(
+                    CODEC_LZ4, encoded, length_of(word), samples + <uint64_t>count * BLOCK):
+                count += 1
+            handle += stride
+        return count
+
+    cdef bint _keep(self, const uint8_t* content, uint32_t length) noexcept nogil:
+        """Give it the next number. False when there is no room, or no number: a reader may be decoding with an old one."""
+        cdef int number = 0
+        cdef uint32_t unit
+        cdef void* ddict
+        while number < CODEC_DICTS and self.pool.superblock.dict_unit[number]:
+            number += 1
+        if number == CODEC_DICTS:
+            return False
+        unit = self.pool.arena.take()
+        if unit == 0:
+            return False
+        ddict = zstd_new_ddict(content, length)
+        if ddict == NULL or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, DICTIONARY_SIZE):
+            zstd_free_ddict(ddict)
+            self.pool.arena.give(unit)
+            return False
+        memcpy(self.pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)
+        self.pool.store.ddicts[number] = ddict
+        self.pool.superblock.dict_length[number] = length
+        publish32(&self.pool.superblock.dict_unit[number], unit)
+        self.dictionary = number
+        return True

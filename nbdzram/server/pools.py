@@ -1,0 +1,103 @@
+"""A pool that serves: its maintenance, the runs that the engine offers, and the policies that start them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+from nbdzram.config import MaintenanceConfig
+from nbdzram.engine.check import Check
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
+from nbdzram.errors import UserError
+from nbdzram.server.maintenance import Maintenance, Run, RunFactory
+from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_gain
+from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
+
+
+class PoolService:
+    """One pool, its maintenance and the policies that start it."""
+
+    def __init__(self, name: str, pool: Pool, wishes: MaintenanceConfig, now: float) -> None:
+        self.name = name
+        self.pool = pool
+        self.policies = _policies(wishes, now)
+        self.maintenance = Maintenance(name, pool, _kinds(pool))
+        self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
+
+    def status(self, now: float) -> PoolStatus:
+        """The pool at this moment of the loop's clock."""
+        done, total = self.maintenance.progress()
+        return PoolStatus(
+            name=self.name,
+            path=self.pool.path,
+            dedup="inline" if self.pool.inline_dedup else "fold",
+            stats=self.pool.stats(),
+            maintenance=MaintenanceStatus(
+                running=self.maintenance.running,
+                done=done,
+                total=total,
+                totals=dict(self.maintenance.totals),
+                decisions={kind: dict(policy.decisions) for kind, policy in self.policies.items()},
+                next_allowed_seconds={kind: policy.waits_seconds(now) for kind, policy in self.policies.items()},
+                recent=tuple(self.maintenance.recent),
+            ),
+        )
+
+    async def close(self) -> None:
+        """End the run under way at its next slice, then let the pool go."""
+        await self.maintenance.stop()
+        self.pool.close()
+
+
+def automatic_options(kind: str, wishes: MaintenanceConfig) -> RunOptions:
+    """How a run goes that a policy starts."""
+    if kind != "recompress":
+        return RunOptions()
+    return RunOptions(
+        level=wishes.recompress_level,
+        idle_seconds=wishes.recompress_age_seconds,
+        huge_only=wishes.recompress_huge_only,
+        dictionary=wishes.recompress_dictionary,
+    )
+
+
+def _kinds(pool: Pool) -> dict[str, RunFactory]:
+    """The engine's runs by name."""
+    return {
+        "fold": lambda options: Fold(pool, dry_run=options.dry_run),
+        "compact": lambda options: Compact(pool, dry_run=options.dry_run),
+        "recompress": _always_wet(
+            "it cannot tell what it would save without doing it", functools.partial(_recompress, pool)
+        ),
+        "check": _always_wet("it changes nothing", lambda _: Check(pool)),
+    }
+
+
+def _recompress(pool: Pool, options: RunOptions) -> Run:
+    return Recompress(
+        pool,
+        level=options.level,
+        idle_seconds=options.idle_seconds,
+        huge_only=options.huge_only,
+        dictionary=options.dictionary,
+    )
+
+
+def _always_wet(why: str, start: Callable[[RunOptions], Run]) -> RunFactory:
+    def factory(options: RunOptions) -> Run:
+        if options.dry_run:
+            raise UserError(f"this run has no dry run: {why}")
+        return start(options)
+
+    return factory
+
+
+def _policies(wishes: MaintenanceConfig, now: float) -> dict[str, Policy]:
+    return {
+        "fold": Policy.new(wishes.fold, wishes.fold_interval_seconds, fold_gain, now),
+        "compact": Policy.new(wishes.compact, wishes.compact_interval_seconds, compact_gain, now),
+        "recompress": Policy.new(wishes.recompress, wishes.recompress_interval_seconds, recompress_gain, now),
+    }

@@ -1,0 +1,54 @@
+"""What exports cost, from walks over their block tables: off the event loop, and seldom enough.
+
+A walk takes about 15 ms a stored GiB. People ask (`nbdzram stat`), and so do pages that refresh themselves, so one
+answer serves everyone who asks while it is fresh: a walk that took t seconds is not repeated within REST times t.
+However many ask, walks take at most 1/(REST + 1) of one processor core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from nbdzram.engine.stats import DiskUsage
+from nbdzram.server.exports import Exports
+
+REST = 19  # times the walk: 5 % of one core
+
+
+class Usages:
+    """The last walk over all exports, and the next one when it is due. Lives on the event loop."""
+
+    def __init__(self, exports: Exports) -> None:
+        self._exports = exports
+        self._walking: asyncio.Task[dict[str, DiskUsage]] | None = None
+        self._found: dict[str, DiskUsage] = {}
+        self._fresh_until = 0.0
+        self._stopping = False
+
+    async def now(self) -> dict[str, DiskUsage]:
+        """By export's name. An export made since the last walk is missing for a moment."""
+        if self._walking is None:
+            if self._stopping or time.monotonic() < self._fresh_until:
+                return self._found
+            self._walking = asyncio.create_task(self._walk())
+        return await asyncio.shield(self._walking)  # an asker who goes away does not end it for the others
+
+    async def stop(self) -> None:
+        """Wait for the walk under way to leave the pools; start none any more."""
+        self._stopping = True
+        if self._walking is not None:
+            await self._walking
+
+    async def _walk(self) -> dict[str, DiskUsage]:
+        began, found = time.monotonic(), {}
+        try:
+            for export in self._exports:
+                if self._stopping:
+                    break
+                found[export.name] = await asyncio.to_thread(export.disk.usage)
+        finally:
+            self._walking = None
+        ended = time.monotonic()
+        self._found, self._fresh_until = found, ended + REST * (ended - began)
+        return found

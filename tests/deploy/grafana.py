@@ -1,0 +1,39 @@
+"""The committed dashboard as plain JSON, read without the code that wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "nbdzram.json"
+
+Json = dict[str, Any]
+
+
+@cache
+def dashboard() -> Json:
+    board: Json = json.loads(DASHBOARD.read_text())
+    return board
+
+
+def panels() -> list[Json]:
+    """All but the rows."""
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def targets() -> Iterator[tuple[str, Json]]:
+    """Every query, with the name by which a failing test calls it."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield f"{panel['title']} {target['refId']} ({panel['id']})", target
+
+
+def substituted(expr: str) -> str:
+    """A query as Grafana sends it with All chosen in every variable. 15 s hold enough scrapes, a second apart."""
+    for variable in ("job", "instance", "pool", "export"):
+        expr = expr.replace(f"${variable}", ".+")
+    return expr.replace("$__rate_interval", "15s").replace("$__interval", "1s")

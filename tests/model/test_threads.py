@@ -1,0 +1,194 @@
+"""Several threads at once: every block behaves like a register, and housekeeping changes nothing that is read.
+
+Each block holds a number: a write stores a new one, a read returns one. For a register to be linearizable, a read must
+return a number whose write had begun before the read ended, and no number that had been overwritten (by a write that
+finished) before the read began. Writers of one block take turns, so "overwritten" is a matter of the order of numbers.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
+from nbdzram.errors import PoolFull
+from tests.unit.engine.blocks import BLOCK, run
+
+GROUPS = 4
+GROUP_BLOCKS = 20  # 80 KiB: above OFFLOAD_SIZE, so requests give the interpreter lock away and threads really meet
+BLOCKS = GROUPS * GROUP_BLOCKS
+WRITES = 1000
+
+
+def numbered(number: int) -> bytes:
+    """A block whose every part says `number`; its kind depends on the number, so that every path is taken."""
+    word = struct.pack("<Q", number)
+    match number % 4:
+        case 0:
+            return word * (BLOCK // 8)  # same-filled
+        case 1:
+            return (word + b"compresses well ") * (BLOCK // 24) + word * 2
+        case 2:
+            return word + random.Random(number).randbytes(BLOCK - 16) + word  # huge
+        case _:
+            return word + random.Random(number % 40).randbytes(2000) + bytes(BLOCK - 2016) + word
+
+
+def number_of(block: bytes) -> int:
+    """What numbered() was called with; holes are 0. Fails on a mixture."""
+    number: int = struct.unpack_from("<Q", block)[0]
+    assert block == (numbered(number) if number else bytes(BLOCK)), f"a block that begins with {number} is a mixture"
+    return number
+
+
+def in_threads(*jobs: Callable[[], None]) -> None:
+    """Run them all at once; the first failure is raised."""
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(len(jobs))
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            barrier.wait()
+            job()
+        except BaseException as failure:  # noqa: BLE001 -- handed to the main thread
+            failures.append(failure)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize("inline_dedup", [False, True])
+def test_blocks_are_linearizable_while_the_pool_is_folded_and_compacted(inline_dedup: bool) -> None:
+    pool = Pool(inline_dedup=inline_dedup)
+    disk = pool.create("disk", BLOCKS * BLOCK)
+    begun = [0] * GROUPS  # the highest number whose write began, and whose write finished
+    done = [0] * GROUPS
+    over = threading.Event()
+    turns = [threading.Lock() for _ in range(GROUPS)]
+
+    def write(seed: int) -> None:
+        choose = random.Random(seed)
+        for _ in range(WRITES):
+            group = choose.randrange(GROUPS)
+            with turns[group]:
+                begun[group] += 1
+                disk.write(group * GROUP_BLOCKS * BLOCK, numbered(begun[group]) * GROUP_BLOCKS)
+                done[group] = begun[group]
+
+    def read() -> None:
+        while not over.is_set():
+            before = list(done)
+            content = disk.read(0, BLOCKS * BLOCK)
+            after = list(begun)
+            for block in range(BLOCKS):
+                number = number_of(content[block * BLOCK : (block + 1) * BLOCK])
+                assert before[block // GROUP_BLOCKS] <= number <= after[block // GROUP_BLOCKS]
+
+    def keep_house() -> None:
+        while not over.is_set():
+            run(Fold(pool), 20)
+            run(Compact(pool), 20)
+            run(Recompress(pool), 20)
+
+    def write_all() -> None:
+        try:
+            in_threads(lambda: write(1), lambda: write(2))
+        finally:
+            over.set()
+
+    in_threads(write_all, read, read, keep_house)
+    for group in range(GROUPS):
+        for block in range(GROUP_BLOCKS):
+            assert number_of(disk.read((group * GROUP_BLOCKS + block) * BLOCK, BLOCK)) == done[group]
+    pool.check()
+
+
+def test_partial_writes_to_one_block_never_lose_each_others_bytes() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    threads, rounds = 4, 300
+    part = BLOCK // threads
+
+    def write(thread: int) -> None:
+        # Long writes that begin inside block 0 give the interpreter lock away: the threads really meet.
+        for turn in range(rounds):
+            disk.write(thread * part, bytes([turn % 251 + 1]) * part)
+            found = disk.read(thread * part, part)
+            assert found == bytes([turn % 251 + 1]) * part
+
+    in_threads(*(lambda thread=thread: write(thread) for thread in range(threads)))
+    assert disk.read(0, BLOCK) == bytes([(rounds - 1) % 251 + 1]) * BLOCK
+
+
+def test_long_unaligned_writes_of_several_threads_meet_in_shared_blocks() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    length = 20 * BLOCK + 1000  # above OFFLOAD_SIZE: without the interpreter lock; both ends lie inside a block
+    expected = bytearray(8 * length)
+
+    def write(slot: int) -> None:
+        for turn in range(25):
+            disk.write(slot * length, random.Random(slot * 100 + turn).randbytes(length))
+
+    in_threads(*(lambda slot=slot: write(slot) for slot in range(8)))
+    for slot in range(8):
+        expected[slot * length : (slot + 1) * length] = random.Random(slot * 100 + 24).randbytes(length)
+    assert disk.read(0, 8 * length) == expected
+    pool.check()
+
+
+def test_clones_taken_and_dropped_while_their_source_is_written_are_points_in_time() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 8 << 20)
+    over = threading.Event()
+
+    def write() -> None:
+        try:
+            for turn in range(1, 120):
+                disk.write(0, struct.pack("<Q", turn) * (32 * BLOCK // 8))
+                disk.write(1 << 20, random.Random(turn).randbytes(30 * BLOCK))
+        finally:
+            over.set()
+
+    def clone() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            twin = pool.clone(disk, f"twin {number}")
+            first = twin.read(0, 2 << 20)
+            run(Fold(pool), 50)
+            assert twin.read(0, 2 << 20) == first
+            pool.delete(twin)
+
+    in_threads(write, clone)
+    assert len(pool.disks()) == 1
+    pool.check()
+
+
+def test_a_full_pool_under_threads_refuses_and_keeps_what_it_has() -> None:
+    pool = Pool(mem_limit=1 << 20)
+    disks = [pool.create(f"disk {number}", 4 << 20) for number in range(3)]
+
+    def write(number: int) -> None:
+        choose = random.Random(number)
+        for turn in range(200):
+            offset = choose.randrange(40) * 20 * BLOCK
+            try:
+                disks[number].write(offset, random.Random(turn).randbytes(20 * BLOCK))
+            except PoolFull:
+                disks[number].trim(choose.randrange(40) * 20 * BLOCK, 200 * BLOCK)
+
+    in_threads(*(lambda number=number: write(number) for number in range(3)))
+    assert pool.stats().failed_writes > 0
+    pool.check()

@@ -1,0 +1,154 @@
+"""`nbdzram doctor`: each finding by its cause, on this machine or one made up of files."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from nbdzram.cli import diagnosis
+from nbdzram.cli.certificate import validity
+from nbdzram.cli.diagnosis import CHECKS, Finding, Level, Patient
+from nbdzram.config import Limits, PoolConfig, ServerConfig, TcpAddress, TlsConfig, TlsMode, UnixAddress
+from tests.support.programs import require_program
+from tests.unit.cli.conftest import Server, run
+from tests.unit.records import SERVER
+
+QUIET = ServerConfig(tcp=(), metrics=None)
+
+
+def levels(findings: list[Finding]) -> list[Level]:
+    return [finding.level for finding in findings]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsConfig:
+    """A certificate of ten days."""
+    directory = tmp_path_factory.mktemp("tls")
+    config = TlsConfig(mode=TlsMode.ON, certificate=directory / "cert.pem", key=directory / "key.pem")
+    make = [require_program("openssl", package="openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "10"]
+    make += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=disk", "-keyout", str(config.key)]
+    subprocess.run([*make, "-out", str(config.certificate)], check=True, capture_output=True)
+    return config
+
+
+def test_what_is_not_ok_has_a_remedy_and_every_check_says_something() -> None:
+    for check in CHECKS:
+        findings = list(check(Patient(ServerConfig(), None)))
+        assert findings, check
+        assert all(finding.remedy for finding in findings if finding.level is not Level.OK)
+
+
+def test_a_port_in_use_fails_unless_it_is_the_running_servers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        patient = Patient(replace(QUIET, tcp=(TcpAddress(port=taken.getsockname()[1]),)), None)
+        (finding,) = diagnosis.addresses(patient)
+        assert (finding.level, "Address already in use" in finding.says) == (Level.FAIL, True)
+        assert levels(list(diagnosis.addresses(replace(patient, server=SERVER)))) == [Level.OK]
+    assert levels(list(diagnosis.addresses(patient))) == [Level.OK]
+
+
+def test_an_address_of_another_machine_and_a_socket_without_a_directory_fail(tmp_path: Path) -> None:
+    unix = (UnixAddress(path=tmp_path / "gone" / "nbd.sock"), UnixAddress(path=tmp_path / "nbd.sock"))
+    config = replace(QUIET, metrics=TcpAddress(host="192.0.2.1", port=1), unix=unix)
+    assert levels(list(diagnosis.addresses(Patient(config, None)))) == [Level.FAIL, Level.FAIL, Level.OK]
+
+
+def test_a_limit_of_descriptors_below_what_connections_need_warns() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough, short = (Patient(replace(QUIET, limits=Limits(connections=n)), None) for n in (10, soft))
+    assert levels(list(diagnosis.descriptors(enough))) == [Level.OK]
+    (finding,) = diagnosis.descriptors(short)
+    assert (finding.level, f"ulimit -n {soft + 128}" in finding.remedy) == (Level.WARN, True)
+
+
+@pytest.mark.parametrize(("limit", "level"), [(0, Level.WARN), (1 << 20, Level.OK), (1 << 60, Level.FAIL)])
+def test_pools_are_held_against_the_machines_memory(limit: int, level: Level) -> None:
+    patient = Patient(replace(QUIET, pools=(PoolConfig(mem_limit=limit),)), None)
+    assert levels(list(diagnosis.memory(patient)))[0] is level
+
+
+@pytest.mark.parametrize(("mode", "level"), [("0", Level.OK), ("2", Level.WARN)])
+def test_strict_overcommit_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, level: Level) -> None:
+    (tmp_path / "overcommit_memory").write_text(f"{mode}\n")
+    monkeypatch.setattr(diagnosis, "PROC_VM", tmp_path)
+    assert levels(list(diagnosis.memory(Patient(QUIET, None))))[1] is level
+
+
+def test_a_state_directory_needs_room_for_what_pools_may_take(tmp_path: Path) -> None:
+    small, large = (
+        Patient(replace(QUIET, state_dir=tmp_path / "new", pools=(PoolConfig(mem_limit=limit),)), None)
+        for limit in (4096, 1 << 60)
+    )
+    assert levels(list(diagnosis.state(small))) == [Level.OK]
+    assert levels(list(diagnosis.state(large))) == [Level.WARN]
+    (tmp_path / "file").touch()
+    nowhere = Patient(replace(QUIET, state_dir=tmp_path / "file" / "new"), None)
+    assert levels(list(diagnosis.state(nowhere))) == [Level.FAIL]
+
+
+@pytest.mark.parametrize(
+    ("made", "level", "clue"),
+    [
+        ("module", Level.OK, "nbd is loaded"),
+        ("modules/kernel/drivers/block/nbd.ko.xz", Level.WARN, "not loaded"),
+        ("modules/kernel/drivers/block/loop.ko", Level.WARN, "has no module nbd"),
+    ],
+)
+def test_the_kernel_module_is_loaded_at_hand_or_missing(tmp_path: Path, made: str, level: Level, clue: str) -> None:
+    (tmp_path / made).mkdir(parents=True)
+    patient = Patient(QUIET, None, module=tmp_path / "module", modules=tmp_path / "modules")
+    finding = next(diagnosis.client(patient))
+    assert (finding.level, clue in finding.says) == (level, True)
+
+
+def test_a_certificate_tells_its_dates(certificate: TlsConfig) -> None:
+    assert certificate.certificate is not None
+    first, last = validity(certificate.certificate)
+    assert last - first == timedelta(days=10)
+    assert abs(datetime.now(UTC) - first) < timedelta(hours=1)
+    assert levels(list(diagnosis.certificates(Patient(replace(QUIET, tls=certificate), None)))) == [Level.WARN]
+
+
+@pytest.mark.parametrize(("days", "level"), [(-1, Level.FAIL), (1, Level.WARN), (-40, Level.FAIL), (11, Level.FAIL)])
+def test_a_certificate_is_held_against_the_clock(certificate: TlsConfig, days: int, level: Level) -> None:
+    assert certificate.certificate is not None
+    now = datetime.now(UTC) + timedelta(days=days)
+    assert diagnosis._expiry(certificate.certificate, now).level is level
+
+
+def test_files_that_are_no_certificates_fail_with_their_name(certificate: TlsConfig, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n")
+    for wrong in (garbage, tmp_path / "gone.pem"):
+        config = replace(QUIET, tls=replace(certificate, certificate=wrong))
+        (finding,) = diagnosis.certificates(Patient(config, None))
+        assert (finding.level, str(wrong) in finding.says) == (Level.FAIL, True)
+    with pytest.raises(ValueError, match="ends early"):
+        validity(garbage)
+    assert certificate.key is not None
+    with pytest.raises(ValueError, match="no PEM certificate"):
+        validity(certificate.key)
+
+
+def test_the_command_tells_one_line_each_and_ends_with_1_on_failure(start: Callable[..., Server]) -> None:
+    server = start("-e", "disk=1M")
+    done = server.run("doctor")
+    assert f"runs as pid {server.process.pid}; exports: 1" in done.out
+    found = json.loads(server.run("doctor", "--json").out)
+    assert {finding["level"] for finding in found} <= {"ok", "warn", "fail"}
+    assert done.code == any(finding["level"] == "fail" for finding in found)
+
+
+def test_a_wrong_configuration_is_a_usage_error(tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text("nonsense = 1\n")
+    done = run("doctor", "-c", str(file))
+    assert (done.code, f"{file} line 1: unknown key 'nonsense'" in done.err) == (2, True)

@@ -1,0 +1,179 @@
+"""Recompression: smaller encodings behind the same handles, folding across codecs, nothing lost."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine.check import Check
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
+from nbdzram.errors import UserError
+from tests.unit.engine.blocks import BLOCK, noise, run, text
+
+SIZE = 64 << 20
+LETTERS = "etaoinshrdlu"
+WORDS = ["".join(random.Random(number).choices(LETTERS, k=3 + number % 7)) for number in range(400)]
+
+
+def prose(number: int) -> bytes:
+    """A block of words: Zstandard makes it a good deal shorter than LZ4 does."""
+    choose = random.Random(number)
+    return " ".join(choose.choice(WORDS) for _ in range(800)).encode()[:BLOCK]
+
+
+def test_idle_objects_get_smaller_and_read_back() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    contents = [prose(number) for number in range(300)] + [noise(number) for number in range(20)] + [text(1)] * 5
+    disk.write(0, b"".join(contents))
+    before = pool.stats()
+    report = run(Recompress(pool))
+    after = pool.stats()
+    assert after.compr_data_size < before.compr_data_size * 0.9
+    assert report["bytes_before"] - report["bytes_after"] == before.compr_data_size - after.compr_data_size
+    assert after.compr_by_codec["zstd"] == report["bytes_after"]
+    assert after.objects_recompressed == report["objects_recompressed"] >= 300
+    assert after.huge_pages == 20
+    assert disk.read(0, len(contents) * BLOCK) == b"".join(contents)
+    pool.check()
+    run(Check(pool))
+
+
+def test_what_did_not_shrink_is_not_tried_again_until_it_changes() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(noise(number) for number in range(50)))
+    assert run(Recompress(pool))["objects_seen"] == 50
+    assert run(Recompress(pool))["objects_seen"] == 0
+    disk.write(0, noise(100))
+    assert run(Recompress(pool))["objects_seen"] == 1
+    assert run(Recompress(pool, level=9))["objects_seen"] == 50
+
+
+def test_a_recompressed_block_folds_with_its_lz4_twin_and_the_smaller_stays() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(prose(number) for number in range(20)))
+    run(Recompress(pool))
+    small = pool.stats().compr_data_size
+    disk.write(20 * BLOCK, b"".join(prose(number) for number in range(20)))
+    assert run(Fold(pool))["objects_merged"] == 20
+    stats = pool.stats()
+    assert (stats.objects, stats.compr_data_size, stats.compr_by_codec["lz4"]) == (20, small, 0)
+    assert disk.read(20 * BLOCK, 20 * BLOCK) == disk.read(0, 20 * BLOCK)
+    pool.check()
+
+
+def test_twins_written_before_recompression_fold_after_it() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(prose(number % 20) for number in range(60)))
+    recompression = Recompress(pool)
+    recompression.step(30)  # some twins are Zstandard now, some LZ4
+    del recompression
+    run(Fold(pool))
+    assert pool.stats().objects == 20
+    assert disk.read(0, 60 * BLOCK) == b"".join(prose(number % 20) for number in range(60))
+    pool.check()
+
+
+def test_shared_objects_stay_shared_and_their_saving_is_counted_anew() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(prose(number % 10) for number in range(100)))
+    twin = pool.clone(disk, "twin")
+    run(Fold(pool))
+    run(Recompress(pool))
+    stats = pool.stats()
+    assert stats.objects == 10
+    assert stats.compr_data_size == stats.compr_by_codec["zstd"]
+    pool.check()
+    pool.delete(disk)
+    assert twin.read(0, 100 * BLOCK) == b"".join(prose(number % 10) for number in range(100))
+    pool.check()
+
+
+def test_only_blocks_that_rested_are_touched() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    pool.set_clock(1000)
+    disk.write(0, b"".join(prose(number) for number in range(10)))
+    pool.set_clock(1100)
+    disk.read(0, BLOCK * 4)
+    disk.write(4 * BLOCK, prose(77))
+    pool.set_clock(1120)
+    assert run(Recompress(pool, idle_seconds=100))["objects_seen"] == 5
+    assert run(Recompress(pool, idle_seconds=21))["objects_seen"] == 0
+    assert run(Recompress(pool, idle_seconds=20))["objects_seen"] == 5
+
+
+def test_huge_only_leaves_lz4_objects_alone() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    choose = random.Random(1)
+    skewed = bytes(choose.choices(range(256), weights=[40 if value < 80 else 1 for value in range(256)], k=BLOCK))
+    disk.write(0, skewed + prose(1))
+    assert pool.stats().huge_pages == 1
+    report = run(Recompress(pool, huge_only=True))
+    assert (report["objects_seen"], report["objects_recompressed"]) == (1, 1)
+    assert pool.stats().huge_pages == 0
+    assert disk.read(0, 2 * BLOCK) == skewed + prose(1)
+
+
+def test_a_dictionary_saves_more_and_outlives_the_process(tmp_path: Path) -> None:
+    path = str(tmp_path / "arena")
+    pool = Pool(path=path)
+    disk = pool.create("disk", SIZE)
+    contents = [prose(number) for number in range(2000)]
+    disk.write(0, b"".join(contents))
+    run(Recompress(pool))
+    without = pool.stats().compr_data_size
+    disk.write(0, b"".join(contents))
+    report = run(Recompress(pool, dictionary=True))
+    stats = pool.stats()
+    assert report["dictionary_bytes"] > 1000
+    assert stats.compr_by_codec["zstd-dict"] > 0
+    assert stats.compr_data_size < without * 0.95
+    pool.check()
+    run(Check(pool))
+    pool.close()
+    again = Pool(path=path)
+    assert again.disks()[0].read(0, 2000 * BLOCK) == b"".join(contents)
+    run(Check(again))
+    again.disks()[0].write(0, prose(5000))
+    assert run(Recompress(again, dictionary=True))["objects_recompressed"] == 1
+    again.disks()[0].trim(0, SIZE)
+    again.close()
+    empty = Pool(path=path)
+    assert empty.stats().metadata < stats.metadata - report["dictionary_bytes"]
+    empty.close()
+
+
+def test_compaction_after_recompression_returns_the_pages() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(prose(number) for number in range(2000)))
+    run(Recompress(pool))
+    run(Compact(pool))
+    stats = pool.stats()
+    assert stats.mem_used_total <= stats.compr_data_size * 1.03 + 40 * BLOCK
+    pool.check()
+
+
+def test_recompression_at_the_limit_changes_nothing_that_is_stored() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(prose(number) for number in range(200)))
+    pool.mem_limit = 1
+    run(Recompress(pool))
+    assert disk.read(0, 200 * BLOCK) == b"".join(prose(number) for number in range(200))
+    pool.check()
+
+
+def test_a_level_outside_the_range_is_refused() -> None:
+    with pytest.raises(UserError, match=r"level 23 is outside 1 \.\. 22"):
+        Recompress(Pool(), level=23)

@@ -1,0 +1,41 @@
+"""One walk serves everyone who asks while it is fresh, and a new export is found by the next."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nbdzram.engine.pool import Pool
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.usage import Usages
+
+BLOCK = bytes(range(256)) * 16
+
+
+def test_a_walk_tells_what_each_exports_blocks_cost() -> None:
+    async def act() -> None:
+        with Pool() as pool:
+            exports = Exports()
+            for name in ("one", "two"):
+                exports.add(Export(name=name, disk=pool.create(name, 1 << 20), pool_name="default"))
+            exports.get("one").disk.write(0, BLOCK + bytes(4096))
+            found = await Usages(exports).now()
+            assert found == {export.name: export.disk.usage() for export in exports}
+            assert found["one"].stored == 8192
+            assert found["one"].same_filled == 4096
+
+    asyncio.run(act())
+
+
+def test_askers_share_a_walk_and_none_starts_after_stop() -> None:
+    async def act() -> None:
+        with Pool() as pool:
+            exports = Exports()
+            exports.add(Export(name="disk", disk=pool.create("disk", 1 << 20), pool_name="default"))
+            usages = Usages(exports)
+            first, second = await asyncio.gather(usages.now(), usages.now())
+            assert first is second  # whoever waited got the walk that was under way
+            await usages.stop()
+            exports.get("disk").disk.write(0, BLOCK)
+            assert (await usages.now())["disk"].stored == 0
+
+    asyncio.run(act())
