@@ -116,7 +116,7 @@ KEYS = (
     Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
-    Key(("exports", "*", "read_only"), values.boolean, "whether clients may write"),
+    Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),
     Key(("exports", "*", "description"), values.text, "what clients are told of it"),
     Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
     Key(

@@ -469,7 +469,7 @@ PROCESS = Row(
             "Versions",
             "Servers by the version they run.",
             "short",
-            (Query(total(server("build_info"), "version", "python"), "nbdzram {{version}}, Python {{python}}"),),
+            (Query(total(server("build_info"), "version", "lz4"), "nbdzram {{version}}, lz4 {{lz4}}"),),
             Kind.NAMES,
         ),
     ),
@@ -491,6 +491,13 @@ ANNOTATIONS = (
         "compaction",
         "{{instance}} {{pool}}",
         "purple",
+    ),
+    Annotation(
+        "Recompressions",
+        f"{total(increase(pool('maintenance_runs_total', kind='recompress')), 'instance', 'pool')} > 0",
+        "recompression",
+        "{{instance}} {{pool}}",
+        "orange",
     ),
     Annotation(
         "Starts",

@@ -29,7 +29,9 @@ NBDTAB = Path("/etc/nbdtab")
 @click.option("--run", "run_it", is_flag=True, help="Run the line, after loading the kernel module nbd if need be.")
 @click.option("--nbdtab", is_flag=True, help="Print the line of /etc/nbdtab instead.")
 @click.option("--uri", metavar="URI", help="The server's address, if it is not on this machine.")
-@click.option("-C", "--connections", type=click.IntRange(1, 64), default=1, show_default=True, help="Connections.")
+@click.option(
+    "-C", "--connections", metavar="N", type=click.IntRange(1, 64), default=1, show_default=True, help="Connections."
+)
 @click.option("--swap", is_flag=True, help="The device will be swap.")
 @control_option
 def command(

@@ -30,6 +30,7 @@ COMMANDS = {
     "clone": "Offer a writable copy of an export, at once.",
     "attach": "Attach an export to /dev/nbdN, or show how.",
     "doctor": "Look for what would keep a server from running well here.",
+    "estimate": "Tell how much memory disk images would need.",
     "completion": "Print a shell's completion script.",
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""
@@ -50,6 +51,20 @@ class Front(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command; a mistyped one gets the nearest name in its error."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib  # noqa: PLC0415 - only a mistake pays for it
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not near or "Did you mean" in error.message:  # later versions of click ask themselves
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", error.ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The table, without importing every command."""
         with formatter.section("Commands"):
@@ -59,7 +74,7 @@ class Front(click.Group):
 @click.group(
     cls=Front,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Begin with: nbdzram serve -e disk=1G",
+    epilog="Begin with: nbdzram serve -e disk=1G. The --help of each command shows examples.",
 )
 @click.version_option(__version__, prog_name="nbdzram", message="%(prog)s %(version)s")
 def front() -> None:

@@ -72,7 +72,10 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @json_option
 @control_option
 def add(*, name: str, mem_limit: int, dedup: str, as_json: bool, control: Path | None) -> None:
-    """Open a new, empty pool; `nbdzram exports add --pool NAME` puts disks into it."""
+    """Open a new, empty pool.
+
+    `nbdzram exports add --pool NAME` puts disks into it.
+    """
     _change("pools.add", control, as_json, "added", name=name, mem_limit=mem_limit, dedup=dedup)
 
 

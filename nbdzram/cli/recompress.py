@@ -15,7 +15,9 @@ from nbdzram.cli.runs import perform
     epilog="\b\nExamples:\n  nbdzram recompress\n  nbdzram recompress --idle 3600 --level 9 --cpu 50\n"
     "  nbdzram recompress --dictionary --json",
 )
-@click.option("--level", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level.")
+@click.option(
+    "--level", metavar="N", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level."
+)
 @click.option(
     "--idle",
     "idle_seconds",

@@ -21,6 +21,7 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
+from nbdzram.errors import ConfigError, UserError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
@@ -66,7 +67,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
 )
 @click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]"
+    "-p",
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]",
 )
 @click.option("-i", "--ip", "addresses", metavar="ADDR", multiple=True, help="TCP address.  [default: 127.0.0.1]")
 @click.option(
@@ -100,6 +105,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--tls-client-ca", metavar="FILE", help="Clients need a certificate signed by this authority.")
 @click.option("--tls-psk-file", metavar="FILE", help="Pre-shared keys, a line NAME:HEXKEY each.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
+@click.option(
+    "--stdin", "on_stdin", is_flag=True, help="Serve the one client whose socket is standard input, as inetd does."
+)
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
     *,
@@ -109,13 +117,14 @@ def command(
     addresses: tuple[str, ...],
     sockets: tuple[str, ...],
     vsock: str | None,
+    on_stdin: bool,
     check_config: bool,
     **flags: str | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once. Every flag has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
-    the environment, and the environment over the file.
+    A second signal ends at once; SIGHUP looks at the certificates again. Every flag has a key in the TOML file and a
+    variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
     layer = export_layers(exports, "-e")
     layer |= _listen_layer(port, addresses, sockets, vsock)
@@ -126,21 +135,63 @@ def command(
     if check_config:
         for line in _describe_config(settled):
             click.echo(line)
-        return
-    serve(settled, click.echo)
+        return None
+    if on_stdin:
+        named = {"metrics", "control"} & {name for name, value in flags.items() if value is not None}
+        return serve_stdin(settled, forbidden=sorted(named))
+    return serve(settled, click.echo)
+
+
+def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
+    """Serve the client behind standard input until it leaves. Raises UserError."""
+    import uvloop  # noqa: PLC0415
+
+    if forbidden:
+        raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
+    try:
+        client = socket.socket(fileno=os.dup(0))
+    except OSError:
+        raise UserError(
+            "standard input is no socket; --stdin is for inetd, for systemd's Accept=yes with StandardInput=socket"
+        ) from None
+    if os.path.sameopenfile(0, 2):  # inetd gives the socket as standard error too: a log line would break the protocol
+        logging.disable()
+    else:
+        _log_to_stderr(config.log_level)
+    uvloop.run(_serve_stdin(config, client))
+
+
+async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
+    from nbdzram.server.service import Service  # noqa: PLC0415
+
+    service = Service(config)
+    told_to_stop = _watch_signals(service.reload)
+    await service.start(listen=False)
+    served = asyncio.create_task(service.serve_socket(client))
+    stopping = asyncio.create_task(told_to_stop.wait())
+    try:
+        await asyncio.wait({served, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        await service.stop()
+    await served  # it has ended: the client left, or was drained
 
 
 def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     """Run until a signal. Raises UserError when something cannot start."""
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
+    _log_to_stderr(config.log_level)
+    uvloop.run(_serve(config, say))
+
+
+def _log_to_stderr(wanted: LogLevel) -> None:
     level = {LogLevel.DEBUG: logging.DEBUG, LogLevel.INFO: logging.INFO, LogLevel.WARNING: logging.WARNING}
     logging.basicConfig(
-        level=level.get(config.log_level, logging.ERROR),
+        level=level.get(wanted, logging.ERROR),
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    uvloop.run(_serve(config, say))
 
 
 async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
@@ -149,8 +200,8 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
     from nbdzram.server.service import Service  # noqa: PLC0415
 
-    told_to_stop = _watch_signals()
     service = Service(config)
+    told_to_stop = _watch_signals(service.reload)
     control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
     metrics = _metrics_server(config, service)
     await control.start()
@@ -203,8 +254,8 @@ def notify_supervisor(message: str) -> None:
             logging.getLogger("nbdzram.server").warning("cannot notify %s: %s", address, error.strerror)
 
 
-def _watch_signals() -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once."""
+def _watch_signals(reload: Callable[[], None]) -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once. SIGHUP calls `reload`."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -215,6 +266,7 @@ def _watch_signals() -> asyncio.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     return told
 
 

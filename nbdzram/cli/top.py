@@ -38,7 +38,7 @@ PIPE_WIDTH = 80
     help="Time between two looks.",
 )
 @click.option("--sort", type=click.Choice(list(SORTS)), default="traffic", show_default=True, help="Order of exports.")
-@click.option("--once", is_flag=True, help="Print one interval and end; so it is in a pipe.")
+@click.option("--once", is_flag=True, help="Print once and end, as it does in a pipe.")
 @control_option
 def command(*, interval: float, sort: str, once: bool, control: Path | None) -> None:
     """Watch exports, traffic, latency and memory live.

@@ -182,7 +182,7 @@ def _row(export: ExportStatus, rates: Rates, usage: DiskUsage | None, name_width
     cells = (
         format_size(export.size_bytes),
         format_size(export.stored_bytes) if export.stored_bytes else "-",
-        f"{usage.stored / usage.compressed:.2f}" if usage and costs else "-",
+        _times(usage.stored / usage.compressed) if usage and costs else "-",
         f"{100 * usage.shared / usage.compressed:.0f} %" if usage and costs else "-",
         _amount(rates.read_bytes),
         _amount(rates.write_bytes),
@@ -192,6 +192,10 @@ def _row(export: ExportStatus, rates: Rates, usage: DiskUsage | None, name_width
     )
     name = _fitted(export.name, name_width - 1)
     return Text(f"{name} ", "bold" if rates.requests else "").append(_cells(cells), "" if rates.requests else "dim")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
 
 
 def _cells(cells: tuple[str, ...]) -> str:

@@ -21,18 +21,26 @@ Sample = tuple[str, float]
 
 
 @dataclass(frozen=True, slots=True)
+class Samples:
+    """Where a family's samples come from, and the labels that each of them carries."""
+
+    labels: tuple[str, ...]
+    of: Callable[[ServerStatus], Iterable[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One metric: name, type, help, and its samples."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     says: str
-    samples: Callable[[ServerStatus], Iterable[Sample]]
+    samples: Samples
 
     def render(self, status: ServerStatus) -> str:
         """The family's lines; nothing if it has no samples."""
         name = self.name
-        lines = [f"{name}{rest} {_number(value)}\n" for rest, value in self.samples(status)]
+        lines = [f"{name}{rest} {_number(value)}\n" for rest, value in self.samples.of(status)]
         return f"# HELP {name} {self.says}\n# TYPE {name} {self.kind}\n{''.join(lines)}" if lines else ""
 
 

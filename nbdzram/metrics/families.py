@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from nbdzram.engine.stats import PoolStats
-from nbdzram.metrics.exposition import Family, Sample, histogram, labels
+from nbdzram.metrics.exposition import Family, Sample, Samples, histogram, labels
 from nbdzram.status import ExportStatus, OperationStatus, RunTotals, ServerStatus
 
-Samples = Callable[[ServerStatus], Iterator[Sample]]
 LATENCY_STEP = 2  # every second of the server's buckets: a factor of four between bounds, 4 us to 4 s
+
+
+def _labelled(*names: str) -> Callable[[Callable[[ServerStatus], Iterator[Sample]]], Samples]:
+    return lambda of: Samples(names, of)
 
 
 def _server(value: Callable[[ServerStatus], float]) -> Samples:
     def samples(status: ServerStatus) -> Iterator[Sample]:
         yield "", value(status)
 
-    return samples
+    return Samples((), samples)
 
 
 def _pool(value: Callable[[PoolStats], float]) -> Samples:
@@ -29,7 +32,7 @@ def _pool(value: Callable[[PoolStats], float]) -> Samples:
         for pool in status.pools:
             yield labels(pool=pool.name), value(pool.stats)
 
-    return samples
+    return Samples(("pool",), samples)
 
 
 def _export(value: Callable[[ExportStatus], float]) -> Samples:
@@ -37,7 +40,7 @@ def _export(value: Callable[[ExportStatus], float]) -> Samples:
         for export in status.exports:
             yield labels(pool=export.pool, export=export.name), value(export)
 
-    return samples
+    return Samples(("pool", "export"), samples)
 
 
 def _operation(value: Callable[[OperationStatus], float]) -> Samples:
@@ -47,9 +50,10 @@ def _operation(value: Callable[[OperationStatus], float]) -> Samples:
             for name, operation in export.operations.items():
                 yield f'{opened},operation="{name}"}}', value(operation)
 
-    return samples
+    return Samples(("pool", "export", "operation"), samples)
 
 
+@_labelled("pool", "export", "operation", "cause")
 def _errors(status: ServerStatus) -> Iterator[Sample]:
     for export in status.exports:
         opened = labels(pool=export.pool, export=export.name)[:-1]
@@ -58,6 +62,7 @@ def _errors(status: ServerStatus) -> Iterator[Sample]:
                 yield f'{opened},operation="{name}",cause="{cause}"}}', count
 
 
+@_labelled("pool", "export", "operation", "le")
 def _latency(status: ServerStatus) -> Iterator[Sample]:
     """Only of operations that were used: a histogram of zeroes tells nothing and costs a scrape."""
     chosen = range(LATENCY_STEP, len(status.latency_bounds_seconds), LATENCY_STEP)
@@ -76,15 +81,17 @@ def _runs(value: Callable[[RunTotals], float]) -> Samples:
             for kind, totals in pool.maintenance.totals.items():
                 yield labels(pool=pool.name, kind=kind), value(totals)
 
-    return samples
+    return Samples(("pool", "kind"), samples)
 
 
+@_labelled("pool", "kind")
 def _running(status: ServerStatus) -> Iterator[Sample]:
     for pool in status.pools:
         for kind in pool.maintenance.totals:
             yield labels(pool=pool.name, kind=kind), int(pool.maintenance.running == kind)
 
 
+@_labelled("pool", "kind", "reason")
 def _decisions(status: ServerStatus) -> Iterator[Sample]:
     for pool in status.pools:
         for kind, reasons in pool.maintenance.decisions.items():
@@ -92,18 +99,21 @@ def _decisions(status: ServerStatus) -> Iterator[Sample]:
                 yield labels(pool=pool.name, kind=kind, reason=reason), count
 
 
+@_labelled("pool", "kind")
 def _waits(status: ServerStatus) -> Iterator[Sample]:
     for pool in status.pools:
         for kind, seconds in pool.maintenance.next_allowed_seconds.items():
             yield labels(pool=pool.name, kind=kind), seconds
 
 
+@_labelled("pool", "codec")
 def _codecs(status: ServerStatus) -> Iterator[Sample]:
     for pool in status.pools:
         for codec, size in pool.stats.compr_by_codec.items():
             yield labels(pool=pool.name, codec=codec), size
 
 
+@_labelled("cause")
 def _handshake_failures(status: ServerStatus) -> Iterator[Sample]:
     for cause, count in status.handshake_failures.items():
         yield labels(cause=cause), count

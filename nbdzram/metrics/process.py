@@ -39,6 +39,13 @@ class ProcessMetrics:
         )
         build.info({"version": __version__} | {name: _version(name) for name in CARRIERS})
 
+    def families(self) -> list[tuple[str, str, str]]:
+        """Name, type and help of each, for the reference."""
+        text = self.render().splitlines()
+        kinds = dict(line.split()[2:4] for line in text if line.startswith("# TYPE "))
+        helps = (line.removeprefix("# HELP ").partition(" ") for line in text if line.startswith("# HELP "))
+        return [(name, kinds[name], says) for name, _, says in helps]
+
     def render(self) -> str:
         """Every sample of this moment, in the text format."""
         return generate_latest(self._registry).decode()

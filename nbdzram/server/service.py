@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 
 from nbdzram import __version__
-from nbdzram.config import DEFAULT_POOL, Dedup, ExportConfig, PoolConfig, ServerConfig, Trigger
+from nbdzram.config import DEFAULT_POOL, Dedup, ExportConfig, PoolConfig, ServerConfig, TlsMode, Trigger
 from nbdzram.engine.stats import DiskUsage
-from nbdzram.errors import ExportExists, NoSuchExport, UserError
+from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import Placed, declared_as, open_pool, open_pools, place_exports
@@ -24,6 +25,7 @@ from nbdzram.server.maintenance import Progress
 from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.state import ExportChange, PoolChange, State
+from nbdzram.server.tls import make_context
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ExportStatus,
@@ -61,7 +63,7 @@ class Service:
         self._requests_seen = 0
         self._draining = False
 
-    async def start(self) -> None:
+    async def start(self, *, listen: bool = True) -> None:
         """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
         config = self._config
         self._state = State(config.state_dir)
@@ -74,12 +76,30 @@ class Service:
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time())
             for placed in place_exports(config.exports, pools, self._state):
                 self._exports.add(_export(placed))
-            await self._nbd.start()
+            if listen:
+                await self._nbd.start()
         except BaseException:
             for pool in pools.values():
                 pool.close()
             raise
         self._pulse = asyncio.create_task(self._beat())
+
+    async def serve_socket(self, client: socket.socket) -> None:
+        """Serve one connected client until it leaves."""
+        await self._nbd.serve_socket(client)
+
+    def reload(self) -> None:
+        """Look at the TLS files now and say in the log whether they can be used.
+
+        Files that changed count from the next connection on, also unasked (server/tls.py).
+        """
+        if self._config.tls.mode is TlsMode.OFF:
+            return log.info("reload: TLS is off, there is nothing to read again")
+        try:
+            make_context(self._config.tls)
+        except ConfigError as error:
+            return log.error("reload: %s; the old certificates stay in use", error)
+        return log.info("reload: the certificates in %s are good for new connections", self._config.tls.certificate)
 
     async def stop(self) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools."""

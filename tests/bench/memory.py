@@ -21,11 +21,13 @@ import zstandard
 
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
+from nbdzram.engine.recompress import Recompress
 from tests.bench.content import count_distinct
 from tests.support import images
 from tests.support.nbd_client import Client
 from tests.support.server import Nbdkit
 from tests.support.zram import CONTROL, zram_device
+from tests.unit.engine.blocks import Run
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -42,6 +44,7 @@ class Costs:
     nbdkit: int
     stored: int
     folded: int
+    recompressed: int
     metadata: int
     bound_lz4: int
     bound_zstd: int
@@ -130,6 +133,11 @@ def zstd_bound(image: bytes) -> int:
     return sum(sizes.values())
 
 
+def finish(run: Run) -> None:
+    while run.step():
+        pass
+
+
 def measure(image: bytes, directory: Path) -> Costs:
     distinct = count_distinct([image], huge_threshold=HUGE_THRESHOLD)
     with Pool() as pool:
@@ -137,17 +145,20 @@ def measure(image: bytes, directory: Path) -> Costs:
         for at in range(0, len(image), REQUEST):
             disk.write(at, image[at : at + REQUEST])
         stored = pool.stats().mem_used_total
-        for run in (Fold(pool), Compact(pool)):
-            while run.step():
-                pass
+        finish(Fold(pool))
+        finish(Compact(pool))
         after = pool.stats()
         assert after.objects == distinct.blocks, "the fold left duplicates"
+        finish(Recompress(pool, level=ZSTD_LEVEL, dictionary=True))
+        finish(Compact(pool))
+        recompressed = pool.stats().mem_used_total
     return Costs(
         image=len(image),
         zram=zram_bytes(image, directory),
         nbdkit=nbdkit_bytes(image, directory),
         stored=stored,
         folded=after.mem_used_total,
+        recompressed=recompressed,
         metadata=after.metadata,
         bound_lz4=distinct.compressed_bytes,
         bound_zstd=zstd_bound(image),
@@ -155,26 +166,26 @@ def measure(image: bytes, directory: Path) -> Costs:
 
 
 HEADINGS = (
-    *("image", "zram lz4", "nbdkit zstd", "stored", "folded", "metadata", "bound lz4", "bound zstd"),
-    *("stored/zram", "folded/bound"),
+    *("image", "zram lz4", "nbdkit zstd", "stored", "folded", "recompressed", "metadata", "bound lz4", "bound zstd"),
+    *("stored/zram", "folded/bound", "recomp/nbdkit"),
 )
 
 
 def cells(costs: Costs) -> list[str]:
-    sizes = [costs.image, costs.zram, costs.nbdkit, costs.stored, costs.folded, costs.metadata]
+    sizes = [costs.image, costs.zram, costs.nbdkit, costs.stored, costs.folded, costs.recompressed, costs.metadata]
     printed = ["-" if size is None else f"{size / MIB:.1f}" for size in [*sizes, costs.bound_lz4, costs.bound_zstd]]
     printed.append("-" if costs.zram is None else f"{costs.stored / costs.zram:.3f}")
-    return [*printed, f"{costs.folded / costs.bound_lz4:.3f}"]
+    return [*printed, f"{costs.folded / costs.bound_lz4:.3f}", f"{costs.recompressed / costs.nbdkit:.3f}"]
 
 
 def main() -> None:
     print(f"{platform.machine()}, Linux {platform.release()}; MiB")
-    print(f"{'':20}" + "".join(f"{heading:>13}" for heading in HEADINGS))
+    print(f"{'':20}" + "".join(f"{heading:>14}" for heading in HEADINGS))
     for name, make in IMAGES.items():
         with tempfile.TemporaryDirectory(prefix="nbdzram-memory-") as place:
             directory = Path(place)
             costs = measure(make(directory), directory)
-        print(f"{name:20}" + "".join(f"{cell:>13}" for cell in cells(costs)), flush=True)
+        print(f"{name:20}" + "".join(f"{cell:>14}" for cell in cells(costs)), flush=True)
 
 
 if __name__ == "__main__":

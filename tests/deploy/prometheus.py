@@ -82,5 +82,5 @@ class Prometheus(ServerProcess):
         self.wait_until(lambda: self._scrapes() >= goal, count * SCRAPE_SECONDS)
 
     def _scrapes(self) -> int:
-        found = self.instant('count_over_time(up{job="nbdzram"}[1h])')
+        found = self.instant("count_over_time(nbdzram_connections[1h])")  # unlike up, only of scrapes that succeeded
         return int(found[0]["value"][1]) if found else 0

@@ -128,6 +128,7 @@ def test_server_takes_the_sockets_of_the_socket_unit_and_says_when_it_is_ready(t
                 assert notify.recv(4096) == b"STOPPING=1"
                 server.communicate(timeout=DRAIN_SECONDS)
                 assert server.returncode == 0
+                assert unix_path.exists(), "the socket is systemd's, who still listens"
             finally:
                 server.kill()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,10 @@ def _unpacked() -> Kernel | None:
 def _download() -> None:
     apt_cache = require_program("apt-cache", package="apt")
     for package in PACKAGES:
-        depends = re.search(r"Depends: (linux-image-\S+)", run([apt_cache, "depends", package]))
+        # It fails for a package that it does not know.
+        words = [apt_cache, "depends", package]
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        depends = re.search(r"Depends: (linux-image-\S+)", answer.stdout)
         if depends:
             break
     else:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,12 @@ class Server:
     def run(self, *arguments: str) -> Done:
         """One client command against this server."""
         return run(*arguments, "--control", str(self.control))
+
+    def wait_for_log(self, told: str) -> None:
+        deadline = time.monotonic() + 60
+        while told not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            os.sched_yield()
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -9,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client
+from tests.support.programs import require_program
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, run
 
 Start = Callable[..., Server]
@@ -233,6 +236,7 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
         (["recompress", "--level", "23"], 2, "23 is not in the range"),
         (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
         (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
+        (["estimat"], 2, "Did you mean 'estimate'?"),
         (["nothing"], 2, "No such command 'nothing'"),
     ],
 )
@@ -305,6 +309,70 @@ def test_systemd_is_told_when_the_server_is_ready(
         assert supervisor.recv(100) == b"READY=1"
         assert server.stop() == 0
         assert supervisor.recv(100) == b"STOPPING=1"
+
+
+def on_stdin(tmp_path: Path, *arguments: str) -> tuple[Client, subprocess.Popen[bytes]]:
+    """A client of `serve --stdin`: what inetd does, for one connection; standard error is the socket too."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "inetd.sock"))
+        listening.listen(1)
+        connected: list[Client] = []
+        connecting = threading.Thread(target=lambda: connected.append(Client(tmp_path / "inetd.sock", "disk")))
+        connecting.start()
+        accepted, _ = listening.accept()
+        with accepted:
+            line = [*NBDZRAM, "serve", "--stdin", "-e", "disk=1M", *arguments]
+            process = subprocess.Popen(
+                line,
+                stdin=accepted.fileno(),
+                stdout=accepted.fileno(),
+                stderr=accepted.fileno(),
+                env=clean_environment(),
+            )
+        connecting.join(timeout=60)
+        return connected[0], process
+
+
+def test_under_inetd_it_serves_the_one_client_and_ends_when_it_leaves(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    client, process = on_stdin(tmp_path, "--state-dir", state)
+    with client:
+        client.write(4096, b"x" * 4096)
+    assert process.wait(timeout=60) == 0
+    (tmp_path / "inetd.sock").unlink()
+    client, process = on_stdin(tmp_path, "--state-dir", state)
+    with contextlib.closing(client):
+        assert client.read(4096, 4096) == b"x" * 4096
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_stdin_that_is_no_socket_is_one_sentence() -> None:
+    done = run("serve", "--stdin", "-e", "disk=1M")
+    assert (done.code, "standard input is no socket" in done.err) == (1, True)
+    done = run("serve", "--stdin", "--metrics", "off", "-e", "disk=1M")
+    assert (done.code, "leave out --metrics" in done.err) == (2, True)
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    openssl = require_program("openssl", package="openssl")
+    make = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-days", "10", "-subj", f"/CN={name}", "-keyout", str(directory / "key.pem")]
+    make += ["-out", str(directory / "cert.pem")]
+    subprocess.run(make, check=True, capture_output=True)
+
+
+def test_hangup_looks_at_the_certificates_again(start: Start, tmp_path: Path) -> None:
+    make_certificate(tmp_path, "first")
+    files = ["--tls-certificate", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    server = start("-e", "disk=1M", "--tls", "on", *files)
+    make_certificate(tmp_path, "second")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("are good for new connections")
+    (tmp_path / "cert.pem").write_text("no certificate")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("the old certificates stay in use")
+    assert server.run("stat").code == 0
 
 
 def test_the_control_protocol_is_open_to_other_programs(start: Start) -> None:

@@ -53,6 +53,12 @@ def test_the_screen_fits_the_terminal(size: tuple[int, int], count: int) -> None
         assert "and 29 more" in lines[-2]
 
 
+def test_columns_stay_apart_for_disks_that_are_nearly_empty() -> None:
+    usage = replace(USAGE, stored=400 * MIB, compressed=3 * MIB)
+    (row,) = (line for line in shown(Frame(SERVER, usage={"disk": usage})) if line.startswith("disk "))
+    assert row.split()[2:4] == ["400M", "133"]
+
+
 def test_long_names_stay_distinct() -> None:
     lines = shown(
         Frame(with_exports("virtual-machine-disk-01", "virtual-machine-disk-02", "仮想マシンのディスク第一号です"))
@@ -69,6 +75,14 @@ def test_each_order_puts_its_highest_first(sort: str) -> None:
     rates = {"a": Rates(read_bytes=10, requests=2), "b": Rates(read_bytes=5, requests=1)}
     lines = shown(Frame(replace(SERVER, exports=(low, high)), rates=rates, sort=sort))
     assert [line[0] for line in lines if "1G" in line] == ["a", "b"]
+
+
+def test_more_pools_than_fit_are_counted_and_the_legend_adds_them_all_up() -> None:
+    pools = tuple(replace(SERVER.pools[0], name=f"pool{number}") for number in range(6))
+    lines = shown(Frame(replace(SERVER, pools=pools)))
+    assert [line.split()[0] for line in lines[3:7]] == ["pool0", "pool1", "pool2", "and"]
+    assert "and 3 pools more" in lines[6]
+    assert "objects 600M" in lines[7]
 
 
 def test_a_small_share_of_a_large_limit_is_still_seen() -> None:

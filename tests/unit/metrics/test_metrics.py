@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import shutil
 import socket
 import subprocess
 import urllib.error
@@ -25,6 +24,7 @@ from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
 from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
+from tests.support.programs import require_program
 from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
 
 
@@ -116,6 +116,14 @@ def test_every_family_is_published() -> None:
     assert missing == ["nbdzram_maintenance_wait_seconds"]  # the only one without a sample in these records
 
 
+def test_samples_carry_the_labels_that_their_family_declares() -> None:
+    found = scrape()
+    for family in FAMILIES:
+        for name, pairs in found:
+            if name.removesuffix("_bucket") == family.name:
+                assert {label for label, _ in pairs} == set(family.samples.labels), name
+
+
 def test_the_process_describes_itself_once_with_the_librarys_own_collectors() -> None:
     found = scrape()
     assert found[key("process_resident_memory_bytes")] > 1 << 20
@@ -127,9 +135,7 @@ def test_the_process_describes_itself_once_with_the_librarys_own_collectors() ->
 
 
 def test_the_names_are_as_promtool_wants_them() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is missing; install Debian's package prometheus")
+    promtool = require_program("promtool", package="prometheus")
     text = get("/metrics")[2]
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

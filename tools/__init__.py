@@ -1,0 +1,1 @@
+"""Programs for whoever works on nbdzram; not part of the package."""
