@@ -1,0 +1,142 @@
+"""`python -m tests.docs.pictures`: the pictures of docs/images, taken of a real server that is being used.
+
+Terminals are tmux's, drawn as SVG by rich; the status page is Chromium's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from threading import Event, Thread
+
+from rich.console import Console
+from rich.text import Text
+
+from tests.docs.pages import ROOT
+from tests.support import images
+from tests.support.browser import Browser
+from tests.support.nbd_client import PIECE
+from tests.support.programs import require_program
+from tests.support.server import Nbdzram
+
+IMAGES = ROOT / "docs" / "images"
+MIB = 1 << 20
+COLUMNS, LINES = 96, 46
+PATIENCE_SECONDS = 120
+TRAFFIC_SECONDS = 20  # enough for the graphs of the page and of top to have a shape
+_FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+
+
+class Screen:
+    """One tmux server with one window."""
+
+    def __init__(self, directory: Path, server: Nbdzram) -> None:
+        self._tmux = [require_program("tmux", package="tmux"), "-S", str(directory / "tmux"), "-f", "/dev/null"]
+        environment = server.environment() | {
+            "LC_ALL": "C.UTF-8",
+            "TERM": "xterm-256color",
+            "NBDZRAM_CONTROL": str(server.control),
+            "PS1": "$ ",
+        }
+        subprocess.run(
+            [*self._tmux, "-u", "new-session", "-d", "-x", str(COLUMNS), "-y", str(LINES), "bash --norc --noprofile"],
+            check=True,
+            env=environment,
+        )
+        self.enter(f"nbdzram() {{ {shlex.quote(sys.executable)} -m nbdzram \"$@\"; }}; clear")
+        self.wait_for("$")
+
+    def enter(self, line: str) -> None:
+        subprocess.run([*self._tmux, "send-keys", "-l", line], check=True)
+        subprocess.run([*self._tmux, "send-keys", "Enter"], check=True)
+
+    def press(self, key: str) -> None:
+        subprocess.run([*self._tmux, "send-keys", key], check=True)
+
+    def look(self, *options: str) -> str:
+        shot = [*self._tmux, "capture-pane", "-p", *options]
+        return subprocess.run(shot, capture_output=True, text=True, check=True).stdout
+
+    def wait_for(self, told: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while told not in (text := self.look()):
+            assert time.monotonic() < deadline, f"no {told!r} in:\n{text}"
+
+    def save(self, name: str, title: str) -> None:
+        """Draw what stands on the screen, without fonts from elsewhere."""
+        console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
+        console.print(Text.from_ansi(self.look("-e").rstrip("\n")))
+        drawn = console.export_svg(title=title)
+        (IMAGES / name).write_text(_FONT_FACE.sub("", drawn), encoding="utf-8")
+
+    def close(self) -> None:
+        subprocess.run([*self._tmux, "kill-server"], check=True)
+
+
+def fill(server: Nbdzram, names: list[str], image: bytes) -> None:
+    for name in names:
+        with server.client(name) as client:
+            client.write_all(image[offset : offset + PIECE] for offset in range(0, len(image), PIECE))
+
+
+def traffic(server: Nbdzram, image: bytes, stop: Event) -> None:
+    """A client that reads a lot and writes a little."""
+    with server.client("vm1") as client:
+        offset = 0
+        while not stop.is_set():
+            client.read(offset, 65536)
+            if offset % MIB == 0:
+                client.write(offset, image[offset : offset + 16384])
+            offset = (offset + 65536) % (len(image) - MIB)
+            stop.wait(0.002)
+
+
+def take(directory: Path) -> None:
+    tree = images.python_tree(directory / "tree")
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+    image = images.ext4_image(directory / "disk.img", tree, (size * 5 // 4 // MIB + 16) * MIB).read_bytes()
+    exports = dict.fromkeys(["vm1", "vm2", "vm3"], len(image))
+    with Nbdzram(directory, exports, arguments=("--mem-limit", "256M"), metrics=True) as server:
+        fill(server, list(exports), image)
+        screen = Screen(directory, server)
+        try:
+            screen.enter("nbdzram stat; nbdzram fold; nbdzram compact; nbdzram stat --memory; echo $((6 * 7))")
+            screen.wait_for("\n42\n")
+            screen.save("fold.svg", "fold, compact, and where the memory is")
+            stop = Event()
+            client = Thread(target=traffic, args=(server, image, stop))
+            client.start()
+            try:
+                screen.enter("clear; nbdzram top")
+                screenshot(directory, server)
+                screen.save("top.svg", "nbdzram top")
+                screen.press("q")
+            finally:
+                stop.set()
+                client.join()
+        finally:
+            screen.close()
+
+
+def screenshot(directory: Path, server: Nbdzram) -> None:
+    home = directory / "browser"
+    home.mkdir()
+    with Browser(home) as browser:
+        browser.open(server.metrics_url.removesuffix("metrics"), width=1100, height=800)
+        browser.wait_for("document.querySelectorAll('#exports tbody tr').length === 3")
+        Event().wait(TRAFFIC_SECONDS)
+        browser.screenshot(IMAGES / "status-page.png")
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="nbdzram-pictures-") as name:
+        take(Path(name))
+    for picture in sorted(IMAGES.iterdir()):
+        print(f"{picture.relative_to(ROOT)}  {picture.stat().st_size} bytes")
