@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
@@ -27,7 +28,8 @@ from tests.support.server import Nbdzram
 
 IMAGES = ROOT / "docs" / "images"
 MIB = 1 << 20
-COLUMNS, LINES = 96, 46
+COLUMNS = 112
+FOLD_LINES, TOP_LINES = 40, 20
 PATIENCE_SECONDS = 120
 TRAFFIC_SECONDS = 20  # enough for the graphs of the page and of top to have a shape
 _FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
@@ -42,15 +44,24 @@ class Screen:
             "LC_ALL": "C.UTF-8",
             "TERM": "xterm-256color",
             "NBDZRAM_CONTROL": str(server.control),
-            "PS1": "$ ",
         }
         subprocess.run(
-            [*self._tmux, "-u", "new-session", "-d", "-x", str(COLUMNS), "-y", str(LINES), "bash --norc --noprofile"],
+            [
+                *self._tmux,
+                "-u",
+                "new-session",
+                "-d",
+                "-x",
+                str(COLUMNS),
+                "-y",
+                str(FOLD_LINES),
+                "bash --norc --noprofile",
+            ],
             check=True,
             env=environment,
         )
-        self.enter(f"nbdzram() {{ {shlex.quote(sys.executable)} -m nbdzram \"$@\"; }}; clear")
-        self.wait_for("$")
+        self.enter(f"PS1='$ '; nbdzram() {{ {shlex.quote(sys.executable)} -m nbdzram \"$@\"; }}; clear")
+        self.wait_until(lambda text: text.strip() == "$")
 
     def enter(self, line: str) -> None:
         subprocess.run([*self._tmux, "send-keys", "-l", line], check=True)
@@ -63,15 +74,24 @@ class Screen:
         shot = [*self._tmux, "capture-pane", "-p", *options]
         return subprocess.run(shot, capture_output=True, text=True, check=True).stdout
 
-    def wait_for(self, told: str) -> None:
+    def run(self, line: str) -> None:
+        """Type a command, and wait for the next prompt."""
+        prompts = self.look().count("$")
+        self.enter(line)
+        self.wait_until(lambda text: text.count("$") > prompts)
+
+    def resize(self, lines: int) -> None:
+        subprocess.run([*self._tmux, "resize-window", "-y", str(lines)], check=True)
+
+    def wait_until(self, done: Callable[[str], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while told not in (text := self.look()):
-            assert time.monotonic() < deadline, f"no {told!r} in:\n{text}"
+        while not done(text := self.look()):
+            assert time.monotonic() < deadline, f"still:\n{text}"
 
     def save(self, name: str, title: str) -> None:
         """Draw what stands on the screen, without fonts from elsewhere."""
         console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-        console.print(Text.from_ansi(self.look("-e").rstrip("\n")))
+        console.print(Text.from_ansi(self.look("-e").rstrip("\n").removesuffix("\n$")))
         drawn = console.export_svg(title=title)
         (IMAGES / name).write_text(_FONT_FACE.sub("", drawn), encoding="utf-8")
 
@@ -106,13 +126,14 @@ def take(directory: Path) -> None:
         fill(server, list(exports), image)
         screen = Screen(directory, server)
         try:
-            screen.enter("nbdzram stat; nbdzram fold; nbdzram compact; nbdzram stat --memory; echo $((6 * 7))")
-            screen.wait_for("\n42\n")
+            for command in ("stat", "fold", "compact", "stat --memory"):
+                screen.run(f"nbdzram {command}")
             screen.save("fold.svg", "fold, compact, and where the memory is")
             stop = Event()
             client = Thread(target=traffic, args=(server, image, stop))
             client.start()
             try:
+                screen.resize(TOP_LINES)
                 screen.enter("clear; nbdzram top")
                 screenshot(directory, server)
                 screen.save("top.svg", "nbdzram top")
