@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from _pytest.mark import ParameterSet
 
 from nbdzram import settings
 from nbdzram.cli.main import front
@@ -19,19 +20,20 @@ NAMED_TEST = re.compile(r"`(test_\w+)`")
 NAMED_FILE = re.compile(r"`((?:tests|deploy|nbdzram|docs)/[\w./-]+)`")
 
 
-def command_lines() -> list[tuple[str, str]]:
-    """Page and `nbdzram ...` of every shell block."""
-    found = []
+def command_lines() -> list[ParameterSet]:
+    """Each `nbdzram ...` of every shell block."""
+    found: list[ParameterSet] = []
     for page in pages():
         for block in blocks(page.read_text(encoding="utf-8")):
             if block.language in {"bash", "console"}:
                 lines = COMMAND.findall(CONTINUED.sub("", block.content))
-                found += [(str(page.relative_to(ROOT)), line.strip().removesuffix("...").strip()) for line in lines]
+                told = [line.strip().removesuffix("...").strip() for line in lines]
+                found += [pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}") for line in told]
     return found
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines())
-def test_every_command_line_is_understood(page: str, line: str) -> None:
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_is_understood(line: str) -> None:
     """Commands and options exist, and values are of the kind that they take. Nothing is run."""
     parse(front, shlex.split(line)[1:])
 
@@ -55,17 +57,17 @@ def test_a_wrong_command_line_is_found(line: str) -> None:
         parse(front, shlex.split(line)[1:])
 
 
-def configurations() -> list[tuple[str, str]]:
+def configurations() -> list[ParameterSet]:
     return [
-        (str(page.relative_to(ROOT)), block.content)
+        pytest.param(block.content, id=str(page.relative_to(ROOT)))
         for page in pages()
         for block in blocks(page.read_text(encoding="utf-8"))
         if block.language == "toml"
     ]
 
 
-@pytest.mark.parametrize(("page", "content"), configurations())
-def test_every_configuration_is_valid(page: str, content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", configurations())
+def test_every_configuration_is_valid(content: str, tmp_path: Path) -> None:
     """A TOML block can be used as it stands."""
     file = tmp_path / "nbdzram.toml"
     file.write_text(content, encoding="utf-8")
