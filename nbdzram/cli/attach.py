@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import connect, control_option
+from nbdzram.cli.common import connect, control_option, export_names
 from nbdzram.cli.hints import Address, nbd_client, nbdtab_line
 from nbdzram.errors import NoSuchExport, UserError
 
@@ -24,7 +24,7 @@ NBDTAB = Path("/etc/nbdtab")
     "  sudo nbdzram attach disk /dev/nbd0 --run  # run it\n"
     "  nbdzram attach disk --uri nbd://10.0.0.5 --nbdtab",
 )
-@click.argument("export")
+@click.argument("export", shell_complete=export_names)
 @click.argument("device", default="/dev/nbd0")
 @click.option("--run", "run_it", is_flag=True, help="Run the line, after loading the kernel module nbd if need be.")
 @click.option("--nbdtab", is_flag=True, help="Print the line of /etc/nbdtab instead.")

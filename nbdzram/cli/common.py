@@ -13,6 +13,7 @@ import click
 
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
+from nbdzram.errors import UserError
 from nbdzram.values import export_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -29,6 +30,15 @@ class Size(click.ParamType[int]):
             return export_size(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def export_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """For a shell's completion: the exports of the server that the command would ask. Silent when there is none."""
+    try:
+        with connect(context.params.get("control")) as client:
+            return [export.name for export in client.status().exports if export.name.startswith(incomplete)]
+    except UserError:
+        return []
 
 
 def control_option(command: Command) -> Command:

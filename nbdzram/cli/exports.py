@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column, render
-from nbdzram.cli.common import Size, connect, control_option, json_option, print_json
+from nbdzram.cli.common import Size, connect, control_option, export_names, json_option, print_json
 from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
 
@@ -72,7 +72,7 @@ def add(
 
 
 @command.command("remove", epilog="Example: nbdzram exports remove scratch")
-@click.argument("name")
+@click.argument("name", shell_complete=export_names)
 @force_option
 @control_option
 def remove(*, name: str, force: bool, control: Path | None) -> None:
@@ -83,7 +83,7 @@ def remove(*, name: str, force: bool, control: Path | None) -> None:
 
 
 @command.command("resize", epilog="Example: nbdzram exports resize scratch 20G")
-@click.argument("name")
+@click.argument("name", shell_complete=export_names)
 @click.argument("size", type=Size())
 @force_option
 @json_option
@@ -94,7 +94,7 @@ def resize(*, name: str, size: int, force: bool, as_json: bool, control: Path | 
 
 
 @command.command("reset", epilog="Example: nbdzram exports reset scratch")
-@click.argument("name")
+@click.argument("name", shell_complete=export_names)
 @force_option
 @json_option
 @control_option

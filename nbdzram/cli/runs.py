@@ -22,6 +22,10 @@ from nbdzram.units import format_size
 Progress = Callable[[str, str, int, int], None]
 Figure = tuple[str, Callable[[PoolStats], int]]
 
+HINT_BYTES = 1 << 20
+HINT_SHARE = 10
+"""Gaps of more than a tenth, and a mebibyte, are worth a compaction, and a word about it."""
+
 MEMORY_FIGURES: list[Figure] = [
     ("stored (orig_data_size)", lambda stats: stats.orig_data_size),
     ("compressed (compr_data_size)", lambda stats: stats.compr_data_size),
@@ -59,6 +63,9 @@ def describe(report: RunReport) -> Iterator[str]:
         Column("CHANGE", "", lambda figure: _change(figure[1](report.after) - figure[1](report.before))),
     ]
     yield from render(columns, MEMORY_FIGURES)
+    fragmentation = report.after.mem_used_total - report.after.compr_data_size
+    if report.kind != "compact" and fragmentation > max(HINT_BYTES, report.after.mem_used_total // HINT_SHARE):
+        yield f"{format_size(fragmentation)} of the memory used are gaps: `nbdzram compact` gives most of them back"
 
 
 def _cell(stats: PoolStats) -> Callable[[Figure], Cell]:

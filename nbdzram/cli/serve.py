@@ -21,7 +21,7 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
-from nbdzram.errors import ConfigError, UserError
+from nbdzram.errors import ConfigError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
@@ -42,6 +42,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
     "recompress_interval": ("maintenance", "recompress"),
+    "recompress_age": ("maintenance", "recompress_age_seconds"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
@@ -96,6 +97,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
 )
+@click.option("--recompress-age", metavar="SECONDS", help="Unused for so long, a block rests.  [default: 3600]")
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"
@@ -144,20 +146,14 @@ def command(
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
     """Serve the client behind standard input until it leaves. Raises UserError."""
-    import uvloop  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415 - the same as below
+
+    from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
 
     if forbidden:
         raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
-    try:
-        client = socket.socket(fileno=os.dup(0))
-    except OSError:
-        raise UserError(
-            "standard input is no socket; --stdin is for inetd, for systemd's Accept=yes with StandardInput=socket"
-        ) from None
-    if os.path.sameopenfile(0, 2):  # inetd gives the socket as standard error too: a log line would break the protocol
-        logging.disable()
-    else:
-        _log_to_stderr(config.log_level)
+    client = take_stdin()
+    _log_to_stderr(config.log_level)
     uvloop.run(_serve_stdin(config, client))
 
 
@@ -214,6 +210,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
                 say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
             notify_supervisor("READY=1")
             await told_to_stop.wait()
             notify_supervisor("STOPPING=1")

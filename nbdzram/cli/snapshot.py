@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
 
 
 @click.command("snapshot", epilog="Example: nbdzram snapshot disk disk-monday")
-@click.argument("export")
+@click.argument("export", shell_complete=export_names)
 @click.argument("name")
 @json_option
 @control_option

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render
-from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
@@ -121,7 +121,7 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
     epilog="\b\nExamples:\n  nbdzram stat\n  nbdzram stat -b -n --raw -o NAME,DATA disk\n"
     "  nbdzram stat --memory\n  nbdzram stat --mm-stat",
 )
-@click.argument("exports", metavar="[EXPORT]...", nargs=-1)
+@click.argument("exports", metavar="[EXPORT]...", nargs=-1, shell_complete=export_names)
 @click.option("-o", "--output", metavar="LIST", default=DEFAULT_COLUMNS, help="Columns to print.")
 @click.option("--output-all", is_flag=True, help="Print every column.")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")

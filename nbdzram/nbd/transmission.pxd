@@ -128,7 +128,8 @@ cdef inline int parse_request(const uint8_t* source, size_t available, int style
     request.offset = load64(source + 16)
     if style == EXTENDED:
         request.length = load64(source + 24)
-        request.payload = request.length if request.flags & PAYLOAD_LEN else 0
+        # A WRITE must carry PAYLOAD_LEN, but QEMU 10 sends it without, payload and all.
+        request.payload = request.length if request.flags & PAYLOAD_LEN or request.command == WRITE else 0
     else:
         request.length = load32(source + 24)
         request.payload = request.length if request.command == WRITE else 0

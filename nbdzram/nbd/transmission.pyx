@@ -35,8 +35,6 @@ cdef int validate(const Request* request, const Rules* rules) noexcept nogil:
         return UNKNOWN_COMMAND
     if request.flags & ~allowed:
         return WRONG_FLAGS
-    if request.command == WRITE and rules.style == EXTENDED and not request.flags & PAYLOAD_LEN:
-        return WRONG_FLAGS
     if request.command == DISC:
         return OK
     if rules.read_only and (request.command == WRITE or request.command == TRIM or request.command == WRITE_ZEROES):

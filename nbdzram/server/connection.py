@@ -6,10 +6,10 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import ssl
 from typing import Any
 
 from nbdzram.nbd.handshake import Close, Enter, Event, Failure, Handshake, HandshakeError, Send, Upgrade
+from nbdzram.server.channel import TlsChannel
 from nbdzram.server.exports import Peer, PeerDirectory
 from nbdzram.server.hosting import Hosting
 from nbdzram.server.session import Session
@@ -19,9 +19,6 @@ log = logging.getLogger("nbdzram.server")
 
 RECEIVE_SIZE = 16 << 10
 """Bytes taken from a socket at once while haggling."""
-
-TLS_SHUTDOWN_SECONDS = 1.0
-"""How long a closing connection waits for the peer's close_notify: a courtesy, nothing depends on it."""
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A peer that vanished without a word is noticed within two minutes."""
@@ -35,21 +32,18 @@ class Connection(asyncio.BufferedProtocol):
         self._peer = Peer("unknown")
         self._handshake = Handshake(PeerDirectory(hosting.exports, self._peer), hosting.policy)
         self._transport: Any = None
-        self._plain: Any = None  # the transport under TLS
+        self._channel: TlsChannel | None = None
         self._buffer = bytearray(RECEIVE_SIZE)
         self._paused = False
         self._spoke = False
         self._over = False
         self._deadline: asyncio.TimerHandle | None = None
-        self._upgrade: asyncio.Task[None] | None = None
 
     # ---- what the transport calls ----
 
     def connection_made(self, transport: Any) -> None:
         """Greet, unless there are too many already."""
-        if self._plain is not None:  # TLS runs: _start_tls goes on
-            return
-        self._transport = self._plain = transport
+        self._transport = transport
         self._peer = peer_of(transport)
         self._handshake = Handshake(PeerDirectory(self._hosting.exports, self._peer), self._hosting.policy)
         self._handshake.shutting_down = self._hosting.shutting_down
@@ -104,6 +98,20 @@ class Connection(asyncio.BufferedProtocol):
         self._cancel_deadline()
         self._hosting.end(self)
 
+    # ---- what the TLS channel calls ----
+
+    def tls_established(self) -> None:
+        """Haggling begins again, with a peer that may have a certificate."""
+        assert self._channel is not None
+        names = certificate_names(self._channel.ssl_object)
+        self._peer = Peer(self._peer.text, self._peer.address, names)
+        self._handshake.tls_started(PeerDirectory(self._hosting.exports, self._peer))
+
+    def tls_failed(self, error: Exception) -> None:
+        """No cipher, no certificate, or no TLS at all."""
+        self._fail(Failure.TLS, f"TLS: {error}")
+        self._transport.close()
+
     # ---- for the server ----
 
     def shut_down(self) -> None:
@@ -113,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Cut the connection."""
         self._over = True
-        self._plain.abort()
+        self._transport.abort()
 
     # ---- parts ----
 
@@ -139,10 +147,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(reply)
                 self._transport.close()
             case Upgrade(reply):
-                # Nothing may be read here any more: the next bytes are TLS's.
-                self._transport.pause_reading()
                 self._transport.write(reply)
-                self._upgrade = self._hosting.loop.create_task(self._start_tls())
+                self._start_tls()
             case Enter():
                 self._enter(event)
 
@@ -162,35 +168,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._hosting.shutting_down:
             session.draining = True
         log.info("%s: attached to export %r", self._peer.text, export.name)
-        session.start(self._transport, direct=not self._handshake.tls_active, rest=self._handshake.take_rest())
+        session.start(self._transport, rest=self._handshake.take_rest())
 
-    async def _start_tls(self) -> None:
+    def _start_tls(self) -> None:
         """Put TLS between the socket and us (section "STARTTLS")."""
-        try:
-            transport = await self._hosting.loop.start_tls(
-                self._plain,
-                self,
-                self._hosting.tls.context(),
-                server_side=True,
-                ssl_handshake_timeout=self._hosting.limits.handshake_seconds,
-                ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
-            )
-        except (OSError, ssl.SSLError) as error:
-            self._fail(Failure.TLS, f"TLS: {error}")
-            self._plain.abort()
-            return
-        if transport is None or self._over:
-            self._plain.abort()
-            return
-        self._transport = transport
-        transport.set_write_buffer_limits(high=0)
-        names = certificate_names(transport.get_extra_info("ssl_object"))
-        self._peer = Peer(self._peer.text, self._peer.address, names)
-        try:
-            self._handshake.tls_started(PeerDirectory(self._hosting.exports, self._peer))
-        except HandshakeError as error:
-            self._fail(error.cause, str(error))
-            transport.abort()
+        below = self._transport
+        self._transport = self._channel = TlsChannel(
+            below=below,
+            above=self,
+            fd=below.get_extra_info("socket").fileno(),
+            context=self._hosting.tls.context(),
+            receiver=self._hosting.receiver,
+            call_soon=self._hosting.loop.call_soon,
+        )
+        # Bytes that came behind STARTTLS are TLS's: an option in the clear among them is no TLS record.
+        self._channel.start(self._handshake.take_rest())
 
     def _fail(self, cause: Failure, message: str) -> None:
         if not self._over:
@@ -200,7 +192,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _expire(self) -> None:
         self._fail(Failure.TIMEOUT, f"not finished after {self._hosting.limits.handshake_seconds:g} s")
-        self._plain.abort()
+        self._transport.abort()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

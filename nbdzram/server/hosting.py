@@ -12,11 +12,12 @@ from nbdzram.config import ServerConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.nbd.constants import ReplyStyle
 from nbdzram.nbd.handshake import Failure, Policy
+from nbdzram.server.channel import Receiver
 from nbdzram.server.exports import Exports
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
-from nbdzram.server.workers import Budget, Workers, release_memory
+from nbdzram.server.workers import Budget, Workers, keep_memory, release_memory
 
 if TYPE_CHECKING:
     from nbdzram.server.connection import Connection
@@ -36,6 +37,7 @@ class Hosting:
     """Made by NbdServer; lives on its event loop."""
 
     def __init__(self, exports: Exports, config: ServerConfig) -> None:
+        keep_memory()
         self.loop = asyncio.get_running_loop()
         self.exports = exports
         self.limits = config.limits
@@ -49,6 +51,7 @@ class Hosting:
         self.budget = Budget(config.limits.total_bytes)
         self.workers = Workers(os.cpu_count() or 1)
         self.scratch = Scratch()
+        self.receiver = Receiver()
         self.haggling: set[Connection] = set()
         self.sessions: set[Session] = set()
         self.accepted = 0

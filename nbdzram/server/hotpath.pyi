@@ -40,7 +40,7 @@ class HotPath:
     def midway(self) -> bool:
         """The peer has begun a request and not finished it."""
     def attach(self, transport: Any, fd: int, rest: bytes) -> None:
-        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+        """Begin on `transport`, a TlsChannel or that of the socket `fd`. `rest`: bytes already read."""
     def get_buffer(self, sizehint: int) -> Any:
         """Where the socket's next bytes belong."""
     def buffer_updated(self, nbytes: int) -> None:

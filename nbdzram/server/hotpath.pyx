@@ -239,7 +239,7 @@ cdef class HotPath:
     # ---- what the transport calls ----
 
     def attach(self, transport, int fd, bytes rest not None):
-        """Begin on `transport`; `fd` is its socket for direct sends, or -1. `rest`: bytes already read."""
+        """Begin on `transport`, a TlsChannel or that of the socket `fd`. `rest`: bytes already read."""
         self.transport = transport
         self.outlet = Outlet(transport, fd, self.outlet.scratch)
         if rest:
@@ -252,7 +252,7 @@ cdef class HotPath:
         """Where the socket's next bytes belong: the inbox, or a large payload's own buffer."""
         if self.phase != PAYLOAD:
             self.inbox.make_room(1)
-        return self if self.outlet.fd >= 0 else memoryview(self)
+        return self
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         if self.phase == PAYLOAD:
@@ -410,6 +410,7 @@ cdef class HotPath:
 
     cdef bint take_read(self, int size) except -1:
         cdef Request* request = &self.request
+        cdef uint64_t step = _PIECE_SIZE
         cdef size_t last = 0
         cdef size_t reply
         cdef uint8_t* target
@@ -417,7 +418,11 @@ cdef class HotPath:
             if self.rules.style == SIMPLE and request.length > WHOLE_SIMPLE:
                 return self.start_exclusive(size)
             self.inbox.taken += size
-            self.start_operation(None, WHOLE_SIMPLE if self.rules.style == SIMPLE else _PIECE_SIZE)
+            if self.rules.style == SIMPLE:
+                step = WHOLE_SIMPLE + BLOCK  # one task, wherever it begins: each task has a header of its own
+            elif request.flags & DF:
+                step = _PIECE_SIZE + BLOCK
+            self.start_operation(None, step)
             return True
         target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
         if target == NULL:

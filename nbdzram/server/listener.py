@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,12 +51,7 @@ class NbdServer:
         for listener in listeners:
             listener.setblocking(False)
             self._uris.append(uri_of(listener, self._config.tls.mode))
-            create = (
-                hosting.loop.create_server
-                if listener.family in (socket.AF_INET, socket.AF_INET6)
-                else hosting.loop.create_unix_server
-            )
-            self._servers.append(await create(lambda: Connection(hosting), sock=listener))
+            self._servers.append(await _accept_on(listener, hosting))
         exports = f"{len(self.exports)} export{'' if len(self.exports) == 1 else 's'}"
         log.info("serving %s at %s", exports, ", ".join(self._uris))
 
@@ -84,6 +80,11 @@ class NbdServer:
     def protocol_errors(self) -> int:
         """Connections ended in the transmission phase because the peer broke the protocol."""
         return self._hosting.protocol_errors if self._hosting else 0
+
+    def renew_certificates(self) -> None:
+        """Read TLS files that changed now, and not only when the next client comes."""
+        if self._hosting is not None:
+            self._hosting.tls.renew()
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected socket (inetd's on stdin, say) until it closes."""
@@ -162,3 +163,16 @@ class NbdServer:
                 if stat.S_ISSOCK(status.st_mode) and status.st_ino == inode:
                     path.unlink()
         self._paths.clear()
+
+
+async def _accept_on(listener: socket.socket, hosting: Hosting) -> asyncio.Server:
+    """Serve whoever connects. A unix socket's file is ours to remove, or systemd's to keep, and never the loop's."""
+
+    def connect() -> Connection:
+        return Connection(hosting)
+
+    if listener.family in (socket.AF_INET, socket.AF_INET6):
+        return await hosting.loop.create_server(connect, sock=listener)
+    if sys.version_info >= (3, 13):  # from here on the loop removes the file when it stops listening
+        return await hosting.loop.create_unix_server(connect, sock=listener, cleanup_socket=False)
+    return await hosting.loop.create_unix_server(connect, sock=listener)

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t
 
+from nbdzram.server.channel cimport TlsChannel
 from nbdzram.server.workers cimport Piece
 
 cdef class Scratch:
@@ -8,7 +9,8 @@ cdef class Scratch:
 
 cdef class Outlet:
     cdef object transport
-    cdef int fd               # for direct sends; -1 under TLS
+    cdef TlsChannel channel   # the transport, if it is one; else None
+    cdef int fd               # for direct sends without TLS
     cdef Scratch scratch
     cdef size_t used          # bytes of the scratch filled by this connection in this wake-up
     cdef bint handed_over     # the transport was given bytes, and may still hold them
@@ -20,4 +22,4 @@ cdef class Outlet:
     cdef int write(self, bytes reply) except -1
     cdef int write_piece(self, Piece piece) except -1
     cdef bint can_send(self) except -1
-    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2
+    cdef ssize_t send_now(self, const uint8_t* source, size_t size) except -2

@@ -1,8 +1,8 @@
 """What leaves a connection: answers of a wake-up are put together in a scratch and leave with one send.
 
 While the transport's own queue is empty, bytes go to the socket from here; only what the socket does not take is handed
-to the transport, which then tells us (pause_writing, resume_writing) when the peer reads again. Under TLS everything
-goes through the transport.
+to the transport, which then tells us (pause_writing, resume_writing) when the peer reads again. Under TLS the same
+holds of the TlsChannel.
 
 The scratch is shared by all connections of a server: whoever fills it flushes it before the wake-up ends.
 """
@@ -12,6 +12,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 
+from nbdzram.server.channel cimport TlsChannel
 from nbdzram.server.workers cimport Piece
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -42,6 +43,7 @@ cdef class Outlet:
 
     def __init__(self, transport, int fd, Scratch scratch not None):
         self.transport = transport
+        self.channel = transport if isinstance(transport, TlsChannel) else None
         self.fd = fd
         self.scratch = scratch
         self.handed_over = True  # the handshake's last reply, perhaps
@@ -63,7 +65,7 @@ cdef class Outlet:
         if used == 0 or self.broken:
             return 0
         if self.can_send():
-            sent = self.send_direct(self.scratch.bytes, used)
+            sent = self.send_now(self.scratch.bytes, used)
             if sent < 0:
                 return 0
         if <size_t>sent < used:
@@ -86,7 +88,7 @@ cdef class Outlet:
         if self.broken:
             return 0
         if self.can_send():
-            sent = self.send_direct(piece.bytes + piece.start, piece.end - piece.start)
+            sent = self.send_now(piece.bytes + piece.start, piece.end - piece.start)
             if sent < 0:
                 return 0
             piece.start += sent
@@ -97,15 +99,17 @@ cdef class Outlet:
 
     cdef bint can_send(self) except -1:
         """The transport holds nothing that our bytes would overtake."""
-        if self.fd < 0 or self.blocked:
+        if self.blocked:
             return False
         if self.handed_over:
             self.handed_over = self.transport.get_write_buffer_size() > 0
         return not self.handed_over
 
-    cdef ssize_t send_direct(self, const uint8_t* source, size_t size) except -2:
-        """Bytes that the socket took; -1 when the connection is broken."""
+    cdef ssize_t send_now(self, const uint8_t* source, size_t size) except -2:
+        """Bytes that the socket or the channel took; -1 when the connection is broken."""
         cdef ssize_t sent
+        if self.channel is not None:
+            return self.channel.send(source, size)
         while True:
             sent = send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT)
             if sent >= 0:

@@ -14,9 +14,9 @@ import socket
 import time
 
 from nbdzram import __version__
-from nbdzram.config import DEFAULT_POOL, Dedup, ExportConfig, PoolConfig, ServerConfig, TlsMode, Trigger
+from nbdzram.config import DEFAULT_POOL, Dedup, ExportConfig, PoolConfig, ServerConfig, Trigger
 from nbdzram.engine.stats import DiskUsage
-from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
+from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import Placed, declared_as, open_pool, open_pools, place_exports
@@ -25,7 +25,6 @@ from nbdzram.server.maintenance import Progress
 from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.state import ExportChange, PoolChange, State
-from nbdzram.server.tls import make_context
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ExportStatus,
@@ -88,19 +87,6 @@ class Service:
         """Serve one connected client until it leaves."""
         await self._nbd.serve_socket(client)
 
-    def reload(self) -> None:
-        """Look at the TLS files now and say in the log whether they can be used.
-
-        Files that changed count from the next connection on, also unasked (server/tls.py).
-        """
-        if self._config.tls.mode is TlsMode.OFF:
-            return log.info("reload: TLS is off, there is nothing to read again")
-        try:
-            make_context(self._config.tls)
-        except ConfigError as error:
-            return log.error("reload: %s; the old certificates stay in use", error)
-        return log.info("reload: the certificates in %s are good for new connections", self._config.tls.certificate)
-
     async def stop(self) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
         self._draining = True
@@ -110,6 +96,10 @@ class Service:
         await self._usages.stop()
         for service in self._pools.values():
             await service.close()
+
+    def reload(self) -> None:
+        """What can be renewed without a restart: TLS files."""
+        self._nbd.renew_certificates()
 
     @property
     def uris(self) -> tuple[str, ...]:

@@ -68,12 +68,12 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, transport: Any, *, direct: bool, rest: bytes) -> None:
-        """Take the connection over from the handshake; `direct`: nothing lies between us and the socket."""
+    def start(self, transport: Any, *, rest: bytes) -> None:
+        """Take the connection over from the handshake; `rest`: bytes that came behind its last option."""
         self._transport = transport
         self._socket_fd = transport.get_extra_info("socket").fileno()
         self.export.connections.add(self)
-        self.attach(transport, self._socket_fd if direct else -1, rest)
+        self.attach(transport, self._socket_fd, rest)
 
     # ---- what the transport calls, beyond HotPath ----
 

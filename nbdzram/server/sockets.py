@@ -15,6 +15,7 @@ from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
 
 BACKLOG = 512
+STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 
@@ -90,13 +91,35 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
         count = int(text)
     except ValueError:
         raise UserError(f"LISTEN_FDS={text!r} is not a number") from None
-    sockets = []
-    for fd in range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + count):
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    sockets: list[socket.socket] = []
+    for index in range(count):
+        fd = FIRST_INHERITED_FD + index
+        name = f" ({names[index]})" if index < len(names) and names[index] else ""
         try:
             sockets.append(socket.socket(fileno=fd))
+            if not sockets[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise UserError(
+                    f"LISTEN_FDS={count}, but the socket {fd}{name} does not listen; in systemd's unit file, use"
+                    " Accept=no, or serve one connection with --stdin"
+                )
         except OSError as error:
-            raise UserError(f"LISTEN_FDS={count}, but descriptor {fd} is not a socket: {error}") from None
+            raise UserError(f"LISTEN_FDS={count}, but descriptor {fd}{name} is not a socket: {error}") from None
     return sockets
+
+
+def take_stdin() -> socket.socket:
+    """The connection on standard input, as inetd gives it. Nothing else may write to it any more. Raises UserError."""
+    try:
+        client = socket.socket(fileno=os.dup(STDIN))
+        client.getpeername()
+    except OSError as error:
+        raise UserError(f"--stdin needs a connected socket as standard input, as inetd gives it: {error}") from None
+    with Path(os.devnull).open("r+b", buffering=0) as nothing:
+        for fd in range(3):
+            if fd == STDIN or os.path.sameopenfile(fd, client.fileno()):
+                os.dup2(nothing.fileno(), fd)
+    return client
 
 
 def uri_of(listener: socket.socket, tls: TlsMode) -> str:

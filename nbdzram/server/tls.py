@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import ssl
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from nbdzram.errors import ConfigError
 
 log = logging.getLogger("nbdzram.server")
 
+PSK_LEAST_BYTES = 16
+"""128 bits: a shorter key is guessed offline from one recorded handshake (section 9.1 of RFC 4279)."""
+
 _Stamp = tuple[tuple[int, int], ...]
 
 
 class TlsFiles:
-    """The server's certificate and key, and the authority that clients' certificates must come from.
+    """The server's certificate and key, the authority that clients' certificates must come from, pre-shared keys.
 
     Raises ConfigError when made with files that cannot be used; later a bad renewal keeps the old context.
     """
@@ -31,51 +35,101 @@ class TlsFiles:
             self._context = make_context(config)
 
     def context(self) -> ssl.SSLContext:
-        """For one connection. Certificates that were replaced on disk count from the next connection on."""
+        """For one connection. Files that were replaced on disk count from the next connection on."""
         assert self._context is not None
+        self.renew()
+        return self._context
+
+    def renew(self) -> None:
+        """Read the files again if they changed; what cannot be used changes nothing."""
+        if self._context is None:
+            return
         try:
             stamp = self._read_stamp()
             if stamp != self._stamp:
                 self._context = make_context(self._config)
                 self._stamp = stamp
-                log.info("TLS certificates reloaded from %s", self._config.certificate)
-        except (ConfigError, OSError) as error:
-            log.warning("TLS certificates changed but cannot be used, keeping the old ones: %s", error)
-        return self._context
+                log.info("TLS files reloaded: %s", ", ".join(map(str, self._paths())))
+        except ConfigError as error:
+            log.warning("TLS files changed but cannot be used, keeping the old ones: %s", error)
+
+    def _paths(self) -> list[Path]:
+        config = self._config
+        return [
+            path for path in (config.certificate, config.key, config.client_ca, config.psk_file) if path is not None
+        ]
 
     def _read_stamp(self) -> _Stamp:
-        stamps = []
-        for path in (
-            self._config.certificate,
-            self._config.key,
-            self._config.client_ca,
-            self._config.psk_file,
-        ):
-            if path is not None:
-                status = _stat(path)
-                stamps.append((status.st_mtime_ns, status.st_ino))
-        return tuple(stamps)
+        return tuple((status.st_mtime_ns, status.st_ino) for status in map(_stat, self._paths()))
 
 
 def make_context(config: TlsConfig) -> ssl.SSLContext:
     """TLS 1.2 or newer (section "TLS versions"). Raises ConfigError."""
-    if config.certificate is None or config.key is None:
-        raise ConfigError(f"TLS mode {config.mode} needs a certificate and a key: give both, or mode off")
+    if config.psk_file is None and (config.certificate is None or config.key is None):
+        raise ConfigError(f"TLS mode {config.mode} needs a certificate and a key, or a file of pre-shared keys")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(config.certificate, config.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"TLS certificate {config.certificate} with key {config.key} cannot be used: {error}"
-        ) from None
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a client could make us compute handshakes for ever
+    context.num_tickets = 0  # no NBD client resumes a session; a ticket would only be one more thing to send
+    if config.certificate is not None and config.key is not None:
+        _load_certificate(context, config.certificate, config.key)
     if config.client_ca is not None:
-        try:
-            context.load_verify_locations(config.client_ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"TLS client authority {config.client_ca} cannot be used: {error}") from None
-        context.verify_mode = ssl.CERT_REQUIRED
+        _require_certificates(context, config.client_ca)
+    if config.psk_file is not None:
+        _load_keys(context, config.psk_file)
     return context
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS certificate {certificate} with key {key} cannot be used: {error}") from None
+
+
+def _require_certificates(context: ssl.SSLContext, authority: Path) -> None:
+    try:
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS client authority {authority} cannot be used: {error}") from None
+    context.verify_mode = ssl.CERT_REQUIRED
+
+
+def _load_keys(context: ssl.SSLContext, file: Path) -> None:
+    """Pre-shared keys, where Python's ssl has them."""
+    install = getattr(context, "set_psk_server_callback", None)
+    if install is None:
+        raise ConfigError(
+            f"TLS keys in {file}: pre-shared keys need Python 3.13 or newer, this is {platform.python_version()};"
+            " use a certificate and a key, or a newer Python"
+        )
+    keys = read_keys(file)
+    # Unknown identities get an empty key, which OpenSSL refuses.
+    install(lambda identity: keys.get(identity or "", b""))
+    context.set_ciphers("DEFAULT:ECDHE+PSK:DHE+PSK:PSK")  # what TLS 1.2 needs; TLS 1.3 has its own
+
+
+def read_keys(file: Path) -> dict[str, bytes]:
+    """Identity -> key, from lines NAME:HEXKEY as psktool writes them; `#` begins a comment. Raises ConfigError."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"TLS keys {file} cannot be read: {error}") from None
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, digits = line.strip().rpartition(":")
+        try:
+            key = bytes.fromhex(digits)
+        except ValueError:
+            key = b""
+        if not name or len(key) < PSK_LEAST_BYTES:
+            raise ConfigError(
+                f"TLS keys {file} line {number}: not NAME:HEXKEY with a key of at least {PSK_LEAST_BYTES} bytes"
+            )
+        keys[name] = key
+    return keys
 
 
 def certificate_names(tls: ssl.SSLObject) -> frozenset[str]:

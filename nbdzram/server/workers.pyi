@@ -1,3 +1,6 @@
+def keep_memory() -> None:
+    """Reuse freed buffers up to a limit, instead of giving each back to the system at once."""
+
 def release_memory() -> None:
     """Give freed buffers back to the system: the C library keeps them otherwise."""
 

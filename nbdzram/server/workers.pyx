@@ -43,6 +43,21 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t)
+    int mallopt(int, int)
+    enum:
+        M_MMAP_THRESHOLD
+        M_TRIM_THRESHOLD
+
+cdef enum:
+    LARGEST_KEPT = 1 << 20    # buffers up to here are reused without the system: pieces are 256 KiB
+    MOST_KEPT = 16 << 20      # freed memory that is kept for them
+
+
+def keep_memory():
+    """Reuse freed buffers. By default the C library gives each 256 KiB back at once, and the next one is made of fresh
+    pages: six tenths of the time of a server that answered reads of 256 KiB went there."""
+    mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+    mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def release_memory():

@@ -1,7 +1,4 @@
-"""`python -m tests.docs.pictures`: the pictures of docs/images, taken of a real server that is being used.
-
-Terminals are tmux's, drawn as SVG by rich; the status page is Chromium's.
-"""
+"""`python -m tests.docs.pictures`: docs/images, taken of a real server in a real terminal (tmux), drawn as SVG by rich."""
 
 from __future__ import annotations
 
@@ -14,14 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Thread
 
 from rich.console import Console
 from rich.text import Text
 
 from tests.docs.pages import ROOT
 from tests.support import images
-from tests.support.browser import Browser
 from tests.support.nbd_client import PIECE
 from tests.support.programs import require_program
 from tests.support.server import Nbdzram
@@ -29,9 +24,8 @@ from tests.support.server import Nbdzram
 IMAGES = ROOT / "docs" / "images"
 MIB = 1 << 20
 COLUMNS = 112
-FOLD_LINES, TOP_LINES = 40, 20
+LINES = 40
 PATIENCE_SECONDS = 120
-TRAFFIC_SECONDS = 20  # enough for the graphs of the page and of top to have a shape
 _FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
@@ -54,7 +48,7 @@ class Screen:
                 "-x",
                 str(COLUMNS),
                 "-y",
-                str(FOLD_LINES),
+                str(LINES),
                 "bash --norc --noprofile",
             ],
             check=True,
@@ -67,9 +61,6 @@ class Screen:
         subprocess.run([*self._tmux, "send-keys", "-l", line], check=True)
         subprocess.run([*self._tmux, "send-keys", "Enter"], check=True)
 
-    def press(self, key: str) -> None:
-        subprocess.run([*self._tmux, "send-keys", key], check=True)
-
     def look(self, *options: str) -> str:
         shot = [*self._tmux, "capture-pane", "-p", *options]
         return subprocess.run(shot, capture_output=True, text=True, check=True).stdout
@@ -79,9 +70,6 @@ class Screen:
         prompts = self.look().count("$")
         self.enter(line)
         self.wait_until(lambda text: text.count("$") > prompts)
-
-    def resize(self, lines: int) -> None:
-        subprocess.run([*self._tmux, "resize-window", "-y", str(lines)], check=True)
 
     def wait_until(self, done: Callable[[str], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -105,54 +93,20 @@ def fill(server: Nbdzram, names: list[str], image: bytes) -> None:
             client.write_all(image[offset : offset + PIECE] for offset in range(0, len(image), PIECE))
 
 
-def traffic(server: Nbdzram, image: bytes, stop: Event) -> None:
-    """A client that reads a lot and writes a little."""
-    with server.client("vm1") as client:
-        offset = 0
-        while not stop.is_set():
-            client.read(offset, 65536)
-            if offset % MIB == 0:
-                client.write(offset, image[offset : offset + 16384])
-            offset = (offset + 65536) % (len(image) - MIB)
-            stop.wait(0.002)
-
-
 def take(directory: Path) -> None:
     tree = images.python_tree(directory / "tree")
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
     image = images.ext4_image(directory / "disk.img", tree, (size * 5 // 4 // MIB + 16) * MIB).read_bytes()
     exports = dict.fromkeys(["vm1", "vm2", "vm3"], len(image))
-    with Nbdzram(directory, exports, arguments=("--mem-limit", "256M"), metrics=True) as server:
+    with Nbdzram(directory, exports, arguments=("--mem-limit", "256M")) as server:
         fill(server, list(exports), image)
         screen = Screen(directory, server)
         try:
             for command in ("stat", "fold", "compact", "stat --memory"):
                 screen.run(f"nbdzram {command}")
             screen.save("fold.svg", "fold, compact, and where the memory is")
-            stop = Event()
-            client = Thread(target=traffic, args=(server, image, stop))
-            client.start()
-            try:
-                screen.resize(TOP_LINES)
-                screen.enter("clear; nbdzram top")
-                screenshot(directory, server)
-                screen.save("top.svg", "nbdzram top")
-                screen.press("q")
-            finally:
-                stop.set()
-                client.join()
         finally:
             screen.close()
-
-
-def screenshot(directory: Path, server: Nbdzram) -> None:
-    home = directory / "browser"
-    home.mkdir()
-    with Browser(home) as browser:
-        browser.open(server.metrics_url.removesuffix("metrics"), width=1100, height=800)
-        browser.wait_for("document.querySelectorAll('#exports tbody tr').length === 3")
-        Event().wait(TRAFFIC_SECONDS)
-        browser.screenshot(IMAGES / "status-page.png")
 
 
 if __name__ == "__main__":

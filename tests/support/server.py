@@ -147,7 +147,7 @@ class Nbdzram(ServerProcess):
         command += ["-U", unix_path, "-i", "127.0.0.1", "-p", "0", "--control", self.control]
         command += ["--metrics", "127.0.0.1:0" if metrics else "off"]
         super().__init__([*command, *arguments], directory=directory, unix_path=unix_path, port=None)
-        self.port = int(self.greeting(r"NBD +nbd://127\.0\.0\.1:(\d+)"))
+        self.port = int(self.greeting(r"NBD +nbds?://127\.0\.0\.1:(\d+)"))
         self.metrics_url = self.greeting(r"metrics +(\S+)")
 
     def environment(self) -> dict[str, str]:

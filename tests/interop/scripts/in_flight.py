@@ -9,6 +9,7 @@ BLOCK = 4096
 IN_FLIGHT = 256
 
 handle = nbd.NBD()
+handle.set_uri_allow_local_file(True)  # the certificates that a URI may name
 handle.connect_uri(sys.argv[1])
 source = random.Random(7)
 content = [source.randbytes(BLOCK // 2) + bytes(BLOCK // 2) for _ in range(IN_FLIGHT)]

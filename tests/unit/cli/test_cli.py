@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,20 @@ def test_recompress_keeps_what_became_smaller_and_the_content(start: Start) -> N
         assert client.read(0, len(text)) == text
     (report,) = json.loads(server.run("recompress", "--huge-only", "--idle", "60", "--dictionary", "--json").out)
     assert report["result"]["objects_recompressed"] == 0
+
+
+def test_resting_blocks_are_recompressed_by_itself(start: Start) -> None:
+    server = start("-e", "disk=1M", "--recompress-interval", "1", "--recompress-age", "0")
+    with Client(server.socket, "disk") as client:
+        client.write(
+            0, b"".join(b"%08d the quick brown fox jumps over the lazy dog " % number for number in range(2000))
+        )
+    deadline = time.monotonic() + 60
+    while not json.loads(server.run("stat", "--json").out)["pools"][0]["compr_by_codec"]["zstd"]:
+        assert time.monotonic() < deadline, server.log.read_text()
+    with ControlClient(server.control) as control:
+        (pool,) = control.status().pools
+    assert {run.reason for run in pool.maintenance.recent if run.kind == "recompress"} == {"interval"}
 
 
 def test_pools_come_change_and_go_at_run_time_and_after_a_restart(start: Start, tmp_path: Path) -> None:
@@ -349,7 +364,7 @@ def test_under_inetd_it_serves_the_one_client_and_ends_when_it_leaves(tmp_path: 
 
 def test_stdin_that_is_no_socket_is_one_sentence() -> None:
     done = run("serve", "--stdin", "-e", "disk=1M")
-    assert (done.code, "standard input is no socket" in done.err) == (1, True)
+    assert (done.code, "needs a connected socket" in done.err) == (1, True)
     done = run("serve", "--stdin", "--metrics", "off", "-e", "disk=1M")
     assert (done.code, "leave out --metrics" in done.err) == (2, True)
 
@@ -368,10 +383,10 @@ def test_hangup_looks_at_the_certificates_again(start: Start, tmp_path: Path) ->
     server = start("-e", "disk=1M", "--tls", "on", *files)
     make_certificate(tmp_path, "second")
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for_log("are good for new connections")
+    server.wait_for_log("TLS files reloaded")
     (tmp_path / "cert.pem").write_text("no certificate")
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for_log("the old certificates stay in use")
+    server.wait_for_log("keeping the old ones")
     assert server.run("stat").code == 0
 
 
@@ -399,6 +414,21 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_completes_commands(shell: str) -> None:
     assert "_NBDZRAM_COMPLETE" in run("completion", shell).out
+
+
+def test_exports_are_completed_from_the_running_server(start: Start) -> None:
+    server = start("-e", "root=1M", "-e", "rescue=1M", "-e", "swap=1M")
+    environment = clean_environment() | {
+        "_NBDZRAM_COMPLETE": "bash_complete",
+        "COMP_WORDS": "nbdzram snapshot r",
+        "COMP_CWORD": "2",
+        "NBDZRAM_CONTROL": str(server.control),
+    }
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["plain,root", "plain,rescue"]
+    nobody = environment | {"NBDZRAM_CONTROL": str(server.control.with_name("gone"))}
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=nobody)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_a_completion_request_is_answered() -> None:

@@ -32,6 +32,7 @@ def noise(size: int, seed: int = 1) -> bytes:
         (4096, 65537),
         (777, 300_000),
         (0, 1 << 20),
+        (5, 1 << 20),
         (4096 * 3 + 5, 2_500_000),
         (0, 32 << 20),
         (511, 49_900_000),
@@ -162,6 +163,20 @@ def test_holes_are_sent_as_holes(play: Play) -> None:
         assert [kind for kind, _ in answer.chunks] == [2, 1, 2]
         answer = await client.call(READ, 0, 65536, flags=4)
         assert [kind for kind, _ in answer.chunks] == [1]
+        await client.close()
+
+    play(story)
+
+
+@pytest.mark.parametrize("style", [1, 2])
+@pytest.mark.parametrize("offset", [0, 5])
+def test_the_longest_read_without_fragments_is_one_chunk(play: Play, style: int, offset: int) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client(style=style)
+        content = noise(256 << 10)
+        await client.write(offset, content)
+        answer = await client.call(READ, offset, len(content), flags=4)
+        assert [chunk[1][8:] for chunk in answer.chunks] == [content]
         await client.close()
 
     play(story)

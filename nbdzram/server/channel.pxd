@@ -1,0 +1,40 @@
+from libc.stdint cimport uint8_t
+
+cdef class Receiver:
+    cdef uint8_t* bytes
+    cdef size_t size
+
+cdef class TlsChannel:
+    cdef readonly bint closing    # our close_notify is sent, or will be once `pending` is empty
+    cdef object tls               # ssl.SSLObject
+    cdef object incoming          # ssl.MemoryBIO: ciphertext of the peer
+    cdef object outgoing          # ssl.MemoryBIO: ciphertext for the peer; empty between two calls
+    cdef object below             # the socket's transport
+    cdef object above             # the protocol that sees plain bytes
+    cdef object call_soon
+    cdef Receiver receiver
+    cdef int fd
+    cdef object rest              # deque of memoryview: ciphertext that came while reading was paused
+    cdef object pending           # deque of memoryview: plain bytes that wait for the socket
+    cdef size_t pending_size
+    cdef bint established
+    cdef bint paused              # the protocol above wants no bytes
+    cdef bint blocked             # the socket's transport holds ciphertext that the peer does not take
+    cdef bint handed_over         # it was given ciphertext, and may still hold it
+    cdef bint over                # the peer's close_notify or its end of file came, or TLS failed
+    cdef bint ended               # ... and the protocol above knows, or is gone
+    cdef object failure           # ssl.SSLError
+    cdef bint pumping
+    cdef bint scheduled
+
+    cdef ssize_t send(self, const uint8_t* source, size_t size) except -2
+    cdef int feed(self, const uint8_t* source, size_t size) except -1
+    cdef int take_rest(self) except -1
+    cdef int handshake(self) except -1
+    cdef int pump(self) except -1
+    cdef ssize_t fill(self, uint8_t* target, size_t size) except -2
+    cdef int end(self) except -1
+    cdef ssize_t send_direct(self, bytes ready) except -2
+    cdef int flush(self) except -1
+    cdef int drain(self) except -1
+    cdef int finish(self) except -1

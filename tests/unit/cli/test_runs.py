@@ -1,0 +1,36 @@
+"""What a run tells when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nbdzram.cli.runs import describe
+from nbdzram.status import RunReport
+from tests.unit.records import MIB, POOL_STATS
+
+
+def report(kind: str, gaps: int) -> RunReport:
+    """A run that changed something and left `gaps` bytes of fragmentation in 100 MiB."""
+    after = replace(POOL_STATS, mem_used_total=100 * MIB, compr_data_size=100 * MIB - gaps)
+    return RunReport(
+        kind=kind,
+        pool="default",
+        dry_run=False,
+        reason="asked",
+        result={},
+        seconds=1.0,
+        cpu_seconds=1.0,
+        before=POOL_STATS,
+        after=after,
+    )
+
+
+def test_gaps_that_a_fold_leaves_are_told_with_the_command_that_gives_them_back() -> None:
+    assert list(describe(report("fold", 30 * MIB)))[-1] == (
+        "30M of the memory used are gaps: `nbdzram compact` gives most of them back"
+    )
+
+
+def test_small_gaps_and_a_compaction_itself_need_no_hint() -> None:
+    assert not any("nbdzram compact" in line for line in describe(report("fold", 5 * MIB)))
+    assert not any("nbdzram compact" in line for line in describe(report("compact", 30 * MIB)))
