@@ -1,4 +1,4 @@
-"""`python -m tests.docs.pictures`: docs/images, taken of a real server in a real terminal (tmux), drawn as SVG by rich."""
+"""`python -m tests.docs.pictures`: docs/images, taken of a real server in a terminal (tmux), drawn as SVG by rich."""
 
 from __future__ import annotations
 
