@@ -40,6 +40,7 @@ ctypedef uint64_t (*xxh3_fn)(const void*, size_t, uint64_t) noexcept nogil
 ctypedef void* (*new_fn)() noexcept nogil
 ctypedef size_t (*free_fn)(void*) noexcept nogil
 ctypedef size_t (*set_fn)(void*, int, int) noexcept nogil
+ctypedef size_t (*reset_fn)(void*, int) noexcept nogil
 ctypedef size_t (*ref_fn)(void*, const void*) noexcept nogil
 ctypedef size_t (*codec_fn)(void*, void*, size_t, const void*, size_t) noexcept nogil
 ctypedef void* (*cdict_fn)(const void*, size_t, int) noexcept nogil
@@ -53,6 +54,7 @@ cdef xxh3_fn XXH3_64bits_withSeed
 cdef new_fn ZSTD_createCCtx, ZSTD_createDCtx
 cdef free_fn ZSTD_freeCCtx, ZSTD_freeCDict, ZSTD_freeDDict
 cdef set_fn ZSTD_CCtx_setParameter, ZSTD_DCtx_setParameter
+cdef reset_fn ZSTD_CCtx_reset
 cdef ref_fn ZSTD_CCtx_refCDict, ZSTD_DCtx_refDDict
 cdef codec_fn ZSTD_compress2, ZSTD_decompressDCtx
 cdef cdict_fn ZSTD_createCDict
@@ -68,6 +70,7 @@ cdef enum:
     ZSTD_c_dictIDFlag = 202
     ZSTD_c_format = 10
     ZSTD_d_format = 1000
+    ZSTD_reset_session_only = 1
     ZSTD_f_zstd1_magicless = 1
 
     DECODERS = 64  # idle decompression contexts kept, one for each thread that decodes at once
@@ -138,7 +141,10 @@ cdef void zstd_free_compressor(void* context) noexcept nogil:
 cdef int zstd_compress(void* context, const void* cdict, const uint8_t* block, uint8_t* target, int capacity) noexcept nogil:
     """Compressed length in bytes, or 0 when it does not fit `capacity`. cdict may be NULL."""
     cdef size_t length
-    ZSTD_CCtx_refCDict(context, cdict)
+    # A frame that did not fit leaves the context in its middle, where it refuses another dictionary and keeps the old one.
+    ZSTD_CCtx_reset(context, ZSTD_reset_session_only)
+    if ZSTD_isError(ZSTD_CCtx_refCDict(context, cdict)):
+        return 0
     length = ZSTD_compress2(context, target, capacity, block, BLOCK)
     return 0 if ZSTD_isError(length) else <int>length
 
@@ -158,8 +164,10 @@ cdef bint zstd_decompress(const void* ddict, const uint8_t* source, int length, 
         if context == NULL:
             return False
         ZSTD_DCtx_setParameter(context, ZSTD_d_format, ZSTD_f_zstd1_magicless)
-    ZSTD_DCtx_refDDict(context, ddict)
-    decoded = ZSTD_decompressDCtx(context, block, BLOCK, source, length)
+    if ZSTD_isError(ZSTD_DCtx_refDDict(context, ddict)):
+        decoded = 0
+    else:
+        decoded = ZSTD_decompressDCtx(context, block, BLOCK, source, length)
     pthread_mutex_lock(&_decoder_lock)
     if _decoder_count < DECODERS:
         _decoders[_decoder_count] = context
@@ -233,7 +241,7 @@ cdef void* _open(str package, list modules, str system, str probe) except NULL:
 def _resolve() -> None:
     global LZ4_compress_fast, LZ4_decompress_safe, XXH3_64bits_withSeed
     global ZSTD_createCCtx, ZSTD_createDCtx, ZSTD_freeCCtx, ZSTD_freeDCtx, ZSTD_freeCDict, ZSTD_freeDDict
-    global ZSTD_CCtx_setParameter, ZSTD_DCtx_setParameter, ZSTD_CCtx_refCDict, ZSTD_DCtx_refDDict
+    global ZSTD_CCtx_setParameter, ZSTD_DCtx_setParameter, ZSTD_CCtx_refCDict, ZSTD_DCtx_refDDict, ZSTD_CCtx_reset
     global ZSTD_compress2, ZSTD_decompressDCtx, ZSTD_createCDict, ZSTD_createDDict, ZSTD_isError
     global ZDICT_trainFromBuffer
     cdef void* library = _open("lz4", ["lz4.block._block"], "liblz4.so.1", "LZ4_compress_fast")
@@ -250,6 +258,7 @@ def _resolve() -> None:
     ZSTD_freeDDict = <free_fn>_find(library, "ZSTD_freeDDict")
     ZSTD_CCtx_setParameter = <set_fn>_find(library, "ZSTD_CCtx_setParameter")
     ZSTD_DCtx_setParameter = <set_fn>_find(library, "ZSTD_DCtx_setParameter")
+    ZSTD_CCtx_reset = <reset_fn>_find(library, "ZSTD_CCtx_reset")
     ZSTD_CCtx_refCDict = <ref_fn>_find(library, "ZSTD_CCtx_refCDict")
     ZSTD_DCtx_refDDict = <ref_fn>_find(library, "ZSTD_DCtx_refDDict")
     ZSTD_compress2 = <codec_fn>_find(library, "ZSTD_compress2")

@@ -15,7 +15,7 @@ is; another is trained when none is in use, at most four in a process's life. Op
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.cells cimport kind_of, length_of, publish32
@@ -156,6 +156,7 @@ cdef class Recompress:
         cdef uint8_t encoded[BLOCK]
         cdef uint8_t block[BLOCK]
         cdef uint8_t better[BLOCK]
+        cdef uint8_t again[BLOCK]
         cdef uint64_t word = self.pool.store.cells.cell(handle).word
         cdef uint32_t kind = kind_of(word)
         cdef uint32_t length = length_of(word)
@@ -171,6 +172,10 @@ cdef class Recompress:
         lock_leave(&self.pool.lock)
         if self.pool.store.decode(kind, encoded, length, block):
             better_length = self._encode(block, better, length, &better_kind)
+        # The old encoding goes: what does not read back now never will. Decoding is quick beside encoding twice.
+        if better_length and not (self.pool.store.decode(better_kind, better, better_length, again)
+                                  and memcmp(again, block, BLOCK) == 0):
+            better_length = 0
         lock_take_behind(&self.pool.lock)
         if self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
             if not (better_length and self.pool.store.slab.saves(length, better_length)):

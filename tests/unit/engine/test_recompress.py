@@ -12,7 +12,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import UserError
-from tests.unit.engine.blocks import BLOCK, noise, run, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 SIZE = 64 << 20
 LETTERS = "etaoinshrdlu"
@@ -151,6 +151,18 @@ def test_a_dictionary_saves_more_and_outlives_the_process(tmp_path: Path) -> Non
     empty = Pool(path=path)
     assert empty.stats().metadata < stats.metadata - report["dictionary_bytes"]
     empty.close()
+
+
+def test_a_dictionary_that_helps_some_blocks_and_not_others_loses_none() -> None:
+    """A block that is no shorter with the dictionary leaves the next one's encoding, and what names it, right."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    contents = [half_random(number, 1500) if number % 3 == 0 else prose(number) for number in range(2000)]
+    disk.write(0, b"".join(contents))
+    assert run(Recompress(pool, dictionary=True))["dictionary_bytes"] > 1000
+    assert pool.stats().compr_by_codec["zstd-dict"] > pool.stats().compr_data_size // 4
+    assert disk.read(0, len(contents) * BLOCK) == b"".join(contents)
+    run(Check(pool))
 
 
 def test_compaction_after_recompression_returns_the_pages() -> None:

@@ -1,0 +1,83 @@
+"""What pages show is what the program takes: every command line, every configuration, every test and file they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from _pytest.mark import ParameterSet
+
+from nbdzram import settings
+from nbdzram.cli.main import front
+from tests.docs.pages import ROOT, blocks, pages
+
+COMMAND = re.compile(r"(?:^[$#] |; do |&& )(?:sudo )?(nbdzram [^|;&>#\n]*)", re.MULTILINE)
+CONTINUED = re.compile(r"\\\n\s*")
+NAMED_TEST = re.compile(r"`(test_\w+)`")
+NAMED_FILE = re.compile(r"`((?:tests|deploy|nbdzram|docs)/[\w./-]+)`")
+
+
+def command_lines() -> list[ParameterSet]:
+    """Each `nbdzram ...` of every shell block."""
+    found: list[ParameterSet] = []
+    for page in pages():
+        for block in blocks(page.read_text(encoding="utf-8")):
+            if block.language in {"bash", "console"}:
+                lines = COMMAND.findall(CONTINUED.sub("", block.content))
+                told = [line.strip().removesuffix("...").strip() for line in lines]
+                found += [pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}") for line in told]
+    return found
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_is_understood(line: str) -> None:
+    """Commands and options exist, and values are of the kind that they take. Nothing is run."""
+    parse(front, shlex.split(line)[1:])
+
+
+def parse(command: click.Command, words: list[str]) -> None:
+    """Let click read a command line down to the subcommand that would run."""
+    if not isinstance(command, click.Group):
+        command.make_context(command.name, words)
+        return
+    context = click.Context(command)
+    assert words, f"{command.name} needs a subcommand"
+    _, subcommand, rest = command.resolve_command(context, words)
+    assert subcommand is not None
+    parse(subcommand, rest)
+
+
+@pytest.mark.parametrize("line", ["nbdzram stat --no-such-option", "nbdzram no-such-command", "nbdzram clone onlyone"])
+def test_a_wrong_command_line_is_found(line: str) -> None:
+    """The check above can fail."""
+    with pytest.raises(click.UsageError):
+        parse(front, shlex.split(line)[1:])
+
+
+def configurations() -> list[ParameterSet]:
+    return [
+        pytest.param(block.content, id=str(page.relative_to(ROOT)))
+        for page in pages()
+        for block in blocks(page.read_text(encoding="utf-8"))
+        if block.language == "toml"
+    ]
+
+
+@pytest.mark.parametrize("content", configurations())
+def test_every_configuration_is_valid(content: str, tmp_path: Path) -> None:
+    """A TOML block can be used as it stands."""
+    file = tmp_path / "nbdzram.toml"
+    file.write_text(content, encoding="utf-8")
+    settings.load(file, {}, {})
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_and_file_that_a_page_names_is_there(page: Path) -> None:
+    """Whoever looks a claim up finds what holds it."""
+    text = page.read_text(encoding="utf-8")
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in NAMED_TEST.findall(text) if f"def {name}(" not in tests] == []
+    assert [name for name in NAMED_FILE.findall(text) if not (ROOT / name).exists()] == []

@@ -1,0 +1,45 @@
+"""Whatever a page refers to inside this repository is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, anchors, links, pages
+
+OUTSIDE = ("https://", "http://", "mailto:")
+
+
+def dead_links(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return [target for target in links(text) if not target.startswith(OUTSIDE) and not _leads_somewhere(page, target)]
+
+
+def _leads_somewhere(page: Path, target: str) -> bool:
+    name, _, anchor = target.partition("#")
+    file = page.parent / name if name else page
+    if not file.exists():
+        return False
+    return not anchor or anchor in anchors(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    """A page names only files, pictures and headings that exist."""
+    assert dead_links(page) == []
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    """A missing file and a missing heading are told apart from good ones."""
+    page = tmp_path / "page.md"
+    page.write_text("# A heading, here\n[a](gone.md) [b](#a-heading-here) [c](#gone) [d](page.md) `[e](code)`\n")
+    assert dead_links(page) == ["gone.md", "#gone"]
+
+
+def test_every_page_is_in_the_index() -> None:
+    """docs/README.md leads to each page below docs/."""
+    index = ROOT / "docs" / "README.md"
+    listed = {(index.parent / target).resolve() for target in links(index.read_text(encoding="utf-8"))}
+    below = {page for page in pages() if page.is_relative_to(index.parent) and page != index}
+    assert sorted(str(page.relative_to(ROOT)) for page in below - listed) == []
