@@ -31,7 +31,7 @@ class PoolStats:
     objects: int  # distinct objects
     handles: int  # live handles (an object shared by folding has several)
     shared_objects: int  # objects that more than one block table entry or handle points at
-    shared_bytes: int  # compressed bytes that sharing saves now: sum of (sharers - 1) * length
+    shared_bytes: int  # what sharing saves now: sum of (sharers - 1) * length; tables that clones share count once
     fold_pending: int  # objects whose fingerprint was already present: what the next fold will look at
     objects_folded: int  # cumulative: objects that folding or inline deduplication merged away
     inline_folded: int  # cumulative: writes that found their content already stored

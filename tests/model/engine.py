@@ -111,7 +111,7 @@ class Pair:
             "fold": lambda: Fold(self.pool),
             "fold dry": lambda: Fold(self.pool, dry_run=True),
             "compact": lambda: Compact(self.pool),
-            "recompress": lambda: Recompress(self.pool, idle_seconds=self.clock % 3),
+            "recompress": lambda: Recompress(self.pool, idle_seconds=self.clock % 3, dictionary=self.clock % 2 == 1),
             "check": lambda: Check(self.pool),
         }
         self.tasks[name] = makers[name]()
