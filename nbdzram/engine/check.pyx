@@ -9,6 +9,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+import gc
+
 from nbdzram.engine.arena cimport UNIT_PAGES
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, Cells, kind_of, length_of, slot_of, target_of, unit_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, CODEC_RAW, fingerprint
@@ -132,7 +134,12 @@ cdef class _Recount:
 
 
 def check_pool(Pool pool) -> None:
-    """Hold every derived count against a recount. Raises CheckFailed. Takes the lock throughout."""
+    """Hold every derived count against a recount. Raises CheckFailed. Takes the lock throughout.
+
+    The interpreter lock is kept as well: a finalizer that ran in between could give it away, so none may.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
     lock_take(&pool.lock)
     try:
         pool.store.slab.check()
@@ -140,6 +147,8 @@ def check_pool(Pool pool) -> None:
         _check_index(pool)
     finally:
         lock_leave(&pool.lock)
+        if collecting:
+            gc.enable()
 
 
 def _check_tables(Pool pool):

@@ -25,10 +25,10 @@ from libc.string cimport memcpy, memset
 
 from enum import IntFlag
 
-from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of, publish64
+from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of, publish32, publish64
 from nbdzram.engine.codec cimport BLOCK, CODEC_LZ4, CODEC_RAW, fill, fingerprint, lz4_compress, same_filled
 from nbdzram.engine.pool cimport (
-    READ_ONLY_FLAG, ExportEntry, Pool, lock_leave, lock_take, pthread_mutex_destroy, pthread_mutex_init,
+    ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG, ExportEntry, Pool, lock_leave, lock_take, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 from nbdzram.engine.store cimport HUGE_LENGTH
@@ -97,12 +97,31 @@ cdef class Disk:
     def _counts(self):
         return self.stored, self.same
 
-    def _retire(self):
-        """Under the pool's lock: the export is being deleted, every later request fails."""
+    def _share_with(self, uint32_t number):
+        """Make export `number`, which is no export yet, a clone of this one. What it stores, in blocks; for Pool."""
+        cdef ExportEntry* twin = self.pool.export_entry(number)
+        cdef uint64_t stored, same
+        lock_take(&self.pool.lock)
+        twin.root = self.entry.root
+        self.pool.tables.acquire(twin.root)
+        stored = self.stored
+        same = self.same
+        self.pool.blocks_stored += stored
+        self.pool.blocks_same += same
+        publish32(&twin.state, ENTRY_LIVE)
+        lock_leave(&self.pool.lock)
+        return stored, same
+
+    def _retire(self, bint deleting):
+        """Every later request fails: the export is being deleted, or the pool was closed."""
+        lock_take(&self.pool.lock)
+        if deleting:
+            publish32(&self.entry.state, ENTRY_DELETING)
+            self.pool.blocks_stored -= self.stored
+            self.pool.blocks_same -= self.same
+            self.stored = self.same = 0
         self.retired = True
-        counts = self.stored, self.same
-        self.stored = self.same = 0
-        return counts
+        lock_leave(&self.pool.lock)
 
     @property
     def size_bytes(self):
@@ -541,10 +560,12 @@ cdef class Disk:
             free(runs)
 
     def stats(self):
+        cdef uint64_t stored, same
         lock_take(&self.pool.lock)
-        record = DiskStats(size=self.size, stored=self.stored * BLOCK, same_filled=self.same * BLOCK)
+        stored = self.stored
+        same = self.same
         lock_leave(&self.pool.lock)
-        return record
+        return DiskStats(size=self.size, stored=stored * BLOCK, same_filled=same * BLOCK)
 
     def usage(self):
         cdef Pool pool = self.pool

@@ -79,6 +79,13 @@ cdef struct Superblock:
     uint32_t dict_unit[4]
     uint32_t dict_length[4]
 
+cdef struct Counters:
+    uint64_t bytes_of[8]
+    uint64_t blocks_stored, blocks_same
+    uint64_t pages_used, pages_limit, pages_max, zspages, pages_compacted, pages_folded
+    uint64_t huge_now, huge_ever, objects, handles, shared_objects, shared_bytes, pending
+    uint64_t folded, inline_folded, moved, recompressed, failed_writes, metadata
+
 cdef class Pool:
     cdef Arena arena
     cdef ObjectStore store
@@ -97,6 +104,7 @@ cdef class Pool:
     cdef uint64_t inline_folded
     cdef list _disks
 
+    cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil
     cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil
     cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block) noexcept nogil
     cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil

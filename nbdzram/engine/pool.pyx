@@ -5,7 +5,8 @@
          -> Arena (pages)                         arena.pyx
 
 Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock;
-never the other way, never two of a kind. The pool's lock covers everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it
+never the other way, never two of a kind. The interpreter lock is outermost: whoever holds one of these must not ask for
+it, so nothing runs under them that could give it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it
 on a client's way: those work on copies, taken and committed under the lock.
 
 The arena of a pool
@@ -105,12 +106,10 @@ cdef class Pool:
 
     def close(self) -> None:
         """End the pool's use: its disks refuse requests, a file can be opened again. Memory returns with the object."""
-        lock_take(&self.lock)
         for disk in self._disks:
-            disk._retire()
+            disk._retire(False)
         self._disks.clear()
         self.arena.close()
-        lock_leave(&self.lock)
 
     def __enter__(self):
         return self
@@ -225,8 +224,9 @@ cdef class Pool:
     def mem_limit(self, limit: int):
         if limit < 0:
             raise ValueError(f"mem_limit {limit} is negative")
+        cdef uint64_t pages = (limit + PAGE_SIZE - 1) // PAGE_SIZE
         lock_take(&self.lock)
-        self.store.slab.pages_limit = (limit + PAGE_SIZE - 1) // PAGE_SIZE
+        self.store.slab.pages_limit = pages
         lock_leave(&self.lock)
 
     @property
@@ -246,53 +246,72 @@ cdef class Pool:
         lock_leave(&self.lock)
 
     def stats(self):
-        cdef uint64_t bytes_of[KINDS]
+        cdef Counters now
+        cdef uint64_t exports = len(self._disks)
         lock_take(&self.lock)
-        store = self.store
-        memcpy(bytes_of, store.bytes_of, sizeof(bytes_of))
-        dictionary_bytes = 0
-        for kind in range(CODEC_ZSTD_DICT, KINDS):
-            dictionary_bytes += bytes_of[kind]
-        record = PoolStats(
-            orig_data_size=self.blocks_stored * BLOCK,
-            compr_data_size=bytes_of[CODEC_RAW] + bytes_of[CODEC_LZ4] + bytes_of[CODEC_ZSTD] + dictionary_bytes,
-            mem_used_total=store.slab.pages_used * PAGE_SIZE,
-            mem_limit=store.slab.pages_limit * PAGE_SIZE,
-            mem_used_max=store.slab.pages_max * PAGE_SIZE,
-            same_pages=self.blocks_same,
-            pages_compacted=store.pages_compacted,
-            huge_pages=store.huge_now,
-            huge_pages_since=store.huge_ever,
-            pages_folded=store.pages_folded,
-            metadata=self._metadata(),
-            objects=store.objects,
-            handles=store.cells.live,
-            shared_objects=store.shared_objects,
-            shared_bytes=store.shared_bytes,
-            fold_pending=store.index.pending_count,
-            objects_folded=store.folded + self.inline_folded,
-            inline_folded=self.inline_folded,
-            objects_moved=store.moved,
-            objects_recompressed=store.recompressed,
+        self.read_counters(&now, exports)
+        lock_leave(&self.lock)
+        dictionary_bytes = sum([now.bytes_of[kind] for kind in range(CODEC_ZSTD_DICT, KINDS)])
+        return PoolStats(
+            orig_data_size=now.blocks_stored * BLOCK,
+            compr_data_size=sum([now.bytes_of[kind] for kind in range(KINDS)]),
+            mem_used_total=now.pages_used * PAGE_SIZE,
+            mem_limit=now.pages_limit * PAGE_SIZE,
+            mem_used_max=now.pages_max * PAGE_SIZE,
+            same_pages=now.blocks_same,
+            pages_compacted=now.pages_compacted,
+            huge_pages=now.huge_now,
+            huge_pages_since=now.huge_ever,
+            pages_folded=now.pages_folded,
+            metadata=now.metadata,
+            objects=now.objects,
+            handles=now.handles,
+            shared_objects=now.shared_objects,
+            shared_bytes=now.shared_bytes,
+            fold_pending=now.pending,
+            objects_folded=now.folded + now.inline_folded,
+            inline_folded=now.inline_folded,
+            objects_moved=now.moved,
+            objects_recompressed=now.recompressed,
             compr_by_codec={
-                "raw": bytes_of[CODEC_RAW],
-                "lz4": bytes_of[CODEC_LZ4],
-                "zstd": bytes_of[CODEC_ZSTD],
+                "raw": now.bytes_of[CODEC_RAW],
+                "lz4": now.bytes_of[CODEC_LZ4],
+                "zstd": now.bytes_of[CODEC_ZSTD],
                 "zstd-dict": dictionary_bytes,
             },
-            zspages=store.slab.zspage_count,
-            failed_writes=self.failed_writes,
+            zspages=now.zspages,
+            failed_writes=now.failed_writes,
         )
-        lock_leave(&self.lock)
-        return record
 
-    def _metadata(self) -> int:
-        """Bytes resident beside zspages, for the pool's own sake; the Python objects are not counted."""
-        directory = _whole_pages(len(self._disks) * sizeof(ExportEntry))
-        descriptors = _whole_pages(self.arena.unit_high * sizeof(ZSpage))
-        dictionaries = sum(_whole_pages(self.superblock.dict_length[number]) for number in range(CODEC_DICTS))
-        return (2 * PAGE_SIZE + directory + descriptors + dictionaries + self.store.cells.metadata() + self.store.index.metadata()
-                + self.tables.metadata())
+    cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil:
+        """Under the lock: all of them at one moment. `metadata` is what is resident beside zspages for the pool's sake."""
+        cdef int number
+        memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))
+        now.blocks_stored = self.blocks_stored
+        now.blocks_same = self.blocks_same
+        now.pages_used = self.store.slab.pages_used
+        now.pages_limit = self.store.slab.pages_limit
+        now.pages_max = self.store.slab.pages_max
+        now.zspages = self.store.slab.zspage_count
+        now.pages_compacted = self.store.pages_compacted
+        now.pages_folded = self.store.pages_folded
+        now.huge_now = self.store.huge_now
+        now.huge_ever = self.store.huge_ever
+        now.objects = self.store.objects
+        now.handles = self.store.cells.live
+        now.shared_objects = self.store.shared_objects
+        now.shared_bytes = self.store.shared_bytes
+        now.pending = self.store.index.pending_count
+        now.folded = self.store.folded
+        now.inline_folded = self.inline_folded
+        now.moved = self.store.moved
+        now.recompressed = self.store.recompressed
+        now.failed_writes = self.failed_writes
+        now.metadata = 2 * PAGE_SIZE + _whole_pages(exports * sizeof(ExportEntry))
+        now.metadata += _whole_pages(self.arena.unit_high * sizeof(ZSpage))
+        now.metadata += self.store.cells.metadata() + self.store.index.metadata() + self.tables.metadata()
+        for number in range(CODEC_DICTS):
+            now.metadata += _whole_pages(self.superblock.dict_length[number])
 
     # -- exports -------------------------------------------------------------------------------------------------
 
@@ -331,15 +350,10 @@ cdef class Pool:
         entry.size = size_bytes
         entry.name_length = <uint32_t>len(encoded)
         memcpy(entry.name, <const char*>encoded, len(encoded))
-        lock_take(&self.lock)
-        if source is not None:
-            entry.root = self.export_entry(source.number).root
-            self.tables.acquire(entry.root)
-            stored, same = source._counts()
-            self.blocks_stored += stored
-            self.blocks_same += same
-        publish32(&entry.state, ENTRY_LIVE)
-        lock_leave(&self.lock)
+        if source is None:
+            publish32(&entry.state, ENTRY_LIVE)
+        else:
+            stored, same = source._share_with(number)
         disk = _open_disk(self, number, stored, same)
         self._disks.append(disk)
         return disk
@@ -356,15 +370,12 @@ cdef class Pool:
         cdef uint32_t number = disk.number
         cdef ExportEntry* entry = self.export_entry(number)
         self._disks.remove(disk)
-        lock_take(&self.lock)
-        publish32(&entry.state, ENTRY_DELETING)
-        stored, same = disk._retire()
-        self.blocks_stored -= stored
-        self.blocks_same -= same
+        disk._retire(True)
         with nogil:
+            lock_take(&self.lock)
             self.drop_tree(&entry.root, TOP_LEVEL)
-        publish32(&entry.state, ENTRY_FREE)
-        lock_leave(&self.lock)
+            publish32(&entry.state, ENTRY_FREE)
+            lock_leave(&self.lock)
 
     cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil:
         """Forget a subtree that only a dead export leads to. Holds the lock, and lets it go now and then."""

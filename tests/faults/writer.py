@@ -62,7 +62,7 @@ def main() -> None:
         struct.pack_into("<I", ledger, 8 * block + 4, version)
         if choose.random() < 0.002:
             clones += 1
-            pool.clone(disk, f"clone {clones}")
+            pool.clone(disk, f"clone {clones} of life {seed}")
             if len(pool.disks()) > 3:
                 pool.delete(pool.disks()[1])
 

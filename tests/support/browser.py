@@ -77,7 +77,8 @@ class Browser:
         """Until an expression is true: looked at whenever the document changes."""
         assert self.evaluate(
             f"""new Promise(done => {{
-                const met = () => {{ if ({condition}) {{ watch.disconnect(); done(true); }} }};
+                const holds = () => {{ try {{ return {condition}; }} catch {{ return false; }} }};  // not parsed so far
+                const met = () => {{ if (holds()) {{ watch.disconnect(); done(true); }} }};
                 const watch = new MutationObserver(met);
                 watch.observe(document, {{subtree: true, childList: true, attributes: true, characterData: true}});
                 setTimeout(() => done(false), {seconds * 1000});
