@@ -176,6 +176,32 @@ def test_clones_taken_and_dropped_while_their_source_is_written_are_points_in_ti
     pool.check()
 
 
+def test_counters_runs_and_deletions_of_several_threads_never_wait_for_each_other_for_ever() -> None:
+    """Each asks for the interpreter lock and for the pool's; in two orders, they would stop for good."""
+    pool = Pool()
+    disk = pool.create("disk", 8 << 20)
+    disk.write(0, random.Random(1).randbytes(2 << 20))
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        try:
+            for number in range(300):
+                twin = pool.clone(disk, f"twin {number}")
+                twin.write(number * BLOCK, random.Random(number).randbytes(20 * BLOCK))
+                pool.delete(twin)
+        finally:
+            over.set()
+
+    def look() -> None:
+        while not over.is_set():
+            Fold(pool).step(10)
+            pool.stats()
+            disk.stats()
+
+    in_threads(come_and_go, look, look)
+    pool.check()
+
+
 def test_a_full_pool_under_threads_refuses_and_keeps_what_it_has() -> None:
     pool = Pool(mem_limit=1 << 20)
     disks = [pool.create(f"disk {number}", 4 << 20) for number in range(3)]
