@@ -44,7 +44,7 @@ def run_guest(directory: Path, *, port: int, connections: int, actions: Mapping[
                 qemu,
                 *accelerator(),
                 "-smp",
-                "2",
+                "1",  # with two, emulation now and then trips over the kernel patching its own code while it boots
                 "-m",
                 "512",
                 "-nodefaults",
