@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
+from nbdzram.cli.common import control_option, export_names, json_option, offer_copy
 
 
 @click.command("clone", epilog="Example: nbdzram clone disk disk-copy")
@@ -20,9 +20,4 @@ def command(*, export: str, name: str, as_json: bool, control: Path | None) -> N
     Nothing is stored again: both share their objects until one of them is written. Clients of EXPORT go on; what they
     hold in caches of their own is not in the copy.
     """
-    with connect(control) as client:
-        answer = client.call("exports.copy", source=export, name=name, read_only=False)
-    if as_json:
-        return print_json(answer)
-    click.echo(f"clone of {export} is offered as {name}")
-    return None
+    offer_copy("clone", export, name, read_only=False, as_json=as_json, control=control)

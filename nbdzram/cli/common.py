@@ -82,3 +82,13 @@ def connect(control: Path | None) -> ControlClient:
 def print_json(value: Any) -> None:
     """Print for programs, readable for people."""
     click.echo(json.dumps(value, indent=2))
+
+
+def offer_copy(kind: str, export: str, name: str, *, read_only: bool, as_json: bool, control: Path | None) -> None:
+    """Ask the server for a copy of an export, a `kind` to the person who asked, and say so. Raises UserError."""
+    with connect(control) as client:
+        answer = client.call("exports.copy", source=export, name=name, read_only=read_only)
+    if as_json:
+        return print_json(answer)
+    click.echo(f"{kind} of {export} is offered as {name}")
+    return None
