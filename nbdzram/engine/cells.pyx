@@ -27,7 +27,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
+    PAGE_SIZE, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
 
 from nbdzram.errors import ArenaError

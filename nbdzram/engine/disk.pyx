@@ -15,7 +15,7 @@ Known limits: a read copies the encoded bytes (at most 4 KiB, about 0.1 us) so t
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_CONTIG_RO, PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer,
+    PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EIO, ENOSPC

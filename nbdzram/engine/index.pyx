@@ -22,7 +22,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport (
-    PAGE_SIZE, Region, region_ensure, region_free, region_reserve, region_return,
+    PAGE_SIZE, region_ensure, region_free, region_reserve, region_return,
 )
 from nbdzram.engine.cells cimport Cells
 

@@ -27,7 +27,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 import os
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, kind_of, length_of, publish32, publish64,
 )

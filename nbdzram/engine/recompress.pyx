@@ -17,7 +17,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
+from nbdzram.engine.arena cimport UNIT_SIZE
 from nbdzram.engine.cells cimport kind_of, length_of, publish32
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,

@@ -26,7 +26,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve, region_return,
+    PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
 
 import zlib

@@ -20,7 +20,7 @@ from nbdzram.engine.cells cimport (
     target_of, unit_of,
 )
 from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_FREE, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, lz4_decompress, zstd_decompress,
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, lz4_decompress, zstd_decompress,
     zstd_free_ddict,
 )
 from nbdzram.engine.index cimport Index

@@ -26,7 +26,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
+    PAGE_SIZE, UNIT_PAGES, Arena, Region, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, publish32, target_of
 from nbdzram.engine.store cimport ObjectStore
