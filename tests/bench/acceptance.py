@@ -1,6 +1,6 @@
 """`make bench`: the figures that a release must reach, as a table. Both sides of each ratio in one run, medians.
 
-python -m tests.bench.acceptance [--rounds N] [--seconds N] [NAME...]     NAME: speed, copy, latency, memory
+python -m tests.bench.acceptance [--rounds N] [--seconds N] [NAME...]     NAME: speed, copy, tls, latency, memory
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
-from tests.bench.measure import BLOCK, MIB, copy_seconds, fill, fio, median, percentile, random_load
-from tests.support.server import Nbdkit, Nbdzram, ServerProcess
+from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
+from tests.support.pki import Pki
+from tests.support.reach import tls_arguments, trusting_user
+from tests.support.server import Nbdkit, Nbdzram, ServerProcess, free_port
 
 GIB = 1 << 30
 SPEED_BYTES = 512 * MIB
-SETTLE_SECONDS = 2  # of undisturbed requests before and after a fold, inside one fio run
+SETTLE_SECONDS = 3  # of undisturbed requests before a run, inside one fio run
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +79,30 @@ def measure_speed(directory: Path, effort: Effort) -> list[Figure]:
     figures = []
     try:
         for peer in peers.values():
-            fill(peer, directory, SPEED_BYTES)
-        for kind in ("randwrite", "randread", "randrw"):
-            loads: dict[str, list[float]] = {name: [] for name in PEERS}
-            costs: dict[str, list[float]] = {name: [] for name in PEERS}
-            for _ in range(effort.rounds):
-                for name, peer in peers.items():
-                    load = random_load(peer, directory, kind, SPEED_BYTES, depth=32, seconds=effort.seconds)
-                    loads[name].append(load.iops)
-                    costs[name].append(load.cpu_us)
-            detail = ", ".join(
-                f"{name} {median(loads[name]) / 1000:.1f}k at {median(costs[name]):.1f} us" for name in PEERS
-            )
-            ours = median(loads["nbdzram"])
-            for peer_name, required in REQUIRED_SPEED[kind].items():
-                ratio = ours / median(loads[peer_name])
-                figures.append(Figure(f"4 KiB {kind}, depth 32 / {peer_name}", ratio, required, True, detail))
+            fill(peer, SPEED_BYTES)
+        for kind, required in REQUIRED_SPEED.items():
+            load = partial(timed_load, kind=kind, size=SPEED_BYTES, seconds=effort.seconds)
+            rates, detail = alternate(peers, load, effort)
+            for peer_name, least in required.items():
+                ratio = rates["nbdzram"] / rates[peer_name]
+                figures.append(Figure(f"4 KiB {kind}, depth 32 / {peer_name}", ratio, least, True, detail))
     finally:
         for peer in peers.values():
             peer.stop()
     return figures
+
+
+def alternate(
+    peers: Mapping[str, ServerProcess], load: Callable[[ServerProcess], Load], effort: Effort
+) -> tuple[dict[str, float], str]:
+    """The same load on each in turn: the median requests a second, and a line with the processor time of each."""
+    loads: dict[str, list[Load]] = {name: [] for name in peers}
+    for _ in range(effort.rounds):
+        for name, peer in peers.items():
+            loads[name].append(load(peer))
+    rates = {name: median(load.iops for load in loads[name]) for name in peers}
+    costs = {name: median(load.cpu_us for load in loads[name]) for name in peers}
+    return rates, ", ".join(f"{name} {rates[name] / 1000:.1f}k at {costs[name]:.1f} us" for name in peers)
 
 
 def measure_copy(directory: Path, effort: Effort) -> list[Figure]:
@@ -106,63 +113,140 @@ def measure_copy(directory: Path, effort: Effort) -> list[Figure]:
     for number in range(effort.rounds):
         for name in names:
             with start_peer(name, directory / f"copy-{number}-{name}", GIB) as server:
-                seconds[name].append(copy_seconds(server, image))
+                seconds[name].append(copy_seconds(image, server.uri()))
     ours, theirs = (median(seconds[name]) for name in names)
     detail = f"nbdzram {1024 / ours:.0f} MiB/s, nbdkit zstd {1024 / theirs:.0f} MiB/s"
     return [Figure("1 GiB ext4 image in, nbdcopy / nbdkit zstd", theirs / ours, 1.5, True, detail)]
 
 
+TLS_LOADS = {  # kind, block, depth
+    "4 KiB randread, depth 32": ("randread", "4k", 32),
+    "4 KiB randwrite, depth 32": ("randwrite", "4k", 32),
+    "256 KiB read, depth 8": ("read", "256k", 8),
+    "256 KiB write, depth 8": ("write", "256k", 8),
+}
+
+
+def measure_tls(directory: Path, effort: Effort) -> list[Figure]:
+    """The same loads over TLS on TCP. nbdkit twice: plain memory, which only copies, and its compressing allocator."""
+    pki = Pki(directory / "pki")
+    files = pki.client_directory(directory / "client", None)
+    pki.issue("localhost", file="server")
+    peers: dict[str, ServerProcess] = {}
+    figures = []
+    try:
+        for name in PEERS:
+            (directory / name).mkdir()
+        peers["nbdzram"] = Nbdzram(
+            directory / "nbdzram", {"disk": SPEED_BYTES}, arguments=tls_arguments(pki, mode="require", client_ca=False)
+        )
+        for name, allocator in (("nbdkit-memory", "sparse"), ("nbdkit-zstd", "zstd")):
+            peers[name] = Nbdkit(
+                directory / name,
+                str(SPEED_BYTES),
+                allocator=allocator,
+                port=free_port(),
+                arguments=["--tls=require", f"--tls-certificates={pki.directory}"],
+            )
+        with trusting_user(files) as user:
+            for what, (kind, block, depth) in TLS_LOADS.items():
+                load = partial(
+                    timed_load,
+                    kind=kind,
+                    size=SPEED_BYTES,
+                    block=block,
+                    depth=depth,
+                    seconds=effort.seconds,
+                    tls=user,
+                )
+                rates, detail = alternate(peers, load, effort)
+                for peer_name in PEERS[1:]:
+                    ratio = rates["nbdzram"] / rates[peer_name]
+                    figures.append(Figure(f"TLS, {what} / {peer_name}", ratio, 1.0, True, detail))
+        figures += compare_tls_copies(peers, directory, files, effort)
+    finally:
+        for peer in peers.values():
+            peer.stop()
+    return figures
+
+
+def compare_tls_copies(
+    peers: Mapping[str, ServerProcess], directory: Path, client_files: Path, effort: Effort
+) -> list[Figure]:
+    """Half a gigabyte of the ext4 image in and out with nbdcopy's connections, over what was there."""
+    part = directory / "part"
+    with ext4_gibibyte().open("rb") as image:
+        part.write_bytes(image.read(SPEED_BYTES))
+    ways: dict[str, Callable[[str], tuple[str | Path, str | Path]]] = {
+        "in": lambda uri: (part, uri),
+        "out": lambda uri: (uri, "null:"),
+    }
+    figures = []
+    for way, ends in ways.items():
+        seconds: dict[str, list[float]] = {name: [] for name in peers}
+        for _ in range(effort.rounds):
+            for name, peer in peers.items():
+                uri = f"nbds://127.0.0.1:{peer.port}/disk?tls-certificates={client_files}"
+                seconds[name].append(copy_seconds(*ends(uri)))
+        times = {name: median(seconds[name]) for name in peers}
+        detail = ", ".join(f"{name} {SPEED_BYTES / MIB / times[name]:.0f} MiB/s" for name in peers)
+        for name in PEERS[1:]:
+            ratio = times[name] / times["nbdzram"]
+            figures.append(Figure(f"TLS, ext4 image {way}, nbdcopy / {name}", ratio, 1.0, True, detail))
+    return figures
+
+
 def measure_latency(directory: Path, effort: Effort) -> list[Figure]:
-    """p99 at 4 KiB, depth 1, of the requests that ended while a fold of 1 GiB ran, and of those outside it."""
-    ratios, details = [], []
+    """p99 at 4 KiB, depth 1, of the requests that ended while a run over 1 GiB was under way, and of the others."""
+    ratios: dict[str, list[float]] = {}
+    details: dict[str, list[str]] = {}
     for number in range(effort.rounds):
         place = directory / f"latency-{number}"
         with start_peer("nbdzram", place, GIB) as server:
             assert isinstance(server, Nbdzram)
-            # Half of the blocks have a twin, so that there is something to fold.
-            fill(server, place, GIB, "--dedupe_percentage=50")
-            inside, outside = latencies_around_a_fold(server, place)
-        during, without = percentile(inside, 99), percentile(outside, 99)
-        ratios.append(during / without)
-        details.append(f"{during:.0f}/{without:.0f} us ({len(inside)} requests in it)")
-    return [Figure("p99 at depth 1, while 1 GiB folds / without", median(ratios), 2.0, False, ", ".join(details))]
+            # Half of the blocks have a twin, so that there is something to fold, and holes to compact after it.
+            fill(server, GIB, "--dedupe_percentage=50")
+            for kind in ("fold", "compact", "recompress"):
+                inside, outside = latencies_around(kind, server, place)
+                during, without = percentile(inside, 99), percentile(outside, 99)
+                ratios.setdefault(kind, []).append(during / without)
+                details.setdefault(kind, []).append(f"{during:.0f}/{without:.0f} us ({len(inside)} in it)")
+    return [
+        Figure(
+            f"p99 at depth 1, during a {kind} of 1 GiB / without", median(found), 1.25, False, ", ".join(details[kind])
+        )
+        for kind, found in ratios.items()
+    ]
 
 
-def latencies_around_a_fold(server: Nbdzram, directory: Path) -> tuple[list[float], list[float]]:
-    """Microseconds of single requests, by fio's own log: those during the fold, those without."""
+def latencies_around(kind: str, server: Nbdzram, directory: Path) -> tuple[list[float], list[float]]:
+    """Microseconds of single requests, by fio's own log: those during the run, those without."""
     window: list[float] = []
 
-    def fold() -> None:
+    def work() -> None:
         # Asked for in this process: a command's start-up would compete for the processors inside the window.
         with ControlClient(server.control) as control:
             time.sleep(SETTLE_SECONDS)
             started = time.time()
-            control.call("run", kind="fold")
+            control.call("run", kind=kind)
             window.extend([started, time.time()])
 
-    folding = Thread(target=fold)
-    folding.start()
+    working = Thread(target=work)
+    working.start()
     fio(
         server,
-        directory,
-        *(
-            "--rw=randrw",
-            "--bs=4k",
-            "--iodepth=1",
-            "--size=1g",
-            "--time_based",
-            f"--runtime={SETTLE_SECONDS * 4}",
-        ),
-        *(f"--write_lat_log={directory}/log", "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1"),
+        *("--rw=randrw", "--bs=4k", "--iodepth=1", "--size=1g"),
+        *("--time_based", f"--runtime={SETTLE_SECONDS * 3}"),
+        *(f"--write_lat_log={directory}/{kind}", "--log_unix_epoch=1", "--disable_slat=1", "--disable_clat=1"),
     )
-    folding.join()
+    working.join()
     start, end = window
     inside: list[float] = []
     outside: list[float] = []
-    for line in (directory / "log_lat.1.log").read_text().splitlines():
+    for line in (directory / f"{kind}_lat.1.log").read_text().splitlines():
         milliseconds, nanoseconds = (int(word) for word in line.split(",")[:2])
         (inside if start <= milliseconds / 1000 <= end else outside).append(nanoseconds / 1000)
-    assert len(inside) > 100, f"a fold of {end - start:.3f} s left too few requests to judge: {len(inside)}"
+    assert len(inside) > 100, f"{kind} of {end - start:.3f} s left too few requests to judge: {len(inside)}"
     return inside, outside
 
 
@@ -171,14 +255,14 @@ def measure_memory(directory: Path, _: Effort) -> list[Figure]:
     figures = []
     with start_peer("nbdzram", directory / "resident", GIB) as server:
         assert isinstance(server, Nbdzram)
-        fill(server, directory, GIB)
+        fill(server, GIB)
         beyond = (server.resident_bytes() - server.mm_stat()[2]) / MIB
         limit = 64 + 32 * (GIB // BLOCK) / MIB
         figures.append(Figure("resident less mem_used_total, MiB, 1 GiB stored", beyond, limit, False, ""))
     image = ext4_gibibyte()
     with start_peer("nbdzram", directory / "density", GIB) as server:
         assert isinstance(server, Nbdzram)
-        copy_seconds(server, image)
+        copy_seconds(image, server.uri())
         server.fold()
         server.compact()
         used = server.mm_stat()[2]
@@ -195,6 +279,7 @@ def measure_memory(directory: Path, _: Effort) -> list[Figure]:
 MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "speed": measure_speed,
     "copy": measure_copy,
+    "tls": measure_tls,
     "latency": measure_latency,
     "memory": measure_memory,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.programs import require_program, run
+from tests.support.reach import TrustingUser
 from tests.support.server import ServerProcess
 
 MIB = 1 << 20
@@ -27,33 +28,46 @@ class Load:
     cpu_us: float  # processor time of the server's process, a request
 
 
-def fio(server: ServerProcess, directory: Path, *options: str) -> dict[str, Any]:
-    """Run one job with fio's nbd engine on half-compressible data; returns fio's own report of it."""
+def fio(server: ServerProcess, *options: str, tls: TrustingUser | None = None) -> dict[str, Any]:
+    """Run one job with fio's nbd engine on half-compressible data; returns fio's own report of it.
+
+    Over the unix socket, or as a user who trusts the server over TLS on TCP.
+    """
     program = require_program("fio", package="fio")
-    output = directory / "fio.json"
-    run(
+    uri = server.uri() if tls is None else f"nbds://127.0.0.1:{server.port}/disk"
+    printed = run(
         [
-            *(program, "--name=load", "--ioengine=nbd", f"--uri={server.uri()}"),
+            *(program, "--name=load", "--ioengine=nbd", f"--uri={uri}"),
             *("--refill_buffers", "--buffer_compress_percentage=50"),
-            *("--randrepeat=0", "--norandommap", "--thread"),
-            *("--output-format=json", f"--output={output}", *options),
-        ]
+            *("--randrepeat=0", "--norandommap", "--thread", "--output-format=json", *options),
+        ],
+        environment=tls.environment() if tls else None,
+        user=tls.user if tls else None,
+        directory=tls.home if tls else None,
     )
-    printed = output.read_text()
     (job,) = json.loads(printed[printed.index("{") :])["jobs"]  # remarks may stand before it
     assert job["error"] == 0
     report: dict[str, Any] = job
     return report
 
 
-def random_load(server: ServerProcess, directory: Path, kind: str, size: int, *, depth: int, seconds: int) -> Load:
-    """kind: randread, randwrite or randrw (half and half), 4 KiB, over the first `size` bytes."""
+def timed_load(
+    server: ServerProcess,
+    kind: str,
+    size: int,
+    *,
+    seconds: int,
+    block: str = "4k",
+    depth: int = 32,
+    tls: TrustingUser | None = None,
+) -> Load:
+    """kind: fio's, as randread, write or randrw (half and half), over the first `size` bytes."""
     before = server.cpu_seconds()
     job = fio(
         server,
-        directory,
-        *(f"--rw={kind}", "--bs=4k", f"--iodepth={depth}", f"--size={size}"),
+        *(f"--rw={kind}", f"--bs={block}", f"--iodepth={depth}", f"--size={size}"),
         *("--time_based", f"--runtime={seconds}"),
+        tls=tls,
     )
     spent = server.cpu_seconds() - before
     directions = [job[name] for name in ("read", "write") if job[name]["total_ios"]]
@@ -64,16 +78,16 @@ def random_load(server: ServerProcess, directory: Path, kind: str, size: int, *,
     )
 
 
-def fill(server: ServerProcess, directory: Path, size: int, *options: str) -> None:
+def fill(server: ServerProcess, size: int, *options: str) -> None:
     """Store something in every block of the first `size` bytes."""
-    fio(server, directory, "--rw=write", "--bs=256k", "--iodepth=8", f"--size={size}", *options)
+    fio(server, "--rw=write", "--bs=256k", "--iodepth=8", f"--size={size}", *options)
 
 
-def copy_seconds(server: ServerProcess, image: Path) -> float:
-    """How long nbdcopy takes to bring a whole file in."""
+def copy_seconds(source: str | Path, target: str | Path) -> float:
+    """How long nbdcopy takes from a file or URI to another."""
     nbdcopy = require_program("nbdcopy", package="libnbd-bin")
     started = time.monotonic()
-    run([nbdcopy, "--flush", image, server.uri()])
+    run([nbdcopy, "--flush", source, target])
     return time.monotonic() - started
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,11 +48,21 @@ def require_root(why: str) -> None:
         missing(f"needs root: {why}")
 
 
-def run(command: Sequence[str | Path], *, stdin: str | None = None) -> str:
+def run(
+    command: Sequence[str | Path],
+    *,
+    stdin: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    user: int | None = None,
+    directory: Path | None = None,
+) -> str:
     """Run to the end and return what it printed; any other exit code than 0 fails the test with the whole output."""
     process = subprocess.run(
         [str(word) for word in command],
         input=stdin,
+        env=environment,
+        user=user,
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=PROGRAM_SECONDS,

@@ -208,14 +208,22 @@ class Nbdzram(ServerProcess):
 class Nbdkit(ServerProcess):
     """nbdkit's memory plugin as a peer: allocator sparse (plain memory) or zstd (compressed)."""
 
-    def __init__(self, directory: Path, size: str, *, allocator: str = "sparse", port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        size: str,
+        *,
+        allocator: str = "sparse",
+        port: int | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         nbdkit = require_program("nbdkit", package="nbdkit")
         unix_path = directory / "nbd.sock"
         self.pid_file = directory / "nbdkit.pid"
         command: list[str | Path] = [nbdkit, "--foreground", "--pidfile", self.pid_file]
         # It listens either on a unix socket or on a port.
         command += ["-i", "127.0.0.1", "-p", str(port)] if port else ["-U", unix_path]
-        command += ["memory", size, f"allocator={allocator}"]
+        command += [*arguments, "memory", size, f"allocator={allocator}"]
         super().__init__(command, directory=directory, unix_path=unix_path, port=port)
 
     def is_ready(self) -> bool:
