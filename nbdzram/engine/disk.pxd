@@ -5,6 +5,14 @@ from nbdzram.engine.pool cimport ExportEntry, Pool, pthread_mutex_t
 cdef enum:
     STRIPES = 64
 
+cdef struct Prepared:
+    # A block that is ready to be stored.
+    const uint8_t* source  # its encoded bytes
+    uint32_t length        # of them
+    uint32_t kind          # their codec; KIND_FILL for a repeated word, which has no bytes
+    uint32_t handle        # an object with this content, held for us; 0: none is known
+    uint64_t word          # the fingerprint, or the repeated word
+
 cdef class Disk:
     cdef readonly Pool pool
     cdef readonly uint32_t number
@@ -24,8 +32,10 @@ cdef class Disk:
 
     cdef pthread_mutex_t* _stripe(self, uint64_t block) noexcept nogil
     cdef int _read_block(self, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil
-    cdef int _write_block(self, uint64_t block, const uint8_t* source, bint stripe_held) noexcept nogil
-    cdef int _write_word(self, uint64_t block, uint64_t word, bint stripe_held) noexcept nogil
+    cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil
+    cdef void _prepare(self, const uint8_t* source, uint8_t* encoded, Prepared* block) noexcept nogil
+    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared) noexcept nogil
+    cdef bint _replace(self, uint64_t* place, const Prepared* block) noexcept nogil
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil
     cdef void _swap(self, uint64_t* place, uint64_t entry, bint same) noexcept nogil
     cdef int _fail(self) noexcept nogil

@@ -1,8 +1,8 @@
 """A disk: blocks of an export, read and written through its block table.
 
 READ   lock; entry -> object; copy its encoded bytes; unlock; decode behind the reply header
-WRITE  same-filled? fingerprint, compress; stripe; lock; own the leaf, store the object, swap the entry, release the
-       old object; unlock
+WRITE  up to RUN blocks: same-filled? fingerprint, compress (Prepared); stripe; lock; own the leaf; for each block store
+       the object, swap the entry, release the old object; unlock
 
 Invariants
 1. A write fails before it swaps the entry, or not at all: the old block survives every failure.
@@ -45,6 +45,7 @@ cdef enum:
     # LZ4 stops early when a block will not fit; its estimate near the end is pessimistic by a few bytes.
     LZ4_ROOM = HUGE_LENGTH + 64
     BATCH = 64  # entries changed under one hold of the lock: about 10 us
+    RUN = 8  # blocks stored under one hold of the lock: about 4 us
 
     HOLE_BIT = 1
     ZERO_BIT = 2
@@ -264,15 +265,20 @@ cdef class Disk:
 
     cdef int c_write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil:
         cdef uint64_t done = 0
+        cdef uint64_t block
         cdef uint32_t start, count
         cdef int error
         while done < length:
+            block = (offset + done) // BLOCK
             start = (offset + done) % BLOCK
-            count = <uint32_t>min(<uint64_t>BLOCK - start, length - done)
-            if count == BLOCK:
-                error = self._write_block((offset + done) // BLOCK, source + done, False)
+            if start == 0 and length - done >= BLOCK:
+                # Runs end where leaves do: one stripe covers a run.
+                count = <uint32_t>min(min((length - done) // BLOCK, <uint64_t>RUN), LEAF_BLOCKS - block % LEAF_BLOCKS)
+                error = self._write_run(block, count, source + done)
+                count *= BLOCK
             else:
-                error = self._write_part((offset + done) // BLOCK, start, count, source + done)
+                count = <uint32_t>min(<uint64_t>BLOCK - start, length - done)
+                error = self._write_part(block, start, count, source + done)
             if error:
                 return error
             done += count
@@ -284,6 +290,8 @@ cdef class Disk:
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil:
         """Read the block, change a part (to zeroes when source is NULL), store it."""
         cdef uint8_t whole[BLOCK]
+        cdef uint8_t encoded[LZ4_ROOM]
+        cdef Prepared prepared
         cdef int error
         pthread_mutex_lock(self._stripe(block))
         error = self._read_block(block, 0, BLOCK, whole)
@@ -292,53 +300,83 @@ cdef class Disk:
                 memset(whole + start, 0, count)
             else:
                 memcpy(whole + start, source, count)
-            error = self._write_block(block, whole, True)
+            self._prepare(whole, encoded, &prepared)
+            error = self._commit(block, 1, &prepared)
         pthread_mutex_unlock(self._stripe(block))
         return error
 
-    cdef int _write_block(self, uint64_t block, const uint8_t* source, bint stripe_held) noexcept nogil:
-        """Replace a whole block."""
-        cdef uint8_t encoded[LZ4_ROOM]
-        cdef const uint8_t* object_bytes = encoded
+    cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil:
+        """Replace up to RUN whole blocks of one leaf."""
+        cdef uint8_t encoded[RUN][LZ4_ROOM]
+        cdef Prepared prepared[RUN]
+        cdef uint32_t index
+        cdef int error
+        for index in range(count):
+            self._prepare(source + index * BLOCK, encoded[index], &prepared[index])
+        pthread_mutex_lock(self._stripe(first))
+        error = self._commit(first, count, prepared)
+        pthread_mutex_unlock(self._stripe(first))
+        return error
+
+    cdef void _prepare(self, const uint8_t* source, uint8_t* encoded, Prepared* block) noexcept nogil:
+        """All that can be done for one block without the lock."""
         cdef uint64_t word
-        cdef uint64_t* leaf
-        cdef uint32_t handle = 0
-        cdef uint32_t length = 0
-        cdef uint32_t kind = CODEC_LZ4
-        cdef bint known
+        block.handle = 0
         if same_filled(source, &word):
-            return self._write_word(block, word, stripe_held)
+            block.kind = KIND_FILL
+            block.word = word
+            return
         word = fingerprint(source, self.pool.seed) & self.pool.fingerprint_mask
+        block.word = word
         if self.pool.inline_on:
-            handle = self.pool.find_equal(word, source)
-        known = handle != 0
-        if not known:
-            self.pool.store.index.prefetch_bucket(word)
-            length = lz4_compress(source, encoded, LZ4_ROOM)
-            self.pool.store.index.prefetch_chain(word)
-            if length == 0 or length >= HUGE_LENGTH:
-                object_bytes = source
-                length = BLOCK
-                kind = CODEC_RAW
-        if not stripe_held:
-            pthread_mutex_lock(self._stripe(block))
+            block.handle = self.pool.find_equal(word, source)
+            if block.handle:
+                return
+        self.pool.store.index.prefetch_bucket(word)
+        block.kind = CODEC_LZ4
+        block.source = encoded
+        block.length = lz4_compress(source, encoded, LZ4_ROOM)
+        self.pool.store.index.prefetch_chain(word)
+        if block.length == 0 or block.length >= HUGE_LENGTH:
+            block.kind = CODEC_RAW
+            block.source = source
+            block.length = BLOCK
+
+    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared) noexcept nogil:
+        """Give blocks of one leaf their new content, in order, up to the first that fails. Holds the stripe."""
+        cdef uint64_t* leaf
+        cdef uint32_t index = 0
+        cdef int error = 0
         lock_take(&self.pool.lock)
-        leaf = NULL if self.retired else self.pool.tables.leaf_for_write(&self.entry.root, block)
-        if leaf != NULL and not known:
-            handle = self.pool.store.put(object_bytes, length, kind, word)
-        if leaf != NULL and handle != 0:
-            self._swap(leaf + block % LEAF_BLOCKS, <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1, False)
-            self.pool.inline_folded += known
-            known = True
-        else:
-            if handle:
-                self.pool.store.release(handle)
-            known = False
-        length = 0 if known else self._fail()
+        leaf = NULL if self.retired else self.pool.tables.leaf_for_write(&self.entry.root, first)
+        while leaf != NULL and index < count and self._replace(leaf + first % LEAF_BLOCKS + index, &prepared[index]):
+            index += 1
+        if index < count:
+            error = self._fail()
+        while index < count:
+            if prepared[index].handle:
+                self.pool.store.release(prepared[index].handle)
+            index += 1
         lock_leave(&self.pool.lock)
-        if not stripe_held:
-            pthread_mutex_unlock(self._stripe(block))
-        return length
+        return error
+
+    cdef bint _replace(self, uint64_t* place, const Prepared* block) noexcept nogil:
+        """Store one prepared block under the pool's lock. False when there is no room; nothing changed then."""
+        cdef uint64_t entry = block.word << 1 | 1
+        cdef uint32_t handle = block.handle
+        cdef bint same = handle == 0 and block.kind == KIND_FILL
+        if not same or <uint64_t>(<int64_t>entry >> 1) != block.word:
+            if same:
+                handle = self.pool.store.put_fill(block.word)
+            elif handle:
+                self.pool.inline_folded += 1
+            else:
+                handle = self.pool.store.put(block.source, block.length, block.kind, block.word)
+            if handle == 0:
+                return False
+            entry = <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1
+        self._swap(place, entry, same)
+        return True
 
     cdef int _fail(self) noexcept nogil:
         """Under the pool's lock: count a refused write and say why."""
@@ -346,30 +384,6 @@ cdef class Disk:
             return EIO
         self.pool.failed_writes += 1
         return ENOSPC
-
-    cdef int _write_word(self, uint64_t block, uint64_t word, bint stripe_held) noexcept nogil:
-        """Store a block that repeats one word."""
-        cdef uint64_t entry = word << 1 | 1
-        cdef uint32_t handle
-        cdef uint64_t* leaf
-        cdef int error = 0
-        if not stripe_held:
-            pthread_mutex_lock(self._stripe(block))
-        lock_take(&self.pool.lock)
-        leaf = NULL if self.retired else self.pool.tables.leaf_for_write(&self.entry.root, block)
-        if leaf != NULL and <uint64_t>(<int64_t>entry >> 1) != word:
-            handle = self.pool.store.put_fill(word)
-            entry = <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1
-            if handle == 0:
-                leaf = NULL
-        if leaf != NULL:
-            self._swap(leaf + block % LEAF_BLOCKS, entry, True)
-        else:
-            error = self._fail()
-        lock_leave(&self.pool.lock)
-        if not stripe_held:
-            pthread_mutex_unlock(self._stripe(block))
-        return error
 
     cdef void _swap(self, uint64_t* place, uint64_t entry, bint same) noexcept nogil:
         """Under the pool's lock: give a block its new entry and release what the old one held. Cannot fail."""
@@ -401,7 +415,8 @@ cdef class Disk:
         cdef uint64_t end = offset + length
         cdef uint64_t first = (offset + BLOCK - 1) // BLOCK
         cdef uint64_t last = end // BLOCK
-        cdef uint64_t block
+        cdef Prepared zeroes[RUN]
+        cdef uint32_t count
         cdef int error = 0
         if length == 0:
             return 0
@@ -415,10 +430,18 @@ cdef class Disk:
             return error
         if not no_hole:
             return self._clear(first, last)
-        for block in range(first, last):
-            error = self._write_word(block, 0, False)
+        for count in range(RUN):
+            zeroes[count].kind = KIND_FILL
+            zeroes[count].handle = 0
+            zeroes[count].word = 0
+        while first < last:
+            count = <uint32_t>min(min(last - first, <uint64_t>RUN), LEAF_BLOCKS - first % LEAF_BLOCKS)
+            pthread_mutex_lock(self._stripe(first))
+            error = self._commit(first, count, zeroes)
+            pthread_mutex_unlock(self._stripe(first))
             if error:
                 return error
+            first += count
         return 0
 
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:
