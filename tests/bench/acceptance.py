@@ -204,9 +204,11 @@ def measure_latency(directory: Path, effort: Effort) -> list[Figure]:
         place = directory / f"latency-{number}"
         with start_peer("nbdzram", place, GIB) as server:
             assert isinstance(server, Nbdzram)
-            # Half of the blocks have a twin, so that there is something to fold, and holes to compact after it.
+            # Half of the blocks have a twin, so that there is something to fold.
             fill(server, GIB, "--dedupe_percentage=50")
             for kind in ("fold", "compact", "recompress"):
+                if kind == "compact":  # every second object goes, and leaves a hole
+                    fio(server, "--rw=randtrim", "--bs=4k", "--iodepth=32", "--size=1g", "--io_size=512m")
                 inside, outside = latencies_around(kind, server, place)
                 during, without = percentile(inside, 99), percentile(outside, 99)
                 ratios.setdefault(kind, []).append(during / without)
