@@ -13,6 +13,8 @@ SIZE ?= 1G
 ADDRESS ?= 127.0.0.1
 PORT ?= 10809
 METRICS ?= 127.0.0.1:9809
+# What `make fuzz` tries on each target
+RUNS ?= 2000000
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo build lint test test-slow fuzz wheel dashboards bench bench-memory clean
@@ -44,8 +46,8 @@ wheel: $(VENV)/built ## Build a wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls -l dist
 
-fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours
-	$(BIN)/pytest tests/fuzz -m slow
+fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours (RUNS=2000000)
+	FUZZ_RUNS=$(RUNS) $(BIN)/pytest tests/fuzz -m slow
 
 dashboards: $(VENV)/dev ## Write the Grafana dashboard's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana.generate
