@@ -4,8 +4,8 @@
     socket <- or the transport's queue <- outgoing <- SSLObject <- the protocol above, SLICE bytes at a time
 
 OpenSSL does the work through Python's ssl (MemoryBIO, SSLObject). asyncio's and uvloop's own layer does the same with
-256 KiB of buffers for each connection and a call of the protocol for each record; docs/decisions/tls-channel.md has
-the numbers.
+256 KiB of buffers for each connection and a call of the protocol for each record; the numbers stand in
+docs/decisions/0010-tls-through-a-channel-of-our-own.md.
 
 Invariants
 1. Ciphertext is made only when the socket's transport holds none that the peer does not take; until then plain bytes
@@ -23,7 +23,7 @@ from cpython.buffer cimport (
     PyBUF_READ, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 
