@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -147,22 +149,43 @@ class RunReport:
     after: PoolStats
 
 
-def to_json(record: Any) -> Any:
-    """The record as JSON types.
+def to_json(value: Any) -> str:
+    """A record, or a list or table of them, as JSON text."""
+    return _ENCODER.encode(value)
 
-    dataclasses.asdict copies every number on its way: 30 ms for 100 exports, on the event loop. This takes 8 ms.
-    """
-    if isinstance(record, tuple):
-        return [to_json(item) for item in record] if record and dataclasses.is_dataclass(record[0]) else record
-    if isinstance(record, dict):
-        return {name: to_json(item) for name, item in record.items()}
-    if dataclasses.is_dataclass(record):
-        return {name: to_json(getattr(record, name)) for name in record.__dataclass_fields__}
-    return record
+
+def to_json_pieces(value: Any, depth: int = 2) -> Iterator[str]:
+    """The same text in pieces: what lies `depth` levels down, such as one export of a ServerStatus, is one piece."""
+    if depth and dataclasses.is_dataclass(value):
+        value = fields(value)
+    if depth and isinstance(value, dict):
+        opening = "{"
+        for name, item in value.items():
+            yield f"{opening}{to_json(name)}:"
+            yield from to_json_pieces(item, depth - 1)
+            opening = ","
+        yield "}" if value else "{}"
+    elif depth and isinstance(value, list | tuple):
+        opening = "["
+        for item in value:
+            yield opening
+            yield from to_json_pieces(item, depth - 1)
+            opening = ","
+        yield "]" if value else "[]"
+    else:
+        yield to_json(value)
+
+
+def fields(record: Any) -> dict[str, Any]:
+    """A record's fields by name, as they are. dataclasses.asdict copies every number below: 30 ms for 100 exports."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=fields)
 
 
 def from_json(kind: type[Record], payload: object, source: str = "the server's answer") -> Record:
-    """The record of type `kind` that to_json turned into `payload`. Raises UserError, which names the source."""
+    """The record of type `kind` whose JSON was read as `payload`. Raises UserError, which names the source."""
     try:
         return typing.cast("Record", _decode(kind, payload))
     except (KeyError, TypeError, ValueError) as error:

@@ -11,12 +11,13 @@ the command line ends with.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from nbdzram.errors import ExportExists, NoSuchExport, ServerUnreachable, UserError
+from nbdzram.status import to_json, to_json_pieces
 
 MAX_REQUEST_BYTES = 64 << 10  # a name of 4096 bytes, escaped, in each parameter
 MAX_REPLY_BYTES = 64 << 20  # the status of ten thousand exports with their histograms
@@ -75,9 +76,11 @@ def request(method: str, params: Mapping[str, Any], request_id: int) -> bytes:
     return _line({"jsonrpc": "2.0", "method": method, "params": params, "id": request_id})
 
 
-def result(request_id: object, value: Any) -> bytes:
-    """The answer to a call."""
-    return _line({"jsonrpc": "2.0", "result": value, "id": request_id})
+def result(request_id: object, value: Any) -> Iterator[str]:
+    """The answer to a call, in pieces: it may be long."""
+    yield '{"jsonrpc":"2.0","result":'
+    yield from to_json_pieces(value)
+    yield f',"id":{to_json(request_id)}}}\n'
 
 
 def failure(request_id: object, code: Code, text: str, kind: UserError | None = None) -> bytes:
@@ -105,4 +108,4 @@ def error_of(error: Mapping[str, Any]) -> UserError:
 
 
 def _line(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return to_json(message).encode() + b"\n"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from nbdzram.control.messages import Code, MessageError
 from nbdzram.engine.stats import DiskUsage
-from nbdzram.status import ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus, to_json
+from nbdzram.status import ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus
 
 Progress = Callable[[str, str, int, int], None]
 """Called with kind, pool, done and total."""
@@ -69,7 +69,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: its parameters, and the call that takes them and gives JSON."""
+    """One method: its parameters, and the call that takes them and gives records or nothing."""
 
     parameters: Mapping[str, Parameter]
     call: Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
@@ -102,39 +102,39 @@ def method_table(operations: Operations) -> dict[str, Method]:
     size = Parameter(int)
 
     async def status(_: Mapping[str, Any], __: Progress) -> Any:
-        return to_json(operations.status())
+        return operations.status()
 
     async def usage(_: Mapping[str, Any], __: Progress) -> Any:
-        return to_json(await operations.usage())
+        return await operations.usage()
 
     async def run(given: Mapping[str, Any], progress: Progress) -> Any:
         chosen = {name: given[name] for name in RUN_OPTIONS}
         asked = {name: given[name] for name in ("kind", "pool", "cpu_percent")}
-        return to_json(await operations.run(asked.pop("kind"), RunOptions(**chosen), **asked, progress=progress))
+        return await operations.run(asked.pop("kind"), RunOptions(**chosen), **asked, progress=progress)
 
     async def add_pool(given: Mapping[str, Any], _: Progress) -> Any:
-        return to_json(await operations.add_pool(**given))
+        return await operations.add_pool(**given)
 
     async def change_pool(given: Mapping[str, Any], _: Progress) -> Any:
-        return to_json(await operations.change_pool(**given))
+        return await operations.change_pool(**given)
 
     async def remove_pool(given: Mapping[str, Any], _: Progress) -> Any:
         await operations.remove_pool(**given)
 
     async def add(given: Mapping[str, Any], _: Progress) -> Any:
-        return to_json(await operations.add_export(**given))
+        return await operations.add_export(**given)
 
     async def remove(given: Mapping[str, Any], _: Progress) -> Any:
         await operations.remove_export(**given)
 
     async def resize(given: Mapping[str, Any], _: Progress) -> Any:
-        return to_json(await operations.resize_export(**given))
+        return await operations.resize_export(**given)
 
     async def reset(given: Mapping[str, Any], _: Progress) -> Any:
-        return to_json(await operations.reset_export(**given))
+        return await operations.reset_export(**given)
 
     async def copy(given: Mapping[str, Any], _: Progress) -> Any:
-        return to_json(await operations.copy_export(**given))
+        return await operations.copy_export(**given)
 
     return {
         "status": Method({}, status),

@@ -18,6 +18,7 @@ from nbdzram.control import messages
 from nbdzram.control.messages import Code, MessageError, Request
 from nbdzram.control.methods import Method
 from nbdzram.errors import NbdzramError, UserError
+from nbdzram.slices import join_in_slices
 
 MAX_CONNECTIONS = 64  # people and scripts of one owner
 MAX_QUEUED_BYTES = 64 << 10  # progress is left out while a client has that much unread
@@ -113,7 +114,9 @@ class ControlServer:
                 writer.write(messages.progress(request.id, kind, pool, done, total))
 
         value = await method.call(given, progress)
-        return None if request.id is None else messages.result(request.id, value)
+        if request.id is None:
+            return None
+        return (await join_in_slices(messages.result(request.id, value))).encode()
 
 
 def _bind(path: Path) -> socket.socket:

@@ -37,11 +37,13 @@ class Family:
     says: str
     samples: Samples
 
-    def render(self, status: ServerStatus) -> str:
-        """The family's lines; nothing if it has no samples."""
+    def lines(self, status: ServerStatus) -> Iterator[str]:
+        """The family's text, sample by sample; nothing if it has none."""
         name = self.name
-        lines = [f"{name}{rest} {_number(value)}\n" for rest, value in self.samples.of(status)]
-        return f"# HELP {name} {self.says}\n# TYPE {name} {self.kind}\n{''.join(lines)}" if lines else ""
+        heading = f"# HELP {name} {self.says}\n# TYPE {name} {self.kind}\n"
+        for rest, value in self.samples.of(status):
+            yield f"{heading}{name}{rest} {value!r}\n"
+            heading = ""
 
 
 def labels(**pairs: str) -> str:
@@ -65,7 +67,3 @@ def histogram(
     yield f'_bucket{opened}le="+Inf"}}', cumulative[-1]
     yield f"_sum{label_set}", total
     yield f"_count{label_set}", cumulative[-1]
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else repr(value)

@@ -14,10 +14,10 @@ and nothing to change: whoever may reach the address may read.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from itertools import chain
 
 from nbdzram.config import TcpAddress
 from nbdzram.engine.stats import DiskUsage
@@ -26,7 +26,8 @@ from nbdzram.metrics.exposition import CONTENT_TYPE
 from nbdzram.metrics.families import FAMILIES
 from nbdzram.metrics.page import load_page
 from nbdzram.metrics.process import ProcessMetrics, resident_bytes
-from nbdzram.status import ServerStatus, to_json
+from nbdzram.slices import join_in_slices
+from nbdzram.status import ServerStatus, fields, to_json_pieces
 
 MAX_HEAD_BYTES = 8192  # browsers with cookies of other services on localhost send up to a few KiB
 REQUEST_SECONDS = 5.0  # for the head to arrive, and again for the reply to leave
@@ -140,13 +141,10 @@ class MetricsServer:
         return await route()
 
     async def _metrics(self) -> Answer:
-        """All families of one moment; other clients are served between two of them."""
-        status, parts = self._status(), []
-        for family in FAMILIES:
-            parts.append(family.render(status))
-            await asyncio.sleep(0)
-        parts.append(self._process.render())
-        return HTTPStatus.OK, CONTENT_TYPE, "".join(parts).encode()
+        """All families of one moment."""
+        status = self._status()
+        text = await join_in_slices(chain.from_iterable(family.lines(status) for family in FAMILIES))
+        return HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode()
 
     async def _healthz(self) -> Answer:
         return HTTPStatus.OK, "text/plain", b"ok\n"
@@ -157,17 +155,17 @@ class MetricsServer:
         return HTTPStatus.OK, "text/plain", b"ready\n"
 
     async def _status_json(self) -> Answer:
-        return _json(to_json(self._status()) | {"resident_bytes": resident_bytes()})
+        return await _json(fields(self._status()) | {"resident_bytes": resident_bytes()})
 
     async def _usage_json(self) -> Answer:
-        return _json(to_json(dict(await self._usage())))
+        return await _json(await self._usage())
 
     async def _page(self) -> Answer:
         return HTTPStatus.OK, "text/html; charset=utf-8", self._page_content
 
 
-def _json(payload: object) -> Answer:
-    return HTTPStatus.OK, "application/json", json.dumps(payload, separators=(",", ":")).encode()
+async def _json(value: object) -> Answer:
+    return HTTPStatus.OK, "application/json", (await join_in_slices(to_json_pieces(value))).encode()
 
 
 def _head(status: HTTPStatus, kind: str, length: int, policy: str) -> bytes:

@@ -28,7 +28,6 @@ from nbdzram.server.state import ExportChange, PoolChange, State
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ExportStatus,
-    OperationStatus,
     PoolStatus,
     RunOptions,
     RunReport,
@@ -360,16 +359,7 @@ def _export_status(export: Export) -> ExportStatus:
         failed_writes=io_stat.failed_writes,
         invalid_io=io_stat.invalid_io,
         notify_free=io_stat.notify_free,
-        operations={
-            name: OperationStatus(
-                requests=counts.requests,
-                bytes=counts.size_bytes,
-                errors=counts.errors,
-                latency_counts=counts.latency_buckets,
-                latency_sum_seconds=counts.latency_seconds,
-            )
-            for name, counts in export.traffic.operations().items()
-        },
+        operations=export.traffic.operations(),
     )
 
 

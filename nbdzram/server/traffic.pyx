@@ -7,15 +7,21 @@ cimport cython
 
 from nbdzram.nbd.constants import Command
 from nbdzram.nbd.verdicts import Verdict
-from nbdzram.server.counts import IoStat, OperationCounts
+from nbdzram.server.counts import IoStat
+from nbdzram.status import OperationStatus
 
 
 cdef dict _NAMES = {int(command): command.name.lower() for command in Command if command is not Command.DISC}
 _NAMES[OPERATIONS - 1] = "other"
 cdef list _CAUSE_NAMES = [verdict.name.lower() for verdict in Verdict]
 cdef bint[CAUSES] _INVALID
-for _verdict in Verdict:  # a scrape of 100 exports took 16 ms when it asked the enumeration each time
+for _verdict in Verdict:  # asking the enumerations at each count would cost more than the counting
     _INVALID[int(_verdict)] = _verdict.invalid_io
+cdef int _READ = Command.READ
+cdef int _BLOCK_STATUS = Command.BLOCK_STATUS
+_UNUSED = OperationStatus(
+    requests=0, bytes=0, errors={}, latency_counts=(0,) * BUCKETS, latency_sum_seconds=0.0
+)  # one record for all: of a hundred exports' operations most were never asked for
 
 
 @cython.auto_pickle(False)
@@ -32,7 +38,9 @@ cdef class Traffic:
 
     def operations(self):
         """Counts by operation name (read, write...; other: commands that do not exist)."""
-        return {name: self._operation(number) for number, name in _NAMES.items()}
+        return {
+            name: self._operation(number) if self.requests[number] else _UNUSED for number, name in _NAMES.items()
+        }
 
     def _operation(self, int number):
         cdef int cause
@@ -41,12 +49,12 @@ cdef class Traffic:
             for cause in range(1, CAUSES)
             if self.errors[number][cause]
         }
-        return OperationCounts(
+        return OperationStatus(
             requests=self.requests[number],
-            size_bytes=self.size[number],
+            bytes=self.size[number],
             errors=errors,
-            latency_seconds=self.nanoseconds[number] / 1e9,
-            latency_buckets=tuple(self.latency[number][k] for k in range(BUCKETS)),
+            latency_counts=tuple([self.latency[number][k] for k in range(BUCKETS)]),
+            latency_sum_seconds=self.nanoseconds[number] / 1e9,
         )
 
     def io_stat(self):
@@ -60,7 +68,7 @@ cdef class Traffic:
             for cause in range(1, CAUSES):
                 if _INVALID[cause]:
                     invalid_io += self.errors[number][cause]
-                elif number == Command.READ or number == Command.BLOCK_STATUS:
+                elif number == _READ or number == _BLOCK_STATUS:
                     failed_reads += self.errors[number][cause]
                 else:
                     failed_writes += self.errors[number][cause]

@@ -1,6 +1,6 @@
 """`make bench`: the figures that a release must reach, as a table. Both sides of each ratio in one run, medians.
 
-python -m tests.bench.acceptance [--rounds N] [--seconds N] [NAME...]     NAME: speed, copy, tls, latency, memory
+python -m tests.bench.acceptance [--rounds N] [--seconds N] [NAME...]     NAME: as in MEASUREMENTS
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from threading import Thread
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
+from tests.bench import scrape
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
 from tests.support.pki import Pki
@@ -278,12 +279,29 @@ def measure_memory(directory: Path, _: Effort) -> list[Figure]:
     return figures
 
 
+def measure_scrape(directory: Path, effort: Effort) -> list[Figure]:
+    """What looking at a hundred exports costs the server, and for how long nobody else is served meanwhile."""
+    places = [directory / f"scrape-{number}" for number in range(effort.rounds)]
+    for place in places:
+        place.mkdir()
+    figures = []
+    for path, required in (("/metrics", 20.0), ("/status.json", 20.0)):
+        costs = [scrape.processor_ms(place, path) for place in places]
+        figures.append(Figure(f"{path} of 100 exports, processor time, ms", median(costs), required, False, ""))
+    holds = [scrape.longest_holds_ms(place) for place in places]
+    for what in holds[0]:
+        longest = median(hold[what] for hold in holds)
+        figures.append(Figure(f"{what} of 100 exports, loop held, ms", longest, 4.0, False, ""))
+    return figures
+
+
 MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "speed": measure_speed,
     "copy": measure_copy,
     "tls": measure_tls,
     "latency": measure_latency,
     "memory": measure_memory,
+    "scrape": measure_scrape,
 }
 
 

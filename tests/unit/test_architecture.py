@@ -1,6 +1,7 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
-    cli -> {server, control, metrics} -> status -> {nbd, engine} -> {settings, values} -> {config, units, errors}
+    cli -> {server, control, metrics} -> status -> {nbd, engine} -> {settings, values} -> config
+        -> {units, errors, slices}
 
 Packages of one level do not import each other.
 """
@@ -18,7 +19,7 @@ import nbdzram
 
 ROOT = Path(nbdzram.__file__).parent
 LEVELS = (
-    ("errors", "units"),
+    ("errors", "units", "slices"),
     ("config",),
     ("values",),
     ("settings",),
@@ -33,7 +34,7 @@ LEVELS = (
 
 APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
 RESERVED = {
-    "asyncio": {"server", "control.server", "metrics.http", "cli.serve"},
+    "asyncio": {"server", "control.server", "metrics.http", "cli.serve", "slices"},
     "uvloop": {"cli.serve"},
     "click": {"cli"},
     "rich": {"cli"},
