@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import connect, control_option, export_names
-from nbdzram.cli.hints import Address, nbd_client, nbdtab_line
+from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.errors import NoSuchExport, UserError
 
 MODULE = Path("/sys/module/nbd")
@@ -20,9 +20,9 @@ NBDTAB = Path("/etc/nbdtab")
 
 @click.command(
     "attach",
-    epilog="\b\nExamples:\n  nbdzram attach disk                      # print the line\n"
-    "  sudo nbdzram attach disk /dev/nbd0 --run  # run it\n"
-    "  nbdzram attach disk --uri nbd://10.0.0.5 --nbdtab",
+    epilog="\b\nExamples:\n  nbdzram attach disk                          # print the line\n"
+    "  sudo nbdzram attach disk /dev/nbd0 --run     # run it\n"
+    "  nbdzram attach disk --uri nbd://192.0.2.10 --nbdtab -C 4",
 )
 @click.argument("export", shell_complete=export_names)
 @click.argument("device", default="/dev/nbd0")
@@ -33,6 +33,13 @@ NBDTAB = Path("/etc/nbdtab")
     "-C", "--connections", metavar="N", type=click.IntRange(1, 64), default=1, show_default=True, help="Connections."
 )
 @click.option("--swap", is_flag=True, help="The device will be swap.")
+@click.option(
+    "--tls-certificates",
+    "certificates",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="For a server with TLS: where ca-cert.pem is, and client-cert.pem with client-key.pem if it asks for them.",
+)
 @control_option
 def command(
     *,
@@ -43,6 +50,7 @@ def command(
     uri: str | None,
     connections: int,
     swap: bool,
+    certificates: Path | None,
     control: Path | None,
 ) -> None:
     """Attach EXPORT to DEVICE with the kernel's own client, or show how.
@@ -52,16 +60,28 @@ def command(
     address = Address.of(uri) if uri else _local_address(export, control)
     if not address.kernel_can_attach:
         raise UserError("nbd-client speaks no vsock; let the server listen on TCP or a unix socket too")
-    line = nbd_client(address, export, device, connections=connections, swap=swap)
+    if run_it and address.over_tls and certificates is None:
+        raise UserError(f"the server at {address.uri(export)} asks for TLS; give --tls-certificates DIR")
+    attachment = Attachment(address, export, device, connections, swap, _credentials(certificates))
     if nbdtab:
-        return click.echo(nbdtab_line(address, export, device, connections=connections, swap=swap))
+        return click.echo(attachment.nbdtab_line())
+    line = attachment.command()
     if not run_it:
-        for hint in _missing():
+        for hint in _missing(attachment, certificates):
             click.echo(f"# {hint}", err=True)
         return click.echo(shlex.join(line))
     _run(line, device)
     click.echo(f"attached {export} to {device}; detach it with: nbd-client -d {device}")
     return None
+
+
+def _credentials(directory: Path | None) -> Credentials:
+    """What is there; without a directory the line says DIR in its place. Raises UserError."""
+    if directory is None:
+        return Credentials()
+    if not (directory / "ca-cert.pem").exists():
+        raise UserError(f"{directory} holds no ca-cert.pem, the authority that signed the server's certificate")
+    return Credentials(str(directory.absolute()), own=(directory / "client-cert.pem").exists())
 
 
 def _local_address(export: str, control: Path | None) -> Address:
@@ -78,9 +98,13 @@ def _local_address(export: str, control: Path | None) -> Address:
     return next((address for address in addresses if address.path is not None), addresses[0])
 
 
-def _missing() -> list[str]:
-    """What this machine lacks for the printed line to work."""
+def _missing(attachment: Attachment, certificates: Path | None) -> list[str]:
+    """What the printed line still needs, and what this machine lacks for it to work."""
     hints = []
+    if attachment.address.over_tls and certificates is None:
+        hints.append("DIR: where ca-cert.pem is; --tls-certificates names it")
+    if attachment.address.over_tls and attachment.swap:
+        hints.append("swap over TLS can lock the machine up: nbd-client(8), TLS SUPPORT")
     if shutil.which("nbd-client", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
         hints.append("nbd-client is missing: apt-get install nbd-client")
     if not MODULE.exists():

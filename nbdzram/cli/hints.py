@@ -1,16 +1,17 @@
-"""How clients attach: the nbd-client line, the nbdtab line, and URIs for libnbd and QEMU.
+"""How clients attach: the nbd-client line, the nbdtab line, and what libnbd and QEMU are told.
 
-Sources: nbd-client(8), nbdtab(5), and doc/uri.md of the NBD project for the URI's parts.
+Sources: nbd-client(8), nbdtab(5), doc/uri.md of the NBD project for the URI's parts, nbd_connect_uri(3) for its TLS
+parameters, qemu-img(1) for --object and --image-opts.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, urlsplit
 
-from nbdzram.config import DEFAULT_PORT
+from nbdzram.config import DEFAULT_PORT, TlsConfig
 from nbdzram.errors import UserError
 
 
@@ -40,38 +41,121 @@ class Address:
         """nbd-client speaks TCP and unix sockets."""
         return not self.scheme.endswith("+vsock")
 
-    def uri(self, export: str) -> str:
-        """The URI of one export, for libnbd and QEMU."""
-        name = quote(export, safe="")
+    @property
+    def over_tls(self) -> bool:
+        """The server asks for TLS."""
+        return self.scheme.startswith("nbds")
+
+    def uri(self, export: str, credentials: Credentials | None = None) -> str:
+        """The URI of one export, for libnbd; without TLS for QEMU too."""
+        name, user, parameters = quote(export, safe=""), "", []
         if self.path is not None:
-            return f"{self.scheme}:///{name}?socket={quote(self.path)}"
+            parameters.append(f"socket={quote(self.path)}")
+        if credentials is not None and self.over_tls:
+            user = f"{credentials.user}@" if credentials.user else ""
+            parameters.append(credentials.uri_parameter)
+        query = f"?{'&'.join(parameters)}" if parameters else ""
+        if self.path is not None:
+            return f"{self.scheme}://{user}/{name}{query}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}/{name}"
+        return f"{self.scheme}://{user}{host}:{self.port}/{name}{query}"
 
 
-def nbd_client(address: Address, export: str, device: str, *, connections: int = 1, swap: bool = False) -> list[str]:
-    """The command that attaches an export to a kernel device."""
-    where = ["-unix", address.path] if address.path is not None else [address.host, str(address.port)]
-    options = ["-name", export]
-    options += ["-connections", str(connections)] if connections > 1 else []
-    options += ["-swap"] if swap else []
-    return ["nbd-client", *where, device, *options]
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client shows and trusts over TLS: files under the names that libnbd and QEMU look for in a directory."""
+
+    directory: str = "DIR"
+    own: bool = False  # a certificate of the client's own, not only the authority's
+    user: str | None = None  # the client's name in keys.psk: a pre-shared key takes the certificates' place
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Each file's name, by the option that nbd-client and nbdtab have for it; neither speaks pre-shared keys."""
+        if self.user:
+            return {"psk": "keys.psk"}
+        own = {"certfile": "client-cert.pem", "keyfile": "client-key.pem"} if self.own else {}
+        return {"cacertfile": "ca-cert.pem"} | own
+
+    @property
+    def uri_parameter(self) -> str:
+        """As libnbd takes it."""
+        directory = quote(self.directory)
+        return f"tls-psk-file={directory}/keys.psk" if self.user else f"tls-certificates={directory}"
+
+    @property
+    def qemu_object(self) -> str:
+        """As QEMU takes it, under the id tls0."""
+        kind, user = ("psk", {"username": self.user}) if self.user else ("x509", {})
+        return f"tls-creds-{kind},{_options({'id': 'tls0', 'endpoint': 'client', 'dir': self.directory, **user})}"
 
 
-def nbdtab_line(address: Address, export: str, device: str, *, connections: int = 1, swap: bool = False) -> str:
-    """The line of /etc/nbdtab with which `nbd-client nbdN` and nbd@nbdN.service attach it."""
-    options = ["unix"] if address.path is not None else [f"port={address.port}"]
-    options += [f"conns={connections}"] if connections > 1 else []
-    options += ["swap"] if swap else []
-    options += ["persist"]
-    return f"{device.removeprefix('/dev/')} {address.path or address.host} {export} {','.join(options)}"
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How the kernel's own client is to attach an export to a device."""
+
+    address: Address
+    export: str
+    device: str = "/dev/nbd0"
+    connections: int = 1
+    swap: bool = False
+    credentials: Credentials = Credentials()
+
+    @property
+    def _files(self) -> dict[str, str]:
+        if not self.address.over_tls:
+            return {}
+        return {option: f"{self.credentials.directory}/{name}" for option, name in self.credentials.files.items()}
+
+    def command(self) -> list[str]:
+        """The nbd-client command."""
+        address = self.address
+        where = ["-unix", address.path] if address.path is not None else [address.host, str(address.port)]
+        options = ["-name", self.export]
+        options += ["-connections", str(self.connections)] if self.connections > 1 else []
+        options += ["-swap"] if self.swap else []
+        options += [word for option, file in self._files.items() for word in (f"-{option}", file)]
+        return ["nbd-client", *where, self.device, *options]
+
+    def nbdtab_line(self) -> str:
+        """The line of /etc/nbdtab with which `nbd-client nbdN` and nbd@nbdN.service attach it."""
+        address = self.address
+        options = ["unix"] if address.path is not None else [f"port={address.port}"]
+        options += [f"conns={self.connections}"] if self.connections > 1 else []
+        options += ["swap"] if self.swap else []
+        options += [f"{option}={file}" for option, file in self._files.items()]
+        options += ["persist"]
+        device = self.device.removeprefix("/dev/")
+        return f"{device} {address.path or address.host} {self.export} {','.join(options)}"
 
 
-def how_to_attach(uri: str, export: str) -> Iterator[str]:
+def qemu_img(address: Address, export: str, credentials: Credentials) -> list[str]:
+    """The qemu-img command that looks at an export. QEMU's URIs have no place for certificates."""
+    if not address.over_tls:
+        return ["qemu-img", "info", address.uri(export)]
+    if address.path is not None:
+        server = {"type": "unix", "path": address.path}
+    else:
+        server = {"type": "inet", "host": address.host, "port": str(address.port)}
+    image = {"driver": "raw", "file.driver": "nbd", "file.export": export}
+    image |= {f"file.server.{name}": value for name, value in server.items()}
+    image["file.tls-creds"] = "tls0"
+    return ["qemu-img", "info", "--object", credentials.qemu_object, "--image-opts", _options(image)]
+
+
+def how_to_attach(uri: str, export: str, tls: TlsConfig) -> Iterator[str]:
     """Command lines for a newcomer: the kernel's client, libnbd, QEMU."""
     address = Address.of(uri)
-    if address.kernel_can_attach:
-        line = shlex.join(nbd_client(address, export, "/dev/nbd0"))
+    credentials = Credentials(own=tls.client_ca is not None, user=None if tls.certificate else "NAME")
+    if address.kernel_can_attach and not (address.over_tls and credentials.user):
+        line = shlex.join(Attachment(address, export, credentials=credentials).command())
         yield f"{line}     # as root, after: modprobe nbd"
-    yield f"nbdinfo '{address.uri(export)}'"
-    yield f"qemu-img info '{address.uri(export)}'"
+    yield shlex.join(["nbdinfo", address.uri(export, credentials)])
+    yield shlex.join(qemu_img(address, export, credentials))
+    if address.over_tls:
+        yield f"where DIR is a directory with {', '.join(credentials.files.values())}"
+
+
+def _options(pairs: Mapping[str, str]) -> str:
+    """QEMU's options; a comma in a value is written twice."""
+    return ",".join(f"{name}={value.replace(',', ',,')}" for name, value in pairs.items())

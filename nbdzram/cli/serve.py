@@ -228,14 +228,16 @@ def greeting(config: ServerConfig, uris: tuple[str, ...], metrics: str | None, c
     for export in config.exports:
         access = ", read-only" if export.read_only else ""
         yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool}{access})"
-    name = config.exports[0].name if config.exports else "NAME"
     for uri in uris:
         yield f"  NBD      {uri}"
     yield f"  metrics  {metrics or 'off'}"
     yield f"  control  {control}"
+    name = config.exports[0].name if config.exports else "NAME"
+    if not config.exports:
+        yield "there is no disk in the configuration; add one with: nbdzram exports add NAME SIZE"
     if uris:
         yield "attach it with one of"
-        yield from (f"  {line}" for line in how_to_attach(uris[0], name))
+        yield from (f"  {line}" for line in how_to_attach(uris[0], name, config.tls))
 
 
 def notify_supervisor(message: str) -> None:

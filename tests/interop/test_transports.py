@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import stat
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, missing, require_program, require_root, run
+from tests.support.reach import tls_arguments
 from tests.support.server import Nbdzram
 
 pytestmark = pytest.mark.interop
@@ -39,6 +42,18 @@ def test_it_listens_on_several_addresses_of_both_families(serve: Callable[..., N
     assert [uri.rpartition(":")[0] for uri in tcp] == ["nbd://127.0.0.1", "nbd://127.0.0.2", "nbd://[::1]"]
     for uri in tcp:
         assert size_of(f"{uri}/disk") == 1 << 20
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_lines_of_the_greeting_work_as_they_are_printed(
+    serve: Callable[..., Nbdzram], pki: Pki, client_files: Path, *, tls: bool
+) -> None:
+    """Its unix socket, and over TLS its address and a directory in the place of DIR."""
+    server = serve({"a disk, with a comma": "1M"}, arguments=tls_arguments(pki, mode="require") if tls else ())
+    for program, size in (("nbdinfo", "1048576"), ("qemu-img", "1048576 bytes")):
+        require_program(program, package="libnbd-bin qemu-utils")
+        line = server.greeting(rf"\n  ({program} .*)").replace("DIR", str(client_files))
+        assert size in run(shlex.split(line))
 
 
 def test_a_unix_socket_has_the_mode_and_owner_that_were_asked_for(

@@ -37,6 +37,10 @@ def test_a_newcomer_sees_where_it_is_and_how_to_attach(start: Start) -> None:
     assert f"qemu-img info 'nbd+unix:///disk?socket={server.socket}'" in text
 
 
+def test_a_server_without_disks_says_how_to_add_one(start: Start) -> None:
+    assert "add one with: nbdzram exports add NAME SIZE" in "\n".join(start().greeting)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_drains_and_ends_with_0_and_leaves_no_sockets(start: Start, number: signal.Signals) -> None:
     server = start("-e", "disk=1M")
@@ -407,8 +411,24 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
     assert server.run("attach", "gone").code == 4
     far = run("attach", "disk", "--uri", "nbd://[fd00::1]:9", "--nbdtab")
     assert far.out == "nbd0 fd00::1 disk port=9,persist\n"
+    assert far.err == ""
     wrong = run("attach", "disk", "--uri", "http://x")
     assert (wrong.code, "is not an NBD URI" in wrong.err) == (1, True)
+
+
+def test_attach_to_a_server_with_tls_names_the_files_that_nbd_client_needs(tmp_path: Path) -> None:
+    uri = ("--uri", "nbds://192.0.2.10")
+    unsure = run("attach", "disk", *uri)
+    assert unsure.out == "nbd-client 192.0.2.10 10809 /dev/nbd0 -name disk -cacertfile DIR/ca-cert.pem\n"
+    assert "--tls-certificates names it" in unsure.err
+    missing = run("attach", "disk", *uri, "--tls-certificates", str(tmp_path))
+    assert (missing.code, f"{tmp_path} holds no ca-cert.pem" in missing.err) == (1, True)
+    for name in ("ca-cert.pem", "client-cert.pem", "client-key.pem"):
+        (tmp_path / name).touch()
+    whole = run("attach", "disk", *uri, "--tls-certificates", str(tmp_path), "--nbdtab")
+    files = f"cacertfile={tmp_path}/ca-cert.pem,certfile={tmp_path}/client-cert.pem,keyfile={tmp_path}/client-key.pem"
+    assert whole.out == f"nbd0 192.0.2.10 disk port=10809,{files},persist\n"
+    assert "--tls-certificates DIR" in run("attach", "disk", *uri, "--run").err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
