@@ -53,6 +53,10 @@ class TcpAddress:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
 
+    def __str__(self) -> str:
+        """As a person writes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixAddress:
@@ -62,12 +66,18 @@ class UnixAddress:
     mode: int = 0o600
     owner: str | None = None  # user, or user:group
 
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VsockAddress:
     """One listening AF_VSOCK port (any local context)."""
 
     port: int = DEFAULT_PORT
+
+    def __str__(self) -> str:
+        return f"vsock:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

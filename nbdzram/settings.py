@@ -150,7 +150,9 @@ def read_toml(path: Path) -> Layer:
         content = path.read_text(encoding="utf-8")
         document = tomllib.loads(content)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read the configuration file {path}: {error.strerror}; -c or NBDZRAM_CONFIG names one"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
-from nbdzram.units import parse_size, physical_memory
+from nbdzram.units import format_size, parse_size, physical_memory
 
 MAX_NAME_BYTES = 4096  # the NBD protocol's limit on strings
 SECTOR_BYTES = 512  # what every NBD client can address
+EXPORT_BYTES_MAX = 1 << 51  # 2 PiB: what a block table of three levels reaches (engine/table)
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # it becomes a file name
 _TRUE = {"true", "yes", "on", "1"}
@@ -89,10 +90,11 @@ def memory(value: object) -> int:
 
 
 def export_size(value: object) -> int:
-    """The size of a disk: at least one sector, a multiple of it."""
+    """The size of a disk: a multiple of a sector, at least one, as large as a block table reaches."""
     number = _size(value, of=None)
-    if number < SECTOR_BYTES or number % SECTOR_BYTES or number >= 1 << 63:
-        raise ValueError(f"'{value}' is not the size of a disk: a multiple of {SECTOR_BYTES} bytes, below 8E")
+    if not SECTOR_BYTES <= number <= EXPORT_BYTES_MAX or number % SECTOR_BYTES:
+        most = format_size(EXPORT_BYTES_MAX)
+        raise ValueError(f"'{value}' is not the size of a disk: a multiple of {SECTOR_BYTES} bytes, at most {most}")
     return number
 
 

@@ -195,14 +195,13 @@ def addresses(patient: Patient) -> Iterator[Finding]:
     if patient.config.metrics is not None:
         wanted.append(("metrics", patient.config.metrics, "choose another with --metrics, or --metrics off"))
     for subject, address, remedy in wanted:
-        where = f"{address.host}:{address.port}"
         reason = _cannot_listen(address)
         if reason is None:
-            yield Finding(Level.OK, subject, f"{where} is free")
+            yield Finding(Level.OK, subject, f"{address} is free")
         elif patient.server is not None and reason == "Address already in use":
-            yield Finding(Level.OK, subject, f"{where} is in use; a server runs")
+            yield Finding(Level.OK, subject, f"{address} is in use; a server runs")
         else:
-            yield Finding(Level.FAIL, subject, f"cannot listen on {where}: {reason}", remedy)
+            yield Finding(Level.FAIL, subject, f"cannot listen on {address}: {reason}", remedy)
     for unix in patient.config.unix:
         parent = unix.path.absolute().parent
         if os.access(parent, os.W_OK | os.X_OK):

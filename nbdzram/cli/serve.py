@@ -20,7 +20,7 @@ import click
 
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
-from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, UnixAddress
+from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress
 from nbdzram.errors import ConfigError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
@@ -279,17 +279,14 @@ def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | N
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:
     """-i, -p, -U and --vsock together say the one key `listen`."""
-    tcp = [(address, port) for address in addresses]
-    if port is not None and not addresses:
-        tcp = [(TcpAddress().host, port)]
-    listen = [_address(host, number) for host, number in tcp] + [f"unix:{path}" for path in sockets]
+    hosts = addresses or ((TcpAddress().host,) if port is not None else ())
+    listen = [_address(host, port) for host in hosts] + [f"unix:{path}" for path in sockets]
     listen += [f"vsock:{vsock}"] if vsock is not None else []
     return {("listen",): Given(listen, "-i, -p, -U or --vsock")} if listen else {}
 
 
 def _address(host: str, port: int | None) -> str:
-    number = DEFAULT_PORT if port is None else port
-    return f"[{host}]:{number}" if ":" in host and not host.startswith("[") else f"{host}:{number}"
+    return str(TcpAddress(host=host.strip("[]"), port=DEFAULT_PORT if port is None else port))
 
 
 def _describe_config(config: ServerConfig) -> Iterator[str]:
@@ -300,14 +297,8 @@ def _describe_config(config: ServerConfig) -> Iterator[str]:
     for export in config.exports:
         yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool})"
     for address in (*config.tcp, *config.unix, *config.vsock):
-        yield f"  listen   {_where(address)}"
-    yield f"  metrics  {_where(config.metrics) if config.metrics else 'off'}"
+        yield f"  listen   {address}"
+    yield f"  metrics  {config.metrics or 'off'}"
+    if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
+        yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"
     yield f"  state    {config.state_dir or 'none: the disks end with the process'}"
-
-
-def _where(address: object) -> str:
-    if isinstance(address, TcpAddress):
-        return _address(address.host, address.port)
-    if isinstance(address, UnixAddress):
-        return f"unix:{address.path}"
-    return f"vsock:{getattr(address, 'port', '')}"

@@ -151,4 +151,7 @@ def _remove_stale(path: Path) -> None:
             return
         except BlockingIOError:
             pass
-    raise UserError(f"another server answers on the control socket {path}; give this one its own with --control PATH")
+    raise UserError(
+        f"another server answers on the control socket {path}; stop it, or give this one --control, -p and --metrics "
+        f"of its own"
+    )

@@ -14,7 +14,9 @@ and nothing to change: whoever may reach the address may read.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from itertools import chain
@@ -66,13 +68,13 @@ class MetricsServer:
 
     async def start(self) -> None:
         """Listen. Raises UserError."""
-        host, port = self._address.host, self._address.port
+        address = self._address
         try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=MAX_HEAD_BYTES)
-        except OSError as error:
-            reason = error.strerror or str(error)
+            self._server = await asyncio.start_server(self._accept, address.host, address.port, limit=MAX_HEAD_BYTES)
+        except OSError as error:  # asyncio's own text names the address a second time
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             raise UserError(
-                f"cannot listen on {self._where(host, port)} for metrics: {reason}; "
+                f"cannot listen on {address} for metrics: {reason}; "
                 f"choose another address with --metrics ADDR:PORT, or --metrics off"
             ) from error
 
@@ -90,11 +92,7 @@ class MetricsServer:
         """Where the metrics are."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
-        return f"http://{self._where(self._address.host, port)}/metrics"
-
-    @staticmethod
-    def _where(host: str, port: int) -> str:
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"http://{dataclasses.replace(self._address, port=port)}/metrics"
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:

@@ -80,7 +80,7 @@ class Exports:
     def add(self, export: Export) -> None:
         """Offer it. Raises ExportExists."""
         if export.name in self._by_name:
-            raise ExportExists(f"export {export.name!r} exists already: choose another name, or remove it first")
+            raise ExportExists(f"there is an export '{export.name}' already; choose another name or remove it first")
         self._by_name[export.name] = export
 
     def get(self, name: str) -> Export:
@@ -88,8 +88,8 @@ class Exports:
         try:
             return self._by_name[name]
         except KeyError:
-            known = ", ".join(repr(other) for other in list(self._by_name)[:10]) or "none"
-            raise NoSuchExport(f"no export is named {name!r}; there are: {known}") from None
+            known = ", ".join(list(self._by_name)[:10]) or "none"
+            raise NoSuchExport(f"there is no export '{name}'; there are: {known}") from None
 
     def resolve(self, name: str) -> Export | None:
         """As a client means it: the empty name is the default export, or the only one."""

@@ -21,11 +21,11 @@ FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 def open_tcp(address: TcpAddress) -> list[socket.socket]:
     """One socket for each address that the host name stands for. Raises UserError."""
-    where = f"{address.host}:{address.port}"
     try:
         found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"cannot listen on {where}: {error}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot listen on {address}: {reason}; write an address of this machine") from None
     opened: list[socket.socket] = []
     for family, kind, protocol, _, target in dict.fromkeys(found):
         listener = socket.socket(family, kind, protocol)
@@ -40,7 +40,7 @@ def open_tcp(address: TcpAddress) -> list[socket.socket]:
             close_all(opened)
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(
-                f"cannot listen on {where}: {reason}; choose another address or port, or stop what uses it"
+                f"cannot listen on {address}: {reason}; choose another port (-p) or address (-i), or stop what uses it"
             ) from None
     return opened
 
@@ -63,7 +63,9 @@ def open_unix(address: UnixAddress) -> socket.socket:
     except (OSError, LookupError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot listen on unix socket {path}: {reason}") from None
+        raise UserError(
+            f"cannot listen on the unix socket {path}: {reason}; -U names a path where this user may make one"
+        ) from None
     return listener
 
 

@@ -68,7 +68,10 @@ class State:
                 raise UserError(f"the state directory {directory} may not be written by this user")
             self.changes = _read(directory / FILE_NAME)
         except OSError as error:
-            raise UserError(f"cannot use the state directory {directory}: {error.strerror}") from error
+            raise UserError(
+                f"cannot use the state directory {directory}: {error.strerror}; "
+                f"name a directory that this user may write, such as /dev/shm/nbdzram"
+            ) from error
 
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""

@@ -145,4 +145,6 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise ConfigError(f"TLS file {path} cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"TLS file {path} cannot be read: {error.strerror}; name a PEM file that this user may read"
+        ) from None

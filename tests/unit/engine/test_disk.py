@@ -7,6 +7,7 @@ import pytest
 from nbdzram.engine.disk import Extent
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ExportExists, PoolFull, UserError
+from nbdzram.values import EXPORT_BYTES_MAX
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
 
 SIZE = 8 << 20
@@ -281,3 +282,10 @@ def test_inline_deduplication_stores_a_known_block_once() -> None:
     assert (stats.objects, stats.inline_folded, stats.fold_pending) == (10, 90, 0)
     assert disk.read(0, 100 * BLOCK) == b"".join(half_random(number % 10) for number in range(100))
     pool.check()
+
+
+def test_a_disk_is_as_large_as_the_configuration_allows_and_no_larger() -> None:
+    with Pool() as pool:
+        assert pool.create("largest", EXPORT_BYTES_MAX).size_bytes == EXPORT_BYTES_MAX
+        with pytest.raises(UserError, match="is outside"):
+            pool.create("larger", EXPORT_BYTES_MAX + 4096)
