@@ -1,19 +1,21 @@
-"""What the client commands share: the control option, --json, sizes as parameters."""
+"""What the client commands share: the control option, --json, sizes as parameters, lists."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from nbdzram.cli.columns import Column, Row, render
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import UserError
+from nbdzram.status import ServerStatus, fields
 from nbdzram.values import export_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -80,8 +82,25 @@ def connect(control: Path | None) -> ControlClient:
 
 
 def print_json(value: Any) -> None:
-    """Print for programs, readable for people."""
-    click.echo(json.dumps(value, indent=2))
+    """Print for programs, readable for people; records are objects."""
+    click.echo(json.dumps(value, indent=2, default=fields))
+
+
+def list_rows(
+    columns: Sequence[Column[Row]],
+    pick: Callable[[ServerStatus], Sequence[Row]],
+    *,
+    as_json: bool,
+    control: Path | None,
+) -> None:
+    """Print the server's exports, or its pools: what `pick` takes from its status. Raises UserError."""
+    with connect(control) as client:
+        rows = pick(client.status())
+    if as_json:
+        return print_json(rows)
+    for line in render(columns, rows):
+        click.echo(line)
+    return None
 
 
 def offer_copy(kind: str, export: str, name: str, *, read_only: bool, as_json: bool, control: Path | None) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-WHERE = {
-    "bash": "~/.local/share/bash-completion/completions/nbdzram",
-    "zsh": "a directory of $fpath, as _nbdzram",
-    "fish": "~/.config/fish/completions/nbdzram.fish",
-}
-
 
 @click.command(
-    "completion", epilog="Example: nbdzram completion bash > ~/.local/share/bash-completion/completions/nbdzram"
+    "completion",
+    epilog="\b\nExamples:\n  nbdzram completion bash > ~/.local/share/bash-completion/completions/nbdzram\n"
+    '  nbdzram completion zsh > "${fpath[1]}/_nbdzram"\n'
+    "  nbdzram completion fish > ~/.config/fish/completions/nbdzram.fish",
 )
-@click.argument("shell", type=click.Choice(list(WHERE)))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, *, shell: str) -> None:
     """Print the completion script of SHELL. Put it where the shell looks for it, and start a new shell."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import textwrap
 from pathlib import Path
@@ -40,7 +39,7 @@ def command(context: click.Context, *, config: Path | None, as_json: bool, contr
     settled = load(config, os.environ, {})
     found = list(examine(Patient(settled, running_server(control))))
     if as_json:
-        print_json([dataclasses.asdict(finding) for finding in found])
+        print_json(found)
     else:
         for finding in found:
             _tell(finding)

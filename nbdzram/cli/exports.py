@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nbdzram.cli.columns import Column, render
-from nbdzram.cli.common import Size, connect, control_option, export_names, json_option, print_json
+from nbdzram.cli.columns import Column
+from nbdzram.cli.common import Size, connect, control_option, export_names, json_option, list_rows, print_json
 from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
 
@@ -39,13 +38,7 @@ def command() -> None:
 @control_option
 def list_(*, as_json: bool, control: Path | None) -> None:
     """List the exports."""
-    with connect(control) as client:
-        status = client.status()
-    if as_json:
-        return print_json([dataclasses.asdict(export) for export in status.exports])
-    for line in render(COLUMNS, status.exports):
-        click.echo(line)
-    return None
+    list_rows(COLUMNS, lambda status: status.exports, as_json=as_json, control=control)
 
 
 @command.command("add", epilog="Example: nbdzram exports add scratch 10G --description 'build trees'")

@@ -74,7 +74,10 @@ class Front(click.Group):
 @click.group(
     cls=Front,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Begin with: nbdzram serve -e disk=1G. The --help of each command shows examples.",
+    epilog="\b\nExamples:\n  nbdzram serve -e disk=1G      # serve a disk of 1 GiB, and say how to attach it\n"
+    "  nbdzram stat                  # what is stored, and in how much memory\n"
+    "  nbdzram fold                  # store equal blocks once\n\n"
+    "The --help of each command shows more.",
 )
 @click.version_option(__version__, prog_name="nbdzram", message="%(prog)s %(version)s")
 def front() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nbdzram.cli.columns import Column, render
-from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.cli.columns import Column
+from nbdzram.cli.common import connect, control_option, json_option, list_rows, print_json
 from nbdzram.config import Dedup
 from nbdzram.status import PoolStatus, from_json
 from nbdzram.units import format_size
@@ -54,13 +53,7 @@ def command() -> None:
 @control_option
 def list_(*, as_json: bool, control: Path | None) -> None:
     """List the pools."""
-    with connect(control) as client:
-        status = client.status()
-    if as_json:
-        return print_json([dataclasses.asdict(pool) for pool in status.pools])
-    for line in render(COLUMNS, status.pools):
-        click.echo(line)
-    return None
+    list_rows(COLUMNS, lambda status: status.pools, as_json=as_json, control=control)
 
 
 @command.command("add", epilog="Example: nbdzram pools add fast --mem-limit 25%")

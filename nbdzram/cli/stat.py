@@ -70,6 +70,12 @@ def _costs(line: Line) -> Iterator[DiskUsage]:
     return (line.usage[export.name] for export in line.exports if export.name in line.usage)
 
 
+def _saved(line: Line) -> Cell:
+    """Nothing where nothing is stored: an empty pool's tables are no loss that an operator should look into."""
+    stats = line.pool.stats
+    return stats.saved - stats.metadata if line.export is None and stats.orig_data_size else None
+
+
 def _requests(name: str) -> Callable[[ExportStatus], int]:
     return lambda export: export.operations[name].requests if name in export.operations else 0
 
@@ -104,7 +110,9 @@ COLUMNS: list[Column[Line]] = [
         True,
     ),
     Column("META", "memory of tables and indexes", _pool(lambda stats: stats.metadata), True),
-    Column("SAVED", "DATA less TOTAL less META", _pool(lambda stats: stats.saved - stats.metadata), True),
+    Column(
+        "SAVED", "DATA less TOTAL less META; below zero where tables take more than compression spares", _saved, True
+    ),
     Column("OBJECTS", "distinct objects", _pool(lambda stats: stats.objects)),
     Column("HANDLES", "handles on them", _pool(lambda stats: stats.handles)),
     Column("CLIENTS", "connections", _sum(lambda export: export.connections)),
@@ -219,7 +227,7 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
         ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}{limit}"),
         ("+", "metadata", stats.metadata, "block tables, handles, indexes"),
         ("=", "taken in all", taken, ""),
-        ("", "saved, metadata deducted", stats.orig_data_size - taken, _ratio(stats.orig_data_size, taken)),
+        ("", "saved, metadata deducted", stats.orig_data_size - taken, _verdict(stats.orig_data_size, taken)),
     )
     yield f"pool {line.pool.name}"
     width = max(len(_size(size, in_bytes)) for _, _, size, _ in rows)
@@ -272,8 +280,12 @@ def _codecs(stats: PoolStats, in_bytes: bool) -> str:
     return ", ".join(named) or "none yet"
 
 
-def _ratio(stored: int, taken: int) -> str:
-    return f"{stored / taken:.2f} to 1" if stored and taken else ""
+def _verdict(stored: int, taken: int) -> str:
+    if not stored:
+        return "nothing is stored yet: these are the tables of an empty pool"
+    if stored < taken:
+        return "below zero: the tables take more than compression spares, as with few or random blocks"
+    return f"{stored / taken:.2f} to 1"
 
 
 def _kind(export: ExportStatus | None) -> str:
