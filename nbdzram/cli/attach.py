@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -11,11 +12,11 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import connect, control_option, export_names
+from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.errors import NoSuchExport, UserError
 
-MODULE = Path("/sys/module/nbd")
-NBDTAB = Path("/etc/nbdtab")
+NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and libnbd attach without it"
 
 
 @click.command(
@@ -67,7 +68,7 @@ def command(
         return click.echo(attachment.nbdtab_line())
     line = attachment.command()
     if not run_it:
-        for hint in _missing(attachment, certificates):
+        for hint in missing(attachment, certificates, Kernel()):
             click.echo(f"# {hint}", err=True)
         return click.echo(shlex.join(line))
     _run(line, device)
@@ -98,7 +99,7 @@ def _local_address(export: str, control: Path | None) -> Address:
     return next((address for address in addresses if address.path is not None), addresses[0])
 
 
-def _missing(attachment: Attachment, certificates: Path | None) -> list[str]:
+def missing(attachment: Attachment, certificates: Path | None, kernel: Kernel) -> list[str]:
     """What the printed line still needs, and what this machine lacks for it to work."""
     hints = []
     if attachment.address.over_tls and certificates is None:
@@ -107,7 +108,9 @@ def _missing(attachment: Attachment, certificates: Path | None) -> list[str]:
         hints.append("swap over TLS can lock the machine up: nbd-client(8), TLS SUPPORT")
     if shutil.which("nbd-client", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
         hints.append("nbd-client is missing: apt-get install nbd-client")
-    if not MODULE.exists():
+    if kernel.nbd is Module.ABSENT:
+        hints.append(NO_MODULE)
+    elif kernel.nbd is Module.LOADABLE:
         hints.append("the kernel module nbd is not loaded: modprobe nbd")
     if os.geteuid() != 0:
         hints.append("attaching needs root")
@@ -117,7 +120,10 @@ def _missing(attachment: Attachment, certificates: Path | None) -> list[str]:
 def _run(line: list[str], device: str) -> None:
     if os.geteuid() != 0:
         raise UserError(f"attaching needs root; run it with sudo: {shlex.join(line)}")
-    if not MODULE.exists():
+    module = Kernel().nbd
+    if module is Module.ABSENT and not Path(device).is_block_device():
+        raise UserError(NO_MODULE)
+    if module is Module.LOADABLE:
         _call(["modprobe", "nbd"], "load the kernel module nbd")
     if not Path(device).is_block_device():
         raise UserError(f"{device} is not a block device; the module nbd makes /dev/nbd0 to /dev/nbd15")

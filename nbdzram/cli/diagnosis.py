@@ -52,14 +52,37 @@ class Finding:
     remedy: str = ""
 
 
+class Module(StrEnum):
+    """How the kernel stands to its module nbd."""
+
+    LOADED = "loaded"
+    LOADABLE = "loadable"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Where a kernel shows its modules."""
+
+    loaded: Path = Path("/sys/module/nbd")
+    modules: Path = Path("/lib/modules") / platform.release()
+
+    @property
+    def nbd(self) -> Module:
+        """Whether /dev/nbdN can be had."""
+        if self.loaded.exists() or "drivers/block/nbd.ko" in _text(self.modules / "modules.builtin"):
+            return Module.LOADED
+        there = any(self.modules.glob("kernel/drivers/block/nbd.ko*"))
+        return Module.LOADABLE if there else Module.ABSENT
+
+
 @dataclass(frozen=True, slots=True)
 class Patient:
     """What is looked at: the configuration that `serve` would use, and the server that runs, if one does."""
 
     config: ServerConfig
     server: ServerStatus | None
-    module: Path = Path("/sys/module/nbd")
-    modules: Path = Path("/lib/modules") / platform.release()
+    kernel: Kernel = Kernel()
 
 
 def running_server(control: Path | None) -> ServerStatus | None:
@@ -111,10 +134,10 @@ def server(patient: Patient) -> Iterator[Finding]:
 
 def client(patient: Patient) -> Iterator[Finding]:
     """The kernel's client: needed to attach on this machine, not to serve."""
-    built_in = "drivers/block/nbd.ko" in _text(patient.modules / "modules.builtin")
-    if patient.module.exists() or built_in:
+    module = patient.kernel.nbd
+    if module is Module.LOADED:
         yield Finding(Level.OK, "kernel module", "nbd is loaded")
-    elif any(patient.modules.glob("kernel/drivers/block/nbd.ko*")):
+    elif module is Module.LOADABLE:
         says = "nbd is not loaded; only attaching on this machine needs it"
         yield Finding(
             Level.WARN, "kernel module", says, "modprobe nbd; at each boot: echo nbd > /etc/modules-load.d/nbd.conf"

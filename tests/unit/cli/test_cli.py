@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli.attach import missing
+from nbdzram.cli.diagnosis import Kernel
+from nbdzram.cli.hints import Address, Attachment
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client
@@ -121,7 +124,7 @@ def test_fold_compact_and_check_tell_what_they_did(start: Start) -> None:
     for kind in ("fold", "compact", "check"):
         done = server.run(kind)
         assert (done.code, done.err) == (0, "")  # no progress bar in a pipe
-        assert done.out.startswith(f"{kind} of pool default: objects ")
+        assert done.out.startswith(f"{kind} of pool default: nothing to do in ")
     (report,) = json.loads(server.run("fold", "--dry-run", "--json").out)
     assert (report["kind"], report["dry_run"], report["result"]["objects_merged"]) == ("fold", True, 0)
     assert server.run("fold", "--pool", "gone").code == 4
@@ -422,6 +425,24 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
     assert far.err == ""
     wrong = run("attach", "disk", "--uri", "http://x")
     assert (wrong.code, "is not an NBD URI" in wrong.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("made", "hint"),
+    [
+        ("module", None),
+        ("modules/kernel/drivers/block/nbd.ko.xz", "modprobe nbd"),
+        ("modules/empty", "has no module nbd"),
+    ],
+)
+def test_attach_says_what_the_kernel_lacks(tmp_path: Path, made: str, hint: str | None) -> None:
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).touch()
+    kernel = Kernel(tmp_path / "module", tmp_path / "modules")
+    told = missing(Attachment(Address.of("nbd://192.0.2.10"), "disk"), None, kernel)
+    about_modules = [line for line in told if "module" in line]
+    assert len(about_modules) == (hint is not None)
+    assert hint is None or hint in about_modules[0]
 
 
 def test_attach_to_a_server_with_tls_names_the_files_that_nbd_client_needs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from nbdzram.cli import diagnosis
 from nbdzram.cli.certificate import validity
-from nbdzram.cli.diagnosis import CHECKS, Finding, Level, Patient
+from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient
 from nbdzram.config import Limits, PoolConfig, ServerConfig, TcpAddress, TlsConfig, TlsMode, UnixAddress
 from tests.support.programs import require_program
 from tests.unit.cli.conftest import Server, run
@@ -104,7 +104,7 @@ def test_a_state_directory_needs_room_for_what_pools_may_take(tmp_path: Path) ->
 )
 def test_the_kernel_module_is_loaded_at_hand_or_missing(tmp_path: Path, made: str, level: Level, clue: str) -> None:
     (tmp_path / made).mkdir(parents=True)
-    patient = Patient(QUIET, None, module=tmp_path / "module", modules=tmp_path / "modules")
+    patient = Patient(QUIET, None, Kernel(tmp_path / "module", tmp_path / "modules"))
     finding = next(diagnosis.client(patient))
     assert (finding.level, clue in finding.says) == (level, True)
 
