@@ -22,6 +22,9 @@ from nbdzram.units import format_size
 Progress = Callable[[str, str, int, int], None]
 Figure = tuple[str, Callable[[PoolStats], int]]
 
+UNTOLD = {"comparisons", "objects_seen"}
+"""What a run did and not what came of it: --json has it, the sentence does not."""
+
 HINT_BYTES = 1 << 20
 HINT_SHARE = 10
 """Gaps of more than a tenth, and a mebibyte, are worth a compaction, and a word about it."""
@@ -51,7 +54,12 @@ def perform(kind: str, *, control: Path | None, as_json: bool, **params: Any) ->
 
 def describe(report: RunReport) -> Iterator[str]:
     """One report as text: a sentence, then the table of what changed."""
-    figures = ", ".join(f"{name.replace('_', ' ')} {_figure(name, value)}" for name, value in report.result.items())
+    told = [
+        f"{name.replace('_', ' ')} {_figure(name, value)}"
+        for name, value in report.result.items()
+        if value and name not in UNTOLD
+    ]
+    figures = ", ".join(told) or "nothing to do"
     would = " (dry run: nothing was changed)" if report.dry_run else ""
     yield f"{report.kind} of pool {report.pool}: {figures} in {report.seconds:.2f} s{would}"
     if report.dry_run or report.before == report.after:
@@ -77,7 +85,7 @@ def _change(difference: int) -> str:
 
 
 def _figure(name: str, value: int) -> str:
-    return format_size(value) if name.startswith("bytes_") else str(value)
+    return format_size(value) if "bytes" in name.split("_") else str(value)
 
 
 @contextmanager

@@ -24,14 +24,14 @@ from nbdzram.units import format_size
 
 HISTORY = 60  # samples that a sparkline remembers
 MAX_POOLS = 4  # bars; the rest is counted in one line
-WIDTHS = (7, 8, 6, 7, 8, 8, 6, 7, 4)  # of the columns behind the name
+WIDTHS = (7, 8, 6, 7, 8, 8, 6, 7, 5)  # of the columns behind the name
 BLOCKS = " ▁▂▃▄▅▆▇█"
 Part = tuple[str, str, str, Callable[[PoolStats], int]]
 PARTS: tuple[Part, ...] = (
     ("objects", "█", "blue", lambda stats: stats.compr_data_size),
     ("fragmentation", "█", "yellow", lambda stats: max(stats.mem_used_total - stats.compr_data_size, 0)),
     ("metadata", "█", "magenta", lambda stats: stats.metadata),
-    ("folded away", "▒", "green", lambda stats: stats.shared_bytes),
+    ("folded away", "░", "green", lambda stats: stats.shared_bytes),
 )
 SORTS: dict[str, Callable[[ExportStatus, Rates], tuple[float, ...]]] = {
     "traffic": lambda export, rates: (rates.read_bytes + rates.write_bytes, rates.requests, export.stored_bytes),
@@ -166,7 +166,7 @@ def _exports(frame: Frame, width: int, room: int) -> Iterator[Text]:
     if frame.sort == "name":
         exports.sort(key=lambda export: export.name)
     name_width = max(width - sum(WIDTHS), 8)
-    heading = ("SIZE", "STORED", "RATIO", "SHARED", "READ/s", "WRITE/s", "IOPS", "P99", "CLI")
+    heading = ("SIZE", "STORED", "RATIO", "SHARED", "READ/s", "WRITE/s", "IOPS", "P99", "CONN")
     yield Text(f"{'EXPORT':{name_width}}{_cells(heading)}", "bold reverse")
     if not exports:
         yield Text("no exports; add one with: nbdzram exports add NAME SIZE", "dim")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nbdzram.cli.runs import describe
 from nbdzram.status import RunReport
-from tests.unit.records import MIB, POOL_STATS
+from tests.unit.records import MIB, POOL_STATS, REPORT
 
 
 def report(kind: str, gaps: int) -> RunReport:
@@ -23,6 +23,13 @@ def report(kind: str, gaps: int) -> RunReport:
         before=POOL_STATS,
         after=after,
     )
+
+
+def test_a_run_is_one_sentence_of_what_came_of_it() -> None:
+    told = next(describe(replace(REPORT, result=REPORT.result | {"objects_seen": 100, "dictionary_bytes": 0})))
+    assert told == "fold of pool default: objects merged 100, bytes freed 293K, pages returned 70 in 0.25 s"
+    told = next(describe(replace(REPORT, result={"dictionary_bytes": 65536}, dry_run=True)))
+    assert told == "fold of pool default: dictionary bytes 64K in 0.25 s (dry run: nothing was changed)"
 
 
 def test_gaps_that_a_fold_leaves_are_told_with_the_command_that_gives_them_back() -> None:

@@ -90,7 +90,7 @@ def test_a_small_share_of_a_large_limit_is_still_seen() -> None:
     pool = replace(SERVER.pools[0], stats=stats)
     (bar,) = (line for line in shown(Frame(replace(SERVER, pools=(pool,)))) if line.startswith("default"))
     assert bar.count("█") == 3  # objects, fragmentation, metadata
-    assert bar.count("▒") == 1
+    assert bar.count("░") == 1
 
 
 def test_durations_and_uptimes_are_short() -> None:
