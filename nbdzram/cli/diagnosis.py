@@ -83,6 +83,7 @@ class Patient:
     config: ServerConfig
     server: ServerStatus | None
     kernel: Kernel = Kernel()
+    source: str | None = None  # the configuration's file
 
 
 def running_server(control: Path | None) -> ServerStatus | None:
@@ -118,6 +119,14 @@ def versions(_: Patient) -> Iterator[Finding]:
             f"{carried}: a block came back changed",
             "pip install --force-reinstall lz4 xxhash zstandard",
         )
+
+
+def configuration(patient: Patient) -> Iterator[Finding]:
+    """What memory, state, addresses and TLS below are of; a server that runs may have been told otherwise."""
+    if patient.source is None:
+        yield Finding(Level.OK, "configuration", "the defaults and the environment; -c FILE looks at a file's")
+    else:
+        yield Finding(Level.OK, "configuration", f"{patient.source} can be read")
 
 
 def server(patient: Patient) -> Iterator[Finding]:
@@ -238,7 +247,7 @@ def certificates(patient: Patient) -> Iterator[Finding]:
     """TLS files are there, belong together, and have not expired."""
     tls = patient.config.tls
     if tls.mode is TlsMode.OFF:
-        yield Finding(Level.OK, "TLS", "off: whoever reaches an address may attach")
+        yield Finding(Level.OK, "TLS", "off in this configuration: whoever reaches an address may attach")
         return
     from nbdzram.server.tls import make_context  # noqa: PLC0415 - most do without
 
@@ -255,6 +264,7 @@ def certificates(patient: Patient) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     versions,
     server,
+    configuration,
     memory,
     state,
     descriptors,

@@ -37,7 +37,8 @@ def command(context: click.Context, *, config: Path | None, as_json: bool, contr
     exit code is 1 if something fails; warnings do not count.
     """
     settled = load(config, os.environ, {})
-    found = list(examine(Patient(settled, running_server(control))))
+    source = str(config) if config else os.environ.get("NBDZRAM_CONFIG") or None
+    found = list(examine(Patient(settled, running_server(control), source=source)))
     if as_json:
         print_json(found)
     else:
