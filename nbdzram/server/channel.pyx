@@ -5,7 +5,7 @@
 
 OpenSSL does the work through Python's ssl (MemoryBIO, SSLObject). asyncio's and uvloop's own layer does the same with
 256 KiB of buffers for each connection and a call of the protocol for each record; the numbers stand in
-docs/decisions/0010-tls-through-a-channel-of-our-own.md.
+docs/decisions/0007-tls-through-a-channel-of-our-own.md.
 
 Invariants
 1. Ciphertext is made only when the socket's transport holds none that the peer does not take; until then plain bytes

@@ -12,6 +12,7 @@ from _pytest.mark import ParameterSet
 
 from nbdzram import settings
 from nbdzram.cli.main import front
+from nbdzram.config import Limits
 from tests.docs.pages import ROOT, blocks, pages
 
 COMMAND = re.compile(r"(?:^[$#] |; do |&& )(?:sudo )?(nbdzram [^|;&>#\n]*)", re.MULTILINE)
@@ -81,3 +82,15 @@ def test_every_test_and_file_that_a_page_names_is_there(page: Path) -> None:
     tests = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name in NAMED_TEST.findall(text) if f"def {name}(" not in tests] == []
     assert [name for name in NAMED_FILE.findall(text) if not (ROOT / name).exists()] == []
+
+
+def test_the_page_on_sizing_tells_the_limits_that_there_are() -> None:
+    text = " ".join((ROOT / "docs" / "howto" / "sizing.md").read_text(encoding="utf-8").split())
+    limits = Limits()
+    told = (
+        f"{limits.connections:,} connections, {limits.payload_bytes >> 20} MiB a request, "
+        f"{limits.connection_bytes >> 20} MiB of buffers a connection and {limits.total_bytes >> 20} MiB over all, "
+        f"{limits.handshake_seconds:.0f} seconds for a handshake"
+    )
+    assert told in text
+    assert f"{limits.total_bytes >> 20} MiB more at most for requests under way" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.docs.pages import ROOT, anchors, links, pages
 
 OUTSIDE = ("https://", "http://", "mailto:")
+PAGE_NAMED = re.compile(r"docs/[\w/-]+\.md")
 
 
 def dead_links(page: Path) -> list[str]:
@@ -43,3 +45,11 @@ def test_every_page_is_in_the_index() -> None:
     listed = {(index.parent / target).resolve() for target in links(index.read_text(encoding="utf-8"))}
     below = {page for page in pages() if page.is_relative_to(index.parent) and page != index}
     assert sorted(str(page.relative_to(ROOT)) for page in below - listed) == []
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    """A decision that was renamed leaves no comment behind that leads nowhere."""
+    sources = [path for kind in ("*.py", "*.pyx", "*.pxd") for path in ROOT.glob(f"nbdzram/**/{kind}")]
+    named = {(path.name, page) for path in sources for page in PAGE_NAMED.findall(path.read_text(encoding="utf-8"))}
+    assert named, "some do name one"
+    assert [(source, page) for source, page in sorted(named) if not (ROOT / page).exists()] == []
