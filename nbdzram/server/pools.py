@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable
 
 from nbdzram.config import MaintenanceConfig
@@ -15,6 +16,11 @@ from nbdzram.errors import UserError
 from nbdzram.server.maintenance import Maintenance, Run, RunFactory
 from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_gain
 from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
+from nbdzram.units import format_size
+
+REFUSALS_SECONDS = 60.0  # a full pool refuses thousands of writes a second; an operator reads of it once a minute
+
+log = logging.getLogger("nbdzram.server")
 
 
 class PoolService:
@@ -26,6 +32,8 @@ class PoolService:
         self.policies = _policies(wishes, now)
         self.maintenance = Maintenance(name, pool, _kinds(pool))
         self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
+        self._refusals_told = 0
+        self._refusals_wait = now
 
     def status(self, now: float) -> PoolStatus:
         """The pool at this moment of the loop's clock."""
@@ -44,6 +52,20 @@ class PoolService:
                 next_allowed_seconds={kind: policy.waits_seconds(now) for kind, policy in self.policies.items()},
                 recent=tuple(self.maintenance.recent),
             ),
+        )
+
+    def tell_refusals(self, now: float) -> None:
+        """Log that writes found no room since the last such line, and what to do. Called with the loop's clock."""
+        stats = self.pool.stats()
+        refused = stats.failed_writes - self._refusals_told
+        if not refused or now < self._refusals_wait:
+            return
+        self._refusals_told, self._refusals_wait = stats.failed_writes, now + REFUSALS_SECONDS
+        limit = f"its limit is {format_size(stats.mem_limit)}" if stats.mem_limit else "it has no limit of its own"
+        log.warning(
+            "the pool %s refused %d writes for lack of room: it uses %s, %s; see `nbdzram fold`, `compact` and "
+            "`recompress`, trim on the clients, or raise it: nbdzram pools limit %s SIZE",
+            *(self.name, refused, format_size(stats.mem_used_total), limit, self.name),
         )
 
     async def close(self) -> None:

@@ -298,6 +298,7 @@ class Service:
             rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
             for service in self._pools.values():
                 service.pool.set_clock(int(now))
+                service.tell_refusals(now)
                 self._consider(service, now, rate)
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:

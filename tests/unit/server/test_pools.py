@@ -1,0 +1,46 @@
+"""A pool that serves: what it tells the operator."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nbdzram.config import MaintenanceConfig
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import PoolFull
+from nbdzram.server.pools import REFUSALS_SECONDS, PoolService
+
+LIMIT = 1 << 20
+
+
+def overfill(disk: Disk, writes: int) -> None:
+    """More random blocks than fit, so that `writes` of them are refused."""
+    chance, refused, block = random.Random(1), 0, 0
+    while refused < writes:
+        try:
+            disk.write(block * 4096, chance.randbytes(4096))
+        except PoolFull:
+            refused += 1
+        block += 1
+
+
+def test_a_full_pool_is_told_once_a_minute_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    with Pool(mem_limit=LIMIT) as pool:
+        disk = pool.create("disk", 1 << 30)
+        service = PoolService("small", pool, MaintenanceConfig(), now=0.0)
+        service.tell_refusals(1.0)
+        assert caplog.messages == []
+        overfill(disk, writes=3)
+        service.tell_refusals(2.0)
+        (told,) = caplog.messages
+        assert told.startswith("the pool small refused 3 writes for lack of room: it uses 1M, its limit is 1M;")
+        assert told.endswith("nbdzram pools limit small SIZE")
+        overfill(disk, writes=2)
+        service.tell_refusals(3.0)
+        assert len(caplog.messages) == 1
+        service.tell_refusals(2.0 + REFUSALS_SECONDS)
+        assert "refused 2 writes" in caplog.messages[1]
+        service.tell_refusals(3.0 + 2 * REFUSALS_SECONDS)
+        assert len(caplog.messages) == 2
