@@ -84,8 +84,16 @@ FLAGS: dict[str, tuple[str, ...]] = {
     help="Unix socket, PATH[,mode=0660][,owner=USER:GROUP]; without -p and -i there is no TCP then.",
 )
 @click.option("--vsock", metavar="PORT", help="AF_VSOCK port, for guests of this host.")
-@click.option("--mem-limit", metavar="SIZE", help="Most memory for stored blocks: a size, or a share such as 50%.")
-@click.option("--dedup", metavar="fold|inline", help="When equal blocks meet: in a fold, or already at the write.")
+@click.option(
+    "--mem-limit",
+    metavar="SIZE",
+    help="Most memory for stored blocks: a size, or a share such as 50%.  [default: none]",
+)
+@click.option(
+    "--dedup",
+    metavar="fold|inline",
+    help="When equal blocks meet: in a fold, or already at the write.  [default: fold]",
+)
 @click.option(
     "--metrics", metavar="ADDR:PORT|off", help=f"Metrics and status page.  [default: 127.0.0.1:{DEFAULT_METRICS_PORT}]"
 )

@@ -130,7 +130,13 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
     "  nbdzram stat --memory\n  nbdzram stat --mm-stat",
 )
 @click.argument("exports", metavar="[EXPORT]...", nargs=-1, shell_complete=export_names)
-@click.option("-o", "--output", metavar="LIST", default=DEFAULT_COLUMNS, help="Columns to print.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="LIST",
+    default=DEFAULT_COLUMNS,
+    help="Columns to print, separated by commas; --columns explains them.",
+)
 @click.option("--output-all", is_flag=True, help="Print every column.")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
 @click.option("-n", "--noheadings", is_flag=True, help="Print no headings.")
