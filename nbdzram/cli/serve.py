@@ -20,7 +20,7 @@ import click
 
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
-from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress
+from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, TlsConfig
 from nbdzram.errors import ConfigError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
@@ -28,7 +28,9 @@ from nbdzram.units import format_size
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
     from nbdzram.server.service import Service
+    from nbdzram.status import ServerStatus
 
+GREETED_EXPORTS = 20  # what a screen takes
 FORCED_EXIT = 128 + signal.SIGTERM
 
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -214,7 +216,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
         try:
             if metrics is not None:
                 await metrics.start()
-            for line in greeting(config, service.uris, metrics.url if metrics else None, control.path):
+            for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
                 say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
@@ -230,22 +232,25 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
         await control.stop()
 
 
-def greeting(config: ServerConfig, uris: tuple[str, ...], metrics: str | None, control: Path) -> Iterator[str]:
-    """What a newcomer needs to see: where it is, and how to attach."""
+def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:
+    """What a newcomer needs to see: what is offered, where it is, and how to attach."""
     yield f"nbdzram {__version__} is ready"
-    for export in config.exports:
+    exports = status.exports
+    for export in exports[:GREETED_EXPORTS]:
         access = ", read-only" if export.read_only else ""
         yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool}{access})"
-    for uri in uris:
+    if len(exports) > GREETED_EXPORTS:
+        yield f"           and {len(exports) - GREETED_EXPORTS} more: nbdzram exports list"
+    for uri in status.uris:
         yield f"  NBD      {uri}"
     yield f"  metrics  {metrics or 'off'}"
     yield f"  control  {control}"
-    name = config.exports[0].name if config.exports else "NAME"
-    if not config.exports:
-        yield "there is no disk in the configuration; add one with: nbdzram exports add NAME SIZE"
-    if uris:
+    if not exports:
+        yield "there is no disk yet; add one with: nbdzram exports add NAME SIZE"
+    if status.uris:
         yield "attach it with one of"
-        yield from (f"  {line}" for line in how_to_attach(uris[0], name, config.tls))
+        name = exports[0].name if exports else "NAME"
+        yield from (f"  {line}" for line in how_to_attach(status.uris[0], name, tls))
 
 
 def notify_supervisor(message: str) -> None:

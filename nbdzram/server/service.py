@@ -100,11 +100,6 @@ class Service:
         """What can be renewed without a restart: TLS files."""
         self._nbd.renew_certificates()
 
-    @property
-    def uris(self) -> tuple[str, ...]:
-        """Where clients attach: one NBD URI an address, without an export's name."""
-        return tuple(self._nbd.uris)
-
     def status(self) -> ServerStatus:
         """Everything, at this moment."""
         now = asyncio.get_running_loop().time()
@@ -113,7 +108,7 @@ class Service:
             pid=os.getpid(),
             started_at=self._started_at,
             uptime_seconds=now - self._started,
-            uris=self.uris,
+            uris=tuple(self._nbd.uris),
             draining=self._draining,
             connections=self._nbd.connections,
             connections_total=self._nbd.connections_accepted,

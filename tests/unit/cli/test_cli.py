@@ -44,6 +44,12 @@ def test_a_server_without_disks_says_how_to_add_one(start: Start) -> None:
     assert "add one with: nbdzram exports add NAME SIZE" in "\n".join(start().greeting)
 
 
+def test_a_greeting_fits_a_screen(start: Start) -> None:
+    greeting = start(*(word for number in range(25) for word in ("-e", f"disk{number}=1M"))).greeting
+    assert len([line for line in greeting if line.startswith("  export")]) == 20
+    assert "           and 5 more: nbdzram exports list" in greeting
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_drains_and_ends_with_0_and_leaves_no_sockets(start: Start, number: signal.Signals) -> None:
     server = start("-e", "disk=1M")
@@ -230,6 +236,7 @@ def test_run_time_changes_are_there_after_a_restart(start: Start, tmp_path: Path
     last = start("-e", "disk=1M", "--state-dir", state)
     assert [e["name"] for e in json.loads(last.run("exports", "list", "--json").out)] == ["scratch"]
     assert "was removed at run time" in last.log.read_text()
+    assert [line.split()[1] for line in last.greeting if line.startswith("  export")] == ["scratch"]
 
 
 def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: Path) -> None:
