@@ -23,6 +23,7 @@ from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
 from nbdzram.units import format_size
 
 HISTORY = 60  # samples that a sparkline remembers
+BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty pool do not fill it
 MAX_POOLS = 4  # bars; the rest is counted in one line
 WIDTHS = (7, 8, 6, 7, 8, 8, 6, 7, 5)  # of the columns behind the name
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -134,7 +135,7 @@ def _bar(pool: PoolStatus, name_width: int, width: int) -> Text:
     else:
         told = f" {format_size(stats.mem_used_total + stats.metadata)}, no limit"
     length = max(width - name_width - 1 - len(told), 10)
-    scale = max(sum(sizes), stats.mem_limit, 1)
+    scale = max(sum(sizes), stats.mem_limit, BAR_BYTES)
     line = Text(set_cell_size(pool.name, name_width), "bold").append(" ")
     drawn, total = 0, 0
     for (_, mark, colour, _), size in zip(PARTS, sizes, strict=True):

@@ -93,6 +93,13 @@ def test_a_small_share_of_a_large_limit_is_still_seen() -> None:
     assert bar.count("░") == 1
 
 
+def test_the_tables_of_an_empty_pool_do_not_fill_its_bar() -> None:
+    empty = replace(POOL_STATS, mem_limit=0, compr_data_size=0, mem_used_total=0, shared_bytes=0, metadata=28 << 10)
+    pool = replace(SERVER.pools[0], stats=empty)
+    (bar,) = (line for line in shown(Frame(replace(SERVER, pools=(pool,)))) if line.startswith("default"))
+    assert bar.count("█") <= 2
+
+
 def test_durations_and_uptimes_are_short() -> None:
     assert [duration(s) for s in (0, 34e-6, 0.0012, 0.05, 3.25)] == ["-", "34 µs", "1.2 ms", "50 ms", "3.2 s"]
     assert [uptime(s) for s in (5, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
