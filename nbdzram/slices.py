@@ -7,19 +7,18 @@ two slices.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 SLICE_SECONDS = 0.0005  # a client that comes meanwhile waits so long at most, as it would for two others' requests
 
 
-async def join_in_slices(pieces: Iterator[str]) -> str:
-    """The pieces in one, made in slices of SLICE_SECONDS and what the last piece takes."""
+async def join_in_slices(pieces: Iterator[str], pause: Callable[[], Awaitable[None]]) -> str:
+    """The pieces in one, made in slices of SLICE_SECONDS and what the last piece takes; `pause` serves others."""
     parts, due = [], time.perf_counter() + SLICE_SECONDS
     for piece in pieces:
         parts.append(piece)
         if time.perf_counter() >= due:
-            await asyncio.sleep(0)
+            await pause()
             due = time.perf_counter() + SLICE_SECONDS
     return "".join(parts)

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from nbdzram.control import messages
@@ -116,7 +117,7 @@ class ControlServer:
         value = await method.call(given, progress)
         if request.id is None:
             return None
-        return (await join_in_slices(messages.result(request.id, value))).encode()
+        return (await join_in_slices(messages.result(request.id, value), partial(asyncio.sleep, 0))).encode()
 
 
 def _bind(path: Path) -> socket.socket:

@@ -18,6 +18,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from itertools import chain
 
@@ -141,7 +142,9 @@ class MetricsServer:
     async def _metrics(self) -> Answer:
         """All families of one moment."""
         status = self._status()
-        text = await join_in_slices(chain.from_iterable(family.lines(status) for family in FAMILIES))
+        text = await join_in_slices(
+            chain.from_iterable(family.lines(status) for family in FAMILIES), partial(asyncio.sleep, 0)
+        )
         return HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode()
 
     async def _healthz(self) -> Answer:
@@ -163,7 +166,11 @@ class MetricsServer:
 
 
 async def _json(value: object) -> Answer:
-    return HTTPStatus.OK, "application/json", (await join_in_slices(to_json_pieces(value))).encode()
+    return (
+        HTTPStatus.OK,
+        "application/json",
+        (await join_in_slices(to_json_pieces(value), partial(asyncio.sleep, 0))).encode(),
+    )
 
 
 def _head(status: HTTPStatus, kind: str, length: int, policy: str) -> bytes:

@@ -34,7 +34,7 @@ LEVELS = (
 
 APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
 RESERVED = {
-    "asyncio": {"server", "control.server", "metrics.http", "cli.serve", "slices"},
+    "asyncio": {"server", "control.server", "metrics.http", "cli.serve"},
     "uvloop": {"cli.serve"},
     "click": {"cli"},
     "rich": {"cli"},

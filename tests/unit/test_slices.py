@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_others_run_between_two_slices() -> None:
         beside = asyncio.create_task(other())
         await asyncio.sleep(0)
         turns.clear()
-        text = await join_in_slices(pieces())
+        text = await join_in_slices(pieces(), partial(asyncio.sleep, 0))
         beside.cancel()
         return text
 
