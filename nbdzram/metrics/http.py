@@ -166,11 +166,8 @@ class MetricsServer:
 
 
 async def _json(value: object) -> Answer:
-    return (
-        HTTPStatus.OK,
-        "application/json",
-        (await join_in_slices(to_json_pieces(value), partial(asyncio.sleep, 0))).encode(),
-    )
+    text = await join_in_slices(to_json_pieces(value), partial(asyncio.sleep, 0))
+    return HTTPStatus.OK, "application/json", text.encode()
 
 
 def _head(status: HTTPStatus, kind: str, length: int, policy: str) -> bytes:
