@@ -11,11 +11,13 @@ position wait for the next.
       both raw, other bytes    -> different
       anything else            -> decode both and compare the blocks
 
-Compaction. Slab.plan_evacuation chooses the zspages whose objects fit elsewhere; one pass over the cells moves each
-object out of them; what empties returns to the system by itself. Handles stay.
+Compaction. Slab.plan_evacuation marks the zspages whose objects fit elsewhere, class by class; one pass over the cells
+moves each object out of them; what empties returns to the system by itself, and what did not is used again. Handles
+stay.
 
-Every comparison and move holds the pool's lock for about a microsecond; decoding happens outside it, on copies of
-objects that are held (acquire) meanwhile. A step looks at up to `budget` handles.
+Every comparison and move holds the pool's lock for about a microsecond, marking and its end for HOLD zspages at a time;
+decoding happens outside it, on copies of objects that are held (acquire) meanwhile. A step looks at up to `budget`
+handles or zspages.
 
 Known limits: compaction reads every cell, 16 bytes a stored block: 1 ms a GiB.
 """
@@ -26,50 +28,29 @@ from libc.string cimport memcmp, memcpy
 
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, unit_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, CODEC_RAW
-from nbdzram.engine.pool cimport (
-    Pool, lock_leave, lock_take, lock_take_behind, pthread_mutex_lock, pthread_mutex_unlock,
-)
+from nbdzram.engine.pool cimport Pool, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.run cimport HOLD, Run
 
 
 @cython.final
-cdef class Fold:
+cdef class Fold(Run):
     """See fold.pyi."""
 
-    cdef Pool pool
     cdef bint dry_run
     cdef uint32_t position
     cdef uint32_t end
-    cdef uint64_t _total
-    cdef uint64_t _done
     cdef uint64_t merged
     cdef uint64_t freed
     cdef uint64_t pages
     cdef uint64_t compared
 
     def __cinit__(self, Pool pool, *, dry_run: bool = False):
-        self.pool = pool
         self.dry_run = dry_run
         self.position = 1
         lock_take(&pool.lock)
         self.end = pool.store.cells.high
         self._total = pool.store.index.pending_count
         lock_leave(&pool.lock)
-
-    def step(self, uint32_t budget = 4096) -> bool:
-        cdef bint more
-        with nogil:
-            pthread_mutex_lock(&self.pool.maintenance)
-            more = self._step(budget)
-            pthread_mutex_unlock(&self.pool.maintenance)
-        return more
-
-    @property
-    def done(self):
-        return self._done
-
-    @property
-    def total(self):
-        return max(self._total, self._done)
 
     def report(self):
         return {
@@ -185,68 +166,77 @@ cdef class Fold:
 
 
 @cython.final
-cdef class Compact:
+cdef class Compact(Run):
     """See fold.pyi."""
 
-    cdef Pool pool
     cdef bint dry_run
-    cdef bint planned
+    cdef int planned           # size classes whose zspages are chosen
+    cdef uint64_t marked       # zspages to empty
     cdef uint32_t position
     cdef uint32_t end
+    cdef int ended             # size classes in which what was marked is used again
     cdef uint64_t predicted
     cdef uint64_t moved
     cdef int64_t pages
 
     def __cinit__(self, Pool pool, *, dry_run: bool = False):
-        self.pool = pool
         self.dry_run = dry_run
         self.position = 1
         lock_take(&pool.lock)
         self.end = pool.store.cells.high
         lock_leave(&pool.lock)
+        self._total = self.end - 1
 
     def __dealloc__(self):
         if self.planned:
-            self._finish()
-
-    def step(self, uint32_t budget = 4096) -> bool:
-        cdef bint more
-        with nogil:
-            pthread_mutex_lock(&self.pool.maintenance)
-            more = self._step(budget)
-            pthread_mutex_unlock(&self.pool.maintenance)
-        return more
-
-    @property
-    def done(self):
-        return self.position - 1
-
-    @property
-    def total(self):
-        return self.end - 1
+            while self.ended < self.pool.store.slab.class_count:
+                self._end(HOLD)
 
     def report(self):
         return {"objects_moved": self.moved, "pages_returned": self.predicted if self.dry_run else max(0, self.pages)}
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
+        cdef int classes = self.pool.store.slab.class_count
         cdef uint32_t handle
-        cdef uint32_t last
-        if self.position == 1 and not self.planned:
-            lock_take_behind(&self.pool.lock)
-            self.predicted = self.pool.store.slab.plan_evacuation(not self.dry_run)
-            lock_leave(&self.pool.lock)
-            self.planned = not self.dry_run
-            if self.predicted == 0 or self.dry_run:
-                self._finish()
-                return False
-        last = <uint32_t>min(<uint64_t>self.position + budget, self.end)
-        for handle in range(self.position, last):
-            self._visit(handle)
-        self.position = last
-        if self.position >= self.end:
-            self._finish()
+        if self.dry_run:
+            self._predict()
             return False
-        return True
+        while budget and self.planned < classes:
+            budget -= self._plan(min(budget, <uint32_t>HOLD))
+        if self.planned < classes:
+            return True
+        if self.marked == 0:
+            self.position = self.end
+        handle = self.position
+        self.position = <uint32_t>min(<uint64_t>handle + budget, self.end)
+        budget -= self.position - handle
+        for handle in range(handle, self.position):
+            self._visit(handle)
+        self._done = self.position - 1
+        while budget and self.ended < classes:
+            budget -= self._end(min(budget, <uint32_t>HOLD))
+        return self.ended < classes
+
+    cdef void _predict(self) noexcept nogil:
+        cdef int index
+        self.predicted = 0
+        lock_take_behind(&self.pool.lock)
+        for index in range(self.pool.store.slab.class_count):
+            self.predicted += self.pool.store.slab.evacuation_gain(index)
+        lock_leave(&self.pool.lock)
+
+    cdef uint32_t _plan(self, uint32_t limit) noexcept nogil:
+        """Mark up to `limit` zspages of one class, under one hold of the lock; how many were looked at."""
+        cdef uint32_t looked = 1
+        lock_take_behind(&self.pool.lock)
+        while looked <= limit and self.pool.store.slab.plan_evacuation(self.planned):
+            looked += 1
+        lock_leave(&self.pool.lock)
+        self.marked += looked - 1
+        if looked > limit:
+            return limit
+        self.planned += 1
+        return looked
 
     cdef void _visit(self, uint32_t handle) noexcept nogil:
         """Move the object of this handle if its zspage is being emptied."""
@@ -267,12 +257,15 @@ cdef class Compact:
         return (kind_of(word) != CODEC_FREE and kind_of(word) != KIND_FILL and kind_of(word) != KIND_FORWARD
                 and self.pool.store.slab.is_evacuating(unit_of(word)))
 
-    cdef void _finish(self) noexcept nogil:
-        self.position = self.end
-        if self.planned:
-            self.planned = False
-            lock_take_behind(&self.pool.lock)
-            self.pool.store.slab.end_evacuation()
-            if self.pages > 0:
+    cdef uint32_t _end(self, uint32_t limit) noexcept nogil:
+        """Use up to `limit` marked zspages of one class again, under one hold of the lock; how many were looked at."""
+        cdef uint32_t looked = 1
+        lock_take_behind(&self.pool.lock)
+        while looked <= limit and self.pool.store.slab.end_evacuation(self.ended):
+            looked += 1
+        if looked <= limit:
+            self.ended += 1
+            if self.ended == self.pool.store.slab.class_count and self.pages > 0:
                 self.pool.store.pages_compacted += self.pages
-            lock_leave(&self.pool.lock)
+        lock_leave(&self.pool.lock)
+        return min(looked, limit)

@@ -24,9 +24,8 @@ from nbdzram.engine.codec cimport (
     zstd_free_compressor, zstd_free_ddict, zstd_new_cdict, zstd_new_compressor, zstd_new_ddict, zstd_train,
 )
 from nbdzram.engine.disk cimport Disk
-from nbdzram.engine.pool cimport (
-    Pool, lock_leave, lock_take, lock_take_behind, pthread_mutex_lock, pthread_mutex_unlock,
-)
+from nbdzram.engine.pool cimport Pool, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.run cimport Run
 from nbdzram.engine.table cimport LEAF_BLOCKS, entry_handle
 
 from nbdzram.errors import UserError
@@ -41,12 +40,11 @@ MIN_LEVEL, MAX_LEVEL = 1, 22  # zstd.h: ZSTD_maxCLevel()
 
 
 @cython.final
-cdef class Recompress:
+cdef class Recompress(Run):
     """See recompress.pyi."""
 
-    cdef Pool pool
-    cdef list disks
-    cdef size_t disk_index
+    cdef list disks          # that are still to be walked
+    cdef Disk disk
     cdef uint64_t block
     cdef int level
     cdef uint32_t idle_seconds
@@ -55,14 +53,12 @@ cdef class Recompress:
     cdef int dictionary      # its number, or NO_DICTIONARY
     cdef void* compressor
     cdef void* cdict
-    cdef uint64_t _total, _done
     cdef uint64_t seen, replaced, before, after
 
     def __cinit__(self, Pool pool, *, level: int = 3, idle_seconds: int = 0, huge_only: bool = False,
                   dictionary: bool = False):
         if not MIN_LEVEL <= level <= MAX_LEVEL:
             raise UserError(f"Zstandard level {level} is outside {MIN_LEVEL} .. {MAX_LEVEL}")
-        self.pool = pool
         self.level = level
         self.idle_seconds = idle_seconds
         self.huge_only = huge_only
@@ -72,6 +68,7 @@ cdef class Recompress:
         if self.compressor == NULL:
             raise MemoryError
         self.disks = pool.disks()
+        self._go_on()
         lock_take(&pool.lock)
         self._total = pool.blocks_stored
         pool.store.begin_trying(level + (MAX_LEVEL if dictionary else 0))
@@ -81,36 +78,6 @@ cdef class Recompress:
         if self.compressor != NULL:
             zstd_free_compressor(self.compressor)
         zstd_free_cdict(self.cdict)
-
-    def step(self, uint32_t budget = 256) -> bool:
-        cdef Disk disk
-        if self.wants_dictionary:
-            self.wants_dictionary = False
-            with nogil:
-                pthread_mutex_lock(&self.pool.maintenance)
-                self._find_dictionary()
-                pthread_mutex_unlock(&self.pool.maintenance)
-            return True
-        while self.disk_index < <size_t>len(self.disks):
-            disk = self.disks[self.disk_index]
-            with nogil:
-                pthread_mutex_lock(&self.pool.maintenance)
-                budget = self._visit_disk(disk, budget)
-                pthread_mutex_unlock(&self.pool.maintenance)
-            if budget == 0:
-                return True
-            self.disk_index += 1
-            self.block = 0
-        self._done = self._total
-        return False
-
-    @property
-    def done(self):
-        return min(self._done, self._total)
-
-    @property
-    def total(self):
-        return self._total
 
     def report(self):
         return {
@@ -124,8 +91,20 @@ cdef class Recompress:
 
     # -- the walk ------------------------------------------------------------------------------------------------
 
-    cdef uint32_t _visit_disk(self, Disk disk, uint32_t budget) noexcept nogil:
-        """Go on where the last step ended. What is left of the budget: 0 unless the disk is done."""
+    cdef bint _go_on(self) except -1:
+        self.disk = self.disks.pop(0) if self.disks else None
+        self.block = 0
+        return self.disk is not None
+
+    cdef bint _step(self, uint32_t budget) noexcept nogil:
+        if self.wants_dictionary:
+            self.wants_dictionary = False
+            self._find_dictionary()
+            return True
+        return self.disk is not None and self._visit_disk(self.disk, budget)
+
+    cdef bint _visit_disk(self, Disk disk, uint32_t budget) noexcept nogil:
+        """Go on where the last step ended. False when the disk is done."""
         cdef uint64_t end = (disk.size + BLOCK - 1) // BLOCK
         cdef uint64_t entry
         cdef uint64_t* leaf
@@ -134,7 +113,7 @@ cdef class Recompress:
             self.block = end if disk.retired else self.pool.tables.next_leaf(disk.entry.root, self.block, end)
             if self.block >= end:
                 lock_leave(&self.pool.lock)
-                return budget
+                return False
             leaf = self.pool.tables.leaf(disk.entry.root, self.block)
             # Holes and same-filled blocks cost no budget.
             entry = 0
@@ -149,7 +128,7 @@ cdef class Recompress:
                 budget -= 1
                 self._visit(self.pool.store.resolve(entry_handle(entry)), <uint32_t>entry >> 1)
             lock_leave(&self.pool.lock)
-        return 0
+        return True
 
     cdef void _visit(self, uint32_t handle, uint32_t used) noexcept nogil:
         """Encode one object again if it is due. Holds the lock, and lets it go to work."""

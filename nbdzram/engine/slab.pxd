@@ -14,7 +14,9 @@ cdef enum:
     NOT_A_ZSPAGE = 0
     LISTED = 1     # has room, stands in the list of its fullness group
     FULL = 2       # stands in no list
-    EVACUATING = 3 # compaction moves its objects away; nothing is allocated from it
+    EVACUATING = 3 # compaction moves its objects away; stands in a list that nothing is allocated from
+
+    EVACUATION_GROUP = GROUPS  # that list's number, behind those of the fullness groups
 
 cdef struct ZSpage:
     uint32_t next
@@ -23,17 +25,18 @@ cdef struct ZSpage:
     uint16_t top
     uint16_t free_slot
     uint8_t size_class
-    uint8_t state_group  # state in the low 4 bits, fullness group in the high ones
+    uint8_t state_group  # state in the low 4 bits, number of its list in the high ones
 
 cdef struct SizeClass:
     uint32_t size
     uint32_t pages
     uint32_t slots
-    uint32_t head[GROUPS]  # first zspage of each fullness group, 0 is none
-    uint64_t used          # slots in use over all its zspages
+    uint32_t head[GROUPS + 1]  # first zspage of each fullness group, and of those being emptied; 0 is none
+    uint64_t used              # slots in use over all its zspages
     uint64_t pages_used
     uint32_t zspages
-    uint32_t groups        # bit per group that is not empty
+    uint32_t evacuating        # of them, being emptied
+    uint32_t groups            # bit per fullness group that is not empty
 
 cdef class Slab:
     cdef Arena arena
@@ -52,8 +55,9 @@ cdef class Slab:
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
     cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil
-    cdef uint64_t plan_evacuation(self, bint mark) noexcept nogil
-    cdef void end_evacuation(self) noexcept nogil
+    cdef uint64_t evacuation_gain(self, int index) noexcept nogil
+    cdef bint plan_evacuation(self, int index) noexcept nogil
+    cdef bint end_evacuation(self, int index) noexcept nogil
     cdef bint is_evacuating(self, uint32_t unit) noexcept nogil
     cdef bint holds(self, uint32_t unit) noexcept nogil
     cdef bint adoption_begin(self) noexcept nogil
@@ -62,7 +66,11 @@ cdef class Slab:
 
     cdef bint _new_zspage(self, int klass, uint32_t* unit) noexcept nogil
     cdef void _list(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef void _list_in(self, uint32_t unit, ZSpage* page, int state, int group) noexcept nogil
     cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void _regroup(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef uint32_t _next_to_evacuate(self, int index) noexcept nogil
+    cdef uint64_t _rest_pages(self, SizeClass* klass) noexcept nogil
+    cdef uint64_t _pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil
     cdef uint32_t _unit_end(self) noexcept nogil

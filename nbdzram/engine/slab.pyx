@@ -140,8 +140,8 @@ cdef class Slab:
     cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil:
         """Use one slot more, and the pages that it reaches into."""
         cdef SizeClass* klass = &self.classes[page.size_class]
-        cdef uint64_t before = (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
-        cdef uint64_t after = ((page.top + 1) * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+        cdef uint64_t before = self._pages_of(klass, page.top)
+        cdef uint64_t after = self._pages_of(klass, page.top + 1)
         if after > before:
             if self.pages_limit and self.pages_used + (after - before) > self.pages_limit:
                 return False
@@ -166,9 +166,9 @@ cdef class Slab:
             page.free_slot = slot
             self._regroup(unit, page)
             return
-        if page.state_group & 15 == LISTED:
+        if page.state_group != FULL:
             self._unlist(unit, page)
-        pages = (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+        pages = self._pages_of(klass, page.top)
         page.state_group = NOT_A_ZSPAGE
         klass.zspages -= 1
         self.zspage_count -= 1
@@ -180,20 +180,25 @@ cdef class Slab:
     # -- fullness groups -----------------------------------------------------------------------------------------
 
     cdef void _list(self, uint32_t unit, ZSpage* page) noexcept nogil:
+        cdef int group = page.used * GROUPS // self.classes[page.size_class].slots
+        self._list_in(unit, page, LISTED, group)
+        self.classes[page.size_class].groups |= 1 << group
+
+    cdef void _list_in(self, uint32_t unit, ZSpage* page, int state, int group) noexcept nogil:
         cdef SizeClass* klass = &self.classes[page.size_class]
-        cdef int group = page.used * GROUPS // klass.slots
         cdef uint32_t head = klass.head[group]
-        page.state_group = LISTED | (group << 4)
+        page.state_group = state | (group << 4)
         page.prev = 0
         page.next = head
         if head:
             self.zspage(head).prev = unit
         klass.head[group] = unit
-        klass.groups |= 1 << group
+        klass.evacuating += state == EVACUATING
 
     cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil:
         cdef SizeClass* klass = &self.classes[page.size_class]
         cdef int group = page.state_group >> 4
+        klass.evacuating -= page.state_group & 15 == EVACUATING
         if page.next:
             self.zspage(page.next).prev = page.prev
         if page.prev:
@@ -221,52 +226,71 @@ cdef class Slab:
 
     # -- compaction ----------------------------------------------------------------------------------------------
 
-    cdef uint64_t plan_evacuation(self, bint mark) noexcept nogil:
-        """Choose the zspages whose objects fit elsewhere; how many pages that will return.
+    # A class at a time, a zspage a call: the caller lets the lock go between them. Each call looks at the counts of its
+    # moment, so a plan stays right while clients store and free between two of them.
 
-        Of each class the fullest are kept, as many as its objects fill, and one that holds the rest. The rest goes
-        into a fresh zspage instead when the kept one reaches over more pages than the rest needs. With `mark`, nothing
-        is allocated from the chosen zspages until end_evacuation.
+    cdef uint64_t evacuation_gain(self, int index) noexcept nogil:
+        """How many pages evacuating a class would return."""
+        cdef SizeClass* klass = &self.classes[index]
+        cdef uint32_t keep
+        if self._next_to_evacuate(index) == 0:
+            return 0
+        keep = <uint32_t>(klass.used // klass.slots)
+        return klass.pages_used - min(klass.pages_used, <uint64_t>keep * klass.pages + self._rest_pages(klass))
+
+    cdef bint plan_evacuation(self, int index) noexcept nogil:
+        """Mark the next zspage of a class whose objects fit elsewhere. False when there is none left.
+
+        Nothing is allocated from a marked zspage until end_evacuation.
         """
-        cdef int index
-        cdef SizeClass* klass
-        cdef uint32_t unit, keep, left
-        cdef ZSpage* page
-        cdef uint64_t pages = 0
-        cdef uint64_t needed
-        for index in range(self.class_count):
-            klass = &self.classes[index]
-            keep = <uint32_t>(klass.used // klass.slots)
-            needed = ((klass.used - <uint64_t>keep * klass.slots) * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
-            left = klass.zspages
-            while left > keep and klass.groups:
-                unit = klass.head[__builtin_ctz(klass.groups)]  # of the emptiest group
-                page = self.zspage(unit)
-                if left == keep + 1 and (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE <= needed:
-                    break
-                self._unlist(unit, page)
-                page.state_group = EVACUATING
-                left -= 1
-            if left < klass.zspages:
-                pages += klass.pages_used - min(klass.pages_used, <uint64_t>keep * klass.pages + needed)
-        if not mark:
-            self.end_evacuation()
-        return pages
+        cdef uint32_t unit = self._next_to_evacuate(index)
+        if unit == 0:
+            return False
+        self._unlist(unit, self.zspage(unit))
+        self._list_in(unit, self.zspage(unit), EVACUATING, EVACUATION_GROUP)
+        return True
+
+    cdef uint32_t _next_to_evacuate(self, int index) noexcept nogil:
+        """One of the emptiest zspages of a class, 0 when all are to be kept.
+
+        The fullest are kept, as many as the objects fill, and one that holds the rest. The rest goes into a fresh
+        zspage instead when the kept one reaches over more pages than the rest needs.
+        """
+        cdef SizeClass* klass = &self.classes[index]
+        cdef uint32_t keep = <uint32_t>(klass.used // klass.slots)
+        cdef uint32_t left = klass.zspages - klass.evacuating
+        cdef uint32_t unit
+        if left <= keep or klass.groups == 0:
+            return 0
+        unit = klass.head[__builtin_ctz(klass.groups)]
+        if left == keep + 1 and self._pages_of(klass, self.zspage(unit).top) <= self._rest_pages(klass):
+            return 0
+        return unit
+
+    cdef uint64_t _rest_pages(self, SizeClass* klass) noexcept nogil:
+        """Pages for the objects of a class that do not fill a zspage."""
+        return self._pages_of(klass, klass.used % klass.slots)
+
+    cdef uint64_t _pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil:
+        """Pages that the first `slots` slots of a zspage reach into."""
+        return (slots * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
 
     cdef bint is_evacuating(self, uint32_t unit) noexcept nogil:
         return self.zspage(unit).state_group & 15 == EVACUATING
 
-    cdef void end_evacuation(self) noexcept nogil:
-        """What could not be emptied is used again."""
-        cdef uint32_t unit
-        cdef ZSpage* page
-        for unit in range(self._unit_end()):
-            page = self.zspage(unit)
-            if page.state_group & 15 == EVACUATING:
-                if page.used == self.classes[page.size_class].slots:
-                    page.state_group = FULL
-                else:
-                    self._list(unit, page)
+    cdef bint end_evacuation(self, int index) noexcept nogil:
+        """Use a zspage again that could not be emptied. False when the class has none left."""
+        cdef SizeClass* klass = &self.classes[index]
+        cdef uint32_t unit = klass.head[EVACUATION_GROUP]
+        cdef ZSpage* page = self.zspage(unit)
+        if unit == 0:
+            return False
+        self._unlist(unit, page)
+        if page.used == klass.slots:
+            page.state_group = FULL
+        else:
+            self._list(unit, page)
+        return True
 
     cdef uint32_t _unit_end(self) noexcept nogil:
         """Behind the last unit that can be a zspage."""
@@ -323,7 +347,7 @@ cdef class Slab:
             if page.state_group == NOT_A_ZSPAGE:
                 continue
             klass = &self.classes[page.size_class]
-            pages = (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
+            pages = self._pages_of(klass, page.top)
             self.pages_used += pages
             klass.pages_used += pages
             self.arena.release(<uint64_t>unit * UNIT_SIZE + pages * PAGE_SIZE, UNIT_SIZE - pages * PAGE_SIZE)

@@ -7,6 +7,7 @@ import pytest
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.run import HOLD_COUNT
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 SIZE = 16 << 20
@@ -203,6 +204,32 @@ def test_compaction_ends_within_one_partial_page_a_class() -> None:
     for number in range(0, 8192, 5):
         assert disk.read(number * BLOCK, BLOCK) == half_random(number, 200 + number % 16 * 200)
     assert run(Compact(pool))["objects_moved"] == 0
+    pool.check()
+
+
+def steps_of_one(compaction: Compact) -> int:
+    steps = 1
+    while compaction.step(1):
+        steps += 1
+    return steps
+
+
+def test_a_compaction_chooses_one_zspage_and_looks_at_one_handle_a_unit_of_its_budget() -> None:
+    """So no step, and no hold of the pool's lock within it, is longer for a larger pool."""
+    nothing_to_do = steps_of_one(Compact(Pool()))
+    pool = Pool()
+    disk = pool.create("disk", 128 << 20)
+    for number in range(8000):
+        disk.write(number * BLOCK, half_random(number))
+    for number in range(8000):
+        if number % 4:
+            disk.trim(number * BLOCK, BLOCK)
+    before = pool.stats().zspages
+    compaction = Compact(pool)
+    steps = steps_of_one(compaction)
+    emptied = before - pool.stats().zspages
+    assert emptied > HOLD_COUNT
+    assert steps >= nothing_to_do + emptied + compaction.total
     pool.check()
 
 

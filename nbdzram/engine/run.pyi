@@ -1,0 +1,22 @@
+from nbdzram.engine.pool import Pool
+
+HOLD_COUNT: int
+"""Handles, zspages or entries that a run looks at under one hold of the pool's lock."""
+
+class Run:
+    """One run over a pool in bounded steps, without the interpreter lock; clients go on meanwhile.
+
+    Call step() from a thread of its own until it returns False.
+    """
+
+    def __init__(self, pool: Pool) -> None: ...
+    def step(self, budget: int = 4096) -> bool:
+        """Look at about `budget` things. True while there is more."""
+    @property
+    def done(self) -> int:
+        """Things looked at."""
+    @property
+    def total(self) -> int:
+        """Things to look at, as far as is known."""
+    def report(self) -> dict[str, int]:
+        """What came of it, by name."""

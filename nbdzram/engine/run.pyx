@@ -1,0 +1,49 @@
+"""What fold, compaction, recompression and check have in common: a run over a pool in bounded steps.
+
+    step(budget)   maintenance lock ── _step(budget), without the interpreter lock ── when that is done: _go_on()
+
+A step looks at about `budget` things (handles, zspages, entries), and holds the pool's lock for at most HOLD of them at
+a time, so that no client ever waits for a run. Between two holds, and between two steps, the pool changes under it:
+whatever a run remembers from one hold to the next is a hint until it is looked at again.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from nbdzram.engine.pool cimport Pool, pthread_mutex_lock, pthread_mutex_unlock
+
+
+HOLD_COUNT = HOLD
+
+
+cdef class Run:
+    """One run, stepped by one thread at a time; its counters may be read from any."""
+
+    def __cinit__(self, Pool pool, **_):
+        self.pool = pool
+
+    def step(self, uint32_t budget = 4096) -> bool:
+        cdef bint more
+        with nogil:
+            pthread_mutex_lock(&self.pool.maintenance)
+            more = self._step(budget)
+            pthread_mutex_unlock(&self.pool.maintenance)
+        return more or self._go_on()
+
+    def report(self):
+        return {}
+
+    @property
+    def done(self):
+        return self._done
+
+    @property
+    def total(self):
+        return max(self._total, self._done)
+
+    cdef bint _step(self, uint32_t budget) noexcept nogil:
+        """Do about `budget` things, under the maintenance lock. False when nothing is left to do without Python."""
+        return False
+
+    cdef bint _go_on(self) except -1:
+        """With the interpreter lock, and without any other, after _step came to its end: whether there is more."""
+        return False
