@@ -11,7 +11,7 @@ known and its cell names the dictionary (ZSTD_f_zstd1_magicless; RFC 8878 sectio
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 import importlib.util
 import os
@@ -97,15 +97,15 @@ cdef bint lz4_decompress(const uint8_t* source, int length, uint8_t* block) noex
 
 
 cdef bint same_filled(const uint8_t* block, uint64_t* word) noexcept nogil:
-    """Whether the block repeats its first 8-byte word. Both ends are looked at first, as most blocks differ there."""
-    cdef const uint64_t* words = <const uint64_t*>block
-    cdef uint64_t first = words[0]
-    cdef int index
-    if words[BLOCK // 8 - 1] != first:
+    """Whether the block, at any address, repeats its first 8-byte word.
+
+    Both ends are looked at first, as most blocks differ there; then whether it equals itself a word further on.
+    """
+    cdef uint64_t first, last
+    memcpy(&first, block, 8)
+    memcpy(&last, block + BLOCK - 8, 8)
+    if first != last or memcmp(block, block + 8, BLOCK - 8) != 0:
         return False
-    for index in range(1, BLOCK // 8 - 1):
-        if words[index] != first:
-            return False
     word[0] = first
     return True
 
