@@ -18,6 +18,7 @@ from nbdzram.cli.runs import perform
 def command(*, pool: str | None, cpu: int, as_json: bool, control: Path | None) -> None:
     """Decode every stored object, hold it against its fingerprint, and recount the pool.
 
-    Ends with exit code 1 if something does not match. Clients go on meanwhile.
+    Ends with exit code 1 if something does not match. Clients go on meanwhile; counts of what they change during the
+    recount are passed over, and told as "changing".
     """
     perform("check", control=control, as_json=as_json, pool=pool, cpu_percent=cpu)

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena, Region
+from nbdzram.engine.census cimport Census
 
 cdef enum:
     # Kinds beyond the codecs (codec.pxd).
@@ -64,9 +65,11 @@ cdef class Cells:
     cdef uint32_t spill_capacity
     cdef uint32_t spill_used
     cdef bint spill_lost
+    cdef Census census        # of a check under way, else None
 
     cdef Cell* cell(self, uint32_t handle) noexcept nogil
     cdef uint32_t* link(self, uint32_t handle) noexcept nogil
+    cdef void changes(self, uint32_t handle) noexcept nogil
     cdef uint32_t alloc(self) noexcept nogil
     cdef bint ready(self) noexcept nogil
     cdef void free(self, uint32_t handle) noexcept nogil

@@ -60,6 +60,11 @@ cdef class Cells:
     cdef uint32_t* link(self, uint32_t handle) noexcept nogil:
         return <uint32_t*>self.links.base + handle
 
+    cdef void changes(self, uint32_t handle) noexcept nogil:
+        """Tell a check that the cell is about to change, or whether it is pending."""
+        if self.census is not None:
+            self.census.change(handle)
+
     cdef uint32_t alloc(self) noexcept nogil:
         """A handle whose cell is free. 0 when there is no memory, or no number, for one more."""
         cdef uint32_t handle = self.free_head
@@ -70,6 +75,7 @@ cdef class Cells:
             if handle == <uint32_t>-1 or not self._make_room(handle):
                 return 0
             self.high += 1
+        self.changes(handle)
         self.live += 1
         return handle
 
@@ -97,6 +103,7 @@ cdef class Cells:
 
     cdef void free(self, uint32_t handle) noexcept nogil:
         """Take a handle back; nothing leads to it any more."""
+        self.changes(handle)
         publish64(&self.cell(handle).word, 0)
         self.link(handle)[0] = self.free_head
         self.free_head = handle
@@ -118,6 +125,7 @@ cdef class Cells:
         cdef uint64_t room = REFS_MAX - (cell.word >> REFS_SHIFT)
         cdef uint64_t inline_refs = min(room, count)
         cdef uint32_t place
+        self.changes(handle)
         cell.word += inline_refs << REFS_SHIFT
         count -= inline_refs
         if count == 0:
@@ -137,6 +145,7 @@ cdef class Cells:
         """One holder less. True when it was the last."""
         cdef Cell* cell = self.cell(handle)
         cdef uint32_t place
+        self.changes(handle)
         if cell.word >> REFS_SHIFT == REFS_MAX:
             if self.spill_used:
                 place = self._spill_find(handle)

@@ -1,17 +1,12 @@
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.run import Run
 
-class Check:
-    """`nbdzram check`: every object is decoded and held against its fingerprint, in steps; then Pool.check's recount.
+class Check(Run):
+    """One check: every object is decoded and held against its fingerprint (contents), every count against a recount.
 
-    report(): objects_checked. step() raises CheckFailed.
+    report(): objects_checked; changing, the cells, nodes and zspages that clients changed during the recount, and that
+    were passed over. step() raises CheckFailed. A second check of a pool takes the first one's place: that one
+    begins its recount again.
     """
 
-    def __init__(self, pool: Pool) -> None: ...
-    def step(self, budget: int = 4096) -> bool: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    def report(self) -> dict[str, int]: ...
-
-def check_pool(pool: Pool) -> None: ...
+    def __init__(self, pool: Pool, *, contents: bool = True) -> None: ...

@@ -1,243 +1,523 @@
-"""Holding the engine against its own invariants (DESIGN.md section 4, rule 9).
+"""Holding the engine against its own invariants (DESIGN.md section 4, rule 9), while clients go on.
 
-check_pool recounts everything that is derived, under the lock: for tests, and for the end of a Check. Check decodes
-every object and compares its fingerprint, in steps, while clients go on.
+    contents    every object is decoded and held against its fingerprint
+    count       cells, zspages and nodes: each in itself, then their sums against the counters     ─┐ once for each
+    names       nodes, export directory and cells are walked: who names whom                        │ window of numbers
+    judge       names found against names counted, slots found against slots used                  ─┘
+    chains      the index leads to objects alone, each in its bucket
+    exports     blocks stored and same-filled of each export
+
+Count. Three censuses (census.pyx) make the sums exact at the moment when nothing is open; then they are compared.
+
+Names. A walk in many holds of the lock sees each node, entry and cell at a time of its own. But a cell whose count of
+holders did not change from the beginning of the walk to its end had the same holders throughout: a name that comes,
+goes or moves changes the count of what it names. So each of them was seen, and seen once; and where the census says
+that a number stayed settled, what was found must be what is counted. The others were being changed by clients; they are
+passed over and told as such (`changing`). A write with inline folding holds an object before its entry does: such a
+hold tells the census when it ends, and those from before the walk must have ended before it is judged (Pool.shift).
+Walking goes by page number, not from the roots, so that no clone or deletion can
+carry a node past the walk.
+
+Each hold of the lock looks at up to HOLD things; where an entry leads through forwards, or a bucket has a chain, at all
+of those. Memory: WINDOW numbers are judged in one walk, so at most 192 MiB however large the pool, and for one of a GiB
+some 10; beside that the censuses, a bit a cell, zspage and page.
+
+Known limits: what clients change during a walk is judged by the next check. Fingerprints forced equal (a test's mask)
+make chains long, and holds with them.
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-import gc
-
-from nbdzram.engine.arena cimport UNIT_PAGES
-from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, Cells, kind_of, length_of, slot_of, target_of, unit_of
-from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, CODEC_RAW, fingerprint
-from nbdzram.engine.index cimport Index
-from nbdzram.engine.pool cimport (
-    ENTRY_LIVE, EXPORTS_MAX, Pool, lock_leave, lock_take, lock_take_behind, pthread_mutex_lock, pthread_mutex_unlock,
+from nbdzram.engine.arena cimport UNIT_PAGES, UNIT_SIZE
+from nbdzram.engine.cells cimport (
+    KIND_FILL, KIND_FORWARD, REFS_MAX, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
 )
-from nbdzram.engine.store cimport ObjectStore
-from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, TOP_LEVEL, Tables, entry_handle
+from nbdzram.engine.census cimport COMPLAINT
+from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, fingerprint
+from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.pool cimport ENTRY_FREE, Pool, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.recount cimport CellCensus, NodeCensus, ZspageCensus
+from nbdzram.engine.run cimport HOLD, Run
+from nbdzram.engine.slab cimport MAX_SLOTS, NO_SLOT, NOT_A_ZSPAGE, Slab, ZSpage
+from nbdzram.engine.store cimport KINDS, ObjectStore
+from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle
 
-from nbdzram.errors import CheckFailed
+from nbdzram.errors import CheckFailed, EngineError
+
+cdef enum:
+    WINDOW = 1 << 24        # handles, and pages: 4 bytes each
+    UNIT_WINDOW = 1 << 18   # zspages: a bit a slot, 256 bytes each
+    SLOT_WORDS = MAX_SLOTS // 64
+    ALL = -1                # of a sum that has no parts
+
+    CONTENTS = 0
+    COUNT = 1
+    NAMES_OF_EXPORTS = 2
+    NAMES_IN_NODES = 3
+    PLACES = 4
+    JUDGE_CELLS = 5
+    JUDGE_NODES = 6
+    JUDGE_ZSPAGES = 7
+    CHAINS = 8
+    EXPORTS = 9
+    DONE = 10
+
+ctypedef unsigned long long ull  # for printf
+
+cdef extern from * nogil:
+    int __builtin_popcountll(unsigned long long)
 
 
 @cython.final
-cdef class Check:
+cdef class Check(Run):
     """See check.pyi."""
 
-    cdef Pool pool
-    cdef uint32_t position
-    cdef uint32_t end
-    cdef uint64_t checked
+    cdef ObjectStore store
+    cdef Slab slab
+    cdef Tables tables
+    cdef CellCensus cells
+    cdef ZspageCensus zspages
+    cdef NodeCensus nodes
+    cdef int phase
+    cdef uint64_t at               # where the phase goes on: a handle, page, unit, bucket or export's number
+    cdef uint32_t within           # ... and inside a node
+    cdef uint64_t window
+    cdef uint64_t cells_end, pages_end, units_end  # of the window, where they end before it does
+    cdef uint32_t* holders         # found, by handle in the window
+    cdef uint32_t* parents         # found, by page in the window
+    cdef uint64_t* slots           # found, a bit a slot, by unit in the window
+    cdef uint64_t contents_end
+    cdef uint64_t checked, changing
+    cdef list disks                # whose blocks are still to be counted
+    cdef Disk disk
+    cdef bint in_export
+    cdef bint no_memory
+    cdef char complaint[COMPLAINT]
 
-    def __cinit__(self, Pool pool):
-        self.pool = pool
-        self.position = 1
+    def __cinit__(self, Pool pool, *, contents: bool = True):
+        self.store = pool.store
+        self.slab = pool.store.slab
+        self.tables = pool.tables
+        self.at = 1
         lock_take(&pool.lock)
-        self.end = pool.store.cells.high
+        self.contents_end = pool.store.cells.high
+        self._total = (3 * self.contents_end + pool.store.index.buckets + <uint64_t>pool.arena.unit_high * (2 * UNIT_PAGES + 2))
         lock_leave(&pool.lock)
-
-    def step(self, uint32_t budget = 4096) -> bool:
-        cdef uint32_t wrong = 0
-        cdef uint32_t last = <uint32_t>min(<uint64_t>self.position + budget, self.end)
-        with nogil:
-            pthread_mutex_lock(&self.pool.maintenance)
-            while self.position < last and wrong == 0:
-                if not self._visit(self.position):
-                    wrong = self.position
-                self.position += 1
-            pthread_mutex_unlock(&self.pool.maintenance)
-        if wrong:
-            raise CheckFailed(f"the object of handle {wrong} does not decode to the block whose fingerprint it has")
-        if self.position < self.end:
-            return True
-        check_pool(self.pool)
-        return False
-
-    @property
-    def done(self):
-        return self.position - 1
-
-    @property
-    def total(self):
-        return self.end - 1
-
-    def report(self):
-        return {"objects_checked": self.checked}
-
-    cdef bint _visit(self, uint32_t handle) noexcept nogil:
-        cdef uint8_t encoded[BLOCK]
-        cdef uint8_t block[BLOCK]
-        cdef uint64_t word, expected
-        lock_take_behind(&self.pool.lock)
-        word = self.pool.store.cells.cell(handle).word
-        expected = self.pool.store.cells.cell(handle).fingerprint
-        if kind_of(word) == CODEC_FREE or kind_of(word) == KIND_FILL or kind_of(word) == KIND_FORWARD:
-            lock_leave(&self.pool.lock)
-            return True
-        memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
-        lock_leave(&self.pool.lock)
-        self.checked += 1
-        return (self.pool.store.decode(kind_of(word), encoded, length_of(word), block)
-                and fingerprint(block, self.pool.seed) & self.pool.fingerprint_mask == expected)
-
-
-cdef class _Recount:
-    """What a walk over the tables and cells finds, to be compared with what is kept."""
-
-    cdef Pool pool
-    cdef uint32_t* holders  # by handle
-    cdef uint32_t* parents  # by page
-    cdef uint64_t nodes
-
-    def __cinit__(self, Pool pool):
-        self.pool = pool
-        self.holders = <uint32_t*>calloc(<uint64_t>pool.store.cells.high + 1, sizeof(uint32_t))
-        self.parents = <uint32_t*>calloc(<uint64_t>pool.arena.unit_high * UNIT_PAGES + 1, sizeof(uint32_t))
-        if self.holders == NULL or self.parents == NULL:
-            raise MemoryError
+        if not contents:
+            self.phase = COUNT
 
     def __dealloc__(self):
+        if self.store is not None:
+            self._end_census()
+        self._free_window()
+
+    def report(self):
+        return {"objects_checked": self.checked, "changing": self.changing}
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    cdef bint _step(self, uint32_t budget) noexcept nogil:
+        cdef uint32_t looked
+        while budget and self.phase != DONE and not self.complaint[0] and not self.no_memory:
+            if self.phase == EXPORTS and not self.in_export or self.phase != CONTENTS and not self._has_census():
+                return False  # _go_on knows what is next
+            looked = self._hold(min(budget, <uint32_t>HOLD))
+            self._done += looked
+            budget -= min(budget, looked)
+        return self.phase != DONE and not self.complaint[0] and not self.no_memory
+
+    cdef bint _go_on(self) except -1:
+        if self.phase == DONE:
+            return False
+        if self.phase == EXPORTS and self._has_census() and not self.disks and not self.complaint[0]:
+            self._compare_exports()
+            self.phase = DONE
+        if self.complaint[0]:
+            raise CheckFailed(self.complaint.decode())
+        if self.no_memory:
+            raise EngineError("a check found no memory for its own counts; free some, or check a smaller pool")
+        if self.phase == DONE:
+            self._end_census()
+            return False
+        if not self._has_census():
+            self._begin_counting()  # the first time, or another check of this pool took its place
+        else:
+            self.disk = self.disks.pop()
+            self.disk.recount()
+            self.in_export = True
+        return True
+
+    cdef uint32_t _hold(self, uint32_t limit) noexcept nogil:
+        """Go on with the phase under one hold of the lock; how many things were looked at."""
+        cdef uint32_t looked = 0
+        if self.phase == CONTENTS:
+            return self._verify_content()
+        lock_take_behind(&self.pool.lock)
+        if not self._has_census():
+            looked = limit
+        elif self.phase == COUNT:
+            looked = self._count(limit)
+        elif self.phase == NAMES_OF_EXPORTS:
+            looked = self._walk_exports(limit)
+        elif self.phase == NAMES_IN_NODES:
+            looked = self._walk_nodes(limit)
+        elif self.phase == PLACES:
+            looked = self._walk_cells(limit)
+        elif self.phase == JUDGE_CELLS:
+            looked = self._judge_cells(limit)
+        elif self.phase == JUDGE_NODES:
+            looked = self._judge_nodes(limit)
+        elif self.phase == JUDGE_ZSPAGES:
+            looked = self._judge_zspages(limit)
+        elif self.phase == CHAINS:
+            looked = self._follow_chains(limit)
+        elif self.phase == EXPORTS:
+            looked = self._count_export(limit)
+        lock_leave(&self.pool.lock)
+        return max(looked, <uint32_t>1)
+
+    cdef void _enter(self, int phase, uint64_t at) noexcept nogil:
+        self.phase = phase
+        self.at = at
+        self.within = 0
+
+    # -- contents ------------------------------------------------------------------------------------------------
+
+    cdef uint32_t _verify_content(self) noexcept nogil:
+        """Decode one object, outside the lock, and hold it against its fingerprint."""
+        cdef uint8_t encoded[BLOCK]
+        cdef uint8_t block[BLOCK]
+        cdef uint32_t handle = <uint32_t>self.at
+        cdef uint64_t word, expected
+        if self.at >= self.contents_end:
+            self._begin_window(0)
+            return 1
+        self.at += 1
+        lock_take_behind(&self.pool.lock)
+        word = self.store.cells.cell(handle).word
+        expected = self.store.cells.cell(handle).fingerprint
+        if _is_object(word):
+            memcpy(encoded, self.store.bytes_at(word), length_of(word))
+        lock_leave(&self.pool.lock)
+        if not _is_object(word):
+            return 1
+        self.checked += 1
+        if not (self.store.decode(kind_of(word), encoded, length_of(word), block)
+                and fingerprint(block, self.pool.seed) & self.pool.fingerprint_mask == expected):
+            snprintf(self.complaint, COMPLAINT,
+                     "the object of handle %u does not decode to the block whose fingerprint it has", handle)
+        return 1
+
+    # -- count ---------------------------------------------------------------------------------------------------
+
+    def _begin_counting(self):
+        """Take the censuses, from whichever check has them, and count from the beginning."""
+        cells, zspages, nodes = CellCensus(self.store), ZspageCensus(self.store.slab), NodeCensus(self.tables)
+        self.disks = self.pool.disks()
+        self.in_export = False
+        lock_take(&self.pool.lock)
+        self.cells = self.store.cells.census = cells
+        self.zspages = self.slab.census = zspages
+        self.nodes = self.tables.census = nodes
+        lock_leave(&self.pool.lock)
+        self._begin_window(0)
+
+    cdef void _end_census(self):
+        lock_take(&self.pool.lock)
+        if self._has_census():
+            self.store.cells.census = None
+            self.slab.census = None
+            self.tables.census = None
+        lock_leave(&self.pool.lock)
+
+    cdef bint _has_census(self) noexcept nogil:
+        return self.cells is not None and self.store.cells.census is self.cells
+
+    cdef void _begin_window(self, uint64_t window) noexcept nogil:
+        self.window = window
+        self._enter(COUNT, 0)
+
+    cdef uint32_t _count(self, uint32_t limit) noexcept nogil:
+        """Count what was not yet, and again what changed; when nothing is left, compare the sums and go on."""
+        cdef uint64_t cells_end = self.store.cells.high
+        cdef uint64_t units_end = self.slab.unit_end()
+        cdef uint64_t pages_end = self.tables.page_end()
+        cdef uint32_t looked = 0
+        if not (self.cells.reserve(cells_end) and self.zspages.reserve(units_end) and self.nodes.reserve(pages_end)):
+            self.no_memory = True
+            return 0
+        looked += self.cells.count_on(cells_end, limit, self.complaint)
+        if looked < limit:
+            looked += self.zspages.count_on(units_end, limit - looked, self.complaint)
+        if looked < limit:
+            looked += self.nodes.count_on(pages_end, limit - looked, self.complaint)
+        if looked < limit and self.pool.in_hand[1 - self.pool.shift] == 0 and self._sums_agree():
+            self.pool.shift = 1 - self.pool.shift
+            self._begin_walk(cells_end, units_end, pages_end)
+        return looked
+
+    cdef bint _sums_agree(self) noexcept nogil:
+        """The moment of truth: everything is settled, and the lock is held."""
+        cdef uint64_t zspages = 0, pages = 0
+        cdef int index
+        for index in range(KINDS):
+            self._agree("bytes of codec", index, self.store.bytes_of[index], self.cells.bytes_of[index])
+        for index in range(self.slab.class_count):
+            zspages += self.zspages.zspages[index]
+            pages += self.zspages.pages[index]
+            self._agree("slots used in size class", index, self.slab.classes[index].used, self.zspages.used[index])
+            self._agree("objects in size class", index, self.slab.classes[index].used, self.cells.slots_of[index])
+            self._agree("zspages of size class", index, self.slab.classes[index].zspages, self.zspages.zspages[index])
+            self._agree("pages of size class", index, self.slab.classes[index].pages_used, self.zspages.pages[index])
+        self._agree("zspages", ALL, self.slab.zspage_count, zspages)
+        self._agree("pages", ALL, self.slab.pages_used, pages)
+        self._agree("handles", ALL, self.store.cells.live, self.cells.live)
+        self._agree("objects", ALL, self.store.objects, self.cells.objects)
+        self._agree("huge objects", ALL, self.store.huge_now, self.cells.huge)
+        self._agree("shared objects", ALL, self.store.shared_objects, self.cells.shared_objects)
+        self._agree("shared bytes", ALL, self.store.shared_bytes, self.cells.shared_bytes)
+        self._agree("pending objects", ALL, self.store.index.pending_count, self.cells.pending)
+        self._agree("linked objects", ALL, self.store.index.linked, self.cells.objects - self.cells.pending)
+        self._agree("nodes", ALL, self.tables.nodes, self.nodes.nodes)
+        return not self.complaint[0]
+
+    cdef void _agree(self, const char* what, int index, uint64_t counted, uint64_t found) noexcept nogil:
+        if counted == found or self.complaint[0]:
+            return
+        if index == ALL:
+            snprintf(self.complaint, COMPLAINT, "%s: %llu counted, %llu found", what, <ull>counted, <ull>found)
+        else:
+            snprintf(self.complaint, COMPLAINT, "%s %d: %llu counted, %llu found", what, index, <ull>counted, <ull>found)
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    cdef void _begin_walk(self, uint64_t cells_end, uint64_t units_end, uint64_t pages_end) noexcept nogil:
+        """Judge the numbers of this window, which are all settled now; past the last window, go on."""
+        cdef uint64_t start = self.window * WINDOW
+        cdef uint64_t first_unit = self.window * UNIT_WINDOW
+        self._free_window()
+        if start >= cells_end and start >= pages_end and first_unit >= units_end:
+            self._enter(CHAINS, 0)
+            return
+        self.cells_end = max(start, min(cells_end, start + WINDOW))
+        self.pages_end = max(start, min(pages_end, start + WINDOW))
+        self.units_end = max(first_unit, min(units_end, first_unit + UNIT_WINDOW))
+        self.holders = <uint32_t*>calloc(self.cells_end - start + 1, sizeof(uint32_t))
+        self.parents = <uint32_t*>calloc(self.pages_end - start + 1, sizeof(uint32_t))
+        self.slots = <uint64_t*>calloc((self.units_end - first_unit) * SLOT_WORDS + 1, sizeof(uint64_t))
+        self.no_memory = self.holders == NULL or self.parents == NULL or self.slots == NULL
+        self._enter(NAMES_OF_EXPORTS, 0)
+
+    cdef void _free_window(self) noexcept nogil:
         free(self.holders)
         free(self.parents)
+        free(self.slots)
+        self.holders = NULL
+        self.parents = NULL
+        self.slots = NULL
 
-    cdef str walk(self, uint32_t page, int level):
-        """Count what a node names; the complaint, or None."""
-        cdef int index
-        cdef uint32_t handle
-        cdef Tables tables = self.pool.tables
-        cdef Cells cells = self.pool.store.cells
-        if page == 0:
-            return None
-        if page >= self.pool.arena.unit_high * UNIT_PAGES:
-            return f"page {page} of a block table lies behind the arena's end"
-        self.parents[page] += 1
-        if self.parents[page] > 1:
-            return None
-        self.nodes += 1
-        for index in range(BRANCH_CHILDREN if level else LEAF_BLOCKS):
-            if level:
-                complaint = self.walk(tables.branch(page)[index], level - 1)
-                if complaint:
-                    return complaint
-                continue
-            handle = entry_handle(tables.entries(page)[index])
-            while handle:
-                if handle >= cells.high or kind_of(cells.cell(handle).word) == CODEC_FREE:
-                    return f"a block leads to handle {handle}, which is free"
-                self.holders[handle] += 1
-                handle = target_of(cells.cell(handle).word) if kind_of(cells.cell(handle).word) == KIND_FORWARD else 0
-        return None
+    cdef uint32_t _walk_exports(self, uint32_t limit) noexcept nogil:
+        cdef uint32_t looked = 0
+        while looked < limit and self.at < self.pool.exports_high:
+            if self.pool.export_entry(<uint32_t>self.at).state != ENTRY_FREE:
+                self._found_parent(self.pool.export_entry(<uint32_t>self.at).root)
+            self.at += 1
+            looked += 1
+        if looked < limit:
+            self._enter(NAMES_IN_NODES, 0)
+        return looked
 
+    cdef void _found_parent(self, uint32_t page) noexcept nogil:
+        if page and page >= self.tables.page_end():
+            snprintf(self.complaint, COMPLAINT, "a table node or an export names page %u, behind the arena's end", page)
+        elif page and self.window * WINDOW <= page < self.pages_end:
+            self.parents[page - self.window * WINDOW] += 1
 
-def check_pool(Pool pool) -> None:
-    """Hold every derived count against a recount. Raises CheckFailed. Takes the lock throughout.
+    cdef uint32_t _walk_nodes(self, uint32_t limit) noexcept nogil:
+        """What nodes name, wherever they hang. A node may change or go between two holds: what it names changes then."""
+        cdef uint64_t end = self.tables.page_end()
+        cdef uint32_t looked = 0
+        cdef uint32_t page, level
+        while looked < limit and self.at < end:
+            page = <uint32_t>self.at
+            level = self.tables.node(page)[0] >> LEVEL_SHIFT
+            looked += 1
+            if self.tables.node(page)[0] and self.within < <uint32_t>(BRANCH_CHILDREN if level else LEAF_BLOCKS):
+                if level:
+                    self._found_parent(self.tables.branch(page)[self.within])
+                else:
+                    self._found_holder(page, entry_handle(self.tables.entries(page)[self.within]))
+                self.within += 1
+            else:
+                self.at += 1
+                self.within = 0
+        if looked < limit:
+            self._enter(PLACES, 1)
+        return looked
 
-    The interpreter lock is kept as well: a finalizer that ran in between could give it away, so none may.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    lock_take(&pool.lock)
-    try:
-        pool.store.slab.check()
-        _check_tables(pool)
-        _check_index(pool)
-    finally:
-        lock_leave(&pool.lock)
-        if collecting:
-            gc.enable()
-
-
-def _check_tables(Pool pool):
-    cdef Tables tables = pool.tables
-    cdef uint32_t number, page
-    cdef uint64_t stored, same, all_stored = 0, all_same = 0
-    cdef _Recount found = _Recount(pool)
-    by_number = {disk.number: disk for disk in pool._disks}
-    for number in range(EXPORTS_MAX):
-        if pool.export_entry(number).state != ENTRY_LIVE:
-            continue
-        complaint = found.walk(pool.export_entry(number).root, TOP_LEVEL)
-        if complaint:
-            raise CheckFailed(complaint)
-        stored = same = 0
-        tables.count(pool.export_entry(number).root, TOP_LEVEL, &stored, &same)
-        if by_number[number]._counts() != (stored, same):
-            raise CheckFailed(f"export {by_number[number].name!r} counts {by_number[number]._counts()} blocks stored "
-                              f"and same-filled, {(stored, same)} found")
-        all_stored += stored
-        all_same += same
-    if (all_stored, all_same) != (pool.blocks_stored, pool.blocks_same):
-        raise CheckFailed(f"{(pool.blocks_stored, pool.blocks_same)} blocks counted, {(all_stored, all_same)} found")
-    if found.nodes != tables.nodes:
-        raise CheckFailed(f"{tables.nodes} nodes counted, {found.nodes} found")
-    for page in range(pool.arena.unit_high * UNIT_PAGES):
-        if found.parents[page] and found.parents[page] != (<uint32_t*>tables.refs.base)[page]:
-            raise CheckFailed(f"node {page}: {(<uint32_t*>tables.refs.base)[page]} parents counted, "
-                              f"{found.parents[page]} found")
-    _check_cells(pool, found)
-
-
-def _check_cells(Pool pool, _Recount found):
-    cdef ObjectStore store = pool.store
-    cdef uint32_t handle
-    cdef uint64_t word, refs
-    cdef uint64_t live = 0, objects = 0, shared = 0, shared_bytes = 0, huge = 0, slots = 0
-    cdef int index
-    by_codec = [0] * 16
-    places = set()
-    for handle in range(1, store.cells.high):
-        word = store.cells.cell(handle).word
-        if kind_of(word) == CODEC_FREE:
-            if found.holders[handle]:
-                raise CheckFailed(f"handle {handle} is free and has {found.holders[handle]} holders")
-            continue
-        live += 1
-        refs = store.cells.refs(handle)
-        if refs != found.holders[handle] or refs == 0:
-            raise CheckFailed(f"handle {handle}: {refs} holders counted, {found.holders[handle]} found")
-        if kind_of(word) == KIND_FILL or kind_of(word) == KIND_FORWARD:
-            continue
-        objects += 1
-        by_codec[kind_of(word)] += length_of(word)
-        huge += kind_of(word) == CODEC_RAW
-        shared += refs > 1
-        shared_bytes += (refs - 1) * length_of(word)
-        places.add((unit_of(word), slot_of(word)))
-    for index in range(store.slab.class_count):
-        slots += store.slab.classes[index].used
-    kept = (store.cells.live, store.objects, store.objects, slots, store.shared_objects, store.shared_bytes,
-            store.huge_now, [store.bytes_of[index] for index in range(8)])
-    recounted = (live, objects, <uint64_t>len(places), objects, shared, shared_bytes, huge, by_codec[:8])
-    if kept != recounted:
-        raise CheckFailed(f"handles, objects, places, slots, shared, shared bytes, huge, bytes by codec: {kept} counted, "
-                          f"{recounted} found")
-
-
-def _check_index(Pool pool):
-    cdef Index index = pool.store.index
-    cdef Cells cells = pool.store.cells
-    cdef uint32_t handle, bucket
-    cdef uint64_t linked = 0, pending = 0
-    for bucket in range(index.buckets):
-        handle = (<uint32_t*>index.heads.base)[bucket]
+    cdef void _found_holder(self, uint32_t page, uint32_t handle) noexcept nogil:
+        cdef uint64_t word
         while handle:
-            linked += 1
-            if index.is_pending(handle) or index._head(cells.cell(handle).fingerprint) != (
-                    <uint32_t*>index.heads.base + bucket):
-                raise CheckFailed(f"object {handle} stands wrongly in bucket {bucket} of the index")
-            if linked > index.linked:
-                raise CheckFailed(f"the index has more than its {index.linked} objects, or a chain that turns in a ring")
-            handle = cells.link(handle)[0]
-    handle = index.next_pending(1)
-    while handle:
-        pending += 1
-        if kind_of(cells.cell(handle).word) in (CODEC_FREE, KIND_FILL, KIND_FORWARD):
-            raise CheckFailed(f"handle {handle} is pending and no object")
-        handle = index.next_pending(handle + 1)
-    if (linked, pending) != (index.linked, index.pending_count) or linked + pending != pool.store.objects:
-        raise CheckFailed(f"{index.linked} linked and {index.pending_count} pending of {pool.store.objects} objects "
-                          f"counted, {linked} and {pending} found")
+            word = self.store.cells.cell(handle).word if handle < self.store.cells.high else 0
+            if kind_of(word) == CODEC_FREE:
+                snprintf(self.complaint, COMPLAINT, "entry %u of table node %u leads to handle %u, which is free",
+                         self.within, page, handle)
+                return
+            if self.window * WINDOW <= handle < self.cells_end:
+                self.holders[handle - self.window * WINDOW] += 1
+            handle = target_of(word) if kind_of(word) == KIND_FORWARD else 0
+
+    cdef uint32_t _walk_cells(self, uint32_t limit) noexcept nogil:
+        """Which slots objects lie in."""
+        cdef uint64_t first = self.window * UNIT_WINDOW
+        cdef uint32_t looked = 0
+        cdef uint64_t word, bit
+        cdef uint64_t* place
+        while looked < limit and self.at < self.store.cells.high:
+            word = self.store.cells.cell(<uint32_t>self.at).word
+            if _is_object(word) and first <= unit_of(word) < self.units_end:
+                place = self.slots + (unit_of(word) - first) * SLOT_WORDS + slot_of(word) // 64
+                bit = <uint64_t>1 << (slot_of(word) & 63)
+                if place[0] & bit and self.zspages.is_settled(unit_of(word)):
+                    snprintf(self.complaint, COMPLAINT, "object %llu lies in slot %u of zspage %u, as another does",
+                             <ull>self.at, slot_of(word), unit_of(word))
+                place[0] |= bit
+            self.at += 1
+            looked += 1
+        if looked < limit and self.pool.in_hand[1 - self.pool.shift] == 0:
+            self._enter(JUDGE_CELLS, self.window * WINDOW)
+        return looked
+
+    # -- judge ---------------------------------------------------------------------------------------------------
+
+    cdef uint32_t _judge_cells(self, uint32_t limit) noexcept nogil:
+        cdef uint32_t looked = 0
+        cdef uint32_t handle, found
+        cdef uint64_t refs
+        while looked < limit and self.at < self.cells_end:
+            handle = <uint32_t>self.at
+            found = self.holders[self.at - self.window * WINDOW]
+            refs = self.store.cells.refs(handle) if handle else 0
+            if not self.cells.is_settled(handle):
+                self.changing += 1
+            elif refs != found and not (self.store.cells.spill_lost and refs >= REFS_MAX):
+                snprintf(self.complaint, COMPLAINT, "handle %u: %llu holders counted, %u found", handle, <ull>refs, found)
+            elif handle and (refs == 0) != (kind_of(self.store.cells.cell(handle).word) == CODEC_FREE):
+                snprintf(self.complaint, COMPLAINT, "handle %u has %llu holders and is of kind %u",
+                         handle, <ull>refs, kind_of(self.store.cells.cell(handle).word))
+            self.at += 1
+            looked += 1
+        if looked < limit:
+            self._enter(JUDGE_NODES, self.window * WINDOW)
+        return looked
+
+    cdef uint32_t _judge_nodes(self, uint32_t limit) noexcept nogil:
+        cdef uint32_t looked = 0
+        cdef uint32_t page, found
+        while looked < limit and self.at < self.pages_end:
+            page = <uint32_t>self.at
+            found = self.parents[self.at - self.window * WINDOW]
+            if not self.nodes.is_settled(page):
+                self.changing += 1
+            elif self.tables.parents(page) != found:
+                snprintf(self.complaint, COMPLAINT, "table node %u: %u parents counted, %u found",
+                         page, self.tables.parents(page), found)
+            self.at += 1
+            looked += 1
+        if looked < limit:
+            self._enter(JUDGE_ZSPAGES, self.window * UNIT_WINDOW)
+        return looked
+
+    cdef uint32_t _judge_zspages(self, uint32_t limit) noexcept nogil:
+        cdef uint32_t looked = 0
+        while looked < limit and self.at < self.units_end:
+            if not self.zspages.is_settled(self.at):
+                self.changing += 1
+            else:
+                looked += self._judge_zspage(
+                    <uint32_t>self.at, self.slots + (self.at - self.window * UNIT_WINDOW) * SLOT_WORDS)
+            self.at += 1
+            looked += 1
+        if looked < limit:
+            self._begin_window(self.window + 1)
+        return looked
+
+    cdef uint32_t _judge_zspage(self, uint32_t unit, uint64_t* slots) noexcept nogil:
+        """Its used slots are those in which objects lie, and no other; that its list of free ones ends, the census saw."""
+        cdef ZSpage* page = self.slab.zspage(unit)
+        cdef uint32_t found = 0
+        cdef uint32_t free_slots = 0
+        cdef uint32_t slot = page.free_slot
+        cdef int index
+        if page.state_group == NOT_A_ZSPAGE:
+            return 0
+        for index in range(SLOT_WORDS):
+            found += __builtin_popcountll(slots[index])
+        if found != page.used:
+            snprintf(self.complaint, COMPLAINT, "zspage %u: %u slots counted, %u objects found",
+                     unit, <uint32_t>page.used, found)
+        while slot != NO_SLOT and not self.complaint[0]:
+            if slots[slot // 64] >> (slot & 63) & 1:
+                snprintf(self.complaint, COMPLAINT, "zspage %u: slot %u is free, and an object lies in it", unit, slot)
+            slot = (<uint16_t*>(self.slab.arena.base + <uint64_t>unit * UNIT_SIZE
+                                + slot * self.slab.classes[page.size_class].size))[0]
+            free_slots += 1
+        return free_slots
+
+    # -- chains --------------------------------------------------------------------------------------------------
+
+    cdef uint32_t _follow_chains(self, uint32_t limit) noexcept nogil:
+        """Every object that the index leads to belongs there. That no object is missing, the census saw."""
+        cdef uint32_t looked = 0
+        cdef uint32_t handle
+        cdef uint64_t length
+        while looked < limit and self.at < self.store.index.buckets:
+            handle = self.store.index.bucket(<uint32_t>self.at)[0]
+            length = 0
+            while handle and length <= self.store.index.linked:
+                length += 1
+                if (not _is_object(self.store.cells.cell(handle).word) or self.store.index.is_pending(handle)
+                        or self.store.index.bucket_of(self.store.cells.cell(handle).fingerprint) != self.at):
+                    snprintf(self.complaint, COMPLAINT, "handle %u stands wrongly in bucket %llu of the index",
+                             handle, <ull>self.at)
+                    return looked
+                handle = self.store.cells.link(handle)[0]
+            if handle:
+                snprintf(self.complaint, COMPLAINT, "bucket %llu of the index has no end", <ull>self.at)
+            self.at += 1
+            looked += 1 + <uint32_t>length
+        if looked < limit:
+            self._enter(EXPORTS, 0)
+        return looked
+
+    # -- exports -------------------------------------------------------------------------------------------------
+
+    cdef uint32_t _count_export(self, uint32_t limit) noexcept nogil:
+        cdef uint32_t looked = self.disk.count_on(limit)
+        if looked == 0:
+            if not self.disk.retired:
+                self._agree("blocks stored in export number", self.disk.number, self.disk.stored, self.disk.found_stored)
+                self._agree("same-filled blocks in export number", self.disk.number, self.disk.same, self.disk.found_same)
+            self.in_export = False
+        return looked
+
+    def _compare_exports(self):
+        """The pool's blocks are those of its exports, all at one moment."""
+        cdef uint64_t stored = 0, same = 0
+        cdef Disk disk
+        disks = self.pool.disks()
+        lock_take(&self.pool.lock)
+        for disk in disks:
+            stored += disk.stored
+            same += disk.same
+        self._agree("blocks stored in all exports", ALL, self.pool.blocks_stored, stored)
+        self._agree("same-filled blocks in all exports", ALL, self.pool.blocks_same, same)
+        lock_leave(&self.pool.lock)
+
+
+cdef inline bint _is_object(uint64_t word) noexcept nogil:
+    return kind_of(word) != CODEC_FREE and kind_of(word) != KIND_FILL and kind_of(word) != KIND_FORWARD

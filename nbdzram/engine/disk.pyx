@@ -95,23 +95,17 @@ cdef class Disk:
         self.stored = stored
         self.same = same
 
-    def _counts(self):
-        return self.stored, self.same
-
-    def _share_with(self, uint32_t number):
-        """Make export `number`, which is no export yet, a clone of this one. What it stores, in blocks; for Pool."""
-        cdef ExportEntry* twin = self.pool.export_entry(number)
-        cdef uint64_t stored, same
+    def _share_with(self, Disk twin):
+        """Make a disk that is no export yet a clone of this one; for Pool."""
         lock_take(&self.pool.lock)
-        twin.root = self.entry.root
-        self.pool.tables.acquire(twin.root)
-        stored = self.stored
-        same = self.same
-        self.pool.blocks_stored += stored
-        self.pool.blocks_same += same
-        publish32(&twin.state, ENTRY_LIVE)
+        twin.entry.root = self.entry.root
+        self.pool.tables.acquire(twin.entry.root)
+        twin.stored = self.stored
+        twin.same = self.same
+        self.pool.blocks_stored += self.stored
+        self.pool.blocks_same += self.same
+        publish32(&twin.entry.state, ENTRY_LIVE)
         lock_leave(&self.pool.lock)
-        return stored, same
 
     def _retire(self, bint deleting):
         """Every later request fails: the export is being deleted, or the pool was closed."""
@@ -329,7 +323,7 @@ cdef class Disk:
         word = fingerprint(source, self.pool.seed) & self.pool.fingerprint_mask
         block.word = word
         if self.pool.inline_on:
-            block.handle = self.pool.find_equal(word, source)
+            block.handle = self.pool.find_equal(word, source, &block.shift)
             if block.handle:
                 return
         self.pool.store.index.prefetch_bucket(word)
@@ -349,18 +343,19 @@ cdef class Disk:
         cdef int error = 0
         lock_take(&self.pool.lock)
         leaf = NULL if self.retired else self.pool.tables.leaf_for_write(&self.entry.root, first)
-        while leaf != NULL and index < count and self._replace(leaf + first % LEAF_BLOCKS + index, &prepared[index]):
+        while leaf != NULL and index < count and self._replace(leaf, first + index, &prepared[index]):
             index += 1
         if index < count:
             error = self._fail()
         while index < count:
             if prepared[index].handle:
+                self.pool.put_down(prepared[index].handle, prepared[index].shift)
                 self.pool.store.release(prepared[index].handle)
             index += 1
         lock_leave(&self.pool.lock)
         return error
 
-    cdef bint _replace(self, uint64_t* place, const Prepared* block) noexcept nogil:
+    cdef bint _replace(self, uint64_t* leaf, uint64_t block_number, const Prepared* block) noexcept nogil:
         """Store one prepared block under the pool's lock. False when there is no room; nothing changed then."""
         cdef uint64_t entry = block.word << 1 | 1
         cdef uint32_t handle = block.handle
@@ -369,13 +364,14 @@ cdef class Disk:
             if same:
                 handle = self.pool.store.put_fill(block.word)
             elif handle:
+                self.pool.put_down(handle, block.shift)
                 self.pool.inline_folded += 1
             else:
                 handle = self.pool.store.put(block.source, block.length, block.kind, block.word)
             if handle == 0:
                 return False
             entry = <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1
-        self._swap(place, entry, same)
+        self._swap(leaf, block_number, entry, same)
         return True
 
     cdef int _fail(self) noexcept nogil:
@@ -385,25 +381,24 @@ cdef class Disk:
         self.pool.failed_writes += 1
         return ENOSPC
 
-    cdef void _swap(self, uint64_t* place, uint64_t entry, bint same) noexcept nogil:
+    cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil:
         """Under the pool's lock: give a block its new entry and release what the old one held. Cannot fail."""
-        cdef uint64_t old = place[0]
-        cdef uint32_t handle = entry_handle(old)
-        publish64(place, entry)
-        if old:
-            self.stored -= 1
-            self.pool.blocks_stored -= 1
-            if handle == 0 or kind_of(self.pool.store.cells.cell(handle).word) == KIND_FILL:
-                self.same -= 1
-                self.pool.blocks_same -= 1
-            if handle:
-                self.pool.store.release(handle)
-        if entry:
-            self.stored += 1
-            self.pool.blocks_stored += 1
-            if same:
-                self.same += 1
-                self.pool.blocks_same += 1
+        cdef uint64_t old = leaf[block % LEAF_BLOCKS]
+        cdef bint was_same = self.pool.tables.is_same(old)
+        publish64(leaf + block % LEAF_BLOCKS, entry)
+        self._count(block, (entry != 0) - (old != 0), same - was_same)
+        if entry_handle(old):
+            self.pool.store.release(entry_handle(old))
+
+    cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil:
+        """A block came to be stored (1), or is no more (-1), and same-filled."""
+        self.stored += stored
+        self.same += same
+        self.pool.blocks_stored += stored
+        self.pool.blocks_same += same
+        if block < self.recounted:
+            self.found_stored += stored
+            self.found_same += same
 
     # -- trimming and zeroing ------------------------------------------------------------------------------------
 
@@ -475,7 +470,7 @@ cdef class Disk:
         if end - first == LEAF_BLOCKS and self.pool.tables.leaf_is_shared(self.entry.root, first):
             place = self.pool.tables.place_of(&self.entry.root, first)
             if place != NULL:
-                self._drop_shared_leaf(place)
+                self._drop_shared_leaf(first, place)
                 block = end
         while block < end and error == 0:
             leaf = NULL
@@ -487,7 +482,7 @@ cdef class Disk:
                 break
             for index in range(BATCH):
                 if block < end:
-                    self._swap(leaf + block % LEAF_BLOCKS, 0, False)
+                    self._swap(leaf, block, 0, False)
                     block += 1
             lock_leave(&self.pool.lock)
             lock_take(&self.pool.lock)
@@ -503,15 +498,39 @@ cdef class Disk:
         lock_leave(&self.pool.lock)
         return error
 
-    cdef void _drop_shared_leaf(self, uint32_t* place) noexcept nogil:
+    cdef void _drop_shared_leaf(self, uint64_t first, uint32_t* place) noexcept nogil:
         """Forget a leaf that a clone shares: its objects stay as they are."""
-        cdef uint64_t stored = 0, same = 0
-        self.pool.tables.count(place[0], 0, &stored, &same)
-        if self.pool.tables.drop_share(place):
-            self.stored -= stored
-            self.same -= same
-            self.pool.blocks_stored -= stored
-            self.pool.blocks_same -= same
+        cdef uint32_t page = place[0]
+        cdef uint64_t entry
+        cdef int index
+        if page and self.pool.tables.drop_share(place):
+            for index in range(LEAF_BLOCKS):
+                entry = self.pool.tables.entries(page)[index]
+                self._count(first + index, -<int64_t>(entry != 0), -<int64_t>self.pool.tables.is_same(entry))
+
+    # -- for a check -----------------------------------------------------------------------------------------------
+
+    def recount(self):
+        """Begin to count the blocks once more; changes to those that are counted are counted too (_count)."""
+        lock_take(&self.pool.lock)
+        self.recounted = self.found_stored = self.found_same = 0
+        lock_leave(&self.pool.lock)
+
+    cdef uint32_t count_on(self, uint32_t limit) noexcept nogil:
+        """Under the pool's lock: look at up to `limit` entries more of one leaf; how many, 0 at the end of the table."""
+        cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT  # not the size: a disk that shrinks clears blocks behind it
+        cdef uint64_t* leaf
+        cdef uint32_t looked = 0
+        self.recounted = end if self.retired else self.pool.tables.next_leaf(self.entry.root, self.recounted, end)
+        if self.recounted == end:
+            return 0
+        leaf = self.pool.tables.leaf(self.entry.root, self.recounted)
+        while looked < limit and (looked == 0 or self.recounted % LEAF_BLOCKS):
+            self.found_stored += leaf[self.recounted % LEAF_BLOCKS] != 0
+            self.found_same += self.pool.tables.is_same(leaf[self.recounted % LEAF_BLOCKS])
+            self.recounted += 1
+            looked += 1
+        return looked
 
     # -- what the blocks are -------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ cdef class Index:
     cdef uint64_t turns  # splits and merges: they change the order in a chain
     cdef uint64_t pending_count
 
+    cdef uint64_t bucket_of(self, uint64_t fingerprint) noexcept nogil
+    cdef uint32_t* bucket(self, uint64_t number) noexcept nogil
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil
     cdef uint32_t first(self, uint64_t fingerprint) noexcept nogil
@@ -27,7 +29,6 @@ cdef class Index:
     cdef uint32_t next_pending(self, uint32_t handle) noexcept nogil
     cdef uint64_t metadata(self) noexcept nogil
 
-    cdef uint32_t* _head(self, uint64_t fingerprint) noexcept nogil
     cdef void _unlink(self, uint32_t handle) noexcept nogil
     cdef void _split(self) noexcept nogil
     cdef void _merge(self) noexcept nogil

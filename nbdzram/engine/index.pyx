@@ -51,19 +51,21 @@ cdef class Index:
         region_free(&self.heads)
         region_free(&self.pending)
 
-    cdef uint32_t* _head(self, uint64_t fingerprint) noexcept nogil:
-        cdef uint64_t bucket = fingerprint & (2 * <uint64_t>self.half - 1)
-        if bucket >= self.buckets:
-            bucket &= self.half - 1
-        return <uint32_t*>self.heads.base + bucket
+    cdef uint64_t bucket_of(self, uint64_t fingerprint) noexcept nogil:
+        cdef uint64_t number = fingerprint & (2 * <uint64_t>self.half - 1)
+        return number if number < self.buckets else number & (self.half - 1)
+
+    cdef uint32_t* bucket(self, uint64_t number) noexcept nogil:
+        """Where the first handle of a bucket stands."""
+        return <uint32_t*>self.heads.base + number
 
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil:
         """Bring the bucket near while a block is being compressed. Needs no lock: a wrong guess costs nothing."""
-        __builtin_prefetch(self._head(fingerprint))
+        __builtin_prefetch(self.bucket(self.bucket_of(fingerprint)))
 
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil:
         """The same for the first object of a bucket that is near by now."""
-        cdef uint32_t handle = self._head(fingerprint)[0]
+        cdef uint32_t handle = self.bucket(self.bucket_of(fingerprint))[0]
         if handle:
             __builtin_prefetch(self.cells.cell(handle))
             __builtin_prefetch(self.cells.link(handle))
@@ -74,7 +76,7 @@ cdef class Index:
 
     cdef uint32_t find(self, uint64_t fingerprint, uint32_t after) noexcept nogil:
         """The next linked object with this fingerprint behind `after` (0: from the beginning), 0 is none."""
-        cdef uint32_t handle = self.cells.link(after)[0] if after else self._head(fingerprint)[0]
+        cdef uint32_t handle = self.cells.link(after)[0] if after else self.bucket(self.bucket_of(fingerprint))[0]
         while handle and self.cells.cell(handle).fingerprint != fingerprint:
             handle = self.cells.link(handle)[0]
         return handle
@@ -94,7 +96,7 @@ cdef class Index:
         cdef uint32_t* head
         if self.linked * 2 >= <uint64_t>self.buckets * 3:
             self._split()
-        head = self._head(self.cells.cell(handle).fingerprint)
+        head = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
         self.cells.link(handle)[0] = head[0]
         head[0] = handle
         self.linked += 1
@@ -107,7 +109,7 @@ cdef class Index:
             self._unlink(handle)
 
     cdef void _unlink(self, uint32_t handle) noexcept nogil:
-        cdef uint32_t* place = self._head(self.cells.cell(handle).fingerprint)
+        cdef uint32_t* place = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
         while place[0] != handle:
             place = self.cells.link(place[0])
         place[0] = self.cells.link(handle)[0]
@@ -119,10 +121,12 @@ cdef class Index:
         return ((<uint64_t*>self.pending.base)[handle >> 6] >> (handle & 63)) & 1
 
     cdef void set_pending(self, uint32_t handle) noexcept nogil:
+        self.cells.changes(handle)
         (<uint64_t*>self.pending.base)[handle >> 6] |= <uint64_t>1 << (handle & 63)
         self.pending_count += 1
 
     cdef void clear_pending(self, uint32_t handle) noexcept nogil:
+        self.cells.changes(handle)
         (<uint64_t*>self.pending.base)[handle >> 6] &= ~(<uint64_t>1 << (handle & 63))
         self.pending_count -= 1
 
@@ -160,7 +164,7 @@ cdef class Index:
         new_head[0] = 0
         while handle:
             following = self.cells.link(handle)[0]
-            new_head = self._head(self.cells.cell(handle).fingerprint)
+            new_head = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
             self.cells.link(handle)[0] = new_head[0]
             new_head[0] = handle
             handle = following

@@ -102,10 +102,14 @@ cdef class Pool:
     cdef uint64_t blocks_same
     cdef uint64_t failed_writes
     cdef uint64_t inline_folded
+    cdef uint32_t shift         # 0 or 1: a check turns it, to tell holders in hand from before
+    cdef uint64_t in_hand[2]    # by shift: handles that a write holds and no entry does yet
+    cdef uint32_t exports_high  # export directory entries below have been used
     cdef list _disks
 
     cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil
     cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil
-    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block) noexcept nogil
+    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block, uint32_t* shift) noexcept nogil
+    cdef void put_down(self, uint32_t handle, uint32_t shift) noexcept nogil
     cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil
     cdef str _open_again(self)

@@ -191,6 +191,7 @@ cdef class Pool:
         for number in range(EXPORTS_MAX):
             entry = self.export_entry(number)
             if entry.state == ENTRY_LIVE:
+                self.exports_high = number + 1
                 stored = same = 0
                 self.tables.count(entry.root, TOP_LEVEL, &stored, &same)
                 self.blocks_stored += stored
@@ -332,7 +333,6 @@ cdef class Pool:
 
         cdef uint32_t number
         cdef ExportEntry* entry
-        cdef uint64_t stored = 0, same = 0
         encoded = self._valid_name(name)
         if not 0 <= size_bytes <= SIZE_MAX:
             raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
@@ -345,17 +345,18 @@ cdef class Pool:
                 break
         else:
             raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
+        self.exports_high = max(self.exports_high, number + 1)
         memset(entry, 0, sizeof(ExportEntry))
         entry.flags = READ_ONLY_FLAG if read_only else 0
         entry.size = size_bytes
         entry.name_length = <uint32_t>len(encoded)
         memcpy(entry.name, <const char*>encoded, len(encoded))
+        disk = _open_disk(self, number, 0, 0)
+        self._disks.append(disk)
         if source is None:
             publish32(&entry.state, ENTRY_LIVE)
         else:
-            stored, same = source._share_with(number)
-        disk = _open_disk(self, number, stored, same)
-        self._disks.append(disk)
+            source._share_with(disk)
         return disk
 
     def _valid_name(self, name: str) -> bytes:
@@ -369,8 +370,8 @@ cdef class Pool:
     def delete(self, disk) -> None:
         cdef uint32_t number = disk.number
         cdef ExportEntry* entry = self.export_entry(number)
-        self._disks.remove(disk)
         disk._retire(True)
+        self._disks.remove(disk)
         with nogil:
             lock_take(&self.lock)
             self.drop_tree(&entry.root, TOP_LEVEL)
@@ -399,8 +400,8 @@ cdef class Pool:
 
     # -- content -------------------------------------------------------------------------------------------------
 
-    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block) noexcept nogil:
-        """A handle whose object has exactly this content, with one holder more; 0 when none is known.
+    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block, uint32_t* shift) noexcept nogil:
+        """A handle whose object has exactly this content, in the caller's hand until put_down; 0 when none is known.
 
         Takes the lock itself. The object is held while it is decoded and compared outside the lock: meanwhile it may
         move, but neither change nor go.
@@ -415,6 +416,8 @@ cdef class Pool:
             lock_leave(&self.lock)
             return 0
         self.store.acquire(handle)
+        shift[0] = self.shift
+        self.in_hand[shift[0]] += 1
         word = self.store.cells.cell(handle).word
         memcpy(encoded, self.store.bytes_at(word), length_of(word))
         lock_leave(&self.lock)
@@ -422,11 +425,19 @@ cdef class Pool:
                 and memcmp(decoded, block, BLOCK) == 0):
             return handle
         lock_take(&self.lock)
+        self.put_down(handle, shift[0])
         self.store.release(handle)
         lock_leave(&self.lock)
         return 0
 
-    def check(self) -> None:
-        from nbdzram.engine.check import check_pool
+    cdef void put_down(self, uint32_t handle, uint32_t shift) noexcept nogil:
+        """Under the lock: what find_equal held is about to be an entry's, or nobody's."""
+        self.store.cells.changes(handle)
+        self.in_hand[shift] -= 1
 
-        check_pool(self)
+    def check(self) -> None:
+        from nbdzram.engine.check import Check
+
+        check = Check(self, contents=False)
+        while check.step():
+            pass

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena, Region
+from nbdzram.engine.census cimport Census
 
 cdef enum:
     MIN_SIZE = 32
@@ -49,6 +50,7 @@ cdef class Slab:
     cdef uint64_t pages_limit
     cdef uint64_t pages_max
     cdef uint64_t zspage_count
+    cdef Census census   # of a check under way, else None
 
     cdef ZSpage* zspage(self, uint32_t unit) noexcept nogil
     cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil
@@ -64,6 +66,7 @@ cdef class Slab:
     cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef void adoption_done(self) noexcept nogil
 
+    cdef void _changes(self, uint32_t unit) noexcept nogil
     cdef bint _new_zspage(self, int klass, uint32_t* unit) noexcept nogil
     cdef void _list(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void _list_in(self, uint32_t unit, ZSpage* page, int state, int group) noexcept nogil
@@ -72,5 +75,5 @@ cdef class Slab:
     cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef uint32_t _next_to_evacuate(self, int index) noexcept nogil
     cdef uint64_t _rest_pages(self, SizeClass* klass) noexcept nogil
-    cdef uint64_t _pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil
-    cdef uint32_t _unit_end(self) noexcept nogil
+    cdef uint64_t pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil
+    cdef uint32_t unit_end(self) noexcept nogil

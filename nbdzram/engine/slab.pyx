@@ -31,7 +31,7 @@ from nbdzram.engine.arena cimport (
 
 import zlib
 
-from nbdzram.errors import ArenaError, CheckFailed
+from nbdzram.errors import ArenaError
 
 
 @cython.final
@@ -98,6 +98,7 @@ cdef class Slab:
             unit[0] = klass.head[group]
         elif not self._new_zspage(index, unit):
             return False
+        self._changes(unit[0])
         page = self.zspage(unit[0])
         if page.free_slot != NO_SLOT:
             slot[0] = page.free_slot
@@ -117,6 +118,11 @@ cdef class Slab:
         self._regroup(unit[0], page)
         return True
 
+    cdef void _changes(self, uint32_t unit) noexcept nogil:
+        """Tell a check that slots or pages of a zspage are about to be taken or given back."""
+        if self.census is not None:
+            self.census.change(unit)
+
     cdef bint _new_zspage(self, int index, uint32_t* unit) noexcept nogil:
         cdef uint32_t taken = self.arena.take()
         cdef ZSpage* page
@@ -125,6 +131,7 @@ cdef class Slab:
         if not region_ensure(&self.zspages, (<uint64_t>taken + 1) * sizeof(ZSpage)):
             self.arena.give(taken)
             return False
+        self._changes(taken)
         page = self.zspage(taken)
         page.used = 0
         page.top = 0
@@ -140,8 +147,8 @@ cdef class Slab:
     cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil:
         """Use one slot more, and the pages that it reaches into."""
         cdef SizeClass* klass = &self.classes[page.size_class]
-        cdef uint64_t before = self._pages_of(klass, page.top)
-        cdef uint64_t after = self._pages_of(klass, page.top + 1)
+        cdef uint64_t before = self.pages_of(klass, page.top)
+        cdef uint64_t after = self.pages_of(klass, page.top + 1)
         if after > before:
             if self.pages_limit and self.pages_used + (after - before) > self.pages_limit:
                 return False
@@ -159,6 +166,7 @@ cdef class Slab:
         cdef ZSpage* page = self.zspage(unit)
         cdef SizeClass* klass = &self.classes[page.size_class]
         cdef uint64_t pages
+        self._changes(unit)
         page.used -= 1
         klass.used -= 1
         if page.used:
@@ -168,7 +176,7 @@ cdef class Slab:
             return
         if page.state_group != FULL:
             self._unlist(unit, page)
-        pages = self._pages_of(klass, page.top)
+        pages = self.pages_of(klass, page.top)
         page.state_group = NOT_A_ZSPAGE
         klass.zspages -= 1
         self.zspage_count -= 1
@@ -263,15 +271,15 @@ cdef class Slab:
         if left <= keep or klass.groups == 0:
             return 0
         unit = klass.head[__builtin_ctz(klass.groups)]
-        if left == keep + 1 and self._pages_of(klass, self.zspage(unit).top) <= self._rest_pages(klass):
+        if left == keep + 1 and self.pages_of(klass, self.zspage(unit).top) <= self._rest_pages(klass):
             return 0
         return unit
 
     cdef uint64_t _rest_pages(self, SizeClass* klass) noexcept nogil:
         """Pages for the objects of a class that do not fill a zspage."""
-        return self._pages_of(klass, klass.used % klass.slots)
+        return self.pages_of(klass, klass.used % klass.slots)
 
-    cdef uint64_t _pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil:
+    cdef uint64_t pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil:
         """Pages that the first `slots` slots of a zspage reach into."""
         return (slots * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
 
@@ -292,7 +300,7 @@ cdef class Slab:
             self._list(unit, page)
         return True
 
-    cdef uint32_t _unit_end(self) noexcept nogil:
+    cdef uint32_t unit_end(self) noexcept nogil:
         """Behind the last unit that can be a zspage."""
         return <uint32_t>min(<uint64_t>self.arena.unit_high, self.zspages.committed // sizeof(ZSpage))
 
@@ -300,7 +308,7 @@ cdef class Slab:
 
     cdef bint holds(self, uint32_t unit) noexcept nogil:
         """Whether the unit is a zspage."""
-        return unit < self._unit_end() and self.zspage(unit).state_group != NOT_A_ZSPAGE
+        return unit < self.unit_end() and self.zspage(unit).state_group != NOT_A_ZSPAGE
 
     cdef bint adoption_begin(self) noexcept nogil:
         return region_reserve(&self.adopted, <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8))
@@ -342,12 +350,12 @@ cdef class Slab:
         cdef ZSpage* page
         cdef SizeClass* klass
         cdef uint8_t* bits
-        for unit in range(self._unit_end()):
+        for unit in range(self.unit_end()):
             page = self.zspage(unit)
             if page.state_group == NOT_A_ZSPAGE:
                 continue
             klass = &self.classes[page.size_class]
-            pages = self._pages_of(klass, page.top)
+            pages = self.pages_of(klass, page.top)
             self.pages_used += pages
             klass.pages_used += pages
             self.arena.release(<uint64_t>unit * UNIT_SIZE + pages * PAGE_SIZE, UNIT_SIZE - pages * PAGE_SIZE)
@@ -360,58 +368,6 @@ cdef class Slab:
                 self._list(unit, page)
         region_free(&self.adopted)
         self.pages_max = self.pages_used
-
-    def check(self):
-        """Hold the lists, counts and pages against a recount. Raises CheckFailed."""
-        cdef uint64_t pages = 0, zspages = 0
-        cdef uint32_t unit, slot, free_slots
-        cdef ZSpage* page
-        cdef SizeClass* klass
-        used = [0] * self.class_count
-        for unit in range(self._unit_end()):
-            page = self.zspage(unit)
-            if page.state_group == NOT_A_ZSPAGE:
-                continue
-            klass = &self.classes[page.size_class]
-            zspages += 1
-            used[page.size_class] += page.used
-            pages += (page.top * klass.size + PAGE_SIZE - 1) // PAGE_SIZE
-            free_slots = 0
-            slot = page.free_slot
-            while slot != NO_SLOT:
-                free_slots += 1
-                if slot >= page.top or free_slots > klass.slots:
-                    raise CheckFailed(f"zspage {unit}: its list of free slots leads to slot {slot} of {page.top}")
-                slot = (<uint16_t*>(self.arena.base + <uint64_t>unit * UNIT_SIZE + slot * klass.size))[0]
-            if page.used + free_slots != page.top or page.used == 0:
-                raise CheckFailed(f"zspage {unit}: {page.used} used and {free_slots} free of {page.top} slots")
-            if (page.state_group & 15 == FULL) != (page.used == klass.slots) and page.state_group & 15 != EVACUATING:
-                raise CheckFailed(f"zspage {unit}: state {page.state_group & 15} with {page.used} used")
-        for index in range(self.class_count):
-            klass = &self.classes[index]
-            if klass.used != used[index]:
-                raise CheckFailed(f"size class {klass.size}: {klass.used} counted, {used[index]} found")
-            self._check_lists(index)
-        if pages != self.pages_used or zspages != self.zspage_count:
-            raise CheckFailed(
-                f"{self.pages_used} pages in {self.zspage_count} zspages counted, {pages} in {zspages} found"
-            )
-
-    def _check_lists(self, int index):
-        cdef SizeClass* klass = &self.classes[index]
-        cdef uint32_t unit, before
-        cdef ZSpage* page
-        for group in range(GROUPS):
-            unit = klass.head[group]
-            before = 0
-            if (unit != 0) != bool(klass.groups >> group & 1):
-                raise CheckFailed(f"size class {klass.size}: group {group} is marked wrongly")
-            while unit:
-                page = self.zspage(unit)
-                if (page.prev != before or page.size_class != index or page.state_group != (LISTED | group << 4)
-                        or page.used * GROUPS // klass.slots != group):
-                    raise CheckFailed(f"zspage {unit} stands wrongly in group {group} of size class {klass.size}")
-                before, unit = unit, page.next
 
 
 cdef extern from * nogil:

@@ -171,6 +171,7 @@ cdef class ObjectStore:
             self.shared_objects += 1
         self.shared_bytes += refs * length_of(winner_word)
         self.cells.add_refs(winner, refs)
+        self.cells.changes(loser)
         publish64(&cell.word, KIND_FORWARD | <uint64_t>winner << 4 | refs_bits(word))
         self._count(word, -1)
         self.slab.free(unit_of(word), slot_of(word))
@@ -186,6 +187,7 @@ cdef class ObjectStore:
         if not self.slab.alloc(length, &unit, &slot):
             return False
         memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), self.bytes_at(word), length)
+        self.cells.changes(handle)
         publish64(&cell.word, object_word(kind_of(word), length, slot, unit) | refs_bits(word))
         self.slab.free(unit_of(word), slot_of(word))
         self.moved += 1
@@ -201,6 +203,7 @@ cdef class ObjectStore:
         memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), encoded, length)
         if word >> REFS_SHIFT > 1:
             self.shared_bytes += (self.cells.refs(handle) - 1) * (<int64_t>length - <int64_t>length_of(word))
+        self.cells.changes(handle)
         publish64(&cell.word, object_word(kind, length, slot, unit) | refs_bits(word))
         self._count(word, -1)
         self._count(cell.word, 1)

@@ -55,6 +55,22 @@ cdef class Tables:
     cdef uint64_t* entries(self, uint32_t page) noexcept nogil:
         return <uint64_t*>(self.arena.base + <uint64_t>page * PAGE_SIZE)
 
+    cdef uint32_t* node(self, uint32_t page) noexcept nogil:
+        """A node's level and count of parents."""
+        return <uint32_t*>self.refs.base + page
+
+    cdef uint64_t page_end(self) noexcept nogil:
+        """Behind the last page that can be a node."""
+        return min(<uint64_t>self.arena.unit_high * UNIT_PAGES, self.refs.committed // 4)
+
+    cdef uint32_t parents(self, uint32_t page) noexcept nogil:
+        return self.node(page)[0] & PARENTS_MASK
+
+    cdef void _changes(self, uint32_t page) noexcept nogil:
+        """Tell a check that a node is about to come, to go, or to have more parents or fewer."""
+        if self.census is not None:
+            self.census.change(page)
+
     # -- finding -------------------------------------------------------------------------------------------------
 
     cdef uint64_t* leaf(self, uint32_t root, uint64_t block) noexcept nogil:
@@ -92,7 +108,7 @@ cdef class Tables:
         for level in range(TOP_LEVEL, -1, -1):
             if page == 0:
                 return False
-            if (<uint32_t*>self.refs.base)[page] > 1:
+            if self.parents(page) > 1:
                 return True
             if level:
                 page = self.branch(page)[(block >> (LEAF_SHIFT + (level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)]
@@ -100,7 +116,7 @@ cdef class Tables:
 
     # -- changing ------------------------------------------------------------------------------------------------
 
-    cdef uint32_t _take(self) noexcept nogil:
+    cdef uint32_t _take(self, int level) noexcept nogil:
         """A page of zeroes with one parent, 0 when there is no room."""
         cdef uint32_t unit, page
         cdef int index
@@ -120,14 +136,16 @@ cdef class Tables:
             return 0
         self.free_count -= 1
         self.nodes += 1
-        (<uint32_t*>self.refs.base)[page] = 1
+        self._changes(page)
+        self.node(page)[0] = 1 | <uint32_t>level << LEVEL_SHIFT
         return page
 
     cdef void give_node(self, uint32_t* place) noexcept nogil:
         """Free the node that `place` alone names and that names nothing any more."""
         cdef uint32_t page = place[0]
         publish32(place, 0)
-        (<uint32_t*>self.refs.base)[page] = 0
+        self._changes(page)
+        self.node(page)[0] = 0
         self.nodes -= 1
         self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
         if region_ensure(&self.free_nodes, (<uint64_t>self.free_count + 1) * 4):
@@ -137,16 +155,18 @@ cdef class Tables:
     cdef void acquire(self, uint32_t page) noexcept nogil:
         """One parent more."""
         if page:
-            (<uint32_t*>self.refs.base)[page] += 1
+            self._changes(page)
+            self.node(page)[0] += 1
 
     cdef bint drop_share(self, uint32_t* place) noexcept nogil:
         """Forget a node that others name too, or none. False when `place` is the only one to name it."""
         cdef uint32_t page = place[0]
-        if page and (<uint32_t*>self.refs.base)[page] == 1:
+        if page and self.parents(page) == 1:
             return False
         publish32(place, 0)
         if page:
-            (<uint32_t*>self.refs.base)[page] -= 1
+            self._changes(page)
+            self.node(page)[0] -= 1
         return True
 
     cdef bint _own(self, uint32_t* place, int level) noexcept nogil:
@@ -154,9 +174,9 @@ cdef class Tables:
         cdef uint32_t old = place[0]
         cdef uint32_t fresh
         cdef int index
-        if old and (<uint32_t*>self.refs.base)[old] == 1:
+        if old and self.parents(old) == 1:
             return True
-        fresh = self._take()
+        fresh = self._take(level)
         if fresh == 0:
             return False
         if old:
@@ -168,7 +188,8 @@ cdef class Tables:
                 for index in range(LEAF_BLOCKS):
                     if entry_handle(self.entries(fresh)[index]):
                         self.store.acquire(entry_handle(self.entries(fresh)[index]))
-            (<uint32_t*>self.refs.base)[old] -= 1
+            self._changes(old)
+            self.node(old)[0] -= 1
         publish32(place, fresh)
         return True
 
@@ -193,11 +214,15 @@ cdef class Tables:
 
     # -- counting, and opening an arena again --------------------------------------------------------------------
 
+    cdef bint is_same(self, uint64_t entry) noexcept nogil:
+        """Whether an entry is a same-filled block."""
+        cdef uint32_t handle = entry_handle(entry)
+        return entry != 0 and (handle == 0 or kind_of(self.store.cells.cell(handle).word) == KIND_FILL)
+
     cdef void count(self, uint32_t page, int level, uint64_t* stored, uint64_t* same) noexcept nogil:
         """Add up the blocks stored, and the same-filled among them, below a node."""
         cdef int index
         cdef uint64_t entry
-        cdef uint32_t handle
         if page == 0:
             return
         if level:
@@ -206,12 +231,8 @@ cdef class Tables:
             return
         for index in range(LEAF_BLOCKS):
             entry = self.entries(page)[index]
-            if entry == 0:
-                continue
-            stored[0] += 1
-            handle = entry_handle(entry)
-            if handle == 0 or kind_of(self.store.cells.cell(handle).word) == KIND_FILL:
-                same[0] += 1
+            stored[0] += entry != 0
+            same[0] += self.is_same(entry)
 
     cdef bint adopt(self, uint32_t page, int level) noexcept nogil:
         """Count the parents of every node below and the holders of every handle. False: a broken arena."""
@@ -225,9 +246,10 @@ cdef class Tables:
             return False
         if not region_ensure(&self.refs, (<uint64_t>(page // UNIT_PAGES) + 1) * UNIT_PAGES * 4):
             return False
-        (<uint32_t*>self.refs.base)[page] += 1
-        if (<uint32_t*>self.refs.base)[page] > 1:
-            return True
+        if self.parents(page):
+            self.node(page)[0] += 1
+            return self.node(page)[0] >> LEVEL_SHIFT == <uint32_t>level
+        self.node(page)[0] = 1 | <uint32_t>level << LEVEL_SHIFT
         self.nodes += 1
         if level:
             for index in range(BRANCH_CHILDREN):
@@ -256,13 +278,13 @@ cdef class Tables:
         if (<uint64_t>unit + 1) * UNIT_PAGES * 4 > self.refs.committed:
             return False
         for index in range(UNIT_PAGES):
-            if (<uint32_t*>self.refs.base)[unit * UNIT_PAGES + index]:
+            if self.parents(unit * UNIT_PAGES + index):
                 found = True
         if not found:
             return False
         for index in range(UNIT_PAGES):
             page = unit * UNIT_PAGES + index
-            if (<uint32_t*>self.refs.base)[page] == 0:
+            if self.parents(page) == 0:
                 self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
                 if region_ensure(&self.free_nodes, (<uint64_t>self.free_count + 1) * 4):
                     (<uint32_t*>self.free_nodes.base)[self.free_count] = page

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from nbdzram.engine.arena import fail_allocation
+from nbdzram.engine.arena import allocations_left, fail_allocation
 from nbdzram.engine.check import Check
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.fold import Compact, Fold
@@ -162,7 +162,10 @@ class Pair:
         assert after.mem_used_total <= before.mem_used_total
 
     def check(self) -> None:
+        planned = allocations_left()  # a failure is meant for the engine, not for whoever checks it
+        fail_allocation(-1)
         self.pool.check()
+        fail_allocation(planned)
         stats = self.pool.stats()
         assert not stats.mem_limit or stats.mem_used_total <= stats.mem_limit
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nbdzram.engine.check import Check
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
@@ -100,6 +101,7 @@ def test_blocks_are_linearizable_while_the_pool_is_folded_and_compacted(inline_d
             run(Fold(pool), 20)
             run(Compact(pool), 20)
             run(Recompress(pool), 20)
+            run(Check(pool), 20)
 
     def write_all() -> None:
         try:
@@ -168,6 +170,7 @@ def test_clones_taken_and_dropped_while_their_source_is_written_are_points_in_ti
             twin = pool.clone(disk, f"twin {number}")
             first = twin.read(0, 2 << 20)
             run(Fold(pool), 50)
+            run(Check(pool), 50)
             assert twin.read(0, 2 << 20) == first
             pool.delete(twin)
 
@@ -198,7 +201,11 @@ def test_counters_runs_and_deletions_of_several_threads_never_wait_for_each_othe
             pool.stats()
             disk.stats()
 
-    in_threads(come_and_go, look, look)
+    def check() -> None:
+        while not over.is_set():
+            run(Check(pool), 1000)
+
+    in_threads(come_and_go, look, look, check)
     pool.check()
 
 

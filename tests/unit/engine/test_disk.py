@@ -55,7 +55,7 @@ def test_every_kind_of_block_reads_back_at_every_alignment(block: bytes, offset:
 
 @pytest.mark.parametrize("offset", range(1, 9))
 def test_whole_blocks_are_taken_from_any_address(offset: int) -> None:
-    """A write that begins inside a block finds its next ones at odd addresses; the sanitizers' run looks at each load."""
+    """A write that begins inside a block finds the next at odd addresses. The sanitizers' run looks at each load."""
     disk = Pool().create("disk", SIZE)
     blocks = noise(1) + text(2) + b"\x07" * BLOCK + half_random(3)
     disk.write(offset, blocks)
