@@ -102,7 +102,12 @@ COLUMNS: list[Column[Line]] = [
     Column("MEM-USED", "highest TOTAL so far", _pool(lambda stats: stats.mem_used_max), True),
     Column("MIGRATED", "objects moved by compaction", _pool(lambda stats: stats.objects_moved)),
     Column("HUGE", "blocks stored raw", _pool(lambda stats: stats.huge_pages)),
-    Column("FOLDED", "compressed bytes that sharing saves", _pool(lambda stats: stats.shared_bytes), True),
+    Column(
+        "FOLDED",
+        "compressed bytes that shared objects save; tables that clones share save more",
+        _pool(lambda stats: stats.shared_bytes),
+        True,
+    ),
     Column(
         "FRAG",
         "memory beside the objects in their pages",
@@ -217,6 +222,8 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
     assert isinstance(unique, int)
     assert isinstance(shared, int)
     frag = stats.mem_used_total - stats.compr_data_size
+    # By block, not by holder: what clones reach through tables that they share is in no object's count of sharers.
+    spared = max(sum(usage.compressed for usage in _costs(line)) - stats.compr_data_size, 0)
     taken = stats.mem_used_total + stats.metadata
     limit = f", {100 * stats.mem_used_total / stats.mem_limit:.0f} % of the limit" if stats.mem_limit else ""
     rows = (
@@ -226,7 +233,7 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
             "+",
             "shared",
             shared,
-            f"used by several blocks or clones; folding spares {_size(stats.shared_bytes, in_bytes)}",
+            f"used by several blocks: folding and clones spare {_size(spared, in_bytes)}",
         ),
         ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
         ("+", "fragmentation", frag, "rounding, and free slots: `nbdzram compact` gives whole pages back"),

@@ -84,7 +84,7 @@ cdef struct Counters:
     uint64_t blocks_stored, blocks_same
     uint64_t pages_used, pages_limit, pages_max, zspages, pages_compacted, pages_folded
     uint64_t huge_now, huge_ever, objects, handles, shared_objects, shared_bytes, pending
-    uint64_t folded, inline_folded, moved, recompressed, failed_writes, metadata
+    uint64_t folded, inline_folded, moved, recompressed, untried, failed_writes, metadata
 
 cdef class Pool:
     cdef Arena arena

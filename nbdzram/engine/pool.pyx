@@ -274,6 +274,7 @@ cdef class Pool:
             inline_folded=now.inline_folded,
             objects_moved=now.moved,
             objects_recompressed=now.recompressed,
+            recompress_untried=now.untried,
             compr_by_codec={
                 "raw": now.bytes_of[CODEC_RAW],
                 "lz4": now.bytes_of[CODEC_LZ4],
@@ -307,6 +308,7 @@ cdef class Pool:
         now.inline_folded = self.inline_folded
         now.moved = self.store.moved
         now.recompressed = self.store.recompressed
+        now.untried = self.store.bytes_of[CODEC_LZ4] - self.store.tried_bytes
         now.failed_writes = self.failed_writes
         now.metadata = 2 * PAGE_SIZE + _whole_pages(exports * sizeof(ExportEntry))
         now.metadata += _whole_pages(self.arena.unit_high * sizeof(ZSpage))

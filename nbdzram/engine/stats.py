@@ -31,12 +31,13 @@ class PoolStats:
     objects: int  # distinct objects
     handles: int  # live handles (an object shared by folding has several)
     shared_objects: int  # objects that more than one block table entry or handle points at
-    shared_bytes: int  # what sharing saves now: sum of (sharers - 1) * length; tables that clones share count once
+    shared_bytes: int  # what shared objects save: sum of (sharers - 1) * length; tables that clones share save more
     fold_pending: int  # objects whose fingerprint was already present: what the next fold will look at
     objects_folded: int  # cumulative: objects that folding or inline deduplication merged away
     inline_folded: int  # cumulative: writes that found their content already stored
     objects_moved: int  # cumulative: objects that compaction moved
     objects_recompressed: int  # cumulative
+    recompress_untried: int  # bytes of LZ4 objects that no recompression has tried yet, at the strength of the last one
     compr_by_codec: dict[str, int]  # bytes of distinct objects, by codec name: raw, lz4, zstd, zstd-dict
     zspages: int
     failed_writes: int  # cumulative: writes refused with PoolFull

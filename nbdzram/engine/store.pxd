@@ -28,6 +28,7 @@ cdef class ObjectStore:
     cdef uint64_t pages_compacted
     cdef Region tried          # a bit a handle: recompression did not make it smaller
     cdef int tried_strength    # of the recompression that did not
+    cdef uint64_t tried_bytes  # of the LZ4 objects among them
 
     cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil
     cdef uint32_t put_fill(self, uint64_t word) noexcept nogil
@@ -45,3 +46,4 @@ cdef class ObjectStore:
     cdef bint adopt(self, uint32_t handle) noexcept nogil
 
     cdef void _count(self, uint64_t word, int sign) noexcept nogil
+    cdef void _forget(self, uint32_t handle, uint64_t word) noexcept nogil

@@ -54,6 +54,14 @@ cdef class ObjectStore:
         if kind_of(word) == CODEC_RAW:
             self.huge_now += sign
 
+    cdef void _forget(self, uint32_t handle, uint64_t word) noexcept nogil:
+        """An object goes: its handle may be another's soon."""
+        self._count(word, -1)
+        if self.was_tried(handle):
+            self.tried.base[handle >> 3] &= ~(1 << (handle & 7))
+            if kind_of(word) == CODEC_LZ4:
+                self.tried_bytes -= length_of(word)
+
     cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil:
         """Store a new object with one holder. Its handle, or 0 when there is no room; nothing changed then."""
         cdef uint32_t unit, slot, handle
@@ -71,8 +79,6 @@ cdef class ObjectStore:
         cell.fingerprint = fingerprint
         publish64(&cell.word, object_word(kind, length, slot, unit) | <uint64_t>1 << REFS_SHIFT)
         self.index.insert(handle)
-        if self.was_tried(handle):  # the bit is of the object that had this handle before
-            self.tried.base[handle >> 3] &= ~(1 << (handle & 7))
         self._count(cell.word, 1)
         if kind == CODEC_RAW:
             self.huge_ever += 1
@@ -129,7 +135,7 @@ cdef class ObjectStore:
                 self.cells.free(handle)
         elif last:
             self.index.remove(handle)
-            self._count(word, -1)
+            self._forget(handle, word)
             self.cells.free(handle)
             self.slab.free(unit_of(word), slot_of(word))
         else:
@@ -173,7 +179,7 @@ cdef class ObjectStore:
         self.cells.add_refs(winner, refs)
         self.cells.changes(loser)
         publish64(&cell.word, KIND_FORWARD | <uint64_t>winner << 4 | refs_bits(word))
-        self._count(word, -1)
+        self._forget(loser, word)
         self.slab.free(unit_of(word), slot_of(word))
         self.pages_folded += pages - self.slab.pages_used
         self.folded += 1
@@ -205,7 +211,7 @@ cdef class ObjectStore:
             self.shared_bytes += (self.cells.refs(handle) - 1) * (<int64_t>length - <int64_t>length_of(word))
         self.cells.changes(handle)
         publish64(&cell.word, object_word(kind, length, slot, unit) | refs_bits(word))
-        self._count(word, -1)
+        self._forget(handle, word)
         self._count(cell.word, 1)
         self.slab.free(unit_of(word), slot_of(word))
         self.recompressed += 1
@@ -215,14 +221,19 @@ cdef class ObjectStore:
         """A recompression begins: a stronger one than before tries everything again."""
         if strength > self.tried_strength:
             self.tried_strength = strength
+            self.tried_bytes = 0
             region_return(&self.tried, 0, self.tried.committed)
 
     cdef bint was_tried(self, uint32_t handle) noexcept nogil:
         return handle >> 3 < self.tried.committed and (self.tried.base[handle >> 3] >> (handle & 7)) & 1
 
     cdef void set_tried(self, uint32_t handle) noexcept nogil:
+        """Remember that recompression of an object, which was not tried before, did not make it smaller."""
+        cdef uint64_t word = self.cells.cell(handle).word
         if region_ensure(&self.tried, (<uint64_t>handle >> 3) + 1):
             self.tried.base[handle >> 3] |= 1 << (handle & 7)
+            if kind_of(word) == CODEC_LZ4:
+                self.tried_bytes += length_of(word)
 
     cdef bint adopt(self, uint32_t handle) noexcept nogil:
         """Count an object that was found in an arena opened again; its refs are known. False: a broken arena."""

@@ -136,7 +136,7 @@ POOL = (
     Family("nbdzram_metadata_bytes", "gauge", "Memory of tables, handles and indexes.", _pool(lambda s: s.metadata)),
     Family("nbdzram_fragmentation_bytes", "gauge", "Memory of zspages that holds no object.", _pool(lambda s: s.mem_used_total - s.compr_data_size)),
     Family("nbdzram_saved_bytes", "gauge", "What the pool spares its host, metadata deducted.", _pool(lambda s: s.saved - s.metadata)),
-    Family("nbdzram_shared_bytes", "gauge", "Compressed bytes that sharing of objects saves now.", _pool(lambda s: s.shared_bytes)),
+    Family("nbdzram_shared_bytes", "gauge", "Compressed bytes that shared objects save now; block tables that clones share save more, not counted here.", _pool(lambda s: s.shared_bytes)),
     Family("nbdzram_codec_bytes", "gauge", "Compressed size of distinct objects by codec.", _codecs),
     Family("nbdzram_objects", "gauge", "Distinct objects stored.", _pool(lambda s: s.objects)),
     Family("nbdzram_shared_objects", "gauge", "Objects that more than one block uses.", _pool(lambda s: s.shared_objects)),

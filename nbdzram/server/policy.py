@@ -64,9 +64,10 @@ def compact_gain(stats: PoolStats) -> int:
 def recompress_gain(stats: PoolStats) -> int:
     """Bytes that recompression may free: Zstandard needs about a fifth less than LZ4 for a block of 4 KiB.
 
-    It cannot know which blocks rest, nor which were tried before: a run that gains little makes the policy wait.
+    What was tried and did not shrink is left out. It cannot know which blocks rest: a run that gains little makes the
+    policy wait.
     """
-    return stats.compr_by_codec.get("lz4", 0) // 5
+    return stats.recompress_untried // 5
 
 
 @dataclass(slots=True)

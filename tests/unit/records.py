@@ -39,6 +39,7 @@ POOL_STATS = PoolStats(
     inline_folded=11,
     objects_moved=444,
     objects_recompressed=0,
+    recompress_untried=80 * MIB,
     compr_by_codec={"raw": 10 * MIB, "lz4": 90 * MIB},
     zspages=7_000,
     failed_writes=2,

@@ -111,6 +111,28 @@ def test_only_blocks_that_rested_are_touched() -> None:
     assert run(Recompress(pool, idle_seconds=20))["objects_seen"] == 5
 
 
+def test_untried_bytes_are_those_of_lz4_objects_that_no_run_has_looked_at() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    stubborn = [random.Random(number).randbytes(3000) + bytes(BLOCK - 3000) for number in range(20)]
+    disk.write(0, b"".join(stubborn) + b"".join(prose(number) for number in range(20)) + noise(1))
+    fresh = pool.stats()
+    assert fresh.recompress_untried == fresh.compr_by_codec["lz4"] > 0
+    run(Recompress(pool))
+    tried = pool.stats()
+    assert tried.recompress_untried == 0 < tried.compr_by_codec["lz4"]
+    disk.write(0, prose(100))  # in place of a stubborn one
+    later = pool.stats()
+    assert later.recompress_untried > 0
+    disk.write(BLOCK, stubborn[7])  # a twin of one that was tried, and its forward when they are folded
+    run(Fold(pool))
+    assert pool.stats().recompress_untried == later.recompress_untried
+    run(Recompress(pool, level=19))  # stronger: the others are tried again
+    assert pool.stats().recompress_untried == 0
+    disk.trim(0, SIZE)
+    assert pool.stats().recompress_untried == 0
+
+
 def test_huge_only_leaves_lz4_objects_alone() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)

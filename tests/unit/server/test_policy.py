@@ -34,11 +34,11 @@ def pending(size: int) -> PoolStats:
     return replace(QUIET, fold_pending=size // MEAN)
 
 
-def test_recompression_pays_where_much_is_lz4() -> None:
-    resting = replace(QUIET, compr_by_codec={"lz4": 50 * MIB, "zstd": 0, "raw": 9 * MIB})
+def test_recompression_pays_where_much_was_not_tried() -> None:
+    resting = replace(QUIET, recompress_untried=50 * MIB)
     assert recompress_gain(resting) == 10 * MIB
     assert auto(recompress_gain).decide(1.0, resting, 0) is Reason.WORTH_IT
-    done = replace(QUIET, compr_by_codec={"lz4": 0, "zstd": 50 * MIB, "raw": 9 * MIB})
+    done = replace(QUIET, compr_by_codec={"lz4": 50 * MIB, "zstd": 0, "raw": 9 * MIB}, recompress_untried=0)
     assert auto(recompress_gain).decide(1.0, done, 0) is Reason.NOTHING_NEW
 
 
