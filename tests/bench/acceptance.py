@@ -21,6 +21,7 @@ from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
 from tests.bench import scrape
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
+from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
 from tests.support.pki import Pki
 from tests.support.reach import tls_arguments, trusting_user
@@ -29,21 +30,6 @@ from tests.support.server import Nbdkit, Nbdzram, ServerProcess, free_port
 GIB = 1 << 30
 SPEED_BYTES = 512 * MIB
 SETTLE_SECONDS = 3  # of undisturbed requests before a run, inside one fio run
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the table."""
-
-    what: str
-    measured: float
-    required: float
-    at_least: bool
-    detail: str
-
-    @property
-    def reached(self) -> bool:
-        return self.measured >= self.required if self.at_least else self.measured <= self.required
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,13 +289,6 @@ MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "memory": measure_memory,
     "scrape": measure_scrape,
 }
-
-
-def print_table(figures: list[Figure]) -> None:
-    for figure in figures:
-        sign = ">=" if figure.at_least else "<="
-        verdict = "ok" if figure.reached else "NOT REACHED"
-        print(f"{figure.what:52} {figure.measured:8.2f}  {sign} {figure.required:<6.4g} {verdict:12} {figure.detail}")
 
 
 def main() -> None:
