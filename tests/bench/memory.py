@@ -24,6 +24,7 @@ from nbdzram.engine.check import Check
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.run import Run
 from tests.bench.content import count_distinct
 from tests.bench.economy import measure_economy
 from tests.bench.figures import Figure, print_table
@@ -31,7 +32,6 @@ from tests.support import images
 from tests.support.nbd_client import Client
 from tests.support.server import Nbdkit
 from tests.support.zram import CONTROL, zram_device
-from tests.unit.engine.blocks import Run
 
 MIB = 1 << 20
 BLOCK = 4096

@@ -14,8 +14,9 @@ from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.run import Run
 from nbdzram.errors import ArenaError, PoolFull
-from tests.unit.engine.blocks import BLOCK, Run, half_random, noise, run, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 DISK_BLOCKS = 1100  # more than two leaves
 DISK_SIZE = DISK_BLOCKS * BLOCK - 1000  # the last block is not a whole one

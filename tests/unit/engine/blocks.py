@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import Protocol
+
+from nbdzram.engine.run import Run
 
 BLOCK = 4096
-
-
-class Run(Protocol):
-    """A fold, compaction, recompression or check."""
-
-    def step(self, budget: int = ...) -> bool: ...
-    def report(self) -> dict[str, int]: ...
 
 
 def text(number: int) -> bytes:
