@@ -209,6 +209,31 @@ def test_counters_runs_and_deletions_of_several_threads_never_wait_for_each_othe
     pool.check()
 
 
+def test_a_check_beside_writes_that_hold_what_they_found_never_complains() -> None:
+    """With inline folding an object has a holder before an entry names it, also while a check walks the entries."""
+    pool = Pool(inline_dedup=True)
+    disk = pool.create("disk", 16 << 20)
+    known = [struct.pack("<Q", number) + random.Random(number).randbytes(1000) + bytes(3088) for number in range(2000)]
+    disk.write(0, b"".join(known))
+    over = threading.Event()
+
+    def write() -> None:
+        choose = random.Random(1)
+        try:
+            for _ in range(1500):
+                disk.write(choose.randrange(2000, 4000) * BLOCK, b"".join(choose.sample(known, 40)))
+        finally:
+            over.set()
+
+    def check() -> None:
+        while not over.is_set():
+            run(Check(pool, contents=False), 1000)
+
+    in_threads(write, check)
+    assert pool.stats().objects == 2000
+    pool.check()
+
+
 def test_a_full_pool_under_threads_refuses_and_keeps_what_it_has() -> None:
     pool = Pool(mem_limit=1 << 20)
     disks = [pool.create(f"disk {number}", 4 << 20) for number in range(3)]
