@@ -12,8 +12,9 @@ import pytest
 
 from tests.deploy.grafana import dashboard, substituted, targets
 from tests.deploy.prometheus import Prometheus
-from tests.support.nbd_client import CMD_READ, CMD_WRITE, Client, RefusedOption, RequestFailed, open_socket
+from tests.support.nbd_client import Client, RefusedOption, RequestFailed, open_socket
 from tests.support.server import Nbdzram
+from tests.wire import CMD_READ, CMD_WRITE
 
 BLOCK = 4096
 CHUNK = 64 * BLOCK

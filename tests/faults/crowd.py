@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import resource
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from tests.support.nbd_client import CMD_READ, CMD_WRITE, REQUEST, REQUEST_MAGIC, Client, open_socket
+from tests.support.nbd_client import Client, open_socket
 from tests.support.server import Nbdzram
+from tests.wire import CMD_READ, CMD_WRITE, request
 
 KIB, MIB = 1 << 10, 1 << 20
+LONG = 32 * MIB
+STORED = random.Random(5).randbytes(MIB)
+"""What each of the first 32 MiB of a target holds: it does not compress, so replies cost what they seem to."""
+
+OTHERS = random.Random(6).randbytes(300_000)
 GROWTH_LIMIT = 64 * MIB  # what any of these crowds may cost, with the server's default limits
 SETTLE_SECONDS = 30
 
@@ -82,11 +90,11 @@ class Crowd:
             member.close()
         self.members.clear()
 
-    def attach(self, server: Nbdzram, count: int, *, tcp: bool = False) -> None:
+    def attach(self, server: Nbdzram, count: int, *, tcp: bool = False, tls: ssl.SSLContext | None = None) -> None:
         """Clients that reach the transmission phase, with simple replies."""
         assert server.port is not None
         for _ in range(count):
-            client = Client(("127.0.0.1", server.port) if tcp else server.unix_path, "disk")
+            client = Client(("127.0.0.1", server.port) if tcp else server.unix_path, "disk", tls=tls)
             self.members.append(client.socket)
 
     def connect(self, server: Nbdzram, count: int) -> None:
@@ -109,7 +117,7 @@ class Crowd:
 
 
 def _send_some(member: socket.socket, parts: list[bytes]) -> None:
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
         while parts:
             sent = member.send(parts[0])
             parts[0] = parts[0][sent:]
@@ -118,12 +126,51 @@ def _send_some(member: socket.socket, parts: list[bytes]) -> None:
 
 
 def reads(count: int, length: int) -> list[bytes]:
-    return [REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, cookie, 0, length) for cookie in range(count)]
+    return [request(CMD_READ, 0, length, cookie=cookie) for cookie in range(count)]
 
 
 def half_a_write(offset: int, length: int, content: bytes) -> list[bytes]:
     """A WRITE whose payload stops half-way."""
-    return [REQUEST.pack(REQUEST_MAGIC, 0, CMD_WRITE, 1, offset, length), *[content] * (length // len(content) // 2)]
+    return [request(CMD_WRITE, offset, length), *[content] * (length // len(content) // 2)]
+
+
+def store(client: Client) -> None:
+    """Give a target the content that its crowd asks for."""
+    for offset in range(0, LONG, MIB):
+        client.write(offset, STORED)
+
+
+def expect_others_are_served(server: Nbdzram, *, tls: ssl.SSLContext | None = None) -> None:
+    """Someone else comes, reads, and writes small and large; all of it works."""
+    with Client(server.unix_path, "disk", tls=tls) as other:
+        assert other.read(0, MIB) == STORED
+        for offset, content in ((900 * MIB, OTHERS), (901 * MIB + 5, OTHERS[:4096]), (902 * MIB, STORED * 4)):
+            other.write(offset, content)
+            assert other.read(offset, len(content)) == content
+        other.trim(900 * MIB, 8 * MIB)
+
+
+def drain(member: socket.socket) -> int:
+    """Read until the server hangs up, and count the bytes; a server that does not is a TimeoutError."""
+    member.settimeout(30)
+    count = 0
+    try:
+        while received := len(member.recv(65536)):
+            count += received
+    except ConnectionResetError:
+        pass
+    return count
+
+
+def drip(slow: socket.socket, byte: bytes) -> bool:
+    """Send one byte and give the server a moment. False: it has hung up."""
+    try:
+        slow.send(byte)
+        return slow.recv(64) != b""
+    except TimeoutError:
+        return True
+    except (BrokenPipeError, ConnectionResetError):
+        return False
 
 
 @contextlib.contextmanager

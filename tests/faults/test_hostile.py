@@ -10,68 +10,43 @@ from __future__ import annotations
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults.crowd import MIB, Crowd, Watch, half_a_write, many_descriptors, reads
-from tests.support.nbd_client import (
+from tests.faults.crowd import (
+    LONG,
+    MIB,
+    STORED,
+    Crowd,
+    Watch,
+    drain,
+    drip,
+    expect_others_are_served,
+    half_a_write,
+    reads,
+)
+from tests.support.nbd_client import Client, RefusedOption, open_socket
+from tests.support.server import Nbdzram
+from tests.wire import (
     CMD_READ,
-    IHAVEOPT,
     OPT_ABORT,
     OPT_EXPORT_NAME,
     OPT_GO,
-    OPTION,
-    REQUEST,
-    REQUEST_MAGIC,
-    Client,
-    RefusedOption,
-    open_socket,
+    OPT_INFO,
+    OPT_LIST,
+    OPT_LIST_META_CONTEXT,
+    OPT_SET_META_CONTEXT,
+    OPT_STRUCTURED_REPLY,
+    REP_ERR_INVALID,
+    REP_ERR_UNKNOWN,
+    client_hello,
+    name_and_infos,
+    option,
+    request,
 )
-from tests.support.server import Nbdzram
 
-STORED = random.Random(5).randbytes(MIB)
-OTHERS = random.Random(6).randbytes(300_000)
-LONG = 32 * MIB
-
-Serve = Callable[..., Nbdzram]
-CLIENT_HELLO = struct.pack(">I", 3)
-ERR_INVALID = 2**31 + 3
+HELLO = client_hello()
 UNSUPPORTED = bytes(20) + b"option 1000 is not supported"
-
-
-@pytest.fixture
-def target(serve: Serve) -> Nbdzram:
-    """A server with 32 MiB of content that does not compress."""
-    server = serve({"disk": "1G"})
-    with server.client() as client:
-        for offset in range(0, LONG, MIB):
-            client.write(offset, STORED)
-    return server
-
-
-@pytest.fixture
-def impatient(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Nbdzram:
-    """An empty disk, and a handshake deadline of half a second."""
-    config = tmp_path_factory.mktemp("config") / "nbdzram.toml"
-    config.write_text("[limits]\nhandshake_seconds = 0.5\ndrain_seconds = 1.0\n")
-    return serve({"disk": "1G"}, arguments=("-c", str(config)))
-
-
-@pytest.fixture
-def crowd() -> Iterator[Crowd]:
-    with many_descriptors(), Crowd() as gathered:
-        yield gathered
-
-
-def expect_others_are_served(server: Nbdzram) -> None:
-    """Someone else comes, reads, and writes small and large; all of it works."""
-    with server.client() as other:
-        assert other.read(0, MIB) == STORED
-        for offset, content in ((900 * MIB, OTHERS), (901 * MIB + 5, OTHERS[:4096]), (902 * MIB, STORED * 4)):
-            other.write(offset, content)
-            assert other.read(offset, len(content)) == content
-        other.trim(900 * MIB, 8 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +104,8 @@ def test_a_reset_with_replies_outstanding(target: Nbdzram, crowd: Crowd) -> None
 
 def test_silence_ends_with_the_handshake_deadline(impatient: Nbdzram, crowd: Crowd) -> None:
     """After the connect, after the flags, in the middle of an option's header, of its data: all are cut in time."""
-    go = OPTION.pack(IHAVEOPT, OPT_GO, 100)
-    beginnings = [b"", CLIENT_HELLO[:2], CLIENT_HELLO, CLIENT_HELLO + go[:9], CLIENT_HELLO + go + bytes(50)]
+    go = option(OPT_GO, size=100)
+    beginnings = [b"", HELLO[:2], HELLO, HELLO + go[:9], HELLO + go + bytes(50)]
     crowd.connect(impatient, 4 * len(beginnings))
     for member, said in zip(crowd.members, beginnings * 4, strict=True):
         member.sendall(said)
@@ -144,7 +119,7 @@ def test_a_byte_a_time_does_not_extend_the_deadline(impatient: Nbdzram) -> None:
     """The deadline is for the whole handshake: whoever drips bytes is cut in the middle of them."""
     with open_socket(impatient.unix_path) as slow:
         slow.settimeout(0.01)
-        dripped = CLIENT_HELLO + OPTION.pack(IHAVEOPT, OPT_GO, 4000) + bytes(4000)
+        dripped = HELLO + option(OPT_GO, bytes(4000))
         assert not all(drip(slow, dripped[at : at + 1]) for at in range(len(dripped)))
 
 
@@ -152,7 +127,7 @@ def test_requests_that_come_a_byte_a_time_are_served_like_others(target: Nbdzram
     """Dripping is slow, not wrong, in the transmission phase."""
     with target.client() as slow:
         slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        for byte in REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 7, 0, 512):
+        for byte in request(CMD_READ, 0, 512, cookie=7):
             slow.socket.sendall(bytes([byte]))
         assert slow.reply() == (0, 7)
         assert slow.receive(512) == STORED[:512]
@@ -162,7 +137,7 @@ def test_silence_in_the_middle_of_a_request_harms_nobody(target: Nbdzram, crowd:
     """200 clients stop in the middle of a header: a disk may be quiet for days, so they stay, and stay small."""
     watch = Watch(target)
     crowd.attach(target, 200)
-    crowd.press([[REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 1, 0, 512)[:13]]] * 200)
+    crowd.press([[request(CMD_READ, 0, 512)[:13]]] * 200)
     expect_others_are_served(target)
     watch.expect_modest()
     crowd.disperse()
@@ -171,14 +146,7 @@ def test_silence_in_the_middle_of_a_request_harms_nobody(target: Nbdzram, crowd:
 
 def test_a_hang_up_after_each_byte_of_a_handshake(target: Nbdzram) -> None:
     """Wherever the handshake breaks off, the next client is served and no descriptor stays behind."""
-    name = b"disk"
-    body = struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, 3)
-    said = (
-        CLIENT_HELLO
-        + b"".join(OPTION.pack(IHAVEOPT, number, 0) for number in (8, 3))
-        + OPTION.pack(IHAVEOPT, OPT_GO, len(body))
-        + body
-    )
+    said = HELLO + option(OPT_STRUCTURED_REPLY) + option(OPT_LIST) + option(OPT_GO, name_and_infos(b"disk", 3))
     watch = Watch(target)
     for cut in range(len(said) + 1):
         with open_socket(target.unix_path) as client:
@@ -191,7 +159,7 @@ def test_a_hang_up_after_each_byte_of_a_handshake(target: Nbdzram) -> None:
 def test_a_thousand_options_end_the_connection(target: Nbdzram) -> None:
     """More options than any client needs: the session ends, by a documented limit."""
     client = Client(target.unix_path, None)
-    client.socket.sendall(b"".join(OPTION.pack(IHAVEOPT, number, 10) + bytes(10) for number in range(1000, 2000)))
+    client.socket.sendall(b"".join(option(number, bytes(10)) for number in range(1000, 2000)))
     answered = drain(client.socket) // len(UNSUPPORTED)
     assert 16 <= answered < 1000
     client.close()
@@ -202,36 +170,36 @@ def test_a_thousand_options_at_once_that_nobody_reads(target: Nbdzram, crowd: Cr
     """The replies to pipelined options are not piled up for a client that does not take them."""
     watch = Watch(target)
     crowd.connect(target, 100)
-    listing = OPTION.pack(IHAVEOPT, 3, 0)
-    crowd.press([[CLIENT_HELLO, listing * 1000]] * 100)
+    listing = option(OPT_LIST)
+    crowd.press([[HELLO, listing * 1000]] * 100)
     expect_others_are_served(target)
     watch.expect_modest()
     crowd.disperse()
     watch.expect_recovered()
 
 
-@pytest.mark.parametrize("option", [OPT_GO, 6, 10, 9])
-def test_a_name_of_4_gib_is_counted_past_and_not_stored(target: Nbdzram, crowd: Crowd, option: int) -> None:
+@pytest.mark.parametrize("number", [OPT_GO, OPT_INFO, OPT_SET_META_CONTEXT, OPT_LIST_META_CONTEXT])
+def test_a_name_of_4_gib_is_counted_past_and_not_stored(target: Nbdzram, crowd: Crowd, number: int) -> None:
     """Its announced length allocates nothing, and its bytes are dropped as they come."""
     watch = Watch(target)
     crowd.connect(target, 8)
     flood = bytes(MIB)
-    crowd.press([[CLIENT_HELLO, OPTION.pack(IHAVEOPT, option, 0xFFFFFFFF), *[flood] * 16]] * 8)
+    crowd.press([[HELLO, option(number, size=0xFFFFFFFF), *[flood] * 16]] * 8)
     expect_others_are_served(target)
     watch.expect_modest()
 
 
 def test_names_that_lie_about_their_length(target: Nbdzram) -> None:
-    """A name longer than its option is ERR_INVALID, and haggling goes on."""
+    """A name longer than its option is REP_ERR_INVALID, and haggling goes on."""
     client = Client(target.unix_path, None)
     for size in (0xFFFFFFFF, 5, 4097):
         client.send_option(OPT_GO, struct.pack(">I", size) + b"disk" + struct.pack(">H", 0))
-        assert client.option_reply(OPT_GO)[0] == ERR_INVALID
+        assert client.option_reply(OPT_GO)[0] == REP_ERR_INVALID
     client.go("disk")
     client.close()
 
 
-@pytest.mark.parametrize(("size", "reply"), [(3000, 2**31 + 6), (4096, 2**31 + 6), (4097, ERR_INVALID)])
+@pytest.mark.parametrize(("size", "reply"), [(3000, REP_ERR_UNKNOWN), (4096, REP_ERR_UNKNOWN), (4097, REP_ERR_INVALID)])
 def test_long_names_get_an_answer_of_legal_length(target: Nbdzram, size: int, reply: int) -> None:
     """4096 bytes are legal and unknown; one more is not legal. The error's text is at most 4096 bytes."""
     client = Client(target.unix_path, None)
@@ -258,7 +226,7 @@ def test_a_thousand_connections(target: Nbdzram, crowd: Crowd) -> None:
     watch = Watch(target)
     crowd.attach(target, 1000)
     for member in crowd.members:
-        member.sendall(REQUEST.pack(REQUEST_MAGIC, 0, CMD_READ, 9, 0, 4096))
+        member.sendall(request(CMD_READ, 0, 4096, cookie=9))
     for member in crowd.members:
         member.settimeout(30)
         received = b""
@@ -298,31 +266,8 @@ def test_the_server_is_shut_down_while_clients_misbehave(impatient: Nbdzram, cro
 def test_abort_is_acknowledged_even_in_front_of_a_flood(target: Nbdzram) -> None:
     """ABORT with data that never comes: acknowledged, then closed."""
     client = Client(target.unix_path, None)
-    client.socket.sendall(OPTION.pack(IHAVEOPT, OPT_ABORT, 0xFFFFFFFF))
+    client.socket.sendall(option(OPT_ABORT, size=0xFFFFFFFF))
     assert client.option_reply(OPT_ABORT) == (1, b"")
     with pytest.raises((EOFError, ConnectionResetError)):
         client.receive(1)
     client.close()
-
-
-def drain(member: socket.socket) -> int:
-    """Read until the server hangs up, and count the bytes; a server that does not is a TimeoutError."""
-    member.settimeout(30)
-    count = 0
-    try:
-        while received := len(member.recv(65536)):
-            count += received
-    except ConnectionResetError:
-        pass
-    return count
-
-
-def drip(slow: socket.socket, byte: bytes) -> bool:
-    """Send one byte and give the server a moment. False: it has hung up."""
-    try:
-        slow.send(byte)
-        return slow.recv(64) != b""
-    except TimeoutError:
-        return True
-    except (BrokenPipeError, ConnectionResetError):
-        return False

@@ -10,9 +10,22 @@ from contextlib import contextmanager
 import pytest
 
 from tests.conftest import IMAGE_BYTES
-from tests.support import nbd_client
 from tests.support.nbd_client import Client, RefusedOption, RequestFailed
 from tests.support.server import Nbdzram
+from tests.wire import (
+    CMD_FLUSH,
+    CMD_READ,
+    CMD_TRIM,
+    CMD_WRITE,
+    CMD_WRITE_ZEROES,
+    EINVAL,
+    ENOSPC,
+    OPT_EXPORT_NAME,
+    OPT_GO,
+    REP_ERR_UNKNOWN,
+    name_and_infos,
+    option,
+)
 
 pytestmark = pytest.mark.interop
 
@@ -60,13 +73,13 @@ def expect_hang_up(client: Client) -> None:
 @pytest.mark.parametrize(
     ("command", "offset", "length", "error"),
     [
-        pytest.param(nbd_client.CMD_READ, IMAGE_BYTES, 1, nbd_client.EINVAL, id="read behind the end"),
-        pytest.param(nbd_client.CMD_READ, IMAGE_BYTES - 1, 2, nbd_client.EINVAL, id="read across the end"),
-        pytest.param(nbd_client.CMD_READ, 2**64 - 1, 2, nbd_client.EINVAL, id="read that wraps around"),
-        pytest.param(nbd_client.CMD_WRITE, IMAGE_BYTES - 1, 2, nbd_client.ENOSPC, id="write across the end"),
-        pytest.param(nbd_client.CMD_WRITE, 2**64 - BLOCK, BLOCK, nbd_client.ENOSPC, id="write that wraps around"),
-        pytest.param(nbd_client.CMD_TRIM, IMAGE_BYTES, BLOCK, nbd_client.EINVAL, id="trim behind the end"),
-        pytest.param(nbd_client.CMD_WRITE_ZEROES, IMAGE_BYTES, BLOCK, nbd_client.ENOSPC, id="zeroes behind the end"),
+        pytest.param(CMD_READ, IMAGE_BYTES, 1, EINVAL, id="read behind the end"),
+        pytest.param(CMD_READ, IMAGE_BYTES - 1, 2, EINVAL, id="read across the end"),
+        pytest.param(CMD_READ, 2**64 - 1, 2, EINVAL, id="read that wraps around"),
+        pytest.param(CMD_WRITE, IMAGE_BYTES - 1, 2, ENOSPC, id="write across the end"),
+        pytest.param(CMD_WRITE, 2**64 - BLOCK, BLOCK, ENOSPC, id="write that wraps around"),
+        pytest.param(CMD_TRIM, IMAGE_BYTES, BLOCK, EINVAL, id="trim behind the end"),
+        pytest.param(CMD_WRITE_ZEROES, IMAGE_BYTES, BLOCK, ENOSPC, id="zeroes behind the end"),
     ],
 )
 def test_a_request_outside_the_export_gets_its_error(
@@ -74,7 +87,7 @@ def test_a_request_outside_the_export_gets_its_error(
 ) -> None:
     """EINVAL for reads and trims, ENOSPC for writes, as the protocol asks; and on it goes."""
     with nothing_is_lost(server) as client:
-        payload = bytes(length) if command == nbd_client.CMD_WRITE else b""
+        payload = bytes(length) if command == CMD_WRITE else b""
         with pytest.raises(RequestFailed) as refusal:
             client.call(command, offset, length, payload)
         assert refusal.value.error == error
@@ -84,9 +97,9 @@ def test_a_request_outside_the_export_gets_its_error(
     ("command", "flags"),
     [
         pytest.param(99, 0, id="unknown command"),
-        pytest.param(nbd_client.CMD_READ, 0x8000, id="unknown flag"),
-        pytest.param(nbd_client.CMD_READ, 1 << 1, id="NO_HOLE on a read"),
-        pytest.param(nbd_client.CMD_FLUSH, 1 << 4, id="FAST_ZERO on a flush"),
+        pytest.param(CMD_READ, 0x8000, id="unknown flag"),
+        pytest.param(CMD_READ, 1 << 1, id="NO_HOLE on a read"),
+        pytest.param(CMD_FLUSH, 1 << 4, id="FAST_ZERO on a flush"),
     ],
 )
 def test_an_unknown_command_or_flag_is_refused_and_the_connection_goes_on(
@@ -94,10 +107,10 @@ def test_an_unknown_command_or_flag_is_refused_and_the_connection_goes_on(
 ) -> None:
     """EINVAL, and the next request on the same connection is served."""
     with nothing_is_lost(server) as client:
-        length = 0 if command == nbd_client.CMD_FLUSH else BLOCK
+        length = 0 if command == CMD_FLUSH else BLOCK
         with pytest.raises(RequestFailed) as refusal:
             client.call(command, 0, length, flags=flags)
-        assert refusal.value.error == nbd_client.EINVAL
+        assert refusal.value.error == EINVAL
 
 
 def test_misaligned_requests_are_served_exactly(server: Nbdzram) -> None:
@@ -108,7 +121,7 @@ def test_misaligned_requests_are_served_exactly(server: Nbdzram) -> None:
         assert client.read(4090, 16) == KEPT[4090:4093] + b"0123456789" + KEPT[4103:4106]
 
 
-@pytest.mark.parametrize("command", [nbd_client.CMD_READ, nbd_client.CMD_WRITE])
+@pytest.mark.parametrize("command", [CMD_READ, CMD_WRITE])
 def test_a_payload_over_the_limit_is_refused_without_being_held(server: Nbdzram, command: int) -> None:
     """A request of almost 4 GiB gets an error or a closed connection, and the server does not grow by its size."""
     with nothing_is_lost(server):
@@ -117,7 +130,7 @@ def test_a_payload_over_the_limit_is_refused_without_being_held(server: Nbdzram,
         hostile.send(command, 0, 2**32 - BLOCK)
         try:
             error, _ = hostile.reply()
-            assert error == nbd_client.EINVAL or command == nbd_client.CMD_READ
+            assert error == EINVAL or command == CMD_READ
             assert error != 0
         except (EOFError, ConnectionResetError):
             pass  # the other answer that the protocol allows
@@ -139,7 +152,7 @@ def test_an_unknown_export_is_refused_and_haggling_goes_on(server: Nbdzram) -> N
         client = Client(server.unix_path, None)
         with pytest.raises(RefusedOption) as refusal:
             client.go("nowhere")
-        assert refusal.value.reply == nbd_client.REP_ERR_UNKNOWN
+        assert refusal.value.reply == REP_ERR_UNKNOWN
         client.go("disk")
         assert client.read(0, BLOCK) == KEPT[:BLOCK]
         with client:
@@ -150,7 +163,7 @@ def test_an_unknown_export_by_the_old_option_ends_the_connection(server: Nbdzram
     """NBD_OPT_EXPORT_NAME has no error reply: hang up, say so once."""
     with nothing_is_lost(server), one_log_line(server, "nowhere"):
         client = Client(server.unix_path, None)
-        client.send_option(nbd_client.OPT_EXPORT_NAME, b"nowhere")
+        client.send_option(OPT_EXPORT_NAME, b"nowhere")
         expect_hang_up(client)
 
 
@@ -159,10 +172,7 @@ def test_a_truncated_handshake_costs_one_connection(server: Nbdzram, kept_bytes:
     """A client that hangs up in the middle of an option is noted once, and the next one is served."""
     with nothing_is_lost(server), one_log_line(server, "handshake"):
         client = Client(server.unix_path, None)
-        name = b"disk"
-        body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
-        option = nbd_client.OPTION.pack(nbd_client.IHAVEOPT, nbd_client.OPT_GO, len(body)) + body
-        client.socket.sendall(option[:kept_bytes])
+        client.socket.sendall(option(OPT_GO, name_and_infos(b"disk"))[:kept_bytes])
         client.close()
 
 
@@ -173,7 +183,7 @@ def test_a_client_that_vanishes_in_the_middle_of_a_write_leaves_whole_blocks(ser
     with nothing_is_lost(server) as witness, one_log_line(server):
         witness.write(MIB, KEPT)
         client = server.client()
-        client.send(nbd_client.CMD_WRITE, MIB, MIB)
+        client.send(CMD_WRITE, MIB, MIB)
         client.socket.sendall(fresh[:half])
         client.close()
     with server.client() as witness:

@@ -37,8 +37,8 @@ from tests.model.reference import (
     Request,
     check_status,
 )
+from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage, play, stage  # noqa: F401  (fixtures)
-from tests.wire import WireClient
 
 AREA = 3 << 20
 IN_FLIGHT = 32

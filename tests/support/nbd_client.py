@@ -1,35 +1,41 @@
-"""A minimal NBD client: fixed newstyle, NBD_OPT_GO, simple replies. Independent of the package's own protocol code.
+"""A minimal blocking NBD client: fixed newstyle, GO, simple replies, over TLS if asked.
 
-Written from the NBD project's doc/proto.md; the numbers stand here a second time on purpose, so that a wrong constant
-in the server meets a right one.
+For servers that are processes of their own. Its sibling in the event loop, and why there are two: tests.wire.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-GREETING = struct.Struct(">QQH")  # NBDMAGIC, IHAVEOPT, handshake flags
-OPTION = struct.Struct(">QII")  # IHAVEOPT, option, length
-OPTION_REPLY = struct.Struct(">QIII")  # magic, option, reply type, length
-REQUEST = struct.Struct(">IHHQQI")  # magic, flags, type, cookie, offset, length
-SIMPLE_REPLY = struct.Struct(">IIQ")  # magic, error, cookie
-
-NBDMAGIC = 0x4E42444D41474943
-IHAVEOPT = 0x49484156454F5054
-OPTION_REPLY_MAGIC = 0x3E889045565A9
-REQUEST_MAGIC = 0x25609513
-SIMPLE_REPLY_MAGIC = 0x67446698
-
-OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_GO = 1, 2, 3, 7
-REP_ACK, REP_INFO, REP_ERR_UNSUP, REP_ERR_UNKNOWN = 1, 3, 2**31 + 1, 2**31 + 6
-INFO_EXPORT = 0
-CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_TRIM, CMD_WRITE_ZEROES = 0, 1, 2, 3, 4, 6
-EINVAL, ENOSPC = 22, 28
+from tests.wire import (
+    CMD_DISC,
+    CMD_FLUSH,
+    CMD_READ,
+    CMD_TRIM,
+    CMD_WRITE,
+    GREETING,
+    IHAVEOPT,
+    INFO_EXPORT,
+    NBDMAGIC,
+    OPT_GO,
+    OPT_STARTTLS,
+    OPTION_REPLY,
+    OPTION_REPLY_MAGIC,
+    REP_ACK,
+    REP_INFO,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
+    client_hello,
+    name_and_infos,
+    option,
+    request,
+)
 
 Address = Path | tuple[str, int]
 
@@ -67,15 +73,21 @@ def open_socket(address: Address, *, timeout: float = 30.0) -> socket.socket:
 
 
 class Client:
-    """One connection in transmission, or, with export=None, still haggling."""
+    """One connection in transmission, or, with export=None, still haggling.
 
-    def __init__(self, address: Address, export: str | None) -> None:
+    With `tls` everything behind STARTTLS is encrypted; the server's certificate must be one for `localhost`.
+    """
+
+    def __init__(self, address: Address, export: str | None, *, tls: ssl.SSLContext | None = None) -> None:
         self.socket = open_socket(address)
         self.size_bytes = 0
         self.transmission_flags = 0
         self._cookie = 0
         try:
             self._greet()
+            if tls is not None:
+                self.ask_for_tls()
+                self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
             if export is not None:
                 self.go(export)
         except BaseException:
@@ -87,7 +99,14 @@ class Client:
         assert magic == NBDMAGIC
         assert option_magic == IHAVEOPT
         assert flags & 1, "the server does not speak fixed newstyle"
-        self.socket.sendall(struct.pack(">I", flags & 3))
+        self.socket.sendall(client_hello(flags & 3))
+
+    def ask_for_tls(self) -> None:
+        """STARTTLS, up to the server's consent: the next byte is TLS's. Raises RefusedOption."""
+        self.send_option(OPT_STARTTLS)
+        reply, body = self.option_reply(OPT_STARTTLS)
+        if reply != REP_ACK:
+            raise RefusedOption(reply, body.decode(errors="replace"))
 
     def receive(self, count: int) -> bytes:
         """Exactly `count` bytes; EOFError when the server hangs up first."""
@@ -100,19 +119,18 @@ class Client:
             view = view[size:]
         return bytes(received)
 
-    def send_option(self, option: int, body: bytes = b"") -> None:
-        self.socket.sendall(OPTION.pack(IHAVEOPT, option, len(body)) + body)
+    def send_option(self, number: int, body: bytes = b"") -> None:
+        self.socket.sendall(option(number, body))
 
-    def option_reply(self, option: int) -> tuple[int, bytes]:
+    def option_reply(self, number: int) -> tuple[int, bytes]:
         magic, answered, reply, length = OPTION_REPLY.unpack(self.receive(OPTION_REPLY.size))
         assert magic == OPTION_REPLY_MAGIC
-        assert answered == option
+        assert answered == number
         return reply, self.receive(length)
 
     def go(self, export: str) -> None:
         """Enter transmission. Raises RefusedOption, after which haggling goes on."""
-        name = export.encode()
-        self.send_option(OPT_GO, struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
+        self.send_option(OPT_GO, name_and_infos(export.encode()))
         while True:
             reply, body = self.option_reply(OPT_GO)
             if reply == REP_ACK:
@@ -125,8 +143,7 @@ class Client:
     def send(self, command: int, offset: int, length: int, payload: bytes | memoryview = b"", flags: int = 0) -> int:
         """Send one request without waiting; returns its cookie."""
         self._cookie += 1
-        header = REQUEST.pack(REQUEST_MAGIC, flags, command, self._cookie, offset, length)
-        self.socket.sendall(header)
+        self.socket.sendall(request(command, offset, length, flags=flags, cookie=self._cookie))
         if payload:
             self.socket.sendall(payload)
         return self._cookie

@@ -14,7 +14,7 @@ from nbdzram.config import Limits, ServerConfig, UnixAddress
 from nbdzram.engine.pool import Pool
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.listener import NbdServer
-from tests.wire import WireClient
+from tests.support.loop_client import WireClient
 
 SIZE = 96 << 20
 

@@ -13,8 +13,9 @@ from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
 from nbdzram.nbd.constants import Error, Reply
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.listener import NbdServer
+from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
-from tests.wire import WireClient, name_and_infos, option
+from tests.wire import name_and_infos, option
 
 READ, WRITE, DISC, FLUSH = range(4)
 

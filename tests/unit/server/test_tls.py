@@ -17,9 +17,10 @@ from nbdzram.errors import ConfigError
 from nbdzram.nbd.constants import Error, Reply
 from nbdzram.server.exports import Export
 from nbdzram.server.tls import TlsFiles, make_context
+from tests.support.loop_client import WireClient
 from tests.support.pki import Pki
 from tests.unit.server.conftest import Play, Stage
-from tests.wire import WireClient, name_and_infos, option, request
+from tests.wire import name_and_infos, option, request
 
 READ, WRITE, DISC = range(3)
 STARTTLS, LIST, GO, STRUCTURED_REPLY, ABORT = 5, 3, 7, 8, 2
