@@ -96,6 +96,7 @@ class Connection(asyncio.BufferedProtocol):
             level = logging.INFO if self._spoke else logging.DEBUG
             log.log(level, "%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
         self._cancel_deadline()
+        self._transport = self._channel = None  # a TlsChannel holds us as we hold it
         self._hosting.end(self)
 
     # ---- what the TLS channel calls ----

@@ -400,6 +400,7 @@ cdef class HotPath:
     def lose(self):
         """The connection is gone: nothing can be sent any more."""
         self.lost = True
+        self.transport = None  # a TlsChannel holds us as we hold it, and megabytes would wait for the garbage collector
         self.outlet.close()
         self.inbox.close()
         self.turns.leave(self)

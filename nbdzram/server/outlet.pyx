@@ -116,7 +116,7 @@ cdef class Outlet:
         self.broken = True
         self.budget.give_back(self.held)
         self.held = 0
-        self.transport = None
+        self.transport = self.channel = None
 
     cdef bint can_send(self) except -1:
         """The transport holds nothing that our bytes would overtake."""

@@ -103,6 +103,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
         if self._linger is not None:
             self._linger.cancel()  # it would keep us, and what we hold of the budget, until it fires
         self.lose()
+        self._transport = None
         self.export.connections.discard(self)
         self._hosting.end(self)
         self.gone()

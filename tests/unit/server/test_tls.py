@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,10 @@ import pytest
 from nbdzram.config import Limits, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
 from nbdzram.nbd.constants import Error, Reply
+from nbdzram.server.channel import TlsChannel
+from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export
+from nbdzram.server.session import Session
 from nbdzram.server.tls import TlsFiles, make_context
 from tests.support.loop_client import WireClient
 from tests.support.pki import Pki
@@ -450,6 +454,38 @@ def test_disc_is_answered_with_close_notify_behind_the_last_reply(play: Play, se
         await leave(hand.client)
 
     play(story)
+
+
+def test_a_connection_that_ended_leaves_nothing_to_the_garbage_collector(play: Play, secure: Secure, pki: Pki) -> None:
+    """Channel and protocol hold each other; if both stayed until the collector comes, a crowd would cost megabytes."""
+    secure()
+
+    async def story(stage: Stage) -> None:
+        other = await attach(stage, pki.client_context())
+        for _ in range(3):
+            client = await attach(stage, pki.client_context())
+            assert await client.read(0, 512) == bytes(512)
+            await leave(client)
+            stranger = await WireClient.connect(stage.path)
+            assert (await stranger.option(STARTTLS))[-1].kind == Reply.ACK
+            stranger.send(b"GET / HTTP/1.1\r\n\r\n")
+            await stranger.reader.read()
+            await leave(stranger)
+        while stage.server.connections > 1:
+            assert await other.read(0, 512) == bytes(512)
+        kinds = (Connection, Session, TlsChannel)
+        assert sorted(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds)) == [
+            "Session",
+            "TlsChannel",
+        ]
+        await leave(other)
+
+    gc.collect()
+    gc.disable()
+    try:
+        play(story)
+    finally:
+        gc.enable()
 
 
 def test_a_forged_record_ends_the_connection_and_changes_nothing(play: Play, secure: Secure, pki: Pki) -> None:
