@@ -100,7 +100,7 @@ class Limits:
     connections: int = 1024  # descriptors: well below the usual hard limit
     payload_bytes: int = 64 << 20  # the largest READ or WRITE served
     connection_bytes: int = 4 << 20  # queued replies and payloads in flight of one connection, beyond one request
-    total_bytes: int = 32 << 20  # the same over all connections; beyond it each has 8 KiB to go on with
+    total_bytes: int = 32 << 20  # the same over all connections; beyond it each has 4 KiB to go on with
     drain_seconds: float = 10.0  # how long SIGTERM waits for requests under way
 
 

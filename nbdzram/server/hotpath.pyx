@@ -63,7 +63,7 @@ cdef enum:
     INLINE_FREE = 1 << 20         # the same for TRIM and WRITE_ZEROES, which touch tables only
     _PIECE_SIZE = 256 << 10       # one task of a READ or WRITE, and the largest unfragmented READ
     WHOLE_SIMPLE = 1 << 20        # a simple reply up to here is one task, since its pieces could not leave out of order
-    SMALL_PIECE = 8 << 10         # a step of a READ when the budget is used up: 8 MiB for a thousand that never read
+    SMALL_PIECE = 4 << 10         # a step of a READ when the budget is used up: 4 MiB for a thousand that never read
     FREE_STEP = 64 << 20          # one task of TRIM or WRITE_ZEROES: some milliseconds
     TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
     PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket

@@ -14,6 +14,7 @@ cdef class Outlet:
     cdef Scratch scratch
     cdef Budget budget
     cdef size_t held          # bytes that the transport holds, as charged to the budget
+    cdef size_t charged       # for the channel itself
     cdef size_t used          # bytes of the scratch filled by this connection in this wake-up
     cdef bint handed_over     # the transport was given bytes, and may still hold them
     cdef bint blocked         # the transport holds bytes that the peer does not take
