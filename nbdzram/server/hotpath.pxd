@@ -5,31 +5,11 @@ from nbdzram.nbd.transmission cimport Request, Rules
 from nbdzram.server.inbox cimport Inbox
 from nbdzram.server.outlet cimport Outlet
 from nbdzram.server.traffic cimport Traffic
-from nbdzram.server.workers cimport Budget, Piece, Task, TaskOwner, Workers
+from nbdzram.server.workers cimport Budget, Piece, Workers
 
-cdef class Operation(TaskOwner):
-    cdef HotPath session
-    cdef Request request
-    cdef uint64_t started
-    cdef uint64_t step            # bytes a task
-    cdef uint64_t cursor          # bytes submitted so far
-    cdef uint64_t done            # bytes taken back so far
-    cdef int in_flight
-    cdef int verdict
-    cdef uint64_t failed_at
-    cdef Piece payload
-    cdef bint whole               # a READ that is one task, or exclusive
-    cdef bint exclusive           # a reply of one long stream: its pieces leave in order, and nothing else meanwhile
-    cdef uint64_t sent
-    cdef dict arrived
-    cdef int submit(self) except -1
-    cdef bint room(self, uint64_t size) noexcept
-    cdef uint64_t next_step(self) except -1
-    cdef bint alone(self) except -1
-    cdef int begin_stream(self) except -1
-    cdef int read_inline(self) except -1
-    cdef int finish(self) except -1
-    cdef int send_in_order(self) except -1
+cdef class HotPath  # Operation's declaration, next, needs it
+
+from nbdzram.server.operation cimport Operation
 
 cdef class HotPath:
     cdef readonly Disk disk
@@ -68,7 +48,6 @@ cdef class HotPath:
     cdef bint take_write(self, int size) except -1
     cdef bint take_status(self, int size) except -1
     cdef int free_inline(self) except -1
-    cdef Operation new_operation(self, Piece payload, uint64_t step, bint whole)
     cdef int start_operation(self, Piece payload, uint64_t step, bint whole) except -1
     cdef bint begin_payload(self, int size) except -1
     cdef bint begin_skip(self, int size, int verdict) except -1
@@ -76,6 +55,7 @@ cdef class HotPath:
     cdef int end_payload(self) except -1
     cdef int conclude(self, int verdict) except -1
     cdef int refuse(self, int verdict) except -1
+    cdef int fail(self, const Request* request, int verdict, failed_at) except -1
     cdef int reply_success(self, const Request* request) except -1
     cdef int settle(self) except -1
     cdef int continue_later(self) except -1

@@ -8,7 +8,6 @@ from nbdzram.server.traffic import Traffic
 from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers
 
-INLINE_LIMIT: int
 UNFRAGMENTED_LIMIT: int
 
 class HotPath:

@@ -21,36 +21,25 @@ Invariants
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport (
-    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DATA, CHUNK_DONE, COMMANDS, DF, DISC, EXTENDED, EXTENDED_REQUEST_SIZE, FLUSH, NO_HOLE, OK,
-    POOL_FULL, READ, REPLY_OVERHEAD, SHUTTING_DOWN, SIMPLE, SIMPLE_REPLY_SIZE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES,
-    WRONG_SHAPE, Request, Rules, finish_read, parse_request, put_chunk, put_simple, put_success,
-    read_header_size, store16, store64, validate,
+    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, DF, DISC, FLUSH, NO_HOLE, OK, POOL_FULL, READ, REPLY_OVERHEAD,
+    SHUTTING_DOWN, SIMPLE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request,
+    put_success, read_header_size, store16, validate,
 )
 from nbdzram.server.inbox cimport Inbox
 from nbdzram.server.outlet cimport Outlet, Scratch
-from nbdzram.server.traffic cimport Traffic
-from nbdzram.server.workers cimport Budget, Piece, Task, TaskOwner, Workers, new_piece
+from nbdzram.server.operation cimport PIECE_SIZE, SMALL_PIECE, Operation, new_operation
+from nbdzram.server.traffic cimport Traffic, monotonic
+from nbdzram.server.workers cimport Budget, Piece, Workers, new_piece
 
 from nbdzram.errors import ProtocolError
 from nbdzram.nbd.verdicts import Asked
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec*)
-    enum:
-        CLOCK_MONOTONIC
-
-INLINE_LIMIT = _INLINE_LIMIT
-UNFRAGMENTED_LIMIT = _PIECE_SIZE
+UNFRAGMENTED_LIMIT = PIECE_SIZE
 
 cdef enum:  # phases
     HEADER = 0
@@ -59,241 +48,13 @@ cdef enum:  # phases
     SKIP = 3
 
 cdef enum:
-    _INLINE_LIMIT = 64 << 10      # READ and WRITE up to here are done on the loop: about as long as a hop to a worker
+    INLINE_LIMIT = 64 << 10       # READ and WRITE up to here are done on the loop: about as long as a hop to a worker
     INLINE_FREE = 1 << 20         # the same for TRIM and WRITE_ZEROES, which touch tables only
-    _PIECE_SIZE = 256 << 10       # one task of a READ or WRITE, and the largest unfragmented READ
     WHOLE_SIMPLE = 1 << 20        # a simple reply up to here is one task, since its pieces could not leave out of order
-    SMALL_PIECE = 4 << 10         # a step of a READ when the budget is used up: 4 MiB for a thousand that never read
     FREE_STEP = 64 << 20          # one task of TRIM or WRITE_ZEROES: some milliseconds
-    TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
-    PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket
     OPERATION_LIMIT = 64          # large requests of one connection under way; the rest waits in its socket
     WAKE_ALLOWANCE = 1 << 20      # bytes served in one wake-up before others have their turn
     STATUS_PAYLOAD_LIMIT = 4096   # bytes of a BLOCK_STATUS payload: an effect length and context ids
-
-
-cdef inline uint64_t monotonic() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef class Operation(TaskOwner):
-    """A large request, cut into tasks for the workers."""
-
-    cdef bint room(self, uint64_t size) noexcept:
-        """May one more piece of `size` bytes be made for this connection?"""
-        if self.session.outlet.blocked or self.session.lost or (
-            self.exclusive and self.cursor - self.sent >= PIECE_WINDOW
-        ):
-            return False
-        return self.session.piece_bytes + size <= PIECE_WINDOW and self.session.budget.take(size)
-
-    cdef uint64_t next_step(self) except -1:
-        """Bytes of the next task; 0: not now. A READ that must be whole becomes a stream when memory is short."""
-        cdef uint64_t step = self.step
-        cdef uint64_t rest = self.request.length - self.cursor
-        if self.request.command == READ:
-            if self.whole and not self.exclusive:
-                if self.room(rest + REPLY_OVERHEAD):
-                    return rest
-                if not self.alone():
-                    return 0
-                self.begin_stream()
-        step -= (self.request.offset + self.cursor) % BLOCK  # cut between blocks
-        if step > rest:
-            step = rest
-        if self.request.command == READ and not self.room(step + REPLY_OVERHEAD):
-            return 0
-        return step
-
-    cdef bint alone(self) except -1:
-        """Nothing else of this connection can send a reply before this operation has ended."""
-        cdef Operation other
-        if self.session.pending or self.session.outlet.blocked or self.session.exclusive is not None:
-            return False
-        for other in self.session.operations:
-            if other.cursor:
-                return False
-        return True
-
-    cdef int begin_stream(self) except -1:
-        """Send the header of the reply; its content follows in order, and nothing else meanwhile."""
-        cdef HotPath session = self.session
-        cdef uint8_t header[REPLY_OVERHEAD]
-        cdef uint8_t* end
-        session.outlet.flush()
-        if session.rules.style == SIMPLE:
-            end = put_simple(header, self.request.cookie, 0)
-        else:
-            end = put_chunk(
-                header, session.rules.style, self.request.cookie, self.request.offset, 0, CHUNK_DATA, 8 + self.request.length
-            )
-            store64(end, self.request.offset)
-            end += 8
-        session.outlet.write(PyBytes_FromStringAndSize(<char*>header, end - header))
-        session.exclusive = self
-        self.exclusive = True
-        self.arrived = {}
-        self.step = _PIECE_SIZE
-        return 0
-
-    cdef int submit(self) except -1:
-        """Hand out as many tasks as the limits allow."""
-        cdef Task* task
-        cdef uint64_t length
-        cdef size_t size
-        cdef Piece piece
-        while self.cursor < self.request.length and self.in_flight < TASKS_IN_FLIGHT and self.verdict == OK:
-            if self.session.exclusive is not None and self.session.exclusive is not self:
-                break
-            length = self.next_step()
-            if length == 0:
-                break
-            piece = None
-            if self.request.command == READ:
-                size = length + REPLY_OVERHEAD
-                piece = new_piece(size, self.session.budget, size)
-                self.session.piece_bytes += size
-            task = <Task*>malloc(sizeof(Task))
-            if task == NULL:
-                raise MemoryError("no memory for a task")
-            task.operation = <void*>self
-            task.disk = <void*>self.session.disk
-            task.command = self.request.command
-            task.no_hole = self.request.flags & NO_HOLE != 0
-            task.whole = self.request.flags & DF != 0
-            task.style = SIMPLE if self.exclusive else self.session.rules.style
-            task.cookie = self.request.cookie
-            task.request_offset = self.request.offset
-            task.offset = self.request.offset + self.cursor
-            task.length = length
-            task.piece = NULL
-            if piece is not None:
-                Py_INCREF(piece)
-                task.piece = <void*>piece
-                task.target = piece.bytes
-            elif self.payload is not None:
-                task.source = self.payload.bytes + self.cursor
-            self.cursor += length
-            self.in_flight += 1
-            self.session.workers.submit(task)
-        if self.request.command == READ and self.session.piece_bytes == 0 and self.cursor < self.request.length:
-            self.read_inline()  # nothing of ours is under way whose return would bring us back here
-        return 0
-
-    cdef int read_inline(self) except -1:
-        """No memory for a piece: read on the loop, little by little, straight into what is sent."""
-        cdef HotPath session = self.session
-        cdef uint64_t offset
-        cdef uint64_t length
-        cdef uint8_t* target
-        cdef size_t last = 0
-        if session.lost or (self.whole and not self.exclusive):
-            return 0
-        if session.exclusive is not None and session.exclusive is not self:
-            return 0
-        while self.cursor < self.request.length and self.verdict == OK:
-            if session.allowance <= 0:
-                return session.continue_later()
-            target = session.outlet.reserve(SMALL_PIECE + REPLY_OVERHEAD)
-            if target == NULL:
-                return 0
-            offset = self.request.offset + self.cursor
-            length = min(SMALL_PIECE - offset % BLOCK, self.request.length - self.cursor)
-            if session.disk.c_read(offset, length, target if self.exclusive else target + read_header_size(session.rules.style)):
-                self.verdict = UNREADABLE
-                self.failed_at = offset
-                break
-            self.cursor += length
-            self.done += length
-            self.sent += length
-            session.allowance -= length
-            if not self.exclusive:
-                length = finish_read(
-                    target, session.rules.style, self.request.cookie, self.request.offset, offset, length, False, &last
-                )
-                if self.done == self.request.length:
-                    store16(target + last + 4, CHUNK_DONE)
-            session.outlet.used += length
-            session.outlet.flush()
-        return self.finish()
-
-    cdef int take_back(self, Task* task) except -1:
-        cdef Piece piece = None
-        cdef int error = task.error
-        self.in_flight -= 1
-        self.done += task.length
-        if task.piece != NULL:
-            piece = <Piece>task.piece
-            Py_DECREF(piece)
-            piece.end = task.reply_size
-        if error and self.verdict == OK:
-            self.verdict = UNREADABLE if task.command == READ else POOL_FULL
-            self.failed_at = task.offset
-        if piece is not None and not error and not self.session.lost:
-            if self.exclusive:
-                piece.start = SIMPLE_REPLY_SIZE
-                self.arrived[task.offset] = piece
-            else:
-                if self.session.rules.style != SIMPLE and self.done == self.request.length and self.verdict == OK:
-                    store16(piece.bytes + task.last + 4, CHUNK_DONE)
-                self.session.outlet.write_piece(piece)
-        if task.piece != NULL:
-            self.session.piece_bytes -= piece.size
-        free(task)
-        return 0
-
-    cdef int proceed(self) except -1:
-        if self.exclusive:
-            self.send_in_order()
-        if self.in_flight == 0 and (self.done == self.request.length or self.verdict != OK or self.session.lost):
-            self.finish()
-        if self.session.lost:
-            self.session.gone()
-        else:
-            self.session.proceed()
-        return 0
-
-    cdef int send_in_order(self) except -1:
-        """A long simple reply: its header went ahead, its pieces follow as a stream."""
-        cdef uint64_t offset = self.request.offset + self.sent
-        while offset in self.arrived and not self.session.lost:
-            piece = self.arrived.pop(offset)
-            self.sent += len(piece)
-            self.session.outlet.write_piece(piece)
-            offset = self.request.offset + self.sent
-        return 0
-
-    cdef int finish(self) except -1:
-        """Everything handed out has come back: answer, once."""
-        cdef HotPath session = self.session
-        if self not in session.operations:
-            return 0
-        session.operations.remove(self)
-        if self.payload is not None:
-            session.payload_bytes -= self.payload.size
-            self.payload = None
-        if self.exclusive:
-            session.exclusive = None
-        session.traffic.count(
-            self.request.command, self.verdict, self.request.length, monotonic() - self.started
-        )
-        if session.lost:
-            return 0
-        if self.verdict != OK:
-            if self.exclusive:
-                # Section "Simple replies": after a header without error only a disconnect can tell.
-                session.protocol_error(ProtocolError("stored bytes do not decode in the middle of a reply"))
-                session.abort()
-                return 0
-            session.emit(session.explain_failure(self.verdict, asked(&self.request), self.failed_at))
-            return 0
-        if self.request.command == TRIM:
-            session.traffic.blocks_trimmed += self.request.length // BLOCK
-        if self.request.command != READ or (self.exclusive and session.rules.style != SIMPLE):
-            session.reply_success(&self.request)
-        return 0
 
 
 cdef object asked(const Request* request):
@@ -317,7 +78,7 @@ cdef class HotPath:
         self.rules.read_only = read_only
         self.rules.context_count = context_count
         self.rules.payload_limit = payload_limit
-        self.rules.unfragmented_limit = _PIECE_SIZE
+        self.rules.unfragmented_limit = PIECE_SIZE
         self.connection_limit = connection_limit
         self.operations = []
         self.inbox = Inbox(budget)
@@ -498,7 +259,7 @@ cdef class HotPath:
             verdict = SHUTTING_DOWN
         if verdict != OK:
             return self.begin_skip(size, verdict)
-        self.allowance -= <int64_t>(size + (request.length if request.length < _INLINE_LIMIT else 0))
+        self.allowance -= <int64_t>(size + (request.length if request.length < INLINE_LIMIT else 0))
         if request.command == READ:
             return self.take_read(size)
         if request.command == WRITE:
@@ -524,7 +285,7 @@ cdef class HotPath:
         cdef size_t last = 0
         cdef size_t reply
         cdef uint8_t* target
-        if request.length > _INLINE_LIMIT or (request.length > SMALL_PIECE and self.budget.strained()):
+        if request.length > INLINE_LIMIT or (request.length > SMALL_PIECE and self.budget.strained()):
             return self.take_large_read(size)
         target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
         if target == NULL:
@@ -554,18 +315,18 @@ cdef class HotPath:
             if self.operations or self.pending or self.outlet.blocked:
                 return False
             self.inbox.taken += size
-            operation = self.new_operation(None, _PIECE_SIZE, whole)
+            operation = new_operation(self, None, PIECE_SIZE, whole)
             operation.begin_stream()
             operation.submit()
             return self.exclusive is None
         self.inbox.taken += size
-        self.start_operation(None, _PIECE_SIZE, whole)
+        self.start_operation(None, PIECE_SIZE, whole)
         return True
 
     cdef bint take_write(self, int size) except -1:
         cdef Request* request = &self.request
         cdef size_t whole = size + request.payload
-        if request.payload > _INLINE_LIMIT or (whole > self.inbox.size and not self.inbox.grow(whole)):
+        if request.payload > INLINE_LIMIT or (whole > self.inbox.size and not self.inbox.grow(whole)):
             return self.begin_payload(size)
         if self.inbox.available() < whole or self.outlet.reserve(REPLY_OVERHEAD) == NULL:
             return False
@@ -608,19 +369,8 @@ cdef class HotPath:
     # ---- large requests ----
 
     cdef int start_operation(self, Piece payload, uint64_t step, bint whole) except -1:
-        self.new_operation(payload, step, whole).submit()
+        new_operation(self, payload, step, whole).submit()
         return 0
-
-    cdef Operation new_operation(self, Piece payload, uint64_t step, bint whole):
-        cdef Operation operation = Operation.__new__(Operation)
-        operation.session = self
-        operation.request = self.request
-        operation.started = self.started
-        operation.step = step
-        operation.whole = whole
-        operation.payload = payload
-        self.operations.append(operation)
-        return operation
 
     cdef bint begin_payload(self, int size) except -1:
         """A payload that does not fit the inbox: into a buffer of its own, or stored as it arrives."""
@@ -636,7 +386,7 @@ cdef class HotPath:
         self.verdict = OK
         if not room:
             self.phase = APPLY
-            if length > _INLINE_LIMIT:
+            if length > INLINE_LIMIT:
                 self.turns.enter(self, length)
             return True
         self.payload = new_piece(length, self.budget, length)
@@ -684,7 +434,7 @@ cdef class HotPath:
             self.turns.leave(self)
         if phase == PAYLOAD:
             payload, self.payload = self.payload, None
-            self.start_operation(payload, _PIECE_SIZE, False)
+            self.start_operation(payload, PIECE_SIZE, False)
         elif self.verdict == OK:
             self.conclude(OK)
         else:
@@ -705,7 +455,11 @@ cdef class HotPath:
     cdef int refuse(self, int verdict) except -1:
         cdef Request* request = &self.request
         self.traffic.count(request.command, verdict, request.length, monotonic() - self.started)
-        self.emit(self.explain_failure(verdict, asked(request), None))
+        return self.fail(request, verdict, None)
+
+    cdef int fail(self, const Request* request, int verdict, failed_at) except -1:
+        """Send the error reply to a request. `failed_at`: the offset of the failure, if it is known."""
+        self.emit(self.explain_failure(verdict, asked(request), failed_at))
         return 0
 
     cdef int reply_success(self, const Request* request) except -1:

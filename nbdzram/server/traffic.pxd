@@ -1,5 +1,19 @@
 from libc.stdint cimport uint64_t
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+    enum:
+        CLOCK_MONOTONIC
+
+cdef inline uint64_t monotonic() noexcept nogil:
+    # Nanoseconds: what requests are timed by.
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
 cdef enum:
     OPERATIONS = 9   # the commands by number, and one for those that do not exist
     CAUSES = 12      # verdicts
