@@ -42,6 +42,7 @@ from nbdzram.nbd.constants import (
     ReplyStyle,
     TransmissionFlag,
 )
+from nbdzram.nbd.options import Refusal, parse_info, parse_meta_context, parse_name, text_bytes
 
 OPTION_DATA_LIMIT = 32 << 10
 """Bytes of one option's data. A GO with a 4096-byte name and thousands of information types fits; a thousand
@@ -172,12 +173,6 @@ class _State(Enum):
     DONE = auto()
 
 
-class _Refusal(Exception):
-    def __init__(self, reply: Reply, text: str) -> None:
-        super().__init__(text)
-        self.reply = reply
-
-
 def transmission_flags(offer: Offer, style: ReplyStyle, contexts: tuple[MetaContext, ...]) -> TransmissionFlag:
     """What INFO, GO and EXPORT_NAME say about an export: one answer for all three."""
     flags = (
@@ -198,11 +193,6 @@ def transmission_flags(offer: Offer, style: ReplyStyle, contexts: tuple[MetaCont
     return flags
 
 
-def text_bytes(text: str) -> bytes:
-    """UTF-8 of at most STRING_LIMIT bytes and without NUL, cut between characters (section "Conventions")."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode()[:STRING_LIMIT].decode(errors="ignore").encode()
-
-
 class Handshake:
     """One connection's haggling. See the module's docstring."""
 
@@ -219,7 +209,7 @@ class Handshake:
         self._option_count = 0
         self._option = 0
         self._length = 0
-        self._refusal: _Refusal | None = None
+        self._refusal: Refusal | None = None
         self._style = ReplyStyle.SIMPLE
         self._contexts: tuple[MetaContext, ...] = ()
         self._contexts_of: str | None = None
@@ -310,7 +300,7 @@ class Handshake:
             self._skip = self._length - len(self._take(min(self._length, len(self._buffer))))
         return True, None
 
-    def _admit(self) -> _Refusal | None:
+    def _admit(self) -> Refusal | None:
         """Judge an option by its header alone. Raises HandshakeError where the protocol knows no reply."""
         name = _option_name(self._option)
         if self._option == Option.EXPORT_NAME:
@@ -319,13 +309,13 @@ class Handshake:
         if not self._fixed:
             raise HandshakeError(Failure.PROTOCOL, f"{name} from a client that did not set FIXED_NEWSTYLE")
         if self.shutting_down:
-            return _Refusal(Reply.ERR_SHUTDOWN, "the server is shutting down")
+            return Refusal(Reply.ERR_SHUTDOWN, "the server is shutting down")
         if self._policy.tls is TlsMode.REQUIRE and not self._tls_active and self._option != Option.STARTTLS:
-            return _Refusal(Reply.ERR_TLS_REQD, "this server requires TLS: send STARTTLS first")
+            return Refusal(Reply.ERR_TLS_REQD, "this server requires TLS: send STARTTLS first")
         if self._option not in _HANDLERS:
-            return _Refusal(Reply.ERR_UNSUP, f"{name} is not supported")
+            return Refusal(Reply.ERR_UNSUP, f"{name} is not supported")
         if self._length > OPTION_DATA_LIMIT:
-            return _Refusal(
+            return Refusal(
                 Reply.ERR_TOO_BIG,
                 f"{self._length} bytes of data for {name}: the limit is {OPTION_DATA_LIMIT}",
             )
@@ -363,7 +353,7 @@ class Handshake:
             return True, self._enter_by_name(data)
         try:
             return True, _HANDLERS[Option(self._option)](self, data)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             # A name that is not there is most often the operator's own mistake; other refusals are how clients probe.
             complaint = str(refusal) if refusal.reply is Reply.ERR_UNKNOWN else ""
             return True, Send(self._error(refusal), complaint)
@@ -372,8 +362,8 @@ class Handshake:
 
     def _enter_by_name(self, data: bytes) -> Event:
         try:
-            offer = self._find(data)
-        except _Refusal as refusal:
+            offer = self._find(parse_name(data))
+        except Refusal as refusal:
             raise HandshakeError(Failure.UNKNOWN_EXPORT, f"EXPORT_NAME: {refusal}") from None
         terms = self._terms(offer)
         self._state = _State.DONE
@@ -382,9 +372,9 @@ class Handshake:
 
     def _list(self, data: bytes) -> Event:
         if data:
-            raise _Refusal(Reply.ERR_INVALID, f"LIST takes no data, {len(data)} bytes came")
+            raise Refusal(Reply.ERR_INVALID, f"LIST takes no data, {len(data)} bytes came")
         if not self._policy.list_exports:
-            raise _Refusal(Reply.ERR_POLICY, "listing exports is turned off on this server")
+            raise Refusal(Reply.ERR_POLICY, "listing exports is turned off on this server")
         replies = []
         for offer in self._directory.offers():
             name = offer.name.encode()
@@ -394,47 +384,52 @@ class Handshake:
 
     def _starttls(self, data: bytes) -> Event:
         if data:
-            raise _Refusal(Reply.ERR_INVALID, f"STARTTLS takes no data, {len(data)} bytes came")
+            raise Refusal(Reply.ERR_INVALID, f"STARTTLS takes no data, {len(data)} bytes came")
         if self._tls_active:
-            raise _Refusal(Reply.ERR_INVALID, "TLS is already active")
+            raise Refusal(Reply.ERR_INVALID, "TLS is already active")
         if self._policy.tls is TlsMode.OFF:
-            raise _Refusal(Reply.ERR_POLICY, "TLS is turned off on this server")
+            raise Refusal(Reply.ERR_POLICY, "TLS is turned off on this server")
         self._state = _State.UPGRADING
         return Upgrade(self._reply(Reply.ACK))
 
     def _info(self, data: bytes) -> Event:
-        offer, requested = self._parse_info(data)
+        name, requested = parse_info(data)
+        offer = self._find(name)
         return Send(self._describe(offer, requested) + self._reply(Reply.ACK))
 
     def _go(self, data: bytes) -> Event:
-        offer, requested = self._parse_info(data)
+        name, requested = parse_info(data)
+        offer = self._find(name)
         self._state = _State.DONE
         return Enter(self._describe(offer, requested) + self._reply(Reply.ACK), self._terms(offer))
 
     def _structured_reply(self, data: bytes) -> Event:
         if data:
-            raise _Refusal(Reply.ERR_INVALID, f"STRUCTURED_REPLY takes no data, {len(data)} bytes came")
+            raise Refusal(Reply.ERR_INVALID, f"STRUCTURED_REPLY takes no data, {len(data)} bytes came")
         if self._style is ReplyStyle.EXTENDED:
-            raise _Refusal(Reply.ERR_EXT_HEADER_REQD, "extended headers are already settled and take precedence")
+            raise Refusal(Reply.ERR_EXT_HEADER_REQD, "extended headers are already settled and take precedence")
         self._style = ReplyStyle.STRUCTURED
         return Send(self._reply(Reply.ACK))
 
     def _extended_headers(self, data: bytes) -> Event:
         if data:
-            raise _Refusal(Reply.ERR_INVALID, f"EXTENDED_HEADERS takes no data, {len(data)} bytes came")
+            raise Refusal(Reply.ERR_INVALID, f"EXTENDED_HEADERS takes no data, {len(data)} bytes came")
         self._style = ReplyStyle.EXTENDED
         return Send(self._reply(Reply.ACK))
 
     def _list_meta_context(self, data: bytes) -> Event:
-        _, queries = self._parse_meta_context(data)
+        self._require_chunks()
+        name, queries = parse_meta_context(data)
+        self._find(name)
         found = [context for context in MetaContext if not queries or _listed(context, queries)]
         # The id is reserved here and should be zero: section "LIST_META_CONTEXT".
         return Send(self._name_contexts(found, ids=False))
 
     def _set_meta_context(self, data: bytes) -> Event:
         self._clear_contexts()  # a failed request clears, a successful one replaces
-        offer, queries = self._parse_meta_context(data)
-        # A set of names: a query given twice is answered once.
+        self._require_chunks()
+        name, queries = parse_meta_context(data)
+        offer = self._find(name)
         found = [context for context in MetaContext if context.wire_name in queries]
         self._contexts = tuple(found)
         self._contexts_of = offer.name
@@ -442,50 +437,23 @@ class Handshake:
 
     # ---- parts ----
 
-    def _parse_info(self, data: bytes) -> tuple[Offer, set[int]]:
-        """Section "Option types", INFO: name length, name, count, information types; nothing behind."""
-        if len(data) < 6:
-            raise _Refusal(Reply.ERR_INVALID, f"{len(data)} bytes cannot hold a name and a count of information types")
-        name_size = int.from_bytes(data[:4])
-        if name_size > len(data) - 6:
-            raise _Refusal(Reply.ERR_INVALID, f"a name of {name_size} bytes does not fit {len(data)} bytes of data")
-        count = int.from_bytes(data[4 + name_size : 6 + name_size])
-        types = data[6 + name_size :]
-        if len(types) != 2 * count:
-            raise _Refusal(Reply.ERR_INVALID, f"{count} information types announced, {len(types)} bytes came")
-        offer = self._find(data[4 : 4 + name_size])
-        return offer, {value for (value,) in struct.iter_unpack(">H", types)}
-
-    def _parse_meta_context(self, data: bytes) -> tuple[Offer, set[str]]:
-        """Section "SET_META_CONTEXT": an export name, a count, and that many queries."""
+    def _require_chunks(self) -> None:
+        """Section "SET_META_CONTEXT": what answers in chunks comes first."""
         if self._style is ReplyStyle.SIMPLE:
-            raise _Refusal(Reply.ERR_INVALID, "metadata contexts need STRUCTURED_REPLY or EXTENDED_HEADERS first")
-        strings = _Strings(data)
-        name = strings.take_string()
-        count = strings.take_count()
-        queries: set[str] = set()
-        for _ in range(count):
-            query = _decode(strings.take_string(), "query")
-            if ":" not in query:
-                raise _Refusal(Reply.ERR_INVALID, f"query {query[:80]!r} has no namespace")
-            queries.add(query)
-        if strings.rest:
-            raise _Refusal(Reply.ERR_INVALID, f"{strings.rest} bytes behind the last query")
-        return self._find(name), queries
+            raise Refusal(Reply.ERR_INVALID, "metadata contexts need STRUCTURED_REPLY or EXTENDED_HEADERS first")
 
-    def _find(self, raw_name: bytes) -> Offer:
-        name = _decode(raw_name, "export name")
+    def _find(self, name: str) -> Offer:
         offer = self._directory.find(name)
         if offer is None:
             what = f"export {name[:256]!r} is not known" if name else "there is no default export: give a name"
-            raise _Refusal(Reply.ERR_UNKNOWN, what)
+            raise Refusal(Reply.ERR_UNKNOWN, what)
         return offer
 
     def _terms(self, offer: Offer) -> Terms:
         contexts = self._contexts if self._contexts_of == offer.name else ()
         return Terms(offer, self._style, contexts, transmission_flags(offer, self._style, contexts))
 
-    def _describe(self, offer: Offer, requested: set[int]) -> bytes:
+    def _describe(self, offer: Offer, requested: frozenset[int]) -> bytes:
         """EXPORT always, the others on request; never BLOCK_SIZE_REQD, since every alignment is served."""
         terms = self._terms(offer)
         infos = [struct.pack(">HQH", Info.EXPORT, offer.size_bytes, terms.flags)]
@@ -523,49 +491,11 @@ class Handshake:
     def _reply(self, reply: Reply, data: bytes = b"") -> bytes:
         return _REPLY_HEADER.pack(OPTION_REPLY_MAGIC, self._option, reply, len(data)) + data
 
-    def _error(self, refusal: _Refusal) -> bytes:
+    def _error(self, refusal: Refusal) -> bytes:
         return self._reply(refusal.reply, text_bytes(str(refusal)))
 
 
-class _Strings:
-    """Cut length-prefixed strings off an option's data."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-
-    @property
-    def rest(self) -> int:
-        return len(self._data) - self._position
-
-    def take_count(self) -> int:
-        if self.rest < 4:
-            raise _Refusal(Reply.ERR_INVALID, f"a length needs 4 bytes, {self.rest} are left")
-        self._position += 4
-        return int.from_bytes(self._data[self._position - 4 : self._position])
-
-    def take_string(self) -> bytes:
-        size = self.take_count()
-        if size > self.rest:
-            raise _Refusal(Reply.ERR_INVALID, f"a string of {size} bytes does not fit the {self.rest} that are left")
-        self._position += size
-        return self._data[self._position - size : self._position]
-
-
-def _decode(raw: bytes, what: str) -> str:
-    """Section "Conventions": at most STRING_LIMIT bytes of UTF-8 without NUL."""
-    if len(raw) > STRING_LIMIT:
-        raise _Refusal(Reply.ERR_INVALID, f"{what} of {len(raw)} bytes: the limit is {STRING_LIMIT}")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise _Refusal(Reply.ERR_INVALID, f"{what} is not UTF-8 at byte {error.start}") from None
-    if "\0" in text:
-        raise _Refusal(Reply.ERR_INVALID, f"{what} contains NUL at byte {raw.index(0)}")
-    return text
-
-
-def _listed(context: MetaContext, queries: set[str]) -> bool:
+def _listed(context: MetaContext, queries: frozenset[str]) -> bool:
     """A namespace with an empty leaf lists all of it: section "Metadata querying"."""
     namespace = context.wire_name.partition(":")[0] + ":"
     return context.wire_name in queries or namespace in queries

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbdzram.errors import ProtocolError
 from nbdzram.nbd.constants import Command, ReplyStyle
-from nbdzram.nbd.handshake import Terms, text_bytes
+from nbdzram.nbd.handshake import Terms
+from nbdzram.nbd.options import text_bytes
 from nbdzram.nbd.transmission import error_reply
 from nbdzram.nbd.verdicts import Asked, Verdict, error_of, explain
 from nbdzram.server.hotpath import UNFRAGMENTED_LIMIT, HotPath
