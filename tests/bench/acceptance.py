@@ -11,11 +11,12 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
@@ -23,6 +24,7 @@ from tests.bench import scrape
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
+from tests.faults.crowd import LONG, Crowd, half_a_write, many_descriptors, reads
 from tests.support.pki import Pki
 from tests.support.reach import tls_arguments, trusting_user
 from tests.support.server import Nbdkit, Nbdzram, ServerProcess, free_port
@@ -239,6 +241,61 @@ def latencies_around(kind: str, server: Nbdzram, directory: Path) -> tuple[list[
     return inside, outside
 
 
+def measure_hostility(directory: Path, effort: Effort) -> list[Figure]:
+    """p99 at 4 KiB, depth 1, of a client beside a crowd that means harm, and of the same client alone."""
+    figures = []
+    with start_peer("nbdzram", directory / "hostile", GIB) as server, many_descriptors():
+        assert isinstance(server, Nbdzram)
+        fill(server, SPEED_BYTES)
+        load = partial(timed_load, server, "randrw", SPEED_BYTES, seconds=effort.seconds, depth=1)
+        for what, attack in ATTACKS.items():
+            ratios, details = [], []
+            for _ in range(effort.rounds):
+                alone = load().p99_us
+                with attack(server):
+                    beside = load().p99_us
+                ratios.append(beside / alone)  # of neighbours in time: what else the machine does is in both
+                details.append(f"{beside:.0f}/{alone:.0f} us")
+            figures.append(Figure(f"p99 at depth 1, {what} / alone", median(ratios), 2.0, False, ", ".join(details)))
+    return figures
+
+
+@contextmanager
+def stalled(server: Nbdzram) -> Iterator[None]:
+    """30 clients ask for 64 times 32 MiB and read nothing, 64 stop in the middle of writing 32 MiB."""
+    content = bytes(range(256)) * 4096
+    with Crowd() as crowd:
+        crowd.attach(server, 94)
+        halves = [half_a_write(SPEED_BYTES + n * (LONG // 4), LONG, content) for n in range(64)]
+        crowd.press([*[reads(64, LONG)] * 30, *halves])
+        yield
+
+
+@contextmanager
+def restless(server: Nbdzram) -> Iterator[None]:
+    """20 times a second four clients ask for 64 times 32 MiB each, and break their connections at once."""
+    done = Event()
+
+    def harass() -> None:
+        with Crowd() as crowd:
+            while not done.wait(HARASS_SECONDS):
+                crowd.attach(server, 4, tcp=True)
+                crowd.press([reads(64, LONG)] * 4)
+                crowd.disperse(reset=True)
+
+    harassing = Thread(target=harass)
+    harassing.start()
+    try:
+        yield
+    finally:
+        done.set()
+        harassing.join()
+
+
+HARASS_SECONDS = 0.05
+ATTACKS = {"beside stalled clients": stalled, "beside clients that reset": restless}
+
+
 def measure_memory(directory: Path, _: Effort) -> list[Figure]:
     """What a gigabyte costs beyond its compressed bytes, and what is left to fold."""
     figures = []
@@ -286,6 +343,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "copy": measure_copy,
     "tls": measure_tls,
     "latency": measure_latency,
+    "hostile": measure_hostility,
     "memory": measure_memory,
     "scrape": measure_scrape,
 }
