@@ -212,12 +212,11 @@ def peer_of(transport: Any) -> Peer:
 
 
 def set_socket_options(transport: Any) -> None:
-    """No delay for small replies; keepalive, so that a vanished peer does not hold a connection for ever."""
+    """Keepalive, so that a vanished peer does not hold a connection for ever. The loop itself sets TCP_NODELAY."""
     wrapped = transport.get_extra_info("socket")
     if wrapped.family not in (socket.AF_INET, socket.AF_INET6):
         return
     with socket.socket(fileno=socket.dup(wrapped.fileno())) as raw:
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
             raw.setsockopt(socket.IPPROTO_TCP, option, value)

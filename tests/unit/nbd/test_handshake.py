@@ -256,6 +256,13 @@ def test_export_name_after_extended_headers_ends_the_session() -> None:
         feed(handshake, option(1, b"disk"))
 
 
+def test_contexts_may_be_selected_with_extended_headers_alone() -> None:
+    handshake = start()
+    ask(handshake, 11)
+    replies = ask(handshake, 10, name_and_queries(b"disk", b"base:allocation"))
+    assert [reply.kind for reply in replies] == [Reply.META_CONTEXT, Reply.ACK]
+
+
 @pytest.mark.parametrize("number", [9, 10])
 def test_metadata_contexts_need_structured_replies(number: int) -> None:
     assert ask(start(), number, name_and_queries(b"disk"))[0].kind == Reply.ERR_INVALID
@@ -360,9 +367,10 @@ def test_a_server_that_requires_tls_closes_on_export_name() -> None:
     assert caught.value.cause is Failure.TLS_REQUIRED
 
 
-def test_starttls_forgets_everything_that_was_settled() -> None:
+@pytest.mark.parametrize("number", [8, 11])
+def test_starttls_forgets_everything_that_was_settled(number: int) -> None:
     handshake = start(tls=TlsMode.ON)
-    ask(handshake, 8)
+    ask(handshake, number)
     ask(handshake, 10, name_and_queries(b"disk", b"base:allocation"))
     (event,) = feed(handshake, option(5))
     assert isinstance(event, Upgrade)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nbdzram.config import Limits, ServerConfig, UnixAddress
+from nbdzram.config import Limits, ServerConfig, TcpAddress, UnixAddress
 from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
 from nbdzram.nbd.constants import Error, Reply
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.listener import NbdServer
+from nbdzram.server.session import Session
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
-from tests.wire import name_and_infos, option
+from tests.wire import OPT_GO, client_hello, name_and_infos, option
 
 READ, WRITE, DISC, FLUSH = range(4)
 
@@ -159,6 +162,34 @@ def test_two_connections_see_each_others_writes(play: Play) -> None:
         await two.close()
 
     play(story)
+
+
+def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage: Stage, play: Play) -> None:
+    """Read back from the server's own socket: no delay for small replies, and keepalive within two minutes."""
+    stage.config = replace(stage.config, tcp=(TcpAddress(port=0),))
+
+    async def story(stage: Stage) -> None:
+        (port,) = (int(uri.rpartition(":")[2]) for uri in stage.server.uris if "unix" not in uri)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(client_hello() + option(OPT_GO, name_and_infos(b"disk")))
+        await reader.readexactly(18 + 20 + 12 + 20)
+        (ours,) = map(accepted_socket, stage.disk.connections)
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+        idle, interval, count = (
+            ours.getsockopt(socket.IPPROTO_TCP, what)
+            for what in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count <= 120
+        writer.close()
+        await writer.wait_closed()
+
+    play(story)
+
+
+def accepted_socket(session: Session) -> socket.socket:
+    found: socket.socket = session._transport.get_extra_info("socket")
+    return found
 
 
 def test_an_unusable_address_is_one_sentence(tmp_path: Path) -> None:
