@@ -3,7 +3,8 @@
 When the budget has no room for a large WRITE's payload, it can only be stored as it comes. If everyone did so at once,
 clients that stop half-way would fill the pool with halves of their payloads, without limit. So only payloads of
 STORED_LIMIT bytes together do so, the shortest first; the others wait in their sockets. While somebody waits, whoever
-is in the middle of a payload, with a buffer or with a turn, must keep sending, or is cut.
+is in the middle of a payload, with a buffer or with a turn, must keep sending, or is cut. What that costs and saves, in
+numbers: docs/decisions/0009-take-turns-when-memory-is-short.md.
 
     hold  -> buffered --.
     enter -> waiting -> admitted -> leave (complete, or gone) -> whose turn is it now?
