@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t
 cdef class Receiver:
     cdef uint8_t* bytes
     cdef size_t size
+    cdef size_t channels          # that receive by it
 
 cdef class TlsChannel:
     cdef readonly bint closing    # our close_notify is sent, or will be once `pending` is empty
@@ -14,6 +15,8 @@ cdef class TlsChannel:
     cdef object call_soon
     cdef Receiver receiver
     cdef int fd
+    cdef size_t feed_size         # bytes of ciphertext that OpenSSL gets at once
+    cdef size_t send_size         # plain bytes that are encrypted for one send
     cdef object rest              # deque of memoryview: ciphertext that came while reading was paused
     cdef object pending           # deque of memoryview: plain bytes that wait for the socket
     cdef size_t pending_size

@@ -168,17 +168,28 @@ def test_end_of_file_in_the_middle_of_a_record_is_the_end(
 
 
 def test_a_thousand_connections(secured: Nbdzram, trust: ssl.SSLContext, crowd: Crowd) -> None:
-    """Attached and idle, they stay small; all are served."""
+    """Attached, used and idle again, they stay small; all are served."""
     watch = Watch(secured)
     crowd.attach(secured, 1000, tls=trust)
     for member in crowd.members:
-        member.sendall(request(CMD_READ, 0, 4096, cookie=7))
+        member.sendall(request(CMD_WRITE, 0, 60_000, cookie=7) + STORED[:60_000])
+        assert receive(member, 16) == reply_to_read(b"")
     for member in crowd.members:
-        assert member.recv(16 + 4096) == reply_to_read(STORED[:4096])  # one send of ours is one record
+        member.sendall(request(CMD_READ, 0, 60_000, cookie=7))
+    for member in crowd.members:
+        assert receive(member, 16 + 60_000) == reply_to_read(STORED[:60_000])
     expect_others_are_served(secured, tls=trust)
     watch.expect_modest()
     crowd.disperse()
     watch.expect_recovered()
+
+
+def receive(member: socket.socket, size: int) -> bytes:
+    """Exactly so many bytes, of which a record holds a part."""
+    received = b""
+    while len(received) < size and (part := member.recv(size - len(received))):
+        received += part
+    return received
 
 
 def behind_starttls(server: Nbdzram) -> Client:
