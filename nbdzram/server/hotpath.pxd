@@ -53,7 +53,7 @@ cdef class HotPath:
     cdef bint begin_skip(self, int size, int verdict) except -1
     cdef bint apply_payload(self) except -1
     cdef int end_payload(self) except -1
-    cdef int conclude(self, int verdict) except -1
+    cdef int conclude(self) except -1
     cdef int refuse(self, int verdict) except -1
     cdef int fail(self, const Request* request, int verdict, failed_at) except -1
     cdef int reply_success(self, const Request* request) except -1

@@ -204,15 +204,19 @@ cdef class HotPath:
     cdef int run(self) except -1:
         self.started = monotonic()
         self.allowance = WAKE_ALLOWANCE
+        cdef object broken = None
         try:
             while self.advance():
                 pass
         except ProtocolError as error:
-            self.outlet.flush()
-            self.protocol_error(error)
-            return 0
+            broken = error
         self.outlet.flush()
-        self.settle()
+        if self.traffic.untimed_any:
+            self.traffic.time_added(monotonic() - self.started)
+        if broken is None:
+            self.settle()
+        else:
+            self.protocol_error(broken)
         return 0
 
     cdef bint advance(self) except -1:
@@ -277,7 +281,7 @@ cdef class HotPath:
             else:
                 self.free_inline()
         else:  # FLUSH and CACHE: every write that was answered is in the engine, and everything is in memory
-            self.conclude(OK)
+            self.conclude()
         return True
 
     cdef bint take_read(self, int size) except -1:
@@ -292,7 +296,7 @@ cdef class HotPath:
             return False
         self.inbox.taken += size
         if request.length == 0:
-            self.conclude(OK)
+            self.conclude()
             return True
         if self.disk.c_read(request.offset, request.length, target + read_header_size(self.rules.style)):
             self.refuse(UNREADABLE)
@@ -304,7 +308,7 @@ cdef class HotPath:
         if self.rules.style != SIMPLE:
             store16(target + last + 4, CHUNK_DONE)
         self.outlet.used += reply
-        self.traffic.count(READ, OK, request.length, monotonic() - self.started)
+        self.traffic.add(READ, request.length)
         return True
 
     cdef bint take_large_read(self, int size) except -1:
@@ -335,7 +339,7 @@ cdef class HotPath:
             self.refuse(POOL_FULL)
             return True
         self.inbox.taken += whole
-        self.conclude(OK)
+        self.conclude()
         return True
 
     cdef bint take_status(self, int size) except -1:
@@ -363,7 +367,7 @@ cdef class HotPath:
         if error:
             self.refuse(POOL_FULL)
         else:
-            self.conclude(OK)
+            self.conclude()
         return 0
 
     # ---- large requests ----
@@ -436,20 +440,20 @@ cdef class HotPath:
             payload, self.payload = self.payload, None
             self.start_operation(payload, PIECE_SIZE, False)
         elif self.verdict == OK:
-            self.conclude(OK)
+            self.conclude()
         else:
             self.refuse(self.verdict)
         return 0
 
     # ---- replies ----
 
-    cdef int conclude(self, int verdict) except -1:
+    cdef int conclude(self) except -1:
         """Answer the current request without payload. The caller has reserved room, or nothing is in the scratch."""
         cdef Request* request = &self.request
         self.reply_success(request)
         if request.command == TRIM:
             self.traffic.blocks_trimmed += request.length // BLOCK
-        self.traffic.count(request.command, verdict, request.length, monotonic() - self.started)
+        self.traffic.add(request.command, request.length)
         return 0
 
     cdef int refuse(self, int verdict) except -1:
