@@ -10,7 +10,6 @@ code only, so the model does double duty: it follows the same stream in Python, 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from nbdzram.config import TlsMode
@@ -87,7 +86,6 @@ def transmit(source: bytes) -> None:
     if len(source) < 2:
         return
     if not _stage:
-        logging.disable(logging.CRITICAL)
         _stage.append(Stage(EXPORT_SIZE))
     stage, said = _stage[0], source[2:]
     style = source[0] % 3
