@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
@@ -277,6 +277,8 @@ def restless(server: Nbdzram) -> Iterator[None]:
     done = Event()
 
     def harass() -> None:
+        # Who attacks has a machine of their own: here they get what the server and its client leave.
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
         with Crowd() as crowd:
             while not done.wait(HARASS_SECONDS):
                 crowd.attach(server, 4, tcp=True)
