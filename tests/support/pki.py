@@ -18,7 +18,9 @@ class Pki:
         directory.mkdir(parents=True, exist_ok=True)
         self.authority = directory / "ca-cert.pem"
         self._openssl = require_program("openssl", package="openssl")
-        self._request(self.authority, directory / "ca-key.pem", authority)
+        # Python 3.13 and newer trust no authority that does not say so (section 4.2.1.3 of RFC 5280).
+        may_sign = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        self._request(self.authority, directory / "ca-key.pem", authority, *may_sign)
 
     def issue(self, name: str, *, file: str) -> tuple[Path, Path]:
         """A certificate for `name` and 127.0.0.1, and its key: `file`-cert.pem and `file`-key.pem."""
