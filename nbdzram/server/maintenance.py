@@ -139,11 +139,12 @@ class Maintenance:
     async def _watch(self, kind: str, run: Run, cpu_percent: int, progress: Progress | None) -> float:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._executor, self._work, run, cpu_percent)
-        while not work.done():
-            await asyncio.wait({work}, timeout=PROGRESS_SECONDS)
-            if progress is not None:
+        finished: set[asyncio.Future[float]] = set()
+        while not finished:
+            finished, _ = await asyncio.wait({work}, timeout=PROGRESS_SECONDS)
+            if progress is not None:  # at the end too, however fast it came
                 progress(kind, self.name, run.done, run.total)
-        return await work
+        return work.result()
 
     def _work(self, run: Run, cpu_percent: int) -> float:
         """On the thread: every slice. Gives the processor seconds."""
