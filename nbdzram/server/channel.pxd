@@ -15,10 +15,9 @@ cdef class TlsChannel:
     cdef object call_soon
     cdef Receiver receiver
     cdef int fd
-    cdef size_t feed_size         # bytes of ciphertext that OpenSSL gets at once
-    cdef size_t send_size         # plain bytes that are encrypted for one send
-    cdef object rest              # deque of memoryview: ciphertext that came while reading was paused
-    cdef object pending           # deque of memoryview: plain bytes that wait for the socket
+    cdef size_t step              # bytes of ciphertext that OpenSSL gets at once, and plain ones encrypted for one send
+    cdef object rest              # list of memoryview: ciphertext that came while reading was paused
+    cdef object pending           # list of memoryview: plain bytes that wait for the socket
     cdef size_t pending_size
     cdef bint established
     cdef bint paused              # the protocol above wants no bytes

@@ -1,7 +1,7 @@
 """TLS on a connection: a protocol to the socket's transport below, a transport to the protocol above.
 
     socket -> Receiver -> incoming -> SSLObject -> the buffer of the protocol above, many records a wake-up
-    socket <- or the transport's queue <- outgoing <- SSLObject <- the protocol above, send_size bytes at a time
+    socket <- or the transport's queue <- outgoing <- SSLObject <- the protocol above, a step at a time
 
 OpenSSL does the work through Python's ssl (MemoryBIO, SSLObject). asyncio's and uvloop's own layer does the same with
 256 KiB of buffers for each connection and a call of the protocol for each record; the numbers stand in
@@ -10,15 +10,14 @@ docs/decisions/0007-tls-through-a-channel-of-our-own.md.
 Invariants
 1. Ciphertext is made only when the socket's transport holds none that the peer does not take; until then plain bytes
    wait in `pending`, where those of a Piece stay charged to the Budget.
-2. `incoming` holds at most feed_size beyond a record, and `outgoing` send_size; what a pause leaves over of one socket
-   read waits in `rest`. OpenSSL's buffers grow so far and never shrink, so that both sizes are small for whoever comes
-   while a server has LARGE_STEPS channels.
+2. `incoming` holds at most `step` beyond a record, and `outgoing` as much; what a pause leaves over of one
+   socket read waits in `rest`. OpenSSL's buffers grow so far and never shrink: the more channels a server has, the
+   smaller is the step of the next one.
 3. The protocol above gets bytes only from `pump`, which never runs inside itself.
 4. Only bytes that TLS has authenticated reach the protocol above.
 """
 
 import ssl
-from collections import deque
 
 from cpython.buffer cimport (
     PyBUF_READ, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
@@ -39,10 +38,10 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     RECEIVE_SIZE = 256 << 10  # one read of a busy socket
-    STEP = 64 << 10           # four records: copied, decrypted and parsed while they are in the cache, or one send
-    SMALL_FEED = 4 << 10      # what a thousand busy channels hold is then less than 64 MiB, and not 130,
-    SMALL_SEND = 8 << 10      # at the price of more sends
-    LARGE_STEPS = 64          # channels; these hold 10 MiB
+    # What is copied, decrypted and parsed, or encrypted and sent, at once: 64 KiB are four records, and stay in the cache.
+    LARGEST_STEP = 64 << 10
+    SMALLEST_STEP = 2 << 10   # a thousand busy channels hold less than 64 MiB then, and not 130, at the price of more sends
+    STEP_RATION = 512 << 10   # of the channel that is the n-th to come: an n-th of it
 
 
 cdef class Receiver:
@@ -69,15 +68,14 @@ cdef class TlsChannel:
         self.above = above
         self.fd = fd
         self.receiver = receiver
-        self.feed_size = STEP if receiver.channels < LARGE_STEPS else SMALL_FEED
-        self.send_size = STEP if receiver.channels < LARGE_STEPS else SMALL_SEND
         receiver.channels += 1
+        self.step = min(max(STEP_RATION // receiver.channels, SMALLEST_STEP), LARGEST_STEP)
         self.call_soon = call_soon
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.rest = deque()
-        self.pending = deque()
+        self.rest = []  # lists, and not deques of 0.6 KiB: both are short
+        self.pending = []
         self.handed_over = True  # the answer to STARTTLS, perhaps
 
     def start(self, bytes rest not None):
@@ -196,11 +194,11 @@ cdef class TlsChannel:
     # ---- inwards ----
 
     cdef int feed(self, const uint8_t* source, size_t size) except -1:
-        """Take ciphertext, feed_size at a time, as far as the protocol above wants plain bytes."""
+        """Take ciphertext, a step at a time, as far as the protocol above wants plain bytes."""
         cdef size_t taken = 0
         cdef size_t part
         while taken < size and not self.rest and not self.paused and not self.over:
-            part = min(size - taken, self.feed_size)
+            part = min(size - taken, self.step)
             self.incoming.write(PyMemoryView_FromMemory(<char*>source + taken, part, PyBUF_READ))
             taken += part
             if not self.established:
@@ -214,11 +212,11 @@ cdef class TlsChannel:
 
     cdef int take_rest(self) except -1:
         waiting = self.rest[0]
-        self.incoming.write(waiting[:self.feed_size])
-        if len(waiting) > self.feed_size:
-            self.rest[0] = waiting[self.feed_size:]
+        self.incoming.write(waiting[:self.step])
+        if len(waiting) > self.step:
+            self.rest[0] = waiting[self.step:]
         else:
-            self.rest.popleft()
+            self.rest.pop(0)
         return 0
 
     cdef int handshake(self) except -1:
@@ -296,12 +294,12 @@ cdef class TlsChannel:
     # ---- outwards ----
 
     cdef ssize_t send(self, const uint8_t* source, size_t size) except -2:
-        """Encrypt and send as much as the socket takes, and at most send_size more; returns the bytes of `source` used."""
+        """Encrypt and send as much as the socket takes, and at most a step more; returns the bytes of `source` used."""
         cdef size_t sent = 0
         cdef size_t end
         try:
             while sent < size and not self.blocked:
-                end = min(sent + self.send_size, size)
+                end = min(sent + self.step, size)
                 while sent < end:  # one record a call
                     sent += self.tls.write(PyMemoryView_FromMemory(<char*>source + sent, end - sent, PyBUF_READ))
                 self.flush()
@@ -350,7 +348,7 @@ cdef class TlsChannel:
             if sent < len(waiting):
                 self.pending[0] = waiting[sent:]
             else:
-                self.pending.popleft()
+                self.pending.pop(0)
         if self.pending or self.blocked:
             return 0
         if self.closing:
