@@ -20,9 +20,6 @@ log = logging.getLogger("nbdzram.server")
 RECEIVE_SIZE = 16 << 10
 """Bytes taken from a socket at once while haggling."""
 
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-"""A peer that vanished without a word is noticed within two minutes."""
-
 
 class Connection(asyncio.BufferedProtocol):
     """From accept to Session."""
@@ -53,7 +50,6 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(Failure.CONNECTION_LIMIT, f"more than {limit} connections")
             transport.abort()
             return
-        set_socket_options(transport)
         self._hosting.begin(self)
         seconds = self._hosting.limits.handshake_seconds
         self._deadline = self._hosting.loop.call_later(seconds, self._expire)
@@ -209,14 +205,3 @@ def peer_of(transport: Any) -> Peer:
         text = f"[{host}]:{name[1]}" if family == socket.AF_INET6 else f"{host}:{name[1]}"
         return Peer(text, ipaddress.ip_address(host))
     return Peer("unix client" if family == socket.AF_UNIX else f"client {name}")
-
-
-def set_socket_options(transport: Any) -> None:
-    """Keepalive, so that a vanished peer does not hold a connection for ever. The loop itself sets TCP_NODELAY."""
-    wrapped = transport.get_extra_info("socket")
-    if wrapped.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    with socket.socket(fileno=socket.dup(wrapped.fileno())) as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            raw.setsockopt(socket.IPPROTO_TCP, option, value)

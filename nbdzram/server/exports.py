@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+MAPPED_PREFIX = 96  # bits in front of the IPv4 address in ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2)
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -125,16 +127,20 @@ class PeerDirectory:
 
 def _network(name: str, text: str) -> Network:
     try:
-        return ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except ValueError as error:
         raise ConfigError(
             f"export {name!r}: allow_addresses {text!r} is not an address or CIDR network ({error}); "
             "write for example 192.0.2.0/24"
         ) from None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is None or network.prefixlen < MAPPED_PREFIX:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - MAPPED_PREFIX))
 
 
 def _inside(address: Address, networks: tuple[Network, ...]) -> bool:
-    """IPv4 clients of a dual-stack socket appear as ::ffff:a.b.c.d and are meant as a.b.c.d."""
+    """IPv4 clients of a dual-stack socket appear as ::ffff:a.b.c.d and are meant as a.b.c.d, as in `_network`."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     actual = mapped or address
     return any(actual.version == network.version and actual in network for network in networks)

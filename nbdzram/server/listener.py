@@ -17,7 +17,7 @@ from nbdzram.nbd.handshake import Failure
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.hosting import Hosting
-from nbdzram.server.sockets import close_all, inherited, open_tcp, open_unix, open_vsock, uri_of
+from nbdzram.server.sockets import close_all, inherited, keep_alive, open_tcp, open_unix, open_vsock, uri_of
 
 log = logging.getLogger("nbdzram.server")
 
@@ -50,6 +50,7 @@ class NbdServer:
             raise
         for listener in listeners:
             listener.setblocking(False)
+            keep_alive(listener)
             self._uris.append(uri_of(listener, self._config.tls.mode))
             self._servers.append(await _accept_on(listener, hosting))
         exports = f"{len(self.exports)} export{'' if len(self.exports) == 1 else 's'}"
@@ -92,6 +93,7 @@ class NbdServer:
             self._hosting = Hosting(self.exports, self._config)
         hosting = self._hosting
         client.setblocking(False)
+        keep_alive(client)
         await hosting.loop.connect_accepted_socket(lambda: Connection(hosting), client)
         await hosting.wait_quiet()
 
@@ -126,7 +128,8 @@ class NbdServer:
                 await asyncio.wait_for(hosting.wait_quiet(), HANDSHAKE_GRACE_SECONDS)
         remaining = list(hosting.sessions)
         if hosting.connections:
-            log.info("%d connections are cut at the end of draining", hosting.connections)
+            plural = "s are" if hosting.connections > 1 else " is"
+            log.info("%d connection%s cut at the end of draining", hosting.connections, plural)
         for session in remaining:
             session.abort()
         for connection in list(hosting.haggling):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -17,6 +18,9 @@ from nbdzram.errors import UserError
 BACKLOG = 512
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+"""A peer that vanished without a word is noticed within two minutes."""
 
 
 def open_tcp(address: TcpAddress) -> list[socket.socket]:
@@ -89,10 +93,9 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
     if environment.get("LISTEN_PID") != str(os.getpid()):
         return []
     text = environment.get("LISTEN_FDS", "0")
-    try:
-        count = int(text)
-    except ValueError:
-        raise UserError(f"LISTEN_FDS={text!r} is not a number") from None
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"LISTEN_FDS={text!r} is not a number of sockets")
+    count = int(text)
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     sockets: list[socket.socket] = []
     for index in range(count):
@@ -124,6 +127,17 @@ def take_stdin() -> socket.socket:
     return client
 
 
+def keep_alive(endpoint: socket.socket) -> None:
+    """Notice peers that vanish, so that none holds a connection for ever.
+
+    Of a listening socket, what it accepts inherits this (tcp(7)): nothing is left to do, or to fail, for each client.
+    """
+    if endpoint.family in (socket.AF_INET, socket.AF_INET6):
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            endpoint.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def uri_of(listener: socket.socket, tls: TlsMode) -> str:
     """How a client names it: NBD's doc/uri.md."""
     scheme = "nbds" if tls is TlsMode.REQUIRE else "nbd"
@@ -144,12 +158,17 @@ def close_all(sockets: list[socket.socket]) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens on."""
+    """Remove a socket file that nobody listens on. Raises FileExistsError for anything else that stands there."""
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            return
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "something that is no socket stands there")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # a full backlog would keep us waiting
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink()
+                return
+            except BlockingIOError:
+                pass
+        raise FileExistsError(errno.EEXIST, "another server listens there")

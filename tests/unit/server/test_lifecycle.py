@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from dataclasses import replace
@@ -16,6 +17,7 @@ from nbdzram.nbd.constants import Error, Reply
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.session import Session
+from nbdzram.server.sockets import inherited, open_unix
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import OPT_GO, client_hello, name_and_infos, option
@@ -192,6 +194,37 @@ def accepted_socket(session: Session) -> socket.socket:
     return found
 
 
+@pytest.mark.parametrize("kind", ["file", "directory", "dangling link", "live socket"])
+def test_a_socket_path_that_is_taken_is_told_and_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "nbd.sock"
+    other = socket.socket(socket.AF_UNIX)
+    remark = "no socket stands there"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        remark = "another server listens there"
+        other.bind(str(path))
+        other.listen(0)
+        with socket.socket(socket.AF_UNIX) as queued:  # its backlog is full, and a blocking probe would wait for ever
+            queued.connect(str(path))
+            with pytest.raises(UserError, match=remark):
+                open_unix(UnixAddress(path=path))
+    before = path.lstat()
+    with other, pytest.raises(UserError, match=remark):
+        open_unix(UnixAddress(path=path))
+    assert path.lstat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("count", ["", "x", "-1", "1e3"])
+def test_a_number_of_handed_over_sockets_that_is_none_is_told(count: str) -> None:
+    with pytest.raises(UserError, match=f"LISTEN_FDS='{count}' is not a number of sockets"):
+        inherited({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count})
+
+
 def test_an_unusable_address_is_one_sentence(tmp_path: Path) -> None:
     async def story() -> None:
         config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "missing" / "nbd.sock"),))
@@ -226,6 +259,18 @@ def test_addresses_are_compared_as_networks_not_as_text(stage: Stage, address: s
 
     export = restricted(stage, allow_addresses=("192.0.2.0/24",))
     assert export.admits(Peer("x", ipaddress.ip_address(address))) is admitted
+
+
+@pytest.mark.parametrize(
+    ("network", "admitted"),
+    [("::ffff:192.0.2.0/120", True), ("::ffff:192.0.2.7", True), ("::ffff:10.0.0.0/104", False), ("::/0", False)],
+)
+def test_a_network_of_mapped_addresses_means_the_ipv4_network(stage: Stage, network: str, admitted: bool) -> None:
+    import ipaddress
+
+    export = restricted(stage, allow_addresses=(network,))
+    for address in ("192.0.2.7", "::ffff:192.0.2.7"):
+        assert export.admits(Peer("x", ipaddress.ip_address(address))) is admitted
 
 
 def test_an_export_for_certificates_hides_from_everyone_else(stage: Stage) -> None:
