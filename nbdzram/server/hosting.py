@@ -9,13 +9,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from nbdzram.config import ServerConfig
-from nbdzram.engine.disk import Disk
-from nbdzram.nbd.constants import ReplyStyle
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.channel import Receiver
 from nbdzram.server.exports import Exports
 from nbdzram.server.outlet import Scratch
-from nbdzram.server.status import StatusRequest, status_reply
 from nbdzram.server.tls import TlsFiles
 from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers, keep_memory, release_memory
@@ -62,7 +59,7 @@ class Hosting:
         self.protocol_errors = 0
         self.handshake_failures: Counter[Failure] = Counter()
         self.shutting_down = False
-        self._status_slots = asyncio.Semaphore(STATUS_QUERIES)
+        self.status_slots = asyncio.Semaphore(STATUS_QUERIES)
         self._release: asyncio.TimerHandle | None = None
         self._rest: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
@@ -102,11 +99,6 @@ class Hosting:
     def fail_handshake(self, cause: Failure) -> None:
         """Count a handshake that ended without an export."""
         self.handshake_failures[cause] += 1
-
-    async def status(self, disk: Disk, style: ReplyStyle, request: StatusRequest, limit: int) -> bytes:
-        """Answer a long BLOCK_STATUS in a thread, few at a time."""
-        async with self._status_slots:
-            return await self.loop.run_in_executor(None, status_reply, disk, style, request, limit)
 
     def stop(self) -> None:
         """End the workers. No connection is open."""

@@ -226,13 +226,17 @@ class Session(HotPath, asyncio.BufferedProtocol):
         return waiting[0] > 0
 
     async def _query_later(self, request: StatusRequest, started: int) -> None:
+        reply = None
         try:
-            style = ReplyStyle(self._terms.style)
-            reply = await self._hosting.status(self.disk, style, request, self._descriptor_limit)
+            async with self._hosting.status_slots:
+                if not self.lost:  # or else nobody waits for it
+                    style = ReplyStyle(self._terms.style)
+                    limit = self._descriptor_limit
+                    reply = await asyncio.to_thread(status_reply, self.disk, style, request, limit)
         finally:
             self.pending -= 1
-        self._count(Verdict.OK, request.length, started)
-        if not self.lost:
+        if reply is not None and not self.lost:
+            self._count(Verdict.OK, request.length, started)
             self.emit(reply)
             self.proceed()
         self.gone()
