@@ -105,15 +105,16 @@ class Session(HotPath, asyncio.BufferedProtocol):
             self._linger.cancel()  # it would keep us, and what we hold of the budget, until it fires
         self.lose()
         self._transport = None
-        self.export.connections.discard(self)
-        self._hosting.end(self)
         self.gone()
 
     # ---- what HotPath calls ----
 
     def gone(self) -> None:
-        """The disk is ours no more once the connection is lost and all that was under way has come back."""
+        """The connection ends when it is lost and all that was under way has come back: until then the disk is in use,
+        and who hangs up and comes again and again leaves no more work behind than the connections allowed at once."""
         if self.lost and not self.busy and not self.closed.done():
+            self.export.connections.discard(self)
+            self._hosting.end(self)
             self.closed.set_result(None)
 
     def call_soon(self, callback: Any) -> None:

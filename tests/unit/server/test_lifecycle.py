@@ -23,6 +23,7 @@ from tests.unit.server.conftest import Play, Stage
 from tests.wire import OPT_GO, client_hello, name_and_infos, option
 
 READ, WRITE, DISC, FLUSH = range(4)
+STATUS = 7
 
 
 def test_the_oldest_kind_of_client_is_served(play: Play) -> None:
@@ -150,6 +151,31 @@ def test_a_removed_export_is_detached_and_unknown(play: Play) -> None:
         assert (await again.option(7, name_and_infos(b"disk")))[-1].kind == Reply.ERR_UNKNOWN
         await client.close()
         await again.close()
+
+    play(story)
+
+
+def test_a_connection_that_is_lost_holds_its_disk_until_its_work_has_come_back(play: Play) -> None:
+    """Nobody may delete a disk, or end the engine, under a thread that still describes it."""
+
+    async def story(stage: Stage) -> None:
+        client = await stage.client(contexts=(b"base:allocation",))
+        (session,) = stage.disk.connections
+        async with session._hosting.status_slots, session._hosting.status_slots:  # so that its thread must wait
+            client.ask(STATUS, 0, 64 << 20, cookie=1)
+            while not session.busy:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+            client.writer.transport.abort()
+            while not session.lost:
+                session.emit(bytes(20))  # a socket that is not read tells of its end when something is sent
+                session.proceed()
+                await asyncio.sleep(0)
+            assert stage.server.connections == 1
+            detached = asyncio.ensure_future(stage.server.detach(stage.exports.remove("disk")))
+            await asyncio.sleep(0)
+            assert not detached.done()
+        await detached
+        assert stage.server.connections == 0
 
     play(story)
 
