@@ -9,6 +9,8 @@ from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers
 
 UNFRAGMENTED_LIMIT: int
+STATUS_INLINE_LIMIT: int
+"""Bytes of export that BLOCK_STATUS looks at on the loop. More goes to a thread."""
 
 class HotPath:
     """The transmission phase of one connection. server.session.Session completes it."""

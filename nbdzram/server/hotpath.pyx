@@ -1,7 +1,8 @@
 """The transmission phase of one connection: bytes of the socket in, engine, bytes of the socket out.
 
 One wake-up of the event loop is one call of `buffer_updated`: every complete request in the inbox is validated, performed
-and answered in C, and the answers leave with one send. What is large goes to the workers as an Operation; what is rare
+and answered in C, and the answers leave with one send. Whoever asks for more than WAKE_ALLOWANCE at once goes on when
+others had their turn. What is large goes to the workers as an Operation; what is rare
 (errors, block status) goes through the Python subclass, server.session.Session.
 
     phase    what the next bytes are
@@ -40,6 +41,7 @@ from nbdzram.errors import ProtocolError
 from nbdzram.nbd.verdicts import Asked
 
 UNFRAGMENTED_LIMIT = PIECE_SIZE
+STATUS_INLINE_LIMIT = INLINE_STATUS
 
 cdef enum:  # phases
     HEADER = 0
@@ -53,13 +55,30 @@ cdef enum:
     WHOLE_SIMPLE = 1 << 20        # a simple reply up to here is one task, since its pieces could not leave out of order
     FREE_STEP = 64 << 20          # one task of TRIM or WRITE_ZEROES: some milliseconds
     OPERATION_LIMIT = 64          # large requests of one connection under way; the rest waits in its socket
-    WAKE_ALLOWANCE = 1 << 20      # bytes served in one wake-up before others have their turn
+    INLINE_STATUS = 16 << 20      # BLOCK_STATUS on the loop: 4096 table entries, a millisecond or two
+    WAKE_ALLOWANCE = 1 << 20      # of `cost`, served in one wake-up before others have their turn: about as long
+    COST_OF_STATUS = 128 << 10    # Python's work, some 100 microseconds, and more with the range
+    COST_OF_REFUSAL = 64 << 10    # an error reply and its sentence: some 30 microseconds
     STATUS_PAYLOAD_LIMIT = 4096   # bytes of a BLOCK_STATUS payload: an effect length and context ids
 
 
 cdef object asked(const Request* request):
     cookie = PyBytes_FromStringAndSize(<char*>&request.cookie, 8)
     return Asked(request.command, request.flags, cookie, request.offset, request.length)
+
+
+cdef int64_t cost(const Request* request) noexcept:
+    """What a request takes of a wake-up, told in bytes of ordinary READs and WRITEs."""
+    cdef uint64_t length = request.length
+    if request.command == BLOCK_STATUS:
+        return WAKE_ALLOWANCE if request.payload else COST_OF_STATUS + (length // 16 if length <= INLINE_STATUS else 0)
+    if request.command == TRIM or request.command == WRITE_ZEROES:
+        return BLOCK + min(length, <uint64_t>INLINE_FREE) // 8
+    if length == 0 or length > INLINE_LIMIT:
+        return REPLY_OVERHEAD
+    if request.command == WRITE and length < BLOCK:
+        return 4 * BLOCK  # its block is decoded and encoded again
+    return max(length, <uint64_t>BLOCK)
 
 
 cdef class HotPath:
@@ -115,7 +134,7 @@ cdef class HotPath:
             )
 
     def buffer_updated(self, Py_ssize_t size):
-        """`size` bytes came. Everything that is complete is performed and answered before this returns."""
+        """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn goes."""
         if self.halted:
             return
         if self.phase == PAYLOAD:
@@ -123,7 +142,10 @@ cdef class HotPath:
         else:
             self.inbox.filled += size
             self.inbox.rested = False
-        self.run()
+        if self.scheduled and self.phase == HEADER:
+            self.settle()  # our turn is over, though the transport goes on reading: up to 32 times in libuv
+        else:
+            self.run()
 
     def pause_writing(self):
         """The peer does not read: the transport's queue is not empty."""
@@ -139,9 +161,17 @@ cdef class HotPath:
     # ---- what the subclass calls ----
 
     def emit(self, bytes reply not None):
-        """Send a reply that Python built."""
-        if not self.lost:
+        """Send a reply that Python built: a short one with others, at the latest when `proceed` follows."""
+        cdef size_t size = len(reply)
+        cdef uint8_t* target
+        if self.lost:
+            return
+        target = self.outlet.reserve(size) if size <= SMALL_PIECE else NULL
+        if target == NULL:
             self.outlet.write(reply)
+        else:
+            memcpy(target, <const char*>reply, size)
+            self.outlet.used += size
 
     def proceed(self):
         """Something that held this connection up is gone."""
@@ -263,7 +293,7 @@ cdef class HotPath:
             verdict = SHUTTING_DOWN
         if verdict != OK:
             return self.begin_skip(size, verdict)
-        self.allowance -= <int64_t>(size + (request.length if request.length < INLINE_LIMIT else 0))
+        self.allowance -= size + cost(request)
         if request.command == READ:
             return self.take_read(size)
         if request.command == WRITE:
@@ -410,7 +440,7 @@ cdef class HotPath:
         self.remaining = self.request.payload
         self.verdict = verdict
         self.phase = SKIP
-        self.allowance -= size
+        self.allowance -= COST_OF_REFUSAL
         return True
 
     cdef bint apply_payload(self) except -1:

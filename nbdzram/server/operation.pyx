@@ -14,7 +14,8 @@ A READ is answered in one of four ways.
 Invariants
 1. Everything here runs on the loop's thread; workers see Tasks only, and a Task in flight keeps its operation alive.
 2. An operation stands in session.operations from the moment it is made to `finish`, which answers it once.
-3. Every piece is charged to the Budget, and a connection's pieces together to PIECE_WINDOW.
+3. Every piece is charged to the Budget, and a connection's pieces together to PIECE_WINDOW; its tasks that are no READs
+   are CONNECTION_TASKS at most.
 4. At most one operation of a connection is exclusive, and it begins only when no other has an answer under way.
 """
 
@@ -35,6 +36,7 @@ from nbdzram.errors import ProtocolError
 
 cdef enum:
     TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
+    CONNECTION_TASKS = 16         # of all that is no READ of one connection: others' tasks wait behind so many, not 512
     PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket
 
 
@@ -120,6 +122,8 @@ cdef class Operation(TaskOwner):
         while self.cursor < self.request.length and self.in_flight < TASKS_IN_FLIGHT and self.verdict == OK:
             if self.session.exclusive is not None and self.session.exclusive is not self:
                 break
+            if self.request.command != READ and self.session.tasks_in_flight >= CONNECTION_TASKS:
+                break  # READs are bounded by PIECE_WINDOW
             length = self.next_step()
             if length == 0:
                 break
@@ -150,6 +154,7 @@ cdef class Operation(TaskOwner):
                 task.source = self.payload.bytes + self.cursor
             self.cursor += length
             self.in_flight += 1
+            self.session.tasks_in_flight += 1
             self.session.workers.submit(task)
         if self.request.command == READ and self.session.piece_bytes == 0 and self.cursor < self.request.length:
             self.read_inline()  # nothing of ours is under way whose return would bring us back here
@@ -196,6 +201,7 @@ cdef class Operation(TaskOwner):
         cdef Piece piece = None
         cdef int error = task.error
         self.in_flight -= 1
+        self.session.tasks_in_flight -= 1
         self.done += task.length
         if task.piece != NULL:
             piece = <Piece>task.piece

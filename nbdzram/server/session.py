@@ -19,7 +19,7 @@ from nbdzram.nbd.handshake import Terms
 from nbdzram.nbd.options import text_bytes
 from nbdzram.nbd.transmission import error_reply
 from nbdzram.nbd.verdicts import Asked, Verdict, error_of, explain
-from nbdzram.server.hotpath import UNFRAGMENTED_LIMIT, HotPath
+from nbdzram.server.hotpath import STATUS_INLINE_LIMIT, UNFRAGMENTED_LIMIT, HotPath
 from nbdzram.server.status import (
     DESCRIPTOR_LIMIT,
     STRAINED_DESCRIPTOR_LIMIT,
@@ -39,9 +39,6 @@ LOGGED_ERRORS = 10
 
 LINGER_SECONDS = 5.0
 """How long a closed connection may take to accept its last replies before it is cut."""
-
-STATUS_INLINE_LIMIT = 16 << 20
-"""Bytes of export that BLOCK_STATUS looks at on the loop: 4096 table entries. More goes to a thread."""
 
 _OFFSET_ERRORS = frozenset({Command.READ, Command.WRITE, Command.TRIM, Command.BLOCK_STATUS})
 """Commands whose failure may be told with its offset (section "Structured reply types", ERROR_OFFSET)."""

@@ -32,17 +32,17 @@ class Watch:
 
     def __init__(self, server: Nbdzram) -> None:
         self.server = server
-        self._process = Path(f"/proc/{server.pid}")
-        (self._process / "clear_refs").write_text("5")
+        self.process = Path(f"/proc/{server.pid}")
+        (self.process / "clear_refs").write_text("5")
         self._resident = self._status("VmRSS")
         self._descriptors = self.descriptors
 
     def _status(self, field: str) -> int:
-        for line in (self._process / "status").read_text().splitlines():
+        for line in (self.process / "status").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == field:
                 return int(value.split()[0]) * KIB
-        raise AssertionError(f"no {field} in {self._process}/status")
+        raise AssertionError(f"no {field} in {self.process}/status")
 
     @property
     def peak_growth(self) -> int:
@@ -55,7 +55,7 @@ class Watch:
 
     @property
     def descriptors(self) -> int:
-        return len(list((self._process / "fd").iterdir()))
+        return len(list((self.process / "fd").iterdir()))
 
     def expect_modest(self) -> None:
         assert self.peak_growth < GROWTH_LIMIT, f"grew by {self.peak_growth / MIB:.1f} MiB"

@@ -298,6 +298,52 @@ def test_a_broken_protocol_ends_the_connection_and_only_that(play: Play, junk: b
     play(story)
 
 
+@pytest.mark.parametrize(
+    "storm",
+    [
+        pytest.param(request(READ, 1 << 62, 1), id="refused"),
+        pytest.param(request(STATUS, 0, 16 << 20), id="status"),
+        pytest.param(request(WRITE, 3, 1) + b"x", id="byte"),
+        pytest.param(request(ZEROES, 0, 1 << 20), id="zeroes"),
+    ],
+)
+def test_thousands_of_small_requests_take_turns_with_others(play: Play, storm: bytes) -> None:
+    """They are many in few bytes, and each is work: somebody who comes later is answered long before the last."""
+
+    async def story(stage: Stage) -> None:
+        hog = await stage.client(contexts=(b"base:allocation", b"nbdzram:fold"))
+        other = await stage.client(b"frozen")
+        hog.send(storm * 3000)
+        await other.read(0, 512)
+        answered = sum(
+            operation.requests + sum(operation.errors.values())
+            for operation in stage.disk.traffic.operations().values()
+        )
+        assert answered < 1500
+        hog.writer.transport.abort()
+        await other.close()
+
+    play(story)
+
+
+def test_long_requests_of_one_connection_leave_the_workers_to_others(play: Play) -> None:
+    """64 requests of 8 tasks each do not stand in the queue together: a READ that comes later overtakes most."""
+
+    async def story(stage: Stage) -> None:
+        huge = Export(name="huge", disk=stage.pool.create("huge", 1 << 30), pool_name="default")
+        stage.exports.add(huge)
+        hog = await stage.client(b"huge", style=2)
+        other = await stage.client()
+        hog.send(request(ZEROES, 0, 512 << 20, flags=2, extended=True) * 64)
+        await other.read(0, 512)  # the server has taken them all
+        await other.read(0, 1 << 20)
+        assert huge.traffic.operations()["write_zeroes"].requests < 32
+        hog.writer.transport.abort()
+        await other.close()
+
+    play(story)
+
+
 @pytest.mark.parametrize("style", [1, 2])
 def test_block_status_describes_each_context(play: Play, style: int) -> None:
     async def story(stage: Stage) -> None:
