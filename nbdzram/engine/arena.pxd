@@ -31,4 +31,5 @@ cdef class Arena:
     cdef uint32_t take(self) noexcept nogil
     cdef void give(self, uint32_t unit) noexcept nogil
     cdef bint commit(self, uint64_t offset, uint64_t length) noexcept nogil
+    cdef bint holds(self, uint64_t offset) noexcept nogil
     cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil

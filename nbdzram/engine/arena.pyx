@@ -11,14 +11,15 @@ Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the p
 
 Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
-2. A page of a file is allocated (commit) before it is touched: a full file system is ENOSPC, never SIGBUS.
+2. A page of a file is allocated (commit) before it is touched, read as well as written, because tmpfs takes memory for
+   reading a hole too: a full file system is ENOSPC, never SIGBUS. In an arena opened again, `holds` tells which pages are.
 3. A released page reads as zeroes and is not resident.
 
 A Region is the same for derived state: private memory that grows in place, so that nothing that points into it moves.
 """
 
 cimport cython
-from libc.errno cimport errno
+from libc.errno cimport ENXIO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport strerror
 
@@ -39,6 +40,8 @@ cdef extern from "sys/mman.h" nogil:
 cdef extern from "unistd.h" nogil:
     int ftruncate(int, long)
     int close(int)
+    long lseek(int, long, int)
+    int SEEK_DATA
 
 cdef extern from "fcntl.h" nogil:
     int fallocate(int, int, long, long)
@@ -159,14 +162,19 @@ cdef class Arena:
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ArenaError(f"cannot open the arena {path}: {error.strerror}") from None
+            raise ArenaError(
+                f"cannot open the arena {path}: {error.strerror}; give its file to this user, or name another state directory"
+            ) from None
         if flock(self.fd, LOCK_EX | LOCK_NB) != 0:
             raise ArenaError(f"the arena {path} is in use by another process; stop that server first")
         size = os.fstat(self.fd).st_size
         if size % UNIT_SIZE:
-            raise ArenaError(f"{path} is not an arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}")
-        self.mapped = size
-        self.opened = size > 0
+            raise ArenaError(
+                f"{path} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
+                "remove it or name another state directory"
+            )
+        self.opened = size > 0 and lseek(self.fd, 0, SEEK_DATA) >= 0  # else nothing was stored before all ended
+        self.mapped = size if self.opened else 0
 
     def __dealloc__(self):
         region_free(&self.free_units)
@@ -232,6 +240,15 @@ cdef class Arena:
         if self.fd < 0:
             return True
         return fallocate(self.fd, 0, offset, length) == 0
+
+    cdef bint holds(self, uint64_t offset) noexcept nogil:
+        """Whether the page at `offset` may be read although nobody committed it since the arena was opened again."""
+        cdef long found
+        if self.fd < 0:
+            return True
+        offset = offset // PAGE_SIZE * PAGE_SIZE
+        found = lseek(self.fd, offset, SEEK_DATA)
+        return found == <long>offset if found >= 0 else errno != ENXIO
 
     cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil:
         """Return whole pages to the system."""

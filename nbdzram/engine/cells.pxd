@@ -11,6 +11,9 @@ cdef enum:
     REFS_SHIFT = 55
     REFS_MAX = 511
 
+    SEGMENT_CELLS = 65536
+    CELLS_A_PAGE = 256
+
 cdef struct Cell:
     uint64_t word
     uint64_t fingerprint
@@ -71,6 +74,8 @@ cdef class Cells:
     cdef uint32_t* link(self, uint32_t handle) noexcept nogil
     cdef void changes(self, uint32_t handle) noexcept nogil
     cdef uint32_t alloc(self) noexcept nogil
+    cdef uint32_t segments_held(self) noexcept nogil
+    cdef bint held(self, uint32_t handle) noexcept nogil
     cdef bint ready(self) noexcept nogil
     cdef void free(self, uint32_t handle) noexcept nogil
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil
@@ -78,6 +83,7 @@ cdef class Cells:
     cdef bint drop_ref(self, uint32_t handle) noexcept nogil
     cdef uint64_t metadata(self) noexcept nogil
 
+    cdef uint64_t _directory_at(self, uint32_t segment) noexcept nogil
     cdef bint _make_room(self, uint32_t handle) noexcept nogil
     cdef uint32_t _spill_find(self, uint32_t handle) noexcept nogil
     cdef bint _spill_grow(self) noexcept nogil

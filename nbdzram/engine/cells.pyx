@@ -33,9 +33,8 @@ from nbdzram.engine.arena cimport (
 from nbdzram.errors import ArenaError
 
 cdef enum:
-    SEGMENT_CELLS = 65536
     SEGMENT_UNITS = 16
-    CELLS_A_PAGE = 256
+    SEGMENTS_MAX = 65536
 
 
 @cython.final
@@ -83,10 +82,10 @@ cdef class Cells:
         cdef uint32_t unit
         if not region_ensure(&self.links, (<uint64_t>handle + 1) * sizeof(uint32_t)):
             return False
+        if (handle % SEGMENT_CELLS == 0 or handle == 1) and not self.arena.commit(
+                self._directory_at(handle >> 16) // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
+            return False
         if self.segments[handle >> 16] == 0:
-            if not self.arena.commit(((<char*>self.segments - <char*>self.arena.base) + (handle >> 16) * 4)
-                                     & ~<uint64_t>(PAGE_SIZE - 1), PAGE_SIZE):
-                return False
             unit = self.arena.take_run(SEGMENT_UNITS)
             if unit == 0:
                 return False
@@ -96,6 +95,21 @@ cdef class Cells:
                 <uint64_t>self.segments[handle >> 16] * UNIT_SIZE + (handle & 0xFFFF) // CELLS_A_PAGE * PAGE_SIZE, PAGE_SIZE
             )
         return True
+
+    cdef uint64_t _directory_at(self, uint32_t segment) noexcept nogil:
+        """The arena's offset of a segment's number."""
+        return <uint64_t>(<char*>(self.segments + segment) - <char*>self.arena.base)
+
+    cdef uint32_t segments_held(self) noexcept nogil:
+        """How many segments an arena opened again has."""
+        cdef uint32_t count = 0
+        while count < SEGMENTS_MAX and self.arena.holds(self._directory_at(count)) and self.segments[count]:
+            count += 1
+        return count
+
+    cdef bint held(self, uint32_t handle) noexcept nogil:
+        """Whether the page of a cell may be read in an arena opened again; if not, its cells are free."""
+        return self.arena.holds(<uint64_t>(<char*>self.cell(handle) - <char*>self.arena.base))
 
     cdef bint ready(self) noexcept nogil:
         """Make room for the links of handles found in an arena opened again."""

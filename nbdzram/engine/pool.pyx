@@ -29,7 +29,7 @@ import os
 
 from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena
 from nbdzram.engine.cells cimport (
-    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, kind_of, length_of, publish32, publish64,
+    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, Cell, kind_of, length_of, publish32, publish64,
 )
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, zstd_new_ddict,
@@ -82,7 +82,7 @@ cdef class Pool:
         if not self.arena.opened:
             self.arena.take_run(FIRST_UNITS)
         if self.arena.unit_high < FIRST_UNITS:
-            raise ArenaError(f"{path or 'anonymous memory'}: no room for an arena's first {FIRST_UNITS} units")
+            raise self._foreign() if self.arena.opened else self._no_room()
         self.fingerprint_mask = fingerprint_mask
         self.inline_on = inline_dedup
         self.superblock = <Superblock*>self.arena.base
@@ -121,7 +121,7 @@ cdef class Pool:
 
     def _make_superblock(self):
         if not self.arena.commit(0, PAGE_SIZE):
-            raise ArenaError(f"no room for an arena at {self.arena.path}: the file system is full")
+            raise self._no_room()
         self.superblock.version = VERSION
         self.superblock.page_size = PAGE_SIZE
         self.superblock.seed = int.from_bytes(os.urandom(8), "little")
@@ -129,35 +129,52 @@ cdef class Pool:
         memcpy(self.superblock.magic, <const char*>MAGIC, 8)
 
     def _verify_superblock(self):
-        if memcmp(self.superblock.magic, <const char*>MAGIC, 8) != 0:
-            raise ArenaError(f"{self.arena.path} is not an nbdzram arena; remove it or name another state directory")
+        if not self.arena.holds(0) or memcmp(self.superblock.magic, <const char*>MAGIC, 8) != 0:
+            raise self._foreign()
         if self.superblock.version != VERSION or self.superblock.layout != self.store.slab.layout():
             raise ArenaError(
                 f"{self.arena.path} has format {self.superblock.version}, this program reads format {VERSION}; "
                 "copy its exports over with the program that wrote it"
             )
 
+    def _no_room(self):
+        if self.arena.path is None:
+            return ArenaError("no memory for a pool's first pages; end other programs, or raise ulimit -v")
+        return ArenaError(
+            f"no room for an arena at {self.arena.path}: the file system is full; free some of it, or make it larger "
+            "(a tmpfs: mount -o remount,size=SIZE)"
+        )
+
+    def _foreign(self):
+        return ArenaError(f"{self.arena.path} is not an nbdzram arena; remove it or name another state directory")
+
     cdef str _open_again(self):
         """Rebuild everything derived. The reason when the arena is broken, else None."""
-        cdef uint32_t number, handle, unit
-        cdef uint32_t segment = 0
+        cdef uint32_t number, handle, unit, segment, index
+        cdef uint32_t segments_held = self.store.cells.segments_held()
+        cdef uint32_t entries_held = 0
+        cdef bint held = False
         cdef ExportEntry* entry
         cdef Cell* cell
         cdef uint64_t stored, same
         # 1. How many handles there have been, and their counts from nought.
-        while segment < 65536 and self.store.cells.segments[segment]:
+        for segment in range(segments_held):
             if self.store.cells.segments[segment] + 16 > self.arena.unit_high:
                 return f"cell segment {segment} lies behind its end"
-            segment += 1
-        for handle in range(1, segment * 65536):
-            cell = self.store.cells.cell(handle)
-            if cell.word:
-                cell.word = cell.word << 9 >> 9
-                self.store.cells.high = handle + 1
+            for index in range(SEGMENT_CELLS):
+                handle = segment * SEGMENT_CELLS + index
+                if index % CELLS_A_PAGE == 0:
+                    held = self.store.cells.held(handle)
+                cell = self.store.cells.cell(handle)
+                if held and cell.word:
+                    cell.word = cell.word << 9 >> 9
+                    self.store.cells.high = handle + 1
         if not self.store.cells.ready():
             return "no memory for its handles"
         # 2. What the exports lead to.
-        for number in range(EXPORTS_MAX):
+        while entries_held < EXPORTS_MAX and self.arena.holds(EXPORTS_AT + entries_held * sizeof(ExportEntry)):
+            entries_held += 1  # entries are taken in their order
+        for number in range(entries_held):
             entry = self.export_entry(number)
             if entry.state == ENTRY_DELETING:
                 entry.root = 0
@@ -179,7 +196,9 @@ cdef class Pool:
         self.store.slab.adoption_done()
         self._open_dictionaries()
         # 4. Units that hold nothing.
-        segments = {self.store.cells.segments[number] + offset for number in range(segment) for offset in range(16)}
+        segments = {
+            self.store.cells.segments[number] + offset for number in range(segments_held) for offset in range(16)
+        }
         segments.update(self.superblock.dict_unit[number] for number in range(CODEC_DICTS))
         for unit in range(FIRST_UNITS, self.arena.unit_high):
             if self.store.slab.holds(unit) or self.tables.adopt_unit(unit) or unit in segments:
@@ -188,7 +207,7 @@ cdef class Pool:
             self.arena.give(unit)
         from nbdzram.engine.disk import _open_disk
 
-        for number in range(EXPORTS_MAX):
+        for number in range(entries_held):
             entry = self.export_entry(number)
             if entry.state == ENTRY_LIVE:
                 self.exports_high = number + 1
@@ -342,7 +361,9 @@ cdef class Pool:
             entry = self.export_entry(number)
             if number * sizeof(ExportEntry) % PAGE_SIZE == 0 and not self.arena.commit(
                     EXPORTS_AT + number * sizeof(ExportEntry), PAGE_SIZE):
-                raise UserError(f"export {name!r}: the file system of the arena is full")
+                raise UserError(
+                    f"export {name!r}: the file system of {self.arena.path} is full; free some of it, or make it larger"
+                )
             if entry.state == ENTRY_FREE:
                 break
         else:

@@ -1,0 +1,105 @@
+"""A state directory whose file system is full: an error, whatever is asked for, and never the process's end.
+
+The tmpfs is a small one in a mount namespace of a child's own, which needs no root where user namespaces are allowed.
+Reading a hole of a file on tmpfs takes a page too, so that opening an arena again is as dangerous as writing to it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+SECONDS = 120
+PRELUDE = """
+import pathlib, random, sys
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import PoolFull, UserError
+place = pathlib.Path(sys.argv[1])
+
+def fill():
+    with (place / "fill").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+def noise(number):
+    return random.Random(number).randbytes(4096)
+
+def write_until_full(disk):
+    for number in range(disk.size_bytes // 4096):
+        try:
+            disk.write(number * 4096, noise(number))
+        except PoolFull:
+            return number
+    raise SystemExit("the file system never filled")
+
+def holds(disk, blocks):
+    assert all(disk.read(number * 4096, 4096) == noise(number) for number in range(blocks))
+"""
+
+REOPENED = """
+with Pool(path=str(place / "arena")) as pool:
+    written = write_until_full(pool.create("disk", 64 << 20))
+del pool
+fill()
+with Pool(path=str(place / "arena")) as pool:
+    (disk,) = pool.disks()
+    holds(disk, written)
+    disk.trim(0, 4096 * (written // 2))  # gives pages back
+    assert write_until_full(disk) > 0
+    pool.check()
+print(written)
+"""
+
+EMPTY = """
+with Pool(path=str(place / "arena")) as pool:
+    pool.create("disk", 64 << 20)
+del pool
+fill()
+with Pool(path=str(place / "arena")) as pool:
+    (disk,) = pool.disks()
+    assert write_until_full(disk) == 0
+    holds(pool.disks()[0], 0)
+    assert disk.read(0, 4096) == bytes(4096)
+    pool.check()
+"""
+
+NO_ROOM = """
+fill()
+for _ in range(2):
+    try:
+        Pool(path=str(place / "arena"))
+    except UserError as error:
+        assert "the file system is full; free some of it" in str(error), error
+    else:
+        raise SystemExit("there was room")
+(place / "fill").unlink()
+Pool(path=str(place / "arena")).check()
+"""
+
+
+@pytest.mark.parametrize(
+    "story", [REOPENED, EMPTY, NO_ROOM], ids=["full of blocks", "full of others", "from the start"]
+)
+def test_a_full_tmpfs_is_an_error_and_not_the_end(tmp_path: Path, story: str) -> None:
+    """Before the first block, at every write, and when the arena is opened again; what was stored is still there."""
+    mounted = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+    mount = 'mount -t tmpfs -o size=3M tmpfs "$1"; shift; exec "$@"'
+    if subprocess.run([*mounted, mount, "sh", tmp_path, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no mount namespaces for this user")
+    child = subprocess.run(
+        [*mounted, mount, "sh", tmp_path, sys.executable, "-c", PRELUDE + story, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
