@@ -12,7 +12,7 @@ Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the p
 Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
 2. A page of a file is allocated (commit) before it is touched, read as well as written, because tmpfs takes memory for
-   reading a hole too: a full file system is ENOSPC, never SIGBUS. In an arena opened again, `holds` tells which pages are.
+   reading a hole too: a full file system is ENOSPC, never SIGBUS. In an arena opened again, `holds` tells which are.
 3. A released page reads as zeroes and is not resident.
 
 A Region is the same for derived state: private memory that grows in place, so that nothing that points into it moves.
@@ -163,7 +163,8 @@ cdef class Arena:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ArenaError(
-                f"cannot open the arena {path}: {error.strerror}; give its file to this user, or name another state directory"
+                f"cannot open the arena {path}: {error.strerror}; "
+                "give the file to this user, or name another state directory"
             ) from None
         if flock(self.fd, LOCK_EX | LOCK_NB) != 0:
             raise ArenaError(f"the arena {path} is in use by another process; stop that server first")
