@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from nbdzram.cli.main import run
 
+STDERR = 2
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    _open_standard_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Give the numbers 0 to 2 to /dev/null where they are closed: a disk's socket must not become standard output."""
+    lowest = os.open(os.devnull, os.O_RDWR)  # the lowest free number, as always
+    while lowest <= STDERR:
+        lowest = os.dup(lowest)
+    os.close(lowest)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ need. Exit codes: 0 done, 1 failed, 2 usage, 3 server unreachable, 4 no such exp
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 
 import click
@@ -15,6 +17,8 @@ from nbdzram import __version__
 from nbdzram.errors import UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+"""What a file, disk or terminal says that takes no more output; any other OSError that gets here is our bug."""
 
 COMMANDS = {
     "serve": "Serve disks over NBD.",
@@ -73,11 +77,16 @@ class Front(click.Group):
 
 @click.group(
     cls=Front,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="\b\nExamples:\n  nbdzram serve -e disk=1G      # serve a disk of 1 GiB, and say how to attach it\n"
-    "  nbdzram stat                  # what is stored, and in how much memory\n"
-    "  nbdzram fold                  # store equal blocks once\n\n"
-    "The --help of each command shows more.",
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "color": False if os.environ.get("NO_COLOR") else None,  # https://no-color.org; None: as the terminal is
+    },
+    epilog="\b\nExamples:\n  nbdzram serve -e disk=1G   # serve a disk of 1 GiB, and say how to attach it\n"
+    "  nbdzram stat               # what is stored, and in how much memory\n"
+    "  nbdzram fold               # store equal blocks once\n\n"
+    "The --help of each command shows more. Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 no server, "
+    "4 no such export or pool.",
 )
 @click.version_option(__version__, prog_name="nbdzram", message="%(prog)s %(version)s")
 def front() -> None:
@@ -93,13 +102,16 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except click.exceptions.Exit as leave:
         return leave.exit_code
-    except click.Abort:
-        return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in OUTPUT_ERRORS:
+            raise
+        _complain(f"cannot write the output: {error.strerror}; free some space, or send it elsewhere")
+        return UserError.exit_code
     return 0
 
 

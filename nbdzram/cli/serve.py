@@ -20,7 +20,7 @@ import click
 
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
-from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, TlsConfig
+from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
     from nbdzram.server.service import Service
     from nbdzram.status import ServerStatus
+
+log = logging.getLogger("nbdzram.server")
 
 GREETED_EXPORTS = 20  # what a screen takes
 FORCED_EXIT = 128 + signal.SIGTERM
@@ -58,14 +60,14 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.command(
     "serve",
     epilog="\b\nExamples:\n  nbdzram serve -e disk=1G\n"
-    "  nbdzram serve -e root=20G -e swap=4G -i 0.0.0.0 --mem-limit 50% --fold-interval auto\n"
+    "  nbdzram serve -e vm1=20G -e vm2=20G --mem-limit 50% --fold-interval auto\n"
     "  nbdzram serve -c /etc/nbdzram/nbdzram.toml --check-config",
 )
 @click.option(
     "-c",
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # reading it says why it cannot
     help="TOML file; the *.toml files in conf.d beside it are read after it.",
 )
 @click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
@@ -145,6 +147,7 @@ def command(
             layer[FLAGS[name]] = Given(value, f"--{name.replace('_', '-')}")
     settled = load(config, os.environ, layer)
     if check_config:
+        _check_tls_files(settled.tls)
         for line in _describe_config(settled):
             click.echo(line)
         return None
@@ -216,8 +219,11 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
         try:
             if metrics is not None:
                 await metrics.start()
-            for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
-                say(line)
+            try:
+                for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
+                    say(line)
+            except OSError as error:  # whoever reads it went away, or the disk below is full: the exports are served
+                log.warning("cannot print where it listens: %s", error.strerror)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
@@ -237,8 +243,7 @@ def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control:
     yield f"nbdzram {__version__} is ready"
     exports = status.exports
     for export in exports[:GREETED_EXPORTS]:
-        access = ", read-only" if export.read_only else ""
-        yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool}{access})"
+        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
     if len(exports) > GREETED_EXPORTS:
         yield f"           and {len(exports) - GREETED_EXPORTS} more: nbdzram exports list"
     for uri in status.uris:
@@ -253,6 +258,10 @@ def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control:
         yield from (f"  {line}" for line in how_to_attach(status.uris[0], name, tls))
 
 
+def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> str:
+    return f"  export   {name} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
+
+
 def notify_supervisor(message: str) -> None:
     """Tell systemd (Type=notify) how far we are; nothing without it."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -263,7 +272,7 @@ def notify_supervisor(message: str) -> None:
             notify.connect("\0" + address[1:] if address.startswith("@") else address)
             notify.send(message.encode())
         except OSError as error:
-            logging.getLogger("nbdzram.server").warning("cannot notify %s: %s", address, error.strerror)
+            log.warning("cannot notify %s: %s", address, error.strerror)
 
 
 def _watch_signals(reload: Callable[[], None]) -> asyncio.Event:
@@ -295,11 +304,20 @@ def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[s
     hosts = addresses or ((TcpAddress().host,) if port is not None else ())
     listen = [_address(host, port) for host in hosts] + [f"unix:{path}" for path in sockets]
     listen += [f"vsock:{vsock}"] if vsock is not None else []
-    return {("listen",): Given(listen, "-i, -p, -U or --vsock")} if listen else {}
+    said = {"-i": addresses, "-p": port is not None, "-U": sockets, "--vsock": vsock is not None}
+    return {("listen",): Given(listen, ", ".join(flag for flag, given in said.items() if given))} if listen else {}
 
 
 def _address(host: str, port: int | None) -> str:
     return str(TcpAddress(host=host.strip("[]"), port=DEFAULT_PORT if port is None else port))
+
+
+def _check_tls_files(tls: TlsConfig) -> None:
+    """As `serve` would: files that are missing, unreadable, or not of one pair. Raises ConfigError."""
+    if tls.mode is not TlsMode.OFF:
+        from nbdzram.server.tls import TlsFiles  # noqa: PLC0415 - most do without
+
+        TlsFiles(tls)
 
 
 def _describe_config(config: ServerConfig) -> Iterator[str]:
@@ -308,9 +326,10 @@ def _describe_config(config: ServerConfig) -> Iterator[str]:
         limit = format_size(pool.mem_limit) if pool.mem_limit else "no limit"
         yield f"  pool     {pool.name} ({limit}, dedup {pool.dedup})"
     for export in config.exports:
-        yield f"  export   {export.name} ({format_size(export.size_bytes)} in pool {export.pool})"
+        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
     for address in (*config.tcp, *config.unix, *config.vsock):
         yield f"  listen   {address}"
+    yield f"  TLS      {config.tls.mode}"
     yield f"  metrics  {config.metrics or 'off'}"
     if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
         yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"

@@ -53,8 +53,6 @@ class NbdServer:
             keep_alive(listener)
             self._uris.append(uri_of(listener, self._config.tls.mode))
             self._servers.append(await _accept_on(listener, hosting))
-        exports = f"{len(self.exports)} export{'' if len(self.exports) == 1 else 's'}"
-        log.info("serving %s at %s", exports, ", ".join(self._uris))
 
     @property
     def uris(self) -> list[str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.programs import require_program
+
 NBDZRAM = [sys.executable, "-m", "nbdzram"]
 
 
@@ -84,6 +86,15 @@ def run(*arguments: str) -> Done:
         [*NBDZRAM, *arguments], capture_output=True, text=True, timeout=120, check=False, env=clean_environment()
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    """A certificate signed by itself, cert.pem, and its key.pem."""
+    openssl = require_program("openssl", package="openssl")
+    make = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-days", "10", "-subj", f"/CN={name}", "-keyout", str(directory / "key.pem")]
+    make += ["-out", str(directory / "cert.pem")]
+    subprocess.run(make, check=True, capture_output=True)
 
 
 @pytest.fixture

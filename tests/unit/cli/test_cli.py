@@ -23,8 +23,7 @@ from nbdzram.cli.hints import Address, Attachment
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client
-from tests.support.programs import require_program
-from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, run
+from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_certificate, run
 
 Start = Callable[..., Server]
 
@@ -38,6 +37,27 @@ def test_a_newcomer_sees_where_it_is_and_how_to_attach(start: Start) -> None:
     assert "metrics  http://127.0.0.1:" in text
     assert f"nbd-client -unix {server.socket} /dev/nbd0 -name disk" in text
     assert f"qemu-img info 'nbd+unix:///disk?socket={server.socket}'" in text
+    assert server.log.read_text() == ""  # the greeting says it all
+
+
+def test_the_greeting_goes_from_what_there_is_to_where_it_is_to_how_to_attach(start: Start) -> None:
+    """Each line begins as a reader's eye, or a script's pattern, expects it; what is served comes first."""
+    greeting = start("-e", "root=1G", "-e", "swap=1M,ro").greeting
+    assert [line.split()[0] for line in greeting] == [
+        "nbdzram",
+        "export",
+        "export",
+        "NBD",
+        "metrics",
+        "control",
+        "attach",
+        "nbd-client",
+        "nbdinfo",
+        "qemu-img",
+    ]
+    assert greeting[0].endswith(" is ready")
+    assert [line.split()[1] for line in greeting[1:3]] == ["root", "swap"]
+    assert all("root" in line for line in greeting[-3:]), "attach the first of them"
 
 
 def test_a_server_without_disks_says_how_to_add_one(start: Start) -> None:
@@ -250,79 +270,13 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
     assert (done.code, done.err) == (4, "nbdzram: there is no export 'gone'; there are: disk\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "clue"),
-    [
-        (["serve", "-e", "disk"], 2, "-e: 'disk' is not NAME=SIZE, such as disk=1G"),
-        (["serve", "-e", "disk=1X"], 2, "unknown suffix 'X'"),
-        (["serve", "-e", "disk=1G", "--mem-limit", "lots"], 2, "--mem-limit: pools.default.mem_limit: 'lots' is not"),
-        (["serve", "-e", "disk=1G", "-i", "not an address"], 2, "'not an address:10809' is not an address"),
-        (["serve", "-e", "disk=1G", "-p", "70000"], 2, "70000 is not in the range"),
-        (["serve", "-e", "disk=1G", "--fold-interval", "sometimes"], 2, "off, auto, or an interval"),
-        (["serve", "-c", "/nonexistent.toml"], 2, "cannot read the configuration file /nonexistent.toml"),
-        (["serve", "--tls", "require"], 2, "needs tls.certificate and tls.key"),
-        (["serve", "-U", "/nonexistent/x", "--metrics", "off", "--control", "CONTROL"], 1, "/nonexistent/x"),
-        (["serve", "-i", "192.0.2.1", "--metrics", "off", "--control", "CONTROL"], 1, "192.0.2.1"),
-        (["serve", "-p", "0", "--metrics", "192.0.2.1:1", "--control", "CONTROL"], 1, "--metrics off"),
-        (["serve", "-p", "0", "--metrics", "off", "--control", "/nonexistent/x"], 1, "--control PATH"),
-        (["serve", "-p", "0", "--metrics", "off", "--control", "CONTROL", "--state-dir", "/proc/x"], 1, "/proc/x"),
-        (["exports", "add", "a", "1000"], 2, "multiple of 512"),
-        (["exports", "add", "a", "3P"], 2, "'3P' is not the size of a disk: a multiple of 512 bytes, at most 2P"),
-        (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
-        (["fold", "--cpu", "0"], 2, "0 is not in the range"),
-        (["recompress", "--level", "23"], 2, "23 is not in the range"),
-        (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
-        (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
-        (["estimat"], 2, "Did you mean 'estimate'?"),
-        (["nothing"], 2, "No such command 'nothing'"),
-    ],
-)
-def test_a_mistake_is_one_sentence_never_a_traceback(
-    tmp_path: Path, arguments: list[str], code: int, clue: str
-) -> None:
-    done = run(*(str(tmp_path / "control.sock") if word == "CONTROL" else word for word in arguments))
-    assert done.code == code, done.err
-    assert clue in done.err
-    assert "Traceback" not in done.err
-    assert done.out == ""
-
-
-@pytest.mark.parametrize("which", ["nbd", "metrics"])
-def test_a_port_in_use_is_one_sentence(tmp_path: Path, which: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        addresses = (
-            ["-p", port, "--metrics", "off"] if which == "nbd" else ["-p", "0", "--metrics", f"127.0.0.1:{port}"]
-        )
-        done = run("serve", "-e", "disk=1M", "--control", str(tmp_path / "c"), *addresses)
-    assert done.code == 1
-    assert done.err.count(port) == 1
-    assert "Address already in use; choose another" in done.err
-    assert "Traceback" not in done.err
-
-
-def test_check_config_says_what_it_means_and_ends(tmp_path: Path) -> None:
-    file = tmp_path / "nbdzram.toml"
-    file.write_text(
-        'listen = ["unix:/run/x.sock"]\n[pools.fast]\nmem_limit = "1G"\n[exports.disk]\nsize = "2G"\npool = "fast"\n'
-    )
-    done = run("serve", "-c", str(file), "--check-config")
-    assert done.code == 0
-    assert "pool     fast (1G, dedup fold)" in done.out
-    assert "export   disk (2G in pool fast)" in done.out
-    assert "listen   unix:/run/x.sock" in done.out
-    assert "  default  " not in run("serve", "-c", str(file), "--check-config", "--default-export", "disk").out
-    assert "no export here is named" in run("serve", "-c", str(file), "--check-config", "--default-export", "x").out
-    file.write_text("nonsense = 1\n")
-    done = run("serve", "-c", str(file), "--check-config")
-    assert (done.code, f"{file} line 1: unknown key 'nonsense'" in done.err) == (2, True)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_commands_help_shows_an_example(name: str) -> None:
+def test_each_commands_help_shows_an_example_in_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     done = run(name, "--help")
     assert done.code == 0
     assert f"nbdzram {name}" in done.out.split("Example", 1)[-1]
+    assert [line for line in done.out.splitlines() if len(line) > 80] == []
 
 
 def test_the_serving_process_carries_neither_rich_nor_a_client_command() -> None:
@@ -393,14 +347,6 @@ def test_stdin_that_is_no_socket_is_one_sentence() -> None:
     assert (done.code, "leave out --metrics" in done.err) == (2, True)
 
 
-def make_certificate(directory: Path, name: str) -> None:
-    openssl = require_program("openssl", package="openssl")
-    make = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    make += ["-days", "10", "-subj", f"/CN={name}", "-keyout", str(directory / "key.pem")]
-    make += ["-out", str(directory / "cert.pem")]
-    subprocess.run(make, check=True, capture_output=True)
-
-
 def test_hangup_looks_at_the_certificates_again(start: Start, tmp_path: Path) -> None:
     make_certificate(tmp_path, "first")
     files = ["--tls-certificate", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
@@ -432,8 +378,9 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
     far = run("attach", "disk", "--uri", "nbd://[fd00::1]:9", "--nbdtab")
     assert far.out == "nbd0 fd00::1 disk port=9,persist\n"
     assert far.err == ""
-    wrong = run("attach", "disk", "--uri", "http://x")
-    assert (wrong.code, "is not an NBD URI" in wrong.err) == (1, True)
+    for uri in ("http://x", "nbd://x:port", "nbd://[::1"):
+        wrong = run("attach", "disk", "--uri", uri)
+        assert (wrong.code, "is not an NBD URI" in wrong.err) == (1, True)
 
 
 @pytest.mark.parametrize(
