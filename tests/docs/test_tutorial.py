@@ -31,12 +31,12 @@ def script_of(text: str, nbd_port: int, metrics_port: int) -> str:
 
 
 def environment(directory: Path, nbd_port: int, metrics_port: int) -> dict[str, str]:
-    """A user's, with a runtime directory and ports of its own: a server that runs here stays undisturbed."""
+    """A user's, with ports and a control socket of its own: a server that runs here stays undisturbed, and unasked."""
     runtime = directory / "run"
     runtime.mkdir(mode=0o700)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NBDZRAM_")}
     return kept | {
-        "XDG_RUNTIME_DIR": str(runtime),
+        "NBDZRAM_CONTROL": str(runtime / "nbdzram.sock"),
         "TMPDIR": str(directory),
         "NBDZRAM_LISTEN": f"127.0.0.1:{nbd_port}",
         "NBDZRAM_METRICS": f"127.0.0.1:{metrics_port}",
