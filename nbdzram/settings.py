@@ -147,7 +147,7 @@ def read_toml(path: Path) -> Layer:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; is it a configuration file?")
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         document = tomllib.loads(content)
     except OSError as error:
         raise ConfigError(
@@ -240,7 +240,10 @@ def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, 
     if export.pool not in pools:
         origin = layer["exports", name, "pool"].origin
         known = ", ".join(sorted(pools))
-        raise ConfigError(f"{origin}: export '{name}' asks for the pool '{export.pool}'; the pools are {known}")
+        raise ConfigError(
+            f"{origin}: export '{name}' asks for the pool '{export.pool}'; the pools are {known}; "
+            f"add [pools.{export.pool}] for one more"
+        )
     return export
 
 
@@ -267,8 +270,10 @@ def _key_of(path: LeafPath, given: Given) -> Key:
         raise ConfigError(f"{given.origin}: '{path[0]}' holds tables: write [{path[0]}.NAME] and below it {keys}")
     import difflib  # noqa: PLC0415 - only a mistake pays for it
 
-    siblings = [key.path[-1] for key in KEYS if key.path[:-1] == pattern[:-1]] or [key.path[0] for key in KEYS]
-    near = difflib.get_close_matches(path[-1], siblings, n=1)
+    siblings, wrong = [key.path[-1] for key in KEYS if key.path[:-1] == pattern[:-1]], path[-1]
+    if len(path) == 1 or not siblings:  # nothing begins like that: it is the first word that is wrong
+        siblings, wrong = [key.path[0] for key in KEYS], path[0]
+    near = difflib.get_close_matches(wrong, siblings, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(dict.fromkeys(siblings))}"
     raise ConfigError(f"{given.origin}: unknown key '{'.'.join(path)}'; {hint}")
 
@@ -290,7 +295,16 @@ def _file_from(environment: Mapping[str, str]) -> Path | None:
 
 def _files(file: Path) -> Iterator[Path]:
     yield file
-    yield from sorted((file.parent / CONFIG_DIRECTORY).glob("*.toml"))
+    directory = file.parent / CONFIG_DIRECTORY
+    try:
+        found = sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:  # what lies there would count: it must not be passed over
+        raise ConfigError(
+            f"cannot read the directory {directory}: {error.strerror}; let this user read it, or move it elsewhere"
+        ) from None
+    yield from (path for path in found if path.suffix == ".toml")
 
 
 def _leaves(table: Mapping[str, object], path: LeafPath) -> Iterator[tuple[LeafPath, object]]:

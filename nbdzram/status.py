@@ -200,7 +200,12 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _decode(kind: Any, payload: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    is_record = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    if (is_record or origin is dict) and not isinstance(payload, dict):
+        raise TypeError(f"{payload!r} (not an object)")
+    if origin is tuple and not isinstance(payload, list):
+        raise TypeError(f"{payload!r} (not a list)")
+    if is_record:
         hints = _hints(kind)
         return kind(
             **{field.name: _decode(hints[field.name], payload[field.name]) for field in dataclasses.fields(kind)}

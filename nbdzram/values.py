@@ -17,7 +17,7 @@ from typing import TypeVar
 from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.units import format_size, parse_size, physical_memory
 
-MAX_NAME_BYTES = 4096  # the NBD protocol's limit on strings
+MAX_NAME_BYTES = 255  # what an export directory entry holds (engine/pool); the protocol allows 4096
 SECTOR_BYTES = 512  # what every NBD client can address
 EXPORT_BYTES_MAX = 1 << 51  # 2 PiB: what a block table of three levels reaches (engine/table)
 
@@ -118,10 +118,10 @@ def path(value: object) -> Path:
 
 
 def export_name(value: object) -> str:
-    """A name that NBD clients ask for: UTF-8 without NUL, at most 4096 bytes."""
+    """A name that NBD clients ask for. What is not printable, bytes that are no UTF-8 too, would garble every list."""
     name = text(value)
-    if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
-        raise ValueError(f"{name[:80]!r} is not an export's name: 1 to {MAX_NAME_BYTES} bytes without NUL")
+    if not name or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"{name[:80]!r} is not an export's name: 1 to {MAX_NAME_BYTES} bytes of printable UTF-8")
     return name
 
 

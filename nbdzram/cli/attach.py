@@ -15,6 +15,7 @@ from nbdzram.cli.common import connect, control_option, export_names
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.errors import NoSuchExport, UserError
+from nbdzram.values import export_name
 
 NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and libnbd attach without it"
 
@@ -38,7 +39,7 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "--tls-certificates",
     "certificates",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="For a server with TLS: where ca-cert.pem is, and client-cert.pem with client-key.pem if it asks for them.",
 )
 @control_option
@@ -59,6 +60,10 @@ def command(
     Without --uri the server on this machine is asked where it listens.
     """
     address = Address.of(uri) if uri else _local_address(export, control)
+    try:
+        export_name(export)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if not address.kernel_can_attach:
         raise UserError("nbd-client speaks no vsock; let the server listen on TCP or a unix socket too")
     if run_it and address.over_tls and certificates is None:

@@ -64,4 +64,4 @@ def _text(column: Column[Row], cell: Cell, in_bytes: bool) -> str:
         return ""
     if column.is_size and isinstance(cell, int) and not in_bytes:
         return format_size(cell)
-    return str(cell)
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(cell))

@@ -48,7 +48,7 @@ def control_option(command: Command) -> Command:
     return click.option(
         "--control",
         metavar="PATH",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         help="The server's control socket.  [default: where `serve` puts it]",
     )(command)
 
@@ -100,6 +100,16 @@ def list_rows(
         return print_json(rows)
     for line in render(columns, rows):
         click.echo(line)
+    return None
+
+
+def remove_named(method: str, name: str, *, as_json: bool, control: Path | None, **params: Any) -> None:
+    """Ask the server to remove an export or a pool, and say so. Raises UserError."""
+    with connect(control) as client:
+        client.call(method, name=name, **params)
+    if as_json:
+        return print_json({"removed": name})
+    click.echo(f"removed {name}")
     return None
 
 

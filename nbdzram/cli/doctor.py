@@ -24,7 +24,7 @@ SUBJECT_WIDTH = 14
     "-c",
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="The configuration that `serve` would be given.",
 )
 @json_option

@@ -41,7 +41,7 @@ class Image:
     epilog="\b\nExamples:\n  nbdzram estimate machine.img\n  nbdzram estimate vm1.img vm2.img vm3.img --level 9\n"
     "  sudo nbdzram estimate /dev/sda --sample 16 --json",
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--level", metavar="N", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level."
 )
@@ -79,7 +79,7 @@ def command(*, files: tuple[Path, ...], level: int, sample: int, as_json: bool) 
 def describe(images: list[Image], figures: Figures, holes: int, sample: int) -> Iterator[str]:
     """The result as text."""
     size = sum(image.size_bytes for image in images)
-    what = str(images[0].path) if len(images) == 1 else f"{len(images)} images"
+    what = click.format_filename(images[0].path) if len(images) == 1 else f"{len(images)} images"
     about = f", from one distinct block in {sample}" if sample > 1 else ""
     yield f"{what}: {format_size(size)}, of which {format_size(holes)} are holes{about}"
     duplicates = figures.objects - figures.distinct_objects
@@ -116,9 +116,11 @@ def _ratio(stored: int, memory: int) -> str:
 
 def _open(path: Path) -> Image:
     """Raises UserError for what cannot be read or is neither a file nor a block device."""
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; name a disk image or a block device")
     try:
+        if not (path.is_file() or path.is_block_device()) and path.exists():
+            raise UserError(
+                f"{path} is neither a file nor a block device; name a disk image or a device such as /dev/sda"
+            )
         with path.open("rb", buffering=0) as file:
             return Image(path, file.seek(0, os.SEEK_END))
     except OSError as error:

@@ -8,7 +8,16 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column
-from nbdzram.cli.common import Size, connect, control_option, export_names, json_option, list_rows, print_json
+from nbdzram.cli.common import (
+    Size,
+    connect,
+    control_option,
+    export_names,
+    json_option,
+    list_rows,
+    print_json,
+    remove_named,
+)
 from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
 
@@ -67,12 +76,11 @@ def add(
 @command.command("remove", epilog="Example: nbdzram exports remove scratch")
 @click.argument("name", shell_complete=export_names)
 @force_option
+@json_option
 @control_option
-def remove(*, name: str, force: bool, control: Path | None) -> None:
+def remove(*, name: str, force: bool, as_json: bool, control: Path | None) -> None:
     """Remove a disk with its content. Its clones and snapshots stay."""
-    with connect(control) as client:
-        client.call("exports.remove", name=name, force=force)
-    click.echo(f"removed {name}")
+    remove_named("exports.remove", name, as_json=as_json, control=control, force=force)
 
 
 @command.command("resize", epilog="Example: nbdzram exports resize scratch 20G")

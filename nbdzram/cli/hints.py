@@ -27,14 +27,18 @@ class Address:
     @classmethod
     def of(cls, uri: str) -> Address:
         """Read nbd://HOST:PORT or nbd+unix:///?socket=PATH (nbds for TLS). Raises UserError."""
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+            port = parts.port
+        except ValueError as error:
+            raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809: {error}") from None
         scheme, _, transport = parts.scheme.partition("+")
         if scheme not in {"nbd", "nbds"} or transport not in {"", "tcp", "unix", "vsock"}:
             raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809 or nbd+unix:///?socket=PATH")
         path = parse_qs(parts.query).get("socket", [None])[0]
         if transport == "unix" and path is None:
             raise UserError(f"'{uri}' names no socket; write nbd+unix:///?socket=PATH")
-        return cls(parts.scheme, parts.hostname or "127.0.0.1", parts.port or DEFAULT_PORT, path)
+        return cls(parts.scheme, parts.hostname or "127.0.0.1", port or DEFAULT_PORT, path)
 
     @property
     def kernel_can_attach(self) -> bool:

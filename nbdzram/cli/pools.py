@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column
-from nbdzram.cli.common import connect, control_option, json_option, list_rows, print_json
+from nbdzram.cli.common import connect, control_option, json_option, list_rows, print_json, remove_named
 from nbdzram.config import Dedup
 from nbdzram.status import PoolStatus, from_json
 from nbdzram.units import format_size
@@ -74,12 +74,11 @@ def add(*, name: str, mem_limit: int, dedup: str, as_json: bool, control: Path |
 
 @command.command("remove", epilog="Example: nbdzram pools remove fast")
 @click.argument("name")
+@json_option
 @control_option
-def remove(*, name: str, control: Path | None) -> None:
+def remove(*, name: str, as_json: bool, control: Path | None) -> None:
     """Close a pool that holds no export, and remove its file."""
-    with connect(control) as client:
-        client.call("pools.remove", name=name)
-    click.echo(f"removed {name}")
+    remove_named("pools.remove", name, as_json=as_json, control=control)
 
 
 @command.command(

@@ -82,7 +82,11 @@ def _requests(name: str) -> Callable[[ExportStatus], int]:
 
 COLUMNS: list[Column[Line]] = [
     Column("NAME", "pool, or export in it", lambda line: line.export.name if line.export else line.pool.name),
-    Column("TYPE", "pool, disk or snapshot", lambda line: _kind(line.export)),
+    Column(
+        "TYPE",
+        "pool, disk, or disk-ro: a snapshot, or another that clients may only read",
+        lambda line: _kind(line.export),
+    ),
     Column("POOL", "the pool", lambda line: line.pool.name),
     Column("DISKSIZE", "size that clients see", _sum(lambda export: export.size_bytes), True),
     Column("DATA", "uncompressed size of stored blocks", _sum(lambda export: export.stored_bytes), True),
@@ -174,6 +178,10 @@ def command(
     The first row of a pool is the pool; its exports follow. TOTAL, SAVED and other memory belong to the pool, because
     exports share objects; UNIQUE is what removing an export would free.
     """
+    wanted = {"--columns": columns, "--json": as_json, "--memory": memory, "--mm-stat": mm_stat, "--io-stat": io_stat}
+    forms = [option for option, given in wanted.items() if given]
+    if len(forms) > 1:
+        raise ConfigError(f"{forms[0]} and {forms[1]} print different things; give one of them")
     if columns:
         return click.echo("\n".join(f"{column.heading:12}{column.says}" for column in COLUMNS))
     chosen = COLUMNS if output_all else choose(COLUMNS, output)
@@ -304,7 +312,7 @@ def _verdict(stored: int, taken: int) -> str:
 def _kind(export: ExportStatus | None) -> str:
     if export is None:
         return "pool"
-    return "snapshot" if export.read_only else "disk"
+    return "disk-ro" if export.read_only else "disk"
 
 
 def _mm_stat_line(status: ServerStatus) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,12 @@ class ControlClient:
         self._socket.settimeout(CONNECT_SECONDS)
         try:
             self._socket.connect(str(path))
+        except PermissionError:
+            self._socket.close()
+            raise ServerUnreachable(
+                f"the control socket {path} may not be opened by user {os.geteuid()}; "
+                "be the user that runs the server, or root (sudo)"
+            ) from None
         except OSError as error:
             self._socket.close()
             reason = error.strerror or str(error)

@@ -16,6 +16,10 @@ from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
 
 BACKLOG = 512
+_REMEDIES = {
+    errno.EADDRNOTAVAIL: "-i takes an address of this machine, 0.0.0.0 and :: stand for all",
+    errno.EACCES: "ports below 1024 are root's; choose another port (-p)",
+}
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
@@ -42,10 +46,9 @@ def open_tcp(address: TcpAddress) -> list[socket.socket]:
             listener.listen(BACKLOG)
         except (OSError, OverflowError) as error:
             close_all(opened)
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(
-                f"cannot listen on {address}: {reason}; choose another port (-p) or address (-i), or stop what uses it"
-            ) from None
+            reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
+            remedy = _REMEDIES.get(number or 0, "choose another port (-p) or address (-i), or stop what uses it")
+            raise UserError(f"cannot listen on {address}: {reason}; {remedy}") from None
     return opened
 
 
@@ -66,10 +69,13 @@ def open_unix(address: UnixAddress) -> socket.socket:
         listener.listen(BACKLOG)
     except (OSError, LookupError) as error:
         listener.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot listen on the unix socket {path}: {reason}; -U names a path where this user may make one"
-        ) from None
+        reason = getattr(error, "strerror", None) or str(error.args[0] if error.args else error)
+        remedy = (
+            "owner= takes a user and a group of this machine"
+            if isinstance(error, LookupError)
+            else "-U names a path where this user may make one"
+        )
+        raise UserError(f"cannot listen on the unix socket {path}: {reason}; {remedy}") from None
     return listener
 
 
@@ -78,13 +84,15 @@ def open_vsock(address: VsockAddress) -> socket.socket:
     try:
         listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     except (AttributeError, OSError) as error:
-        raise UserError(f"vsock is not available on this machine: {error}") from None
+        raise UserError(f"this machine has no vsock ({error}); modprobe vsock, or leave out --vsock") from None
     try:
         listener.bind((socket.VMADDR_CID_ANY, address.port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise UserError(f"cannot listen on vsock port {address.port}: {error.strerror}") from None
+        raise UserError(
+            f"cannot listen on vsock port {address.port}: {error.strerror}; choose another with --vsock PORT"
+        ) from None
     return listener
 
 
@@ -119,7 +127,9 @@ def take_stdin() -> socket.socket:
         client = socket.socket(fileno=os.dup(STDIN))
         client.getpeername()
     except OSError as error:
-        raise UserError(f"--stdin needs a connected socket as standard input, as inetd gives it: {error}") from None
+        raise UserError(
+            f"--stdin needs a connected socket as standard input, as inetd gives it: {error.strerror}"
+        ) from None
     with Path(os.devnull).open("r+b", buffering=0) as nothing:
         for fd in range(3):
             if fd == STDIN or os.path.sameopenfile(fd, client.fileno()):

@@ -65,7 +65,10 @@ class State:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(directory, os.W_OK | os.X_OK):
-                raise UserError(f"the state directory {directory} may not be written by this user")
+                raise UserError(
+                    f"the state directory {directory} may not be written by user {os.geteuid()}; give it to that user, "
+                    "mount it writable, or name another"
+                )
             self.changes = _read(directory / FILE_NAME)
         except OSError as error:
             raise UserError(
@@ -117,7 +120,10 @@ def _read(path: Path) -> Changes:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or remove it to forget run-time changes") from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT}; was it written by a newer server?")
+        raise UserError(
+            f"{path} is not of format {FORMAT}; start the version that wrote it, "
+            "or remove the file to forget run-time changes"
+        )
     return from_json(Changes, payload, f"the file {path}")
 
 

@@ -84,14 +84,20 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> 
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS certificate {certificate} with key {key} cannot be used: {error}") from None
+        raise ConfigError(
+            f"TLS certificate {certificate} with key {key} cannot be used: {_reason(error)}; "
+            "name a certificate chain and the private key that it was made for, both PEM"
+        ) from None
 
 
 def _require_certificates(context: ssl.SSLContext, authority: Path) -> None:
     try:
         context.load_verify_locations(authority)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS client authority {authority} cannot be used: {error}") from None
+        raise ConfigError(
+            f"TLS client authority {authority} cannot be used: {_reason(error)}; "
+            "name the certificate of the authority that signs clients, PEM"
+        ) from None
     context.verify_mode = ssl.CERT_REQUIRED
 
 
@@ -114,7 +120,7 @@ def read_keys(file: Path) -> dict[str, bytes]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"TLS keys {file} cannot be read: {error}") from None
+        raise ConfigError(f"TLS keys {file} cannot be read: {error}; name a text file with lines NAME:HEXKEY") from None
     keys: dict[str, bytes] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
@@ -139,6 +145,15 @@ def certificate_names(tls: ssl.SSLObject) -> frozenset[str]:
     for relative in certificate.get("subject", ()):
         names.update(value for kind, value in relative if kind == "commonName")
     return frozenset(names)
+
+
+def _reason(error: OSError) -> str:
+    """OpenSSL's words where they say something, ours where they do not."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key is not that of the certificate"
+    return (error.reason or "not PEM, or the two exchanged").replace("_", " ").lower()
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -117,6 +117,8 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ('listen = ["unix:/x,mod=1"]', "'mod=1' is not allowed behind a socket's path"),
         ('listen = ["1.2.3.4:99999"]', "a port is at most 65535"),
         ("listen = 3", "3 is not a list"),
+        ('[expots.d]\nsize = "1G"', "line 2: unknown key 'expots.d.size'; did you mean 'exports'"),
+        ('[exports."a\\u001b"]\nsize = "1G"', "255 bytes of printable UTF-8"),
         ("x = \ny = 1", "is not valid TOML: Invalid value \\(at line 1, column 5\\)"),
     ],
 )
@@ -147,6 +149,17 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load(tmp_path / "binary", {}, {})
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "nbdzram.toml").write_text('metrics = "off"\n', encoding="utf-8-sig")
+    assert load(tmp_path / "nbdzram.toml", {}, {}).metrics is None
+
+
+def test_a_conf_d_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").symlink_to("conf.d")  # an error to root too, whom modes do not stop
+    with pytest.raises(ConfigError, match=r"cannot read the directory .*conf.d: Too many levels of symbolic links"):
+        load(write(tmp_path / "nbdzram.toml", ""), {}, {})
 
 
 def test_every_key_has_words_and_no_two_share_a_variable() -> None:

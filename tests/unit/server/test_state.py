@@ -48,6 +48,7 @@ def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> Non
         ("{", "is damaged"),
         ('{"format": 99}', "is not of format 1"),
         ('{"format": 1, "exports": {"a": {}}, "pools": {}}', "lacks or misplaces 'pool'"),
+        ('{"format": 1, "exports": {"a": 3}, "pools": {}}', r"lacks or misplaces 3 \(not an object\)"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path, text: str, clue: str) -> None:

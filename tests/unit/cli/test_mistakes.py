@@ -1,0 +1,146 @@
+"""What a person types wrong, or a machine does not have: one sentence and the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Server, make_certificate, run
+
+Start = Callable[..., Server]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "clue"),
+    [
+        (["serve", "-e", "disk"], 2, "-e: 'disk' is not NAME=SIZE, such as disk=1G"),
+        (["serve", "-e", "disk=1X"], 2, "unknown suffix 'X'"),
+        (["serve", "-e", "disk=1G", "--mem-limit", "lots"], 2, "--mem-limit: pools.default.mem_limit: 'lots' is not"),
+        (["serve", "-e", "disk=1G", "-i", "not an address"], 2, "'not an address:10809' is not an address"),
+        (["serve", "-e", "disk=1G", "-p", "70000"], 2, "70000 is not in the range"),
+        (["serve", "-e", "disk=1G", "--fold-interval", "sometimes"], 2, "off, auto, or an interval"),
+        (["serve", "-c", "/nonexistent.toml"], 2, "cannot read the configuration file /nonexistent.toml"),
+        (["serve", "--tls", "require"], 2, "needs tls.certificate and tls.key"),
+        (["serve", "-U", "/nonexistent/x", "--metrics", "off", "--control", "CONTROL"], 1, "/nonexistent/x"),
+        (["serve", "-i", "192.0.2.1", "--metrics", "off", "--control", "CONTROL"], 1, "192.0.2.1"),
+        (["serve", "-p", "0", "--metrics", "192.0.2.1:1", "--control", "CONTROL"], 1, "--metrics off"),
+        (["serve", "-p", "0", "--metrics", "off", "--control", "/nonexistent/x"], 1, "--control PATH"),
+        (["serve", "-p", "0", "--metrics", "off", "--control", "CONTROL", "--state-dir", "/proc/x"], 1, "/proc/x"),
+        (["exports", "add", "a", "1000"], 2, "multiple of 512"),
+        (["exports", "add", "a", "3P"], 2, "'3P' is not the size of a disk: a multiple of 512 bytes, at most 2P"),
+        (["serve", "-e", b"\xff=1M"], 2, "-e: '\\udcff' is not an export's name: 1 to 255 bytes of printable UTF-8"),
+        (["serve", "-e", f"{'x' * 256}=1M"], 2, "255 bytes of printable UTF-8"),
+        (["serve", "-U", "/x,mode=9", "--vsock", "1"], 2, "-U, --vsock: listen: 'mode=9' is not allowed behind"),
+        (["serve", "-U", "CONTROL,owner=nobody-here", "--control", "CONTROL.c"], 1, "owner= takes a user and a group"),
+        (["estimate", "/dev/zero"], 1, "/dev/zero is neither a file nor a block device"),
+        (["stat", "--mm-stat", "--json"], 2, "--json and --mm-stat print different things; give one of them"),
+        (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
+        (["fold", "--cpu", "0"], 2, "0 is not in the range"),
+        (["recompress", "--level", "23"], 2, "23 is not in the range"),
+        (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
+        (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
+        (["estimat"], 2, "Did you mean 'estimate'?"),
+        (["nothing"], 2, "No such command 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_never_a_traceback(
+    tmp_path: Path, arguments: list[str | bytes], code: int, clue: str
+) -> None:
+    words = (os.fsdecode(word) for word in arguments)
+    done = run(*(word.replace("CONTROL", str(tmp_path / "control.sock")) for word in words))
+    assert done.code == code, done.err
+    assert clue in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("which", ["nbd", "metrics"])
+def test_a_port_in_use_is_one_sentence(tmp_path: Path, which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        addresses = (
+            ["-p", port, "--metrics", "off"] if which == "nbd" else ["-p", "0", "--metrics", f"127.0.0.1:{port}"]
+        )
+        done = run("serve", "-e", "disk=1M", "--control", str(tmp_path / "c"), *addresses)
+    assert done.code == 1
+    assert done.err.count(port) == 1
+    assert "Address already in use; choose another" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_check_config_says_what_it_means_and_ends(tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text(
+        'listen = ["unix:/run/x.sock"]\n[pools.fast]\nmem_limit = "1G"\n[exports.disk]\nsize = "2G"\npool = "fast"\n'
+    )
+    done = run("serve", "-c", str(file), "--check-config")
+    assert done.code == 0
+    assert "pool     fast (1G, dedup fold)" in done.out
+    assert "export   disk (2G in pool fast)" in done.out
+    assert "listen   unix:/run/x.sock" in done.out
+    assert "  default  " not in run("serve", "-c", str(file), "--check-config", "--default-export", "disk").out
+    assert "no export here is named" in run("serve", "-c", str(file), "--check-config", "--default-export", "x").out
+    file.write_text('[tls]\nmode = "require"\ncertificate = "/nonexistent.pem"\nkey = "/nonexistent.pem"\n')
+    done = run("serve", "-c", str(file), "--check-config")
+    assert (done.code, "TLS file /nonexistent.pem cannot be read" in done.err) == (2, True)
+    file.write_text("nonsense = 1\n")
+    done = run("serve", "-c", str(file), "--check-config")
+    assert (done.code, f"{file} line 1: unknown key 'nonsense'" in done.err) == (2, True)
+
+
+def test_names_that_would_garble_a_list_are_refused_at_run_time(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    for name in ("a\x1b[31m", "a\nb", "", "x" * 256, os.fsdecode(b"\xff")):
+        for command in (("exports", "add", name, "1M"), ("clone", "disk", name)):
+            done = server.run(*command)
+            assert (done.code, "255 bytes of printable UTF-8" in done.err) == (1, True), done.err
+    server.run("exports", "add", "x" * 255, "1M", "--description", "two\nlines")
+    assert len(server.run("exports", "list").out.splitlines()) == 3
+
+
+def test_the_socket_of_another_user_is_told_apart_from_a_dead_server(start: Start) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    server = start("-e", "disk=1M")
+    code = f"""
+import os
+from pathlib import Path
+from nbdzram.control.client import ControlClient
+from nbdzram.errors import ServerUnreachable
+os.setuid(65534)  # may not even read the modules above
+try:
+    ControlClient(Path({str(server.control)!r}))
+except ServerUnreachable as error:
+    print(error)
+"""
+    for directory in server.control.parents[:-2]:
+        directory.chmod(directory.stat().st_mode | 0o011)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"the control socket {server.control} may not be opened by user 65534" in told
+
+
+def test_removals_have_json_too(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    server.run("pools", "add", "fast")
+    assert json.loads(server.run("exports", "remove", "disk", "--json").out) == {"removed": "disk"}
+    assert json.loads(server.run("pools", "remove", "fast", "--json").out) == {"removed": "fast"}
+
+
+def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_certificate(tmp_path / name, name)
+    certificate, key = tmp_path / "one" / "cert.pem", tmp_path / "two" / "key.pem"
+    tls = ("serve", "--check-config", "--tls", "on", "--tls-certificate", str(certificate), "--tls-key")
+    done = run(*tls, str(key))
+    assert (done.code, "the key is not that of the certificate; name" in done.err) == (2, True)
+    done = run(*tls, str(certificate))
+    assert (done.code, "_ssl.c" in done.err, "both PEM" in done.err) == (2, False, True)
+    assert run(*tls, str(tmp_path / "one" / "key.pem")).code == 0
