@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-
-from nbdzram.cli.main import run
 
 STDERR = 2
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports is no traceback
     _open_standard_streams()
+    from nbdzram.cli.main import run  # noqa: PLC0415
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

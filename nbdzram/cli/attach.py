@@ -27,7 +27,7 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "  nbdzram attach disk --uri nbd://192.0.2.10 --nbdtab -C 4",
 )
 @click.argument("export", shell_complete=export_names)
-@click.argument("device", default="/dev/nbd0")
+@click.argument("device", default="/dev/nbd0", type=click.Path(readable=False))
 @click.option("--run", "run_it", is_flag=True, help="Run the line, after loading the kernel module nbd if need be.")
 @click.option("--nbdtab", is_flag=True, help="Print the line of /etc/nbdtab instead.")
 @click.option("--uri", metavar="URI", help="The server's address, if it is not on this machine.")

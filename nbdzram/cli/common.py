@@ -36,9 +36,18 @@ class Size(click.ParamType[int]):
 
 def export_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """For a shell's completion: the exports of the server that the command would ask. Silent when there is none."""
+    return _known(context, lambda status: [export.name for export in status.exports], incomplete)
+
+
+def pool_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """The same for pools."""
+    return _known(context, lambda status: [pool.name for pool in status.pools], incomplete)
+
+
+def _known(context: click.Context, names: Callable[[ServerStatus], list[str]], incomplete: str) -> list[str]:
     try:
         with connect(context.params.get("control")) as client:
-            return [export.name for export in client.status().exports if export.name.startswith(incomplete)]
+            return [name for name in names(client.status()) if name.startswith(incomplete)]
     except UserError:
         return []
 
@@ -60,7 +69,9 @@ def json_option(command: Command) -> Command:
 
 def pool_option(command: Command) -> Command:
     """--pool NAME."""
-    return click.option("--pool", metavar="NAME", help="Only this pool.  [default: all]")(command)
+    return click.option("--pool", metavar="NAME", shell_complete=pool_names, help="Only this pool.  [default: all]")(
+        command
+    )
 
 
 def cpu_option(command: Command) -> Command:

@@ -15,6 +15,7 @@ from nbdzram.cli.common import (
     export_names,
     json_option,
     list_rows,
+    pool_names,
     print_json,
     remove_named,
 )
@@ -53,7 +54,7 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @command.command("add", epilog="Example: nbdzram exports add scratch 10G --description 'build trees'")
 @click.argument("name")
 @click.argument("size", type=Size())
-@click.option("--pool", metavar="NAME", help="The pool that holds it.  [default: default]")
+@click.option("--pool", metavar="NAME", shell_complete=pool_names, help="The pool that holds it.  [default: default]")
 @click.option("--read-only", is_flag=True, help="Clients may not write.")
 @click.option("--description", metavar="TEXT", default="", help="What clients are told of it.")
 @json_option

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column
-from nbdzram.cli.common import connect, control_option, json_option, list_rows, print_json, remove_named
+from nbdzram.cli.common import connect, control_option, json_option, list_rows, pool_names, print_json, remove_named
 from nbdzram.config import Dedup
 from nbdzram.status import PoolStatus, from_json
 from nbdzram.units import format_size
@@ -73,7 +73,7 @@ def add(*, name: str, mem_limit: int, dedup: str, as_json: bool, control: Path |
 
 
 @command.command("remove", epilog="Example: nbdzram pools remove fast")
-@click.argument("name")
+@click.argument("name", shell_complete=pool_names)
 @json_option
 @control_option
 def remove(*, name: str, as_json: bool, control: Path | None) -> None:
@@ -86,7 +86,7 @@ def remove(*, name: str, as_json: bool, control: Path | None) -> None:
     epilog="\b\nExamples:\n  nbdzram pools limit default 8G\n  nbdzram pools limit default 50%\n"
     "  nbdzram pools limit default 0",
 )
-@click.argument("name")
+@click.argument("name", shell_complete=pool_names)
 @click.argument("size", type=Limit())
 @json_option
 @control_option
@@ -99,7 +99,7 @@ def limit(*, name: str, size: int, as_json: bool, control: Path | None) -> None:
 
 
 @command.command("dedup", epilog="Example: nbdzram pools dedup default inline")
-@click.argument("name")
+@click.argument("name", shell_complete=pool_names)
 @click.argument("when", type=DEDUP)
 @json_option
 @control_option

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render
-from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
+from nbdzram.cli.common import connect, control_option, export_names, json_option, pool_names, print_json
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
@@ -154,7 +154,7 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
 @click.option("--mm-stat", is_flag=True, help="Print a pool's mm_stat line: zram's nine numbers and pages_folded.")
 @click.option("--io-stat", is_flag=True, help="Print zram's io_stat line, over the exports named.")
 @click.option("--columns", is_flag=True, help="Explain the columns.")
-@click.option("--pool", metavar="NAME", help="Only this pool.")
+@click.option("--pool", metavar="NAME", shell_complete=pool_names, help="Only this pool.")
 @json_option
 @control_option
 def command(

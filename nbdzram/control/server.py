@@ -85,6 +85,8 @@ class ControlServer:
             if not line.endswith(b"\n"):
                 return None
             answer = await self._answer(line, writer)
+            if writer.transport.is_closing():
+                return None  # the client hung up during a run: nobody waits for the answer
             if answer is not None:
                 writer.write(answer)
                 await writer.drain()

@@ -431,6 +431,9 @@ def test_exports_are_completed_from_the_running_server(start: Start) -> None:
     }
     done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.split() == ["plain,root", "plain,rescue"]
+    pools = environment | {"COMP_WORDS": "nbdzram pools limit d", "COMP_CWORD": "3"}
+    done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=pools)
+    assert done.stdout.split() == ["plain,default"]
     nobody = environment | {"NBDZRAM_CONTROL": str(server.control.with_name("gone"))}
     done = subprocess.run([*NBDZRAM], capture_output=True, text=True, check=False, env=nobody)
     assert (done.stdout.strip(), done.stderr) == ("", "")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable
-from tests.unit.cli.conftest import NBDZRAM, clean_environment
+from tests.support.nbd_client import Client
+from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment
+
+Start = Callable[..., Server]
 
 FULL = Path("/dev/full")
 
@@ -67,6 +72,38 @@ def pid_of_server(control: Path, shell: subprocess.Popen[str]) -> int:
         if status.uris:
             return status.pid
     raise AssertionError("the server offers nothing")
+
+
+def test_ctrl_c_is_no_traceback_however_early_it_comes() -> None:
+    """Python's own start aside, which is not ours: the first import of ours waits here for the signal."""
+    code = """
+import os, signal, sys
+import nbdzram.__main__
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Slow())
+nbdzram.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")  # a shell says 130
+
+
+def test_a_client_that_hangs_up_during_a_run_leaves_nothing_in_the_log(start: Start) -> None:
+    server = start("-e", "disk=64M")
+    with Client(server.socket, "disk") as client:
+        for number in range(16):
+            client.write(number << 20, (b"%08d" % number * 512).ljust(4096) * 256)
+            client.write((number << 20) + 8, b"other")
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(server.control))
+        raw.sendall(b'{"jsonrpc":"2.0","method":"run","params":{"kind":"check","cpu_percent":1},"id":1}\n')
+    with ControlClient(server.control) as control:
+        while control.status().pools[0].maintenance.totals["check"].runs == 0:
+            os.sched_yield()
+    assert server.stop() == 0
+    assert server.log.read_text().count("Traceback") == 0
 
 
 def test_colours_are_for_terminals_that_want_them() -> None:
