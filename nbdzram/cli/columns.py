@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -48,15 +49,20 @@ def render(
         cells.insert(0, [column.heading for column in columns])
     if raw:
         return [" ".join(text.replace(" ", "\\x20") or "-" for text in line) for line in cells]
-    widths = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
+    widths = [max((_width(line[index]) for line in cells), default=0) for index in range(len(columns))]
     left = [not rows or any(isinstance(column.cell(row), str) for row in rows) for column in columns]
     return [
         " ".join(
-            text.ljust(width) if is_left else text.rjust(width)
+            text + " " * (width - _width(text)) if is_left else text.rjust(width)
             for text, width, is_left in zip(line, widths, left, strict=True)
         ).rstrip()
         for line in cells
     ]
+
+
+def _width(text: str) -> int:
+    """The terminal's columns that it takes: two for a wide character, none for a mark on the one before."""
+    return sum(0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF") for one in text)
 
 
 def _text(column: Column[Row], cell: Cell, in_bytes: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nbdzram.settings import load
 
 COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 SUBJECT_WIDTH = 14
+WIDEST = 100
 
 
 @click.command(
@@ -50,7 +52,11 @@ def command(context: click.Context, *, config: Path | None, as_json: bool, contr
 def _tell(finding: Finding) -> None:
     mark = click.style(f"{finding.level:5}", fg=COLOURS[finding.level], bold=finding.level is not Level.OK)
     indent = " " * (6 + SUBJECT_WIDTH + 1)
-    lines = textwrap.wrap(finding.says, 100 - len(indent), break_long_words=False, break_on_hyphens=False)
-    click.echo(f"{mark} {finding.subject:{SUBJECT_WIDTH}} {f'{chr(10)}{indent}'.join(lines)}")
-    if finding.remedy:
-        click.echo(f"{indent}remedy: {finding.remedy}")
+    told = _wrap(finding.says, indent) + (_wrap(f"remedy: {finding.remedy}", indent) if finding.remedy else [])
+    click.echo(f"{mark} {finding.subject:{SUBJECT_WIDTH}} {f'{chr(10)}{indent}'.join(told)}")
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    """As wide as the terminal, and 100 columns at most; in a pipe those 100."""
+    width = min(shutil.get_terminal_size((WIDEST, 1)).columns, WIDEST) - len(indent)
+    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False)

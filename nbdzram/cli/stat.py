@@ -235,16 +235,11 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
     taken = stats.mem_used_total + stats.metadata
     limit = f", {100 * stats.mem_used_total / stats.mem_limit:.0f} % of the limit" if stats.mem_limit else ""
     rows = (
-        ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} of them same-filled, which take no object"),
+        ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} same-filled, without an object"),
         ("", "needed by one export alone", unique, "removing that export frees it"),
-        (
-            "+",
-            "shared",
-            shared,
-            f"used by several blocks: folding and clones spare {_size(spared, in_bytes)}",
-        ),
+        ("+", "shared", shared, f"folding and clones spare {_size(spared, in_bytes)}"),
         ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
-        ("+", "fragmentation", frag, "rounding, and free slots: `nbdzram compact` gives whole pages back"),
+        ("+", "fragmentation", frag, "rounding, free slots: `nbdzram compact`"),
         ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}{limit}"),
         ("+", "metadata", stats.metadata, "block tables, handles, indexes"),
         ("=", "taken in all", taken, ""),
@@ -303,9 +298,9 @@ def _codecs(stats: PoolStats, in_bytes: bool) -> str:
 
 def _verdict(stored: int, taken: int) -> str:
     if not stored:
-        return "nothing is stored yet: these are the tables of an empty pool"
+        return "nothing is stored yet: empty tables"
     if stored < taken:
-        return "below zero: the tables take more than compression spares, as with few or random blocks"
+        return "below zero: the tables take more"
     return f"{stored / taken:.2f} to 1"
 
 

@@ -10,7 +10,7 @@ exports, the busiest first
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len, set_cell_size
@@ -25,7 +25,10 @@ from nbdzram.units import format_size
 HISTORY = 60  # samples that a sparkline remembers
 BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty pool do not fill it
 MAX_POOLS = 4  # bars; the rest is counted in one line
-WIDTHS = (7, 8, 6, 7, 8, 8, 6, 7, 5)  # of the columns behind the name
+WIDTHS = {"SIZE": 7, "STORED": 8, "RATIO": 6, "SHARED": 7, "READ/s": 8, "WRITE/s": 8, "IOPS": 6, "P99": 7, "CONN": 5}
+"""The columns behind the name. 80 have room for all; in fewer, those go first that change least."""
+LEAVING = ("SIZE", "SHARED", "CONN", "RATIO", "P99", "IOPS")
+LEAST_NAME_WIDTH = 80 - sum(WIDTHS.values())
 BLOCKS = " ▁▂▃▄▅▆▇█"
 Part = tuple[str, str, str, Callable[[PoolStats], int]]
 PARTS: tuple[Part, ...] = (
@@ -166,41 +169,43 @@ def _exports(frame: Frame, width: int, room: int) -> Iterator[Text]:
     )
     if frame.sort == "name":
         exports.sort(key=lambda export: export.name)
-    name_width = max(width - sum(WIDTHS), 8)
-    heading = ("SIZE", "STORED", "RATIO", "SHARED", "READ/s", "WRITE/s", "IOPS", "P99", "CONN")
-    yield Text(f"{'EXPORT':{name_width}}{_cells(heading)}", "bold reverse")
+    columns, leaving = dict(WIDTHS), iter(LEAVING)
+    while width - sum(columns.values()) < LEAST_NAME_WIDTH and (gone := next(leaving, None)):
+        del columns[gone]
+    name_width = max(width - sum(columns.values()), 8)
+    heading = "".join(f"{name:>{cells}}" for name, cells in columns.items())
+    yield Text(f"{'EXPORT':{name_width}}{heading}", "bold reverse")
     if not exports:
         yield Text("no exports; add one with: nbdzram exports add NAME SIZE", "dim")
     shown = exports if len(exports) <= room else exports[: room - 1]
     for export in shown:
-        yield _row(export, frame.rates.get(export.name, Rates()), frame.usage.get(export.name), name_width)
+        yield _row(export, frame.rates.get(export.name, Rates()), frame.usage.get(export.name), name_width, columns)
     if len(shown) < len(exports):
         yield Text(f"and {len(exports) - len(shown)} more", "dim")
 
 
-def _row(export: ExportStatus, rates: Rates, usage: DiskUsage | None, name_width: int) -> Text:
+def _row(
+    export: ExportStatus, rates: Rates, usage: DiskUsage | None, name_width: int, columns: Mapping[str, int]
+) -> Text:
     costs = usage is not None and usage.compressed > 0
-    cells = (
-        format_size(export.size_bytes),
-        format_size(export.stored_bytes) if export.stored_bytes else "-",
-        _times(usage.stored / usage.compressed) if usage and costs else "-",
-        f"{100 * usage.shared / usage.compressed:.0f} %" if usage and costs else "-",
-        _amount(rates.read_bytes),
-        _amount(rates.write_bytes),
-        f"{rates.requests:.0f}" if rates.requests else "-",
-        duration(rates.p99_seconds),
-        str(export.connections) if export.connections else "-",
-    )
+    cells = {
+        "SIZE": format_size(export.size_bytes),
+        "STORED": format_size(export.stored_bytes) if export.stored_bytes else "-",
+        "RATIO": _times(usage.stored / usage.compressed) if usage and costs else "-",
+        "SHARED": f"{100 * usage.shared / usage.compressed:.0f} %" if usage and costs else "-",
+        "READ/s": _amount(rates.read_bytes),
+        "WRITE/s": _amount(rates.write_bytes),
+        "IOPS": f"{rates.requests:.0f}" if rates.requests else "-",
+        "P99": duration(rates.p99_seconds),
+        "CONN": str(export.connections) if export.connections else "-",
+    }
+    told = "".join(f"{cells[name]:>{width}}" for name, width in columns.items())
     name = _fitted(export.name, name_width - 1)
-    return Text(f"{name} ", "bold" if rates.requests else "").append(_cells(cells), "" if rates.requests else "dim")
+    return Text(f"{name} ", "bold" if rates.requests else "").append(told, "" if rates.requests else "dim")
 
 
 def _times(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
-
-
-def _cells(cells: tuple[str, ...]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 
 def _fitted(name: str, width: int) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.browser import Browser
+from tests.support.nbd_client import RequestFailed
 from tests.support.server import Nbdzram
 
 pytestmark = pytest.mark.interop
@@ -101,3 +104,19 @@ def test_the_page_says_when_the_server_is_gone(serve: Callable[..., Nbdzram], br
     browser.wait_for("document.getElementById('state').innerText === 'serving'")
     server.stop()
     browser.wait_for("document.getElementById('state').innerText === 'no answer'")
+    assert re.fullmatch(r"what stands here is \d+ s old", browser.evaluate("document.getElementById('age').innerText"))
+
+
+def test_a_full_pool_is_seen_at_once(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "64M"}, arguments=("--mem-limit", "1M"), metrics=True)
+    browser.open(page_of(server))
+    browser.wait_for("document.getElementById('pools').innerText.includes('0 % of the limit')")
+    assert browser.evaluate("document.querySelectorAll('#pools .bad').length") == 0
+    with server.client("disk") as client:
+        for number in range(256):
+            client.write(number * 4096, random.Random(number).randbytes(4096))
+        with pytest.raises(RequestFailed):
+            client.write(1 << 20, random.Random(256).randbytes(4096))
+    browser.wait_for("document.querySelectorAll('#pools .bad').length === 2")
+    shown = browser.evaluate("[...document.querySelectorAll('#pools .bad')].map(one => one.innerText)")
+    assert shown == ["100 % of the limit of 1 MiB", "refused at the limit1 write"]

@@ -104,7 +104,9 @@ def test_stat_prints_zramctls_columns(start: Start) -> None:
 
 def test_stat_explains_where_memory_went(start: Start) -> None:
     server = start("-e", "disk=1M", "--mem-limit", "1M")
-    assert "nothing is stored yet" in server.run("stat", "--memory").out
+    told = server.run("stat", "--memory").out
+    assert "nothing is stored yet" in told
+    assert [line for line in told.splitlines() if len(line) > 80] == []
     assert server.run("stat", "-n", "--raw", "-o", "SAVED").out == "-\n-\n"
     block = bytes(range(256)) * 16
     with Client(server.socket, "disk") as client:

@@ -105,6 +105,12 @@ def test_names_that_would_garble_a_list_are_refused_at_run_time(start: Start) ->
     assert len(server.run("exports", "list").out.splitlines()) == 3
 
 
+def test_columns_stand_below_one_another_behind_wide_letters(start: Start) -> None:
+    lines = start("-e", "ディスク=1M", "-e", "e\u0301=1M").run("exports", "list").out.splitlines()
+    before = [line[: line.index("default" if number else "POOL")] for number, line in enumerate(lines)]
+    assert [len(before[0]), len(before[1]) + 4, len(before[2]) - 1] == [len("ディスク ") + 4] * 3
+
+
 def test_the_socket_of_another_user_is_told_apart_from_a_dead_server(start: Start) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can be another user")

@@ -68,6 +68,23 @@ def test_long_names_stay_distinct() -> None:
     assert all(cell_len(line) <= 80 for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (80, "EXPORT SIZE STORED RATIO SHARED READ/s WRITE/s IOPS P99 CONN"),
+        (70, "EXPORT STORED RATIO READ/s WRITE/s IOPS P99 CONN"),
+        (60, "EXPORT STORED READ/s WRITE/s IOPS P99"),
+        (48, "EXPORT STORED READ/s WRITE/s IOPS"),
+    ],
+)
+def test_in_a_narrow_terminal_columns_leave_before_names_do(width: int, headings: str) -> None:
+    lines = shown(Frame(with_exports("virtual-machine-disk-01")), width)
+    at = next(number for number, line in enumerate(lines) if line.startswith("EXPORT"))
+    assert lines[at].split() == headings.split()
+    assert len(lines[at + 1].split()) == len(headings.split())
+    assert lines[at + 1].startswith("virtual")
+
+
 @pytest.mark.parametrize("sort", SORTS)
 def test_each_order_puts_its_highest_first(sort: str) -> None:
     low = replace(EXPORT, name="b", stored_bytes=1, connections=0)
