@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nbdzram.control import messages
+from nbdzram.control.paths import not_ours
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.status import ServerStatus, from_json
@@ -32,10 +32,7 @@ class ControlClient:
             self._socket.connect(str(path))
         except PermissionError:
             self._socket.close()
-            raise ServerUnreachable(
-                f"the control socket {path} may not be opened by user {os.geteuid()}; "
-                "be the user that runs the server, or root (sudo)"
-            ) from None
+            raise not_ours(path) from None
         except OSError as error:
             self._socket.close()
             reason = error.strerror or str(error)

@@ -37,12 +37,26 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
     if named:
         return Path(named)
     looked_at = [directory / SOCKET_NAME for directory in _directories(environment)]
+    closed = []
     for path in looked_at:
-        if path.is_socket() and path.stat().st_uid in {0, os.geteuid()} | _service_owner(path):
-            return path
+        try:
+            if path.is_socket() and path.stat().st_uid in {0, os.geteuid()} | _service_owner(path):
+                return path
+        except PermissionError:  # a directory that another user's server made
+            closed.append(path)
+    if closed:
+        raise not_ours(closed[0])
     places = ", ".join(map(str, looked_at))
     raise ServerUnreachable(
         f"no server found: no control socket at {places}; start `nbdzram serve` or name it with --control"
+    )
+
+
+def not_ours(path: Path) -> ServerUnreachable:
+    """The error for a control socket that this user may not open."""
+    return ServerUnreachable(
+        f"the control socket {path} may not be opened by user {os.geteuid()}; "
+        "be the user that runs the server, or root (sudo), or name another with --control"
     )
 
 

@@ -111,7 +111,7 @@ def test_columns_stand_below_one_another_behind_wide_letters(start: Start) -> No
     assert [len(before[0]), len(before[1]) + 4, len(before[2]) - 1] == [len("ディスク ") + 4] * 3
 
 
-def test_the_socket_of_another_user_is_told_apart_from_a_dead_server(start: Start) -> None:
+def test_the_socket_of_another_user_is_told_apart_from_a_dead_server(start: Start, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can be another user")
     server = start("-e", "disk=1M")
@@ -119,17 +119,24 @@ def test_the_socket_of_another_user_is_told_apart_from_a_dead_server(start: Star
 import os
 from pathlib import Path
 from nbdzram.control.client import ControlClient
+from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import ServerUnreachable
 os.setuid(65534)  # may not even read the modules above
-try:
-    ControlClient(Path({str(server.control)!r}))
-except ServerUnreachable as error:
-    print(error)
+for find in (
+    lambda: ControlClient(Path({str(server.control)!r})),
+    lambda: socket_for_client({{"XDG_RUNTIME_DIR": {str(tmp_path)!r}}}),  # looks into nbdzram/ there
+):
+    try:
+        find()
+    except ServerUnreachable as error:
+        print(error)
 """
+    (tmp_path / "nbdzram").mkdir(mode=0o700)
     for directory in server.control.parents[:-2]:
         directory.chmod(directory.stat().st_mode | 0o011)
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert f"the control socket {server.control} may not be opened by user 65534" in told
+    for path in (server.control, tmp_path / "nbdzram" / "nbdzram.sock"):
+        assert f"the control socket {path} may not be opened by user 65534; be the user that runs the server" in told
 
 
 def test_removals_have_json_too(start: Start) -> None:
