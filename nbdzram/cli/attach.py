@@ -85,9 +85,12 @@ def _credentials(directory: Path | None) -> Credentials:
     """What is there; without a directory the line says DIR in its place. Raises UserError."""
     if directory is None:
         return Credentials()
-    if not (directory / "ca-cert.pem").exists():
-        raise UserError(f"{directory} holds no ca-cert.pem, the authority that signed the server's certificate")
-    return Credentials(str(directory.absolute()), own=(directory / "client-cert.pem").exists())
+    if not os.access(directory / "ca-cert.pem", os.R_OK):
+        raise UserError(
+            f"{directory} holds no ca-cert.pem that this user may read; "
+            "put the certificate there of the authority that signed the server's"
+        )
+    return Credentials(str(directory.absolute()), own=os.access(directory / "client-cert.pem", os.R_OK))
 
 
 def _local_address(export: str, control: Path | None) -> Address:

@@ -206,12 +206,17 @@ def state(patient: Patient) -> Iterator[Finding]:
         says = "no --state-dir: disks end with the process"
         yield Finding(Level.OK, "state", f"{says} ({SHARED_MEMORY} has room for {format_size(room)})" if room else says)
         return
-    existing = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    existing = next(place for place in (directory, *directory.absolute().parents) if _there(place))
     limit, room = sum(pool.mem_limit for pool in patient.config.pools), _free(existing)
     if not existing.is_dir():
         yield Finding(Level.FAIL, "state", f"{existing} is no directory", "choose another --state-dir")
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield Finding(Level.FAIL, "state", f"{existing} may not be written by this user", f"chown {_me()} {existing}")
+        yield Finding(
+            Level.FAIL,
+            "state",
+            f"{existing} may not be written by this user",
+            f"as root: install -d -m 700 -o {_me()} {directory}",
+        )
     elif room < limit:
         says = f"{existing} has room for {format_size(room)}, the pools may take {format_size(limit)}"
         yield Finding(
@@ -239,7 +244,7 @@ def addresses(patient: Patient) -> Iterator[Finding]:
         if os.access(parent, os.W_OK | os.X_OK):
             yield Finding(Level.OK, "socket", f"{unix.path} can be made")
         else:
-            reason = "may not be written by this user" if parent.exists() else "does not exist"
+            reason = "may not be written by this user" if _there(parent) else "does not exist"
             yield Finding(Level.FAIL, "socket", f"{unix.path}: {parent} {reason}", "choose another path with -U")
 
 
@@ -328,6 +333,11 @@ def _free(directory: Path) -> int:
     except OSError:
         return 0
     return found.f_bavail * found.f_frsize
+
+
+def _there(path: Path) -> bool:
+    """Path.exists raises PermissionError below a directory of somebody else's."""
+    return os.access(path, os.F_OK)
 
 
 def _text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -80,6 +81,26 @@ def test_strict_overcommit_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "overcommit_memory").write_text(f"{mode}\n")
     monkeypatch.setattr(diagnosis, "PROC_VM", tmp_path)
     assert levels(list(diagnosis.memory(Patient(QUIET, None))))[1] is level
+
+
+def test_a_state_directory_below_somebody_elses_is_made_by_root_and_leaves_that_one_alone(tmp_path: Path) -> None:
+    """As another user, in a child: the remedy must not hand over what is above."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    wanted = tmp_path / "closed" / "state" / "nbdzram"
+    wanted.parent.mkdir(parents=True)
+    wanted.parent.parent.chmod(0o700)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setuid(65534)
+            (finding,) = diagnosis.state(Patient(replace(QUIET, state_dir=wanted), None))
+            told = finding.level is Level.FAIL and finding.remedy == f"as root: install -d -m 700 -o 65534 {wanted}"
+            status = 0 if told else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_state_directory_needs_room_for_what_pools_may_take(tmp_path: Path) -> None:
