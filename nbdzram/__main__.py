@@ -21,10 +21,11 @@ def main() -> None:
 
 def _open_standard_streams() -> None:
     """Give the numbers 0 to 2 to /dev/null where they are closed: a disk's socket must not become standard output."""
-    lowest = os.open(os.devnull, os.O_RDWR)  # the lowest free number, as always
-    while lowest <= STDERR:
-        lowest = os.dup(lowest)
-    os.close(lowest)
+    for number in range(STDERR + 1):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
 if __name__ == "__main__":
