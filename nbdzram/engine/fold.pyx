@@ -150,19 +150,28 @@ cdef class Fold(Run):
         """Two equal objects become one: the shorter stays, of equals the one that is linked."""
         cdef uint32_t suspect_length = length_of(self.pool.store.cells.cell(suspect).word)
         cdef uint32_t other_length = length_of(self.pool.store.cells.cell(other).word)
+        cdef uint32_t loser = suspect
         cdef uint64_t pages = self.pool.store.pages_folded
-        self.merged += 1
-        self.freed += max(suspect_length, other_length)
-        if self.dry_run:
-            return
-        self.pool.store.index.clear_pending(suspect)
         if suspect_length < other_length:
+            loser = other
+            self.pool.store.index.clear_pending(suspect)
             self.pool.store.index.remove(other)
             self.pool.store.index.link(suspect)
-            self.pool.store.merge(other, suspect)
-        else:
-            self.pool.store.merge(suspect, other)
+            self.pool.store.index.set_pending(other)
+        if self.dry_run:
+            # Which of the two is linked stays, so that the next is compared with what a fold would have kept; a loser
+            # that this run has still to come to is counted then.
+            if loser == suspect or loser < self.position or loser >= self.end:
+                self._count(loser)
+            return
+        self._count(loser)
+        self.pool.store.index.clear_pending(loser)
+        self.pool.store.merge(loser, suspect if loser == other else other)
         self.pages += self.pool.store.pages_folded - pages
+
+    cdef void _count(self, uint32_t loser) noexcept nogil:
+        self.merged += 1
+        self.freed += length_of(self.pool.store.cells.cell(loser).word)
 
 
 @cython.final

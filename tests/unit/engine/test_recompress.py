@@ -43,6 +43,30 @@ def test_idle_objects_get_smaller_and_read_back() -> None:
     run(Check(pool))
 
 
+@pytest.mark.parametrize("freed_handles", [0, 40])
+def test_dry_run_predicts_the_fold_of_twins_in_several_encodings(freed_handles: int) -> None:
+    """Five copies of each block, the first known one still LZ4: a fold keeps the shortest and frees the others.
+
+    Handles that were freed are taken first: then the copies have lower ones than the block that they equal.
+    """
+    pool = Pool()
+    old, first, twins = (pool.create(name, SIZE) for name in ("old", "first", "twins"))
+    old.write(0, b"".join(noise(number) for number in range(freed_handles)))
+    contents = b"".join(prose(number) for number in range(10))
+    first.write(0, contents)
+    pool.delete(old)
+    twins.write(0, contents * 4)
+    pool.set_clock(100)
+    first.read(0, len(contents))
+    assert run(Recompress(pool, idle_seconds=50))["objects_recompressed"] == 40
+    before = pool.stats()
+    predicted = [run(Fold(pool, dry_run=True)) for _ in range(2)]
+    pool.check()
+    run(Fold(pool))
+    freed = before.compr_data_size - pool.stats().compr_data_size
+    assert [(report["objects_merged"], report["bytes_freed"]) for report in predicted] == [(40, freed)] * 2
+
+
 def test_what_did_not_shrink_is_not_tried_again_until_it_changes() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)
