@@ -109,7 +109,5 @@ cdef class Pool:
 
     cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil
     cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil
-    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block, uint32_t* shift) noexcept nogil
-    cdef void put_down(self, uint32_t handle, uint32_t shift) noexcept nogil
     cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil
     cdef str _open_again(self)

@@ -421,43 +421,6 @@ cdef class Pool:
                 lock_take(&self.lock)
         self.tables.give_node(place)
 
-    # -- content -------------------------------------------------------------------------------------------------
-
-    cdef uint32_t find_equal(self, uint64_t fingerprint, const uint8_t* block, uint32_t* shift) noexcept nogil:
-        """A handle whose object has exactly this content, in the caller's hand until put_down; 0 when none is known.
-
-        Takes the lock itself. The object is held while it is decoded and compared outside the lock: meanwhile it may
-        move, but neither change nor go.
-        """
-        cdef uint8_t encoded[BLOCK]
-        cdef uint8_t decoded[BLOCK]
-        cdef uint32_t handle
-        cdef uint64_t word
-        lock_take(&self.lock)
-        handle = self.store.index.first(fingerprint)
-        if handle == 0:
-            lock_leave(&self.lock)
-            return 0
-        self.store.acquire(handle)
-        shift[0] = self.shift
-        self.in_hand[shift[0]] += 1
-        word = self.store.cells.cell(handle).word
-        memcpy(encoded, self.store.bytes_at(word), length_of(word))
-        lock_leave(&self.lock)
-        if (self.store.decode(kind_of(word), encoded, length_of(word), decoded)
-                and memcmp(decoded, block, BLOCK) == 0):
-            return handle
-        lock_take(&self.lock)
-        self.put_down(handle, shift[0])
-        self.store.release(handle)
-        lock_leave(&self.lock)
-        return 0
-
-    cdef void put_down(self, uint32_t handle, uint32_t shift) noexcept nogil:
-        """Under the lock: what find_equal held is about to be an entry's, or nobody's."""
-        self.store.cells.changes(handle)
-        self.in_hand[shift] -= 1
-
     def check(self) -> None:
         from nbdzram.engine.check import Check
 

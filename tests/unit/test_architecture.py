@@ -42,6 +42,7 @@ RESERVED = {
     "socket": {"server", "control", "cli.serve", "cli.diagnosis"},
     "subprocess": {"cli"},
 }
+LONGEST_FILE = 600
 SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for path in ROOT.rglob(pattern))
 _CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", re.MULTILINE)
 
@@ -90,6 +91,12 @@ def test_what_is_reserved_is_used_only_where_it_belongs(path: Path) -> None:
             continue
         inside = any(module == place or module.startswith(f"{place}.") for place in allowed)
         assert inside, f"{module} must not import {target}; only {', '.join(sorted(allowed)) or 'tests'} may"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_no_file_outgrows_its_readers(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{module_of(path)} has {lines} lines; cut it where one idea ends, at {LONGEST_FILE}"
 
 
 def test_the_walk_sees_the_whole_package() -> None:

@@ -293,6 +293,20 @@ def test_inline_deduplication_stores_a_known_block_once() -> None:
     pool.check()
 
 
+@pytest.mark.parametrize("known", [half_random(1), noise(1)], ids=["compressed", "raw"])
+def test_inline_deduplication_trusts_no_fingerprint(known: bytes) -> None:
+    """All blocks have one fingerprint, as a hostile client would arrange it: what is equal shares, nothing else."""
+    pool = Pool(inline_dedup=True, fingerprint_mask=0)
+    disk = pool.create("disk", SIZE)
+    disk.write(0, known)
+    others = [half_random(2), noise(2), known[:-1] + b"x"]
+    blocks = [others[0], known, others[1], b"8 bytes." * 512, known, others[2], known, others[0], known, others[1]]
+    disk.write(BLOCK, b"".join(blocks))
+    assert disk.read(0, 11 * BLOCK) == known + b"".join(blocks)
+    assert pool.stats().inline_folded == 4
+    pool.check()
+
+
 def test_a_disk_is_as_large_as_the_configuration_allows_and_no_larger() -> None:
     with Pool() as pool:
         assert pool.create("largest", EXPORT_BYTES_MAX).size_bytes == EXPORT_BYTES_MAX

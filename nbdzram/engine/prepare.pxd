@@ -1,0 +1,22 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from nbdzram.engine.pool cimport Pool
+
+cdef enum:
+    RUN = 8  # blocks prepared together, and stored under one hold of the lock: about 4 us
+
+cdef struct Prepared:
+    # A block that is ready to be stored.
+    const uint8_t* source  # its encoded bytes
+    uint32_t length        # of them
+    uint32_t kind          # their codec; KIND_FILL for a repeated word, which has no bytes
+    uint32_t handle        # an object with this content, in our hand; 0: none is known
+    uint32_t shift         # since when (Pool.shift)
+    uint64_t word          # the fingerprint, or the repeated word
+
+cdef void prepare(
+    Pool pool, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
+) noexcept nogil
+cdef void prepare_zeroes(Prepared* block) noexcept nogil
+cdef void put_down(Pool pool, const Prepared* block) noexcept nogil
+cdef void abandon(Pool pool, const Prepared* block) noexcept nogil
