@@ -54,7 +54,7 @@ def _unique(line: Line) -> Cell:
 
 
 def _shared(line: Line) -> Cell:
-    """A pool's objects that lie in several exports, or several times in one, counted once."""
+    """A pool's objects that several exports hold, counted once."""
     if line.export is None:
         return max(line.pool.stats.compr_data_size - sum(usage.unique for usage in _costs(line)), 0)
     return _cost(line, lambda usage: usage.shared)
@@ -91,8 +91,10 @@ COLUMNS: list[Column[Line]] = [
     Column("DISKSIZE", "size that clients see", _sum(lambda export: export.size_bytes), True),
     Column("DATA", "uncompressed size of stored blocks", _sum(lambda export: export.stored_bytes), True),
     Column("COMPR", "compressed size: of a pool's distinct objects, of an export's blocks", _compressed, True),
-    Column("UNIQUE", "compressed size that one export alone needs", _unique, True),
-    Column("SHARED", "compressed size of objects that several blocks use", _shared, True),
+    Column("UNIQUE", "compressed size of objects that one export alone holds: what removing it frees", _unique, True),
+    Column(
+        "SHARED", "compressed size of objects that several exports hold; an export's: COMPR - UNIQUE", _shared, True
+    ),
     Column(
         "ALGORITHM",
         "the compressors in use",
@@ -237,7 +239,7 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
     rows = (
         ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} same-filled, without an object"),
         ("", "needed by one export alone", unique, "removing that export frees it"),
-        ("+", "shared", shared, f"folding and clones spare {_size(spared, in_bytes)}"),
+        ("+", "shared", shared, f"held by several; sharing spares {_size(spared, in_bytes)}"),
         ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
         ("+", "fragmentation", frag, "rounding, free slots: `nbdzram compact`"),
         ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}{limit}"),

@@ -11,7 +11,7 @@ Invariants
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free, realloc
 
 from enum import IntFlag
 
@@ -205,12 +205,17 @@ cdef class Blocks:
         cdef Pool pool = self.pool
         cdef uint64_t block = 0
         cdef uint64_t end = (self.size + BLOCK - 1) // BLOCK
-        cdef uint64_t stored = 0, same = 0, compressed = 0, shared = 0, huge = 0
+        cdef uint64_t stored = 0, same = 0, compressed = 0, unique = 0, huge = 0
         cdef uint64_t* leaf
-        cdef uint64_t entry, word
-        cdef uint32_t bits
+        cdef uint64_t entry
+        cdef uint32_t handle, length, bits
         cdef bint leaf_shared
         cdef int index
+        # Of each object with several holders, how many of them are blocks of this export. Only what is counted is resident.
+        cdef uint32_t known = pool.store.cells.high
+        cdef uint32_t* found = <uint32_t*>calloc(known, sizeof(uint32_t))
+        if found == NULL:
+            raise MemoryError("no memory to count who holds an export's objects")
         with nogil:
             while block < end:
                 lock_take(&pool.lock)
@@ -227,15 +232,21 @@ cdef class Blocks:
                         if bits & SAME_FILLED_BIT:
                             same += 1
                             continue
-                        word = pool.store.cells.cell(pool.store.resolve(entry_handle(entry))).word
-                        compressed += length_of(word)
-                        if bits & SHARED_BIT:
-                            shared += length_of(word)
+                        handle = pool.store.resolve(entry_handle(entry))
+                        length = length_of(pool.store.cells.cell(handle).word)
+                        compressed += length
                         if bits & HUGE_BIT:
                             huge += 1
+                        if not bits & SHARED_BIT:
+                            unique += length
+                        elif not leaf_shared and handle < known:
+                            found[handle] += 1
+                            if found[handle] == pool.store.cells.refs(handle):
+                                unique += length
                     block = (block | (LEAF_BLOCKS - 1)) + 1
                 lock_leave(&pool.lock)
+        free(found)
         return DiskUsage(
-            stored=stored * BLOCK, same_filled=same * BLOCK, compressed=compressed, unique=compressed - shared,
-            shared=shared, huge=huge * BLOCK,
+            stored=stored * BLOCK, same_filled=same * BLOCK, compressed=compressed, unique=unique,
+            shared=compressed - unique, huge=huge * BLOCK,
         )

@@ -79,6 +79,6 @@ class DiskUsage:
     stored: int  # bytes of blocks stored
     same_filled: int  # bytes of same-filled blocks
     compressed: int  # compressed bytes that its blocks point at, an object counted once a block
-    unique: int  # compressed bytes of objects that nobody else holds
-    shared: int  # compressed - unique
+    unique: int  # compressed bytes of objects that it alone holds, each counted once: what removing it would free
+    shared: int  # compressed - unique: held by others too, or counted again as several of its blocks hold it
     huge: int  # bytes of blocks stored raw

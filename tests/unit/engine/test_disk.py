@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nbdzram.engine.disk import Extent
+from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ExportExists, PoolFull, UserError
 from nbdzram.values import EXPORT_BYTES_MAX
-from tests.unit.engine.blocks import BLOCK, half_random, noise, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 SIZE = 8 << 20
 
@@ -251,6 +252,28 @@ def test_a_clone_is_free_writable_and_independent() -> None:
     pool.delete(twin)
     assert pool.stats().mem_used_total == pool.stats().handles == pool.stats().orig_data_size == 0
     pool.check()
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_unique_is_what_removing_an_export_frees(inline: bool) -> None:
+    """Whether its objects are its own, held by several of its blocks, by another export, or by a clone."""
+    pool = Pool(inline_dedup=inline)
+    contents = {
+        "alone": [text(number) for number in range(40)] * 3 + [noise(number) for number in range(10)],
+        "overlapping": [text(number) for number in range(30, 60)] * 2 + [bytes(BLOCK)],
+        "many": [text(7)] * 600 + [half_random(1)] * 600,  # more holders than a cell counts
+    }
+    for name, blocks in contents.items():
+        pool.create(name, 64 << 20).write(0, b"".join(blocks))
+    run(Fold(pool))
+    clone = pool.clone(pool.disks()[0], "clone")
+    clone.write(5 * BLOCK, half_random(5) * 2 + text(9))
+    run(Fold(pool))
+    while disks := pool.disks():
+        usage, before = disks[0].usage(), pool.stats().compr_data_size
+        pool.delete(disks[0])
+        assert usage.unique == before - pool.stats().compr_data_size, disks[0].name
+        assert usage.shared == usage.compressed - usage.unique
 
 
 def test_clones_of_clones_share_until_the_last_is_gone() -> None:
