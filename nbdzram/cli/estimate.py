@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from nbdzram.engine.estimate import Estimate, Figures, Need
 
 PIECE_BYTES = 4 << 20  # fed at once: large enough to leave the interpreter, small enough for a smooth bar
+
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 
 Advance = Callable[[int], None]
 
@@ -117,10 +125,10 @@ def _ratio(stored: int, memory: int) -> str:
 def _open(path: Path) -> Image:
     """Raises UserError for what cannot be read or is neither a file nor a block device."""
     try:
-        if not (path.is_file() or path.is_block_device()) and path.exists():
-            raise UserError(
-                f"{path} is neither a file nor a block device; name a disk image or a device such as /dev/sda"
-            )
+        mode = path.stat().st_mode  # before it is opened: a pipe nobody writes to would wait for ever
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            kind = KINDS.get(stat.S_IFMT(mode), "not a file")
+            raise UserError(f"{path} is {kind}; name a disk image or a block device")
         with path.open("rb", buffering=0) as file:
             return Image(path, file.seek(0, os.SEEK_END))
     except OSError as error:

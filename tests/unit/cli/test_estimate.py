@@ -81,6 +81,16 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, clue: st
     assert (done.code, clue in done.err, "Traceback" in done.err) == (1, True, False)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/dev/zero", "a character device"), ("pipe", "a pipe"), (".", "a directory")]
+)
+def test_what_is_no_image_is_refused_without_waiting(tmp_path: Path, path: str, kind: str) -> None:
+    """A pipe that nobody writes to is not even opened."""
+    os.mkfifo(tmp_path / "pipe")
+    done = run("estimate", str(tmp_path / path))
+    assert (done.code, f"is {kind}; name a disk image" in done.err) == (1, True)
+
+
 def test_extents_cover_all_data_once_in_whole_blocks(tmp_path: Path) -> None:
     path = tmp_path / "sparse.img"
     with path.open("wb") as file:
