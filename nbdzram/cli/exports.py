@@ -87,7 +87,7 @@ def remove(*, name: str, force: bool, as_json: bool, control: Path | None) -> No
 @command.command("resize", epilog="Example: nbdzram exports resize scratch 20G")
 @click.argument("name", shell_complete=export_names)
 @click.argument("size", type=Size())
-@force_option
+@click.option("--force", is_flag=True, help="Shrink, which destroys what lies behind; clients must have detached.")
 @json_option
 @control_option
 def resize(*, name: str, size: int, force: bool, as_json: bool, control: Path | None) -> None:
