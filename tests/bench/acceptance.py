@@ -195,7 +195,7 @@ def measure_latency(directory: Path, effort: Effort) -> list[Figure]:
             assert isinstance(server, Nbdzram)
             # Half of the blocks have a twin, so that there is something to fold.
             fill(server, GIB, "--dedupe_percentage=50")
-            for kind in ("fold", "compact", "recompress"):
+            for kind in ("fold", "compact", "recompress", "check"):
                 if kind == "compact":  # every second object goes, and leaves a hole
                     fio(server, "--rw=randtrim", "--bs=4k", "--iodepth=32", "--size=1g", "--io_size=512m")
                 inside, outside = latencies_around(kind, server, place)
