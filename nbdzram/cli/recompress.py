@@ -46,7 +46,8 @@ def command(
 ) -> None:
     """Store blocks again with Zstandard, and keep what became smaller.
 
-    Reading such a block takes a few microseconds more. A block that is written again is LZ4 again. Clients go on
+    Reading such a block takes a few microseconds more. A block that is written again is LZ4 again. A run tries what no
+    run as strong has tried; one with a higher level, or with the first dictionary, tries everything. Clients go on
     meanwhile.
     """
     options = {"level": level, "idle_seconds": idle_seconds, "huge_only": huge_only, "dictionary": dictionary}

@@ -4,10 +4,10 @@ from nbdzram.engine.run import Run
 class Recompress(Run):
     """One recompression run.
 
-    Objects that are LZ4 or raw, and whose blocks were last used at least `idle_seconds` ago, are encoded again with
-    Zstandard at `level` (1..22) and kept so only if smaller. huge_only: raw objects alone. dictionary: train one from
-    the pool's own blocks first, and use it where it saves more. Raises UserError for a level outside the range.
-    report(): objects_seen, objects_recompressed, bytes_before, bytes_after, dictionary_bytes.
+    Objects whose blocks were last used at least `idle_seconds` ago are encoded again with Zstandard at `level` (1..22)
+    and kept so only if smaller; a run tries what no run as strong has tried. huge_only: raw objects alone. dictionary:
+    train one from the pool's own blocks first, and use it where it saves more. Raises UserError for a level outside the
+    range. report(): objects_seen, objects_recompressed, bytes_before, bytes_after, dictionary_bytes.
     """
 
     def __init__(

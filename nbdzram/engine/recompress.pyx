@@ -1,15 +1,16 @@
 """Recompression: objects that rest are stored again with Zstandard, where that needs a smaller slot.
 
 A run goes through the block tables of the pool's exports, as only their entries know when a block was last used. Each
-object that is LZ4 or raw is held, decoded, encoded again outside the lock, and replaced in its place if the new
-encoding falls into a smaller size class; the handle stays, and so does everything that leads to it. What was tried and
-did not shrink is remembered in a bit a handle, so that the next run passes over it.
+object is held, decoded, encoded again outside the lock, and replaced in its place if the new encoding falls into a
+smaller size class; the handle stays, and so does everything that leads to it. What was tried is remembered in a bit a
+handle, so that the next run passes over it, unless it is stronger: has a higher level, or the first dictionary.
 
 A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
 into a unit of its own before the superblock names it; cells say which dictionary an object needs (codec.pxd).
 
 Known limits: an object that several entries share counts as idle when any of them is. A dictionary in use stays as it
-is; another is trained when none is in use, at most four in a process's life. Opening an arena forgets the unused ones.
+is; another is trained when none is in use, at most four in a process's life. Opening an arena forgets the unused ones,
+and what was tried.
 """
 
 cimport cython
@@ -141,7 +142,7 @@ cdef class Recompress(Run):
         cdef uint32_t length = length_of(word)
         cdef uint32_t better_kind = 0
         cdef uint32_t better_length = 0
-        if kind != CODEC_RAW and (kind != CODEC_LZ4 or self.huge_only):
+        if kind != CODEC_RAW and (self.huge_only or not _is_compressed(kind)):
             return
         if self.pool.now - used < self.idle_seconds and self.idle_seconds or self.pool.store.was_tried(handle):
             return
@@ -160,6 +161,7 @@ cdef class Recompress(Run):
             if not (better_length and self.pool.store.slab.saves(length, better_length)):
                 self.pool.store.set_tried(handle)
             elif self.pool.store.replace(handle, better, better_length, better_kind):
+                self.pool.store.set_tried(handle)
                 self.replaced += 1
                 self.before += length
                 self.after += better_length
@@ -223,11 +225,11 @@ cdef class Recompress(Run):
         while handle < high and count < SAMPLES:
             lock_take_behind(&self.pool.lock)
             word = self.pool.store.cells.cell(handle).word
-            if kind_of(word) == CODEC_LZ4:  # raw ones have nothing in common with anything
+            if _is_compressed(kind_of(word)):  # raw ones have nothing in common with anything
                 memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
             lock_leave(&self.pool.lock)
-            if kind_of(word) == CODEC_LZ4 and self.pool.store.decode(
-                    CODEC_LZ4, encoded, length_of(word), samples + <uint64_t>count * BLOCK):
+            if _is_compressed(kind_of(word)) and self.pool.store.decode(
+                    kind_of(word), encoded, length_of(word), samples + <uint64_t>count * BLOCK):
                 count += 1
             handle += stride
         return count
@@ -255,3 +257,8 @@ cdef class Recompress(Run):
         publish32(&self.pool.superblock.dict_unit[number], unit)
         self.dictionary = number
         return True
+
+
+cdef bint _is_compressed(uint32_t kind) noexcept nogil:
+    """Whether it is an object's, and not raw."""
+    return kind >= CODEC_LZ4 and kind < CODEC_ZSTD_DICT + CODEC_DICTS

@@ -26,8 +26,8 @@ cdef class ObjectStore:
     cdef uint64_t recompressed
     cdef uint64_t pages_folded
     cdef uint64_t pages_compacted
-    cdef Region tried          # a bit a handle: recompression did not make it smaller
-    cdef int tried_strength    # of the recompression that did not
+    cdef Region tried          # a bit a handle: as small as recompression makes it
+    cdef int tried_strength    # of that recompression
     cdef uint64_t tried_bytes  # of the LZ4 objects among them
 
     cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil

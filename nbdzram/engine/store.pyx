@@ -228,7 +228,7 @@ cdef class ObjectStore:
         return handle >> 3 < self.tried.committed and (self.tried.base[handle >> 3] >> (handle & 7)) & 1
 
     cdef void set_tried(self, uint32_t handle) noexcept nogil:
-        """Remember that recompression of an object, which was not tried before, did not make it smaller."""
+        """Remember that an object, which was not tried before, is as small as this recompression makes it."""
         cdef uint64_t word = self.cells.cell(handle).word
         if region_ensure(&self.tried, (<uint64_t>handle >> 3) + 1):
             self.tried.base[handle >> 3] |= 1 << (handle & 7)

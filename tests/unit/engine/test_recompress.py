@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,26 @@ def test_dry_run_predicts_the_fold_of_twins_in_several_encodings(freed_handles: 
     run(Fold(pool))
     freed = before.compr_data_size - pool.stats().compr_data_size
     assert [(report["objects_merged"], report["bytes_freed"]) for report in predicted] == [(40, freed)] * 2
+
+
+@pytest.mark.parametrize("stronger", [{"level": 12}, {"level": 1, "dictionary": True}], ids=["level", "dictionary"])
+def test_a_stronger_run_tries_what_a_weaker_one_made_smaller(stronger: dict[str, Any]) -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    contents = b"".join(prose(number) for number in range(400))
+    disk.write(0, contents)
+    assert run(Recompress(pool, level=1))["objects_recompressed"] == 400
+    before = pool.stats()
+    report = run(Recompress(pool, **stronger))
+    after = pool.stats()
+    assert report["objects_seen"] == 400
+    assert report["objects_recompressed"] > 100
+    assert report["bytes_before"] - report["bytes_after"] == before.compr_data_size - after.compr_data_size > 0
+    assert bool(report["dictionary_bytes"]) == ("dictionary" in stronger)
+    for weaker in (stronger, {"level": 1}):
+        assert run(Recompress(pool, **weaker))["objects_seen"] == 0
+    assert disk.read(0, len(contents)) == contents
+    run(Check(pool))
 
 
 def test_what_did_not_shrink_is_not_tried_again_until_it_changes() -> None:
