@@ -78,6 +78,7 @@ cdef struct Superblock:
     uint64_t layout
     uint32_t dict_unit[4]
     uint32_t dict_length[4]
+    uint32_t tried_strength  # of the strongest recompression
 
 cdef struct Counters:
     uint64_t bytes_of[8]

@@ -11,7 +11,7 @@ on a client's way: those work on copies, taken and committed under the lock.
 
 The arena of a pool
 
-    unit 0       superblock: magic, version, seed of the fingerprints, dictionaries
+    unit 0       superblock: magic, version, seed of the fingerprints, dictionaries, strongest recompression
     units 1-4    directory of cell segments
     units 5-36   export directory: 4,096 entries of 512 bytes
     units 37-    zspages, block table nodes, cell segments, dictionaries, as they are asked for
@@ -182,6 +182,7 @@ cdef class Pool:
             if entry.state == ENTRY_LIVE and not self.tables.adopt(entry.root, TOP_LEVEL):
                 return f"the block table of export number {number} leads nowhere"
         # 3. What nothing leads to is free; the rest has its slot.
+        self.store.tried_strength = self.superblock.tried_strength
         if not self.store.slab.adoption_begin():
             return "no memory to open it"
         for handle in range(1, self.store.cells.high):

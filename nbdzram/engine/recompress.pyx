@@ -10,7 +10,7 @@ into a unit of its own before the superblock names it; cells say which dictionar
 
 Known limits: an object that several entries share counts as idle when any of them is. A dictionary in use stays as it
 is; another is trained when none is in use, at most four in a process's life. Opening an arena forgets the unused ones,
-and what was tried.
+and what was tried in vain.
 """
 
 cimport cython
@@ -73,6 +73,7 @@ cdef class Recompress(Run):
         lock_take(&pool.lock)
         self._total = pool.blocks_stored
         pool.store.begin_trying(level + (MAX_LEVEL if dictionary else 0))
+        publish32(&pool.superblock.tried_strength, pool.store.tried_strength)
         lock_leave(&pool.lock)
 
     def __dealloc__(self):

@@ -247,4 +247,6 @@ cdef class ObjectStore:
         if refs > 1:
             self.shared_objects += 1
             self.shared_bytes += (refs - 1) * length_of(word)
+        if kind_of(word) != CODEC_RAW and kind_of(word) != CODEC_LZ4:
+            self.set_tried(handle)
         return True
