@@ -247,8 +247,13 @@ class Service:
             return self._offer(Placed(disk, config))
 
     def _offer(self, placed: Placed) -> ExportStatus:
+        """Once the change is remembered; else the disk, which is empty or shares all that it has, is gone again."""
         export = _export(placed)
-        self._remember(export)
+        try:
+            self._remember(export)
+        except UserError:
+            placed.disk.pool.delete(placed.disk)
+            raise
         self._exports.add(export)
         return _export_status(export)
 

@@ -263,6 +263,21 @@ def test_run_time_changes_are_there_after_a_restart(start: Start, tmp_path: Path
     assert [line.split()[1] for line in last.greeting if line.startswith("  export")] == ["scratch"]
 
 
+def test_an_export_that_cannot_be_remembered_is_not_made(start: Start, tmp_path: Path) -> None:
+    """Nor would it be there after a restart, or keep its name, or what it shares."""
+    state = tmp_path / "state"
+    server = start("-e", "disk=1M", "--state-dir", str(state))
+    with Client(server.socket, "disk") as client:
+        client.write(0, random.randbytes(4096))
+        (state / "changes.new").mkdir()  # the file that the next change is written to cannot be made
+        for words in (("clone", "disk", "other"), ("exports", "add", "other", "1M")):
+            assert "cannot remember the change" in server.run(*words).err
+        (state / "changes.new").rmdir()
+        client.trim(0, 4096)
+    assert json.loads(server.run("stat", "--json").out)["pools"][0]["objects"] == 0
+    assert server.run("exports", "add", "other", "1M").code == 0
+
+
 def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: Path) -> None:
     done = run("stat", "--control", str(tmp_path / "nothing.sock"))
     assert (done.code, done.out) == (3, "")
