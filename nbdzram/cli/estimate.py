@@ -123,7 +123,7 @@ def _ratio(stored: int, memory: int) -> str:
 
 
 def _open(path: Path) -> Image:
-    """Raises UserError for what cannot be read or is neither a file nor a block device."""
+    """Raises UserError for what cannot be read or is no file and no block device."""
     try:
         mode = path.stat().st_mode  # before it is opened: a pipe nobody writes to would wait for ever
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):

@@ -39,7 +39,7 @@ Start = Callable[..., Server]
         (["serve", "-e", f"{'x' * 256}=1M"], 2, "255 bytes of printable UTF-8"),
         (["serve", "-U", "/x,mode=9", "--vsock", "1"], 2, "-U, --vsock: listen: 'mode=9' is not allowed behind"),
         (["serve", "-U", "CONTROL,owner=nobody-here", "--control", "CONTROL.c"], 1, "owner= takes a user and a group"),
-        (["estimate", "/dev/zero"], 1, "/dev/zero is neither a file nor a block device"),
+        (["estimate", "/dev/zero"], 1, "/dev/zero is a character device; name a disk image"),
         (["stat", "--mm-stat", "--json"], 2, "--json and --mm-stat print different things; give one of them"),
         (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
         (["fold", "--cpu", "0"], 2, "0 is not in the range"),
