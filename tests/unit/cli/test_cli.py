@@ -125,7 +125,7 @@ def test_stat_explains_where_memory_went(start: Start) -> None:
     assert figures["= compressed objects"] + figures["+ fragmentation"] == figures["= memory used"]
     assert figures["= memory used"] + figures["+ metadata"] == figures["= taken in all"]
     assert figures["blocks stored"] - figures["= taken in all"] == figures["saved, metadata deducted"]
-    spared = int(next(line[-1] for line in lines if "spare" in line))
+    spared = int(next(line[-1] for line in lines if "spares" in line))
     assert spared == disk["compressed"] + monday["compressed"] - pool["compr_data_size"]
     assert pool["saved_less_metadata"] == figures["saved, metadata deducted"] < 0
     assert "below zero: the tables take more" in server.run("stat", "--memory").out
