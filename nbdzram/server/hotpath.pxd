@@ -34,7 +34,7 @@ cdef class HotPath:
     cdef uint64_t started
     cdef int64_t allowance
     cdef list operations
-    cdef int tasks_in_flight      # of all of them
+    cdef int weight               # of their tasks that are under way, READs aside
     cdef Operation exclusive
     cdef uint64_t connection_limit
     cdef uint64_t payload_bytes   # held by writes under way

@@ -15,7 +15,7 @@ Invariants
 1. Everything here runs on the loop's thread; workers see Tasks only, and a Task in flight keeps its operation alive.
 2. An operation stands in session.operations from the moment it is made to `finish`, which answers it once.
 3. Every piece is charged to the Budget, and a connection's pieces together to PIECE_WINDOW; its tasks that are no READs
-   are CONNECTION_TASKS at most.
+   weigh CONNECTION_WEIGHT at most.
 4. At most one operation of a connection is exclusive, and it begins only when no other has an answer under way.
 """
 
@@ -26,7 +26,7 @@ from libc.stdlib cimport free, malloc
 
 from nbdzram.nbd.transmission cimport (
     BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, POOL_FULL, READ, REPLY_OVERHEAD, SIMPLE, SIMPLE_REPLY_SIZE, TRIM,
-    UNREADABLE, finish_read, put_chunk, put_simple, read_header_size, store16, store64,
+    UNREADABLE, WRITE, WRITE_ZEROES, finish_read, put_chunk, put_simple, read_header_size, store16, store64,
 )
 from nbdzram.server.hotpath cimport HotPath
 from nbdzram.server.traffic cimport monotonic
@@ -36,7 +36,8 @@ from nbdzram.errors import ProtocolError
 
 cdef enum:
     TASKS_IN_FLIGHT = 8           # of one operation: enough for every core, without hogging the queue
-    CONNECTION_TASKS = 16         # of all that is no READ of one connection: others' tasks wait behind so many, not 512
+    CONNECTION_WEIGHT = 16        # of the tasks of one connection that are no READs: others' wait behind so few, not 512
+    FREE_WEIGHT = 8               # of a task of TRIM or WRITE_ZEROES, which takes that many times as long as one of WRITE
     PIECE_WINDOW = 2 << 20        # read replies of one connection that are being made or wait for the socket
 
 
@@ -51,6 +52,13 @@ cdef Operation new_operation(HotPath session, Piece payload, uint64_t step, bint
     operation.payload = payload
     session.operations.append(operation)
     return operation
+
+
+cdef int weight_of(int command) noexcept:
+    """What a task adds to its connection's weight; READs are bounded by PIECE_WINDOW."""
+    if command == TRIM or command == WRITE_ZEROES:
+        return FREE_WEIGHT
+    return command == WRITE
 
 
 cdef class Operation(TaskOwner):
@@ -122,8 +130,8 @@ cdef class Operation(TaskOwner):
         while self.cursor < self.request.length and self.in_flight < TASKS_IN_FLIGHT and self.verdict == OK:
             if self.session.exclusive is not None and self.session.exclusive is not self:
                 break
-            if self.request.command != READ and self.session.tasks_in_flight >= CONNECTION_TASKS:
-                break  # READs are bounded by PIECE_WINDOW
+            if self.session.weight + weight_of(self.request.command) > CONNECTION_WEIGHT:
+                break
             length = self.next_step()
             if length == 0:
                 break
@@ -154,7 +162,7 @@ cdef class Operation(TaskOwner):
                 task.source = self.payload.bytes + self.cursor
             self.cursor += length
             self.in_flight += 1
-            self.session.tasks_in_flight += 1
+            self.session.weight += weight_of(self.request.command)
             self.session.workers.submit(task)
         if self.request.command == READ and self.session.piece_bytes == 0 and self.cursor < self.request.length:
             self.read_inline()  # nothing of ours is under way whose return would bring us back here
@@ -201,7 +209,7 @@ cdef class Operation(TaskOwner):
         cdef Piece piece = None
         cdef int error = task.error
         self.in_flight -= 1
-        self.session.tasks_in_flight -= 1
+        self.session.weight -= weight_of(task.command)
         self.done += task.length
         if task.piece != NULL:
             piece = <Piece>task.piece
