@@ -24,18 +24,19 @@ extensions = [
     for source in sorted(Path("nbdzram").rglob("*.pyx"))
 ]
 
-setup(
-    ext_modules=cythonize(
-        extensions,
-        nthreads=os.cpu_count() or 1,
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": False,
-            "embedsignature": True,
-        },
-    ),
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
-)
+if __name__ == "__main__":  # cythonize's helper processes read this file too, from Python 3.14 on
+    setup(
+        ext_modules=cythonize(
+            extensions,
+            nthreads=os.cpu_count() or 1,
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": False,
+                "wraparound": False,
+                "cdivision": True,
+                "initializedcheck": False,
+                "embedsignature": True,
+            },
+        ),
+        options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    )
