@@ -40,10 +40,14 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
     closed = []
     for path in looked_at:
         try:
-            if path.is_socket() and path.stat().st_uid in {0, os.geteuid()} | _service_owner(path):
-                return path
+            found = path.stat()  # Path.is_socket says False of what may not be looked at, from Python 3.14 on
         except PermissionError:  # a directory that another user's server made
             closed.append(path)
+        except OSError:
+            continue
+        else:
+            if stat.S_ISSOCK(found.st_mode) and found.st_uid in {0, os.geteuid()} | _service_owner(path):
+                return path
     if closed:
         raise not_ours(closed[0])
     places = ", ".join(map(str, looked_at))
