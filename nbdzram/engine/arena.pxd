@@ -5,6 +5,10 @@ cdef enum:
     UNIT_SIZE = 65536
     UNIT_PAGES = 16
 
+cdef inline uint32_t units_of(uint64_t size) noexcept nogil:
+    """Units that `size` bytes take."""
+    return <uint32_t>((size + UNIT_SIZE - 1) // UNIT_SIZE)
+
 cdef struct Region:
     uint8_t* base
     uint64_t reserved

@@ -112,3 +112,4 @@ cdef class Pool:
     cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil
     cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil
     cdef str _open_again(self)
+    cdef bint _open_dictionaries(self) except -1

@@ -27,7 +27,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 import os
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena, units_of
 from nbdzram.engine.cells cimport (
     CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, Cell, kind_of, length_of, publish32, publish64,
 )
@@ -195,12 +195,15 @@ cdef class Pool:
             if kind_of(cell.word) != KIND_FILL and kind_of(cell.word) != KIND_FORWARD and not self.store.adopt(handle):
                 return f"object {handle} lies where none can be"
         self.store.slab.adoption_done()
-        self._open_dictionaries()
+        if not self._open_dictionaries():
+            return "a dictionary lies behind its end, or there is no memory for it"
         # 4. Units that hold nothing.
         segments = {
             self.store.cells.segments[number] + offset for number in range(segments_held) for offset in range(16)
         }
-        segments.update(self.superblock.dict_unit[number] for number in range(CODEC_DICTS))
+        for number in range(CODEC_DICTS):
+            unit = self.superblock.dict_unit[number]
+            segments.update(range(unit, unit + units_of(self.superblock.dict_length[number])))
         for unit in range(FIRST_UNITS, self.arena.unit_high):
             if self.store.slab.holds(unit) or self.tables.adopt_unit(unit) or unit in segments:
                 continue
@@ -219,17 +222,23 @@ cdef class Pool:
                 self._disks.append(_open_disk(self, number, stored, same))
         return None
 
-    def _open_dictionaries(self):
+    cdef bint _open_dictionaries(self) except -1:
         """Those that objects need; the others' units are free."""
         cdef int number
-        cdef uint8_t* content
+        cdef uint32_t unit, length
         for number in range(CODEC_DICTS):
+            unit = self.superblock.dict_unit[number]
+            length = self.superblock.dict_length[number]
             if self.store.bytes_of[CODEC_ZSTD_DICT + number] == 0:
                 publish32(&self.superblock.dict_unit[number], 0)
                 self.superblock.dict_length[number] = 0
-            else:
-                content = self.arena.base + <uint64_t>self.superblock.dict_unit[number] * UNIT_SIZE
-                self.store.ddicts[number] = zstd_new_ddict(content, self.superblock.dict_length[number])
+                continue
+            if unit == 0 or <uint64_t>unit + units_of(length) > self.arena.unit_high:
+                return False
+            self.store.ddicts[number] = zstd_new_ddict(self.arena.base + <uint64_t>unit * UNIT_SIZE, length)
+            if self.store.ddicts[number] == NULL:
+                return False
+        return True
 
     # -- settings and counters -----------------------------------------------------------------------------------
 
@@ -334,7 +343,7 @@ cdef class Pool:
         now.metadata += _whole_pages(self.arena.unit_high * sizeof(ZSpage))
         now.metadata += self.store.cells.metadata() + self.store.index.metadata() + self.tables.metadata()
         for number in range(CODEC_DICTS):
-            now.metadata += _whole_pages(self.superblock.dict_length[number])
+            now.metadata += 2 * _whole_pages(self.superblock.dict_length[number])  # Zstandard keeps a copy of its own
 
     # -- exports -------------------------------------------------------------------------------------------------
 

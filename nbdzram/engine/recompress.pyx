@@ -6,7 +6,13 @@ smaller size class; the handle stays, and so does everything that leads to it. W
 handle, so that the next run passes over it, unless it is stronger: has a higher level, or the first dictionary.
 
 A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
-into a unit of its own before the superblock names it; cells say which dictionary an object needs (codec.pxd).
+into units of its own before the superblock names the first; cells say which dictionary an object needs (codec.pxd).
+Its size follows the pool's, as the arena and Zstandard hold one copy each:
+
+    dictionary, KiB              0     32     64    128    256    512     zstandard 0.23, level 3; MiB of distinct
+    ext4, three Pythons       28.6   27.1   26.8   26.2   26.0   25.8     blocks by `make bench-memory`'s images, in
+    memory of 4 processes     18.2   16.8   16.6   16.2   15.9   15.6     slots of 16 bytes; decoding takes as long
+    text                      9.05   8.01   7.89   7.75   7.57   7.45     with each of them, 7 to 11 us a block
 
 Known limits: an object that several entries share counts as idle when any of them is. A dictionary in use stays as it
 is; another is trained when none is in use, at most four in a process's life. Opening an arena forgets the unused ones,
@@ -18,7 +24,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.arena cimport UNIT_SIZE
+from nbdzram.engine.arena cimport UNIT_SIZE, units_of
 from nbdzram.engine.cells cimport kind_of, length_of, publish32
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
@@ -32,7 +38,9 @@ from nbdzram.engine.table cimport LEAF_BLOCKS, entry_handle
 from nbdzram.errors import UserError
 
 cdef enum:
-    DICTIONARY_SIZE = 32768    # larger ones gained under 1 % on disk images and cost cache on every read
+    SMALLEST_DICTIONARY = 32 << 10
+    LARGEST_DICTIONARY = 4 * UNIT_SIZE  # see above; twice as much gains another 2 % at most
+    DICTIONARY_SHARE = 128     # of the pool's compressed bytes: one of so many
     SAMPLES = 4096             # 16 MiB: zdict.h asks for a hundred times the dictionary, and gains little beyond
     FEWEST_SAMPLES = 256
     NO_DICTIONARY = -1
@@ -198,14 +206,18 @@ cdef class Recompress(Run):
         self.cdict = zstd_new_cdict(content, self.pool.superblock.dict_length[self.dictionary], self.level)
 
     cdef bint _train(self) noexcept nogil:
+        cdef uint64_t share = (
+            self.pool.store.bytes_of[CODEC_LZ4] + self.pool.store.bytes_of[CODEC_ZSTD]
+        ) // DICTIONARY_SHARE
+        cdef size_t size = min(max(share, <uint64_t>SMALLEST_DICTIONARY), <uint64_t>LARGEST_DICTIONARY)
         cdef uint8_t* samples = <uint8_t*>malloc(SAMPLES * BLOCK)
-        cdef uint8_t* content = <uint8_t*>malloc(DICTIONARY_SIZE)
+        cdef uint8_t* content = <uint8_t*>malloc(size)
         cdef uint32_t count
         cdef size_t length = 0
         if samples != NULL and content != NULL:
             count = self._sample(samples)
             if count >= FEWEST_SAMPLES:
-                length = zstd_train(content, DICTIONARY_SIZE, samples, count)
+                length = zstd_train(content, size, samples, count)
         if length:
             lock_take_behind(&self.pool.lock)
             if not self._keep(content, <uint32_t>length):
@@ -238,19 +250,21 @@ cdef class Recompress(Run):
     cdef bint _keep(self, const uint8_t* content, uint32_t length) noexcept nogil:
         """Give it the next number. False when there is no room, or no number: a reader may be decoding with an old one."""
         cdef int number = 0
-        cdef uint32_t unit
+        cdef uint32_t count = units_of(length)
+        cdef uint32_t unit, extra
         cdef void* ddict
         while number < CODEC_DICTS and self.pool.superblock.dict_unit[number]:
             number += 1
         if number == CODEC_DICTS:
             return False
-        unit = self.pool.arena.take()
+        unit = self.pool.arena.take_run(count) if count > 1 else self.pool.arena.take()
         if unit == 0:
             return False
         ddict = zstd_new_ddict(content, length)
-        if ddict == NULL or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, DICTIONARY_SIZE):
+        if ddict == NULL or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, length):
             zstd_free_ddict(ddict)
-            self.pool.arena.give(unit)
+            for extra in range(count):
+                self.pool.arena.give(unit + extra)
             return False
         memcpy(self.pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)
         self.pool.store.ddicts[number] = ddict

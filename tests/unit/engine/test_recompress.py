@@ -191,33 +191,39 @@ def test_huge_only_leaves_lz4_objects_alone() -> None:
     assert disk.read(0, 2 * BLOCK) == skewed + prose(1)
 
 
-def test_a_dictionary_saves_more_and_outlives_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "least_bytes"), [(2000, 1000), (6000, (64 << 10) + 1)], ids=["small", "of two units"]
+)
+def test_a_dictionary_saves_more_and_outlives_the_process(tmp_path: Path, count: int, least_bytes: int) -> None:
     path = str(tmp_path / "arena")
     pool = Pool(path=path)
     disk = pool.create("disk", SIZE)
-    contents = [prose(number) for number in range(2000)]
+    contents = [prose(number) for number in range(count)]
     disk.write(0, b"".join(contents))
     run(Recompress(pool))
     without = pool.stats().compr_data_size
     disk.write(0, b"".join(contents))
     report = run(Recompress(pool, dictionary=True))
     stats = pool.stats()
-    assert report["dictionary_bytes"] > 1000
+    assert report["dictionary_bytes"] >= least_bytes
     assert stats.compr_by_codec["zstd-dict"] > 0
     assert stats.compr_data_size < without * 0.95
     pool.check()
     run(Check(pool))
     pool.close()
     again = Pool(path=path)
-    assert again.disks()[0].read(0, 2000 * BLOCK) == b"".join(contents)
+    assert again.disks()[0].read(0, count * BLOCK) == b"".join(contents)
     run(Check(again))
-    again.disks()[0].write(0, prose(5000))
+    again.disks()[0].write(0, prose(7000))
     report = run(Recompress(again, dictionary=True))
     assert (report["objects_seen"], report["objects_recompressed"]) == (1, 1)  # what was made small is known
+    again.close()
+    again = Pool(path=path)
+    assert again.disks()[0].read(BLOCK, (count - 1) * BLOCK) == b"".join(contents[1:])
     again.disks()[0].trim(0, SIZE)
     again.close()
     empty = Pool(path=path)
-    assert empty.stats().metadata < stats.metadata - report["dictionary_bytes"]
+    assert empty.stats().metadata < stats.metadata - 2 * report["dictionary_bytes"]
     empty.close()
 
 
