@@ -59,7 +59,7 @@ class RunTotals:
     failures: int = 0
     seconds: float = 0.0  # wall time
     cpu_seconds: float = 0.0
-    bytes_freed: int = 0  # by which mem_used_total was smaller afterwards
+    bytes_freed: int = 0  # the pages that they returned, whatever clients stored meanwhile
 
     def plus(self, other: RunTotals) -> RunTotals:
         """The sum, field by field."""
@@ -86,7 +86,7 @@ class RunSummary:
     reason: str  # asked, or the policy's
     finished_at: float  # seconds since the epoch
     seconds: float
-    bytes_freed: int  # by which mem_used_total was smaller afterwards
+    bytes_freed: int  # the pages that it returned, whatever clients stored meanwhile
     result: dict[str, int]  # the engine's report()
 
 

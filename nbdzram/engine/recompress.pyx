@@ -20,7 +20,7 @@ and what was tried in vain.
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
@@ -63,6 +63,7 @@ cdef class Recompress(Run):
     cdef void* compressor
     cdef void* cdict
     cdef uint64_t seen, replaced, before, after
+    cdef int64_t pages       # that went back to the system, less those that were taken
 
     def __cinit__(self, Pool pool, *, level: int = 3, idle_seconds: int = 0, huge_only: bool = False,
                   dictionary: bool = False):
@@ -95,6 +96,7 @@ cdef class Recompress(Run):
             "objects_recompressed": self.replaced,
             "bytes_before": self.before,
             "bytes_after": self.after,
+            "pages_returned": max(<int64_t>0, self.pages),
             "dictionary_bytes": 0 if self.dictionary == NO_DICTIONARY
             else self.pool.superblock.dict_length[self.dictionary],
         }
@@ -151,6 +153,7 @@ cdef class Recompress(Run):
         cdef uint32_t length = length_of(word)
         cdef uint32_t better_kind = 0
         cdef uint32_t better_length = 0
+        cdef uint64_t pages
         if kind != CODEC_RAW and (self.huge_only or not _is_compressed(kind)):
             return
         if self.pool.now - used < self.idle_seconds and self.idle_seconds or self.pool.store.was_tried(handle):
@@ -166,6 +169,7 @@ cdef class Recompress(Run):
                                   and memcmp(again, block, BLOCK) == 0):
             better_length = 0
         lock_take_behind(&self.pool.lock)
+        pages = self.pool.store.slab.pages_used
         if self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
             if not (better_length and self.pool.store.slab.saves(length, better_length)):
                 self.pool.store.set_tried(handle)
@@ -174,6 +178,7 @@ cdef class Recompress(Run):
                 self.replaced += 1
                 self.before += length
                 self.after += better_length
+                self.pages += <int64_t>(pages - self.pool.store.slab.pages_used)
         self.pool.store.release(handle)
 
     cdef uint32_t _encode(self, const uint8_t* block, uint8_t* target, uint32_t limit, uint32_t* kind) noexcept nogil:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from nbdzram.engine.stats import PoolStats
+from nbdzram.engine.stats import PAGE_SIZE, PoolStats
 from nbdzram.errors import EngineError, UserError
 from nbdzram.status import RunOptions, RunReport, RunSummary, RunTotals
 
@@ -129,9 +129,9 @@ class Maintenance:
             finally:
                 self._running = None
             seconds, after = time.monotonic() - started, self._pool.stats()
-            freed = 0 if options.dry_run else max(before.mem_used_total - after.mem_used_total, 0)
-            self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
             result = run.report()
+            freed = 0 if options.dry_run else result.get("pages_returned", 0) * PAGE_SIZE
+            self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
             if not options.dry_run:
                 self.recent.append(RunSummary(kind, reason, time.time(), seconds, freed, result))
             return RunReport(kind, self.name, options.dry_run, reason, seconds, cpu_seconds, result, before, after)

@@ -15,7 +15,7 @@ Every decision has a reason from the fixed set Reason and is counted, so that me
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -68,6 +68,12 @@ def recompress_gain(stats: PoolStats) -> int:
     policy wait.
     """
     return stats.recompress_untried // 5
+
+
+def gained(result: Mapping[str, int]) -> int:
+    """Bytes that a run of any kind freed, by its own count: a pool that clients fill meanwhile grows all the same."""
+    objects = max(result.get("bytes_freed", 0), result.get("bytes_before", 0) - result.get("bytes_after", 0))
+    return max(objects, result.get("pages_returned", 0) * PAGE_SIZE)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import Placed, declared_as, open_pool, open_pools, place_exports
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.maintenance import Progress
-from nbdzram.server.policy import STARTS, Reason
+from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.state import ExportChange, PoolChange, State
 from nbdzram.server.usage import Usages
@@ -320,16 +320,15 @@ class Service:
                 return
 
     async def _run_automatic(self, service: PoolService, kind: str, reason: Reason, expected: int) -> None:
-        loop, policy, gained = asyncio.get_running_loop(), service.policies[kind], 0
+        loop, policy, freed = asyncio.get_running_loop(), service.policies[kind], 0
         try:
             wishes = self._config.maintenance
             options = automatic_options(kind, wishes)
             report = await service.maintenance.run(kind, options, cpu_percent=wishes.cpu_percent, reason=reason)
-            gained = max(report.before.compr_data_size - report.after.compr_data_size, 0)
-            gained = max(gained, report.before.mem_used_total - report.after.mem_used_total)
+            freed = gained(report.result)
         except UserError as error:
             log.warning("automatic %s", error)
-        policy.learn(loop.time(), expected, gained)
+        policy.learn(loop.time(), expected, freed)
 
 
 def _export(placed: Placed) -> Export:

@@ -36,6 +36,7 @@ def test_idle_objects_get_smaller_and_read_back() -> None:
     after = pool.stats()
     assert after.compr_data_size < before.compr_data_size * 0.9
     assert report["bytes_before"] - report["bytes_after"] == before.compr_data_size - after.compr_data_size
+    assert before.mem_used_total - after.mem_used_total == report["pages_returned"] * BLOCK > 0
     assert after.compr_by_codec["zstd"] == report["bytes_after"]
     assert after.objects_recompressed == report["objects_recompressed"] >= 300
     assert after.huge_pages == 20

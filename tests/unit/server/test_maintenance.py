@@ -19,7 +19,7 @@ from tests.unit.records import POOL_STATS
 
 
 class CountingPool:
-    """A pool that a run makes smaller."""
+    """A pool whose memory the test sets."""
 
     def __init__(self) -> None:
         self.used = POOL_STATS.mem_used_total
@@ -42,23 +42,24 @@ class ScriptedRun:
         return self.done < self.total
 
     def report(self) -> dict[str, int]:
-        return {"objects_merged": self.done}
+        return {"objects_merged": self.done, "pages_returned": 1}
 
 
 def test_a_run_reports_before_after_and_what_came_of_it() -> None:
+    """Clients store two pages while the run returns one: it freed one."""
     pool, heard = CountingPool(), []
 
-    def shrink() -> None:
-        pool.used -= 4096
+    def step() -> None:
+        pool.used += 2 * 4096 - 4096
 
     async def act() -> None:
-        maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(100, shrink)})
+        maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(100, step)})
         report = await maintenance.run("fold", progress=lambda *step: heard.append(step))
-        assert report.before.mem_used_total - report.after.mem_used_total == 4096
-        assert (report.result, report.reason) == ({"objects_merged": 100}, "asked")
+        assert report.after.mem_used_total - report.before.mem_used_total == 4096
+        assert (report.result, report.reason) == ({"objects_merged": 100, "pages_returned": 1}, "asked")
         assert heard[-1] == ("fold", "default", 100, 100)
         (summary,) = maintenance.recent
-        assert (summary.kind, summary.bytes_freed, summary.result) == ("fold", 4096, {"objects_merged": 100})
+        assert (summary.kind, summary.bytes_freed, summary.result) == ("fold", 4096, report.result)
         totals = maintenance.totals["fold"]
         assert (totals.runs, totals.failures, totals.bytes_freed) == (1, 0, 4096)
         await maintenance.stop()

@@ -16,6 +16,7 @@ from nbdzram.server.policy import (
     Reason,
     compact_gain,
     fold_gain,
+    gained,
     recompress_gain,
 )
 from tests.unit.records import MIB, POOL_STATS
@@ -95,3 +96,17 @@ def test_compaction_expects_what_zspages_hold_beyond_their_objects() -> None:
 def test_an_empty_pool_expects_nothing() -> None:
     empty = replace(QUIET, objects=0, compr_data_size=0, mem_used_total=0)
     assert (fold_gain(empty), compact_gain(empty)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("result", "freed"),
+    [
+        ({"objects_merged": 3, "bytes_freed": 9000, "pages_returned": 1}, 9000),
+        ({"objects_moved": 3, "pages_returned": 2}, 8192),
+        ({"objects_recompressed": 3, "bytes_before": 9000, "bytes_after": 4000, "pages_returned": 0}, 5000),
+    ],
+    ids=["fold", "compact", "recompress"],
+)
+def test_a_run_is_judged_by_what_it_says_that_it_freed(result: dict[str, int], freed: int) -> None:
+    """And not by the pool before and after: clients write meanwhile."""
+    assert gained(result) == freed
