@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,16 @@ from tests.support.reach import tls_arguments
 from tests.support.server import Nbdzram
 
 Serve = Callable[..., Nbdzram]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory in memory: that is where arenas live, and pages of a disk would make the copies slow."""
+    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
+    directory = root / f"nbdzram-test-{os.getpid()}"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -26,16 +26,6 @@ from tests.faults.writer import BLOCK, BLOCKS, LEDGER_SIZE, content
 from tests.unit.engine.blocks import run
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory in memory: that is where arenas live, and pages of a disk would make the copies slow."""
-    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
-    directory = root / f"nbdzram-test-{os.getpid()}"
-    directory.mkdir()
-    yield directory
-    shutil.rmtree(directory)
-
-
 @contextmanager
 def writing(place: Path, seed: int) -> Iterator[subprocess.Popen[bytes]]:
     ledger = place / "ledger"
