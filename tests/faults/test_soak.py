@@ -12,6 +12,8 @@ import random
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -74,6 +76,14 @@ class House:
         dedup = "inline" if self._life % 2 else "fold"
         arguments = ("--state-dir", str(self._place / "state"), "--dedup", dedup, *ARGUMENTS)
         return Nbdzram(directory, dict.fromkeys(EXPORTS, BLOCKS * BLOCK), arguments=arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.__exit__(kind, value, trace)
 
     @property
     def server(self) -> Nbdzram:
@@ -216,21 +226,20 @@ def operate(house: House, tenants: list[Tenant], actions: int, seed: int, living
 
 def soak(place: Path, actions: int) -> None:
     seed = random.randrange(1 << 30)
-    house = House(place)
-    tenants = [Tenant(house, export, seed) for export in EXPORTS]
-    with ThreadPoolExecutor() as executor:
-        living = [executor.submit(tenant.live) for tenant in tenants]
-        try:
-            operate(house, tenants, actions, seed, living)
-        finally:
-            house.closing = True
-    for future in living:
-        future.result()
-    with house.server as server:
+    with House(place) as house:
+        tenants = [Tenant(house, export, seed) for export in EXPORTS]
+        with ThreadPoolExecutor() as executor:
+            living = [executor.submit(tenant.live) for tenant in tenants]
+            try:
+                operate(house, tenants, actions, seed, living)
+            finally:
+                house.closing = True
+        for future in living:
+            future.result()
         for tenant in tenants:
-            with server.client(tenant.export) as client:
+            with house.server.client(tenant.export) as client:
                 tenant.verify_all(client)
-        server.command_line("check")
+        house.server.command_line("check")
 
 
 def test_tenants_keep_what_they_wrote_whatever_the_operator_does_and_whenever_the_power_fails(place: Path) -> None:
