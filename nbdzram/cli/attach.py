@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import connect, control_option, export_names
+from nbdzram.cli.common import ANY_PATH, connect, control_option, export_names
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.errors import NoSuchExport, UserError
@@ -39,7 +39,7 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "--tls-certificates",
     "certificates",
     metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
+    type=ANY_PATH,
     help="For a server with TLS: where ca-cert.pem is, and client-cert.pem with client-key.pem if it asks for them.",
 )
 @control_option

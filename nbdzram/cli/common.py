@@ -20,6 +20,9 @@ from nbdzram.values import export_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+ANY_PATH: click.Path = click.Path(path_type=Path, readable=False)
+"""A path that click does not try: whoever opens it says better why it cannot."""
+
 
 class Size(click.ParamType[int]):
     """A disk's size in bytes."""
@@ -57,7 +60,7 @@ def control_option(command: Command) -> Command:
     return click.option(
         "--control",
         metavar="PATH",
-        type=click.Path(path_type=Path, readable=False),
+        type=ANY_PATH,
         help="The server's control socket.  [default: where `serve` puts it]",
     )(command)
 

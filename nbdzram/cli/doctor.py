@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import control_option, json_option, print_json
+from nbdzram.cli.common import ANY_PATH, control_option, json_option, print_json
 from nbdzram.cli.diagnosis import Finding, Level, Patient, examine, running_server
 from nbdzram.settings import load
 
@@ -26,7 +26,7 @@ WIDEST = 100
     "-c",
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
+    type=ANY_PATH,
     help="The configuration that `serve` would be given.",
 )
 @json_option

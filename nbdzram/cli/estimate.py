@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbdzram.cli.columns import Column, render
-from nbdzram.cli.common import json_option, print_json
+from nbdzram.cli.common import ANY_PATH, json_option, print_json
 from nbdzram.engine.stats import BLOCK_SIZE
 from nbdzram.errors import UserError
 from nbdzram.units import format_size
@@ -49,7 +49,7 @@ class Image:
     epilog="\b\nExamples:\n  nbdzram estimate machine.img\n  nbdzram estimate vm1.img vm2.img vm3.img --level 9\n"
     "  sudo nbdzram estimate /dev/sda --sample 16 --json",
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=ANY_PATH)
 @click.option(
     "--level", metavar="N", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level."
 )
