@@ -162,16 +162,12 @@ cdef class HotPath:
 
     def emit(self, bytes reply not None):
         """Send a reply that Python built: a short one with others, at the latest when `proceed` follows."""
-        cdef size_t size = len(reply)
-        cdef uint8_t* target
         if self.lost:
             return
-        target = self.outlet.reserve(size) if size <= SMALL_PIECE else NULL
-        if target == NULL:
-            self.outlet.write(reply)
+        if len(reply) <= SMALL_PIECE:
+            self.outlet.put(<const uint8_t*><const char*>reply, len(reply))
         else:
-            memcpy(target, <const char*>reply, size)
-            self.outlet.used += size
+            self.outlet.write(reply)
 
     def proceed(self):
         """Something that held this connection up is gone."""
@@ -498,14 +494,7 @@ cdef class HotPath:
 
     cdef int reply_success(self, const Request* request) except -1:
         cdef uint8_t reply[REPLY_OVERHEAD]
-        cdef size_t size = put_success(reply, self.rules.style, request) - reply
-        cdef uint8_t* target = self.outlet.reserve(size)
-        if target == NULL:
-            self.outlet.write(PyBytes_FromStringAndSize(<char*>reply, size))
-        else:
-            memcpy(target, reply, size)
-            self.outlet.used += size
-        return 0
+        return self.outlet.put(reply, put_success(reply, self.rules.style, request) - reply)
 
     # ---- when to read, when to end ----
 

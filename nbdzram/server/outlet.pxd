@@ -21,6 +21,7 @@ cdef class Outlet:
     cdef bint broken          # the socket is gone; connection_lost will tell
 
     cdef uint8_t* reserve(self, size_t size) except? NULL
+    cdef int put(self, const uint8_t* reply, size_t size) except -1
     cdef int flush(self) except -1
     cdef int write(self, bytes reply) except -1
     cdef int write_piece(self, Piece piece) except -1

@@ -11,6 +11,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from nbdzram.server.channel cimport TlsChannel
 from nbdzram.server.workers cimport Piece
@@ -61,6 +62,16 @@ cdef class Outlet:
         if self.blocked or self.broken:
             return NULL
         return self.scratch.bytes + self.used
+
+    cdef int put(self, const uint8_t* reply, size_t size) except -1:
+        """Send a short reply with others; by itself when the peer must read first."""
+        cdef uint8_t* target = self.reserve(size)
+        if target == NULL:
+            self.write(PyBytes_FromStringAndSize(<const char*>reply, size))
+        else:
+            memcpy(target, reply, size)
+            self.used += size
+        return 0
 
     cdef int flush(self) except -1:
         """Send what the scratch holds."""
