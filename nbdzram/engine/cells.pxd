@@ -12,6 +12,7 @@ cdef enum:
     REFS_MAX = 511
 
     SEGMENT_CELLS = 65536
+    SEGMENT_UNITS = 16
     CELLS_A_PAGE = 256
 
 cdef struct Cell:

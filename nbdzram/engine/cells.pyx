@@ -33,7 +33,6 @@ from nbdzram.engine.arena cimport (
 from nbdzram.errors import ArenaError
 
 cdef enum:
-    SEGMENT_UNITS = 16
     SEGMENTS_MAX = 65536
 
 

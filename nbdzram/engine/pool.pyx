@@ -29,7 +29,8 @@ import os
 
 from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena, units_of
 from nbdzram.engine.cells cimport (
-    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, Cell, kind_of, length_of, publish32, publish64,
+    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, publish32,
+    publish64,
 )
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, zstd_new_ddict,
@@ -159,7 +160,7 @@ cdef class Pool:
         cdef uint64_t stored, same
         # 1. How many handles there have been, and their counts from nought.
         for segment in range(segments_held):
-            if self.store.cells.segments[segment] + 16 > self.arena.unit_high:
+            if self.store.cells.segments[segment] + SEGMENT_UNITS > self.arena.unit_high:
                 return f"cell segment {segment} lies behind its end"
             for index in range(SEGMENT_CELLS):
                 handle = segment * SEGMENT_CELLS + index
@@ -198,14 +199,15 @@ cdef class Pool:
         if not self._open_dictionaries():
             return "a dictionary lies behind its end, or there is no memory for it"
         # 4. Units that hold nothing.
-        segments = {
-            self.store.cells.segments[number] + offset for number in range(segments_held) for offset in range(16)
-        }
+        taken = set()
+        for number in range(segments_held):
+            unit = self.store.cells.segments[number]
+            taken.update(range(unit, unit + SEGMENT_UNITS))
         for number in range(CODEC_DICTS):
             unit = self.superblock.dict_unit[number]
-            segments.update(range(unit, unit + units_of(self.superblock.dict_length[number])))
+            taken.update(range(unit, unit + units_of(self.superblock.dict_length[number])))
         for unit in range(FIRST_UNITS, self.arena.unit_high):
-            if self.store.slab.holds(unit) or self.tables.adopt_unit(unit) or unit in segments:
+            if self.store.slab.holds(unit) or self.tables.adopt_unit(unit) or unit in taken:
                 continue
             self.arena.release(<uint64_t>unit * UNIT_SIZE, UNIT_SIZE)
             self.arena.give(unit)
