@@ -19,9 +19,9 @@ import pytest
 
 from tests.support.nbd_client import Client, RequestFailed, open_socket
 from tests.support.server import START_SECONDS, Nbdzram
+from tests.unit.engine.blocks import BLOCK, half_random, noise, prose
 from tests.wire import CMD_READ
 
-BLOCK = 4096
 BLOCKS = 8192  # of an export: 32 MiB
 EXPORTS = ("a", "b", "c")
 STRETCH = 256  # blocks of one request when all are read
@@ -29,7 +29,6 @@ ARGUMENTS = (
     *("--mem-limit", "24M", "--fold-interval", "auto", "--compact-interval", "auto"),
     *("--recompress-interval", "auto", "--recompress-age", "5"),
 )
-WORDS = [random.Random(number).randbytes(2 + number % 4).hex().encode() for number in range(500)]
 RUNS = (
     ("fold", "--json"),
     ("fold", "--dry-run"),
@@ -41,16 +40,14 @@ RUNS = (
 )
 
 
+def repeated_word(number: int) -> bytes:
+    return number.to_bytes(8, "big") * (BLOCK // 8)
+
+
 def content(number: int) -> bytes:
     """Number 0 is zeroes; the others are of every kind that the engine knows."""
-    choose = random.Random(number)
-    kinds = (
-        lambda: choose.randbytes(8) * (BLOCK // 8),
-        lambda: choose.randbytes(BLOCK),
-        lambda: choose.randbytes(BLOCK // 2) + bytes(BLOCK // 2),
-        lambda: b" ".join(choose.choices(WORDS, k=800))[:BLOCK],
-    )
-    return kinds[number % 4]() if number else bytes(BLOCK)
+    kinds = (repeated_word, noise, half_random, prose)
+    return kinds[number % len(kinds)](number)
 
 
 CONTENTS = [content(number) for number in range(1500)]

@@ -7,6 +7,8 @@ import random
 from nbdzram.engine.run import Run
 
 BLOCK = 4096
+LETTERS = "etaoinshrdlu"
+WORDS = ["".join(random.Random(number).choices(LETTERS, k=3 + number % 7)) for number in range(400)]
 
 
 def text(number: int) -> bytes:
@@ -22,6 +24,12 @@ def half_random(number: int, random_bytes: int = 2048) -> bytes:
 def noise(number: int) -> bytes:
     """A block that does not compress."""
     return random.Random(number).randbytes(BLOCK)
+
+
+def prose(number: int) -> bytes:
+    """A block of words: Zstandard makes it a good deal shorter than LZ4 does."""
+    choose = random.Random(number)
+    return " ".join(choose.choice(WORDS) for _ in range(800)).encode()[:BLOCK]
 
 
 def run(task: Run, budget: int = 64) -> dict[str, int]:

@@ -13,17 +13,9 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import UserError
-from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 
 SIZE = 64 << 20
-LETTERS = "etaoinshrdlu"
-WORDS = ["".join(random.Random(number).choices(LETTERS, k=3 + number % 7)) for number in range(400)]
-
-
-def prose(number: int) -> bytes:
-    """A block of words: Zstandard makes it a good deal shorter than LZ4 does."""
-    choose = random.Random(number)
-    return " ".join(choose.choice(WORDS) for _ in range(800)).encode()[:BLOCK]
 
 
 def test_idle_objects_get_smaller_and_read_back() -> None:
