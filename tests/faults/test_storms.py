@@ -46,10 +46,10 @@ SPECKLED = 512 * MIB
     ],
 )
 def test_a_storm_of_cheap_requests_that_nobody_reads(target: Nbdzram, crowd: Crowd, storm: bytes) -> None:
-    """50 clients pipeline the same request 5,000 times over."""
+    """50 clients pipeline the same request 100,000 times, or as often as the server takes it: it stops in time."""
     watch = Watch(target)
     crowd.attach(target, 50)
-    crowd.press([[storm * 5000]] * 50)
+    crowd.press([[storm * 5000] * 20] * 50)
     expect_others_are_served(target)
     watch.expect_modest()
     crowd.disperse()
