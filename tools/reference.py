@@ -23,7 +23,7 @@ from nbdzram import config as configuration
 from nbdzram.cli import serve, stat
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.messages import Code
-from nbdzram.control.methods import Operations, Parameter, method_table
+from nbdzram.control.methods import Changes, Operations, Parameter, method_table
 from nbdzram.engine import stats
 from nbdzram.metrics import families, http
 from nbdzram.metrics.process import ProcessMetrics
@@ -147,8 +147,8 @@ def control_page() -> Iterator[str]:
     )
     yield '```console\n$ echo \'{"jsonrpc":"2.0","method":"status","id":1}\' | nc -U -q1 /run/nbdzram/nbdzram.sock\n```'
     yield "## Methods"
-    for name, method in method_table(_nobody()).items():
-        operation = getattr(Operations, _operation_of(name))
+    for name, method in method_table(_nobody(), _nobody()).items():
+        operation = getattr(Operations, _operation_of(name), None) or getattr(Changes, _operation_of(name))
         yield f"### `{name}`"
         yield (inspect.getdoc(operation) or "").split("\n")[0]
         if method.parameters:
@@ -243,7 +243,7 @@ def _written(value: Any, *, is_size: bool) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) if value not in {None, ()} else ""
 
 
-def _nobody() -> Operations:
+def _nobody() -> Any:
     """Stands where a server would: the table of methods names operations, the tool never calls one."""
     return object.__new__(type("Nobody", (), {}))
 

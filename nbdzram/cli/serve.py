@@ -211,7 +211,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
 
     service = Service(config)
     told_to_stop = _watch_signals(service.reload)
-    control = ControlServer(config.control or socket_for_server(os.environ), method_table(service))
+    control = ControlServer(config.control or socket_for_server(os.environ), method_table(service, service.changes))
     metrics = _metrics_server(config, service)
     await control.start()
     try:

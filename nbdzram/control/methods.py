@@ -1,6 +1,6 @@
 """The methods that the control socket offers: a table of names, parameters and calls.
 
-What a method needs from the server is stated in Operations; whoever serves (server/service.py) has it.
+What a method needs from the server is stated in Operations (server/service.py has it) and Changes (server/changes.py).
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class Operations(Protocol):
         self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
     ) -> tuple[RunReport, ...]:
         """Fold, compact, recompress or check one pool, or all of them."""
+
+
+class Changes(Protocol):
+    """How exports and pools are changed on request. Refusals are UserErrors."""
 
     async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
         """Open a new, empty pool. mem_limit in bytes, 0 is none; dedup is fold or inline."""
@@ -96,7 +100,7 @@ class Method:
 RUN_OPTIONS = {field.name: Parameter(type(field.default), field.default) for field in dataclasses.fields(RunOptions)}
 
 
-def method_table(operations: Operations) -> dict[str, Method]:
+def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
     """Every method by its name."""
     name, force = Parameter(str), Parameter(bool, False)
     size = Parameter(int)
@@ -113,28 +117,28 @@ def method_table(operations: Operations) -> dict[str, Method]:
         return await operations.run(asked.pop("kind"), RunOptions(**chosen), **asked, progress=progress)
 
     async def add_pool(given: Mapping[str, Any], _: Progress) -> Any:
-        return await operations.add_pool(**given)
+        return await changes.add_pool(**given)
 
     async def change_pool(given: Mapping[str, Any], _: Progress) -> Any:
-        return await operations.change_pool(**given)
+        return await changes.change_pool(**given)
 
     async def remove_pool(given: Mapping[str, Any], _: Progress) -> Any:
-        await operations.remove_pool(**given)
+        await changes.remove_pool(**given)
 
     async def add(given: Mapping[str, Any], _: Progress) -> Any:
-        return await operations.add_export(**given)
+        return await changes.add_export(**given)
 
     async def remove(given: Mapping[str, Any], _: Progress) -> Any:
-        await operations.remove_export(**given)
+        await changes.remove_export(**given)
 
     async def resize(given: Mapping[str, Any], _: Progress) -> Any:
-        return await operations.resize_export(**given)
+        return await changes.resize_export(**given)
 
     async def reset(given: Mapping[str, Any], _: Progress) -> Any:
-        return await operations.reset_export(**given)
+        return await changes.reset_export(**given)
 
     async def copy(given: Mapping[str, Any], _: Progress) -> Any:
-        return await operations.copy_export(**given)
+        return await changes.copy_export(**given)
 
     return {
         "status": Method({}, status),

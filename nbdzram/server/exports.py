@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nbdzram.engine.disk import Disk
 from nbdzram.errors import ConfigError, ExportExists, NoSuchExport
 from nbdzram.server.traffic import Traffic
+from nbdzram.status import ExportStatus
 
 if TYPE_CHECKING:
     from nbdzram.server.session import Session
@@ -64,6 +65,25 @@ class Export:
         if self._networks and peer.address is not None and not _inside(peer.address, self._networks):
             return False
         return not self.allow_certificates or not peer.certificate_names.isdisjoint(self.allow_certificates)
+
+    def status(self) -> ExportStatus:
+        """What the server tells of it, at this moment."""
+        stats, io_stat = self.disk.stats(), self.traffic.io_stat()
+        return ExportStatus(
+            name=self.name,
+            pool=self.pool_name,
+            size_bytes=stats.size,
+            read_only=self.read_only,
+            description=self.description,
+            stored_bytes=stats.stored,
+            same_filled_bytes=stats.same_filled,
+            connections=len(self.connections),
+            failed_reads=io_stat.failed_reads,
+            failed_writes=io_stat.failed_writes,
+            invalid_io=io_stat.invalid_io,
+            notify_free=io_stat.notify_free,
+            operations=self.traffic.operations(),
+        )
 
 
 class Exports:

@@ -21,6 +21,7 @@ from nbdzram.config import Dedup, ExportConfig, PoolConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ConfigError, UserError
+from nbdzram.server.exports import Export
 from nbdzram.server.state import State
 from nbdzram.units import format_size
 
@@ -33,6 +34,18 @@ class Placed:
 
     disk: Disk
     config: ExportConfig
+
+    def export(self) -> Export:
+        """What clients are offered."""
+        return Export(
+            name=self.config.name,
+            disk=self.disk,
+            pool_name=self.config.pool,
+            read_only=self.config.read_only,
+            description=self.config.description,
+            allow_addresses=self.config.allow_addresses,
+            allow_certificates=self.config.allow_certificates,
+        )
 
 
 def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:

@@ -45,7 +45,7 @@ class PoolChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Remembered:
     """Everything that is remembered."""
 
     format: int = FORMAT
@@ -59,7 +59,7 @@ class State:
     def __init__(self, directory: Path | None) -> None:
         """Make the directory if need be and read what it remembers. Raises UserError."""
         self.directory = directory
-        self.changes = Changes()
+        self.changes = Remembered()
         if directory is None:
             return
         try:
@@ -103,7 +103,7 @@ class State:
             pools[name] = change
         self._save(dataclasses.replace(self.changes, pools=pools))
 
-    def _save(self, changes: Changes) -> None:
+    def _save(self, changes: Remembered) -> None:
         if self.directory is not None:
             try:
                 _replace(self.directory / FILE_NAME, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
@@ -112,11 +112,11 @@ class State:
         self.changes = changes
 
 
-def _read(path: Path) -> Changes:
+def _read(path: Path) -> Remembered:
     try:
         payload = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Changes()
+        return Remembered()
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or remove it to forget run-time changes") from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
@@ -124,7 +124,7 @@ def _read(path: Path) -> Changes:
             f"{path} is not of format {FORMAT}; start the version that wrote it, "
             "or remove the file to forget run-time changes"
         )
-    return from_json(Changes, payload, f"the file {path}")
+    return from_json(Remembered, payload, f"the file {path}")
 
 
 def _replace(path: Path, text: str) -> None:

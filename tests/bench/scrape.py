@@ -72,7 +72,7 @@ async def _watch_looks(directory: Path) -> dict[str, float]:
     exports = tuple(ExportConfig(name=name, size_bytes=MIB) for name in names())
     service = Service(ServerConfig(exports=exports, tcp=(), unix=(unix,)))
     metrics = MetricsServer(TcpAddress(port=0), service.status, service.usage)
-    control = ControlServer(directory / "control.sock", method_table(service))
+    control = ControlServer(directory / "control.sock", method_table(service, service.changes))
     await service.start()
     await metrics.start()
     await control.start()

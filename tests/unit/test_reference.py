@@ -24,7 +24,7 @@ def test_nothing_is_left_out() -> None:
     assert [name for name in COMMANDS if f"\n## nbdzram {name}\n" not in written["cli.md"]] == []
     assert [key.path for key in KEYS if f"| `{key.path[-1]}` |" not in written["configuration.md"]] == []
     assert [family.name for family in FAMILIES if f"| `{family.name}` |" not in written["metrics.md"]] == []
-    methods = method_table(reference._nobody())
+    methods = method_table(reference._nobody(), reference._nobody())
     assert [name for name in methods if f"\n### `{name}`\n" not in written["control.md"]] == []
 
 

@@ -85,7 +85,7 @@ class RecordedOperations:
 @contextlib.asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[RecordedOperations]:
     operations = RecordedOperations()
-    server = ControlServer(path, method_table(operations))
+    server = ControlServer(path, method_table(operations, operations))
     await server.start()
     try:
         yield operations
