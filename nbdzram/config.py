@@ -39,6 +39,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class LogFormat(StrEnum):
+    """What a line of the log is: words for people, or a JSON object for programs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class Dedup(StrEnum):
     """When equal objects meet: only in a fold, or already at the write."""
 
@@ -161,3 +168,4 @@ class ServerConfig:
     metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
     control: Path | None = None  # None: nbdzram.sock under the runtime directory
     log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.TEXT

@@ -19,11 +19,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from nbdzram import __version__
-from nbdzram.cli.certificate import validity
 from nbdzram.config import ServerConfig, TcpAddress, TlsMode
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import ConfigError, UserError
+from nbdzram.server.certificate import validity
 from nbdzram.status import ServerStatus
 from nbdzram.units import format_size, physical_memory
 

@@ -20,18 +20,20 @@ import click
 
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
-from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, LogLevel, ServerConfig, TcpAddress, TlsConfig, TlsMode
+from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, ServerConfig, TcpAddress, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
+    from nbdzram.server.logbook import LineWriter
     from nbdzram.server.service import Service
     from nbdzram.status import ServerStatus
 
 log = logging.getLogger("nbdzram.server")
 
+STDOUT = 1
 GREETED_EXPORTS = 20  # what a screen takes
 FORCED_EXIT = 128 + signal.SIGTERM
 
@@ -43,6 +45,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "state_dir": ("state_dir",),
     "default_export": ("default_export",),
     "log_level": ("log_level",),
+    "log_format": ("log_format",),
     "fold_interval": ("maintenance", "fold"),
     "compact_interval": ("maintenance", "compact"),
     "recompress_interval": ("maintenance", "recompress"),
@@ -119,6 +122,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--tls-client-ca", metavar="FILE", help="Clients need a certificate signed by this authority.")
 @click.option("--tls-psk-file", metavar="FILE", help="Pre-shared keys, a line NAME:HEXKEY each.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
+@click.option("--log-format", metavar="text|json", help="Lines for people, or a JSON object each.  [default: text]")
 @click.option(
     "--stdin", "on_stdin", is_flag=True, help="Serve the one client whose socket is standard input, as inetd does."
 )
@@ -137,7 +141,7 @@ def command(
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once; SIGHUP looks at the certificates again. Every flag has a key in the TOML file and a
+    A second signal ends at once; SIGHUP reads the TLS files again. Every flag has a key in the TOML file and a
     variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
     layer = export_layers(exports, "-e")
@@ -154,20 +158,21 @@ def command(
     if on_stdin:
         named = {"metrics", "control"} & {name for name, value in flags.items() if value is not None}
         return serve_stdin(settled, forbidden=sorted(named))
-    return serve(settled, click.echo)
+    return serve(settled)
 
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
     """Serve the client behind standard input until it leaves. Raises UserError."""
     import uvloop  # noqa: PLC0415 - the same as below
 
+    from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
     from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
 
     if forbidden:
         raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
     client = take_stdin()
-    _log_to_stderr(config.log_level)
-    uvloop.run(_serve_stdin(config, client))
+    with open_logbook(config.log_level, config.log_format, os.environ):
+        uvloop.run(_serve_stdin(config, client))
 
 
 async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
@@ -186,21 +191,25 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     await served  # it has ended: the client left, or was drained
 
 
-def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
+def serve(config: ServerConfig) -> None:
     """Run until a signal. Raises UserError when something cannot start."""
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
-    _log_to_stderr(config.log_level)
-    uvloop.run(_serve(config, say))
+    from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
+
+    with open_logbook(config.log_level, config.log_format, os.environ):
+        uvloop.run(_serve(config, print_in_background().put))
 
 
-def _log_to_stderr(wanted: LogLevel) -> None:
-    level = {LogLevel.DEBUG: logging.DEBUG, LogLevel.INFO: logging.INFO, LogLevel.WARNING: logging.WARNING}
-    logging.basicConfig(
-        level=level.get(wanted, logging.ERROR),
-        stream=sys.stderr,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+def print_in_background() -> LineWriter:
+    """Standard output for lines that nobody may be reading: the exports are served all the same."""
+    from nbdzram.server.logbook import LineWriter  # noqa: PLC0415
+
+    def failed(error: OSError) -> None:
+        log.warning("cannot print where it listens: %s", error.strerror)
+
+    encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding  # None: it was closed, and leads nowhere
+    return LineWriter(STDOUT, encoding=encoding, failed=failed)
 
 
 async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
@@ -219,11 +228,8 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
         try:
             if metrics is not None:
                 await metrics.start()
-            try:
-                for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
-                    say(line)
-            except OSError as error:  # whoever reads it went away, or the disk below is full: the exports are served
-                log.warning("cannot print where it listens: %s", error.strerror)
+            for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
+                say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)

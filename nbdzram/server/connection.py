@@ -16,6 +16,7 @@ from nbdzram.server.session import Session
 from nbdzram.server.tls import certificate_names
 
 log = logging.getLogger("nbdzram.server")
+attached_log = logging.getLogger("nbdzram.attached")  # told line by line (server/logbook)
 
 RECEIVE_SIZE = 16 << 10
 """Bytes taken from a socket at once while haggling."""
@@ -164,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
             session.pause_writing()
         if self._hosting.shutting_down:
             session.draining = True
-        log.info("%s: attached to export %r", self._peer.text, export.name)
+        attached_log.info("%s: attached to export %r%s", self._peer.text, export.name, _certified(self._peer))
         session.start(self._transport, rest=self._handshake.take_rest())
 
     def _start_tls(self) -> None:
@@ -194,6 +195,10 @@ class Connection(asyncio.BufferedProtocol):
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+
+
+def _certified(peer: Peer) -> str:
+    return f" with the certificate of {', '.join(sorted(peer.certificate_names))}" if peer.certificate_names else ""
 
 
 def peer_of(transport: Any) -> Peer:

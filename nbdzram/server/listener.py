@@ -83,7 +83,7 @@ class NbdServer:
     def renew_certificates(self) -> None:
         """Read TLS files that changed now, and not only when the next client comes."""
         if self._hosting is not None:
-            self._hosting.tls.renew()
+            self._hosting.tls.renew(unchanged_too=True)
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected socket (inetd's on stdin, say) until it closes."""

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
 from nbdzram.config import TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
+from nbdzram.server.certificate import validity
 
 log = logging.getLogger("nbdzram.server")
 
 PSK_LEAST_BYTES = 16
 """128 bits: a shorter key is guessed offline from one recorded handshake (section 9.1 of RFC 4279)."""
 
-_Stamp = tuple[tuple[int, int], ...]
+SETTLED_SECONDS = 1.0
+"""A file that changed less long ago may change once more within one tick of the clock that stamps it."""
+
+_Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 class TlsFiles:
     """The server's certificate and key, the authority that clients' certificates must come from, pre-shared keys.
 
-    Raises ConfigError when made with files that cannot be used; later a bad renewal keeps the old context.
+    Raises ConfigError when made with files that cannot be used; later a bad renewal keeps the old context, and is
+    tried and told once, however many connect meanwhile.
     """
 
     def __init__(self, config: TlsConfig) -> None:
         self._config = config
-        self._stamp: _Stamp = ()
+        self._tried: _Stamp = ()  # the files' stamp at the last try that counts
+        self._complaint = ""  # why the files as they are now cannot be used, as it was told
         self._context: ssl.SSLContext | None = None
+        self.expires_at: float | None = None
+        """When the certificate in use ends, in seconds since the epoch; None without one."""
         if config.mode is not TlsMode.OFF:
-            self._stamp = self._read_stamp()
-            self._context = make_context(config)
+            self._tried = self._read_stamp()
+            self._load()
 
     def context(self) -> ssl.SSLContext:
         """For one connection. Files that were replaced on disk count from the next connection on."""
@@ -40,18 +50,38 @@ class TlsFiles:
         self.renew()
         return self._context
 
-    def renew(self) -> None:
-        """Read the files again if they changed; what cannot be used changes nothing."""
+    def renew(self, *, unchanged_too: bool = False) -> None:
+        """Read the files again if they changed, or if asked to; what cannot be used changes nothing."""
         if self._context is None:
             return
+        if unchanged_too:
+            self._tried, self._complaint = (), ""
         try:
             stamp = self._read_stamp()
-            if stamp != self._stamp:
-                self._context = make_context(self._config)
-                self._stamp = stamp
-                log.info("TLS files reloaded: %s", ", ".join(map(str, self._paths())))
+            if stamp == self._tried:
+                return
+            if _settled(stamp):
+                self._tried = stamp
+            self._load()
         except ConfigError as error:
-            log.warning("TLS files changed but cannot be used, keeping the old ones: %s", error)
+            if str(error) != self._complaint:
+                log.warning("TLS files changed but cannot be used, keeping the old ones: %s", error)
+            self._complaint = str(error)
+        else:
+            self._tried, self._complaint = stamp, ""
+            log.info("TLS files reloaded: %s", ", ".join(map(str, self._paths())))
+
+    @property
+    def usable(self) -> bool:
+        """Whether the files on disk are those in use, as far as the last look tells."""
+        return not self._complaint
+
+    def _load(self) -> None:
+        self._context = make_context(self._config)
+        self.expires_at = None
+        if self._config.certificate is not None:
+            with contextlib.suppress(OSError, ValueError):  # OpenSSL could read it: a form that ours does not know
+                self.expires_at = validity(self._config.certificate)[1].timestamp()
 
     def _paths(self) -> list[Path]:
         config = self._config
@@ -60,7 +90,15 @@ class TlsFiles:
         ]
 
     def _read_stamp(self) -> _Stamp:
-        return tuple((status.st_mtime_ns, status.st_ino) for status in map(_stat, self._paths()))
+        return tuple(
+            (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+            for status in map(_stat, self._paths())
+        )
+
+
+def _settled(stamp: _Stamp) -> bool:
+    age_seconds = time.time() - max(changed for _, changed, _, _ in stamp) / 1e9
+    return not 0 <= age_seconds < SETTLED_SECONDS
 
 
 def make_context(config: TlsConfig) -> ssl.SSLContext:
@@ -80,9 +118,21 @@ def make_context(config: TlsConfig) -> ssl.SSLContext:
     return context
 
 
+class _PassPhraseWantedError(Exception):
+    """OpenSSL would ask somebody."""
+
+
 def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    def nobody() -> str:
+        raise _PassPhraseWantedError
+
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password=nobody)  # without, OpenSSL asks the terminal, and waits
+    except _PassPhraseWantedError:
+        raise ConfigError(
+            f"TLS key {key} is encrypted, and a server has nobody to ask for its pass phrase; "
+            f"store it without one, for this user's eyes only: openssl pkey -in {key} -out NEW_KEY"
+        ) from None
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"TLS certificate {certificate} with key {key} cannot be used: {_reason(error)}; "

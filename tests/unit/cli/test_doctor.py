@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from nbdzram.cli import diagnosis
-from nbdzram.cli.certificate import validity
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient
 from nbdzram.config import Limits, PoolConfig, ServerConfig, TcpAddress, TlsConfig, TlsMode, UnixAddress
+from nbdzram.server.certificate import validity
 from tests.support.programs import require_program
 from tests.unit.cli.conftest import Server, run
 from tests.unit.records import SERVER

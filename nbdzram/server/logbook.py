@@ -1,0 +1,292 @@
+"""The server's log: lines that strangers cause, written where nobody may be reading.
+
+    whoever logs ──admit──> one line of text ──queue──> writer, a thread ──> standard error
+                   │ or counted                 │ or counted
+
+1. Who logs never waits: no system call on the way, and no lock that is held over one. The event loop logs through here.
+2. A line has one line's room: what is not printable is written as an escape, what is long is cut.
+3. A cause says LINES_A_MINUTE lines in a minute. What it said beyond is counted, and told when the minute is over. The
+   cause is the message before its arguments are filled in, so that there are as many as there are places that log.
+4. The queue holds QUEUED_LINES. What finds it full is lost, counted, and told when somebody reads again.
+
+Known limits: a line that is lost is lost for all readers; a limit a cause is shared by all peers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from nbdzram.config import LogFormat, LogLevel
+
+STDERR = 2
+
+LINES_A_MINUTE = 10
+"""Of one cause: enough to see who and what it is. Whoever causes more is a crowd, of which the number is told."""
+
+LINES_A_MINUTE_OF: Mapping[str, int] = {"nbdzram.attached": 600, "nbdzram.audit": 6000}
+"""Loggers of what an operator wants line by line: a rack that boots attaches ten clients a second, and a script that
+makes a thousand disks has each of its acts told."""
+
+MINUTE_SECONDS = 60.0
+CAUSES = 512  # told apart; the package has a tenth of it. Libraries that fill in their messages themselves share one
+LINE_CHARACTERS = 1000  # journald takes 48 KiB, a terminal's reader far less
+TRACEBACK_LINES = 60  # the last ones: where it happened
+QUEUED_LINES = 1024  # a megabyte at most
+OVERDUE_SECONDS = 1.0  # how often the writer looks whether a minute is over
+CLOSE_SECONDS = 1.0  # for what is queued when the server ends: a reader takes milliseconds, nobody takes for ever
+
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels as journald wants them in front of a line (sd-daemon(3)); below INFO it is 7."""
+
+
+class Logbook(logging.Handler):
+    """Takes records from any thread. A context manager: what it holds is written before it ends."""
+
+    def __init__(self, descriptor: int, shape: Callable[[logging.LogRecord], Iterator[str]]) -> None:
+        super().__init__()
+        self._shape = shape
+        self._causes = Causes()
+        self._closed = False
+        self.writer = LineWriter(descriptor, self._overdue)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the record's lines, or count it. Under the handler's lock."""
+        limit = LINES_A_MINUTE_OF.get(record.name, LINES_A_MINUTE)
+        if not self._causes.admit(record, limit, time.monotonic()):
+            return
+        try:
+            lines = list(self._shape(record))
+        except Exception:  # noqa: BLE001 - a message that cannot be made is our bug, and no reason to end a client
+            lines = [f"a log line could not be made from {record.msg!r}"[:LINE_CHARACTERS]]
+        for line in lines:
+            self.writer.put(line)
+
+    def close(self) -> None:
+        """Tell what was counted, and wait for the writer as long as somebody reads."""
+        if self._closed:  # logging closes every handler once more at exit
+            return
+        self._closed = True
+        for line in self._tell(float("inf")):
+            self.writer.put(line)
+        self.writer.close(CLOSE_SECONDS)
+        super().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger().removeHandler(self)
+        self.close()
+
+    def _overdue(self) -> list[str]:
+        """What the writer has to tell by itself. On its thread."""
+        return self._tell(time.monotonic())
+
+    def _tell(self, now: float) -> list[str]:
+        with self.lock:  # type: ignore[union-attr] # Handler makes one
+            ended = self._causes.ended(now)
+        return [line for record in ended for line in self._shape(record)]
+
+
+class Causes:
+    """How often each cause was told in its minute. The caller holds a lock."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[tuple[str, str], _Minute] = {}
+
+    def admit(self, record: logging.LogRecord, limit: int, now: float) -> bool:
+        """Whether a record is to be told. `now`: monotonic seconds."""
+        cause = (record.name, str(record.msg))
+        if cause not in self._minutes and len(self._minutes) >= CAUSES:
+            cause = (record.name if len(self._minutes) < 2 * CAUSES else "", "")
+        minute = self._minutes.setdefault(cause, _Minute(now))
+        minute.count += 1
+        if minute.count > limit:
+            minute.untold += 1
+            return False
+        minute.last = record
+        return True
+
+    def ended(self, now: float) -> list[logging.LogRecord]:
+        """Forget the minutes that are over; a record for each that has something to tell."""
+        over = [cause for cause, minute in self._minutes.items() if now - minute.began >= MINUTE_SECONDS]
+        minutes = [self._minutes.pop(cause) for cause in over]
+        return [_more_like(minute.last, minute.untold) for minute in minutes if minute.untold and minute.last]
+
+
+class _Minute:
+    """One cause's, from its first line on."""
+
+    __slots__ = ("began", "count", "last", "untold")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.count = 0
+        self.untold = 0
+        self.last: logging.LogRecord | None = None
+
+
+def _more_like(last: logging.LogRecord, count: int) -> logging.LogRecord:
+    text = f"{count} more like this within a minute: {last.getMessage()}"
+    return logging.LogRecord(last.name, last.levelno, last.pathname, last.lineno, "%s", (text,), None)
+
+
+class LineWriter:
+    """A bounded queue of lines and the thread that writes them to a descriptor, however slow that is.
+
+    The thread is a daemon: a write that nobody reads does not keep the process.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        overdue: Callable[[], list[str]] = list,
+        *,
+        encoding: str = "utf-8",
+        failed: Callable[[OSError], None] = lambda _: None,
+    ) -> None:
+        self._descriptor = descriptor
+        self._overdue = overdue
+        self._encoding = encoding
+        self._failed = failed
+        self._lines: deque[str] = deque()
+        self._lost = 0  # and not yet told
+        self.lost_total = 0
+        self._writing = False
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        """Queue a line. Never waits."""
+        with self._changed:
+            if len(self._lines) >= QUEUED_LINES:
+                self._lost += 1
+                self.lost_total += 1
+                return
+            self._lines.append(line)
+            self._changed.notify_all()
+
+    def close(self, seconds: float) -> None:
+        """Take no more, and wait until everything is written, but no longer than that."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._lines and not self._lost and not self._writing, seconds)
+
+    def _run(self) -> None:
+        asked = time.monotonic()
+        while True:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._lines or self._lost or self._closing, OVERDUE_SECONDS)
+                if self._closing and not self._lines and not self._lost:
+                    return
+                lines, lost = list(self._lines), self._lost
+                self._lines.clear()
+                self._lost, self._writing = 0, True
+            if lost:
+                lines.append(f"{lost} lines of this log are lost: nobody read them in time")
+            if time.monotonic() - asked >= OVERDUE_SECONDS:
+                lines += self._overdue()
+                asked = time.monotonic()
+            self._write(lines)
+
+    def _write(self, lines: list[str]) -> None:
+        """All of them, or as many as can be; what fails is lost."""
+        left = memoryview("".join(line + "\n" for line in lines).encode(self._encoding, "backslashreplace"))
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # somebody else who has the same pipe made it so
+                select.select([], [self._descriptor], [])
+            except OSError as error:  # the reader went away, or the file system is full
+                with self._changed:
+                    self.lost_total += bytes(left).count(b"\n")
+                self._failed(error)
+                return
+
+
+def open_logbook(level: LogLevel, form: LogFormat, environment: Mapping[str, str]) -> Logbook:
+    """Send what this process logs from `level` on to standard error."""
+    book = Logbook(STDERR, shaper(form, goes_to_journal(STDERR, environment)))
+    root = logging.getLogger()
+    root.addHandler(book)
+    root.setLevel(level.name)
+    return book
+
+
+def goes_to_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
+    """Whether a descriptor is the socket that systemd connected to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    status = os.fstat(descriptor)
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def shaper(form: LogFormat, journal: bool) -> Callable[[logging.LogRecord], Iterator[str]]:
+    """What makes a record's lines: the journal adds the time and wants the level its own way, others get both."""
+    body = _json if form is LogFormat.JSON else _text if journal else _text_with_time
+    if not journal:
+        return body
+    return lambda record: (f"<{_priority(record.levelno)}>{line}" for line in body(record))
+
+
+def printable(text: str) -> str:
+    """In one line and without what moves a cursor or turns text round; cut to LINE_CHARACTERS."""
+    left = len(text) - LINE_CHARACTERS
+    if left > 0:
+        text = text[:LINE_CHARACTERS]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"{text}... and {left} characters more" if left > 0 else text
+
+
+def _text_with_time(record: logging.LogRecord) -> Iterator[str]:
+    for line in _text(record):
+        yield f"{_moment(record)} {line}"
+
+
+def _text(record: logging.LogRecord) -> Iterator[str]:
+    yield f"{record.levelname} {record.name}: {printable(record.getMessage())}"
+    for line in _traceback(record):
+        yield f"  {printable(line)}"
+
+
+def _json(record: logging.LogRecord) -> Iterator[str]:
+    told = {
+        "time": _moment(record),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": printable(record.getMessage()),
+    }
+    trace = _traceback(record)
+    yield json.dumps(told | ({"traceback": [printable(line) for line in trace]} if trace else {}))
+
+
+def _moment(record: logging.LogRecord) -> str:
+    """RFC 3339, in UTC, to the millisecond."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _traceback(record: logging.LogRecord) -> list[str]:
+    if not record.exc_info or record.exc_info[0] is None:
+        return []
+    return "".join(traceback.format_exception(*record.exc_info)).splitlines()[-TRACEBACK_LINES:]
+
+
+def _priority(level: int) -> int:
+    return next((priority for least, priority in _PRIORITIES if level >= least), 7)

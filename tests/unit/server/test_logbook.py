@@ -1,0 +1,252 @@
+"""The log: bounded, written by a thread of its own, and one line a line whatever strangers say."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nbdzram.config import LogFormat, LogLevel
+from nbdzram.server import logbook
+from nbdzram.server.logbook import LINES_A_MINUTE, QUEUED_LINES, Causes, LineWriter, Logbook, printable, shaper
+
+SMALL_PIPE = 4096
+
+
+@dataclass
+class Pipe:
+    """A small one; `stuff` fills it, so that the next write waits for a reader."""
+
+    reader: int
+    writer: int
+
+    def stuff(self) -> int:
+        os.set_blocking(self.writer, False)
+        count = 0
+        try:
+            while True:
+                count += os.write(self.writer, b"\n" * SMALL_PIPE)
+        except BlockingIOError:
+            os.set_blocking(self.writer, True)
+        return count
+
+    def read_all(self) -> str:
+        """Until the last writer closed it."""
+        os.close(self.writer)
+        self.writer = -1
+        return b"".join(iter(lambda: os.read(self.reader, 65536), b"")).decode()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, SMALL_PIPE)
+    made = Pipe(reader, writer)
+    yield made
+    for descriptor in (made.reader, made.writer):
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    one = logging.getLogger("nbdzram.test")
+    one.propagate = False
+    one.setLevel(logging.DEBUG)
+    yield one
+    one.handlers.clear()
+
+
+def record(message: str, *arguments: object, level: int = logging.WARNING, name: str = "nbdzram") -> logging.LogRecord:
+    return logging.LogRecord(name, level, "file", 1, message, arguments, None)
+
+
+def lines_of(form: LogFormat, made: logging.LogRecord, *, journal: bool = False) -> list[str]:
+    return list(shaper(form, journal)(made))
+
+
+def test_who_logs_never_waits_for_a_reader_and_what_is_lost_is_told(pipe: Pipe) -> None:
+    stuffed = pipe.stuff()
+    writer = LineWriter(pipe.writer)
+    for number in range(3 * QUEUED_LINES):  # nobody reads: a writer without a bound, or without a thread, ends here
+        writer.put(f"line {number}")
+    assert writer.lost_total >= QUEUED_LINES
+    told: list[str] = []
+    reader = threading.Thread(target=lambda: told.append(pipe_text(pipe.reader, "are lost")))
+    reader.start()
+    writer.close(60)
+    reader.join(60)
+    text = told[0][stuffed:]
+    assert text.startswith("line 0\n")
+    lost = int(re.findall(r"(\d+) lines of this log are lost", text)[0])
+    assert lost == writer.lost_total
+    assert len(re.findall(r"line \d+", text)) + lost == 3 * QUEUED_LINES
+
+
+def pipe_text(descriptor: int, until: str) -> str:
+    text = ""
+    while until not in text:
+        text += os.read(descriptor, 65536).decode()
+    return text
+
+
+def test_a_pipe_that_another_made_nonblocking_gets_every_line(pipe: Pipe) -> None:
+    os.set_blocking(pipe.writer, False)
+    writer = LineWriter(pipe.writer)
+    for number in range(QUEUED_LINES // 2):
+        writer.put(f"{number:099}")
+    text = pipe_text(pipe.reader, f"{QUEUED_LINES // 2 - 1:099}\n")
+    assert [int(line) for line in text.split()] == list(range(QUEUED_LINES // 2))
+    assert writer.lost_total == 0
+
+
+def test_a_reader_that_went_away_is_counted_and_ends_nothing(pipe: Pipe) -> None:
+    failures: list[OSError] = []
+    writer = LineWriter(pipe.writer, failed=failures.append)
+    os.close(pipe.reader)
+    pipe.reader = -1
+    writer.put("to nobody")
+    writer.close(60)
+    assert [type(failure) for failure in failures] == [BrokenPipeError]
+    assert writer.lost_total == 1
+
+
+def test_closing_waits_for_a_reader_no_longer_than_it_says(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe.stuff()
+    monkeypatch.setattr(logbook, "CLOSE_SECONDS", 0.01)
+    with Logbook(pipe.writer, shaper(LogFormat.TEXT, journal=False)) as book:
+        book.handle(record("nobody reads this"))
+
+
+def test_a_cause_is_told_so_often_in_a_minute_and_then_counted() -> None:
+    causes = Causes()
+    admitted = [causes.admit(record("%s: refused", number), LINES_A_MINUTE, 100.0) for number in range(500)]
+    assert admitted == [True] * LINES_A_MINUTE + [False] * (500 - LINES_A_MINUTE)
+    assert causes.admit(record("something else"), LINES_A_MINUTE, 100.0)  # each cause has its own
+    assert causes.ended(159.0) == []
+    (told,) = causes.ended(160.0)
+    assert told.getMessage() == f"{500 - LINES_A_MINUTE} more like this within a minute: 9: refused"
+    assert told.levelno == logging.WARNING
+    assert causes.admit(record("%s: refused", 1), LINES_A_MINUTE, 161.0)  # a new minute
+
+
+def test_causes_that_somebody_invents_take_no_memory_without_end() -> None:
+    causes = Causes()
+    for number in range(100_000):
+        causes.admit(record(f"invented {number}", name=f"library {number}"), LINES_A_MINUTE, 0.0)
+    assert len(causes._minutes) <= 2 * logbook.CAUSES + 1
+
+
+def test_what_was_counted_is_told_when_the_server_ends(pipe: Pipe, logger: logging.Logger) -> None:
+    with Logbook(pipe.writer, shaper(LogFormat.TEXT, journal=False)) as book:
+        logger.addHandler(book)
+        for number in range(LINES_A_MINUTE + 5):
+            logger.warning("%d failed", number)
+    text = pipe.read_all()
+    assert text.count("failed\n") == LINES_A_MINUTE + 1
+    assert "WARNING nbdzram.test: 5 more like this within a minute: 9 failed\n" in text
+
+
+def test_the_writer_tells_by_itself_when_a_minute_is_over(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logbook, "MINUTE_SECONDS", 0.0)
+    monkeypatch.setattr(logbook, "OVERDUE_SECONDS", 0.001)
+    book = Logbook(pipe.writer, shaper(LogFormat.TEXT, journal=False))
+    with book.lock:  # type: ignore[union-attr] # the writer does not ask between two of them
+        for number in range(LINES_A_MINUTE + 3):
+            book.emit(record("%d failed", number))
+    assert "3 more like this" in pipe_text(pipe.reader, "more like this")
+    book.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("a\nnbdzram is ready", r"a\nnbdzram is ready"),
+        ("\x1b[2J\r\x07", r"\x1b[2J\r\x07"),
+        ("\u202egnp.exe\u2028", r"\u202egnp.exe\u2028"),
+        ("\x85\x9b", r"\x85\x9b"),
+        ("\udc80", r"\udc80"),
+        ("grün 雪", "grün 雪"),
+    ],
+)
+def test_what_strangers_say_is_one_line_that_moves_no_cursor(said: str, written: str) -> None:
+    assert printable(said) == written
+    (line,) = lines_of(LogFormat.TEXT, record("%s", said), journal=True)
+    assert line == f"<4>WARNING nbdzram: {written}"
+    (line,) = lines_of(LogFormat.JSON, record("%s", said))
+    assert json.loads(line)["message"] == written
+    assert line.isprintable()
+
+
+def test_a_long_line_is_cut_and_says_so() -> None:
+    text = printable("x" * 100_000)
+    assert len(text) < 1100
+    assert text.endswith("... and 99000 characters more")
+
+
+def failed() -> logging.LogRecord:
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError as error:
+        made = record("it failed", level=logging.ERROR)
+        made.exc_info = (ValueError, error, error.__traceback__)
+        return made
+
+
+def test_the_journal_gets_levels_its_way_on_every_line_and_no_time() -> None:
+    lines = lines_of(LogFormat.TEXT, failed(), journal=True)
+    assert lines[0] == "<3>ERROR nbdzram: it failed"
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
+    levels = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.CRITICAL: "<3>"}
+    for level, prefix in levels.items():
+        assert lines_of(LogFormat.TEXT, record("x", level=level), journal=True)[0].startswith(prefix)
+
+
+def test_elsewhere_each_line_says_when() -> None:
+    made = record("x")
+    made.created = 1.7e9 + 0.25
+    assert lines_of(LogFormat.TEXT, made) == ["2023-11-14T22:13:20.250Z WARNING nbdzram: x"]
+
+
+def test_json_is_an_object_a_line_with_the_traceback_inside() -> None:
+    (line,) = lines_of(LogFormat.JSON, failed())
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("error", "nbdzram", "it failed")
+    assert "Traceback" in told["traceback"][0]
+    assert "traceback" not in json.loads(lines_of(LogFormat.JSON, record("x"))[0])
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_journal_is_known_by_the_socket_that_systemd_names(tmp_path: Path, right: bool) -> None:
+    with (tmp_path / "stderr").open("w") as file:
+        status = os.fstat(file.fileno())
+        told = f"{status.st_dev}:{status.st_ino + (not right)}"
+        assert logbook.goes_to_journal(file.fileno(), {"JOURNAL_STREAM": told}) is right
+        assert not logbook.goes_to_journal(file.fileno(), {})
+
+
+def test_a_message_that_cannot_be_made_ends_nobody(pipe: Pipe) -> None:
+    with Logbook(pipe.writer, shaper(LogFormat.TEXT, journal=False)) as book:
+        book.handle(record("%d", "no number"))
+    assert pipe.read_all() == "a log line could not be made from '%d'\n"
+
+
+def test_the_level_is_the_one_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.level
+    try:
+        with logbook.open_logbook(LogLevel.WARNING, LogFormat.TEXT, {}):
+            logging.getLogger("nbdzram.server").info("unsaid")
+            logging.getLogger("nbdzram.server").warning("said")
+    finally:
+        root.setLevel(before)
+    assert re.fullmatch(r"\S+Z WARNING nbdzram.server: said\n", capfd.readouterr().err)
