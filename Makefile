@@ -15,9 +15,12 @@ PORT ?= 10809
 METRICS ?= 127.0.0.1:9809
 # What `make fuzz` tries on each target
 RUNS ?= 2000000
+# `make mutants` tries one in PART, or those named: make mutants MUTANTS="fold protocol"
+PART ?= 1
+MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build lint test test-slow fuzz wheel dashboards bench bench-memory clean
+.PHONY: help run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +41,9 @@ lint: $(VENV)/built $(VENV)/dev ## Check style and types
 test: lint ## Check style and types, then run the tests (minutes)
 	$(BIN)/pytest -m "not slow"
 
-test-slow: lint ## Run every test, the long searches too
+test-slow: lint ## Run every test, the long searches and every mutant too (hours)
 	$(BIN)/pytest
+	$(BIN)/python -m tests.mutants
 
 wheel: $(VENV)/built ## Build a wheel into dist/
 	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
@@ -48,6 +52,9 @@ wheel: $(VENV)/built ## Build a wheel into dist/
 
 fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours (RUNS=2000000)
 	FUZZ_RUNS=$(RUNS) $(BIN)/pytest tests/fuzz -m slow
+
+mutants: $(VENV)/built $(VENV)/dev ## Make mistakes in the code, one at a time, and see which ones no test finds (PART=10: a tenth)
+	@$(BIN)/python -m tests.mutants --part $(PART) $(MUTANTS)
 
 dashboards: $(VENV)/dev ## Write the Grafana dashboard's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana.generate

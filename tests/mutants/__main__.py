@@ -1,0 +1,195 @@
+"""Try mistakes, one at a time, and say which of them the tests let through.
+
+    python -m tests.mutants                      all of them
+    python -m tests.mutants --part 10            a tenth, drawn by the day
+    python -m tests.mutants NAME... | AREA...    some
+    python -m tests.mutants --jobs 1             one at a time (default: as many as there are processors)
+
+Each is applied to a copy of the tree, the modules that it touches are built alone, its tests run, and the copy is put
+right again. First the tests run without any mistake: a test that fails by itself finds nothing. Exits with 1 when an
+unexplained mistake survives, when one does not build, or when more than a tenth is explained away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from pathlib import Path
+from queue import SimpleQueue
+
+from tests.mutants.catalogue import PROJECT, Mutant, draw, read
+
+BUILD_SECONDS = 300
+TEST_SECONDS = 120  # a test that hangs on a mistake has found it
+NOT_COPIED = (".git", ".venv", ".cache", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+BUILT = ("*.so", "*.c")
+
+
+class Outcome(Enum):
+    """What became of a mistake."""
+
+    FOUND = "found"
+    SURVIVED = "SURVIVED"
+    BROKEN = "DOES NOT BUILD"
+
+
+class Copy:
+    """A built copy of the project in which one mistake at a time is made."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "project"
+        shutil.copytree(PROJECT, self.root, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
+        self.pristine = directory / "pristine"
+        shutil.copytree(self.root / "nbdzram", self.pristine, symlinks=True)
+        self.environment = {**os.environ, "PYTHONPATH": str(self.root)}
+
+    def try_out(self, mutant: Mutant) -> tuple[Outcome, str]:
+        """Make the mistake, build, test, and put everything right. What was printed comes with the outcome."""
+        place = self.root / mutant.file
+        right = place.read_text(encoding="utf-8")
+        stamp = place.stat()
+        place.write_text(mutant.applied_to(right), encoding="utf-8")
+        try:
+            if place.suffix in {".pyx", ".pxd"}:
+                build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+                code, printed = self._run(build, BUILD_SECONDS)
+                if code != 0:
+                    return Outcome.BROKEN, printed
+            code, printed = self.test(mutant.tests)
+            return (Outcome.SURVIVED if code == 0 else Outcome.FOUND), printed
+        finally:
+            place.write_text(right, encoding="utf-8")
+            os.utime(place, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+            self._put_back_what_was_built()
+
+    def test(self, tests: Sequence[str]) -> tuple[int, str]:
+        """The tests' exit status, and what they printed."""
+        pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        return self._run([*pytest, *tests], TEST_SECONDS)
+
+    def _put_back_what_was_built(self) -> None:
+        for pattern in BUILT:
+            for kept in self.pristine.rglob(pattern):
+                now = self.root / "nbdzram" / kept.relative_to(self.pristine)
+                if not now.exists() or now.stat().st_mtime_ns != kept.stat().st_mtime_ns:
+                    now.unlink(missing_ok=True)
+                    shutil.copy2(kept, now)
+
+    def _run(self, command: Sequence[str], seconds: float) -> tuple[int, str]:
+        """Run in a process group of its own, which ends with the command: nothing that a test started stays behind."""
+        with tempfile.TemporaryFile("w+") as printed:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                code = -signal.SIGKILL
+            finally:
+                if process.poll() is None or _group_lives(process.pid):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            printed.seek(0)
+            return code, printed.read()
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def chosen(mutants: list[Mutant], names: Sequence[str], part: int, day: datetime.date) -> list[Mutant]:
+    """Those asked for by name or area; without names one in `part`."""
+    known = {name for mutant in mutants for name in (mutant.name, mutant.area)}
+    for name in names:
+        if name not in known:
+            sys.exit(f"no mutant or area is called {name!r}; areas: {', '.join(sorted({m.area for m in mutants}))}")
+    if names:
+        return [mutant for mutant in mutants if mutant.name in names or mutant.area in names]
+    return draw(mutants, part, day)
+
+
+def try_all(mutants: list[Mutant], jobs: int) -> dict[str, Outcome]:
+    """Each mistake's outcome, printed as it is known."""
+    outcomes: dict[str, Outcome] = {}
+    with tempfile.TemporaryDirectory(prefix="nbdzram-mutants-") as directory, ThreadPoolExecutor(jobs) as pool:
+        copies: SimpleQueue[Copy] = SimpleQueue()
+        for number in range(jobs):
+            copies.put(Copy(Path(directory) / str(number)))
+
+        def prove(tests: tuple[str, ...]) -> None:
+            copy = copies.get()
+            try:
+                code, printed = copy.test(tests)
+            finally:
+                copies.put(copy)
+            if code != 0:
+                sys.exit(f"{' '.join(tests)} fails without any mistake, and so cannot find one:\n{printed[-4000:]}")
+
+        def attempt(mutant: Mutant) -> None:
+            copy = copies.get()
+            started = time.monotonic()
+            try:
+                outcome, printed = copy.try_out(mutant)
+            finally:
+                copies.put(copy)
+            outcomes[mutant.name] = outcome
+            seconds = time.monotonic() - started
+            why = f" ({mutant.survives})" if outcome is Outcome.SURVIVED and mutant.survives else ""
+            print(f"{outcome.value:>14}  {seconds:4.0f} s  {mutant.area}: {mutant.name}{why}", flush=True)
+            if outcome is Outcome.BROKEN:
+                print(printed[-2000:], flush=True)
+
+        for step, things in ((prove, dict.fromkeys(mutant.tests for mutant in mutants)), (attempt, mutants)):
+            for done in [pool.submit(step, thing) for thing in things]:  # type: ignore[arg-type]
+                done.result()
+    return outcomes
+
+
+def main() -> int:
+    """The command line. The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Do the tests find mistakes?")
+    parser.add_argument("names", nargs="*", metavar="NAME|AREA", help="try these; default: all, or a part")
+    parser.add_argument("--part", type=int, default=1, metavar="N", help="try one in N, drawn by the day")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="how many at once")
+    words = parser.parse_args()
+    today = datetime.datetime.now(datetime.UTC).date()
+    mutants = chosen(read(), words.names, words.part, today)
+    outcomes = try_all(mutants, words.jobs)
+    found = sum(outcome is Outcome.FOUND for outcome in outcomes.values())
+    bad = [
+        mutant.name
+        for mutant in mutants
+        if outcomes[mutant.name] is Outcome.BROKEN
+        or (outcomes[mutant.name] is Outcome.SURVIVED and not mutant.survives)
+    ]
+    for mutant in mutants:
+        if mutant.survives and outcomes[mutant.name] is Outcome.FOUND:
+            print(f"{mutant.name} is found now: take its reason for surviving away")
+    print(f"{found} of {len(mutants)} mistakes found, {100 * found / len(mutants):.0f} percent")
+    if bad:
+        print(f"let through without a reason: {', '.join(bad)}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
