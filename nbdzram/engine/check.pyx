@@ -32,7 +32,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport UNIT_PAGES, UNIT_SIZE
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_MAX, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
 )
@@ -460,6 +460,11 @@ cdef class Check(Run):
         if found != page.used:
             snprintf(self.complaint, COMPLAINT, "zspage %u: %u slots counted, %u objects found",
                      unit, <uint32_t>page.used, found)
+        if self.slab.classes[page.size_class].size == PAGE_SIZE:
+            if slots[0] & page.free_slot:
+                snprintf(self.complaint, COMPLAINT, "zspage %u: pages %x are free, and objects lie in some of them",
+                         unit, <uint32_t>page.free_slot)
+            return 0
         while slot != NO_SLOT and not self.complaint[0]:
             if slots[slot // 64] >> (slot & 63) & 1:
                 snprintf(self.complaint, COMPLAINT, "zspage %u: slot %u is free, and an object lies in it", unit, slot)

@@ -1,7 +1,7 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.census cimport Census
-from nbdzram.engine.slab cimport MAX_CLASSES, Slab
+from nbdzram.engine.slab cimport MAX_CLASSES, Slab, ZSpage
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
 
@@ -10,6 +10,8 @@ cdef class CellCensus(Census):
     cdef uint64_t live, objects, huge, pending, shared_objects, shared_bytes
     cdef uint64_t bytes_of[16]
     cdef uint64_t slots_of[MAX_CLASSES]
+
+    cdef bint _reaches(self, ZSpage* page, uint32_t slot) noexcept nogil
 
 cdef class ZspageCensus(Census):
     cdef Slab slab

@@ -8,13 +8,18 @@ cimport cython
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport UNIT_SIZE
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, slot_of, target_of, unit_of
 from nbdzram.engine.census cimport COMPLAINT, Census
 from nbdzram.engine.codec cimport CODEC_FREE, CODEC_RAW
-from nbdzram.engine.slab cimport FULL, GROUPS, LISTED, NO_SLOT, NOT_A_ZSPAGE, SizeClass, Slab, ZSpage
+from nbdzram.engine.slab cimport (
+    FULL, GROUPS, GROWING, GROWING_GROUP, LISTED, NO_SLOT, NOT_A_ZSPAGE, SizeClass, Slab, ZSpage,
+)
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
+
+cdef extern from * nogil:
+    int __builtin_popcount(unsigned int)
 
 
 @cython.final
@@ -56,7 +61,7 @@ cdef class CellCensus(Census):
                 snprintf(complaint, COMPLAINT, "handle %u leads on to handle %u, which is no object", handle, other)
             return 1
         page = self.store.slab.zspage(unit_of(word))
-        if not self.store.slab.holds(unit_of(word)) or slot_of(word) >= page.top or (
+        if not self.store.slab.holds(unit_of(word)) or not self._reaches(page, slot_of(word)) or (
                 page.size_class != self.store.slab.class_of[length_of(word)]):
             snprintf(complaint, COMPLAINT, "object %u lies in slot %u of zspage %u, where none of its size can be",
                      handle, slot_of(word), unit_of(word))
@@ -69,6 +74,12 @@ cdef class CellCensus(Census):
         if other == 0:
             snprintf(complaint, COMPLAINT, "object %u is neither pending nor in its bucket of the index", handle)
         return 1
+
+    cdef bint _reaches(self, ZSpage* page, uint32_t slot) noexcept nogil:
+        """Whether an object can lie in a slot of a zspage: it is below top, or a page that is not free."""
+        if self.store.slab.classes[page.size_class].size == PAGE_SIZE:
+            return slot < UNIT_PAGES and not page.free_slot >> slot & 1
+        return slot < page.top
 
 
 @cython.final
@@ -96,14 +107,20 @@ cdef class ZspageCensus(Census):
         cdef uint32_t slot = page.free_slot
         if state == NOT_A_ZSPAGE:
             return 1
+        if klass.size == PAGE_SIZE:  # a bit for each free page; top counts the others and the spare ones
+            free_slots = klass.slots - page.used - __builtin_popcount(page.free_slot) + (
+                self.slab.spare_count if unit == self.slab.spare_unit else 0)
+            slot = NO_SLOT
         while slot != NO_SLOT and slot < page.top and free_slots <= klass.slots:
             free_slots += 1
             slot = (<uint16_t*>(self.slab.arena.base + <uint64_t>unit * UNIT_SIZE + slot * klass.size))[0]
         if slot != NO_SLOT or page.used + free_slots != page.top or page.used == 0:
             snprintf(complaint, COMPLAINT, "zspage %u: %u used and %u free of %u slots, and a list that ends in %u",
                      unit, <uint32_t>page.used, free_slots, <uint32_t>page.top, slot)
-        elif state == FULL and page.used != klass.slots or state == LISTED and (
-                page.used == klass.slots or group != page.used * GROUPS // klass.slots):
+        elif (state == FULL and page.used != klass.slots or state != FULL and page.used == klass.slots
+                or state == LISTED and (free_slots == 0 and klass.size != PAGE_SIZE
+                                        or group != page.used * GROUPS // klass.slots)
+                or state == GROWING and (free_slots or group != GROWING_GROUP)):
             snprintf(complaint, COMPLAINT, "zspage %u: %u of %u slots used, in state %d and group %d",
                      unit, <uint32_t>page.used, klass.slots, state, group)
         elif state != FULL and ((page.prev == 0 and klass.head[group] != unit)

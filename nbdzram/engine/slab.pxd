@@ -13,18 +13,22 @@ cdef enum:
 
     # A zspage's state.
     NOT_A_ZSPAGE = 0
-    LISTED = 1     # has room, stands in the list of its fullness group
+    LISTED = 1     # has a free slot below top, stands in the list of its fullness group
     FULL = 2       # stands in no list
     EVACUATING = 3 # compaction moves its objects away; stands in a list that nothing is allocated from
+    GROWING = 4    # has room only above top, where a slot may take a page; stands in a list of its own
 
-    EVACUATION_GROUP = GROUPS  # that list's number, behind those of the fullness groups
+    # Those lists' numbers, behind those of the fullness groups.
+    EVACUATION_GROUP = GROUPS
+    GROWING_GROUP = GROUPS + 1
+    LISTS = GROUPS + 2
 
 cdef struct ZSpage:
     uint32_t next
     uint32_t prev
     uint16_t used
-    uint16_t top
-    uint16_t free_slot
+    uint16_t top        # slots from here on were never used; of whole pages: how many are used or spare
+    uint16_t free_slot  # first of the list of free slots; of whole pages: a bit for each free one
     uint8_t size_class
     uint8_t state_group  # state in the low 4 bits, number of its list in the high ones
 
@@ -32,11 +36,13 @@ cdef struct SizeClass:
     uint32_t size
     uint32_t pages
     uint32_t slots
-    uint32_t head[GROUPS + 1]  # first zspage of each fullness group, and of those being emptied; 0 is none
+    uint32_t head[LISTS]       # first zspage of each list; 0 is none
     uint64_t used              # slots in use over all its zspages
+    uint64_t reached           # slots below top over all its zspages
+    uint64_t leaving           # of the used slots: in zspages that are being emptied
+    uint64_t left              # of the reached slots: in those zspages
     uint64_t pages_used
     uint32_t zspages
-    uint32_t evacuating        # of them, being emptied
     uint32_t groups            # bit per fullness group that is not empty
 
 cdef class Slab:
@@ -50,6 +56,9 @@ cdef class Slab:
     cdef uint64_t pages_limit
     cdef uint64_t pages_max
     cdef uint64_t zspage_count
+    cdef uint32_t spare_unit   # of the spare pages, where they begin in it, and how many there are
+    cdef uint32_t spare_first
+    cdef uint32_t spare_count
     cdef Census census   # of a check under way, else None
 
     cdef ZSpage* zspage(self, uint32_t unit) noexcept nogil
@@ -58,6 +67,7 @@ cdef class Slab:
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
     cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil
     cdef uint64_t evacuation_gain(self, int index) noexcept nogil
+    cdef bint can_evacuate(self, int index) noexcept nogil
     cdef bint plan_evacuation(self, int index) noexcept nogil
     cdef bint end_evacuation(self, int index) noexcept nogil
     cdef bint is_evacuating(self, uint32_t unit) noexcept nogil
@@ -68,12 +78,25 @@ cdef class Slab:
 
     cdef void _changes(self, uint32_t unit) noexcept nogil
     cdef bint _new_zspage(self, int klass, uint32_t* unit) noexcept nogil
-    cdef void _list(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void _list_in(self, uint32_t unit, ZSpage* page, int state, int group) noexcept nogil
     cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void _regroup(self, uint32_t unit, ZSpage* page) noexcept nogil
-    cdef bint _grow_top(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef int _group_of(self, ZSpage* page) noexcept nogil
+    cdef uint16_t _no_slot_used(self, SizeClass* klass) noexcept nogil
+    cdef uint16_t* _free_link(self, uint32_t unit, uint32_t slot, SizeClass* klass) noexcept nogil
+    cdef void _release_free_pages(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef void _thread_free_slots(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef void _place(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef bint _is_whole(self, SizeClass* klass) noexcept nogil
+    cdef bint _take_pages(self, SizeClass* klass, uint64_t offset, uint64_t count) noexcept nogil
+    cdef bint _is_over(self, uint64_t count) noexcept nogil
+    cdef void _return_pages(self, SizeClass* klass, uint64_t offset, uint64_t span, uint64_t count) noexcept nogil
+    cdef void _spare(self, uint32_t unit, uint32_t slot) noexcept nogil
+    cdef void _return_spares(self) noexcept nogil
+    cdef void _end_zspage(self, uint32_t unit, ZSpage* page) noexcept nogil
+    cdef bint _take_slot(self, uint32_t unit, ZSpage* page, uint32_t* slot) noexcept nogil
+    cdef bint _take_page_slot(self, uint32_t unit, ZSpage* page, uint32_t* slot) noexcept nogil
+    cdef void _give_zspage(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef uint32_t _next_to_evacuate(self, int index) noexcept nogil
-    cdef uint64_t _rest_pages(self, SizeClass* klass) noexcept nogil
     cdef uint64_t pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil
     cdef uint32_t unit_end(self) noexcept nogil

@@ -23,6 +23,10 @@ class Zram:
         """Write the whole image from the start, past the page cache: what zram counts is then there."""
         run(["dd", f"if={image}", f"of={self.device}", "bs=1M", "oflag=direct", "status=none"])
 
+    def discard(self, offset_bytes: int, size_bytes: int) -> None:
+        """Give back a range, as a file system does that deletes a file."""
+        run(["blkdiscard", "-o", str(offset_bytes), "-l", str(size_bytes), str(self.device)])
+
     def mm_stat(self) -> list[int]:
         return [int(word) for word in (self._settings / "mm_stat").read_text().split()]
 
@@ -34,6 +38,7 @@ def zram_device(size_bytes: int, *, codec: str = "lz4") -> Iterator[Zram]:
     if not (CONTROL / "hot_add").exists():
         missing(f"{CONTROL}/hot_add is not there: this kernel has no zram; try: modprobe zram")
     require_program("dd", package="coreutils")
+    require_program("blkdiscard", package="util-linux")
     number = int((CONTROL / "hot_add").read_text())
     device = Zram(number)
     try:
