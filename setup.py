@@ -11,6 +11,9 @@ SANITIZE = os.environ.get("NBDZRAM_SANITIZE", "")
 FLAGS = ["-O3", "-g1", "-fno-strict-aliasing", "-pthread", "-Wno-unused-function", "-Wno-sign-compare"]
 if SANITIZE:
     FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", f"-fsanitize={SANITIZE}"]
+# NBDZRAM_DEBUG=1 turns on every assertion of the compiled code (engine/must.pxd), and not only the cheap ones.
+if os.environ.get("NBDZRAM_DEBUG"):
+    FLAGS.append("-DNBDZRAM_DEBUG")
 LINK = ["-pthread", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
 
 extensions = [

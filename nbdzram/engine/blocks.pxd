@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from nbdzram.engine.pool cimport ExportEntry, Pool
+from nbdzram.engine.directory cimport ExportEntry
+from nbdzram.engine.pool cimport Pool
 
 cdef class Blocks:
     cdef readonly Pool pool

@@ -15,11 +15,11 @@ from libc.stdlib cimport calloc, free, realloc
 
 from enum import IntFlag
 
-from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of, publish32
+from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
-from nbdzram.engine.pool cimport (
-    ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG, ExportEntry, Pool, lock_leave, lock_take,
-)
+from nbdzram.engine.directory cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG, STATE, entry_publish
+from nbdzram.engine.lock cimport lock_leave, lock_take
+from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
@@ -64,14 +64,14 @@ cdef class Blocks:
         twin.same = self.same
         self.pool.blocks_stored += self.stored
         self.pool.blocks_same += self.same
-        publish32(&twin.entry.state, ENTRY_LIVE)
+        entry_publish(twin.entry, STATE, ENTRY_LIVE)
         lock_leave(&self.pool.lock)
 
     def _retire(self, bint deleting):
         """Every later request fails: the export is being deleted, or the pool was closed."""
         lock_take(&self.pool.lock)
         if deleting:
-            publish32(&self.entry.state, ENTRY_DELETING)
+            entry_publish(self.entry, STATE, ENTRY_DELETING)
             self.pool.blocks_stored -= self.stored
             self.pool.blocks_same -= self.same
             self.stored = self.same = 0

@@ -19,23 +19,6 @@ cdef struct Cell:
     uint64_t word
     uint64_t fingerprint
 
-cdef extern from * nogil:
-    """
-    #include <stdint.h>
-    /* One store that a process killed at any instruction has made wholly or not at all, after everything before it
-       and before everything after it. Only the compiler must be held: a killed process's finished stores all count. */
-    static inline void publish64(uint64_t* place, uint64_t value) {
-        __atomic_store_n(place, value, __ATOMIC_RELEASE);
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    }
-    static inline void publish32(uint32_t* place, uint32_t value) {
-        __atomic_store_n(place, value, __ATOMIC_RELEASE);
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    }
-    """
-    void publish64(uint64_t* place, uint64_t value)
-    void publish32(uint32_t* place, uint32_t value)
-
 cdef inline uint32_t kind_of(uint64_t word) noexcept nogil:
     return word & 15
 

@@ -29,6 +29,7 @@ from libc.stdlib cimport calloc, free
 from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
+from nbdzram.engine.publish cimport publish32, publish64
 
 from nbdzram.errors import ArenaError
 

@@ -38,10 +38,12 @@ from nbdzram.engine.cells cimport (
 )
 from nbdzram.engine.census cimport COMPLAINT
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, fingerprint
+from nbdzram.engine.directory cimport ENTRY_FREE
 from nbdzram.engine.disk cimport Disk
-from nbdzram.engine.pool cimport ENTRY_FREE, Pool, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.recount cimport CellCensus, NodeCensus, ZspageCensus
-from nbdzram.engine.run cimport HOLD, Run
+from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport MAX_SLOTS, NO_SLOT, NOT_A_ZSPAGE, Slab, ZSpage
 from nbdzram.engine.store cimport KINDS, ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle

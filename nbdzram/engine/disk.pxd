@@ -1,14 +1,14 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.pool cimport pthread_mutex_t
+from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.prepare cimport Prepared
 
 cdef enum:
     STRIPES = 64
 
 cdef class Disk(Blocks):
-    cdef pthread_mutex_t stripes[STRIPES]
+    cdef Lock stripes[STRIPES]
 
     # The caller has checked that the range lies inside the export. Each returns 0 or an errno value.
     cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil
@@ -18,7 +18,7 @@ cdef class Disk(Blocks):
 
     cdef int _transfer_buffer(self, uint64_t offset, object buffer, bint writing) except -1
     cdef int _transfer(self, uint64_t offset, uint64_t length, uint8_t* place, bint writing) except -1
-    cdef pthread_mutex_t* _stripe(self, uint64_t block) noexcept nogil
+    cdef Lock* _stripe(self, uint64_t block) noexcept nogil
     cdef int _read_block(self, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil
     cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared) noexcept nogil

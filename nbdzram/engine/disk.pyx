@@ -22,13 +22,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of, publish64
+from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill
-from nbdzram.engine.pool cimport (
-    Pool, lock_leave, lock_take, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock,
-)
+from nbdzram.engine.directory cimport SIZE, entry_publish
+from nbdzram.engine.lock cimport HOLD, Lock, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
+from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.table cimport LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, entry_handle
 
 from nbdzram.engine.blocks import Extent
@@ -41,7 +41,6 @@ cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 cdef enum:
     OFFLOAD = 65536
-    BATCH = 64  # entries changed under one hold of the lock: about 10 us
 
 
 def _open_disk(Pool pool, uint32_t number, uint64_t stored, uint64_t same):
@@ -58,12 +57,12 @@ cdef class Disk(Blocks):
     def __cinit__(self):
         cdef int index
         for index in range(STRIPES):
-            pthread_mutex_init(&self.stripes[index], NULL)
+            lock_init(&self.stripes[index], 0)
 
     def __dealloc__(self):
         cdef int index
         for index in range(STRIPES):
-            pthread_mutex_destroy(&self.stripes[index])
+            lock_end(&self.stripes[index])
 
     # -- the face for Python -------------------------------------------------------------------------------------
 
@@ -99,7 +98,7 @@ cdef class Disk(Blocks):
         if size_bytes > SIZE_MAX:
             raise UserError(f"export {self.name!r}: size {size_bytes} is over {SIZE_MAX} bytes")
         self.size = size_bytes
-        publish64(&self.entry.size, size_bytes)
+        entry_publish(self.entry, SIZE, size_bytes)
         if size_bytes < old:
             with nogil:
                 error = self.c_zero(size_bytes, (old + BLOCK - 1) // BLOCK * BLOCK - size_bytes, False)
@@ -215,7 +214,7 @@ cdef class Disk(Blocks):
             done += count
         return 0
 
-    cdef pthread_mutex_t* _stripe(self, uint64_t block) noexcept nogil:
+    cdef Lock* _stripe(self, uint64_t block) noexcept nogil:
         return &self.stripes[(block >> LEAF_SHIFT) % STRIPES]
 
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil:
@@ -224,7 +223,7 @@ cdef class Disk(Blocks):
         cdef uint8_t encoded[BLOCK]
         cdef Prepared prepared
         cdef int error
-        pthread_mutex_lock(self._stripe(block))
+        lock_take(self._stripe(block))
         error = self._read_block(block, 0, BLOCK, whole)
         if error == 0:
             if source == NULL:
@@ -233,7 +232,7 @@ cdef class Disk(Blocks):
                 memcpy(whole + start, source, count)
             prepare(self.pool, whole, 1, encoded, &prepared)
             error = self._commit(block, 1, &prepared)
-        pthread_mutex_unlock(self._stripe(block))
+        lock_leave(self._stripe(block))
         return error
 
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil:
@@ -242,9 +241,9 @@ cdef class Disk(Blocks):
         cdef Prepared prepared[RUN]
         cdef int error
         prepare(self.pool, source, count, encoded, prepared)
-        pthread_mutex_lock(self._stripe(first))
+        lock_take(self._stripe(first))
         error = self._commit(first, count, prepared)
-        pthread_mutex_unlock(self._stripe(first))
+        lock_leave(self._stripe(first))
         return error
 
     cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared) noexcept nogil:
@@ -328,9 +327,9 @@ cdef class Disk(Blocks):
             prepare_zeroes(&zeroes[count])
         while first < last:
             count = <uint32_t>min(min(last - first, <uint64_t>RUN), LEAF_BLOCKS - first % LEAF_BLOCKS)
-            pthread_mutex_lock(self._stripe(first))
+            lock_take(self._stripe(first))
             error = self._commit(first, count, zeroes)
-            pthread_mutex_unlock(self._stripe(first))
+            lock_leave(self._stripe(first))
             if error:
                 return error
             first += count
@@ -348,9 +347,9 @@ cdef class Disk(Blocks):
             if block >= end:
                 break
             leaf_end = min(end, (block | (LEAF_BLOCKS - 1)) + 1)
-            pthread_mutex_lock(self._stripe(block))
+            lock_take(self._stripe(block))
             error = self._clear_leaf(block, leaf_end)
-            pthread_mutex_unlock(self._stripe(block))
+            lock_leave(self._stripe(block))
             if error:
                 return error
             block = leaf_end
@@ -377,7 +376,7 @@ cdef class Disk(Blocks):
                     error = self._fail()
             if leaf == NULL:
                 break
-            for index in range(BATCH):
+            for index in range(HOLD):
                 if block < end:
                     self._swap(leaf, block, 0, False)
                     block += 1

@@ -28,8 +28,9 @@ from libc.string cimport memcmp, memcpy
 
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, unit_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, CODEC_RAW
-from nbdzram.engine.pool cimport Pool, lock_leave, lock_take, lock_take_behind
-from nbdzram.engine.run cimport HOLD, Run
+from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.run cimport Run
 
 
 @cython.final

@@ -1,74 +1,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena
+from nbdzram.engine.directory cimport ExportEntry
+from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
-
-cdef extern from "pthread.h" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-
-cdef extern from * nogil:
-    """
-    #include <pthread.h>
-    #include <sched.h>
-
-    /* A mutex with two kinds of takers. Folding and compaction take it a million times in a row, and a plain mutex
-       would let them: whoever unlocks and locks again wins against a waiter that must first wake up. So they step back
-       while a client waits. */
-    typedef struct { pthread_mutex_t mutex; int waiting; } PoolLock;
-
-    static void lock_init(PoolLock* lock) {
-        pthread_mutexattr_t attributes;
-        pthread_mutexattr_init(&attributes);
-        pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);  /* held for a microsecond: spin first */
-        pthread_mutex_init(&lock->mutex, &attributes);
-        pthread_mutexattr_destroy(&attributes);
-        lock->waiting = 0;
-    }
-    static inline void lock_take(PoolLock* lock) {
-        if (pthread_mutex_trylock(&lock->mutex) == 0) return;
-        __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
-        pthread_mutex_lock(&lock->mutex);
-        __atomic_sub_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
-    }
-    static inline void lock_take_behind(PoolLock* lock) {
-        while (__atomic_load_n(&lock->waiting, __ATOMIC_RELAXED)) sched_yield();
-        pthread_mutex_lock(&lock->mutex);
-    }
-    static inline void lock_leave(PoolLock* lock) {
-        pthread_mutex_unlock(&lock->mutex);
-    }
-    """
-    ctypedef struct PoolLock:
-        pthread_mutex_t mutex
-    void lock_init(PoolLock*)
-    void lock_take(PoolLock*)
-    void lock_take_behind(PoolLock*)
-    void lock_leave(PoolLock*)
-
-cdef enum:
-    # What an export directory entry is; stored, so never renumbered.
-    ENTRY_FREE = 0
-    ENTRY_LIVE = 1
-    ENTRY_DELETING = 2
-
-    NAME_MAX = 255
-    EXPORTS_MAX = 4096
-
-    READ_ONLY_FLAG = 1
-
-cdef struct ExportEntry:
-    uint32_t state
-    uint32_t flags
-    uint64_t size
-    uint32_t root
-    uint32_t name_length
-    char name[488]
 
 cdef struct Superblock:
     char magic[8]
@@ -91,8 +27,8 @@ cdef class Pool:
     cdef Arena arena
     cdef ObjectStore store
     cdef Tables tables
-    cdef PoolLock lock
-    cdef pthread_mutex_t maintenance  # held through one step of a fold, compaction or recompression
+    cdef Lock lock
+    cdef Lock maintenance       # held through one step of a fold, compaction or recompression
     cdef bint lock_made
     cdef Superblock* superblock
     cdef uint64_t seed

@@ -23,18 +23,22 @@ as each change ends in one store of a word: a leaf's entry, a cell, a node's num
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 import os
 
 from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena, units_of
 from nbdzram.engine.cells cimport (
-    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, publish32,
-    publish64,
+    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of,
 )
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, zstd_new_ddict,
 )
+from nbdzram.engine.directory cimport (
+    ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, NAME_MAX, STATE, ExportEntry, entry_publish, entry_write,
+)
+from nbdzram.engine.lock cimport HOLD, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.publish cimport publish32, publish64
 from nbdzram.engine.slab cimport ZSpage
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle
@@ -52,7 +56,6 @@ cdef enum:
     SEGMENTS_AT = 1 * UNIT_SIZE
     EXPORTS_AT = 5 * UNIT_SIZE
     FIRST_UNITS = 37
-    DROP_BATCH = 64  # entries released under one hold of the lock: about 10 us
 
 # Address space reserved for each byte that the machine could hold: a zspage may use one page of its unit's sixteen.
 RESERVE_FACTOR = 16
@@ -77,8 +80,8 @@ cdef class Pool:
                   fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
         self._disks = []
         self.arena = Arena(path, _reserve_for(mem_limit))
-        lock_init(&self.lock)
-        pthread_mutex_init(&self.maintenance, NULL)
+        lock_init(&self.lock, 0)
+        lock_init(&self.maintenance, 0)
         self.lock_made = True
         if not self.arena.opened:
             self.arena.take_run(FIRST_UNITS)
@@ -102,8 +105,8 @@ cdef class Pool:
 
     def __dealloc__(self):
         if self.lock_made:
-            pthread_mutex_destroy(&self.lock.mutex)
-            pthread_mutex_destroy(&self.maintenance)
+            lock_end(&self.lock)
+            lock_end(&self.maintenance)
 
     def close(self) -> None:
         """End the pool's use: its disks refuse requests, a file can be opened again. Memory returns with the object."""
@@ -179,7 +182,7 @@ cdef class Pool:
             entry = self.export_entry(number)
             if entry.state == ENTRY_DELETING:
                 entry.root = 0
-                entry.state = ENTRY_FREE
+                entry_publish(entry, STATE, ENTRY_FREE)
             if entry.state == ENTRY_LIVE and not self.tables.adopt(entry.root, TOP_LEVEL):
                 return f"the block table of export number {number} leads nowhere"
         # 3. What nothing leads to is free; the rest has its slot.
@@ -381,15 +384,11 @@ cdef class Pool:
         else:
             raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
         self.exports_high = max(self.exports_high, number + 1)
-        memset(entry, 0, sizeof(ExportEntry))
-        entry.flags = READ_ONLY_FLAG if read_only else 0
-        entry.size = size_bytes
-        entry.name_length = <uint32_t>len(encoded)
-        memcpy(entry.name, <const char*>encoded, len(encoded))
+        entry_write(entry, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
         disk = _open_disk(self, number, 0, 0)
         self._disks.append(disk)
         if source is None:
-            publish32(&entry.state, ENTRY_LIVE)
+            entry_publish(entry, STATE, ENTRY_LIVE)
         else:
             source._share_with(disk)
         return disk
@@ -410,7 +409,7 @@ cdef class Pool:
         with nogil:
             lock_take(&self.lock)
             self.drop_tree(&entry.root, TOP_LEVEL)
-            publish32(&entry.state, ENTRY_FREE)
+            entry_publish(entry, STATE, ENTRY_FREE)
             lock_leave(&self.lock)
 
     cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil:
@@ -428,7 +427,7 @@ cdef class Pool:
             if entry_handle(self.tables.entries(page)[index]):
                 self.store.release(entry_handle(self.tables.entries(page)[index]))
             publish64(self.tables.entries(page) + index, 0)
-            if index % DROP_BATCH == DROP_BATCH - 1:
+            if index % HOLD == HOLD - 1:
                 lock_leave(&self.lock)
                 lock_take(&self.lock)
         self.tables.give_node(place)

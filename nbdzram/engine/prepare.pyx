@@ -14,7 +14,8 @@ from libc.string cimport memcmp, memcpy
 
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_LZ4, CODEC_RAW, fingerprint, lz4_compress, same_filled
-from nbdzram.engine.pool cimport Pool, lock_leave, lock_take
+from nbdzram.engine.lock cimport lock_leave, lock_take
+from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.store cimport HUGE_LENGTH
 
 cdef enum:

@@ -25,13 +25,15 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from nbdzram.engine.arena cimport UNIT_SIZE, units_of
-from nbdzram.engine.cells cimport kind_of, length_of, publish32
+from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
     zstd_free_compressor, zstd_free_ddict, zstd_new_cdict, zstd_new_compressor, zstd_new_ddict, zstd_train,
 )
 from nbdzram.engine.disk cimport Disk
-from nbdzram.engine.pool cimport Pool, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.publish cimport publish32
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.table cimport LEAF_BLOCKS, entry_handle
 

@@ -2,9 +2,6 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.pool cimport Pool
 
-cdef enum:
-    HOLD = 64  # cells, zspages or entries looked at under one hold of the pool's lock: about 10 us
-
 cdef class Run:
     cdef Pool pool
     cdef uint64_t _done, _total

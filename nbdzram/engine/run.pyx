@@ -9,7 +9,8 @@ whatever a run remembers from one hold to the next is a hint until it is looked 
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from nbdzram.engine.pool cimport Pool, pthread_mutex_lock, pthread_mutex_unlock
+from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
+from nbdzram.engine.pool cimport Pool
 
 
 HOLD_COUNT = HOLD
@@ -24,9 +25,9 @@ cdef class Run:
     def step(self, uint32_t budget = 4096) -> bool:
         cdef bint more
         with nogil:
-            pthread_mutex_lock(&self.pool.maintenance)
+            lock_take(&self.pool.maintenance)
             more = self._step(budget)
-            pthread_mutex_unlock(&self.pool.maintenance)
+            lock_leave(&self.pool.maintenance)
         return more or self._go_on()
 
     def report(self):

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve, region_return
 from nbdzram.engine.cells cimport (
-    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, kind_of, length_of, object_word, publish64, refs_bits, slot_of,
+    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, kind_of, length_of, object_word, refs_bits, slot_of,
     target_of, unit_of,
 )
 from nbdzram.engine.codec cimport (
@@ -24,6 +24,7 @@ from nbdzram.engine.codec cimport (
     zstd_free_ddict,
 )
 from nbdzram.engine.index cimport Index
+from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.slab cimport Slab
 
 from nbdzram.errors import ArenaError

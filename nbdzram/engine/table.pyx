@@ -28,7 +28,8 @@ from libc.string cimport memcpy
 from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, Arena, Region, region_ensure, region_free, region_reserve,
 )
-from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, publish32, target_of
+from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, target_of
+from nbdzram.engine.publish cimport publish32
 from nbdzram.engine.store cimport ObjectStore
 
 from nbdzram.errors import ArenaError

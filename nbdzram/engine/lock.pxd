@@ -1,0 +1,104 @@
+# The engine's locks: the pool's and the stripes of its disks (pool.pyx has their order).
+#
+# Two kinds of takers. Runs take the pool's lock a million times in a row, and a plain mutex would let them: whoever unlocks
+# and locks again wins against a waiter that must first wake up. So they step back while a client waits (lock_take_behind).
+#
+# Every hold is bounded: HOLD entries, cells or zspages, whatever a client has written.
+# Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a processor is not the
+# holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after it leaves one, so that
+# threads meet where they seldom would. Off, both cost a comparison of a word on the line that the mutex stands in.
+
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
+    WATCHED = 1
+    PAUSED = 2
+
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <sched.h>
+    #include <stdint.h>
+    #include <time.h>
+
+    #define NBDZRAM_WATCHED 1
+    #define NBDZRAM_PAUSED 2
+
+    typedef struct {
+        pthread_mutex_t mutex;
+        int waiting;
+        int tested;
+        uint64_t began_ns;       /* of the hold under way; these three while WATCHED */
+        uint64_t longest_ns;
+        const char* longest_in;  /* the function that ended the longest hold */
+    } Lock;
+
+    static __attribute__((unused)) void lock_init(Lock* lock, int tested) {
+        pthread_mutexattr_t attributes;
+        pthread_mutexattr_init(&attributes);
+        pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);  /* held for a microsecond: spin first */
+        pthread_mutex_init(&lock->mutex, &attributes);
+        pthread_mutexattr_destroy(&attributes);
+        lock->waiting = 0;
+        lock->tested = tested;
+        lock->began_ns = lock->longest_ns = 0;
+        lock->longest_in = "";
+    }
+    static __attribute__((unused)) void lock_end(Lock* lock) { pthread_mutex_destroy(&lock->mutex); }
+
+    static __attribute__((noinline, cold, unused)) void lock_pause(void) {
+        static __thread uint32_t dice = 2463534242u;  /* xorshift32 */
+        struct timespec moment = {0, 0};
+        dice ^= dice << 13; dice ^= dice >> 17; dice ^= dice << 5;
+        if (dice % 8) return;
+        moment.tv_nsec = dice % 50000;
+        nanosleep(&moment, NULL);
+    }
+    static __attribute__((noinline, cold, unused)) uint64_t lock_clock_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+        return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
+    }
+    static inline void lock_taken(Lock* lock) {
+        if (__builtin_expect(lock->tested & NBDZRAM_WATCHED, 0)) lock->began_ns = lock_clock_ns();
+    }
+    static inline void lock_take(Lock* lock) {
+        if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
+        if (pthread_mutex_trylock(&lock->mutex) != 0) {
+            __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
+            pthread_mutex_lock(&lock->mutex);
+            __atomic_sub_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
+        }
+        lock_taken(lock);
+    }
+    static inline void lock_take_behind(Lock* lock) {
+        if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
+        while (__atomic_load_n(&lock->waiting, __ATOMIC_RELAXED)) sched_yield();
+        pthread_mutex_lock(&lock->mutex);
+        lock_taken(lock);
+    }
+    static inline void lock_leave_in(Lock* lock, const char* function) {
+        int tested = lock->tested;
+        if (__builtin_expect(tested & NBDZRAM_WATCHED, 0) && lock->began_ns) {
+            uint64_t held_ns = lock_clock_ns() - lock->began_ns;
+            if (held_ns > lock->longest_ns) {
+                lock->longest_ns = held_ns;
+                lock->longest_in = function;
+            }
+            lock->began_ns = 0;
+        }
+        pthread_mutex_unlock(&lock->mutex);
+        if (__builtin_expect(tested & NBDZRAM_PAUSED, 0)) lock_pause();
+    }
+    #define lock_leave(lock) lock_leave_in(lock, __func__)
+    """
+    ctypedef struct Lock:
+        int tested
+        uint64_t longest_ns
+        const char* longest_in
+    void lock_init(Lock*, int tested)
+    void lock_end(Lock*)
+    void lock_take(Lock*)
+    void lock_take_behind(Lock*)
+    void lock_leave(Lock*)
