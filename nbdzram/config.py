@@ -166,6 +166,7 @@ class ServerConfig:
     list_exports: bool = True
     state_dir: Path | None = None  # arenas as files that outlive the process; None: anonymous memory
     metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
+    metrics_hosts: tuple[str, ...] = ()  # names that requests may be sent to, beside addresses and this machine's own
     control: Path | None = None  # None: nbdzram.sock under the runtime directory
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT

@@ -88,6 +88,11 @@ KEYS = (
         True,
     ),
     Key(("metrics",), values.tcp_address_or_off(DEFAULT_METRICS_PORT), "HOST:PORT of the metrics, or off"),
+    Key(
+        ("metrics_hosts",),
+        values.several(values.host_pattern),
+        "names under which browsers and scrapers reach the metrics, such as nbd1.example.org or *.example.org",
+    ),
     Key(("control",), values.path, "the control socket"),
     Key(("state_dir",), values.path, "directory whose files let disks outlive the process"),
     Key(("default_export",), values.export_name, "the export that the empty name means"),

@@ -22,6 +22,7 @@ SECTOR_BYTES = 512  # what every NBD client can address
 EXPORT_BYTES_MAX = 1 << 51  # 2 PiB: what a block table of three levels reaches (engine/table)
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # it becomes a file name
+_HOST_PATTERN = re.compile(r"\*|(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -148,6 +149,14 @@ def network(value: object) -> str:
         return str(ipaddress.ip_network(text(value)))
     except ValueError as error:
         raise ValueError(f"{value!r} is not a network such as 10.0.0.0/8 or fd00::/8 ({error})") from None
+
+
+def host_pattern(value: object) -> str:
+    """A host's name, `*.DOMAIN` for those below a domain, or `*` for any. In lower case."""
+    name = text(value).lower()
+    if _HOST_PATTERN.fullmatch(name) is None:
+        raise ValueError(f"{value!r} is not a host's name such as nbd1.example.org or *.example.org; * is any")
+    return name
 
 
 def tcp_address(default_port: int) -> Callable[[object], TcpAddress]:

@@ -25,7 +25,7 @@ from nbdzram.cli.main import COMMANDS
 from nbdzram.control.messages import Code
 from nbdzram.control.methods import Changes, Operations, Parameter, method_table
 from nbdzram.engine import stats
-from nbdzram.metrics import families, http
+from nbdzram.metrics import answers, families
 from nbdzram.metrics.process import ProcessMetrics
 from nbdzram.settings import KEYS, Key
 
@@ -131,7 +131,7 @@ def metrics_page() -> Iterator[str]:
         ((f"`{name}`", kind, says) for name, kind, says in ProcessMetrics().families()),
     )
     yield "## Other addresses of the same server"
-    routes = re.findall(r"^ +GET (\S+) +(.+)$", inspect.getdoc(http) or "", re.MULTILINE)
+    routes = re.findall(r"^ +GET (\S+) +(.+)$", inspect.getdoc(answers) or "", re.MULTILINE)
     yield table(("path", "what it is"), ((f"`{path}`", says) for path, says in routes))
 
 

@@ -44,6 +44,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "control": ("control",),
     "state_dir": ("state_dir",),
     "default_export": ("default_export",),
+    "metrics_hosts": ("metrics_hosts",),
     "log_level": ("log_level",),
     "log_format": ("log_format",),
     "fold_interval": ("maintenance", "fold"),
@@ -103,6 +104,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
 )
 @click.option(
     "--metrics", metavar="ADDR:PORT|off", help=f"Metrics and status page.  [default: 127.0.0.1:{DEFAULT_METRICS_PORT}]"
+)
+@click.option(
+    "--metrics-hosts",
+    metavar="NAMES",
+    help="Names under which the metrics are reached, beside addresses and this machine's own.",
 )
 @click.option("--control", metavar="PATH", help="Control socket.  [default: nbdzram.sock in the runtime directory]")
 @click.option("--state-dir", metavar="DIR", help="Keep the disks in files there, so that they outlive the process.")
@@ -302,7 +308,7 @@ def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | N
         return None
     from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
-    return MetricsServer(config.metrics, service.status, service.usage)
+    return MetricsServer(config.metrics, service.status, service.usage, config.metrics_hosts)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

@@ -1,45 +1,49 @@
-"""A small HTTP/1.1 server for reading only: metrics, health, and the status page.
+"""A small HTTP/1.1 server for reading only: metrics, health, and the status page (answers.py says what there is).
 
-    GET /             the status page
-    GET /metrics      Prometheus' text format
-    GET /healthz      200 while the event loop runs
-    GET /readyz       200 while clients are served, 503 while draining
-    GET /status.json  what the page shows
-    GET /usage.json   what each export's blocks cost, from a walk that the server repeats only so often
+    accept, ACCEPTS_A_SECOND ──> head: 32 places ──┬─> health: 16 places ──> reply, and gone
+                                 5 s               └─> answer: 64 places     10 s
 
-Bounded: a request's head, its time, the number of connections; one request a connection. There is no authentication
-and nothing to change: whoever may reach the address may read.
+1. Every stage has so many places. Who comes when all are taken gets that of whoever has held one longest: crowds of
+   half requests, or of readers that do not read, make room for each other and keep nobody out.
+2. Health has places of its own, and waits for no text that is being made.
+3. A reply is not copied: all who wait for one text share its bytes, and what a client does not read stays with us only
+   until its deadline.
+4. What strangers cost the event loop is bounded: connections a second here, the making of texts in answers.py.
+
+One request a connection. There is no authentication and nothing to change: whoever may reach the address may read.
+docs/decisions/0011-read-http-with-h11-on-the-loop.md says why it is not somebody else's server, nor on a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
-from itertools import chain
 
 from nbdzram.config import TcpAddress
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import UserError
-from nbdzram.metrics.exposition import CONTENT_TYPE
-from nbdzram.metrics.families import FAMILIES
-from nbdzram.metrics.page import load_page
-from nbdzram.metrics.process import ProcessMetrics, resident_bytes
-from nbdzram.slices import join_in_slices
-from nbdzram.status import ServerStatus, fields, to_json_pieces
+from nbdzram.metrics.answers import HEALTH, Answer, Answers, sentence
+from nbdzram.metrics.requests import MAX_HEAD_BYTES, Head, Hosts, Refused, Request
+from nbdzram.status import ServerStatus
 
-MAX_HEAD_BYTES = 8192  # browsers with cookies of other services on localhost send up to a few KiB
-REQUEST_SECONDS = 5.0  # for the head to arrive, and again for the reply to leave
-MAX_CONNECTIONS = 32  # a few scrapers and a few browser windows
+HEAD_SECONDS = 5.0  # for the head to arrive
+REPLY_SECONDS = 10.0  # for the reply to leave: as long as Prometheus waits by itself
+HEAD_PLACES = 32
+ANSWER_PLACES = 64  # a few scrapers and a few browser windows, and 30 scrapers that somebody configured by mistake
+HEALTH_PLACES = 16
+ACCEPTS_A_SECOND = 250  # one costs 0.3 ms: less than a tenth of the loop, and a page asks for three things at once
+BACKLOG = 128  # that wait to be accepted meanwhile
+ACCEPT_PAUSE_SECONDS = 1.0  # when there is no descriptor to accept with
+DISCARDED_BYTES = 64 << 10  # of what a client still sends while its reply leaves, so that it is not answered by a reset
 SECURITY_HEADERS = "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
 
 log = logging.getLogger("nbdzram.metrics")
-
-Answer = tuple[HTTPStatus, str, bytes]
 
 
 class MetricsServer:
@@ -50,128 +54,154 @@ class MetricsServer:
         address: TcpAddress,
         status: Callable[[], ServerStatus],
         usage: Callable[[], Awaitable[Mapping[str, DiskUsage]]],
+        hosts: Iterable[str] = (),
     ) -> None:
         self._address = address
-        self._usage = usage
-        self._status = status
-        self._process = ProcessMetrics()
-        self._page_content, self._policy = load_page()
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
-            "/": self._page,
-            "/metrics": self._metrics,
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/status.json": self._status_json,
-            "/usage.json": self._usage_json,
-        }
+        self._hosts = Hosts({address.host.lower(), *hosts})
+        self._answers = Answers(status, usage)
+        self._heads = Places(HEAD_PLACES)
+        self._replies = Places(ANSWER_PLACES)
+        self._health = Places(HEALTH_PLACES)
+        self._listeners: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. Raises UserError."""
-        address = self._address
-        try:
-            self._server = await asyncio.start_server(self._accept, address.host, address.port, limit=MAX_HEAD_BYTES)
-        except OSError as error:  # asyncio's own text names the address a second time
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise UserError(
-                f"cannot listen on {address} for metrics: {reason}; "
-                f"choose another address with --metrics ADDR:PORT, or --metrics off"
-            ) from error
+        self._listeners = await _listen(self._address)
+        for listener in self._listeners:
+            self._start(self._accept(listener))
 
     async def stop(self) -> None:
         """Stop listening and end the connections."""
-        if self._server is None:
-            return
-        self._server.close()
-        for task in tuple(self._connections):
+        self._answers.stop()
+        for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
 
     @property
     def url(self) -> str:
         """Where the metrics are."""
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
+        port = self._listeners[0].getsockname()[1]
         return f"http://{dataclasses.replace(self._address, port=port)}/metrics"
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
-            writer.close()
-            return
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._connections.add(task)
+    def _start(self, what: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-        def forget(done: asyncio.Task[None]) -> None:
-            self._connections.discard(done)
-            writer.close()
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("cannot accept a connection for metrics: %s", error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
+            client.setblocking(False)
+            self._start(self._serve(client))
+            await asyncio.sleep(1 / ACCEPTS_A_SECOND)
 
-        task.add_done_callback(forget)
+    async def _serve(self, client: socket.socket) -> None:
+        with contextlib.closing(client), contextlib.suppress(OSError, TimeoutError):
+            try:
+                with self._heads.taken():
+                    async with asyncio.timeout(HEAD_SECONDS):
+                        request = await _read_head(client)
+                if request is None:
+                    return
+                await self._reply(client, request)
+            except Refused as refused:
+                with self._replies.taken():
+                    await self._send(client, sentence(refused.status, str(refused)))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _reply(self, client: socket.socket, request: Request) -> None:
+        health = request.path in HEALTH
+        if not health:
+            self._hosts.require(request.host)
+        with (self._health if health else self._replies).taken():
+            answer = await self._answers.answer(request.path)
+            await self._send(client, answer, head_only=request.head_only)
+
+    async def _send(self, client: socket.socket, answer: Answer, *, head_only: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(REPLY_SECONDS):
+            await loop.sock_sendall(client, _head(answer, self._answers.policy))
+            if not head_only:
+                await loop.sock_sendall(client, answer.body)
+            client.shutdown(socket.SHUT_WR)
+            left = DISCARDED_BYTES
+            while left > 0 and (piece := await loop.sock_recv(client, left)):
+                left -= len(piece)
+
+
+class Places:
+    """So many tasks at once; the one that came first makes room."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: dict[asyncio.Task[None], None] = {}
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """The current task has a place."""
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._tasks) >= self._limit:
+            oldest = next(iter(self._tasks))
+            del self._tasks[oldest]
+            oldest.cancel()
+        self._tasks[task] = None
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-            status, kind, body = await self._answer(head)
-            head_only = head.startswith(b"HEAD ")
-        except asyncio.LimitOverrunError:
-            text = f"the request's head is longer than {MAX_HEAD_BYTES} bytes\n".encode()
-            status, kind, body, head_only = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "text/plain", text, False
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
-            return
-        writer.write(_head(status, kind, len(body), self._policy) + (b"" if head_only else body))
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                await writer.drain()
-        except (ConnectionError, TimeoutError):
-            writer.transport.abort()
+            yield
+        finally:
+            self._tasks.pop(task, None)
 
-    async def _answer(self, head: bytes) -> Answer:
-        method, _, rest = head.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")
-        target, _, version = rest.rpartition(" ")
-        if not version.startswith("HTTP/1."):
-            return HTTPStatus.BAD_REQUEST, "text/plain", b"this is not an HTTP/1 request\n"
-        if method not in {"GET", "HEAD"}:
-            return HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"only GET and HEAD are served\n"
-        route = self._routes.get(target.partition("?")[0])
-        if route is None:
-            there_are = ", ".join(self._routes)
-            return HTTPStatus.NOT_FOUND, "text/plain", f"there is nothing here; there are {there_are}\n".encode()
-        return await route()
 
-    async def _metrics(self) -> Answer:
-        """All families of one moment."""
-        status = self._status()
-        text = await join_in_slices(
-            chain.from_iterable(family.lines(status) for family in FAMILIES), partial(asyncio.sleep, 0)
+async def _read_head(client: socket.socket) -> Request | None:
+    """None: the client went away. Raises Refused."""
+    loop, head = asyncio.get_running_loop(), Head()
+    while piece := await loop.sock_recv(client, MAX_HEAD_BYTES):
+        request = head.receive(piece)
+        if request is not None:
+            return request
+    return None
+
+
+async def _listen(address: TcpAddress) -> list[socket.socket]:
+    """A socket for each address that the host name stands for. Raises UserError."""
+    loop, opened = asyncio.get_running_loop(), []
+    try:
+        found = await loop.getaddrinfo(
+            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        return HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode()
-
-    async def _healthz(self) -> Answer:
-        return HTTPStatus.OK, "text/plain", b"ok\n"
-
-    async def _readyz(self) -> Answer:
-        if self._status().draining:
-            return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"draining\n"
-        return HTTPStatus.OK, "text/plain", b"ready\n"
-
-    async def _status_json(self) -> Answer:
-        return await _json(fields(self._status()) | {"resident_bytes": resident_bytes()})
-
-    async def _usage_json(self) -> Answer:
-        return await _json(await self._usage())
-
-    async def _page(self) -> Answer:
-        return HTTPStatus.OK, "text/html; charset=utf-8", self._page_content
-
-
-async def _json(value: object) -> Answer:
-    text = await join_in_slices(to_json_pieces(value), partial(asyncio.sleep, 0))
-    return HTTPStatus.OK, "application/json", text.encode()
+        for family, kind, protocol, _, target in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            opened.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(target)
+            listener.listen(BACKLOG)
+    except (OSError, UnicodeError) as error:
+        for listener in opened:
+            listener.close()
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot listen on {address} for metrics: {reason}; "
+            f"choose another address with --metrics ADDR:PORT, or --metrics off"
+        ) from error
+    return opened
 
 
-def _head(status: HTTPStatus, kind: str, length: int, policy: str) -> bytes:
+def _head(answer: Answer, policy: str) -> bytes:
+    status, more = HTTPStatus(answer.status), "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
     return (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {answer.kind}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n{more}"
         f"Content-Security-Policy: {policy}\r\n{SECURITY_HEADERS}Connection: close\r\n\r\n"
     ).encode("ascii")

@@ -20,7 +20,7 @@ from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
-from tests.bench import scrape
+from tests.bench import onlookers, scrape
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
@@ -44,7 +44,7 @@ def start_peer(name: str, directory: Path, size: int) -> ServerProcess:
     directory.mkdir()
     match name:
         case "nbdzram":
-            return Nbdzram(directory, {"disk": size})
+            return Nbdzram(directory, {"disk": size}, metrics=True)
         case "nbdkit-memory":
             return Nbdkit(directory, str(size))
         case "nbdkit-zstd":
@@ -295,7 +295,7 @@ def restless(server: Nbdzram) -> Iterator[None]:
 
 
 HARASS_SECONDS = 0.05
-ATTACKS = {"beside stalled clients": stalled, "beside clients that reset": restless}
+ATTACKS = {"beside stalled clients": stalled, "beside clients that reset": restless} | onlookers.ATTACKS
 
 
 def measure_memory(directory: Path, _: Effort) -> list[Figure]:

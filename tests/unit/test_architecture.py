@@ -34,12 +34,13 @@ LEVELS = (
 
 APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
 RESERVED = {
-    "asyncio": {"server", "control.server", "metrics.http", "cli.serve"},
+    "asyncio": {"server", "control.server", "metrics.http", "metrics.answers", "cli.serve"},
     "uvloop": {"cli.serve"},
     "click": {"cli"},
     "rich": {"cli"},
     "prometheus_client": {"metrics.process"},  # hot families are written directly: metrics/exposition.py says why
-    "socket": {"server", "control", "cli.serve", "cli.diagnosis"},
+    "h11": {"metrics.requests"},
+    "socket": {"server", "control", "metrics.http", "metrics.requests", "cli.serve", "cli.diagnosis"},
     "subprocess": {"cli"},
 }
 LONGEST_FILE = 600

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nbdzram import __version__
-from nbdzram.config import TcpAddress
-from nbdzram.engine.stats import DiskUsage
-from nbdzram.errors import UserError
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
-from nbdzram.metrics.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, MetricsServer
 from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
 from tests.support.programs import require_program
+from tests.unit.metrics.stage import with_server
 from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
-
-
-async def usage() -> dict[str, DiskUsage]:
-    return {"disk": USAGE}
-
-
-def with_server(act: Callable[[str, int], Any], status: ServerStatus = SERVER) -> Any:
-    """Run the blocking client code `act` with host and port of a live server."""
-
-    async def both() -> Any:
-        server = MetricsServer(TcpAddress(port=0), lambda: status, usage)
-        await server.start()
-        port = int(server.url.split(":")[2].split("/")[0])
-        try:
-            return await asyncio.to_thread(act, "127.0.0.1", port)
-        finally:
-            await server.stop()
-
-    return asyncio.run(both())
 
 
 def get(path: str, status: ServerStatus = SERVER) -> tuple[int, str, str]:
@@ -160,53 +133,3 @@ def test_the_status_page_stands_alone() -> None:
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")  # no outside assets
     assert json.loads(get("/status.json")[2])["pools"][0]["name"] == "default"
     assert json.loads(get("/usage.json")[2])["disk"]["unique"] == USAGE.unique
-
-
-def raw(request: bytes) -> bytes:
-    def act(host: str, port: int) -> bytes:
-        with socket.create_connection((host, port), timeout=30) as client:
-            client.sendall(request)
-            return b"".join(iter(lambda: client.recv(65536), b""))
-
-    answer: bytes = with_server(act)
-    return answer
-
-
-@pytest.mark.parametrize(
-    ("request_head", "code"),
-    [
-        (b"GET /nothing HTTP/1.1\r\n\r\n", 404),
-        (b"POST /metrics HTTP/1.1\r\n\r\n", 405),
-        (b"\x16\x03\x01\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nCookie: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
-        (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", 200),
-    ],
-)
-def test_each_request_gets_the_status_that_fits(request_head: bytes, code: int) -> None:
-    assert raw(request_head).startswith(f"HTTP/1.1 {code} ".encode())
-
-
-def test_head_gets_the_head_alone() -> None:
-    assert raw(b"HEAD /healthz HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n")
-
-
-def test_more_connections_than_allowed_are_closed_and_the_others_stay() -> None:
-    def act(host: str, port: int) -> bytes:
-        held = [socket.create_connection((host, port), timeout=30) for _ in range(MAX_CONNECTIONS)]
-        try:
-            with socket.create_connection((host, port), timeout=30) as extra:
-                assert extra.recv(1) == b""
-            held[0].sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
-            return held[0].recv(65536)
-        finally:
-            for connection in held:
-                connection.close()
-
-    assert with_server(act).startswith(b"HTTP/1.1 200 ")
-
-
-def test_an_address_in_use_is_one_sentence_with_the_remedy() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = TcpAddress(port=taken.getsockname()[1])
-        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{address.port} for metrics: .*--metrics off"):
-            asyncio.run(MetricsServer(address, lambda: SERVER, usage).start())

@@ -1,0 +1,292 @@
+"""The metrics server's manners and bounds, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nbdzram.config import TcpAddress
+from nbdzram.errors import UserError
+from nbdzram.metrics import answers, http, requests
+from nbdzram.metrics.answers import Answer, Pace, Shared, sentence
+from nbdzram.metrics.http import ANSWER_PLACES, HEAD_PLACES, MetricsServer
+from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
+from nbdzram.status import ServerStatus
+from tests.unit.metrics.stage import usage, with_server
+from tests.unit.records import EXPORT, SERVER
+
+LARGE = dataclasses.replace(
+    SERVER, exports=tuple(dataclasses.replace(EXPORT, name=f"disk{number}") for number in range(2000))
+)
+"""Its status.json is some 700 KB: more than a socket with small buffers takes."""
+
+
+def exchange(host: str, port: int, request: bytes) -> bytes:
+    with socket.create_connection((host, port), timeout=30) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def raw(request: bytes, hosts: tuple[str, ...] = ()) -> bytes:
+    answer: bytes = with_server(lambda host, port: exchange(host, port, request), hosts=hosts)
+    return answer
+
+
+def get(path: str, host: str = "localhost") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("request_head", "code"),
+    [
+        (get("/nothing"), 404),
+        (b"POST /metrics HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + b"x" * 3 * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + b"x" * 2 * MAX_HEAD_BYTES, 431),
+        (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", 200),
+        (b"\r\n" + get("/healthz"), 200),
+        (b"\r\n\r\n" + get("/healthz"), 200),
+        (b"GET http://localhost:9809/metrics?x=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET HTTP://127.0.0.1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET ftp://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", 400),  # RFC 9112, section 3.2: a server must refuse it
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    ],
+)
+def test_each_request_gets_the_status_that_fits(request_head: bytes, code: int) -> None:
+    assert raw(request_head).startswith(f"HTTP/1.1 {code} ".encode())
+
+
+def test_head_gets_the_head_alone() -> None:
+    assert raw(b"HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n").endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "admitted"),
+    [
+        ("127.0.0.1", (), True),
+        ("::1", (), True),
+        ("localhost", (), True),
+        ("LocalHost.", (), True),
+        ("nbd.localhost", (), True),
+        ("nbdzram", (), True),  # a container's, or a name of the local network: no stranger has one without a dot
+        ("", (), True),
+        ("evil.example", (), False),
+        ("evil.example", ("good.example",), False),
+        ("good.example", ("good.example",), True),
+        ("GOOD.example.", ("good.example",), True),
+        ("a.b.example", ("*.example",), True),
+        ("example", ("*.example",), True),
+        ("bad-example.org", ("*.example.org",), False),
+        ("127.0.0.1.evil.example", (), False),
+        ("evil.example", ("*",), True),
+    ],
+)
+def test_a_name_is_answered_if_no_stranger_can_have_it(host: str, allowed: tuple[str, ...], admitted: bool) -> None:
+    assert Hosts(allowed).admit(host) is admitted
+
+
+def test_this_machines_own_name_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdzram.metrics.requests.socket.gethostname", lambda: "NBD1.example.org")
+    assert Hosts(()).admit("nbd1.example.org")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/status.json", "/usage.json"])
+def test_a_page_that_was_led_here_by_its_own_name_learns_nothing(path: str) -> None:
+    """DNS rebinding: the browser names the page's host, whichever address that has by now."""
+    refused = raw(get(path, host="evil.example:9809"))
+    assert refused.startswith(b"HTTP/1.1 421 ")
+    assert b"--metrics-hosts" in refused
+    absolute = f"GET http://evil.example{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    assert raw(absolute).startswith(b"HTTP/1.1 421 ")
+    assert raw(get(path, host="evil.example:9809"), hosts=("evil.example",)).startswith(b"HTTP/1.1 200 ")
+    assert raw(get("/healthz", host="evil.example")).startswith(b"HTTP/1.1 200 ")  # it tells nothing, a probe needs it
+
+
+@contextlib.contextmanager
+def crowd(host: str, port: int, count: int, begin: bytes) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        members = []
+        for _ in range(count):
+            member = stack.enter_context(socket.socket())
+            member.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            member.settimeout(60)
+            member.connect((host, port))
+            member.sendall(begin)
+            members.append(member)
+        yield members
+
+
+@pytest.mark.parametrize("count", [HEAD_PLACES + 9, 4 * HEAD_PLACES])
+def test_half_requests_keep_nobody_out(count: int) -> None:
+    def act(host: str, port: int) -> None:
+        with crowd(host, port, count, b"GET /metrics HTTP/1.1\r\nHo") as members:
+            for path in ("/healthz", "/readyz", "/metrics", "/"):
+                assert exchange(host, port, get(path)).startswith(b"HTTP/1.1 200 ")
+            assert members[0].recv(1) == b""  # the oldest made room
+            members[-1].sendall(b"st: a\r\n\r\n")
+            assert members[-1].recv(9) == b"HTTP/1.1 "
+
+    with_server(act)
+
+
+def test_readers_that_do_not_read_keep_nobody_out_and_leave_no_descriptor() -> None:
+    def act(host: str, port: int) -> None:
+        with crowd(host, port, ANSWER_PLACES + 9, get("/status.json")) as members:
+            for path in ("/healthz", "/readyz", "/status.json", "/"):
+                assert exchange(host, port, get(path)).startswith(b"HTTP/1.1 200 ")
+            end_of(members[0])
+
+    with_server(act, LARGE)
+
+
+def end_of(member: socket.socket) -> None:
+    """Until the server cut it."""
+    with contextlib.suppress(ConnectionResetError):
+        while member.recv(65536):
+            pass
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/status.json"])
+def test_a_reply_that_is_not_read_ends_at_its_deadline_however_short(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short one fits the socket's own buffer: the connection ends all the same, though the client does not."""
+    monkeypatch.setattr(http, "REPLY_SECONDS", 0.2)
+
+    def act(host: str, port: int) -> None:
+        with crowd(host, port, 1, get(path)) as members:
+            end_of(members[0])
+
+    with_server(act, LARGE)
+
+
+def test_a_head_that_does_not_arrive_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
+
+    def act(host: str, port: int) -> None:
+        for begin in (b"", b"\r\n", b"GET / HTTP/1.1\r\nHost"):
+            with crowd(host, port, 1, begin) as members:
+                assert members[0].recv(1) == b""
+
+    with_server(act)
+
+
+@pytest.mark.parametrize("piece", [b"\r\n", b"x"])
+def test_a_head_in_too_many_pieces_is_refused(piece: bytes) -> None:
+    head = requests.Head()
+    for _ in range(MAX_PIECES - 1):
+        assert head.receive(piece) is None
+    with pytest.raises(requests.Refused, match="pieces"):
+        head.receive(piece)
+
+
+def test_one_text_is_made_for_all_who_ask_meanwhile() -> None:
+    """However many scrape, the server looks at itself a handful of times."""
+    made, scrapers = 0, 30
+
+    def status() -> ServerStatus:
+        nonlocal made
+        made += 1
+        return LARGE
+
+    def act(host: str, port: int) -> None:
+        together = threading.Barrier(scrapers)
+        texts: list[bytes] = []
+
+        def scrape() -> None:
+            together.wait()
+            texts.append(exchange(host, port, get("/metrics")).partition(b"\r\n\r\n")[2])
+
+        threads = [threading.Thread(target=scrape) for _ in range(scrapers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {b"nbdzram_export_size_bytes" in text for text in texts} == {True}
+        assert len(texts) == scrapers
+
+    with_server(act, status)
+    assert made <= scrapers / 3
+
+
+def story(act: Callable[[], object]) -> None:
+    asyncio.run(act())  # type: ignore[arg-type]
+
+
+def test_making_rests_nine_times_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    now = 100.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        slept.append(seconds)
+        now += max(seconds, 0.0)
+
+    async def make() -> Answer:
+        nonlocal now
+        now += 0.5
+        return sentence(200, "made")  # type: ignore[arg-type]
+
+    async def act() -> None:
+        pace = Pace()
+        first, second = Shared(pace, make), Shared(pace, make)
+        await first.get()
+        await second.get()  # another text, and yet the same loop pays for it
+
+    monkeypatch.setattr("nbdzram.metrics.answers.asyncio.sleep", sleep)
+    monkeypatch.setattr("nbdzram.metrics.answers.time.monotonic", lambda: now)
+    story(act)
+    assert slept[1] == pytest.approx(answers.REST * 0.5)
+
+
+def test_a_text_that_cannot_be_made_is_told_to_all_and_made_anew_for_the_next() -> None:
+    failing = True
+
+    async def make() -> Answer:
+        await asyncio.sleep(0)
+        if failing:
+            raise ValueError("not today")
+        return sentence(200, "made")  # type: ignore[arg-type]
+
+    async def act() -> None:
+        nonlocal failing
+        shared = Shared(Pace(), make)
+        told = await asyncio.gather(shared.get(), shared.get(), return_exceptions=True)
+        assert [type(one) for one in told] == [ValueError, ValueError]
+        failing = False
+        assert (await shared.get()).body == b"made\n"
+
+    story(act)
+
+
+def test_who_goes_away_does_not_end_it_for_the_others() -> None:
+    async def act() -> None:
+        go_on = asyncio.Event()
+
+        async def make() -> Answer:
+            await go_on.wait()
+            return sentence(200, "made")  # type: ignore[arg-type]
+
+        shared = Shared(Pace(), make)
+        leaver, stayer = asyncio.ensure_future(shared.get()), asyncio.ensure_future(shared.get())
+        await asyncio.sleep(0)
+        leaver.cancel()
+        go_on.set()
+        assert (await stayer).body == b"made\n"
+
+    story(act)
+
+
+def test_an_address_in_use_is_one_sentence_with_the_remedy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = TcpAddress(port=taken.getsockname()[1])
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{address.port} for metrics: .*--metrics off"):
+            asyncio.run(MetricsServer(address, lambda: SERVER, usage).start())
