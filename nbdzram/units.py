@@ -7,7 +7,6 @@ zramctl's does.
 
 from __future__ import annotations
 
-import os
 import re
 from fractions import Fraction
 
@@ -17,11 +16,6 @@ ALLOWED = "a number with a suffix K, M, G, T (1024) or KB, MB, GB, TB (1000), su
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*|%)")
 _UNIT = re.compile(rf"(?P<letter>[{LETTERS}])(?P<kind>IB|B)?|B?", re.IGNORECASE)
-
-
-def physical_memory() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def parse_size(text: str, *, of: int | None = None) -> int:

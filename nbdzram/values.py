@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
-from nbdzram.units import format_size, parse_size, physical_memory
+from nbdzram.machine import Machine
+from nbdzram.units import format_size, parse_size
 
 MAX_NAME_BYTES = 255  # what an export directory entry holds (engine/pool); the protocol allows 4096
 SECTOR_BYTES = 512  # what every NBD client can address
@@ -86,8 +87,8 @@ def size(low: int, high: int) -> Callable[[object], int]:
 
 
 def memory(value: object) -> int:
-    """A memory limit: a size, a share of this machine's memory (50%), or 0 for none."""
-    return _size(value, of=physical_memory())
+    """A memory limit: a size, a share (50%) of the memory that this process may use, or 0 for none."""
+    return _size(value, of=Machine().memory().amount)
 
 
 def export_size(value: object) -> int:

@@ -19,13 +19,15 @@ from enum import StrEnum
 from pathlib import Path
 
 from nbdzram import __version__
+from nbdzram.cli.perils import perils
 from nbdzram.config import ServerConfig, TcpAddress, TlsMode
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import ConfigError, UserError
+from nbdzram.machine import Machine
 from nbdzram.server.certificate import validity
 from nbdzram.status import ServerStatus
-from nbdzram.units import format_size, physical_memory
+from nbdzram.units import format_size
 
 SPARE_DESCRIPTORS = 128  # listeners, control and metrics connections, arenas, the interpreter's own
 EXPIRES_SOON = timedelta(days=30)
@@ -177,20 +179,21 @@ def descriptors(patient: Patient) -> Iterator[Finding]:
 
 def memory(patient: Patient) -> Iterator[Finding]:
     """Limits against what the machine has, and how the kernel promises memory."""
-    total = physical_memory()
-    pools = patient.config.pools
+    share, pools = Machine().memory(), patient.config.pools
+    total = share.amount
     unlimited = [pool.name for pool in pools if not pool.mem_limit]
     limit = sum(pool.mem_limit for pool in pools)
     if unlimited:
-        says = f"the pool '{unlimited[0]}' has no limit on a machine of {format_size(total)}"
+        says = f"the pool '{unlimited[0]}' has no limit, {share} has {format_size(total)}"
         yield Finding(
             Level.WARN, "memory", says, "set --mem-limit, for example 50%, so that writes fail before the machine"
         )
     elif limit > total:
-        says = f"the pools may take {format_size(limit)}, the machine has {format_size(total)}"
+        says = f"the pools may take {format_size(limit)}, {share} has {format_size(total)}"
         yield Finding(Level.FAIL, "memory", says, "lower --mem-limit")
     else:
-        yield Finding(Level.OK, "memory", f"{format_size(total)}, of which pools may take {format_size(limit)}")
+        says = f"{share} has {format_size(total)}, of which pools may take {format_size(limit)}"
+        yield Finding(Level.OK, "memory", says)
     if _text(PROC_VM / "overcommit_memory").strip() == "2":
         says = "vm.overcommit_memory is 2: the kernel counts memory that is only reserved"
         yield Finding(Level.WARN, "overcommit", says, "sysctl vm.overcommit_memory=0")
@@ -224,6 +227,14 @@ def state(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.OK, "state", f"{directory} has room for {format_size(room)}")
+
+
+def survival(patient: Patient) -> Iterator[Finding]:
+    """What would lose disks later, although everything works today."""
+    found = list(perils(patient.config))
+    if not found:
+        yield Finding(Level.OK, "survival", "nothing here ends the server, or cleans up after it, by itself")
+    yield from (Finding(Level.WARN, "survival", peril.says, peril.remedy) for peril in found)
 
 
 def addresses(patient: Patient) -> Iterator[Finding]:
@@ -272,6 +283,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     configuration,
     memory,
     state,
+    survival,
     descriptors,
     addresses,
     certificates,

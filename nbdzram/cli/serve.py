@@ -6,6 +6,7 @@ Only this command is imported by the serving process: no rich, no other command.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -20,8 +21,10 @@ import click
 
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
+from nbdzram.cli.perils import perils
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, ServerConfig, TcpAddress, TlsConfig, TlsMode
-from nbdzram.errors import ConfigError
+from nbdzram.errors import ConfigError, UserError
+from nbdzram.machine import Machine
 from nbdzram.settings import Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
@@ -177,7 +180,7 @@ def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
     if forbidden:
         raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
     client = take_stdin()
-    with open_logbook(config.log_level, config.log_format, os.environ):
+    with _threads_allowed(), open_logbook(config.log_level, config.log_format, os.environ):
         uvloop.run(_serve_stdin(config, client))
 
 
@@ -203,8 +206,26 @@ def serve(config: ServerConfig) -> None:
 
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
 
-    with open_logbook(config.log_level, config.log_format, os.environ):
+    with _threads_allowed(), open_logbook(config.log_level, config.log_format, os.environ):
+        for peril in perils(config):
+            log.warning("%s; %s", peril.says, peril.remedy)
         uvloop.run(_serve(config, print_in_background().put))
+
+
+@contextlib.contextmanager
+def _threads_allowed() -> Iterator[None]:
+    """Turn the refusal of a thread, which may come from whoever starts one, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):  # Python has no kind of its own for it
+            raise
+        allowed = Machine().tasks()
+        limit = f"{allowed} allows {allowed.amount} tasks" if allowed else "see `ulimit -u`"
+        raise UserError(
+            f"cannot start the threads that serve large requests: {limit}; raise TasksMax= of the unit, "
+            "--pids-limit of the container, or the user's limit"
+        ) from None
 
 
 def print_in_background() -> LineWriter:
@@ -346,3 +367,4 @@ def _describe_config(config: ServerConfig) -> Iterator[str]:
     if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
         yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"
     yield f"  state    {config.state_dir or 'none: the disks end with the process'}"
+    yield from (f"  warning  {peril.says}; {peril.remedy}" for peril in perils(config))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from nbdzram.config import ServerConfig
+from nbdzram.machine import Machine
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.channel import Receiver
 from nbdzram.server.exports import Exports
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nbdzram.server.session import Session
 
 log = logging.getLogger("nbdzram.server")
+
+WORKERS_MOST = 64
+"""More threads than one loop feeds; with those of asyncio (at most 32) they fit into the unit's TasksMax."""
 
 STATUS_QUERIES = 2
 """Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
@@ -49,7 +52,7 @@ class Hosting:
             payload_limit=config.limits.payload_bytes,
         )
         self.budget = Budget(config.limits.total_bytes)
-        self.workers = Workers(os.cpu_count() or 1)
+        self.workers = Workers(min(Machine().processors(), WORKERS_MOST))
         self.scratch = Scratch()
         self.turns = Turns()
         self.receiver = Receiver()

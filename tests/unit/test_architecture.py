@@ -1,7 +1,7 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
     cli -> {server, control, metrics} -> status -> {nbd, engine} -> {settings, values} -> config
-        -> {units, errors, slices}
+        -> {units, errors, machine, slices}
 
 Packages of one level do not import each other.
 """
@@ -19,7 +19,7 @@ import nbdzram
 
 ROOT = Path(nbdzram.__file__).parent
 LEVELS = (
-    ("errors", "units", "slices"),
+    ("errors", "units", "machine", "slices"),
     ("config",),
     ("values",),
     ("settings",),

@@ -1,0 +1,75 @@
+"""What of a configuration loses disks later, although everything works today.
+
+`serve` logs it, `serve --check-config` prints it and `doctor` finds it: one list, so that nobody is told less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbdzram.config import ServerConfig
+from nbdzram.machine import Machine
+from nbdzram.units import format_size
+
+OWN_BYTES = 72 << 20  # the program's 40 MiB, and what requests under way may hold (limits.total_bytes)
+TABLES_SHARE = 10  # tables and indexes come on top of a pool's limit: at most a tenth of it
+
+VANISHING = {
+    Path("/dev/shm"): "systemd erases what a user other than root has there when the unit stops, or at logout "  # noqa: S108 - looked at
+    "(RemoveIPC)",
+    Path("/run/user"): "it is erased when the user logs out",
+    Path("/run/nbdzram"): "it is the service's runtime directory, which systemd erases when the service stops",
+    Path("/tmp"): "systemd gives a service a /tmp of its own and erases it when the service stops (PrivateTmp)",  # noqa: S108
+    Path("/var/tmp"): "systemd gives a service a /var/tmp of its own and erases it at its stop (PrivateTmp)",  # noqa: S108
+}
+"""Directories that somebody else empties: systemd.exec(5), logind.conf(5), tmpfiles.d(5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peril:
+    """What would happen, and what to do instead."""
+
+    says: str
+    remedy: str
+
+
+def perils(config: ServerConfig, machine: Machine | None = None) -> Iterator[Peril]:
+    """Every one."""
+    yield from memory_perils(config, machine or Machine())
+    yield from state_perils(config)
+
+
+def memory_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:
+    """A cgroup ends what outgrows it, and disks in anonymous memory end with it."""
+    share = machine.memory()
+    if share.cgroup is None:
+        return
+    unlimited = [pool.name for pool in config.pools if not pool.mem_limit]
+    limit = sum(pool.mem_limit for pool in config.pools)
+    room = max(share.amount - OWN_BYTES, 0) * TABLES_SHARE // (TABLES_SHARE + 1)
+    if unlimited:
+        says = f"the pool '{unlimited[0]}' has no limit"
+    elif limit > room:
+        says = f"the pools may take {format_size(limit)}"
+    else:
+        return
+    yield Peril(
+        f"{says}, and {share} ends the server, and its disks with it, at {format_size(share.amount)}",
+        f"--mem-limit {format_size(room)} leaves room for the program, tables and indexes" if room else "raise it",
+    )
+
+
+def state_perils(config: ServerConfig) -> Iterator[Peril]:
+    """A state directory where others clean up."""
+    if config.state_dir is None:
+        return
+    place = config.state_dir.absolute().resolve()
+    for directory, why in VANISHING.items():
+        if place.is_relative_to(directory):
+            yield Peril(
+                f"the state directory {config.state_dir} lies below {directory}: {why}",
+                "a tmpfs of its own keeps disks in memory: mount -t tmpfs -o size=SIZE,mode=0700,uid=USER tmpfs "
+                "/var/lib/nbdzram",
+            )

@@ -1,0 +1,91 @@
+"""What will lose disks is said while nothing is lost yet: by serve, --check-config and doctor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbdzram.cli import diagnosis
+from nbdzram.cli.diagnosis import Level, Patient
+from nbdzram.cli.perils import memory_perils, state_perils
+from nbdzram.config import PoolConfig, ServerConfig
+from nbdzram.machine import Machine, Share
+from tests.unit.cli.conftest import Server, run
+
+MIB = 1 << 20
+QUIET = ServerConfig(tcp=(), metrics=None)
+
+
+class Caged(Machine):
+    """A machine whose cgroup allows 512 MiB."""
+
+    def memory(self) -> Share:
+        return Share(512 * MIB, Path("/cage"))
+
+
+@pytest.mark.parametrize(("limit", "in_peril"), [(0, True), (256 * MIB, False), (384 * MIB, False), (500 * MIB, True)])
+def test_pools_that_outgrow_their_cgroup_are_a_peril(limit: int, in_peril: bool) -> None:
+    found = list(memory_perils(replace(QUIET, pools=(PoolConfig(mem_limit=limit),)), Caged()))
+    assert bool(found) == in_peril
+    for peril in found:
+        assert "/cage" in peril.says
+        assert "512M" in peril.says
+        assert "--mem-limit" in peril.remedy
+
+
+def test_the_limits_of_all_pools_count_together() -> None:
+    pools = tuple(PoolConfig(name=name, mem_limit=256 * MIB) for name in ("default", "fast"))
+    assert list(memory_perils(replace(QUIET, pools=pools), Caged()))
+
+
+def test_without_a_cgroup_nothing_is_killed_for_a_limit(tmp_path: Path) -> None:
+    assert not list(memory_perils(QUIET, Machine(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("place", "clue"),
+    [
+        ("/dev/shm/nbdzram", "RemoveIPC"),
+        ("/run/user/1000/disks", "logs out"),
+        ("/var/run/nbdzram/state", "runtime directory"),
+        ("/tmp/disks", "PrivateTmp"),
+        ("/var/tmp/disks", "PrivateTmp"),
+    ],
+)
+def test_a_state_directory_that_others_clean_is_a_peril(place: str, clue: str) -> None:
+    (peril,) = state_perils(replace(QUIET, state_dir=Path(place)))
+    assert clue in peril.says
+    assert place in peril.says
+    (first, *_) = diagnosis.survival(Patient(replace(QUIET, state_dir=Path(place)), None))
+    assert (first.level, first.says) == (Level.WARN, peril.says)
+
+
+@pytest.mark.parametrize("place", [None, Path("/var/lib/nbdzram"), Path("/srv/disks")])
+def test_a_state_directory_of_its_own_is_none(place: Path | None) -> None:
+    assert not list(state_perils(replace(QUIET, state_dir=place)))
+
+
+def test_a_link_into_shared_memory_is_followed(tmp_path: Path) -> None:
+    link = tmp_path / "state"
+    link.symlink_to("/dev/shm")
+    assert any("RemoveIPC" in peril.says for peril in state_perils(replace(QUIET, state_dir=link / "disks")))
+
+
+def test_check_config_prints_perils_and_serve_logs_them(start: Callable[..., Server]) -> None:
+    place = f"/dev/shm/nbdzram-test-peril-{os.getpid()}"
+    done = run("serve", "-e", "disk=1M", "--state-dir", place, "--check-config")
+    assert (done.code, done.err) == (0, "")
+    assert f"  warning  the state directory {place} lies below /dev/shm" in done.out
+    directory = Path(place)
+    try:
+        server = start("-e", "disk=1M", "--state-dir", place)
+        server.wait_for_log(f"WARNING nbdzram.server: the state directory {place} lies below /dev/shm")
+        server.stop()
+    finally:
+        for file in directory.glob("*"):
+            file.unlink()
+        directory.rmdir()
