@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -20,12 +21,18 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Give the numbers 0 to 2 to /dev/null where they are closed: a disk's socket must not become standard output."""
+    """Give the numbers 0 to 2 to /dev/null where they are closed: a disk's socket must not become standard output.
+
+    What a terminal's encoding lacks, in an export's name or a path, is written as its number: it is no error.
+    """
     for number in range(STDERR + 1):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -196,10 +196,10 @@ def export_layers(specifications: Iterable[str], origin: str) -> Layer:
 
 def export_layer(specification: str, origin: str) -> Layer:
     """NAME=SIZE[,ro][,pool=POOL] as a layer. Raises ConfigError."""
-    name, equals, rest = specification.partition("=")
-    size, *options = rest.split(",")
-    if not name or not equals or not size:
+    match = _EXPORT.fullmatch(specification)
+    if match is None:
         raise ConfigError(f"{origin}: '{specification}' is not NAME=SIZE, such as disk=1G")
+    name, size, options = match["name"], match["size"], match["options"].split(",")[1:]
     layer: Layer = {("exports", name, "size"): Given(size, origin)}
     for option in options:
         key, _, content = option.partition("=")
@@ -296,8 +296,11 @@ def _names(fields: Mapping[LeafPath, object], section: str) -> list[tuple[LeafPa
 
 
 def _file_from(environment: Mapping[str, str]) -> Path | None:
-    named = environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    return Path(named) if named else None
+    variable = f"{ENVIRONMENT_PREFIX}CONFIG"
+    try:
+        return values.path(environment[variable]) if environment.get(variable) else None
+    except ValueError as error:
+        raise ConfigError(f"{variable}: {error}") from None
 
 
 def _files(file: Path) -> Iterator[Path]:
@@ -323,6 +326,8 @@ def _leaves(table: Mapping[str, object], path: LeafPath) -> Iterator[tuple[LeafP
             yield (*path, name), value
 
 
+# A name may contain "=": the size stands behind the last one that has no comma before it.
+_EXPORT = re.compile(r"(?P<name>[^=]+(?:=[^=,]*)*)=(?P<size>[^=,]+)(?P<options>(?:,.*)?)", re.DOTALL)
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
 _LINE = re.compile(rf"\s*(?:\[\s*(?P<table>{_DOTTED})\s*\]|(?P<key>{_DOTTED})\s*=)")

@@ -116,7 +116,10 @@ def path(value: object) -> Path:
     """A file or directory; `~` is the home directory."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{value!r} is not a path")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # as Python says it: no such user, or a user without a home
+        raise ValueError(f"{value!r} begins with the home directory of nobody here; write the whole path") from None
 
 
 def export_name(value: object) -> str:

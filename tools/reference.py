@@ -35,7 +35,7 @@ NOTE = "<!-- Written by `python -m tools.reference` from the code; change it the
 EXAMPLE = """\
 listen = ["0.0.0.0:10809", "unix:/run/nbdzram/nbd.sock,mode=0660,owner=root:disk"]
 metrics = "127.0.0.1:9809"
-state_dir = "/dev/shm/nbdzram"
+state_dir = "/var/lib/nbdzram"
 
 [pools.default]
 mem_limit = "50%"

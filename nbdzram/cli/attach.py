@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,12 +12,17 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import ANY_PATH, connect, control_option, export_names
+from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import Address, Attachment, Credentials
-from nbdzram.errors import NoSuchExport, UserError
+from nbdzram.config import DEFAULT_PORT
+from nbdzram.errors import ConfigError, NoSuchExport, UserError
 from nbdzram.values import export_name
 
+OLD_CLIENTS_PORT = (
+    f"nbd-client before 3.26 (Debian 12 has 3.24) takes port= and connects to {DEFAULT_PORT} all the same "
+    "(NetworkBlockDevice/nbd#154): there, serve on that port, or attach with the nbd-client line"
+)
 NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and libnbd attach without it"
 
 
@@ -39,7 +45,7 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "--tls-certificates",
     "certificates",
     metavar="DIR",
-    type=ANY_PATH,
+    type=OUR_PATH,
     help="For a server with TLS: where ca-cert.pem is, and client-cert.pem with client-key.pem if it asks for them.",
 )
 @control_option
@@ -68,17 +74,28 @@ def command(
         raise UserError("nbd-client speaks no vsock; let the server listen on TCP or a unix socket too")
     if run_it and address.over_tls and certificates is None:
         raise UserError(f"the server at {address.uri(export)} asks for TLS; give --tls-certificates DIR")
-    attachment = Attachment(address, export, device, connections, swap, _credentials(certificates))
+    attachment = Attachment(address, export, _device(device), connections, swap, _credentials(certificates))
     if nbdtab:
-        return click.echo(attachment.nbdtab_line())
-    line = attachment.command()
+        line = attachment.nbdtab_line()
+        if address.path is None and address.port != DEFAULT_PORT:
+            click.echo(f"# {OLD_CLIENTS_PORT}", err=True)
+        return click.echo(line)
+    words = attachment.command()
     if not run_it:
         for hint in missing(attachment, certificates, Kernel()):
             click.echo(f"# {hint}", err=True)
-        return click.echo(shlex.join(line))
-    _run(line, device)
-    click.echo(f"attached {export} to {device}; detach it with: nbd-client -d {device}")
+        return click.echo(shlex.join(words))
+    _run(words, attachment.device)
+    click.echo(f"attached {export} to {attachment.device}; detach it with: nbd-client -d {attachment.device}")
     return None
+
+
+def _device(given: str) -> str:
+    """/dev/nbdN, also told as nbdN. Any other would be taken by nbd-client, and end badly. Raises UserError."""
+    match = re.fullmatch(r"(?:/dev/)?(nbd\d{1,4})", given)
+    if match is None:
+        raise ConfigError(f"'{given}' is no device of the kernel's NBD client; those are /dev/nbd0, /dev/nbd1, ...")
+    return f"/dev/{match[1]}"
 
 
 def _credentials(directory: Path | None) -> Credentials:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,4 +71,10 @@ def _text(column: Column[Row], cell: Cell, in_bytes: bool) -> str:
         return ""
     if column.is_size and isinstance(cell, int) and not in_bytes:
         return format_size(cell)
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(cell))
+    return legible(str(cell), sys.stdout.encoding)
+
+
+def legible(text: str, encoding: str) -> str:
+    """What a terminal cannot show, by itself or in its encoding, as its number, so that widths are right."""
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)

@@ -10,18 +10,39 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from nbdzram.cli.columns import Column, Row, render
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import UserError
 from nbdzram.status import ServerStatus, fields
-from nbdzram.values import export_size
+from nbdzram.values import export_size, path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 ANY_PATH: click.Path = click.Path(path_type=Path, readable=False)
-"""A path that click does not try: whoever opens it says better why it cannot."""
+"""A file that click does not try: whoever opens it says better why it cannot. Shells have expanded its `~`."""
+
+
+class OurPath(click.ParamType[Path]):
+    """A path that the configuration may name too, and that reads as it does there: `~` is the home directory."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Whoever opens it says better why it cannot."""
+        try:
+            return value if isinstance(value, Path) else path(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """As for any file."""
+        return ANY_PATH.shell_complete(ctx, param, incomplete)
+
+
+OUR_PATH = OurPath()
 
 
 class Size(click.ParamType[int]):
@@ -60,7 +81,7 @@ def control_option(command: Command) -> Command:
     return click.option(
         "--control",
         metavar="PATH",
-        type=ANY_PATH,
+        type=OUR_PATH,
         help="The server's control socket.  [default: where `serve` puts it]",
     )(command)
 

@@ -6,6 +6,7 @@ parameters, qemu-img(1) for --object and --image-opts.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from nbdzram.config import DEFAULT_PORT, TlsConfig
 from nbdzram.errors import UserError
+
+_HOST = re.compile(r"[^\s/-][^\s/]*")
+_NBDTAB_FIELD = re.compile(r"[^\s,=#][^\s,=]*")
+"""What nbdtab's own reader takes for a word (nbdtab_lexer.l of the NBD project)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,10 @@ class Address:
         path = parse_qs(parts.query).get("socket", [None])[0]
         if transport == "unix" and path is None:
             raise UserError(f"'{uri}' names no socket; write nbd+unix:///?socket=PATH")
-        return cls(parts.scheme, parts.hostname or "127.0.0.1", port or DEFAULT_PORT, path)
+        host = parts.hostname or "127.0.0.1"
+        if not _HOST.fullmatch(host):  # to nbd-client "-d" is an option, and would detach a device
+            raise UserError(f"'{uri}' names the host '{host}'; a host is a name or an address, such as 192.0.2.10")
+        return cls(parts.scheme, host, port or DEFAULT_PORT, path)
 
     @property
     def kernel_can_attach(self) -> bool:
@@ -122,15 +130,21 @@ class Attachment:
         return ["nbd-client", *where, self.device, *options]
 
     def nbdtab_line(self) -> str:
-        """The line of /etc/nbdtab with which `nbd-client nbdN` and nbd@nbdN.service attach it."""
+        """The line of /etc/nbdtab with which `nbd-client nbdN` and nbd@nbdN.service attach it. Raises UserError."""
         address = self.address
         options = ["unix"] if address.path is not None else [f"port={address.port}"]
         options += [f"conns={self.connections}"] if self.connections > 1 else []
         options += ["swap"] if self.swap else []
         options += [f"{option}={file}" for option, file in self._files.items()]
         options += ["persist"]
-        device = self.device.removeprefix("/dev/")
-        return f"{device} {address.path or address.host} {self.export} {','.join(options)}"
+        fields = [self.device.removeprefix("/dev/"), address.path or address.host, self.export, ",".join(options)]
+        for field in (*fields[:3], *self._files.values()):
+            if not _NBDTAB_FIELD.fullmatch(field):
+                raise UserError(
+                    f"'{field}' cannot stand in nbdtab, which has no quoting: a blank, a comma, '=', or '#' in front "
+                    "would make the whole file unreadable; leave out --nbdtab for the nbd-client line, which takes it"
+                )
+        return " ".join(fields)
 
 
 def qemu_img(address: Address, export: str, credentials: Credentials) -> list[str]:

@@ -23,6 +23,7 @@ USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the s
 QUIT_KEYS = b"qQ\x04"  # \x04: Ctrl-D
 SORT_KEY = b"s"
 PIPE_WIDTH = 80
+DUMB_TERMINALS = {"dumb", "unknown"}  # Emacs' shell, consoles of CI: nothing can be drawn over
 
 
 @click.command(
@@ -38,7 +39,7 @@ PIPE_WIDTH = 80
     help="Time between two looks.",
 )
 @click.option("--sort", type=click.Choice(list(SORTS)), default="traffic", show_default=True, help="Order of exports.")
-@click.option("--once", is_flag=True, help="Print once and end, as it does in a pipe.")
+@click.option("--once", is_flag=True, help="Print once and end, as it does in a pipe and on TERM=dumb.")
 @control_option
 def command(*, interval: float, sort: str, once: bool, control: Path | None) -> None:
     """Watch exports, traffic, latency and memory live.
@@ -46,7 +47,7 @@ def command(*, interval: float, sort: str, once: bool, control: Path | None) -> 
     In the view, q or Ctrl-C ends it and s changes the order of the exports.
     """
     with connect(control) as client:
-        if once or not sys.stdout.isatty():
+        if once or not sys.stdout.isatty() or os.environ.get("TERM", "").lower() in DUMB_TERMINALS:
             return _print_once(client, interval, sort)
         with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
             _watch(client, interval, sort)
@@ -60,7 +61,8 @@ def _print_once(client: ControlClient, interval: float, sort: str) -> None:
     time.sleep(interval)
     _advance(frame, client)
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    console.print(screen(frame, console.width, len(frame.status.exports) + 100, keys=False))
+    lines = len(frame.status.exports) + 100
+    console.print(screen(frame, console.width, lines, keys=False, encoding=console.encoding))
 
 
 def _watch(client: ControlClient, interval: float, sort: str) -> None:
@@ -72,7 +74,8 @@ def _watch(client: ControlClient, interval: float, sort: str) -> None:
     with _keys() as descriptor, Live(console=console, screen=True, auto_refresh=False) as live:
         due = time.monotonic() + min(interval, 0.3)  # the first rates come soon
         while True:
-            live.update(screen(frame, console.width, console.height, keys=True), refresh=True)
+            shown = screen(frame, console.width, console.height, keys=True, encoding=console.encoding)
+            live.update(shown, refresh=True)
             pressed = _wait(descriptor, due - time.monotonic())
             if pressed and pressed in QUIT_KEYS:
                 return

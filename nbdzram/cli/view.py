@@ -30,6 +30,8 @@ WIDTHS = {"SIZE": 7, "STORED": 8, "RATIO": 6, "SHARED": 7, "READ/s": 8, "WRITE/s
 LEAVING = ("SIZE", "SHARED", "CONN", "RATIO", "P99", "IOPS")
 LEAST_NAME_WIDTH = 80 - sum(WIDTHS.values())
 BLOCKS = " ▁▂▃▄▅▆▇█"
+PLAIN = dict(zip(BLOCKS + "░·µ…", " .:-=+*%#/.u~", strict=True))
+"""What stands for them where the terminal's encoding has none of them."""
 Part = tuple[str, str, str, Callable[[PoolStats], int]]
 PARTS: tuple[Part, ...] = (
     ("objects", "█", "blue", lambda stats: stats.compr_data_size),
@@ -59,7 +61,7 @@ class Frame:
     sort: str = "traffic"
 
 
-def screen(frame: Frame, width: int, height: int, *, keys: bool) -> Group:
+def screen(frame: Frame, width: int, height: int, *, keys: bool, encoding: str = "utf-8") -> Group:
     """Everything, in `width` columns and `height` lines. `keys`: tell which keys do something."""
     lines = [*_head(frame, width), Text(), *_pools(frame, width), Text(), *_traffic(frame, width), Text()]
     room = max(height - len(lines) - 1 - keys, 2)
@@ -68,8 +70,17 @@ def screen(frame: Frame, width: int, height: int, *, keys: bool) -> Group:
         lines += [Text() for _ in range(height - 1 - len(lines))]
         lines.append(_footer(frame, width))
     for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
+        line.no_wrap, line.overflow = True, "ellipsis" if _fits("…", encoding) else "crop"
+        line.plain = "".join(one if _fits(one, encoding) else PLAIN.get(one, "?") for one in line.plain)
     return Group(*lines)
+
+
+def _fits(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nbdzram.errors import ServerUnreachable, UserError
+from nbdzram.errors import ConfigError, ServerUnreachable, UserError
+from nbdzram.values import path as read_path
 
 SOCKET_NAME = "nbdzram.sock"
 SYSTEM_DIRECTORY = Path("/run/nbdzram")
@@ -32,10 +33,13 @@ def socket_for_server(environment: Mapping[str, str]) -> Path:
 
 
 def socket_for_client(environment: Mapping[str, str]) -> Path:
-    """The control socket of the server that runs here. Raises ServerUnreachable."""
+    """The control socket of the server that runs here. Raises ServerUnreachable, ConfigError."""
     named = environment.get("NBDZRAM_CONTROL")
     if named:
-        return Path(named)
+        try:
+            return read_path(named)  # as `serve` reads the same variable
+        except ValueError as error:
+            raise ConfigError(f"NBDZRAM_CONTROL: {error}") from None
     looked_at = [directory / SOCKET_NAME for directory in _directories(environment)]
     closed = []
     for path in looked_at:

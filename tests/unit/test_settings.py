@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,25 @@ def test_every_key_has_words_and_no_two_share_a_variable() -> None:
     variables = [key.variable for key in KEYS if key.variable is not None]
     assert len(variables) == len(set(variables))
     assert all(key.says for key in KEYS)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("k=v=1G", "k=v", {}),
+        ("k=v=w=1G,ro", "k=v=w", {"read_only": True}),
+        ("k=v=1G,ro,pool=fast", "k=v", {"read_only": True, "pool": "fast"}),
+        ("a,b=1G", "a,b", {}),
+        ("a,b=c=1G,pool=fast", "a,b=c", {"pool": "fast"}),
+        ("disk=1G,pool=fast", "disk", {"pool": "fast"}),
+    ],
+)
+def test_a_name_with_an_equals_sign_is_declared_by_the_last_one(text: str, name: str, options: dict[str, Any]) -> None:
+    layer = export_layer(text, "-e")
+    assert {path[1] for path in layer} == {name}
+    assert {path[2]: given.value for path, given in layer.items()} == {"size": "1G", **options}
+
+
+def test_an_unknown_option_behind_a_size_is_never_taken_for_a_name() -> None:
+    with pytest.raises(ConfigError, match="'poool=4096' is not allowed behind a size"):
+        export_layer("disk=1G,poool=4096", "-e")

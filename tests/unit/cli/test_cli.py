@@ -393,8 +393,8 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
     four = server.run("attach", "disk", "/dev/nbd3", "-C", "4", "--swap", "--nbdtab").out
     assert four == f"nbd3 {server.socket} disk unix,conns=4,swap,persist\n"
     assert server.run("attach", "gone").code == 4
-    far = run("attach", "disk", "--uri", "nbd://[fd00::1]:9", "--nbdtab")
-    assert far.out == "nbd0 fd00::1 disk port=9,persist\n"
+    far = run("attach", "disk", "--uri", "nbd://[fd00::1]:10809", "--nbdtab")
+    assert far.out == "nbd0 fd00::1 disk port=10809,persist\n"
     assert far.err == ""
     for uri in ("http://x", "nbd://x:port", "nbd://[::1"):
         wrong = run("attach", "disk", "--uri", uri)

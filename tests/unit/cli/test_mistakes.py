@@ -157,3 +157,41 @@ def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
     done = run(*tls, str(certificate))
     assert (done.code, "_ssl.c" in done.err, "both PEM" in done.err) == (2, False, True)
     assert run(*tls, str(tmp_path / "one" / "key.pem")).code == 0
+
+
+@pytest.mark.parametrize("home", ["~nosuchuser-of-ours", "~nosuchuser-of-ours/x"])
+def test_the_home_of_nobody_is_one_sentence_wherever_a_path_is_taken(tmp_path: Path, home: str) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text(f'state_dir = "{home}"\n')
+    for words in (
+        ("serve", "--control", home),
+        ("serve", "--state-dir", home),
+        ("serve", "-U", home),
+        ("serve", "--tls", "on", "--tls-certificate", home, "--tls-key", home),
+        ("serve", "-c", str(file), "--check-config"),
+        ("serve", "-c", home),
+        ("doctor", "-c", str(file)),
+        ("doctor", "-c", home),
+        ("doctor", "--control", home),
+        ("stat", "--control", home),
+        ("attach", "disk", "--uri", "nbds://192.0.2.1", "--tls-certificates", home),
+        ("estimate", home),
+    ):
+        done = run(*words)
+        assert "Traceback" not in done.err, words
+        assert home in done.err, words
+        assert done.code == (1 if words[0] == "estimate" else 2), words
+
+
+@pytest.mark.parametrize(("variable", "words"), [("CONTROL", ("stat",)), ("CONFIG", ("serve", "--check-config"))])
+def test_a_path_of_the_environment_reads_as_one_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("tests.unit.cli.conftest.clean_environment", lambda: dict(os.environ))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(f"NBDZRAM_{variable}", "~/of-ours")
+    assert str(tmp_path / "of-ours") in run(*words).err
+    monkeypatch.setenv(f"NBDZRAM_{variable}", "~nosuchuser-of-ours/x")
+    done = run(*words)
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert f"NBDZRAM_{variable}: '~nosuchuser-of-ours/x'" in done.err

@@ -1,0 +1,65 @@
+"""What `attach` prints is what nbd-client and nbdtab can read, or it is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbdzram.cli.hints import Address, Attachment, Credentials
+from nbdzram.errors import UserError
+from tests.unit.cli.conftest import run
+
+FAR = "nbd://192.0.2.10"
+
+
+@pytest.mark.parametrize("name", ["my disk", "c,d", "k=v", "tab\u3000x", "#commented", "a\u00a0b"])
+def test_a_name_that_nbdtab_cannot_hold_is_refused_whole(name: str) -> None:
+    done = run("attach", name, "--uri", FAR, "--nbdtab")
+    assert (done.code, done.out) == (1, "")
+    assert "no quoting" in done.err or "is not an export's name" in done.err
+    assert run("attach", name, "--uri", FAR).out.startswith("nbd-client 192.0.2.10") or "is not an export" in done.err
+
+
+@pytest.mark.parametrize(
+    ("uri", "directory"),
+    [
+        ("nbd+unix:///?socket=/run/my%20disks/nbd.sock", "/tls"),
+        ("nbd+unix:///?socket=/run/a,b/nbd.sock", "/tls"),
+        ("nbds://192.0.2.10", "/tls of ours"),
+        ("nbds://192.0.2.10", "/tls=x"),
+    ],
+)
+def test_no_other_field_of_nbdtab_breaks_the_file_either(uri: str, directory: str) -> None:
+    attachment = Attachment(Address.of(uri), "disk", credentials=Credentials(directory))
+    with pytest.raises(UserError, match="no quoting"):
+        attachment.nbdtab_line()
+
+
+def test_ordinary_names_stand_in_nbdtab() -> None:
+    done = run("attach", "a/b-1.img#2", "--uri", FAR, "--nbdtab")
+    assert (done.code, done.out) == (0, "nbd0 192.0.2.10 a/b-1.img#2 port=10809,persist\n")
+    assert done.err == ""
+
+
+def test_a_port_that_old_clients_ignore_in_nbdtab_is_told() -> None:
+    done = run("attach", "disk", "--uri", f"{FAR}:18097", "--nbdtab")
+    assert (done.code, done.out) == (0, "nbd0 192.0.2.10 disk port=18097,persist\n")
+    assert "connects to 10809 all the same" in done.err
+    assert "3.26" in done.err
+
+
+@pytest.mark.parametrize("uri", ["nbd://-d", "nbd://-c:10809", "nbds://-unix/disk"])
+def test_a_host_is_never_an_option_of_nbd_clients(uri: str) -> None:
+    done = run("attach", "disk", "--uri", uri)
+    assert (done.code, done.out) == (1, "")
+    assert "a host is a name or an address" in done.err
+
+
+@pytest.mark.parametrize("device", ["/dev/sda", "-d", "/dev/nbd0p1", "nbd", "/dev/nbd/0", ""])
+def test_a_device_is_one_of_the_kernels_nbd(device: str) -> None:
+    done = run("attach", "disk", "--uri", FAR, "--", device)
+    assert (done.code, done.out) == (2, "")
+    assert "/dev/nbd0, /dev/nbd1" in done.err
+
+
+def test_a_device_may_be_named_as_nbdtab_names_it() -> None:
+    assert run("attach", "disk", "nbd7", "--uri", FAR).out == "nbd-client 192.0.2.10 10809 /dev/nbd7 -name disk\n"
