@@ -138,6 +138,26 @@ class MaintenanceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may attach to an export: whom both lists admit. An empty list admits everyone."""
+
+    addresses: tuple[str, ...] = ()  # CIDR
+    certificates: tuple[str, ...] = ()  # common or DNS names
+    nobody: bool = False  # whatever the lists say: the rules of this disk are not known
+
+    @property
+    def admits(self) -> str:
+        """In a word: everyone, listed or nobody."""
+        if self.nobody:
+            return "nobody"
+        return "listed" if self.addresses or self.certificates else "everyone"
+
+
+EVERYONE = Access()
+NOBODY = Access(nobody=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
     """A disk offered by name."""
 
@@ -148,6 +168,11 @@ class ExportConfig:
     description: str = ""
     allow_addresses: tuple[str, ...] = ()  # CIDR; empty admits everyone
     allow_certificates: tuple[str, ...] = ()  # common or DNS names; empty admits everyone
+
+    @property
+    def access(self) -> Access:
+        """Who may attach, as it is declared."""
+        return Access(addresses=self.allow_addresses, certificates=self.allow_certificates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

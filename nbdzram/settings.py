@@ -124,11 +124,11 @@ KEYS = (
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
     Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),
-    Key(("exports", "*", "description"), values.text, "what clients are told of it"),
+    Key(("exports", "*", "description"), values.description, "what clients are told of it"),
     Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
     Key(
         ("exports", "*", "allow_certificates"),
-        values.several(values.text),
+        values.several(values.certificate_name),
         "certificate names that may attach",
     ),
 )

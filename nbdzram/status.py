@@ -41,6 +41,9 @@ class ExportStatus:
     size_bytes: int
     read_only: bool
     description: str
+    admits: str  # everyone, listed (the two lists below) or nobody (its rules are not known)
+    allow_addresses: tuple[str, ...]
+    allow_certificates: tuple[str, ...]
     stored_bytes: int  # blocks stored, same-filled included
     same_filled_bytes: int
     connections: int
@@ -49,6 +52,17 @@ class ExportStatus:
     invalid_io: int
     notify_free: int
     operations: dict[str, OperationStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportLoss:
+    """What removing, resetting or shrinking an export would destroy."""
+
+    name: str
+    size_bytes: int  # of the export, now
+    stored_bytes: int  # blocks that would go, same-filled included
+    alone_bytes: int | None  # compressed bytes that nobody else holds; None: not asked for, or not known
+    clients: tuple[str, ...]  # who is attached
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,13 @@ from typing import TypeVar
 
 from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.machine import Machine
-from nbdzram.units import format_size, parse_size
+from nbdzram.units import MAX_SIZE_BYTES, format_size, parse_size
 
 MAX_NAME_BYTES = 255  # what an export directory entry holds (engine/pool); the protocol allows 4096
 SECTOR_BYTES = 512  # what every NBD client can address
 EXPORT_BYTES_MAX = 1 << 51  # 2 PiB: what a block table of three levels reaches (engine/table)
+MAX_TEXT_BYTES = 4096  # a string of the NBD protocol, and no client need take more (doc/proto.md, "Values")
+MAX_RULES = 1024  # networks or certificate names of one export: each is looked at for each client that comes
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # it becomes a file name
 _HOST_PATTERN = re.compile(r"\*|(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
@@ -122,6 +124,29 @@ def path(value: object) -> Path:
         raise ValueError(f"{value!r} begins with the home directory of nobody here; write the whole path") from None
 
 
+def description(value: object) -> str:
+    """What clients are told of an export, as one NBD string."""
+    said = text(value)
+    try:
+        size = len(said.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{said[:80]!r} is not UTF-8 text; write it in a UTF-8 locale") from None
+    if size > MAX_TEXT_BYTES or "\0" in said:
+        raise ValueError(
+            f"a description of {size} bytes, beginning {said[:40]!r}: it is UTF-8 of at most {MAX_TEXT_BYTES} bytes, "
+            "without NUL"
+        )
+    return said
+
+
+def certificate_name(value: object) -> str:
+    """A common or DNS name that a client's certificate may have."""
+    name = text(value)
+    if not name or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"{name[:80]!r} is not a certificate's name: 1 to {MAX_NAME_BYTES} bytes of printable UTF-8")
+    return name
+
+
 def export_name(value: object) -> str:
     """A name that NBD clients ask for. What is not printable, bytes that are no UTF-8 too, would garble every list."""
     name = text(value)
@@ -142,7 +167,10 @@ def several(read: Callable[[object], str]) -> Callable[[object], tuple[str, ...]
     """A reader of lists: TOML's, or text separated by white space."""
 
     def read_all(value: object) -> tuple[str, ...]:
-        return tuple(read(item) for item in _items(value))
+        items = _items(value)
+        if len(items) > MAX_RULES:
+            raise ValueError(f"{len(items)} entries: at most {MAX_RULES} are allowed")
+        return tuple(dict.fromkeys(read(item) for item in items))
 
     return read_all
 
@@ -240,10 +268,10 @@ def dedup(value: object) -> Dedup:
 
 
 def _size(value: object, *, of: int | None) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE_BYTES:
         return value
     if not isinstance(value, str):
-        raise ValueError(f'{value!r} is not a size; write it as "512M"')
+        raise ValueError(f'{value!r} is not a size from 0 to {MAX_SIZE_BYTES} bytes; write it as "512M"')
     return parse_size(value, of=of)
 
 

@@ -138,14 +138,14 @@ def list_rows(
     return None
 
 
-def remove_named(method: str, name: str, *, as_json: bool, control: Path | None, **params: Any) -> None:
-    """Ask the server to remove an export or a pool, and say so. Raises UserError."""
-    with connect(control) as client:
+def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as_json: bool, **params: Any) -> None:
+    """Ask the server to remove exports or pools, one by one, and say of each that it is gone. Raises UserError."""
+    for name in names:
         client.call(method, name=name, **params)
+        if not as_json:
+            click.echo(f"removed {name}")
     if as_json:
-        return print_json({"removed": name})
-    click.echo(f"removed {name}")
-    return None
+        print_json([{"removed": name} for name in names] if len(names) > 1 else {"removed": names[0]})
 
 
 def offer_copy(kind: str, export: str, name: str, *, read_only: bool, as_json: bool, control: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""`nbdzram exports`: list, add, remove, resize and reset exports of a running server."""
+"""`nbdzram exports`: list, add, change, remove, resize and reset exports of a running server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from nbdzram.cli.agree import agree
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
+    Command,
     Size,
     connect,
     control_option,
@@ -22,6 +24,12 @@ from nbdzram.cli.common import (
 from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
 
+
+def _admits(export: ExportStatus) -> str:
+    rules = [*export.allow_addresses, *(f"cert:{name}" for name in export.allow_certificates)]
+    return " ".join(rules) if export.admits == "listed" else export.admits
+
+
 COLUMNS: list[Column[ExportStatus]] = [
     Column("NAME", "", lambda export: export.name),
     Column("POOL", "", lambda export: export.pool),
@@ -29,15 +37,33 @@ COLUMNS: list[Column[ExportStatus]] = [
     Column("DATA", "", lambda export: export.stored_bytes, True),
     Column("ACCESS", "", lambda export: "ro" if export.read_only else "rw"),
     Column("CLIENTS", "", lambda export: export.connections),
+    Column("ADMITS", "", _admits),
     Column("DESCRIPTION", "", lambda export: export.description),
 ]
 
-force_option = click.option("--force", is_flag=True, help="Even if that destroys content or ends connections.")
+force_option = click.option(
+    "--force", is_flag=True, help="End clients that are attached, once they have their answers; implies --yes."
+)
+yes_option = click.option("--yes", is_flag=True, help="Do not ask before content is destroyed.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would be destroyed.")
+
+
+def rules_options(command: Command) -> Command:
+    """--allow-address NETWORK, --allow-certificate NAME."""
+    for name, fills, metavar, of in (
+        ("certificate", "certificates", "NAME", "clients whose certificate has this common or DNS name"),
+        ("address", "addresses", "NETWORK", "IP clients from this address or network, such as 10.0.0.0/8"),
+    ):
+        option = click.option(
+            f"--allow-{name}", fills, metavar=metavar, multiple=True, help=f"Admit {of}; may be given again."
+        )
+        command = option(command)
+    return command
 
 
 @click.group("exports", epilog="\b\nExamples:\n  nbdzram exports list\n  nbdzram exports add scratch 10G")
 def command() -> None:
-    """List, add, remove, resize and reset exports of a running server.
+    """List, add, change, remove, resize and reset exports of a running server.
 
     With --state-dir the server remembers these changes.
     """
@@ -56,7 +82,8 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @click.argument("size", type=Size())
 @click.option("--pool", metavar="NAME", shell_complete=pool_names, help="The pool that holds it.  [default: default]")
 @click.option("--read-only", is_flag=True, help="Clients may not write.")
-@click.option("--description", metavar="TEXT", default="", help="What clients are told of it.")
+@click.option("--description", metavar="TEXT", help="What clients are told of it.")
+@rules_options
 @json_option
 @control_option
 def add(
@@ -65,51 +92,150 @@ def add(
     size: int,
     pool: str | None,
     read_only: bool,
-    description: str,
+    description: str | None,
+    addresses: tuple[str, ...],
+    certificates: tuple[str, ...],
     as_json: bool,
     control: Path | None,
 ) -> None:
-    """Offer a new, empty disk."""
-    given = {"name": name, "size_bytes": size, "read_only": read_only, "description": description}
-    _change("exports.add", control, as_json, "added", **given, **({"pool": pool} if pool else {}))
+    """Offer a new, empty disk.
+
+    Without --allow-address and --allow-certificate it admits everyone who reaches the server. Of a name that the
+    configuration declares, what is not given is as it is declared.
+    """
+    given = {
+        "pool": pool,
+        "read_only": read_only or None,
+        "description": description,
+        "allow_addresses": addresses or None,
+        "allow_certificates": certificates or None,
+    }
+    _change("exports.add", control, as_json, "added", name=name, size_bytes=size, **_given(given))
+
+
+@command.command(
+    "change",
+    epilog="\b\nExamples:\n  nbdzram exports change scratch --allow-address 10.0.0.0/8\n"
+    "  nbdzram exports change golden --read-only --description 'the image of May'\n"
+    "  nbdzram exports change scratch --allow-everyone",
+)
+@click.argument("name", shell_complete=export_names)
+@rules_options
+@click.option("--allow-everyone", is_flag=True, help="Forget the rules that there were, and admit everyone.")
+@click.option("--read-only/--no-read-only", default=None, help="Whether clients may write.")
+@click.option("--description", metavar="TEXT", help="What clients are told of it.")
+@json_option
+@control_option
+def change(
+    *,
+    name: str,
+    addresses: tuple[str, ...],
+    certificates: tuple[str, ...],
+    allow_everyone: bool,
+    read_only: bool | None,
+    description: str | None,
+    as_json: bool,
+    control: Path | None,
+) -> None:
+    """Set who may attach to a disk and how, and what clients are told of it.
+
+    A list that is given takes the place of the one there was; what is not given stays. Clients that are attached and no
+    longer qualify are ended, once what they have under way is answered.
+    """
+    forgotten: list[str] | None = [] if allow_everyone else None
+    given = _given(
+        {
+            "allow_addresses": addresses or forgotten,
+            "allow_certificates": certificates or forgotten,
+            "read_only": read_only,
+            "description": description,
+        }
+    )
+    if not given:
+        raise click.UsageError(
+            "Nothing to change: give --allow-address, --allow-certificate, --allow-everyone, --read-only or "
+            "--description."
+        )
+    _change("exports.change", control, as_json, "changed", name=name, **given)
 
 
 @command.command("remove", epilog="Example: nbdzram exports remove scratch")
-@click.argument("name", shell_complete=export_names)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=export_names)
+@yes_option
 @force_option
+@dry_run_option
 @json_option
 @control_option
-def remove(*, name: str, force: bool, as_json: bool, control: Path | None) -> None:
-    """Remove a disk with its content. Its clones and snapshots stay."""
-    remove_named("exports.remove", name, as_json=as_json, control=control, force=force)
+def remove(
+    *, names: tuple[str, ...], yes: bool, force: bool, dry_run: bool, as_json: bool, control: Path | None
+) -> None:
+    """Remove disks with their content. Their clones and snapshots stay.
+
+    Asks before content goes; where nobody can be asked, --yes or --force says it beforehand.
+    """
+    with connect(control) as client:
+        if agree(client, "remove", names, yes=yes, force=force, dry_run=dry_run, as_json=as_json):
+            remove_named(client, "exports.remove", names, as_json=as_json, force=force)
 
 
 @command.command("resize", epilog="Example: nbdzram exports resize scratch 20G")
 @click.argument("name", shell_complete=export_names)
 @click.argument("size", type=Size())
-@click.option("--force", is_flag=True, help="Shrink, which destroys what lies behind; clients must have detached.")
+@yes_option
+@force_option
+@dry_run_option
 @json_option
 @control_option
-def resize(*, name: str, size: int, force: bool, as_json: bool, control: Path | None) -> None:
-    """Change a disk's size. Clients see the new size when they attach again."""
-    _change("exports.resize", control, as_json, "resized", name=name, size_bytes=size, force=force)
+def resize(*, name: str, size: int, yes: bool, force: bool, dry_run: bool, as_json: bool, control: Path | None) -> None:
+    """Change a disk's size. Clients see the new size when they attach again.
+
+    Shrinking destroys what lies behind the new end: it asks, and where nobody can be asked wants --yes or --force.
+    """
+    with connect(control) as client:
+        if agree(client, "shrink", (name,), size_bytes=size, yes=yes, force=force, dry_run=dry_run, as_json=as_json):
+            answer = client.call("exports.resize", name=name, size_bytes=size, yes=True, force=force)
+            _tell("resized", answer, as_json=as_json)
 
 
 @command.command("reset", epilog="Example: nbdzram exports reset scratch")
-@click.argument("name", shell_complete=export_names)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=export_names)
+@yes_option
 @force_option
+@dry_run_option
 @json_option
 @control_option
-def reset(*, name: str, force: bool, as_json: bool, control: Path | None) -> None:
-    """Empty a disk, as zramctl --reset does."""
-    _change("exports.reset", control, as_json, "reset", name=name, force=force)
+def reset(
+    *, names: tuple[str, ...], yes: bool, force: bool, dry_run: bool, as_json: bool, control: Path | None
+) -> None:
+    """Empty disks, as zramctl --reset does.
+
+    Asks before content goes; where nobody can be asked, --yes or --force says it beforehand.
+    """
+    with connect(control) as client:
+        if not agree(client, "reset", names, yes=yes, force=force, dry_run=dry_run, as_json=as_json):
+            return
+        answers = []
+        for name in names:
+            answers.append(client.call("exports.reset", name=name, force=force))
+            if not as_json:
+                _tell("reset", answers[-1], as_json=False)
+    if as_json:
+        print_json(answers if len(answers) > 1 else answers[0])
 
 
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:
     with connect(control) as client:
         answer = client.call(method, **params)
+    _tell(done, answer, as_json=as_json)
+
+
+def _tell(done: str, answer: Any, *, as_json: bool) -> None:
     if as_json:
         return print_json(answer)
     export = from_json(ExportStatus, answer)
     click.echo(f"{done} {export.name} ({format_size(export.size_bytes)} in pool {export.pool})")
     return None
+
+
+def _given(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}

@@ -28,7 +28,7 @@ COMMANDS = {
     "compact": "Give sparsely used pages back to the system.",
     "recompress": "Store resting blocks again with Zstandard.",
     "check": "Hold every stored block against its fingerprint.",
-    "exports": "List, add, remove, resize and reset exports.",
+    "exports": "List, add, change, remove, resize and reset exports.",
     "pools": "List, add, remove and limit pools.",
     "snapshot": "Offer a read-only copy of an export, at once.",
     "clone": "Offer a writable copy of an export, at once.",

@@ -73,12 +73,13 @@ def add(*, name: str, mem_limit: int, dedup: str, as_json: bool, control: Path |
 
 
 @command.command("remove", epilog="Example: nbdzram pools remove fast")
-@click.argument("name", shell_complete=pool_names)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=pool_names)
 @json_option
 @control_option
-def remove(*, name: str, as_json: bool, control: Path | None) -> None:
-    """Close a pool that holds no export, and remove its file."""
-    remove_named("pools.remove", name, as_json=as_json, control=control)
+def remove(*, names: tuple[str, ...], as_json: bool, control: Path | None) -> None:
+    """Close pools that hold no export, and remove their files."""
+    with connect(control) as client:
+        remove_named(client, "pools.remove", names, as_json=as_json)
 
 
 @command.command(

@@ -6,13 +6,14 @@ What a method needs from the server is stated in Operations (server/service.py h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from nbdzram import values
 from nbdzram.control.messages import Code, MessageError
 from nbdzram.engine.stats import DiskUsage
-from nbdzram.status import ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus
+from nbdzram.status import ExportLoss, ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus
 
 Progress = Callable[[str, str, int, int], None]
 """Called with kind, pool, done and total."""
@@ -46,18 +47,40 @@ class Changes(Protocol):
         """Close a pool that holds no export, and remove its file."""
 
     async def add_export(
-        self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        pool: str | None,
+        read_only: bool | None,
+        description: str | None,
+        allow_addresses: Sequence[str] | None,
+        allow_certificates: Sequence[str] | None,
     ) -> ExportStatus:
-        """Make a new, empty export and offer it."""
+        """Make a new, empty export and offer it. What is not given is as declared, if the name is."""
+
+    async def change_export(
+        self,
+        name: str,
+        *,
+        read_only: bool | None,
+        description: str | None,
+        allow_addresses: Sequence[str] | None,
+        allow_certificates: Sequence[str] | None,
+    ) -> ExportStatus:
+        """Set an export's rules and description; what is not given stays. Who no longer qualifies is ended."""
+
+    async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
+        """What shrinking an export to size_bytes, or to nothing, would destroy; nothing is changed."""
 
     async def remove_export(self, name: str, *, force: bool) -> None:
-        """Stop offering an export and free what nobody else holds."""
+        """Stop offering an export and free what nobody else holds; with force, end who is attached."""
 
-    async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
-        """Change an export's size."""
+    async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
+        """Change an export's size; to shrink it wants yes, or force, which also ends who is attached."""
 
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
-        """Empty an export."""
+        """Empty an export; with force, end who is attached."""
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export."""
@@ -65,10 +88,11 @@ class Changes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter by name; without a default it is required."""
+    """One parameter by name; without a default it is required. `read` holds a value to the rule of flags and TOML."""
 
     kind: type
     default: Any = ...
+    read: Callable[[Any], object] | None = None  # raises ValueError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +113,39 @@ class Method:
             value = given.get(name, parameter.default)
             if value is ...:
                 raise MessageError(Code.INVALID_PARAMS, f"the parameter '{name}' is missing")
-            if name in given and type(value) is not parameter.kind:  # bool is not an int here
+            read[name] = value
+            if name not in given or (value is None and parameter.default is None):
+                continue
+            if type(value) is not parameter.kind:  # bool is not an int here
                 raise MessageError(
                     Code.INVALID_PARAMS, f"the parameter '{name}' is not of type {parameter.kind.__name__}"
                 )
-            read[name] = value
+            if parameter.read is not None:
+                try:
+                    parameter.read(value)
+                except ValueError as error:
+                    raise MessageError(Code.INVALID_PARAMS, f"{name}: {error}") from None
         return read
 
 
-RUN_OPTIONS = {field.name: Parameter(type(field.default), field.default) for field in dataclasses.fields(RunOptions)}
+_RUN_VALUES = {"level": values.integer(1, 22), "idle_seconds": values.integer(0, 10**9)}
+RUN_OPTIONS = {
+    field.name: Parameter(type(field.default), field.default, _RUN_VALUES.get(field.name))
+    for field in dataclasses.fields(RunOptions)
+}
 
 
 def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
     """Every method by its name."""
     name, force = Parameter(str), Parameter(bool, False)
-    size = Parameter(int)
+    new_name, new_pool = Parameter(str, read=values.export_name), Parameter(str, read=values.pool_name)
+    size = Parameter(int, read=values.export_size)
+    rules = {
+        "read_only": Parameter(bool, None),
+        "description": Parameter(str, None, values.description),
+        "allow_addresses": Parameter(list, None, values.several(values.network)),
+        "allow_certificates": Parameter(list, None, values.several(values.certificate_name)),
+    }
 
     async def status(_: Mapping[str, Any], __: Progress) -> Any:
         return operations.status()
@@ -127,6 +169,12 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
 
     async def add(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.add_export(**given)
+
+    async def change(given: Mapping[str, Any], _: Progress) -> Any:
+        return await changes.change_export(**given)
+
+    async def lose(given: Mapping[str, Any], _: Progress) -> Any:
+        return await changes.lose_export(**given)
 
     async def remove(given: Mapping[str, Any], _: Progress) -> Any:
         await changes.remove_export(**given)
@@ -152,23 +200,40 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
             },
             run,
         ),
-        "pools.add": Method({"name": name, "mem_limit": Parameter(int, 0), "dedup": Parameter(str, "fold")}, add_pool),
+        "pools.add": Method(
+            {
+                "name": new_pool,
+                "mem_limit": Parameter(int, 0, values.memory),
+                "dedup": Parameter(str, "fold", values.dedup),
+            },
+            add_pool,
+        ),
         "pools.change": Method(
-            {"name": name, "mem_limit": Parameter(int, None), "dedup": Parameter(str, None)}, change_pool
+            {
+                "name": name,
+                "mem_limit": Parameter(int, None, values.memory),
+                "dedup": Parameter(str, None, values.dedup),
+            },
+            change_pool,
         ),
         "pools.remove": Method({"name": name}, remove_pool),
         "exports.add": Method(
             {
-                "name": name,
+                "name": new_name,
                 "size_bytes": size,
                 "pool": Parameter(str, None),
-                "read_only": Parameter(bool, False),
-                "description": Parameter(str, ""),
+                **rules,
             },
             add,
         ),
+        "exports.change": Method({"name": name, **rules}, change),
+        "exports.lose": Method(
+            {"name": name, "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX))}, lose
+        ),
         "exports.remove": Method({"name": name, "force": force}, remove),
-        "exports.resize": Method({"name": name, "size_bytes": size, "force": force}, resize),
+        "exports.resize": Method(
+            {"name": name, "size_bytes": size, "yes": Parameter(bool, False), "force": force}, resize
+        ),
         "exports.reset": Method({"name": name, "force": force}, reset),
-        "exports.copy": Method({"source": name, "name": name, "read_only": Parameter(bool, False)}, copy),
+        "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, copy),
     }

@@ -1,24 +1,45 @@
 """What is changed while the server runs: exports and pools, added, changed and removed.
 
-Everything here runs on the event loop; what may take long (deleting, resizing) goes to threads. Changes take one lock,
-so that two of them never interleave. A removed export leaves the registry first, so that no client finds it while its
-blocks are freed.
+Everything here runs on the event loop; what may take long (deleting, resizing, syncing a file) goes to threads.
+
+Invariants
+1. One change after another, each from its beginning to its end, also when whoever asked for it goes away. `stop` waits
+   for the one under way: no thread of a change is in a pool that is being closed.
+2. A change is remembered before it is made; where making it fails, what was remembered is undone. So a server that is
+   killed between the two starts again, and tells what it finds (inventory.py).
+3. A removal needs no room: where it cannot be remembered it is made all the same, which frees some, and remembered
+   then.
+4. What destroys (removing, resetting, shrinking) comes behind Export.change: nobody attaches any more, and those who
+   were attached have been ended, before the first block goes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
-from nbdzram.config import DEFAULT_POOL, Dedup, ExportConfig, PoolConfig, ServerConfig
+from nbdzram import values
+from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, PoolConfig, ServerConfig
+from nbdzram.engine.disk import Disk, Extent
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import Placed, declared_as, open_pool
+from nbdzram.server.inventory import Placed, declared_as, declared_export, open_pool
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
-from nbdzram.server.state import ExportChange, PoolChange, State
-from nbdzram.status import ExportStatus, PoolStatus
+from nbdzram.server.state import ExportRecord, PoolChange, State
+from nbdzram.status import ExportLoss, ExportStatus, PoolStatus
 from nbdzram.units import format_size
-from nbdzram.values import export_name, export_size, memory, pool_name
+
+DETACH = "detach, or end what is attached with --force"
+
+EXTENTS_AT_ONCE = 1024  # of a walk for a loss: what one hold of the pool's lock gives
+
+log = logging.getLogger("nbdzram.server")
+
+Outcome = TypeVar("Outcome")
 
 
 class Changes:
@@ -26,152 +47,329 @@ class Changes:
 
     def __init__(self, config: ServerConfig, pools: dict[str, PoolService], exports: Exports, nbd: NbdServer) -> None:
         self._config = config
-        self._declared = {export.name: export.size_bytes for export in config.exports}
+        self._declared = {export.name: declared_export(export) for export in config.exports}
         self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
         self._pools = pools
         self._exports = exports
         self._nbd = nbd
-        self._state = State(None)
-        self._changing = asyncio.Lock()
+        self._memory = State(None)
+        self._accepting = False  # between `begin` and `stop`
+        self._lock = asyncio.Lock()
+
+    # ---- for the service ----
 
     def begin(self, state: State) -> None:
-        """The server has started; from now on changes are remembered in `state`."""
-        self._state = state
+        """The server has started; changes are made from now on, and remembered in `state`."""
+        self._memory = state
+        self._accepting = True
+
+    async def stop(self) -> None:
+        """Refuse changes, and wait for the one under way."""
+        self._accepting = False
+        async with self._lock:
+            pass
+
+    # ---- pools ----
 
     async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
         """Open a new, empty pool. Raises UserError."""
-        async with self._changing:
-            if name in self._pools:
-                raise UserError(f"there is a pool '{name}' already; choose another name or remove it first")
-            config = _pool_config(name, mem_limit, dedup)
-            pool = await asyncio.to_thread(open_pool, config, self._state)
-            try:
-                self._remember_pool(config)
-            except UserError:
-                pool.close()
-                raise
-            now = asyncio.get_running_loop().time()
-            pool.set_clock(int(now))
-            self._pools[name] = PoolService(name, pool, self._config.maintenance, now)
-            return self._pools[name].status(now)
+        return await self._alone(self._add_pool(_pool_config(name, mem_limit, dedup)))
 
     async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
         """Set a pool's limit, which leaves what is stored as it is, or when equal blocks meet. Raises UserError."""
-        async with self._changing:
-            service = self._pool(name)
-            pool = service.pool
-            now_inline = "inline" if pool.inline_dedup else "fold"
-            config = _pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
-            self._remember_pool(config)
-            pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
-            return service.status(asyncio.get_running_loop().time())
+        return await self._alone(self._change_pool(name, mem_limit, dedup))
 
     async def remove_pool(self, name: str) -> None:
         """Close a pool that holds no export, and remove its file. Raises NoSuchExport, UserError."""
-        async with self._changing:
-            service = self._pool(name)
-            if name in self._declared_pools:
-                raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
-            holding = [export.name for export in self._exports if export.pool_name == name]
-            if holding:
-                raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
-            self._state.remember_pool(name, None)
-            del self._pools[name]
-            await service.close()
-            self._state.remove_arena(name)
+        await self._alone(self._remove_pool(name))
+
+    async def _add_pool(self, config: PoolConfig) -> PoolStatus:
+        name = config.name
+        if name in self._pools:
+            raise UserError(f"there is a pool '{name}' already; choose another name or remove it first")
+        await self._remember_pool(config)
+        try:
+            pool = await asyncio.to_thread(open_pool, config, self._memory)
+        except UserError:
+            await self._forget_pool(name)
+            raise
+        now = asyncio.get_running_loop().time()
+        pool.set_clock(int(now))
+        self._pools[name] = PoolService(name, pool, self._config.maintenance, now)
+        return self._pools[name].status(now)
+
+    async def _change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
+        service = self._pool(name)
+        pool = service.pool
+        now_inline = "inline" if pool.inline_dedup else "fold"
+        config = _pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
+        await self._remember_pool(config)
+        pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
+        return service.status(asyncio.get_running_loop().time())
+
+    async def _remove_pool(self, name: str) -> None:
+        service = self._pool(name)
+        if name in self._declared_pools:
+            raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
+        holding = [export.name for export in self._exports if export.pool_name == name]
+        if holding:
+            raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
+        forgotten = await self._forget_pool(name)
+        del self._pools[name]
+        await service.close()
+        await asyncio.to_thread(self._memory.remove_arena, name)
+        if not forgotten and not await self._forget_pool(name):
+            log.warning("the pool %s is removed, but remembered: the next start makes it again, empty", name)
+
+    async def _remember_pool(self, config: PoolConfig) -> None:
+        declared = self._declared_pools.get(config.name)
+        change = PoolChange(mem_limit=config.mem_limit, dedup=config.dedup, declared=declared)
+        await asyncio.to_thread(self._memory.remember_pool, config.name, change)
+
+    async def _forget_pool(self, name: str) -> bool:
+        try:
+            await asyncio.to_thread(self._memory.remember_pool, name, None)
+        except UserError as error:
+            log.warning("the pool %s: %s", name, error)
+            return False
+        return True
+
+    # ---- exports ----
 
     async def add_export(
-        self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        pool: str | None,
+        read_only: bool | None,
+        description: str | None,
+        allow_addresses: Sequence[str] | None,
+        allow_certificates: Sequence[str] | None,
     ) -> ExportStatus:
-        """Make a new, empty export and offer it. Raises UserError, ExportExists."""
-        async with self._changing:
-            self._require_free_name(name)
-            _require_size(size_bytes)
-            service = self._pool(pool or DEFAULT_POOL)
-            disk = service.pool.create(name, size_bytes, read_only=read_only)
-            config = ExportConfig(
-                name=name, size_bytes=size_bytes, pool=service.name, read_only=read_only, description=description
-            )
-            return self._offer(Placed(disk, config))
+        """Make a new, empty export and offer it. Raises UserError, ExportExists.
 
-    async def remove_export(self, name: str, *, force: bool) -> None:
-        """Stop offering an export and free what nobody else holds. Raises NoSuchExport, UserError."""
-        async with self._changing:
-            export = self._exports.get(name)
-            _require_detached(export, "remove", force=force)
-            self._remember(export, removed=True)
-            self._exports.remove(name)
-            await self._nbd.detach(export)
-            await asyncio.to_thread(self._pools[export.pool_name].pool.delete, export.disk)
-            if name not in self._declared:
-                self._state.remember_export(name, None)
+        What is not given is as it is declared, if the configuration knows the name: removing an export and adding it
+        again opens it to nobody new.
+        """
+        declared = self._declared.get(name)
+        access = declared.access if declared is not None else EVERYONE
+        record = ExportRecord(
+            pool=pool or DEFAULT_POOL,
+            size_bytes=_valid(values.export_size, size_bytes),
+            read_only=(declared is not None and declared.read_only) if read_only is None else read_only,
+            description=(declared.description if declared else "") if description is None else description,
+            access=_access(access, allow_addresses, allow_certificates),
+            removed=False,
+            declared=declared,
+        )
+        _valid(values.description, record.description)
+        return await self._alone(self._add_export(name, record))
 
-    async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
-        """Grow, or with `force` shrink, an export. Raises NoSuchExport, UserError."""
-        async with self._changing:
-            export = self._exports.get(name)
-            _require_size(size_bytes)
-            if size_bytes < export.disk.size_bytes:
-                if not force:
-                    raise UserError(
-                        f"the export '{name}' has {format_size(export.disk.size_bytes)}; shrinking it to "
-                        f"{format_size(size_bytes)} destroys what lies behind, which only --force does"
-                    )
-                _require_detached(export, "shrink", force=False)
-            await asyncio.to_thread(export.disk.resize, size_bytes)
-            self._remember(export)
-            return export.status()
+    async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
+        """Offer a clone, or a snapshot if read_only, of an export, with its rules.
+
+        Raises NoSuchExport, ExportExists, UserError.
+        """
+        return await self._alone(self._copy_export(source, name, read_only=read_only))
+
+    async def change_export(
+        self,
+        name: str,
+        *,
+        read_only: bool | None,
+        description: str | None,
+        allow_addresses: Sequence[str] | None,
+        allow_certificates: Sequence[str] | None,
+    ) -> ExportStatus:
+        """Set who may attach to an export and how, and what clients are told of it; what is not given stays.
+
+        Who is attached and no longer qualifies is ended, once what it has under way is answered. Raises NoSuchExport,
+        UserError.
+        """
+        return await self._alone(self._change_export(name, read_only, description, allow_addresses, allow_certificates))
+
+    async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
+        """Grow, or with `yes` or `force` shrink, an export. Raises NoSuchExport, UserError."""
+        return await self._alone(self._resize_export(name, _valid(values.export_size, size_bytes), yes, force))
 
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
         """Turn every block into a hole, as zram's reset does. Raises NoSuchExport, UserError."""
-        async with self._changing:
-            export = self._exports.get(name)
-            _require_detached(export, "reset", force=force)
-            await self._nbd.detach(export)
-            await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
-            return export.status()
+        return await self._alone(self._reset_export(name, force=force))
 
-    async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
-        """Offer a clone, or a snapshot if read_only, of an export. Raises NoSuchExport, ExportExists, UserError."""
-        async with self._changing:
-            original = self._exports.get(source)
-            self._require_free_name(name)
-            disk = self._pools[original.pool_name].pool.clone(original.disk, name, read_only=read_only)
-            config = ExportConfig(
-                name=name,
-                size_bytes=disk.size_bytes,
-                pool=original.pool_name,
-                read_only=read_only,
-                description=f"{'snapshot' if read_only else 'clone'} of {source}",
-            )
-            return self._offer(Placed(disk, config))
+    async def remove_export(self, name: str, *, force: bool) -> None:
+        """Stop offering an export and free what nobody else holds. Raises NoSuchExport, UserError."""
+        await self._alone(self._remove_export(name, force=force))
 
-    def _offer(self, placed: Placed) -> ExportStatus:
-        """Once the change is remembered; else the disk, which is empty or shares all that it has, is gone again."""
-        export = placed.export()
+    async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
+        """What shrinking an export to `size_bytes`, or to nothing, would destroy; nothing is changed.
+
+        Raises NoSuchExport.
+        """
+        return await self._alone(self._loss(name, size_bytes))
+
+    async def _add_export(self, name: str, record: ExportRecord) -> ExportStatus:
+        self._require_free_name(name)
+        pool = self._pool(record.pool).pool
+        return await self._make(name, record, lambda: pool.create(name, record.size_bytes, read_only=record.read_only))
+
+    async def _copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
+        original = self._exports.get(source)
+        self._require_free_name(name)
+        pool = self._pools[original.pool_name].pool
+        record = dataclasses.replace(
+            self._record(original),
+            read_only=read_only,
+            description=f"{'snapshot' if read_only else 'clone'} of {source}",
+            declared=self._declared.get(name),
+        )
+        return await self._make(name, record, lambda: pool.clone(original.disk, name, read_only=read_only))
+
+    async def _make(self, name: str, record: ExportRecord, make: Callable[[], Disk]) -> ExportStatus:
+        """Remember, make and offer a disk."""
+        before = self._memory.changes.exports.get(name)
+        await self._remember(name, record)
         try:
-            self._remember(export)
+            disk = make()
         except UserError:
-            placed.disk.pool.delete(placed.disk)
+            await self._undo(name, before)
             raise
+        export = Placed(name=name, disk=disk, record=record).export()
         self._exports.add(export)
         return export.status()
 
-    def _remember(self, export: Export, *, removed: bool = False) -> None:
-        change = ExportChange(
+    async def _change_export(
+        self,
+        name: str,
+        read_only: bool | None,
+        description: str | None,
+        allow_addresses: Sequence[str] | None,
+        allow_certificates: Sequence[str] | None,
+    ) -> ExportStatus:
+        export = self._exports.get(name)
+        record = self._record(export)
+        record = dataclasses.replace(
+            record,
+            read_only=record.read_only if read_only is None else read_only,
+            description=record.description if description is None else _valid(values.description, description),
+            access=_access(record.access, allow_addresses, allow_certificates),
+        )
+        await self._remember(name, record)
+        export.set_rules(access=record.access, read_only=record.read_only, description=record.description)
+        await self._nbd.end(export.unqualified())
+        return export.status()
+
+    async def _resize_export(self, name: str, size_bytes: int, yes: bool, force: bool) -> ExportStatus:
+        export = self._exports.get(name)
+        before = export.disk.size_bytes
+        record = dataclasses.replace(self._record(export), size_bytes=size_bytes)
+        if size_bytes >= before:
+            await self._resize(export, record)
+            return export.status()
+        if not yes and not force:
+            raise UserError(
+                f"the export '{name}' has {format_size(before)}; shrinking it to {format_size(size_bytes)} destroys "
+                "what lies behind, which only --yes or --force does"
+            )
+        with export.change("resized"):
+            await self._end_clients(export, "shrink", force=force)
+            await self._resize(export, record)
+        return export.status()
+
+    async def _resize(self, export: Export, record: ExportRecord) -> None:
+        before = self._record(export)
+        await self._remember(export.name, record)
+        try:
+            await asyncio.to_thread(export.disk.resize, record.size_bytes)
+        except BaseException:
+            await self._undo(export.name, before)
+            raise
+
+    async def _reset_export(self, name: str, *, force: bool) -> ExportStatus:
+        export = self._exports.get(name)
+        with export.change("reset"):
+            await self._end_clients(export, "reset", force=force)
+            await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
+        return export.status()
+
+    async def _remove_export(self, name: str, *, force: bool) -> None:
+        export = self._exports.get(name)
+        with export.change("removed"):
+            await self._end_clients(export, "remove", force=force)
+            # The arena itself remembers the end of a disk that is not declared.
+            record = dataclasses.replace(self._record(export), removed=True) if name in self._declared else None
+            remembered = record is not None and await self._try_to_remember(name, record)
+            self._exports.remove(name)
+            await asyncio.to_thread(self._pools[export.pool_name].pool.delete, export.disk)
+            if not remembered and not await self._try_to_remember(name, record) and record is not None:
+                log.warning(
+                    "the export %s is removed, but declared, and that could not be remembered: the next start makes it "
+                    "again, empty",
+                    name,
+                )
+
+    async def _loss(self, name: str, size_bytes: int) -> ExportLoss:
+        export = self._exports.get(name)
+        stored = await asyncio.to_thread(_stored_behind, export.disk, size_bytes)
+        alone = (await asyncio.to_thread(export.disk.usage)).unique if stored and not size_bytes else None
+        return ExportLoss(
+            name=name,
+            size_bytes=export.disk.size_bytes,
+            stored_bytes=stored,
+            alone_bytes=alone,
+            clients=tuple(export.clients()),
+        )
+
+    async def _end_clients(self, export: Export, verb: str, *, force: bool) -> None:
+        """Nobody is attached when this returns, nor can be, in Export.change. Raises UserError without force."""
+        assert export.changing is not None
+        if not force:
+            export.require_detached(verb, remedy=DETACH)
+        await self._nbd.end(list(export.connections))
+        assert not export.connections
+
+    # ---- memory ----
+
+    def _record(self, export: Export) -> ExportRecord:
+        """The export as it is."""
+        known = self._memory.changes.exports.get(export.name)
+        return ExportRecord(
             pool=export.pool_name,
             size_bytes=export.disk.size_bytes,
             read_only=export.read_only,
             description=export.description,
-            removed=removed,
-            declared_size_bytes=self._declared.get(export.name),
+            access=export.access,
+            removed=False,
+            declared=self._declared.get(export.name, known.declared if known else None),
         )
-        self._state.remember_export(export.name, change)
 
-    def _remember_pool(self, config: PoolConfig) -> None:
-        declared = self._declared_pools.get(config.name)
-        change = PoolChange(mem_limit=config.mem_limit, dedup=config.dedup, declared=declared)
-        self._state.remember_pool(config.name, change)
+    async def _remember(self, name: str, record: ExportRecord | None) -> None:
+        await asyncio.to_thread(self._memory.remember_export, name, record)
+
+    async def _try_to_remember(self, name: str, record: ExportRecord | None) -> bool:
+        try:
+            await self._remember(name, record)
+        except UserError as error:
+            log.warning("the export %s: %s", name, error)
+            return False
+        return True
+
+    async def _undo(self, name: str, before: ExportRecord | None) -> None:
+        """What is remembered was not made. If this cannot be remembered either, the next start tells and forgets it."""
+        await self._try_to_remember(name, before)
+
+    # ---- parts ----
+
+    async def _alone(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """A task of its own: an asker who goes away ends the waiting, not the change."""
+        return await asyncio.shield(asyncio.create_task(self._in_turn(change)))
+
+    async def _in_turn(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
+        async with self._lock:
+            if not self._accepting:
+                change.close()
+                raise UserError("the server is starting or stopping; ask again when it runs")
+            return await change
 
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:
@@ -179,30 +377,47 @@ class Changes:
         return self._pools[name]
 
     def _require_free_name(self, name: str) -> None:
-        try:
-            export_name(name)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        _valid(values.export_name, name)
         if any(export.name == name for export in self._exports):
             raise ExportExists(f"there is an export '{name}' already; choose another name or remove it first")
 
 
+def _stored_behind(disk: Disk, offset: int) -> int:
+    """Bytes of blocks that are stored from `offset` on. Takes a table walk: not on an event loop."""
+    if offset == 0:
+        return disk.stats().stored
+    stored, size = 0, disk.size_bytes
+    while offset < size:
+        extents = disk.extents(offset, size - offset, EXTENTS_AT_ONCE, Extent.HOLE)
+        stored += sum(length for length, kind in extents if not kind & Extent.HOLE)
+        offset += sum(length for length, _ in extents)
+    return stored
+
+
+def _access(before: Access, addresses: Sequence[str] | None, certificates: Sequence[str] | None) -> Access:
+    """The rules, with the lists that are given; to give one says that they are known. Raises UserError."""
+    if addresses is None and certificates is None:
+        return before
+    return Access(
+        addresses=before.addresses if addresses is None else _valid(values.several(values.network), list(addresses)),
+        certificates=(
+            before.certificates
+            if certificates is None
+            else _valid(values.several(values.certificate_name), list(certificates))
+        ),
+    )
+
+
 def _pool_config(name: str, mem_limit: int, dedup: str) -> PoolConfig:
+    return PoolConfig(
+        name=_valid(values.pool_name, name),
+        mem_limit=_valid(values.memory, mem_limit),
+        dedup=_valid(values.dedup, dedup),
+    )
+
+
+def _valid(read: Callable[[object], Outcome], value: object) -> Outcome:
     try:
-        return PoolConfig(name=pool_name(name), mem_limit=memory(mem_limit), dedup=Dedup(dedup))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _require_detached(export: Export, verb: str, *, force: bool) -> None:
-    count = len(export.connections)
-    if count and not force:
-        clients = "1 client is" if count == 1 else f"{count} clients are"
-        raise UserError(f"cannot {verb} the export '{export.name}': {clients} attached; detach first")
-
-
-def _require_size(size_bytes: int) -> None:
-    try:
-        export_size(size_bytes)
+        return read(value)
     except ValueError as error:
         raise UserError(str(error)) from None

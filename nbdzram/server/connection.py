@@ -6,8 +6,10 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from dataclasses import replace
 from typing import Any
 
+from nbdzram.errors import NoSuchExport
 from nbdzram.nbd.handshake import Close, Enter, Event, Failure, Handshake, HandshakeError, Send, Upgrade
 from nbdzram.server.channel import TlsChannel
 from nbdzram.server.exports import Peer, PeerDirectory
@@ -102,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         """Haggling begins again, with a peer that may have a certificate."""
         assert self._channel is not None
         names = certificate_names(self._channel.ssl_object)
-        self._peer = Peer(self._peer.text, self._peer.address, names)
+        self._peer = replace(self._peer, certificate_names=names)
         self._handshake.tls_started(PeerDirectory(self._hosting.exports, self._peer))
 
     def tls_failed(self, error: Exception) -> None:
@@ -152,9 +154,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _enter(self, event: Enter) -> None:
         """Hand the connection over to a Session."""
-        export = event.terms.offer
-        if self._hosting.exports.resolve(export.name) is not export:
-            raise HandshakeError(Failure.UNKNOWN_EXPORT, f"export {export.name!r} was removed meanwhile")
+        try:
+            export = self._hosting.exports.attachable(event.terms.offer, self._peer)
+        except NoSuchExport as error:
+            raise HandshakeError(Failure.UNKNOWN_EXPORT, str(error)) from None
         self._over = True
         self._transport.write(event.reply)
         session = Session(self._hosting, export, event.terms, self._peer)
@@ -209,4 +212,6 @@ def peer_of(transport: Any) -> Peer:
         host = name[0].partition("%")[0]
         text = f"[{host}]:{name[1]}" if family == socket.AF_INET6 else f"{host}:{name[1]}"
         return Peer(text, ipaddress.ip_address(host))
-    return Peer("unix client" if family == socket.AF_UNIX else f"client {name}")
+    if family in (socket.AF_INET, socket.AF_INET6):
+        return Peer("a client that is gone already")
+    return Peer("unix client" if family == socket.AF_UNIX else f"client {name}", local=True)

@@ -1,14 +1,26 @@
-"""The exports on offer: who may see them, who is attached, what passed through."""
+"""The exports on offer: who may see them, who is attached, what passed through.
+
+Invariants
+1. Nobody attaches to an export that is `changing`: whoever makes a change that destroys says so first, deals with those
+   who are attached, and only then destroys.
+2. An export's rules are named when it is made: there is no default that admits everyone.
+3. Whoever is attached was admitted by the rules as they are now, or is being ended.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nbdzram.config import Access
 from nbdzram.engine.disk import Disk
-from nbdzram.errors import ConfigError, ExportExists, NoSuchExport
+from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
+from nbdzram.nbd.constants import Reply
+from nbdzram.nbd.handshake import Offer
+from nbdzram.nbd.options import Refusal
 from nbdzram.server.traffic import Traffic
 from nbdzram.status import ExportStatus
 
@@ -18,6 +30,8 @@ if TYPE_CHECKING:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+NAMED_CLIENTS = 5  # in a refusal: enough to know whom to ask
+
 MAPPED_PREFIX = 96  # bits in front of the IPv4 address in ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2)
 
 
@@ -26,8 +40,9 @@ class Peer:
     """Who is at the other end, as far as we know yet."""
 
     text: str  # for the log: 192.0.2.7:5555, or unix
-    address: Address | None = None  # None: not an IP connection
+    address: Address | None = None  # None: local, or an IP connection whose other end cannot be told any more
     certificate_names: frozenset[str] = frozenset()  # verified under TLS: common name and DNS names
+    local: bool = False  # a unix socket, whose file's mode decided already, or vsock
 
 
 class Export:
@@ -39,21 +54,24 @@ class Export:
         name: str,
         disk: Disk,
         pool_name: str,
-        read_only: bool = False,
+        access: Access,
+        read_only: bool,
         description: str = "",
-        allow_addresses: tuple[str, ...] = (),
-        allow_certificates: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.disk = disk
         self.pool_name = pool_name
-        self.read_only = read_only
-        self.description = description
-        self.allow_addresses = allow_addresses
-        self.allow_certificates = allow_certificates
         self.traffic = Traffic()
         self.connections: set[Session] = set()
-        self._networks = tuple(_network(name, text) for text in allow_addresses)
+        self.changing: str | None = None  # what is being done to it: resized, reset, removed
+        self.set_rules(access=access, read_only=read_only, description=description)
+
+    def set_rules(self, *, access: Access, read_only: bool, description: str) -> None:
+        """From now on. Who is attached already is not asked again: see `unqualified`. Raises ConfigError."""
+        self._networks = tuple(_network(self.name, text) for text in access.addresses)
+        self.access = access
+        self.read_only = read_only
+        self.description = description
 
     @property
     def size_bytes(self) -> int:
@@ -61,10 +79,43 @@ class Export:
         return self.disk.size_bytes
 
     def admits(self, peer: Peer) -> bool:
-        """May this peer know of it? A peer without an IP address is local: the socket's mode decided."""
-        if self._networks and peer.address is not None and not _inside(peer.address, self._networks):
+        """May this peer know of it? Of a local one only certificates are asked: the socket's mode decided."""
+        if self.access.nobody:
             return False
-        return not self.allow_certificates or not peer.certificate_names.isdisjoint(self.allow_certificates)
+        if self._networks and not peer.local and (peer.address is None or not _inside(peer.address, self._networks)):
+            return False
+        certificates = self.access.certificates
+        return not certificates or not peer.certificate_names.isdisjoint(certificates)
+
+    def unqualified(self) -> list[Session]:
+        """Who is attached and, as the rules are now, would not be, or not for writing."""
+        return [
+            session
+            for session in self.connections
+            if not self.admits(session.peer) or (self.read_only and not session.read_only)
+        ]
+
+    @contextlib.contextmanager
+    def change(self, doing: str) -> Iterator[None]:
+        """While in here it is `doing` (resized, reset, removed), and nobody attaches."""
+        assert self.changing is None
+        self.changing = doing
+        try:
+            yield
+        finally:
+            self.changing = None
+
+    def require_detached(self, verb: str, *, remedy: str) -> None:
+        """Raises UserError, which names the clients and the remedy."""
+        if self.connections:
+            clients = "1 client is" if len(self.connections) == 1 else f"{len(self.connections)} clients are"
+            raise UserError(
+                f"cannot {verb} the export '{self.name}': {clients} attached ({_named(self.clients())}); {remedy}"
+            )
+
+    def clients(self) -> list[str]:
+        """Who is attached, for people, in a steady order."""
+        return sorted(session.peer.text for session in self.connections)
 
     def status(self) -> ExportStatus:
         """What the server tells of it, at this moment."""
@@ -75,6 +126,9 @@ class Export:
             size_bytes=stats.size,
             read_only=self.read_only,
             description=self.description,
+            admits=self.access.admits,
+            allow_addresses=self.access.addresses,
+            allow_certificates=self.access.certificates,
             stored_bytes=stats.stored,
             same_filled_bytes=stats.same_filled,
             connections=len(self.connections),
@@ -121,6 +175,17 @@ class Exports:
             return self._by_name.get(self.default_name)
         return next(iter(self._by_name.values())) if len(self._by_name) == 1 else None
 
+    def attachable(self, offer: Offer, peer: Peer) -> Export:
+        """What was found a moment ago, if `peer` may attach to it now. Raises NoSuchExport, which says why not."""
+        export = self._by_name.get(offer.name)
+        if export is not offer or export is None:
+            raise NoSuchExport(f"export {offer.name!r} was removed meanwhile")
+        if export.changing is not None:
+            raise NoSuchExport(f"export {export.name!r} is being {export.changing}; try again in a moment")
+        if not export.admits(peer):
+            raise NoSuchExport(f"export {export.name!r} does not admit this client any more")
+        return export
+
     def remove(self, name: str) -> Export:
         """Offer it no more; closing its connections is for NbdServer.detach. Raises NoSuchExport."""
         export = self.get(name)
@@ -136,13 +201,28 @@ class PeerDirectory:
         self._peer = peer
 
     def find(self, name: str) -> Export | None:
-        """The export, unless it does not exist or does not admit this peer: outside both look the same."""
+        """The export, unless it does not exist or does not admit this peer: outside both look the same.
+
+        Raises Refusal for one that is being changed, to those whom it admits.
+        """
         export = self._exports.resolve(name)
-        return export if export is not None and export.admits(self._peer) else None
+        if export is None or not export.admits(self._peer):
+            return None
+        try:
+            return self._exports.attachable(export, self._peer)
+        except NoSuchExport as error:
+            raise Refusal(Reply.ERR_UNKNOWN, str(error)) from None
 
     def offers(self) -> Iterator[Export]:
         """Every export that admits this peer."""
         return (export for export in self._exports if export.admits(self._peer))
+
+
+def _named(clients: Iterable[str]) -> str:
+    """The first few, and how many more."""
+    names = list(clients)
+    more = len(names) - NAMED_CLIENTS
+    return ", ".join(names[:NAMED_CLIENTS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _network(name: str, text: str) -> Network:

@@ -1,12 +1,15 @@
 """Which pools and disks there are when a server starts.
 
 Three voices speak: the configuration declares, the arenas hold what was stored before, and the state remembers what
-was changed at run time. The rules, in this order:
+was changed at run time, and who may attach. The rules, in this order:
 
-1. What an arena holds is never lost: a disk that nobody declares any more is still offered.
-2. A run-time change holds until its declaration changes (state.py).
-3. What is declared and not there is made. What is declared larger grows. What is declared smaller is refused: shrinking
-   destroys content, and only `nbdzram exports resize --force` does that.
+1. What an arena holds is offered, as it is: a disk that nobody declares any more, one that is smaller in its
+   declaration (shrinking destroys content, and only `nbdzram exports resize` does that), one that lies in another pool.
+   Where that is not what was asked for, a warning says so; it is no reason to refuse the other disks.
+2. A value that was changed at run time holds until its declaration changes (state.py).
+3. Who may attach is what was declared or remembered. Where neither is known, nobody may.
+4. What is declared and not there is made. What is declared larger grows.
+5. What was remembered and not done, because the server was killed between the two, is told and forgotten, or finished.
 """
 
 from __future__ import annotations
@@ -17,34 +20,34 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nbdzram.config import Dedup, ExportConfig, PoolConfig
+from nbdzram.config import NOBODY, Dedup, ExportConfig, PoolConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import ConfigError, UserError
+from nbdzram.errors import UserError
 from nbdzram.server.exports import Export
-from nbdzram.server.state import State
+from nbdzram.server.state import Declared, ExportRecord, State
 from nbdzram.units import format_size
 
 log = logging.getLogger("nbdzram.server")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A disk in its pool, with what clients are told of it."""
+    """A disk in its pool, with what is to be remembered of it, and so what clients are told."""
 
+    name: str
     disk: Disk
-    config: ExportConfig
+    record: ExportRecord
 
     def export(self) -> Export:
         """What clients are offered."""
         return Export(
-            name=self.config.name,
+            name=self.name,
             disk=self.disk,
-            pool_name=self.config.pool,
-            read_only=self.config.read_only,
-            description=self.config.description,
-            allow_addresses=self.config.allow_addresses,
-            allow_certificates=self.config.allow_certificates,
+            pool_name=self.record.pool,
+            access=self.record.access,
+            read_only=self.record.read_only,
+            description=self.record.description,
         )
 
 
@@ -75,26 +78,79 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
 
 
 def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], state: State) -> list[Placed]:
-    """Every disk that is to be offered, made or found. Raises UserError."""
+    """Every disk that is to be offered, made or found, and remembered with its rules. Raises UserError.
+
+    Writes and syncs a file, and may make or grow disks: not on an event loop.
+    """
     found = _found(pools)
-    placed = []
+    placed: list[Placed] = []
+    removed: dict[str, ExportRecord] = {}
+    unmade: list[UserError] = []
     for config in declared:
-        effective = _with_changes(config, state)
-        if effective is None:
+        record = effective(config, state.changes.exports.get(config.name))
+        if record.removed:
             log.info(
                 "export %s is declared but was removed at run time; `nbdzram exports add` brings it back", config.name
             )
+            removed[config.name] = record
+            if config.name in found:
+                _finish_removal(config.name, found.pop(config.name), pools)
         elif config.name in found:
-            placed.append(_find_again(effective, *found.pop(config.name)))
+            placed.append(_find_again(config.name, record, *found.pop(config.name)))
         else:
-            disk = pools[config.pool].create(config.name, effective.size_bytes, read_only=effective.read_only)
-            placed.append(Placed(disk, effective))
+            try:
+                disk = pools[record.pool].create(config.name, record.size_bytes, read_only=record.read_only)
+            except UserError as error:
+                log.error("export %s is declared and cannot be made: %s", config.name, error)
+                unmade.append(error)
+            else:
+                placed.append(Placed(name=config.name, disk=disk, record=record))
     for name, (disk, pool_name) in found.items():
-        if _removed(name, state):
-            pools[pool_name].delete(disk)  # the server died between remembering the removal and doing it
+        known = state.changes.exports.get(name)
+        if known is not None and known.removed:
+            _finish_removal(name, (disk, pool_name), pools)
         else:
-            placed.append(_kept(name, disk, pool_name, state))
+            placed.append(_keep(name, disk, pool_name, known))
+    if unmade and not placed:
+        raise unmade[0]  # there is nothing that could be served instead
+    _remember(placed, removed, pools, state)
     return placed
+
+
+def effective(config: ExportConfig, known: ExportRecord | None) -> ExportRecord:
+    """The declaration, with what was changed at run time and has not been declared otherwise since."""
+    declared = declared_export(config)
+    record = ExportRecord(
+        pool=config.pool,
+        size_bytes=declared.size_bytes,
+        read_only=declared.read_only,
+        description=declared.description,
+        access=declared.access,
+        removed=False,
+        declared=declared,
+    )
+    then = known.declared if known is not None else None
+    if known is None or then is None:
+        return record
+    same_size = then.size_bytes == declared.size_bytes
+    return dataclasses.replace(
+        record,
+        removed=known.removed and same_size,
+        size_bytes=known.size_bytes if same_size else record.size_bytes,
+        read_only=known.read_only if then.read_only == declared.read_only else record.read_only,
+        description=known.description if then.description == declared.description else record.description,
+        access=known.access if then.access == declared.access else record.access,
+    )
+
+
+def declared_export(config: ExportConfig) -> Declared:
+    """An export's declaration as the state remembers it."""
+    return Declared(
+        size_bytes=config.size_bytes,
+        read_only=config.read_only,
+        description=config.description,
+        access=config.access,
+    )
 
 
 def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:
@@ -110,42 +166,81 @@ def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:
     return found
 
 
-def _with_changes(config: ExportConfig, state: State) -> ExportConfig | None:
-    """The declaration as it was changed at run time; None if that removed it."""
-    change = state.changes.exports.get(config.name)
-    if change is None or change.declared_size_bytes != config.size_bytes:
-        return config
-    return None if change.removed else dataclasses.replace(config, size_bytes=change.size_bytes)
-
-
-def _find_again(config: ExportConfig, disk: Disk, pool_name: str) -> Placed:
-    if pool_name != config.pool:
-        raise ConfigError(
-            f"the export '{config.name}' lies in the pool '{pool_name}', but is declared in '{config.pool}'; "
-            f"declare it where it lies, or copy its content to an export of another name"
+def _find_again(name: str, record: ExportRecord, disk: Disk, pool_name: str) -> Placed:
+    if pool_name != record.pool:
+        log.warning(
+            "the export '%s' lies in the pool '%s', but is declared in '%s'; it is offered where it lies: declare "
+            "that, or copy its content to an export of another name",
+            *(name, pool_name, record.pool),
         )
-    if config.size_bytes < disk.size_bytes:
-        raise ConfigError(
-            f"the export '{config.name}' has {format_size(disk.size_bytes)}, but is declared with "
-            f"{format_size(config.size_bytes)}; declare its size, or shrink it with `nbdzram exports resize --force`"
+        record = dataclasses.replace(record, pool=pool_name)
+    if record.size_bytes < disk.size_bytes:
+        log.warning(
+            "the export '%s' has %s, but %s is declared or was asked for last; it is offered as it is: declare its "
+            "size, or shrink it with `nbdzram exports resize`",
+            *(name, format_size(disk.size_bytes), format_size(record.size_bytes)),
         )
-    if config.size_bytes > disk.size_bytes:
-        disk.resize(config.size_bytes)
-    return Placed(disk, config)
+    elif record.size_bytes > disk.size_bytes:
+        try:
+            disk.resize(record.size_bytes)
+        except UserError as error:
+            log.warning("the export '%s' keeps its size: %s", name, error)
+    return Placed(name=name, disk=disk, record=record)
 
 
-def _kept(name: str, disk: Disk, pool_name: str, state: State) -> Placed:
-    change = state.changes.exports.get(name)
-    config = ExportConfig(
-        name=name,
-        size_bytes=disk.size_bytes,
-        pool=pool_name,
-        read_only=change.read_only if change else disk.read_only,
-        description=change.description if change else "",
-    )
-    return Placed(disk, config)
+def _keep(name: str, disk: Disk, pool_name: str, known: ExportRecord | None) -> Placed:
+    """A disk that nobody declares."""
+    if known is None:
+        log.warning(
+            "the export '%s' is neither declared nor remembered, so who may attach is not known: nobody may, until "
+            "`nbdzram exports change %s` says who",
+            *(name, name),
+        )
+        known = ExportRecord(
+            pool=pool_name,
+            size_bytes=disk.size_bytes,
+            read_only=disk.read_only,
+            description="",
+            access=NOBODY,
+            removed=False,
+            declared=None,
+        )
+    elif known.access.nobody:
+        log.warning(
+            "who may attach to the export '%s' is not known: nobody may, until `nbdzram exports change %s` says who",
+            *(name, name),
+        )
+    if known.size_bytes != disk.size_bytes:
+        log.warning(
+            "the export '%s' was to be resized to %s when the server ended; it has %s",
+            *(name, format_size(known.size_bytes), format_size(disk.size_bytes)),
+        )
+    record = dataclasses.replace(known, pool=pool_name, size_bytes=disk.size_bytes)
+    return Placed(name=name, disk=disk, record=record)
 
 
-def _removed(name: str, state: State) -> bool:
-    change = state.changes.exports.get(name)
-    return change is not None and change.removed
+def _finish_removal(name: str, where: tuple[Disk, str], pools: Mapping[str, Pool]) -> None:
+    """The server ended between remembering the removal and doing it."""
+    disk, pool_name = where
+    log.info("the removal of the export '%s', which the server's end interrupted, is finished", name)
+    pools[pool_name].delete(disk)
+
+
+def _remember(
+    placed: Iterable[Placed], removed: Mapping[str, ExportRecord], pools: Mapping[str, Pool], state: State
+) -> None:
+    """What is offered and what is removed, and of pools that are not open what was known of them."""
+    records = {part.name: part.record for part in placed} | dict(removed)
+    for name, known in state.changes.exports.items():
+        if name in records:
+            continue
+        if known.pool not in pools:
+            records[name] = known
+        elif not known.removed:
+            log.warning("the export '%s' is remembered and not there: the server ended before it was made", name)
+    try:
+        state.remember_exports(records)
+    except UserError as error:
+        log.warning(
+            "%s; until then a disk that is not declared any more admits whom it admitted before, or nobody", error
+        )

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nbdzram.config import ServerConfig
@@ -17,6 +17,7 @@ from nbdzram.nbd.handshake import Failure
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.hosting import Hosting
+from nbdzram.server.session import Session
 from nbdzram.server.sockets import close_all, inherited, keep_alive, open_tcp, open_unix, open_vsock, uri_of
 
 log = logging.getLogger("nbdzram.server")
@@ -96,8 +97,11 @@ class NbdServer:
         await hosting.wait_quiet()
 
     async def detach(self, export: Export) -> None:
-        """End the connections of an export that was removed; its disk is unused when this returns."""
-        sessions = list(export.connections)
+        """End the connections of an export to which nobody can attach; its disk is unused when this returns."""
+        await self.end(list(export.connections))
+
+    async def end(self, sessions: Sequence[Session]) -> None:
+        """Answer what they have under way, close them, and wait until none of them uses its disk any more."""
         for session in sessions:
             session.drain()
         if sessions:

@@ -60,7 +60,7 @@ class Service:
             for name, pool in pools.items():
                 pool.set_clock(int(loop.time()))
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time())
-            for placed in place_exports(config.exports, pools, state):
+            for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._exports.add(placed.export())
             if listen:
                 await self._nbd.start()
@@ -80,7 +80,7 @@ class Service:
         self._draining = True
         if self._pulse is not None:
             self._pulse.cancel()
-        await self._nbd.drain()
+        await asyncio.gather(self._nbd.drain(), self.changes.stop())
         await self._usages.stop()
         for service in self._pools.values():
             await service.close()

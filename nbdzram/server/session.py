@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nbdzram.errors import ProtocolError
-from nbdzram.nbd.constants import Command, ReplyStyle
+from nbdzram.nbd.constants import Command, ReplyStyle, TransmissionFlag
 from nbdzram.nbd.handshake import Terms
 from nbdzram.nbd.options import text_bytes
 from nbdzram.nbd.transmission import error_reply
@@ -80,6 +80,11 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._socket_fd = transport.get_extra_info("socket").fileno()
         self.export.connections.add(self)
         self.attach(transport, self._socket_fd, rest)
+
+    @property
+    def read_only(self) -> bool:
+        """What the client was told when it attached."""
+        return bool(self._terms.flags & TransmissionFlag.READ_ONLY)
 
     # ---- what the transport calls, beyond HotPath ----
 

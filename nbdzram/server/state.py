@@ -1,38 +1,60 @@
-"""What was changed at run time, remembered in the state directory.
+"""What a server knows of its disks beyond what their arenas hold, remembered in the state directory.
 
-The arena knows which disks there are and what they hold; this file knows the rest: descriptions, removals of declared
-exports, sizes that were changed. A change holds until the declaration itself changes: each entry keeps the size that
-was declared when it was made. Without a state directory nothing is remembered, as nothing of the disks is.
+The arena knows which disks there are and what they hold; this file knows the rest: who may attach, descriptions,
+removals of declared exports, sizes that were changed. A value that was changed at run time holds until its declaration
+changes: each entry keeps what was declared when it was written. Without a state directory nothing is remembered, as
+nothing of the disks is.
 
     STATE_DIR/NAME.pool     the arena of the pool NAME
     STATE_DIR/changes.json  this file; replaced whole, so that a crash leaves the old or the new one
+
+Format 1 knew no rules. An export that it remembers as added at run time admitted everyone, and still does; what it
+says of one that was declared says nothing of its rules, which are unknown then: nobody is admitted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from nbdzram import values
+from nbdzram.config import EVERYONE, NOBODY, Access
 from nbdzram.errors import UserError
-from nbdzram.status import from_json
+from nbdzram.status import from_json, to_json
 
 FILE_NAME = "changes.json"
-FORMAT = 1
+FORMAT = 2
+FORMAT_WITHOUT_RULES = 1
+REMEDY = "restore it, or remove it: run-time changes are forgotten then, and nobody may attach to undeclared disks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportChange:
-    """One export as it was last changed at run time."""
+class Declared:
+    """What the configuration said of an export when its entry was written."""
+
+    size_bytes: int
+    read_only: bool
+    description: str
+    access: Access
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord:
+    """One export as it is to be offered."""
 
     pool: str
     size_bytes: int
     read_only: bool
     description: str
+    access: Access
     removed: bool
-    declared_size_bytes: int | None  # what the configuration said then; None: it did not know the export
+    declared: Declared | None  # None: the configuration did not know the export
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +71,12 @@ class Remembered:
     """Everything that is remembered."""
 
     format: int = FORMAT
-    exports: dict[str, ExportChange] = field(default_factory=dict)
+    exports: dict[str, ExportRecord] = field(default_factory=dict)
     pools: dict[str, PoolChange] = field(default_factory=dict)
 
 
 class State:
-    """The state directory's memory of changes, or none."""
+    """The state directory's memory, or none. Its methods write and sync files: not on an event loop."""
 
     def __init__(self, directory: Path | None) -> None:
         """Make the directory if need be and read what it remembers. Raises UserError."""
@@ -89,26 +111,36 @@ class State:
             except OSError as error:
                 raise UserError(f"cannot remove {path}: {error.strerror}") from error
 
-    def remember_export(self, name: str, change: ExportChange | None) -> None:
-        """Note a change durably, or forget the export. Raises UserError."""
+    def remember_export(self, name: str, record: ExportRecord | None) -> None:
+        """Note an export durably, or forget it. Raises UserError, and then nothing is noted."""
         exports = {other: kept for other, kept in self.changes.exports.items() if other != name}
-        if change is not None:
-            exports[name] = change
-        self._save(dataclasses.replace(self.changes, exports=exports))
+        if record is not None:
+            exports[name] = record
+        self.remember_exports(exports)
+
+    def remember_exports(self, exports: Mapping[str, ExportRecord]) -> None:
+        """Note all exports at once, unless that is what is noted already. Raises UserError."""
+        if exports != self.changes.exports:
+            self._save(dataclasses.replace(self.changes, exports=dict(exports)))
 
     def remember_pool(self, name: str, change: PoolChange | None) -> None:
         """The same for a pool. Raises UserError."""
         pools = {other: kept for other, kept in self.changes.pools.items() if other != name}
         if change is not None:
             pools[name] = change
-        self._save(dataclasses.replace(self.changes, pools=pools))
+        if pools != self.changes.pools:
+            self._save(dataclasses.replace(self.changes, pools=pools))
 
     def _save(self, changes: Remembered) -> None:
+        changes = dataclasses.replace(changes, format=FORMAT)
         if self.directory is not None:
             try:
                 _replace(self.directory / FILE_NAME, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
             except OSError as error:
-                raise UserError(f"cannot remember the change in {self.directory}: {error.strerror}") from error
+                raise UserError(
+                    f"cannot remember the change in {self.directory}: {error.strerror}; free some space there, or make "
+                    "it writable again"
+                ) from error
         self.changes = changes
 
 
@@ -117,25 +149,80 @@ def _read(path: Path) -> Remembered:
         payload = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Remembered()
+    except RecursionError:
+        raise UserError(f"{path} is damaged (it is nested without end); {REMEDY}") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it, or remove it to forget run-time changes") from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise UserError(f"{path} is damaged ({error}); {REMEDY}") from None
+    found = payload.get("format") if isinstance(payload, dict) else None
+    if found not in (FORMAT_WITHOUT_RULES, FORMAT):
         raise UserError(
-            f"{path} is not of format {FORMAT}; start the version that wrote it, "
-            "or remove the file to forget run-time changes"
+            f"{path} is not of format {FORMAT}; start the version that wrote it, or remove it: run-time changes are "
+            "forgotten then, and nobody may attach to undeclared disks"
         )
-    return from_json(Remembered, payload, f"the file {path}")
+    if found == FORMAT_WITHOUT_RULES:
+        _add_unknown_rules(payload)
+    remembered = from_json(Remembered, payload, f"the file {path}")
+    try:
+        _validate(remembered)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; {REMEDY}") from None
+    return remembered
+
+
+def _add_unknown_rules(payload: dict[str, Any]) -> None:
+    """Make format 2 of format 1, as far as it has the shape of one: from_json complains about the rest."""
+    exports = payload.get("exports")
+    for entry in exports.values() if isinstance(exports, dict) else ():
+        if not isinstance(entry, dict):
+            continue
+        size = entry.get("declared_size_bytes")
+        access = json.loads(to_json(EVERYONE if size is None else NOBODY))
+        said = {key: entry.get(key) for key in ("read_only", "description")}
+        entry["access"] = access
+        entry["declared"] = None if size is None else {**said, "size_bytes": size, "access": access}
+
+
+def _validate(remembered: Remembered) -> None:
+    """Hold every value to what flags, TOML and control are held to. Raises ValueError, which names the entry."""
+    for name, record in remembered.exports.items():
+        checks = [
+            *((values.export_size, part.size_bytes) for part in (record, record.declared) if part is not None),
+            (values.export_name, name),
+            (values.pool_name, record.pool),
+            (values.description, record.description),
+            (values.several(values.network), list(record.access.addresses)),
+            (values.several(values.certificate_name), list(record.access.certificates)),
+        ]
+        _hold(f"exports.{name[:80]}", checks)
+    for name, change in remembered.pools.items():
+        _hold(
+            f"pools.{name[:80]}",
+            [(values.pool_name, name), (values.memory, change.mem_limit), (values.dedup, change.dedup)],
+        )
+
+
+def _hold(entry: str, checks: list[tuple[Callable[[Any], Any], Any]]) -> None:
+    for read, value in checks:
+        try:
+            read(value)
+        except ValueError as error:
+            raise ValueError(f"{entry}: {error}") from None
 
 
 def _replace(path: Path, text: str) -> None:
     """Write, sync, rename, sync the directory: the order that survives a power cut."""
     fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()  # where there is no room, what was begun takes the last of it
+        raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -183,13 +183,13 @@ def copy(house: House, tenant: Tenant, verb: str, name: str) -> None:
     with house.server.client(name) as client:
         for first in range(0, BLOCKS, STRETCH):
             assert client.read(first * BLOCK, STRETCH * BLOCK) == joined(known[first : first + STRETCH]), (verb, first)
-    house.server.command_line("exports", "remove", name)
+    house.server.command_line("exports", "remove", name, "--yes")
 
 
 def add_and_remove(house: House, name: str) -> None:
     house.server.command_line("exports", "add", name, "64M")
     house.server.command_line("exports", "resize", name, "1G")
-    house.server.command_line("exports", "remove", name)
+    house.server.command_line("exports", "remove", name, "--yes")
 
 
 def intrude(house: House, choose: random.Random) -> None:

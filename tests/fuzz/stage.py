@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from nbdzram.config import Limits
+from nbdzram.config import EVERYONE, Limits
 from nbdzram.engine.pool import Pool
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.nbd.handshake import Terms
@@ -101,7 +101,7 @@ class Stage:
             protocol_errors=0,
             end=lambda _: None,
         )
-        export = Export(name="disk", disk=self.disk, pool_name="default", read_only=read_only)
+        export = Export(name="disk", disk=self.disk, pool_name="default", access=EVERYONE, read_only=read_only)
         terms = Terms(export, ReplyStyle(style), tuple(MetaContext)[:contexts], TransmissionFlag(1))
         session = Session(cast(Hosting, hosting), export, terms, Peer("fuzzer"))
         session.start(line, rest=b"")

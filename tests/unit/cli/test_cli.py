@@ -226,8 +226,8 @@ def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
     )
     assert server.run("exports", "resize", "scratch", "4M").out == "resized scratch (4M in pool default)\n"
     shrink = server.run("exports", "resize", "scratch", "1M")
-    assert (shrink.code, "which only --force does" in shrink.err) == (1, True)
-    assert server.run("exports", "resize", "scratch", "1M", "--force").code == 0
+    assert (shrink.code, "say --yes if that is meant" in shrink.err) == (1, True)
+    assert server.run("exports", "resize", "scratch", "1M", "--yes").code == 0
     assert server.run("snapshot", "scratch", "monday").code == 0
     assert server.run("clone", "monday", "tuesday").code == 0
     listed = {export["name"]: export for export in json.loads(server.run("exports", "list", "--json").out)}

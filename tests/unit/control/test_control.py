@@ -22,7 +22,7 @@ from nbdzram.control.paths import socket_for_client, socket_for_server
 from nbdzram.control.server import ControlServer
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
-from nbdzram.status import ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus, from_json, to_json
+from nbdzram.status import ExportLoss, ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus, from_json, to_json
 from tests.unit.records import EXPORT, REPORT, SERVER, USAGE
 
 
@@ -46,17 +46,31 @@ class RecordedOperations:
         return (REPORT,)
 
     async def add_export(
-        self, name: str, size_bytes: int, *, pool: str | None, read_only: bool, description: str
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        pool: str | None,
+        read_only: bool | None,
+        description: str | None,
+        **rules: Any,
     ) -> ExportStatus:
-        self.asked.append((name, size_bytes, pool, read_only, description))
+        self.asked.append((name, size_bytes, pool, read_only, description, rules))
         return EXPORT
+
+    async def change_export(self, name: str, **rules: Any) -> ExportStatus:
+        self.asked.append((name, rules))
+        return EXPORT
+
+    async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
+        return ExportLoss(name=name, size_bytes=1 << 30, stored_bytes=size_bytes, alone_bytes=None, clients=())
 
     async def remove_export(self, name: str, *, force: bool) -> None:
         self.asked.append((name, force))
         raise NoSuchExport(f"there is no export '{name}'")
 
-    async def resize_export(self, name: str, size_bytes: int, *, force: bool) -> ExportStatus:
-        self.asked.append((name, size_bytes, force))
+    async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
+        self.asked.append((name, size_bytes, yes, force))
         return EXPORT
 
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:

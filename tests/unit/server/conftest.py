@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from nbdzram.config import Limits, ServerConfig, UnixAddress
+from nbdzram.config import EVERYONE, Limits, ServerConfig, UnixAddress
 from nbdzram.engine.pool import Pool
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.listener import NbdServer
@@ -27,10 +27,12 @@ class Stage:
         self.pool = Pool()
         self.exports = Exports("disk")
         disk = self.pool.create("disk", SIZE)
-        self.disk = Export(name="disk", disk=disk, pool_name="default", description="for tests")
+        self.disk = Export(
+            name="disk", disk=disk, pool_name="default", access=EVERYONE, read_only=False, description="for tests"
+        )
         self.exports.add(self.disk)
         frozen = self.pool.create("frozen", 1 << 20, read_only=True)
-        self.frozen = Export(name="frozen", disk=frozen, pool_name="default", read_only=True)
+        self.frozen = Export(name="frozen", disk=frozen, pool_name="default", access=EVERYONE, read_only=True)
         self.exports.add(self.frozen)
         self.config = ServerConfig(tcp=(), unix=(UnixAddress(path=Path(self.path)),), default_export="disk")
         self.server: NbdServer

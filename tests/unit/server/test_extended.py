@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from nbdzram.config import EVERYONE
 from nbdzram.nbd.constants import Chunk, Error
 from nbdzram.server.exports import Export
 from tests.support.loop_client import WireClient
@@ -34,7 +35,9 @@ REQ_ONE = 1 << 3
 
 async def vast(stage: Stage, *, contexts: tuple[bytes, ...] = ()) -> WireClient:
     """A client of an export that 32-bit lengths cannot describe in one request."""
-    stage.exports.add(Export(name="vast", disk=stage.pool.create("vast", VAST), pool_name="default"))
+    stage.exports.add(
+        Export(name="vast", disk=stage.pool.create("vast", VAST), pool_name="default", access=EVERYONE, read_only=False)
+    )
     return await stage.client(b"vast", style=2, contexts=contexts)
 
 
@@ -245,7 +248,7 @@ def test_holes_are_described_far_and_stored_blocks_as_far_as_one_window(play: Pl
 
     async def story(stage: Stage) -> None:
         disk = stage.pool.create("far", 128 * GIB)
-        stage.exports.add(Export(name="far", disk=disk, pool_name="default"))
+        stage.exports.add(Export(name="far", disk=disk, pool_name="default", access=EVERYONE, read_only=False))
         client = await stage.client(b"far", style=2, contexts=CONTEXTS)
         answer = await client.call(CMD_BLOCK_STATUS, 0, 128 * GIB)
         assert [descriptors(chunk) for chunk in answer.chunks] == [[(128 * GIB, 3)], [(128 * GIB, 8)]]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nbdzram.config import ExportConfig, PoolConfig
-from nbdzram.errors import ConfigError, UserError
+from nbdzram.config import EVERYONE, NOBODY, Access, ExportConfig, PoolConfig
+from nbdzram.errors import UserError
 from nbdzram.server.inventory import Placed, open_pools, place_exports
-from nbdzram.server.state import ExportChange, State
+from nbdzram.server.state import FILE_NAME, Declared, ExportRecord, State
 
 MIB = 1 << 20
 
@@ -28,24 +30,24 @@ def started(
     state = State(directory)
     opened = open_pools([PoolConfig(name=name) for name in pools], state)
     try:
-        yield {placed.config.name: placed for placed in place_exports(exports, opened, state)}
+        yield {placed.name: placed for placed in place_exports(exports, opened, state)}
     finally:
         for pool in opened.values():
             pool.close()
 
 
 def change(directory: Path, name: str, *, size: int, declared: int | None, removed: bool = False) -> None:
-    State(directory).remember_export(
-        name,
-        ExportChange(
-            pool="default",
-            size_bytes=size,
-            read_only=False,
-            description="",
-            removed=removed,
-            declared_size_bytes=declared,
-        ),
+    said = Declared(size_bytes=declared, read_only=False, description="", access=EVERYONE) if declared else None
+    record = ExportRecord(
+        pool="default",
+        size_bytes=size,
+        read_only=False,
+        description="",
+        access=EVERYONE,
+        removed=removed,
+        declared=said,
     )
+    State(directory).remember_export(name, record)
 
 
 def test_a_declared_export_is_made_once_and_found_again_with_its_content(tmp_path: Path) -> None:
@@ -70,11 +72,15 @@ def test_a_larger_declaration_grows_the_disk_and_keeps_its_content(tmp_path: Pat
         assert offered["disk"].disk.read(0, 512) == b"z" * 512
 
 
-def test_a_smaller_declaration_is_refused_because_shrinking_destroys(tmp_path: Path) -> None:
-    with started(tmp_path, declare(size=16 * MIB)):
-        pass
-    with pytest.raises(ConfigError, match="has 16M, but is declared with 8M"), started(tmp_path, declare()):
-        pass
+def test_a_smaller_declaration_is_told_and_destroys_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with started(tmp_path, declare(size=16 * MIB)) as offered:
+        offered["disk"].disk.write(12 * MIB, b"t" * 512)
+    for _ in range(2):  # the second start tells it too
+        caplog.clear()
+        with started(tmp_path, declare()) as offered:
+            assert offered["disk"].disk.size_bytes == 16 * MIB
+            assert offered["disk"].disk.read(12 * MIB, 512) == b"t" * 512
+        assert "'disk' has 16M, but 8M is declared" in caplog.text
 
 
 def test_a_size_changed_at_run_time_holds_until_the_declaration_changes(tmp_path: Path) -> None:
@@ -106,15 +112,128 @@ def test_a_removal_that_a_crash_interrupted_is_finished(tmp_path: Path) -> None:
         assert offered == {}
 
 
-def test_an_export_in_another_pool_than_declared_is_refused(tmp_path: Path) -> None:
+def test_an_export_in_another_pool_than_declared_is_offered_where_it_lies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with started(tmp_path, declare()) as offered:
+        offered["disk"].disk.write(0, b"p" * 512)
+    with started(tmp_path, declare(pool="fast"), pools=("default", "fast")) as offered:
+        assert offered["disk"].disk.read(0, 512) == b"p" * 512
+        assert offered["disk"].export().pool_name == "default"
+    assert "lies in the pool 'default', but is declared in 'fast'" in caplog.text
+
+
+def ruled(*addresses: str, read_only: bool = False, description: str = "") -> ExportConfig:
+    return ExportConfig(
+        name="disk", size_bytes=8 * MIB, allow_addresses=addresses, read_only=read_only, description=description
+    )
+
+
+def test_a_disk_keeps_its_rules_when_nobody_declares_it_any_more(tmp_path: Path) -> None:
+    with started(tmp_path, ruled("10.0.0.0/8", read_only=True, description="golden")):
+        pass
+    for _ in range(2):
+        with started(tmp_path) as offered:
+            export = offered["disk"].export()
+            assert export.access == Access(addresses=("10.0.0.0/8",))
+            assert (export.read_only, export.description) == (True, "golden")
+
+
+def test_a_disk_of_which_nothing_is_known_admits_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with started(tmp_path, declare()):
         pass
-    moved = declare(pool="fast")
-    with (
-        pytest.raises(ConfigError, match="lies in the pool 'default', but is declared in 'fast'"),
-        started(tmp_path, moved, pools=("default", "fast")),
-    ):
+    (tmp_path / FILE_NAME).unlink()
+    with started(tmp_path) as offered:
+        assert offered["disk"].export().access == NOBODY
+    assert "nobody may, until `nbdzram exports change disk` says who" in caplog.text
+
+
+def test_each_value_changed_at_run_time_holds_until_its_own_declaration_changes(tmp_path: Path) -> None:
+    with started(tmp_path, ruled("10.0.0.0/8")) as offered:
+        record = replace(offered["disk"].record, read_only=True, access=Access(addresses=("10.1.0.0/16",)))
+    State(tmp_path).remember_export("disk", record)
+    with started(tmp_path, ruled("10.0.0.0/8", description="new")) as offered:
+        export = offered["disk"].export()
+        assert (export.access.addresses, export.read_only, export.description) == (("10.1.0.0/16",), True, "new")
+    with started(tmp_path, ruled("10.2.0.0/16", description="new")) as offered:
+        export = offered["disk"].export()
+        assert (export.access.addresses, export.read_only) == (("10.2.0.0/16",), True)
+
+
+def test_what_was_remembered_and_never_made_is_told_and_forgotten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with started(tmp_path, declare()):
         pass
+    change(tmp_path, "half", size=8 * MIB, declared=None)
+    with started(tmp_path, declare()) as offered:
+        assert set(offered) == {"disk"}
+    assert "'half' is remembered and not there" in caplog.text
+    assert set(State(tmp_path).changes.exports) == {"disk"}
+
+
+def test_exports_of_a_pool_that_is_not_open_are_not_forgotten(tmp_path: Path) -> None:
+    with started(tmp_path, declare(pool="fast"), pools=("default", "fast")):
+        pass
+    with started(tmp_path):
+        pass
+    assert set(State(tmp_path).changes.exports) == {"disk"}
+
+
+def test_a_growth_that_a_kill_interrupted_is_finished_and_a_shrinking_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with started(tmp_path, declare()):
+        pass
+    change(tmp_path, "disk", size=16 * MIB, declared=8 * MIB)
+    with started(tmp_path, declare()) as offered:
+        assert offered["disk"].disk.size_bytes == 16 * MIB
+    change(tmp_path, "disk", size=4 * MIB, declared=8 * MIB)
+    with started(tmp_path, declare()) as offered:
+        assert offered["disk"].disk.size_bytes == 16 * MIB
+    assert "has 16M, but 4M is declared or was asked for last" in caplog.text
+
+
+def test_a_state_that_cannot_be_written_is_told_and_the_disks_are_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with started(tmp_path, declare()):
+        pass
+    (tmp_path / "changes.new").mkdir()  # the file that the next change is written to cannot be made
+    with started(tmp_path, ruled("10.0.0.0/8")) as offered:
+        assert offered["disk"].export().access.addresses == ("10.0.0.0/8",)
+    assert "cannot remember the change" in caplog.text
+
+
+def test_a_declared_disk_that_cannot_be_made_keeps_the_others_from_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with started(tmp_path, declare()) as offered:
+        for number in range(4095):
+            offered["disk"].disk.pool.create(f"d{number}", 512)
+    with started(tmp_path, declare(), declare("one-too-many")) as offered:
+        assert "disk" in offered
+        assert "one-too-many" not in offered
+    assert "one-too-many is declared and cannot be made" in caplog.text
+
+
+def test_an_older_state_file_opens_no_disk_whose_declaration_is_gone(tmp_path: Path) -> None:
+    """Format 1 knew no rules: what was added at run time admitted everyone, what was declared may have had some."""
+    with started(tmp_path, ruled("10.0.0.0/8")) as offered:
+        offered["disk"].disk.pool.create("added", 1 * MIB)
+    entry = {"pool": "default", "size_bytes": 8 * MIB, "read_only": False, "description": "", "removed": False}
+    exports = {
+        "disk": {**entry, "declared_size_bytes": 8 * MIB},
+        "added": {**entry, "size_bytes": 1 * MIB, "declared_size_bytes": None},
+    }
+    older = json.dumps({"format": 1, "exports": exports, "pools": {}})
+    (tmp_path / FILE_NAME).write_text(older)
+    with started(tmp_path) as offered:
+        assert offered["disk"].export().access == NOBODY
+        assert offered["added"].export().access == EVERYONE
+    (tmp_path / FILE_NAME).write_text(older)
+    with started(tmp_path, ruled("10.0.0.0/8")) as offered:
+        assert offered["disk"].export().access.addresses == ("10.0.0.0/8",)
 
 
 def test_two_pools_that_hold_the_same_name_are_told_apart_by_the_operator(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import Limits, ServerConfig, TcpAddress, UnixAddress
+from nbdzram.config import Access, Limits, ServerConfig, TcpAddress, UnixAddress
 from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
 from nbdzram.nbd.constants import Error, Reply
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
@@ -273,7 +273,8 @@ def test_the_registry_knows_its_names(stage: Stage) -> None:
 
 
 def restricted(stage: Stage, **rules: tuple[str, ...]) -> Export:
-    return Export(name="inner", disk=stage.disk.disk, pool_name="default", **rules)  # type: ignore[arg-type]
+    access = Access(**rules)  # type: ignore[arg-type]
+    return Export(name="inner", disk=stage.disk.disk, pool_name="default", access=access, read_only=False)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def restricted(stage: Stage, **rules: tuple[str, ...]) -> Export:
 def test_addresses_are_compared_as_networks_not_as_text(stage: Stage, address: str, admitted: bool) -> None:
     import ipaddress
 
-    export = restricted(stage, allow_addresses=("192.0.2.0/24",))
+    export = restricted(stage, addresses=("192.0.2.0/24",))
     assert export.admits(Peer("x", ipaddress.ip_address(address))) is admitted
 
 
@@ -294,13 +295,13 @@ def test_addresses_are_compared_as_networks_not_as_text(stage: Stage, address: s
 def test_a_network_of_mapped_addresses_means_the_ipv4_network(stage: Stage, network: str, admitted: bool) -> None:
     import ipaddress
 
-    export = restricted(stage, allow_addresses=(network,))
+    export = restricted(stage, addresses=(network,))
     for address in ("192.0.2.7", "::ffff:192.0.2.7"):
         assert export.admits(Peer("x", ipaddress.ip_address(address))) is admitted
 
 
 def test_an_export_for_certificates_hides_from_everyone_else(stage: Stage) -> None:
-    stage.exports.add(restricted(stage, allow_certificates=("vm1.example",)))
+    stage.exports.add(restricted(stage, certificates=("vm1.example",)))
     stranger = PeerDirectory(stage.exports, Peer("x"))
     assert stranger.find("inner") is None
     assert "inner" not in [offer.name for offer in stranger.offers()]
@@ -310,4 +311,4 @@ def test_an_export_for_certificates_hides_from_everyone_else(stage: Stage) -> No
 
 def test_a_network_that_is_none_is_refused_with_its_value(stage: Stage) -> None:
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1/8"):
-        restricted(stage, allow_addresses=("10.0.0.1/8",))
+        restricted(stage, addresses=("10.0.0.1/8",))

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from nbdzram.config import Limits
+from nbdzram.config import EVERYONE, Limits
 from nbdzram.nbd.constants import Error
 from nbdzram.server.exports import Export
 from tests.unit.server.conftest import SIZE, Play, Stage
@@ -330,7 +330,9 @@ def test_long_requests_of_one_connection_leave_the_workers_to_others(play: Play)
     """64 requests of 8 tasks each do not stand in the queue together: a READ that comes later overtakes most."""
 
     async def story(stage: Stage) -> None:
-        huge = Export(name="huge", disk=stage.pool.create("huge", 1 << 30), pool_name="default")
+        huge = Export(
+            name="huge", disk=stage.pool.create("huge", 1 << 30), pool_name="default", access=EVERYONE, read_only=False
+        )
         stage.exports.add(huge)
         hog = await stage.client(b"huge", style=2)
         other = await stage.client()
@@ -372,7 +374,15 @@ def test_requests_of_four_gigabytes_without_payload_hold_nobody_up(play: Play, s
 
     async def story(stage: Stage) -> None:
         huge = (4 << 30) - 512
-        stage.exports.add(Export(name="huge", disk=stage.pool.create("huge", 5 << 30), pool_name="default"))
+        stage.exports.add(
+            Export(
+                name="huge",
+                disk=stage.pool.create("huge", 5 << 30),
+                pool_name="default",
+                access=EVERYONE,
+                read_only=False,
+            )
+        )
         contexts = (b"base:allocation",) if style else ()
         client = await stage.client(b"huge", style=style, contexts=contexts)
         other = await stage.client()

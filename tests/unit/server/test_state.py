@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.config import Access
 from nbdzram.errors import UserError
-from nbdzram.server.state import FILE_NAME, ExportChange, PoolChange, State
+from nbdzram.server.state import FILE_NAME, ExportRecord, PoolChange, State
 
-CHANGE = ExportChange(
-    pool="default", size_bytes=4096, read_only=True, description="x", removed=False, declared_size_bytes=None
+CHANGE = ExportRecord(
+    pool="default",
+    size_bytes=4096,
+    read_only=True,
+    description="x",
+    access=Access(addresses=("10.0.0.0/8",), certificates=("vm1.example",)),
+    removed=False,
+    declared=None,
 )
 
 
@@ -46,7 +53,7 @@ def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> Non
     ("text", "clue"),
     [
         ("{", "is damaged"),
-        ('{"format": 99}', "is not of format 1"),
+        ('{"format": 99}', "is not of format 2"),
         ('{"format": 1, "exports": {"a": {}}, "pools": {}}', "lacks or misplaces 'pool'"),
         ('{"format": 1, "exports": {"a": 3}, "pools": {}}', r"lacks or misplaces 3 \(not an object\)"),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nbdzram.config import Limits, TlsConfig, TlsMode
+from nbdzram.config import Access, Limits, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
 from nbdzram.nbd.constants import Error, Reply
 from nbdzram.server.channel import TlsChannel
@@ -309,7 +309,15 @@ def test_an_export_for_one_certificate_does_not_exist_for_others(play: Play, sec
 
     async def story(stage: Stage) -> None:
         disk = stage.disk.disk
-        stage.exports.add(Export(name="inner", disk=disk, pool_name="default", allow_certificates=("vm1.example",)))
+        stage.exports.add(
+            Export(
+                name="inner",
+                disk=disk,
+                pool_name="default",
+                access=Access(certificates=("vm1.example",)),
+                read_only=False,
+            )
+        )
         friend = await attach(stage, pki.client_context("vm1.example"), b"inner")
         await leave(friend)
         other = await WireClient.connect(stage.path)

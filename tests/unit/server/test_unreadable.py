@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import Limits
+from nbdzram.config import EVERYONE, Limits
 from nbdzram.engine.pool import Pool
 from nbdzram.nbd.constants import Chunk, Error
 from nbdzram.server.exports import Export
@@ -56,7 +56,7 @@ def torn(stage: Stage, tmp_path: Path) -> Iterator[Export]:
         with arena.open("r+b") as file:
             file.seek(where - 1)
             file.write(b"\xff" * 24)  # the token and what follows: more literals than there are bytes
-        export = Export(name="torn", disk=disk, pool_name="default")
+        export = Export(name="torn", disk=disk, pool_name="default", access=EVERYONE, read_only=False)
         stage.exports.add(export)
         yield export
 

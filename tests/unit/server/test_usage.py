@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from nbdzram.config import EVERYONE
 from nbdzram.engine.pool import Pool
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.usage import Usages
@@ -16,7 +17,15 @@ def test_a_walk_tells_what_each_exports_blocks_cost() -> None:
         with Pool() as pool:
             exports = Exports()
             for name in ("one", "two"):
-                exports.add(Export(name=name, disk=pool.create(name, 1 << 20), pool_name="default"))
+                exports.add(
+                    Export(
+                        name=name,
+                        disk=pool.create(name, 1 << 20),
+                        pool_name="default",
+                        access=EVERYONE,
+                        read_only=False,
+                    )
+                )
             exports.get("one").disk.write(0, BLOCK + bytes(4096))
             found = await Usages(exports).now()
             assert found == {export.name: export.disk.usage() for export in exports}
@@ -30,7 +39,15 @@ def test_askers_share_a_walk_and_none_starts_after_stop() -> None:
     async def act() -> None:
         with Pool() as pool:
             exports = Exports()
-            exports.add(Export(name="disk", disk=pool.create("disk", 1 << 20), pool_name="default"))
+            exports.add(
+                Export(
+                    name="disk",
+                    disk=pool.create("disk", 1 << 20),
+                    pool_name="default",
+                    access=EVERYONE,
+                    read_only=False,
+                )
+            )
             usages = Usages(exports)
             first, second = await asyncio.gather(usages.now(), usages.now())
             assert first is second  # whoever waited got the walk that was under way

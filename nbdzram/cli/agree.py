@@ -1,0 +1,72 @@
+"""Asking before content is destroyed: on a terminal a question, elsewhere a flag, and always what would be lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from nbdzram.cli.common import print_json
+from nbdzram.control.client import ControlClient
+from nbdzram.errors import UserError
+from nbdzram.status import ExportLoss, from_json
+from nbdzram.units import format_size
+
+NAMED_CLIENTS = 5  # enough to know whom to ask
+
+
+def agree(
+    client: ControlClient,
+    verb: str,
+    names: Sequence[str],
+    *,
+    size_bytes: int = 0,
+    yes: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> bool:
+    """Whether to go on and `verb` these exports, of which `size_bytes` bytes would stay. Raises UserError.
+
+    A dry run tells and does not go on. Nothing is asked when nothing is lost (but a shrinking disk may have partitions
+    to its end), nor when clients are attached: the server will refuse. A name that is not there ends the command before
+    anything is done.
+    """
+    if (yes or force) and not dry_run:
+        return True
+    losses = [from_json(ExportLoss, client.call("exports.lose", name=name, size_bytes=size_bytes)) for name in names]
+    if dry_run:
+        _tell(verb, losses, as_json=as_json)
+        return False
+    at_stake = [loss for loss in losses if loss.stored_bytes or 0 < size_bytes < loss.size_bytes]
+    if not at_stake or any(loss.clients for loss in losses):
+        return True
+    lost = "; ".join(_describe(loss) for loss in at_stake)
+    if not sys.stdin.isatty():
+        raise UserError(f"to {verb} destroys content ({lost}); say --yes if that is meant, or look with --dry-run")
+    click.confirm(f"{verb} {lost}?", abort=True, err=True)
+    return True
+
+
+def _tell(verb: str, losses: Sequence[ExportLoss], *, as_json: bool) -> None:
+    if as_json:
+        return print_json(losses)
+    for loss in losses:
+        clients = f"; attached: {_named(loss.clients)} (--force ends them)" if loss.clients else ""
+        click.echo(f"would {verb} {_describe(loss)}{clients}")
+    return None
+
+
+def _describe(loss: ExportLoss) -> str:
+    if loss.alone_bytes is None or not loss.stored_bytes:
+        return f"{loss.name} ({format_size(loss.stored_bytes)} of content)"
+    return (
+        f"{loss.name} ({format_size(loss.stored_bytes)} of content, of which nobody else holds "
+        f"{format_size(loss.alone_bytes)} compressed)"
+    )
+
+
+def _named(clients: Sequence[str]) -> str:
+    more = len(clients) - NAMED_CLIENTS
+    return ", ".join(clients[:NAMED_CLIENTS]) + (f" and {more} more" if more > 0 else "")
