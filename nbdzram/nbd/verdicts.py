@@ -22,7 +22,6 @@ class Verdict(IntEnum):
     WRONG_SHAPE = 8
     POOL_FULL = 9
     UNREADABLE = 10
-    SHUTTING_DOWN = 11
 
     @property
     def invalid_io(self) -> bool:
@@ -51,7 +50,6 @@ _ERRORS = {
     Verdict.WRONG_SHAPE: Error.EINVAL,
     Verdict.POOL_FULL: Error.ENOSPC,
     Verdict.UNREADABLE: Error.EIO,
-    Verdict.SHUTTING_DOWN: Error.ESHUTDOWN,
 }
 
 
@@ -82,7 +80,6 @@ def explain(verdict: Verdict, asked: Asked, *, size: int, limit: int) -> str:
         Verdict.WRONG_SHAPE: f"{what} is not a valid form of this request",
         Verdict.POOL_FULL: f"{what}: the pool is at its memory limit",
         Verdict.UNREADABLE: f"{what}: stored bytes do not decode",
-        Verdict.SHUTTING_DOWN: f"{what}: the server is shutting down",
     }
     return sentences[verdict]
 

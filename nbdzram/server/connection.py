@@ -166,8 +166,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.set_protocol(session)
         if self._paused:
             session.pause_writing()
-        if self._hosting.shutting_down:
-            session.draining = True
         attached_log.info("%s: attached to export %r%s", self._peer.text, export.name, _certified(self._peer))
         session.start(self._transport, rest=self._handshake.take_rest())
 

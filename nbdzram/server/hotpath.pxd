@@ -7,6 +7,15 @@ from nbdzram.server.outlet cimport Outlet
 from nbdzram.server.traffic cimport Traffic
 from nbdzram.server.workers cimport Budget, Piece, Workers
 
+cpdef enum Stage:
+    # How far the end of a connection has come. Only onwards, and GONE only from LOST: see HotPath.move.
+    OPEN = 0        # reads, performs, answers
+    DRAINING = 1    # reads no more: end of file, or the server stops. What was asked for completely is performed
+    HALTED = 2      # performs no more: DISC, or a broken protocol. What is under way is answered
+    CLOSING = 3     # everything is answered, and the last replies leave
+    LOST = 4        # nothing can be sent any more. What is under way comes back and is dropped
+    GONE = 5        # nothing is under way
+
 cdef class HotPath  # Operation's declaration, next, needs it
 
 from nbdzram.server.operation cimport Operation
@@ -21,9 +30,7 @@ cdef class HotPath:
     cdef object transport
     cdef Inbox inbox
     cdef Outlet outlet
-    cdef readonly bint halted     # DISC or end of file: nothing more is read
-    cdef readonly bint lost
-    cdef public bint draining
+    cdef readonly Stage stage
     cdef bint reading
     cdef bint scheduled
     cdef int phase
@@ -41,6 +48,7 @@ cdef class HotPath:
     cdef uint64_t piece_bytes     # held by read replies being made or waiting
     cdef public int pending       # slow requests under way
 
+    cpdef bint move(self, Stage stage) except -1
     cdef int run(self) except -1
     cdef bint advance(self) except -1
     cdef bint take_request(self) except -1
@@ -60,3 +68,4 @@ cdef class HotPath:
     cdef int reply_success(self, const Request* request) except -1
     cdef int settle(self) except -1
     cdef int continue_later(self) except -1
+    cdef bint spent(self) except -1

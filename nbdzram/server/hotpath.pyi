@@ -1,3 +1,4 @@
+from enum import IntEnum
 from typing import Any
 
 from nbdzram.engine.disk import Disk
@@ -8,6 +9,16 @@ from nbdzram.server.traffic import Traffic
 from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers
 
+class Stage(IntEnum):
+    """How far the end of a connection has come. Only onwards, and GONE only from LOST."""
+
+    OPEN = 0
+    DRAINING = 1
+    HALTED = 2
+    CLOSING = 3
+    LOST = 4
+    GONE = 5
+
 UNFRAGMENTED_LIMIT: int
 STATUS_INLINE_LIMIT: int
 """Bytes of export that BLOCK_STATUS looks at on the loop. More goes to a thread."""
@@ -17,9 +28,7 @@ class HotPath:
 
     disk: Disk
     traffic: Traffic
-    halted: bool
-    lost: bool
-    draining: bool
+    stage: Stage
     pending: int
     def __init__(
         self,
@@ -59,8 +68,12 @@ class HotPath:
         """Send a reply that Python built."""
     def proceed(self) -> None:
         """Something that held this connection up is gone."""
+    def move(self, stage: Stage) -> bool:
+        """Go on to `stage`. False: the connection is there already, or further."""
+    def drain(self) -> None:
+        """Read no more; perform and answer what was asked for completely."""
     def halt(self) -> None:
-        """Read no more; finish what is under way."""
+        """Read no more and perform no more; answer what is under way."""
     def lose(self) -> None:
         """The connection is gone: nothing can be sent any more."""
     def rest(self) -> None:
@@ -86,6 +99,6 @@ class HotPath:
     def gone(self) -> None:
         """The connection was lost, and work that was under way for it has come back."""
     def drained(self) -> None:
-        """Nothing is under way, and nothing more will be read (or the server drains)."""
+        """Nothing is under way, and nothing more will be performed."""
     def call_soon(self, callback: Any) -> None:
         """Run `callback` in the loop's next turn."""

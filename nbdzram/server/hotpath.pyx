@@ -11,6 +11,8 @@ others had their turn. What is large goes to the workers as an Operation; what i
     APPLY    the same without a buffer, because the budget is used up: stored as it arrives, in turns (server.turns)
     SKIP     the payload of a request that is refused
 
+How a connection ends is told by its Stage (hotpath.pxd).
+
 Invariants
 1. Everything here runs on the loop's thread; workers see Tasks only.
 2. A request is either not yet taken from the inbox, or an Operation, or answered: never two of these.
@@ -18,6 +20,8 @@ Invariants
    scratch of answers, and PIECE_WINDOW of read pieces, all charged to the Budget. When that is used up, READs go on
    in steps of SMALL_PIECE on the loop: who reads its replies is served, who does not holds one step.
 4. A WRITE changes nothing before its payload is complete, except in phase APPLY.
+5. In stage DRAINING every request that came completely is performed and answered, and none other: who connects again
+   and asks again for what was not answered sees no error (QEMU's reconnect-delay, libnbd's reopening).
 """
 
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -102,6 +106,7 @@ cdef class HotPath:
         self.operations = []
         self.inbox = Inbox(budget)
         self.outlet = Outlet(None, -1, scratch, budget)
+        self.stage = OPEN
         self.reading = True
         self.phase = HEADER
 
@@ -135,7 +140,7 @@ cdef class HotPath:
 
     def buffer_updated(self, Py_ssize_t size):
         """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn goes."""
-        if self.halted:
+        if self.stage != OPEN:
             return
         if self.phase == PAYLOAD:
             self.remaining -= size
@@ -154,7 +159,7 @@ cdef class HotPath:
     def resume_writing(self):
         """The transport's queue is empty again."""
         self.outlet.blocked = False
-        if not self.lost:
+        if self.stage < LOST:
             self.outlet.weigh()
         self.proceed()
 
@@ -162,7 +167,7 @@ cdef class HotPath:
 
     def emit(self, bytes reply not None):
         """Send a reply that Python built: a short one with others, at the latest when `proceed` follows."""
-        if self.lost:
+        if self.stage >= LOST:
             return
         if len(reply) <= SMALL_PIECE:
             self.outlet.put(<const uint8_t*><const char*>reply, len(reply))
@@ -172,21 +177,34 @@ cdef class HotPath:
     def proceed(self):
         """Something that held this connection up is gone."""
         cdef Operation operation
-        if self.lost:
+        if self.stage >= LOST:
             return
         self.allowance = WAKE_ALLOWANCE
         for operation in list(self.operations):
             operation.submit()
         self.run()
 
+    cpdef bint move(self, Stage stage) except -1:
+        """Go on to `stage`. False: the connection is there already, or further."""
+        if stage <= self.stage:
+            return False
+        assert stage < GONE or self.stage == LOST
+        self.stage = stage
+        return True
+
+    def drain(self):
+        """Read no more; perform and answer what was asked for completely."""
+        if self.move(DRAINING):
+            self.run()
+
     def halt(self):
-        """Read no more; finish what is under way."""
-        self.halted = True
-        self.run()
+        """Read no more and perform no more; answer what is under way."""
+        if self.move(HALTED):
+            self.run()
 
     def lose(self):
         """The connection is gone: nothing can be sent any more."""
-        self.lost = True
+        self.move(LOST)
         self.transport = None  # a TlsChannel holds us as we hold it, and megabytes would wait for the garbage collector
         self.outlet.close()
         self.inbox.close()
@@ -196,7 +214,7 @@ cdef class HotPath:
 
     def rest(self):
         """Called now and then: give back what a connection that has become quiet does not need."""
-        if not self.lost:
+        if self.stage < LOST:
             self.inbox.rest()
             if self.outlet.held:
                 self.outlet.weigh()
@@ -250,7 +268,7 @@ cdef class HotPath:
         cdef uint64_t size
         if self.outlet.broken or (self.outlet.blocked and not (self.phase == PAYLOAD and self.remaining == 0)):
             return False
-        if self.halted:
+        if self.stage >= HALTED:
             self.inbox.taken = self.inbox.filled
             return False
         if self.phase == HEADER:
@@ -285,8 +303,6 @@ cdef class HotPath:
             raise ProtocolError(f"a payload of {request.payload} bytes: the limit is {self.rules.payload_limit}")
         self.rules.size = self.disk.size
         verdict = validate(request, &self.rules)
-        if self.draining and request.command != DISC:
-            verdict = SHUTTING_DOWN
         if verdict != OK:
             return self.begin_skip(size, verdict)
         self.allowance -= size + cost(request)
@@ -300,7 +316,7 @@ cdef class HotPath:
             return False
         self.inbox.taken += size
         if request.command == DISC:
-            self.halted = True
+            self.move(HALTED)
         elif request.command == TRIM or request.command == WRITE_ZEROES:
             if request.length > INLINE_FREE:
                 self.start_operation(None, FREE_STEP, False)
@@ -366,6 +382,7 @@ cdef class HotPath:
             return True
         self.inbox.taken += whole
         self.conclude()
+        cdef int error
         return True
 
     cdef bint take_status(self, int size) except -1:
@@ -501,11 +518,11 @@ cdef class HotPath:
     cdef int settle(self) except -1:
         """Read on only while there is something we could do with it; end when there is nothing left to do."""
         cdef bint wanted
-        if self.lost or self.outlet.broken:
+        if self.stage >= LOST or self.outlet.broken:
             return 0
         if self.inbox.taken and self.inbox.filled == self.inbox.size and not self.outlet.blocked:
             self.inbox.grow(self.inbox.size + 1)  # one read filled it: a busy connection
-        wanted = not (self.outlet.blocked or self.halted or self.exclusive is not None)
+        wanted = self.stage == OPEN and not self.outlet.blocked and self.exclusive is None
         if wanted and self.phase == APPLY:
             wanted = self.turns.may_go_on(self)
         if wanted and self.phase == HEADER:
@@ -518,7 +535,7 @@ cdef class HotPath:
                 self.transport.resume_reading()
             else:
                 self.transport.pause_reading()
-        if not self.operations and self.pending == 0 and (self.halted or self.draining):
+        if self.stage != OPEN and self.spent():
             self.drained()
         return 0
 
@@ -531,4 +548,14 @@ cdef class HotPath:
     def go_on(self):
         """The next turn of a connection that had more to do than one wake-up allows."""
         self.scheduled = False
+    cdef bint spent(self) except -1:
+        """Nothing is under way, and nothing that came can still be performed."""
+        if self.operations or self.pending:
+            return False
+        if self.stage >= HALTED:
+            return True
+        if self.phase == APPLY and not self.turns.may_go_on(self):
+            return False
+        return not self.scheduled and (not self.outlet.blocked or self.inbox.available() == 0)
+
         self.proceed()

@@ -111,7 +111,7 @@ class NbdServer:
         await asyncio.gather(*(session.closed for session in sessions))
 
     async def drain(self) -> None:
-        """Stop accepting, answer what is under way, refuse the rest with ESHUTDOWN, close everything."""
+        """Stop accepting, answer what was begun, read nothing more, close everything."""
         for server in self._servers:
             server.close()
         self._remove_socket_files()

@@ -28,7 +28,7 @@ from nbdzram.nbd.transmission cimport (
     BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, POOL_FULL, READ, REPLY_OVERHEAD, SIMPLE, SIMPLE_REPLY_SIZE, TRIM,
     UNREADABLE, WRITE, WRITE_ZEROES, finish_read, put_chunk, put_simple, read_header_size, store16, store64,
 )
-from nbdzram.server.hotpath cimport HotPath
+from nbdzram.server.hotpath cimport LOST, HotPath
 from nbdzram.server.traffic cimport monotonic
 from nbdzram.server.workers cimport Piece, Task, TaskOwner, new_piece
 
@@ -66,7 +66,7 @@ cdef class Operation(TaskOwner):
 
     cdef bint room(self, uint64_t size) noexcept:
         """May one more piece of `size` bytes be made for this connection?"""
-        if self.session.outlet.blocked or self.session.lost or (
+        if self.session.outlet.blocked or self.session.stage >= LOST or (
             self.exclusive and self.cursor - self.sent >= PIECE_WINDOW
         ):
             return False
@@ -175,7 +175,7 @@ cdef class Operation(TaskOwner):
         cdef uint64_t length
         cdef uint8_t* target
         cdef size_t last = 0
-        if session.lost or (self.whole and not self.exclusive):
+        if session.stage >= LOST or (self.whole and not self.exclusive):
             return 0
         if session.exclusive is not None and session.exclusive is not self:
             return 0
@@ -218,7 +218,7 @@ cdef class Operation(TaskOwner):
         if error and self.verdict == OK:
             self.verdict = UNREADABLE if task.command == READ else POOL_FULL
             self.failed_at = task.offset
-        if piece is not None and not error and not self.session.lost:
+        if piece is not None and not error and self.session.stage < LOST:
             if self.exclusive:
                 piece.start = SIMPLE_REPLY_SIZE
                 self.arrived[task.offset] = piece
@@ -234,9 +234,9 @@ cdef class Operation(TaskOwner):
     cdef int proceed(self) except -1:
         if self.exclusive:
             self.send_in_order()
-        if self.in_flight == 0 and (self.done == self.request.length or self.verdict != OK or self.session.lost):
+        if self.in_flight == 0 and (self.done == self.request.length or self.verdict != OK or self.session.stage >= LOST):
             self.finish()
-        if self.session.lost:
+        if self.session.stage >= LOST:
             self.session.gone()
         else:
             self.session.proceed()
@@ -245,7 +245,7 @@ cdef class Operation(TaskOwner):
     cdef int send_in_order(self) except -1:
         """A long simple reply: its header went ahead, its pieces follow as a stream."""
         cdef uint64_t offset = self.request.offset + self.sent
-        while offset in self.arrived and not self.session.lost:
+        while offset in self.arrived and self.session.stage < LOST:
             piece = self.arrived.pop(offset)
             self.sent += len(piece)
             self.session.outlet.write_piece(piece)
@@ -266,7 +266,7 @@ cdef class Operation(TaskOwner):
         session.traffic.count(
             self.request.command, self.verdict, self.request.length, monotonic() - self.started
         )
-        if session.lost:
+        if session.stage >= LOST:
             return 0
         if self.verdict != OK:
             if self.exclusive:

@@ -5,11 +5,8 @@ Errors and their explanations, BLOCK_STATUS, and the end of the connection, in i
 
 from __future__ import annotations
 
-import array
 import asyncio
-import fcntl
 import logging
-import termios
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,7 @@ from nbdzram.nbd.handshake import Terms
 from nbdzram.nbd.options import text_bytes
 from nbdzram.nbd.transmission import error_reply
 from nbdzram.nbd.verdicts import Asked, Verdict, error_of, explain
-from nbdzram.server.hotpath import STATUS_INLINE_LIMIT, UNFRAGMENTED_LIMIT, HotPath
+from nbdzram.server.hotpath import STATUS_INLINE_LIMIT, UNFRAGMENTED_LIMIT, HotPath, Stage
 from nbdzram.server.status import (
     DESCRIPTOR_LIMIT,
     STRAINED_DESCRIPTOR_LIMIT,
@@ -68,18 +65,16 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._hosting = hosting
         self._terms = terms
         self._error_count = 0
-        self._socket_fd = -1
         self._transport: Any = None
-        self._closing = False
+        self._left = False
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, transport: Any, *, rest: bytes) -> None:
         """Take the connection over from the handshake; `rest`: bytes that came behind its last option."""
         self._transport = transport
-        self._socket_fd = transport.get_extra_info("socket").fileno()
         self.export.connections.add(self)
-        self.attach(transport, self._socket_fd, rest)
+        self.attach(transport, transport.get_extra_info("socket").fileno(), rest)
 
     @property
     def read_only(self) -> bool:
@@ -90,14 +85,13 @@ class Session(HotPath, asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The peer sends no more. What it asked for completely is still answered."""
-        if not self.halted and self.midway:
-            log.warning("%s: the client went away in the middle of a request", self._who)
-        self.halt()
-        return not self._closing
+        self._left = True
+        self.drain()
+        return self.stage < Stage.CLOSING
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing can be sent any more; tasks under way come back and are dropped."""
-        if not self.halted and self.midway and not self._closing:
+        if self.stage == Stage.OPEN and self.midway:
             log.warning("%s: the connection broke in the middle of a request (%s)", self._who, exc or "closed")
         else:
             log.debug("%s: disconnected (%s)", self._who, exc or "closed")
@@ -114,7 +108,8 @@ class Session(HotPath, asyncio.BufferedProtocol):
     def gone(self) -> None:
         """The connection ends when it is lost and all that was under way has come back: until then the disk is in use,
         and who hangs up and comes again and again leaves no more work behind than the connections allowed at once."""
-        if self.lost and not self.busy and not self.closed.done():
+        if self.stage == Stage.LOST and not self.busy:
+            self.move(Stage.GONE)
             self.export.connections.discard(self)
             self._hosting.end(self)
             self.closed.set_result(None)
@@ -130,7 +125,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
         if judged is Verdict.FRAGMENTED:
             limit = UNFRAGMENTED_LIMIT
         text = explain(judged, asked, size=self.disk.size_bytes, limit=limit)
-        self._log_error(judged, text)
+        self._log_error(text)
         if judged not in (Verdict.POOL_FULL, Verdict.UNREADABLE) or asked.command not in _OFFSET_ERRORS:
             failed_at = None
         elif failed_at is None:
@@ -157,49 +152,35 @@ class Session(HotPath, asyncio.BufferedProtocol):
         """The peer broke the protocol: end the connection."""
         log.warning("%s: %s; disconnecting", self._who, error)
         self._hosting.protocol_errors += 1
-        self.halt_quietly()
+        self.halt()
 
     def drained(self) -> None:
-        """Everything is answered: close, unless requests are on their way, which get ESHUTDOWN first."""
-        if not self.halted and (self.midway or self._unread()):
+        """Everything is answered: let the last replies out, for LINGER_SECONDS at most, then close."""
+        if not self.move(Stage.CLOSING):
             return
-        self.close()
-
-    # ---- for the server ----
-
-    def drain(self) -> None:
-        """Answer what is under way, refuse the rest with ESHUTDOWN, then close."""
-        self.draining = True
-        self.proceed()
-
-    def close(self) -> None:
-        """Let the last replies out, for LINGER_SECONDS at most, then close."""
-        if self._closing or self._transport is None:
-            return
-        self._closing = True
+        if self._left and self.midway:
+            log.warning("%s: the client went away in the middle of a request", self._who)
         self._transport.close()
         self._linger = self._hosting.loop.call_later(LINGER_SECONDS, self.abort)
 
     def abort(self) -> None:
         """Cut the connection."""
-        if not self.lost:
+        if self.stage < Stage.LOST:
             self._transport.abort()
+    # ---- for the server, beside `drain` ----
+
 
     def go_on_soon(self) -> None:
         """Our turn to store a large payload as it arrives has come."""
         self._hosting.loop.call_soon(self.proceed)
 
+    # ---- for the server, beside `drain` ----
+
     def expel(self, reason: str) -> None:
         """Cut a connection that holds others up."""
         log.warning("%s: %s; disconnecting", self._who, reason)
-        self._closing = True
+        self.move(Stage.CLOSING)
         self.abort()
-
-    def halt_quietly(self) -> None:
-        """Read no more and close when what is under way is answered."""
-        self.halt()
-        if not self.busy:
-            self.close()
 
     # ---- parts ----
 
@@ -211,34 +192,25 @@ class Session(HotPath, asyncio.BufferedProtocol):
     def _descriptor_limit(self) -> int:
         return STRAINED_DESCRIPTOR_LIMIT if self.strained else DESCRIPTOR_LIMIT
 
-    def _log_error(self, verdict: Verdict, text: str) -> None:
+    def _log_error(self, text: str) -> None:
         self._error_count += 1
-        if self._error_count <= LOGGED_ERRORS and verdict is not Verdict.SHUTTING_DOWN:
+        if self._error_count <= LOGGED_ERRORS:
             log.warning("%s: %s", self._who, text)
 
     def _count(self, verdict: Verdict, length: int, started: int) -> None:
         self.count_request(Command.BLOCK_STATUS, verdict, length, time.monotonic_ns() - started)
 
-    def _unread(self) -> bool:
-        """Bytes of the peer wait in the socket."""
-        waiting = array.array("i", [0])
-        try:
-            fcntl.ioctl(self._socket_fd, termios.FIONREAD, waiting)
-        except OSError:
-            return False
-        return waiting[0] > 0
-
     async def _query_later(self, request: StatusRequest, started: int) -> None:
         reply = None
         try:
             async with self._hosting.status_slots:
-                if not self.lost:  # or else nobody waits for it
+                if self.stage < Stage.LOST:  # or else nobody waits for it
                     style = ReplyStyle(self._terms.style)
                     limit = self._descriptor_limit
                     reply = await asyncio.to_thread(status_reply, self.disk, style, request, limit)
         finally:
             self.pending -= 1
-        if reply is not None and not self.lost:
+        if reply is not None and self.stage < Stage.LOST:
             self._count(Verdict.OK, request.length, started)
             self.emit(reply)
             self.proceed()

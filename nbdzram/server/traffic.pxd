@@ -16,7 +16,7 @@ cdef inline uint64_t monotonic() noexcept nogil:
 
 cdef enum:
     OPERATIONS = 9   # the commands by number, and one for those that do not exist
-    CAUSES = 12      # verdicts
+    CAUSES = 11      # verdicts
     BUCKETS = 24     # latency: bucket k holds requests under 2**k microseconds, the last one the rest
 
 cdef extern from *:

@@ -13,14 +13,15 @@ import pytest
 
 from nbdzram.config import Access, Limits, ServerConfig, TcpAddress, UnixAddress
 from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
-from nbdzram.nbd.constants import Error, Reply
+from nbdzram.nbd.constants import Reply
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
+from nbdzram.server.hotpath import Stage as Ending
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.session import Session
 from nbdzram.server.sockets import inherited, open_unix
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
-from tests.wire import OPT_GO, client_hello, name_and_infos, option
+from tests.wire import OPT_ABORT, OPT_GO, OPT_LIST, client_hello, name_and_infos, option, request
 
 READ, WRITE, DISC, FLUSH = range(4)
 STATUS = 7
@@ -104,31 +105,65 @@ def test_a_client_that_asks_and_never_reads_is_held_at_bounded_memory(play: Play
     play(story)
 
 
-def test_draining_answers_what_is_under_way_and_refuses_the_rest(stage: Stage, play: Play) -> None:
+def test_stopping_answers_what_was_begun_reads_nothing_more_and_closes(stage: Stage, play: Play) -> None:
+    """No request is answered with an error because the server stops: who connects again asks for it again."""
+
     async def story(stage: Stage) -> None:
         client = await stage.client()
-        haggler = await WireClient.connect(stage.path)
-        await haggler.option(3)
         content = bytes(range(256)) * 16384
         client.ask(WRITE, 0, len(content), cookie=1, payload=content)
         client.ask(FLUSH, 0, 0, cookie=2)
         await client.answer()
         await client.answer()
-        client.send(b"\x25\x60\x95\x13")  # a request that has begun keeps the connection
+        client.ask(READ, 0, 4 << 20, cookie=3)
+        client.send(b"\x25\x60\x95\x13")  # a request that has begun, and must not end in an error
+        (session,) = stage.disk.connections
+        while not session.busy:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
         draining = asyncio.ensure_future(stage.server.drain())
-        await asyncio.sleep(0)
-        client.send(struct.pack(">HHQQI", 0, READ, 3, 0, 512))
-        cookie, answer = await client.answer()
-        assert (cookie, answer.error) == (3, Error.ESHUTDOWN)
+        cookie, answer = await client.answer(read_length=4 << 20)
+        assert (cookie, answer.error, answer.content) == (3, 0, content)
         assert await client.at_end()
-        replies = await haggler.option(7, name_and_infos(b"disk"))
-        assert replies[-1].kind == Reply.ERR_SHUTDOWN
-        await haggler.close()
         await draining
         await client.close()
 
     play(story)
     assert not Path(stage.path).exists()
+
+
+def test_a_server_that_stops_still_answers_who_haggles(play: Play) -> None:
+    """Options get ERR_SHUTDOWN, and ABORT its ACK (section "Option types")."""
+
+    async def story(stage: Stage) -> None:
+        hagglers = [await WireClient.connect(stage.path) for _ in range(2)]
+        for haggler in hagglers:
+            await haggler.option(OPT_LIST)
+        draining = asyncio.ensure_future(stage.server.drain())
+        await asyncio.sleep(0)
+        assert (await hagglers[0].option(OPT_GO, name_and_infos(b"disk")))[-1].kind == Reply.ERR_SHUTDOWN
+        assert (await hagglers[0].option(OPT_ABORT))[-1].kind == Reply.ACK
+        assert await hagglers[0].at_end()
+        assert (await hagglers[1].option(OPT_ABORT))[-1].kind == Reply.ACK
+        await draining
+        for haggler in hagglers:
+            await haggler.close()
+
+    play(story)
+
+
+def test_everything_asked_for_before_the_end_of_file_is_answered(play: Play) -> None:
+    """More than one wake-up performs, by a client that then says that it sends no more."""
+    count = 5000
+
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        client.send(b"".join(request(READ, 0, 4096, cookie=cookie) for cookie in range(count)))
+        client.writer.write_eof()
+        assert [(await client.answer(read_length=4096))[0] for _ in range(count)] == list(range(count))
+        assert await client.at_end()
+        await client.close()
+
+    play(story)
 
 
 def test_idle_connections_do_not_hold_up_draining(play: Play) -> None:
@@ -166,7 +201,7 @@ def test_a_connection_that_is_lost_holds_its_disk_until_its_work_has_come_back(p
             while not session.busy:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
             client.writer.transport.abort()
-            while not session.lost:
+            while session.stage < Ending.LOST:
                 session.emit(bytes(20))  # a socket that is not read tells of its end when something is sent
                 session.proceed()
                 await asyncio.sleep(0)
