@@ -1,6 +1,7 @@
 # The transmission phase on the wire: requests in, replies out. No I/O, no Python objects.
 # Sections named are those of doc/proto.md (see constants.py).
 
+from libc.errno cimport ENOSPC
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -58,8 +59,13 @@ cdef enum:  # Verdict (verdicts.py): what became of a request
     WRONG_SHAPE = 8
     POOL_FULL = 9
     UNREADABLE = 10
-    SHUTTING_DOWN = 11
-    VERDICTS = 12
+    VERDICTS = 11
+
+cdef inline int verdict_of(int error) noexcept nogil:
+    # What the engine's errno means for a request: only ENOSPC is room that trimming, or a higher limit, would make.
+    if error == 0:
+        return OK
+    return POOL_FULL if error == ENOSPC else UNREADABLE
 
 cdef enum:
     REQUEST_SIZE = 28            # bytes of a compact request header

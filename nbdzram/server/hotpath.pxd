@@ -50,6 +50,7 @@ cdef class HotPath:
 
     cpdef bint move(self, Stage stage) except -1
     cdef int run(self) except -1
+    cdef int fail_loudly(self) except -1
     cdef bint advance(self) except -1
     cdef bint take_request(self) except -1
     cdef bint take_read(self, int size) except -1
@@ -63,9 +64,10 @@ cdef class HotPath:
     cdef bint apply_payload(self) except -1
     cdef int end_payload(self) except -1
     cdef int conclude(self) except -1
+    cdef int conclude_or_refuse(self, int error) except -1
     cdef int refuse(self, int verdict) except -1
     cdef int fail(self, const Request* request, int verdict, failed_at) except -1
     cdef int reply_success(self, const Request* request) except -1
     cdef int settle(self) except -1
-    cdef int continue_later(self) except -1
     cdef bint spent(self) except -1
+    cdef int continue_later(self) except -1

@@ -90,6 +90,8 @@ class HotPath:
     # What the subclass provides.
     def explain_failure(self, verdict: int, asked: Asked, failed_at: int | None) -> bytes:
         """The error reply to a request."""
+    def report(self, error: BaseException) -> None:
+        """A mistake of ours ended this connection."""
     def query_status(self, asked: Asked, payload: bytes | None, started: int) -> None:
         """Answer BLOCK_STATUS, now or later (count it in `pending`, then call proceed)."""
     def protocol_error(self, error: ProtocolError) -> None:

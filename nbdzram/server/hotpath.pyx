@@ -31,9 +31,9 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport (
-    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, DF, DISC, FLUSH, NO_HOLE, OK, POOL_FULL, READ, REPLY_OVERHEAD,
-    SHUTTING_DOWN, SIMPLE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request,
-    put_success, read_header_size, store16, validate,
+    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, DF, DISC, FLUSH, NO_HOLE, OK, READ, REPLY_OVERHEAD,
+    SIMPLE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request,
+    put_success, read_header_size, store16, validate, verdict_of,
 )
 from nbdzram.server.inbox cimport Inbox
 from nbdzram.server.outlet cimport Outlet, Scratch
@@ -254,6 +254,9 @@ cdef class HotPath:
                 pass
         except ProtocolError as error:
             broken = error
+        except BaseException:
+            self.fail_loudly()
+            raise
         self.outlet.flush()
         if self.traffic.untimed_any:
             self.traffic.time_added(monotonic() - self.started)
@@ -261,6 +264,13 @@ cdef class HotPath:
             self.settle()
         else:
             self.protocol_error(broken)
+        return 0
+
+    cdef int fail_loudly(self) except -1:
+        """An exception that nobody foresaw is our mistake: it ends this connection, goes on to the log, and leaves
+        nothing in the scratch, which others fill next."""
+        self.outlet.discard()
+        self.abort()
         return 0
 
     cdef bint advance(self) except -1:
@@ -372,17 +382,14 @@ cdef class HotPath:
     cdef bint take_write(self, int size) except -1:
         cdef Request* request = &self.request
         cdef size_t whole = size + request.payload
+        cdef int error
         if request.payload > INLINE_LIMIT or (whole > self.inbox.size and not self.inbox.grow(whole)):
             return self.begin_payload(size)
         if self.inbox.available() < whole or self.outlet.reserve(REPLY_OVERHEAD) == NULL:
             return False
-        if self.disk.c_write(request.offset, request.length, self.inbox.front() + size):
-            self.inbox.taken += whole
-            self.refuse(POOL_FULL)
-            return True
+        error = self.disk.c_write(request.offset, request.length, self.inbox.front() + size)
         self.inbox.taken += whole
-        self.conclude()
-        cdef int error
+        self.conclude_or_refuse(error)
         return True
 
     cdef bint take_status(self, int size) except -1:
@@ -407,11 +414,7 @@ cdef class HotPath:
             error = self.disk.c_trim(request.offset, request.length)
         else:
             error = self.disk.c_zero(request.offset, request.length, request.flags & NO_HOLE != 0)
-        if error:
-            self.refuse(POOL_FULL)
-        else:
-            self.conclude()
-        return 0
+        return self.conclude_or_refuse(error)
 
     # ---- large requests ----
 
@@ -466,8 +469,8 @@ cdef class HotPath:
             size -= min(size, (offset + size) % BLOCK)
         if size == 0 and self.remaining:
             return False
-        if self.verdict == OK and self.disk.c_write(offset, size, self.inbox.front()):
-            self.verdict = POOL_FULL
+        if self.verdict == OK:
+            self.verdict = verdict_of(self.disk.c_write(offset, size, self.inbox.front()))
         self.inbox.taken += size
         self.remaining -= size
         if self.remaining == 0:
@@ -498,6 +501,12 @@ cdef class HotPath:
             self.traffic.blocks_trimmed += request.length // BLOCK
         self.traffic.add(request.command, request.length)
         return 0
+
+    cdef int conclude_or_refuse(self, int error) except -1:
+        """Answer the current request as the engine's errno says."""
+        if error:
+            return self.refuse(verdict_of(error))
+        return self.conclude()
 
     cdef int refuse(self, int verdict) except -1:
         cdef Request* request = &self.request
@@ -539,15 +548,6 @@ cdef class HotPath:
             self.drained()
         return 0
 
-    cdef int continue_later(self) except -1:
-        if not self.scheduled:
-            self.scheduled = True
-            self.call_soon(self.go_on)
-        return 0
-
-    def go_on(self):
-        """The next turn of a connection that had more to do than one wake-up allows."""
-        self.scheduled = False
     cdef bint spent(self) except -1:
         """Nothing is under way, and nothing that came can still be performed."""
         if self.operations or self.pending:
@@ -558,4 +558,13 @@ cdef class HotPath:
             return False
         return not self.scheduled and (not self.outlet.blocked or self.inbox.available() == 0)
 
+    cdef int continue_later(self) except -1:
+        if not self.scheduled:
+            self.scheduled = True
+            self.call_soon(self.go_on)
+        return 0
+
+    def go_on(self):
+        """The next turn of a connection that had more to do than one wake-up allows."""
+        self.scheduled = False
         self.proceed()

@@ -25,8 +25,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from nbdzram.nbd.transmission cimport (
-    BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, POOL_FULL, READ, REPLY_OVERHEAD, SIMPLE, SIMPLE_REPLY_SIZE, TRIM,
-    UNREADABLE, WRITE, WRITE_ZEROES, finish_read, put_chunk, put_simple, read_header_size, store16, store64,
+    BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, SIMPLE_REPLY_SIZE, TRIM,
+    UNREADABLE, WRITE, WRITE_ZEROES, finish_read, put_chunk, put_simple, read_header_size, store16, store64, verdict_of,
 )
 from nbdzram.server.hotpath cimport LOST, HotPath
 from nbdzram.server.traffic cimport monotonic
@@ -216,7 +216,7 @@ cdef class Operation(TaskOwner):
             Py_DECREF(piece)
             piece.end = task.reply_size
         if error and self.verdict == OK:
-            self.verdict = UNREADABLE if task.command == READ else POOL_FULL
+            self.verdict = verdict_of(error)
             self.failed_at = task.offset
         if piece is not None and not error and self.session.stage < LOST:
             if self.exclusive:
@@ -240,6 +240,16 @@ cdef class Operation(TaskOwner):
             self.session.gone()
         else:
             self.session.proceed()
+        return 0
+
+    cdef int fail(self, error) except -1:
+        cdef HotPath session = self.session
+        session.outlet.discard()
+        session.abort()
+        if self.in_flight == 0 and self in session.operations:
+            session.operations.remove(self)
+        session.report(error)
+        session.gone()
         return 0
 
     cdef int send_in_order(self) except -1:

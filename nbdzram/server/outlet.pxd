@@ -23,6 +23,7 @@ cdef class Outlet:
     cdef uint8_t* reserve(self, size_t size) except? NULL
     cdef int put(self, const uint8_t* reply, size_t size) except -1
     cdef int flush(self) except -1
+    cdef void discard(self) noexcept
     cdef int write(self, bytes reply) except -1
     cdef int write_piece(self, Piece piece) except -1
     cdef int hand_over(self, buffer, bint weigh=*) except -1

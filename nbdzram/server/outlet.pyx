@@ -88,6 +88,11 @@ cdef class Outlet:
             self.hand_over(PyBytes_FromStringAndSize(<char*>self.scratch.bytes + sent, used - sent))
         return 0
 
+    cdef void discard(self) noexcept:
+        """Send nothing more, and nothing of what the scratch holds: the connection is about to be cut."""
+        self.used = 0
+        self.broken = True
+
     cdef int write(self, bytes reply) except -1:
         """Send a reply that Python built, behind what the scratch holds."""
         self.flush()

@@ -133,6 +133,10 @@ class Session(HotPath, asyncio.BufferedProtocol):
         error = error_of(judged, asked.command)
         return error_reply(self._terms.style, asked.cookie, asked.offset, error, text_bytes(text), failed_at)
 
+    def report(self, error: BaseException) -> None:
+        """A mistake of ours ended this connection: as loud as what asyncio itself catches."""
+        self._hosting.loop.call_exception_handler({"message": f"{self._who}: not answered", "exception": error})
+
     def query_status(self, asked: Asked, payload: bytes | None, started: int) -> None:
         """Answer BLOCK_STATUS; a long range is looked at by a thread."""
         request = parse_status(asked, payload, self._terms.contexts, self.disk.size_bytes)
@@ -163,18 +167,18 @@ class Session(HotPath, asyncio.BufferedProtocol):
         self._transport.close()
         self._linger = self._hosting.loop.call_later(LINGER_SECONDS, self.abort)
 
+    # ---- for the server, beside `drain` ----
+
     def abort(self) -> None:
         """Cut the connection."""
         if self.stage < Stage.LOST:
             self._transport.abort()
-    # ---- for the server, beside `drain` ----
 
+    # ---- for the server, beside `drain` ----
 
     def go_on_soon(self) -> None:
         """Our turn to store a large payload as it arrives has come."""
         self._hosting.loop.call_soon(self.proceed)
-
-    # ---- for the server, beside `drain` ----
 
     def expel(self, reason: str) -> None:
         """Cut a connection that holds others up."""

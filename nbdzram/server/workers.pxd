@@ -50,6 +50,7 @@ cdef Piece new_piece(size_t size, Budget budget, uint64_t charged)
 cdef class TaskOwner:
     cdef int take_back(self, Task* task) except -1
     cdef int proceed(self) except -1
+    cdef int fail(self, error) except -1
 
 cdef class Workers:
     cdef pthread_mutex_t mutex

@@ -173,6 +173,10 @@ cdef class TaskOwner:
         """All tasks that were done have been taken back."""
         raise NotImplementedError
 
+    cdef int fail(self, error) except -1:
+        """The others' tasks go on, whatever `error` came of this one: end what it belongs to, and be loud."""
+        raise NotImplementedError
+
 
 cdef class Workers:
     """`count` threads, and the loop's thread calls `collect` whenever `fileno` is readable."""
@@ -225,12 +229,18 @@ cdef class Workers:
         while task != NULL:
             next = task.next
             owner = <TaskOwner>task.operation
-            Py_DECREF(owner)
-            owner.take_back(task)
             owners.append(owner)
+            Py_DECREF(owner)
+            try:
+                owner.take_back(task)
+            except BaseException as error:
+                owner.fail(error)
             task = next
         for owner in owners:
-            owner.proceed()
+            try:
+                owner.proceed()
+            except BaseException as error:
+                owner.fail(error)
 
     cdef void submit(self, Task* task) noexcept:
         """Queue a task. It holds a reference to its operation until it is collected."""

@@ -19,7 +19,7 @@ from nbdzram.nbd.constants import Chunk, Error
 from nbdzram.server.exports import Export
 from tests.support.loop_client import Answer
 from tests.unit.server.conftest import Play, Stage
-from tests.wire import CMD_READ, SIMPLE_REPLY
+from tests.wire import CMD_READ, CMD_WRITE, CMD_WRITE_ZEROES, SIMPLE_REPLY
 
 BLOCK, KIB, MIB = 4096, 1 << 10, 1 << 20
 LENGTH = 4 * MIB
@@ -152,3 +152,25 @@ def expect_true_parts(answer: Answer) -> None:
         seen.update(covered)
     assert seen, "nothing of what could be read came"
     assert answer.chunks[-1][0] == Chunk.ERROR_OFFSET
+
+
+@BUDGETS
+@pytest.mark.parametrize("command", [CMD_WRITE, CMD_WRITE_ZEROES])
+@pytest.mark.parametrize("length", [100, 60 * KIB, 300 * KIB])
+def test_a_change_of_part_of_a_block_that_does_not_decode_is_eio(
+    play: Play, torn: Export, budget: int, command: int, length: int
+) -> None:
+    """ENOSPC would send the operator after room; what is stored is spoiled, and the rest of it goes on."""
+
+    async def story(stage: Stage) -> None:
+        client = await stage.client(b"torn")
+        payload = bytes(length) if command == CMD_WRITE else b""
+        answer = await client.call(command, TORN + 5, length, payload=payload)
+        assert answer.error == Error.EIO
+        assert "do not decode" in answer.text
+        assert torn.traffic.io_stat().failed_writes == 1
+        await client.write(TORN, b"w" * BLOCK)  # a whole block needs nothing of the old one
+        assert await client.read(TORN, BLOCK) == b"w" * BLOCK
+        await client.close()
+
+    play(story, Limits(total_bytes=budget))
