@@ -13,12 +13,26 @@ from collections.abc import Awaitable, Callable, Iterator
 SLICE_SECONDS = 0.0005  # a client that comes meanwhile waits so long at most, as it would for two others' requests
 
 
-async def join_in_slices(pieces: Iterator[str], pause: Callable[[], Awaitable[None]]) -> str:
+Pause = Callable[[], Awaitable[None]]
+
+
+async def join_in_slices(pieces: Iterator[str], pause: Pause) -> str:
     """The pieces in one, made in slices of SLICE_SECONDS and what the last piece takes; `pause` serves others."""
-    parts, due = [], time.perf_counter() + SLICE_SECONDS
-    for piece in pieces:
-        parts.append(piece)
+    parts: list[str] = []
+
+    def join() -> Iterator[None]:
+        for piece in pieces:
+            parts.append(piece)
+            yield
+
+    await walk_in_slices(join(), pause)
+    return "".join(parts)
+
+
+async def walk_in_slices(steps: Iterator[None], pause: Pause) -> None:
+    """Take all steps, and pause when SLICE_SECONDS are over."""
+    due = time.perf_counter() + SLICE_SECONDS
+    for _ in steps:
         if time.perf_counter() >= due:
             await pause()
             due = time.perf_counter() + SLICE_SECONDS
-    return "".join(parts)

@@ -129,6 +129,19 @@ class PoolStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HistorySample:
+    """What a server did in some seconds before a moment."""
+
+    at: float  # seconds since the epoch
+    read_bytes: float  # a second, as the next two
+    write_bytes: float
+    requests: float
+    median_seconds: float  # of reads and writes; 0: there was none
+    p99_seconds: float
+    memory_bytes: int  # that all pools took, metadata included
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """The whole server, at one moment."""
 
@@ -142,6 +155,11 @@ class ServerStatus:
     connections_total: int
     handshake_failures: dict[str, int]  # by cause, from a fixed set
     protocol_errors: int  # connections ended because the peer broke the protocol after its handshake
+    connections_limit: int
+    tls_files_usable: bool  # False: they changed on disk, and the old ones are kept
+    certificate_expires_at: float | None  # seconds since the epoch; None: there is none
+    state_dir_size_bytes: int  # of its file system; 0: there is no state directory
+    state_dir_free_bytes: int
     event_loop_lag_seconds: float  # the longest of the last interval
     latency_bounds_seconds: tuple[float, ...]
     pools: tuple[PoolStatus, ...]

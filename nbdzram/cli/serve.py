@@ -329,7 +329,7 @@ def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | N
         return None
     from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
 
-    return MetricsServer(config.metrics, service.status, service.usage, config.metrics_hosts)
+    return MetricsServer(config.metrics, service, config.metrics_hosts)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import connect, control_option
-from nbdzram.cli.rates import between
 from nbdzram.cli.view import SORTS, Frame, screen
 from nbdzram.control.client import ControlClient
+from nbdzram.rates import between
 
 USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the server bounds it too
 QUIT_KEYS = b"qQ\x04"  # \x04: Ctrl-D

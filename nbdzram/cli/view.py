@@ -17,8 +17,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
-from nbdzram.cli.rates import Rates
 from nbdzram.engine.stats import DiskUsage, PoolStats
+from nbdzram.rates import Rates
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
 from nbdzram.units import format_size
 

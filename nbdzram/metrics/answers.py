@@ -5,7 +5,8 @@
     GET /healthz      200 while the event loop runs
     GET /readyz       200 while clients are served, 503 while draining
     GET /status.json  what the page shows
-    GET /usage.json   what each export's blocks cost, from a walk that the server repeats only so often
+    GET /history.json the last two hours, a sample each ten seconds
+    GET /usage.json   what each export's blocks cost, as the last walk found it; the header Age says how long ago
 
 A long text is made once for all who ask meanwhile, and at leisure: after making one for t seconds the server rests for
 REST times t. So however many scrape, what they cost the event loop is at most 1/(REST + 1) of it. Nobody gets a text
@@ -18,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from itertools import chain
+from typing import Protocol
 
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.metrics.exposition import CONTENT_TYPE
@@ -30,7 +32,7 @@ from nbdzram.metrics.families import FAMILIES
 from nbdzram.metrics.page import load_page
 from nbdzram.metrics.process import ProcessMetrics, resident_bytes
 from nbdzram.slices import join_in_slices
-from nbdzram.status import ServerStatus, fields, to_json_pieces
+from nbdzram.status import HistorySample, ServerStatus, fields, to_json_pieces
 
 REST = 9  # times the making: a tenth of the loop, whoever asks how often
 HEALTH = frozenset({"/healthz", "/readyz"})
@@ -54,28 +56,38 @@ def sentence(status: HTTPStatus, text: str) -> Answer:
     return Answer(status, TEXT, text.encode() + b"\n")
 
 
-class Answers:
-    """By path, from a server that says its status and its usage."""
+class Watched(Protocol):
+    """What is shown. Nothing here waits."""
 
-    def __init__(
-        self,
-        status: Callable[[], ServerStatus],
-        usage: Callable[[], Awaitable[Mapping[str, DiskUsage]]],
-    ) -> None:
-        self._status = status
-        self._usage = usage
+    def status(self) -> ServerStatus:
+        """Everything, at this moment."""
+
+    def usage_so_far(self) -> tuple[Mapping[str, DiskUsage], float | None]:
+        """What each export's blocks cost, by name, and how many seconds ago that was; None: nobody knows yet."""
+
+    def history(self) -> Sequence[HistorySample]:
+        """The last hours, the oldest first."""
+
+
+class Answers:
+    """By path."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
         self._process = ProcessMetrics()
         self._page, self.policy = load_page()
         pace = Pace()
         self._metrics = Shared(pace, self._make_metrics)
         self._status_json = Shared(pace, self._make_status)
         self._usage_json = Shared(pace, self._make_usage)
+        self._history_json = Shared(pace, self._make_history)
         self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
             "/": self._show_page,
             "/metrics": self._metrics.get,
             "/healthz": self._say_alive,
             "/readyz": self._say_ready,
             "/status.json": self._status_json.get,
+            "/history.json": self._history_json.get,
             "/usage.json": self._usage_json.get,
         }
 
@@ -88,7 +100,7 @@ class Answers:
 
     def stop(self) -> None:
         """End what is being made."""
-        for shared in (self._metrics, self._status_json, self._usage_json):
+        for shared in (self._metrics, self._status_json, self._usage_json, self._history_json):
             shared.stop()
 
     async def _show_page(self) -> Answer:
@@ -98,21 +110,26 @@ class Answers:
         return sentence(HTTPStatus.OK, "ok")
 
     async def _say_ready(self) -> Answer:
-        if self._status().draining:
+        if self._watched.status().draining:
             return sentence(HTTPStatus.SERVICE_UNAVAILABLE, "draining")
         return sentence(HTTPStatus.OK, "ready")
 
     async def _make_metrics(self) -> Answer:
         """All families of one moment."""
-        status = self._status()
+        status = self._watched.status()
         text = await _in_slices(chain.from_iterable(family.lines(status) for family in FAMILIES))
         return Answer(HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode())
 
     async def _make_status(self) -> Answer:
-        return await _json(fields(self._status()) | {"resident_bytes": resident_bytes()})
+        return await _json(fields(self._watched.status()) | {"resident_bytes": resident_bytes()})
 
     async def _make_usage(self) -> Answer:
-        return await _json(await self._usage())
+        usage, age_seconds = self._watched.usage_so_far()
+        answer = await _json(usage)
+        return answer if age_seconds is None else replace(answer, headers={"Age": f"{age_seconds:.0f}"})
+
+    async def _make_history(self) -> Answer:
+        return await _json(self._watched.history())
 
 
 class Pace:

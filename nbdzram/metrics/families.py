@@ -173,12 +173,31 @@ EXPORT = (
     Family("nbdzram_request_duration_seconds", "histogram", "Time from a request's arrival to its reply.", _latency),
 )  # fmt: skip
 
+
+def _if_known(value: Callable[[ServerStatus], float | None]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        known = value(status)
+        if known is not None:
+            yield "", known
+
+    return Samples((), samples)
+
+
+def _of_state_dir(value: Callable[[ServerStatus], int]) -> Samples:
+    return _if_known(lambda s: value(s) if s.state_dir_size_bytes else None)
+
+
 SERVER = (
     Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
     Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
     Family("nbdzram_handshake_failures_total", "counter", "Handshakes that failed, by cause.", _handshake_failures),
     Family("nbdzram_protocol_errors_total", "counter", "Connections ended because the peer broke the protocol.", _server(lambda s: s.protocol_errors)),
     Family("nbdzram_event_loop_lag_seconds", "gauge", "How late the event loop woke at the last sample.", _server(lambda s: s.event_loop_lag_seconds)),
+    Family("nbdzram_connections_limit", "gauge", "Connections that may be open at once.", _server(lambda s: s.connections_limit)),
+    Family("nbdzram_tls_files_usable", "gauge", "Whether the TLS files on disk are those in use; 0: they changed and cannot be used.", _server(lambda s: int(s.tls_files_usable))),
+    Family("nbdzram_tls_certificate_expiry_timestamp_seconds", "gauge", "When the certificate in use ends; absent without TLS.", _if_known(lambda s: s.certificate_expires_at)),
+    Family("nbdzram_state_dir_size_bytes", "gauge", "Size of the state directory's file system; absent without one.", _of_state_dir(lambda s: s.state_dir_size_bytes)),
+    Family("nbdzram_state_dir_free_bytes", "gauge", "What is free there; absent without a state directory.", _of_state_dir(lambda s: s.state_dir_free_bytes)),
     Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
 )  # fmt: skip
 

@@ -22,15 +22,13 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator
 from http import HTTPStatus
 
 from nbdzram.config import TcpAddress
-from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import UserError
-from nbdzram.metrics.answers import HEALTH, Answer, Answers, sentence
+from nbdzram.metrics.answers import HEALTH, Answer, Answers, Watched, sentence
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, Head, Hosts, Refused, Request
-from nbdzram.status import ServerStatus
 
 HEAD_SECONDS = 5.0  # for the head to arrive
 REPLY_SECONDS = 10.0  # for the reply to leave: as long as Prometheus waits by itself
@@ -47,18 +45,17 @@ log = logging.getLogger("nbdzram.metrics")
 
 
 class MetricsServer:
-    """Listens on one address and answers from `status`."""
+    """Listens on one address and answers from what `watched` says."""
 
     def __init__(
         self,
         address: TcpAddress,
-        status: Callable[[], ServerStatus],
-        usage: Callable[[], Awaitable[Mapping[str, DiskUsage]]],
+        watched: Watched,
         hosts: Iterable[str] = (),
     ) -> None:
         self._address = address
         self._hosts = Hosts({address.host.lower(), *hosts})
-        self._answers = Answers(status, usage)
+        self._answers = Answers(watched)
         self._heads = Places(HEAD_PLACES)
         self._replies = Places(ANSWER_PLACES)
         self._health = Places(HEALTH_PLACES)

@@ -81,6 +81,16 @@ class NbdServer:
         """Connections ended in the transmission phase because the peer broke the protocol."""
         return self._hosting.protocol_errors if self._hosting else 0
 
+    @property
+    def tls_files_usable(self) -> bool:
+        """Whether the TLS files on disk are those in use."""
+        return self._hosting is None or self._hosting.tls.usable
+
+    @property
+    def certificate_expires_at(self) -> float | None:
+        """When the server's certificate ends, in seconds since the epoch; None without one."""
+        return self._hosting.tls.expires_at if self._hosting else None
+
     def renew_certificates(self) -> None:
         """Read TLS files that changed now, and not only when the next client comes."""
         if self._hosting is not None:

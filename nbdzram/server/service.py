@@ -18,6 +18,7 @@ from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Exports
+from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.maintenance import Progress
@@ -25,7 +26,7 @@ from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.state import State
 from nbdzram.server.usage import Usages
-from nbdzram.status import RunOptions, RunReport, ServerStatus
+from nbdzram.status import HistorySample, RunOptions, RunReport, ServerStatus
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
@@ -41,6 +42,7 @@ class Service:
         self._exports = Exports(config.default_export)
         self._nbd = NbdServer(self._exports, config)
         self._usages = Usages(self._exports)
+        self._history = History(self._exports, self._memory_bytes, config.state_dir)
         self.changes = Changes(config, self._pools, self._exports, self._nbd)
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -70,6 +72,7 @@ class Service:
             raise
         self.changes.begin(state)
         self._pulse = asyncio.create_task(self._beat())
+        self._history.start()
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected client until it leaves."""
@@ -80,6 +83,7 @@ class Service:
         self._draining = True
         if self._pulse is not None:
             self._pulse.cancel()
+        self._history.stop()
         await asyncio.gather(self._nbd.drain(), self.changes.stop())
         await self._usages.stop()
         for service in self._pools.values():
@@ -103,6 +107,11 @@ class Service:
             connections_total=self._nbd.connections_accepted,
             handshake_failures=dict(self._nbd.handshake_failures),
             protocol_errors=self._nbd.protocol_errors,
+            connections_limit=self._config.limits.connections,
+            tls_files_usable=self._nbd.tls_files_usable,
+            certificate_expires_at=self._nbd.certificate_expires_at,
+            state_dir_size_bytes=self._history.state_dir_size_bytes,
+            state_dir_free_bytes=self._history.state_dir_free_bytes,
             event_loop_lag_seconds=self._lag_seconds,
             latency_bounds_seconds=LATENCY_BOUNDS_SECONDS,
             pools=tuple(service.status(now) for service in self._pools.values()),
@@ -112,6 +121,14 @@ class Service:
     async def usage(self) -> dict[str, DiskUsage]:
         """What each export's blocks cost, by name: from a walk, or one that is still fresh."""
         return await self._usages.now()
+
+    def usage_so_far(self) -> tuple[dict[str, DiskUsage], float | None]:
+        """The same at once, from the last walk, and how many seconds ago that was; the next starts if it is due."""
+        return self._usages.so_far()
+
+    def history(self) -> tuple[HistorySample, ...]:
+        """The last hours, the oldest first."""
+        return tuple(self._history.samples)
 
     async def run(
         self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
@@ -126,6 +143,10 @@ class Service:
                 for service in services
             ]
         )
+
+    def _memory_bytes(self) -> int:
+        stats = [service.pool.stats() for service in self._pools.values()]
+        return sum(pool.mem_used_total + pool.metadata for pool in stats)
 
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:

@@ -8,10 +8,13 @@ However many ask, walks take at most 1/(REST + 1) of one processor core.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.server.exports import Exports
+
+log = logging.getLogger("nbdzram.server")
 
 REST = 19  # times the walk: 5 % of one core
 
@@ -24,6 +27,7 @@ class Usages:
         self._walking: asyncio.Task[dict[str, DiskUsage]] | None = None
         self._found: dict[str, DiskUsage] = {}
         self._fresh_until = 0.0
+        self._ended: float | None = None
         self._stopping = False
 
     async def now(self) -> dict[str, DiskUsage]:
@@ -33,6 +37,14 @@ class Usages:
                 return self._found
             self._walking = asyncio.create_task(self._walk())
         return await asyncio.shield(self._walking)  # an asker who goes away does not end it for the others
+
+    def so_far(self) -> tuple[dict[str, DiskUsage], float | None]:
+        """The same without waiting, from the last walk, and its age in seconds (None: there was none yet)."""
+        now = time.monotonic()
+        if self._walking is None and not self._stopping and now >= self._fresh_until:
+            self._walking = asyncio.create_task(self._walk())
+            self._walking.add_done_callback(_take_note)
+        return self._found, None if self._ended is None else now - self._ended
 
     async def stop(self) -> None:
         """Wait for the walk under way to leave the pools; start none any more."""
@@ -50,5 +62,10 @@ class Usages:
         finally:
             self._walking = None
         ended = time.monotonic()
-        self._found, self._fresh_until = found, ended + REST * (ended - began)
+        self._found, self._ended, self._fresh_until = found, ended, ended + REST * (ended - began)
         return found
+
+
+def _take_note(walk: asyncio.Task[dict[str, DiskUsage]]) -> None:
+    if not walk.cancelled() and walk.exception() is not None:
+        log.error("counting what exports cost failed", exc_info=walk.exception())

@@ -71,7 +71,7 @@ async def _watch_looks(directory: Path) -> dict[str, float]:
     unix = UnixAddress(path=directory / "nbd.sock")
     exports = tuple(ExportConfig(name=name, size_bytes=MIB) for name in names())
     service = Service(ServerConfig(exports=exports, tcp=(), unix=(unix,)))
-    metrics = MetricsServer(TcpAddress(port=0), service.status, service.usage)
+    metrics = MetricsServer(TcpAddress(port=0), service)
     control = ControlServer(directory / "control.sock", method_table(service, service.changes))
     await service.start()
     await metrics.start()

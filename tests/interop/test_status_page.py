@@ -120,3 +120,168 @@ def test_a_full_pool_is_seen_at_once(serve: Callable[..., Nbdzram], browser: Bro
     browser.wait_for("document.querySelectorAll('#pools .bad').length === 2")
     shown = browser.evaluate("[...document.querySelectorAll('#pools .bad')].map(one => one.innerText)")
     assert shown == ["100 % of the limit of 1 MiB", "refused at the limit1 write"]
+
+
+STATE = "document.getElementById('state').innerText"
+
+
+def test_a_full_pool_turns_the_header_red_and_says_what_to_do(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "64M"}, arguments=("--mem-limit", "1M"), metrics=True)
+    browser.open(page_of(server))
+    browser.wait_for(f"{STATE} === 'serving'")
+    header = "getComputedStyle(document.querySelector('.top')).backgroundColor"
+    plain = browser.evaluate(header)
+    with server.client("disk") as client:
+        for number in range(256):
+            client.write(number * 4096, random.Random(number).randbytes(4096))
+        with pytest.raises(RequestFailed):
+            client.write(1 << 20, random.Random(256).randbytes(4096))
+    browser.wait_for(f"{STATE} === 'trouble'")
+    assert browser.evaluate(header) != plain
+    told = browser.evaluate("document.getElementById('troubles').innerText")
+    assert told.startswith("Pool default is full.")
+    assert "nbdzram fold" in told
+    server.command_line("pools", "limit", "default", "64K")
+    browser.wait_for(
+        "document.getElementById('troubles').innerText.startsWith('Pool default holds 16.0 times its limit')"
+    )
+    server.command_line("pools", "limit", "default", "0")
+    server.command_line("exports", "add", "other", "1M")
+    browser.wait_for("document.getElementById('pools').innerText.includes('no limit')")
+
+
+def test_the_page_shows_the_newest_answer_when_a_used_export_is_gone(
+    serve: Callable[..., Nbdzram], browser: Browser
+) -> None:
+    """Totals over all exports fall then, and rates of the others are still known."""
+    server = serve({"disk": "1M"}, metrics=True)
+    server.command_line("exports", "add", "passing", "64M")
+    with server.client("passing") as client:
+        for number in range(500):
+            client.write(number * 4096, number.to_bytes(8, "little") + BLOCK[8:])
+    browser.open(page_of(server))
+    browser.wait_for("document.querySelectorAll('#exports tbody tr').length === 2")
+    server.command_line("exports", "remove", "passing", "--force")
+    server.command_line("exports", "add", "another", "2M")
+    with server.client("disk") as client:
+        client.write(0, BLOCK)
+        browser.wait_for("document.getElementById('exports').innerText.includes('another')")
+        assert "passing" not in browser.evaluate("document.getElementById('exports').innerText")
+        client.write(0, BLOCK)
+        browser.wait_for("rows.find(row => row.name === 'disk').now?.ops > 0")
+    browser.wait_for("rows.find(row => row.name === 'another').now?.ops === 0")
+    assert browser.complaints == []
+
+
+def instead_of(path: str, answer: str) -> str:
+    """A script that answers one of the page's questions itself."""
+    return f"const real = fetch; window.fetch = (path, how) => path === '{path}' ? {answer} : real(path, how);"
+
+
+def test_a_walk_that_takes_long_does_not_hold_the_page_up(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    """What exports cost is asked for by itself: here it never comes."""
+    server = serve({"disk": "1M"}, metrics=True)
+    browser.before_each_page(instead_of("usage.json", "new Promise(() => {})"))
+    browser.open(page_of(server))
+    browser.wait_for("Number(document.body.dataset.polls) >= 3")
+    assert browser.evaluate(STATE) == "serving"
+    assert "what they cost is being counted" in browser.evaluate("document.getElementById('exports-note').innerText")
+
+
+def test_a_page_that_is_opened_now_shows_what_was(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "1M"}, metrics=True)
+    sample = "read_bytes: 1e6, write_bytes: 0, requests: 7, median_seconds: 0, p99_seconds: 0"
+    hours = f"Array.from({{length: 700}}, (_, n) => ({{at: Date.now() / 1000 - 7000 + n * 10, {sample}}}))"
+    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
+    browser.open(page_of(server))
+    browser.wait_for("hours.length === 700 && last")
+    browser.evaluate("document.querySelector('[data-range=\"2 h\"]').click()")
+    browser.wait_for("document.querySelector('#charts .axis').innerText.includes('2 h ago')")
+    assert "peak 977 KiB/s" in browser.evaluate("document.querySelector('#charts .axis').innerText")
+    # Half a minute in which nobody looked is a gap in the line, and nothing is drawn across it.
+    pieces = "unbroken([0, 10, 20, 90, 100].map(at => ({at}))).map(piece => piece.length)"
+    assert browser.evaluate(pieces) == [3, 2]
+
+
+def test_an_exports_own_view_can_be_linked_and_left(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "1M", "a b/ü": "2M"}, metrics=True)
+    with server.client("disk") as client:
+        client.write(0, BLOCK)
+        with pytest.raises(RequestFailed):
+            client.read(1 << 20, 4096)
+    one = "document.getElementById('one')"
+    browser.open(page_of(server) + "#export=disk")
+    browser.wait_for(f"{one}.innerText.includes('Removing it frees')")
+    assert "einval" in browser.evaluate(f"{one}.innerText.toLowerCase()") or "range" in browser.evaluate(
+        f"{one}.innerText"
+    )
+    browser.evaluate("document.querySelector('.back').click()")
+    browser.wait_for(f"{one}.hidden")
+    browser.evaluate("[...document.querySelectorAll('[data-export]')].find(node => node.innerText === 'a b/ü').click()")
+    browser.wait_for(f"{one}.innerText.includes('Nobody has used it')")
+    browser.evaluate("location.hash = 'export=gone'")
+    browser.wait_for(f"{one}.innerText.includes('no export of this name any more')")
+    assert browser.complaints == []
+
+
+def test_exports_can_be_filtered_and_sorted(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"red": "1M", "green": "3M", "blue": "2M"}, metrics=True)
+    browser.open(page_of(server))
+    names = "[...document.querySelectorAll('#exports tbody td.name')].map(cell => cell.innerText)"
+    browser.wait_for(f"{names}.length === 3")
+    browser.evaluate("document.querySelector('[data-column=size]').click()")
+    assert browser.evaluate(names) == ["green", "blue", "red"]
+    browser.evaluate("document.querySelector('[data-column=size]').click()")
+    assert browser.evaluate(names) == ["red", "blue", "green"]
+    browser.evaluate("{ const field = $('filter'); field.value = 'RE'; field.dispatchEvent(new Event('input')); }")
+    assert browser.evaluate(names) == ["red", "green"]
+    assert browser.evaluate("$('exports-note').innerText").startswith("2 of 3 disks")
+
+
+def test_a_selection_stays_when_the_page_asks_again(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "1M"}, metrics=True)
+    browser.open(page_of(server))
+    browser.wait_for("document.querySelectorAll('#exports tbody tr').length === 1")
+    browser.evaluate("getSelection().selectAllChildren($('age'))")  # the uptime, which changes
+    before = int(browser.evaluate("polls"))
+    browser.wait_for(f"polls >= {before + 2}")
+    assert browser.evaluate("getSelection().toString()").startswith("version ")
+    browser.evaluate("getSelection().selectAllChildren($('where'))")
+    browser.wait_for(f"polls >= {before + 4}")
+    assert server.uri("")[:10] in browser.evaluate("getSelection().toString()")
+
+
+CONTRAST = """(() => {
+    const channel = value => (value /= 255) <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b);
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const below = node => { for (; node; node = node.parentElement) {
+        const colour = numbers(getComputedStyle(node).backgroundColor);
+        if (colour.length < 4 || colour[3] === 1) return colour; } return [255, 255, 255]; };
+    const poor = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const node = walk.currentNode.parentElement;
+        if (!walk.currentNode.data.trim() || !node.checkVisibility() || node.closest("script")) continue;
+        const [a, b] = [light(numbers(getComputedStyle(node).color)), light(below(node))].sort((x, y) => y - x);
+        if ((a + .05) / (b + .05) < 4.5) poor.push(walk.currentNode.data + " " + ((a + .05) / (b + .05)).toFixed(2));
+    }
+    return poor;
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_every_text_can_be_read(serve: Callable[..., Nbdzram], browser: Browser, full: bool, dark: bool) -> None:
+    """WCAG 2.2, success criterion 1.4.3: 4.5 to 1 for text of ordinary size."""
+    server = serve({"disk": "64M", "idle": "1M"}, arguments=("--mem-limit", "1M") if full else (), metrics=True)
+    with server.client("disk") as client:
+        for number in range(256):
+            client.write(number * 4096, random.Random(number).randbytes(4096) if full else BLOCK)
+        if full:
+            with pytest.raises(RequestFailed):
+                client.write(2 << 20, random.Random(1000).randbytes(1 << 20))
+    server.fold()
+    browser.open(page_of(server) + "#export=disk", dark=dark)
+    browser.wait_for(f"{STATE} === '{'trouble' if full else 'serving'}'")
+    browser.wait_for("document.getElementById('one').innerText.includes('Removing it frees')")
+    assert browser.evaluate(CONTRAST) == []

@@ -67,6 +67,10 @@ class Browser:
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._call("Page.navigate", url=url)
 
+    def before_each_page(self, script: str) -> None:
+        """Run a script in every page from now on, before its own."""
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     def evaluate(self, script: str) -> Any:
         """The value of an expression; a promise is waited for. Fails when it throws."""
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)

@@ -1,6 +1,6 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
-    cli -> {server, control, metrics} -> status -> {nbd, engine} -> {settings, values} -> config
+    cli -> {server, control, metrics} -> rates -> status -> {nbd, engine} -> {settings, values} -> config
         -> {units, errors, machine, slices}
 
 Packages of one level do not import each other.
@@ -26,6 +26,7 @@ LEVELS = (
     ("engine",),
     ("nbd",),
     ("status",),
+    ("rates",),
     ("server", "control", "metrics"),
     ("cli",),
     ("__main__",),

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from nbdzram.cli.columns import Column, legible, render
-from nbdzram.cli.rates import Rates
 from nbdzram.cli.view import Frame, screen
+from nbdzram.rates import Rates
 from tests.support.programs import require_program
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment
 from tests.unit.records import EXPORT, MIB, SERVER

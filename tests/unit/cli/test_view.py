@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from nbdzram.cli.rates import Rates
 from nbdzram.cli.view import SORTS, Frame, duration, screen, uptime
+from nbdzram.rates import Rates
 from nbdzram.status import ServerStatus
 from tests.unit.records import EXPORT, MIB, POOL_STATS, SERVER, USAGE
 

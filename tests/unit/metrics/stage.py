@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvloop
@@ -11,25 +12,34 @@ import uvloop
 from nbdzram.config import TcpAddress
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.metrics.http import MetricsServer
-from nbdzram.status import ServerStatus
+from nbdzram.status import HistorySample, ServerStatus
 from tests.unit.records import SERVER, USAGE
 
 
-async def usage() -> dict[str, DiskUsage]:
-    return {"disk": USAGE}
+@dataclass
+class Show:
+    """What the metrics server watches, as a test says it."""
+
+    say: Callable[[], ServerStatus] = lambda: SERVER
+    usage: dict[str, DiskUsage] = field(default_factory=lambda: {"disk": USAGE})
+    usage_age: float | None = 2.0
+    samples: tuple[HistorySample, ...] = (HistorySample(1.7e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6),)
+
+    def status(self) -> ServerStatus:
+        return self.say()
+
+    def usage_so_far(self) -> tuple[dict[str, DiskUsage], float | None]:
+        return self.usage, self.usage_age
+
+    def history(self) -> tuple[HistorySample, ...]:
+        return self.samples
 
 
-def with_server(
-    act: Callable[[str, int], Any],
-    status: ServerStatus | Callable[[], ServerStatus] = SERVER,
-    usage: Callable[[], Awaitable[Mapping[str, DiskUsage]]] = usage,
-    hosts: tuple[str, ...] = (),
-) -> Any:
+def with_server(act: Callable[[str, int], Any], show: Show | None = None, hosts: tuple[str, ...] = ()) -> Any:
     """Run the blocking client code `act` with host and port of a live server."""
-    say = status if callable(status) else lambda: status
 
     async def both() -> Any:
-        server = MetricsServer(TcpAddress(port=0), say, usage, hosts)
+        server = MetricsServer(TcpAddress(port=0), show or Show(), hosts)
         await server.start()
         port = int(server.url.split(":")[2].split("/")[0])
         try:

@@ -18,7 +18,7 @@ from nbdzram.metrics.answers import Answer, Pace, Shared, sentence
 from nbdzram.metrics.http import ANSWER_PLACES, HEAD_PLACES, MetricsServer
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
-from tests.unit.metrics.stage import usage, with_server
+from tests.unit.metrics.stage import Show, with_server
 from tests.unit.records import EXPORT, SERVER
 
 LARGE = dataclasses.replace(
@@ -98,7 +98,7 @@ def test_this_machines_own_name_is_answered(monkeypatch: pytest.MonkeyPatch) -> 
     assert Hosts(()).admit("nbd1.example.org")
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/status.json", "/usage.json"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/status.json", "/history.json", "/usage.json"])
 def test_a_page_that_was_led_here_by_its_own_name_learns_nothing(path: str) -> None:
     """DNS rebinding: the browser names the page's host, whichever address that has by now."""
     refused = raw(get(path, host="evil.example:9809"))
@@ -144,7 +144,7 @@ def test_readers_that_do_not_read_keep_nobody_out_and_leave_no_descriptor() -> N
                 assert exchange(host, port, get(path)).startswith(b"HTTP/1.1 200 ")
             end_of(members[0])
 
-    with_server(act, LARGE)
+    with_server(act, Show(lambda: LARGE))
 
 
 def end_of(member: socket.socket) -> None:
@@ -165,7 +165,7 @@ def test_a_reply_that_is_not_read_ends_at_its_deadline_however_short(
         with crowd(host, port, 1, get(path)) as members:
             end_of(members[0])
 
-    with_server(act, LARGE)
+    with_server(act, Show(lambda: LARGE))
 
 
 def test_a_head_that_does_not_arrive_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_one_text_is_made_for_all_who_ask_meanwhile() -> None:
         assert {b"nbdzram_export_size_bytes" in text for text in texts} == {True}
         assert len(texts) == scrapers
 
-    with_server(act, status)
+    with_server(act, Show(status))
     assert made <= scrapers / 3
 
 
@@ -289,4 +289,4 @@ def test_an_address_in_use_is_one_sentence_with_the_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = TcpAddress(port=taken.getsockname()[1])
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{address.port} for metrics: .*--metrics off"):
-            asyncio.run(MetricsServer(address, lambda: SERVER, usage).start())
+            asyncio.run(MetricsServer(address, Show()).start())

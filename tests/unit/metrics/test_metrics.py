@@ -16,7 +16,7 @@ from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.process import CARRIERS
 from nbdzram.status import ServerStatus
 from tests.support.programs import require_program
-from tests.unit.metrics.stage import with_server
+from tests.unit.metrics.stage import Show, with_server
 from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
 
 
@@ -29,7 +29,7 @@ def get(path: str, status: ServerStatus = SERVER) -> tuple[int, str, str]:
             with error:
                 return error.code, error.headers["Content-Type"], error.read().decode()
 
-    answer: tuple[int, str, str] = with_server(act, status)
+    answer: tuple[int, str, str] = with_server(act, Show(lambda: status))
     return answer
 
 
@@ -133,3 +133,28 @@ def test_the_status_page_stands_alone() -> None:
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")  # no outside assets
     assert json.loads(get("/status.json")[2])["pools"][0]["name"] == "default"
     assert json.loads(get("/usage.json")[2])["disk"]["unique"] == USAGE.unique
+
+
+def test_usage_says_its_age_or_that_nobody_counted_yet() -> None:
+    def ages(show: Show) -> list[str | None]:
+        def act(host: str, port: int) -> list[str | None]:
+            with urllib.request.urlopen(f"http://{host}:{port}/usage.json", timeout=30) as reply:
+                return [reply.headers["Age"]]
+
+        found: list[str | None] = with_server(act, show)
+        return found
+
+    assert ages(Show(usage_age=41.3)) == ["41"]
+    assert ages(Show(usage={}, usage_age=None)) == [None]
+
+
+def test_history_is_told_sample_by_sample() -> None:
+    assert json.loads(get("/history.json")[2]) == [dataclasses.asdict(Show().samples[0])]
+
+
+def test_what_a_server_lacks_has_no_sample() -> None:
+    bare = dataclasses.replace(SERVER, certificate_expires_at=None, state_dir_size_bytes=0, state_dir_free_bytes=0)
+    gone = {name for name, _ in scrape()} - {name for name, _ in scrape(bare)}
+    kinds = ("state_dir_free_bytes", "state_dir_size_bytes", "tls_certificate_expiry_timestamp_seconds")
+    assert gone == {f"nbdzram_{kind}" for kind in kinds}
+    assert scrape()[key("nbdzram_tls_certificate_expiry_timestamp_seconds")] == 1.8e9

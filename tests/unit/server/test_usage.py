@@ -56,3 +56,29 @@ def test_askers_share_a_walk_and_none_starts_after_stop() -> None:
             assert (await usages.now())["disk"].stored == 0
 
     asyncio.run(act())
+
+
+def test_who_cannot_wait_gets_the_last_walk_with_its_age_and_the_next_begins() -> None:
+    async def act() -> None:
+        with Pool() as pool:
+            exports = Exports()
+            exports.add(
+                Export(
+                    name="disk",
+                    disk=pool.create("disk", 1 << 20),
+                    pool_name="default",
+                    access=EVERYONE,
+                    read_only=False,
+                )
+            )
+            usages = Usages(exports)
+            assert usages.so_far() == ({}, None)
+            while usages.so_far()[1] is None:  # noqa: ASYNC110 - nothing but time passes between two looks
+                await asyncio.sleep(0)
+            found, age = usages.so_far()
+            assert found["disk"].stored == 0
+            assert age is not None
+            assert age >= 0
+            await usages.stop()
+
+    asyncio.run(act())

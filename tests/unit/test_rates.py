@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nbdzram.cli.rates import Rates, between, quantile
+from nbdzram.rates import Rates, between, quantile
 from nbdzram.status import OperationStatus, ServerStatus
 from tests.unit.records import EXPORT, SERVER
 

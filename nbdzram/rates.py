@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nbdzram.status import ExportStatus, OperationStatus, ServerStatus
+from nbdzram.status import OperationStatus, ServerStatus
 
 PAYLOAD = ("read", "write")
 """Operations that carry bytes; trim, write_zeroes and cache name ranges, whose latency says nothing of a transfer."""
@@ -29,8 +29,12 @@ def between(before: ServerStatus, after: ServerStatus) -> tuple[Rates, dict[str,
         return Rates(), {}
     bounds = after.latency_bounds_seconds
     old = {export.name: export for export in before.exports}
-    pairs = [(old[export.name], export) for export in after.exports if export.name in old]
-    return _rates(pairs, seconds, bounds), {new.name: _rates([(was, new)], seconds, bounds) for was, new in pairs}
+    pairs = {
+        export.name: (old[export.name].operations, export.operations) for export in after.exports if export.name in old
+    }
+    return rates_of(pairs.values(), seconds, bounds), {
+        name: rates_of([pair], seconds, bounds) for name, pair in pairs.items()
+    }
 
 
 def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float:
@@ -51,12 +55,17 @@ def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> fl
     return bounds[-1]
 
 
-def _rates(pairs: Iterable[tuple[ExportStatus, ExportStatus]], seconds: float, bounds: tuple[float, ...]) -> Rates:
+def rates_of(
+    pairs: Iterable[tuple[Mapping[str, OperationStatus], Mapping[str, OperationStatus]]],
+    seconds: float,
+    bounds: Sequence[float],
+) -> Rates:
+    """Of exports, each by its operations before and after `seconds`."""
     moved = dict.fromkeys(PAYLOAD, 0)
     requests, counts = 0, [0] * (len(bounds) + 1)
     for before, after in pairs:
-        for name, new in after.operations.items():
-            old = before.operations.get(name)
+        for name, new in after.items():
+            old = before.get(name)
             requests += new.requests - (old.requests if old else 0)
             if name in moved:
                 moved[name] += new.bytes - (old.bytes if old else 0)

@@ -1,0 +1,90 @@
+"""The last hours of a server, kept by it, so that a page that is opened now shows what was.
+
+A sample each SAMPLE_SECONDS, KEPT of them: two hours in some hundred kilobytes, however many exports. It is made from
+what each export did since the last one, so that one that was removed or made anew disturbs nothing. Making it is a walk
+over the exports in slices, between which clients are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from nbdzram.rates import Rates, rates_of
+from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
+from nbdzram.server.exports import Export, Exports
+from nbdzram.slices import walk_in_slices
+from nbdzram.status import HistorySample, OperationStatus
+
+SAMPLE_SECONDS = 10.0
+KEPT = 720
+
+_Operations = Mapping[str, OperationStatus]
+
+
+class History:
+    """Lives on the event loop: start, ..., stop."""
+
+    def __init__(self, exports: Exports, memory_bytes: Callable[[], int], state_dir: Path | None) -> None:
+        self.samples: deque[HistorySample] = deque(maxlen=KEPT)
+        self.state_dir_size_bytes = 0
+        self.state_dir_free_bytes = 0
+        self._exports = exports
+        self._memory_bytes = memory_bytes
+        self._state_dir = state_dir
+        self._before: dict[Export, _Operations] = {}
+        self._sampling: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Sample from now on."""
+        self._sampling = asyncio.create_task(self._sample_for_ever())
+
+    def stop(self) -> None:
+        """Sample no more."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+
+    async def sample(self, seconds: float) -> None:
+        """What happened in the `seconds` since the last one."""
+        pairs: list[tuple[_Operations, _Operations]] = []
+        now: dict[Export, _Operations] = {}
+
+        def look() -> Iterator[None]:
+            for export in tuple(self._exports):
+                now[export] = export.traffic.operations()
+                if export in self._before:
+                    pairs.append((self._before[export], now[export]))
+                yield
+
+        await walk_in_slices(look(), partial(asyncio.sleep, 0))
+        rates = rates_of(pairs, seconds, LATENCY_BOUNDS_SECONDS) if self._before else Rates()
+        self._before = now
+        self.samples.append(
+            HistorySample(
+                at=time.time(),
+                read_bytes=rates.read_bytes,
+                write_bytes=rates.write_bytes,
+                requests=rates.requests,
+                median_seconds=rates.median_seconds,
+                p99_seconds=rates.p99_seconds,
+                memory_bytes=self._memory_bytes(),
+            )
+        )
+
+    async def _sample_for_ever(self) -> None:
+        loop, last = asyncio.get_running_loop(), 0.0
+        while True:
+            if self._state_dir is not None:  # a file system of a network may take its time
+                with contextlib.suppress(OSError):
+                    room = await asyncio.to_thread(shutil.disk_usage, self._state_dir)
+                    self.state_dir_size_bytes, self.state_dir_free_bytes = room.total, room.free
+            now = loop.time()
+            await self.sample(max(now - last, 1e-3))
+            last = now
+            await asyncio.sleep(SAMPLE_SECONDS)
