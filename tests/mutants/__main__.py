@@ -32,7 +32,7 @@ from tests.mutants.catalogue import PROJECT, Mutant, draw, read
 BUILD_SECONDS = 300
 TEST_SECONDS = 120  # a test that hangs on a mistake has found it
 NOT_COPIED = (".git", ".venv", ".cache", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
-BUILT = ("*.so", "*.c")
+BUILT = ("*.so", "*.c", "*.o")  # in the package and below build/, from where the next build would take them
 
 
 class Outcome(Enum):
@@ -50,7 +50,7 @@ class Copy:
         self.root = directory / "project"
         shutil.copytree(PROJECT, self.root, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
         self.pristine = directory / "pristine"
-        shutil.copytree(self.root / "nbdzram", self.pristine, symlinks=True)
+        shutil.copytree(self.root, self.pristine, symlinks=True)
         self.environment = {**os.environ, "PYTHONPATH": str(self.root)}
 
     def try_out(self, mutant: Mutant) -> tuple[Outcome, str]:
@@ -80,7 +80,7 @@ class Copy:
     def _put_back_what_was_built(self) -> None:
         for pattern in BUILT:
             for kept in self.pristine.rglob(pattern):
-                now = self.root / "nbdzram" / kept.relative_to(self.pristine)
+                now = self.root / kept.relative_to(self.pristine)
                 if not now.exists() or now.stat().st_mtime_ns != kept.stat().st_mtime_ns:
                     now.unlink(missing_ok=True)
                     shutil.copy2(kept, now)
