@@ -32,6 +32,7 @@ from tests.mutants.catalogue import PROJECT, Mutant, draw, read
 BUILD_SECONDS = 300
 TEST_SECONDS = 120  # a test that hangs on a mistake has found it
 NOT_COPIED = (".git", ".venv", ".cache", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+BUILD = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
 BUILT = ("*.so", "*.c", "*.o")  # in the package and below build/, from where the next build would take them
 
 
@@ -46,12 +47,15 @@ class Outcome(Enum):
 class Copy:
     """A built copy of the project in which one mistake at a time is made."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, source: Path) -> None:
         self.root = directory / "project"
-        shutil.copytree(PROJECT, self.root, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
+        shutil.copytree(source, self.root, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
+        self.environment = {**os.environ, "PYTHONPATH": str(self.root)}
+        code, printed = self._run(BUILD, BUILD_SECONDS)  # what is built here does not have to be built once more
+        if code != 0:
+            sys.exit(f"the project does not build:\n{printed[-4000:]}")
         self.pristine = directory / "pristine"
         shutil.copytree(self.root, self.pristine, symlinks=True)
-        self.environment = {**os.environ, "PYTHONPATH": str(self.root)}
 
     def try_out(self, mutant: Mutant) -> tuple[Outcome, str]:
         """Make the mistake, build, test, and put everything right. What was printed comes with the outcome."""
@@ -61,8 +65,7 @@ class Copy:
         place.write_text(mutant.applied_to(right), encoding="utf-8")
         try:
             if place.suffix in {".pyx", ".pxd"}:
-                build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-                code, printed = self._run(build, BUILD_SECONDS)
+                code, printed = self._run(BUILD, BUILD_SECONDS)
                 if code != 0:
                     return Outcome.BROKEN, printed
             code, printed = self.test(mutant.tests)
@@ -133,8 +136,11 @@ def try_all(mutants: list[Mutant], jobs: int) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="nbdzram-mutants-") as directory, ThreadPoolExecutor(jobs) as pool:
         copies: SimpleQueue[Copy] = SimpleQueue()
+        source = PROJECT
         for number in range(jobs):
-            copies.put(Copy(Path(directory) / str(number)))
+            copy = Copy(Path(directory) / str(number), source)
+            copies.put(copy)
+            source = copy.root  # built already
 
         def prove(tests: tuple[str, ...]) -> None:
             copy = copies.get()

@@ -7,6 +7,7 @@ import pytest
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.run import HOLD_COUNT
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
@@ -40,6 +41,46 @@ def test_equal_blocks_of_one_disk_and_of_two_become_one_object() -> None:
     assert one.read(0, 59 * BLOCK) == b"".join(contents)
     assert two.read(0, 59 * BLOCK) == b"".join(contents[::-1])
     pool.check()
+
+
+def test_blocks_that_differ_in_their_last_byte_stay_two_also_under_one_fingerprint() -> None:
+    """Two encodings, so that the fold has to decode both and compare the blocks."""
+    pool = Pool(fingerprint_mask=0)
+    contents = [text(1)[:-1] + last for last in (b"x", b"y")]
+    disk = filled(pool, "disk", contents)
+    assert run(Fold(pool))["objects_merged"] == 0
+    assert disk.read(0, 2 * BLOCK) == b"".join(contents)
+
+
+@pytest.mark.parametrize("recompressed_first", [True, False])
+def test_of_two_encodings_of_a_block_the_shorter_stays(recompressed_first: bool) -> None:
+    """Whichever of them was known first: the linked object gives way to a shorter suspect."""
+    pool = Pool()
+    pool.set_clock(1000)
+    disk = filled(pool, "disk", [text(7)])
+    if recompressed_first:
+        run(Recompress(pool, level=19))
+        disk.write(BLOCK, text(7))
+    else:
+        twin = pool.create("twin", SIZE)
+        twin.write(0, text(7))
+        pool.set_clock(2000)
+        disk.read(0, BLOCK)  # so that only the twin, which is a suspect, is idle
+        run(Recompress(pool, level=19, idle_seconds=500))
+    lengths = pool.stats().compr_by_codec
+    assert lengths["lz4"] > lengths["zstd"] > 0
+    assert run(Fold(pool))["objects_merged"] >= 1
+    assert pool.stats().compr_by_codec["lz4"] == 0
+    assert disk.read(0, BLOCK) == text(7)
+    pool.check()
+
+
+def test_the_very_first_handle_can_be_a_suspect() -> None:
+    pool = Pool()
+    disk = filled(pool, "disk", [text(1), text(2)])
+    disk.trim(0, BLOCK)
+    disk.write(0, text(2))  # gets the handle that was freed last
+    assert run(Fold(pool))["objects_merged"] == 1
 
 
 def test_a_second_fold_looks_at_nothing() -> None:
@@ -265,4 +306,34 @@ def test_a_compaction_given_up_half_way_leaves_a_usable_pool() -> None:
     del compaction
     pool.check()
     run(Compact(pool))
+    pool.check()
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_slots_that_a_compaction_did_not_get_to_empty_are_used_again(given_up: bool) -> None:
+    """In every size class: what was marked to be emptied takes blocks again once the compaction ends, or is dropped."""
+    sizes = (300, 900, 1500, 2100)
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+
+    def write(numbers: range, seed: int) -> None:
+        for number in numbers:
+            disk.write(number * BLOCK, half_random(number + seed, sizes[number // 2 % len(sizes)]))
+
+    write(range(1600), 0)
+    for number in range(0, 1600, 2):
+        disk.trim(number * BLOCK, BLOCK)
+    compaction = Compact(pool)
+    before = pool.stats().zspages
+    while compaction.done == 0 and compaction.step(1):
+        pass  # every class has chosen what it empties
+    write(range(0, 1600, 2), 5000)  # into the slots where it was to go
+    if given_up:
+        del compaction
+    else:
+        assert run(compaction)["objects_moved"] < 800
+    for number in range(0, 1600, 2):
+        disk.trim(number * BLOCK, BLOCK)
+    write(range(0, 1600, 2), 9000)
+    assert pool.stats().zspages <= before + len(sizes)
     pool.check()

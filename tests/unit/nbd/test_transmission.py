@@ -151,6 +151,22 @@ def test_unfragmented_reads_are_served_up_to_the_promise_and_refused_above() -> 
     assert error_of(Verdict.FRAGMENTED, Command.READ) == Error.EOVERFLOW
 
 
+def test_reads_are_served_up_to_the_payload_limit_and_refused_above() -> None:
+    def read(length: int) -> Verdict:
+        parsed = request_at(request(0, 0, length), STRUCTURED)
+        assert parsed is not None
+        return Verdict(verdict_of(parsed, size=1 << 30, style=STRUCTURED, payload_limit=1 << 20))
+
+    assert read(1 << 20) is Verdict.OK
+    assert read((1 << 20) + 1) is Verdict.TOO_LONG
+
+
+def test_an_empty_status_request_is_invalid() -> None:
+    """A status descriptor may not be empty, so there is nothing to answer with."""
+    assert judge(7, 0, 0) is Verdict.WRONG_SHAPE
+    assert judge(7, 0, 1) is Verdict.OK
+
+
 def test_status_without_a_context_is_invalid() -> None:
     assert judge(7, 0, 512, context_count=0) is Verdict.NO_CONTEXT
 
@@ -184,6 +200,35 @@ def test_zero_blocks_leave_as_holes(style: int) -> None:
     assert chunks[0][2] == struct.pack(">Q", 4096) + b"a" * 4096
     assert chunks[1][2] == struct.pack(">QI", 8192, 8192)
     assert chunks[2][2] == struct.pack(">Q", 16384) + b"b" * 4096
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 9, 4000, 4087, 4088, 4095])
+def test_one_byte_anywhere_makes_a_block_no_hole(place: int) -> None:
+    content = bytes(4096) + bytes(place) + b"x" + bytes(4095 - place)
+    chunks = chunks_of(read_reply(STRUCTURED, COOKIE, 0, 0, content))
+    assert [(kind, payload[8:]) for _, kind, payload in chunks] == [
+        (Chunk.OFFSET_HOLE, struct.pack(">I", 4096)),
+        (Chunk.OFFSET_DATA, content[4096:]),
+    ]
+
+
+def test_holes_begin_and_end_where_blocks_of_the_export_do() -> None:
+    """A read that begins in the middle of a block is not cut into blocks of its own."""
+    content = b"d" * 1096 + bytes(4096) + b"d" * 100
+    chunks = chunks_of(read_reply(STRUCTURED, COOKIE, 3000, 3000, content))
+    assert [(kind, int.from_bytes(payload[:8])) for _, kind, payload in chunks] == [
+        (Chunk.OFFSET_DATA, 3000),
+        (Chunk.OFFSET_HOLE, 4096),
+        (Chunk.OFFSET_DATA, 8192),
+    ]
+
+
+def test_a_few_zeroes_at_an_end_are_no_hole() -> None:
+    """A hole's header would not fit where they lay, and the reply would grow over what follows."""
+    chunks = chunks_of(read_reply(STRUCTURED, COOKIE, 4086, 4086, bytes(10) + b"d" * 4096 + bytes(10)))
+    assert [(kind, payload[8:]) for _, kind, payload in chunks] == [
+        (Chunk.OFFSET_DATA, bytes(10) + b"d" * 4096 + bytes(10))
+    ]
 
 
 def test_df_keeps_a_mixture_in_one_chunk() -> None:
