@@ -30,6 +30,7 @@ from nbdzram.metrics.process import ProcessMetrics
 from nbdzram.settings import KEYS, Key
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "reference"
+ALERTS = PAGES.parent.parent / "deploy" / "prometheus" / "rules" / "alerts.yml"
 NOTE = "<!-- Written by `python -m tools.reference` from the code; change it there. -->"
 
 EXAMPLE = """\
@@ -169,11 +170,36 @@ def control_page() -> Iterator[str]:
 
 JSON_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "None": "null"}
 
+
+def alerts_page() -> Iterator[str]:
+    """Every alert of deploy/prometheus, with its runbook."""
+    import yaml  # noqa: PLC0415 - of the extra `deploy`; the other pages do without
+
+    yield "# Alerts"
+    yield NOTE.replace("the code", "`deploy/prometheus/rules/alerts.yml`")
+    yield "What each alert means, and what to do. `critical`: clients lose writes or disks; `warning` can wait."
+    for rule in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"][0]["rules"]:
+        told = {name: _without_templates(text) for name, text in rule["annotations"].items()}
+        waits = f" for {rule['for']}" if "for" in rule else ""
+        yield f"## {rule['alert']}"
+        yield f"{rule['labels']['severity']}{waits}, while:"
+        yield f"```text\n{rule['expr'].strip()}\n```"
+        yield told["description"]
+        yield told["runbook"]
+
+
+def _without_templates(text: str) -> str:
+    """An annotation's text with `{{ $labels.pool }}` as POOL, and a value as its number in words."""
+    text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda match: match[1].upper(), text.strip())
+    return re.sub(r"\{\{ \$value[^}]*\}\}", "N", text)
+
+
 PAGE_MAKERS: dict[str, Callable[[], Iterator[str]]] = {
     "cli.md": cli_page,
     "configuration.md": configuration_page,
     "metrics.md": metrics_page,
     "control.md": control_page,
+    "alerts.md": alerts_page,
 }
 
 

@@ -18,6 +18,9 @@ from deploy.grafana.model import (
     total,
 )
 
+DAY = 86400
+ENDS = "tls_certificate_expiry_timestamp_seconds"
+OF_POOL_AND_KIND = "{{instance}} {{pool}} {{kind}}"
 LATENCY = "request_duration_seconds_bucket"
 STORED = f"({total(pool('mem_used_total_bytes'))} + {total(pool('metadata_bytes'))})"
 # A pool without a limit publishes 0, which must not count as a limit that was reached.
@@ -27,11 +30,11 @@ OVERVIEW = Row(
     "Overview",
     (
         Panel(
-            "Servers",
-            "Servers that Prometheus reaches.",
+            "Servers down",
+            "Servers that Prometheus does not reach; 1 too when it knows none.",
             "short",
-            (Query(total(server("up")), "servers"),),
-            Kind.STAT, 3, 4, thresholds=((0, "red"), (1, "green")),
+            (Query(f"sum(1 - {server('up')}) or absent({server('up')})", "down"),),
+            Kind.STAT, 3, 4, thresholds=((0, "green"), (1, "red")),
         ),
         Panel(
             "Fullest pool",
@@ -81,10 +84,59 @@ OVERVIEW = Row(
             "Failing requests",
             "Requests a second that got an error. Not every one is the server's: a read past the end counts too.",
             "reqps",
-            (Query(total(rate(export("request_errors_total"))), "errors"),),
+            (Query(f"{total(rate(export('request_errors_total')))} or vector(0)", "errors"),),
             Kind.STAT, 3, 4, thresholds=((0, "green"), (0.01, "orange"), (1, "red")),
         ),
+        Panel(
+            "Writes refused",
+            "Writes a second that pools refused at their limit, or for lack of room in their file system.",
+            "reqps",
+            (Query(f"{total(rate(pool('pool_full_total')))} or vector(0)", "refused"),),
+            Kind.STAT, 4, 4, thresholds=((0, "green"), (1e-9, "red")),
+        ),
+        Panel(
+            "Connections near their limit",
+            "Connections over the setting limits.connections, of the server that is nearest to it.",
+            "percentunit",
+            (Query(f"max({server('connections')} / {server('connections_limit')})", "used"),),
+            Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
+        ),
+        Panel(
+            "Descriptors near their limit",
+            "Open descriptors over the process's limit, of the server that is nearest to it.",
+            "percentunit",
+            (Query(f"max({server('process_open_fds')} / {server('process_max_fds')})", "used"),),
+            Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
+        ),
+        Panel(
+            "State directory",
+            "How full the file system of the state directory is, where there is one, of the server with the least "
+            "room. When it is full, writes are refused and changes cannot be remembered.",
+            "percentunit",
+            (
+                Query(
+                    f"max(1 - {server('state_dir_free_bytes')} / {server('state_dir_size_bytes')}) or vector(0)",
+                    "used",
+                ),
+            ),
+            Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.9, "orange"), (0.95, "red")),
+        ),
+        Panel(
+            "Certificate ends in",
+            "The first TLS certificate to end. Ten years when no server has one.",
+            "s",
+            (Query(f"min({server(ENDS)}) - time() or vector({10 * 365.25 * DAY:.0f})", "left"),),
+            Kind.STAT, 4, 4, thresholds=((0, "red"), (3 * DAY, "orange"), (14 * DAY, "green")),
+        ),
+        Panel(
+            "TLS files that cannot be used",
+            "Servers whose TLS files changed on disk and cannot be used: they keep the old ones.",
+            "short",
+            (Query(f"sum(1 - {server('tls_files_usable')}) or vector(0)", "servers"),),
+            Kind.STAT, 4, 4, thresholds=((0, "green"), (1, "red")),
+        ),
     ),
+    folded=False,
 )  # fmt: skip
 
 MEMORY = Row(
@@ -158,12 +210,13 @@ MEMORY = Row(
             "Highest memory of stored objects since the server started, against what is in use.",
             "bytes",
             (
-                Query(total(pool("mem_used_total_bytes"), "pool"), "{{pool}} now"),
-                Query(total(pool("mem_used_max_bytes"), "pool"), "{{pool}} highest"),
+                Query(total(pool("mem_used_total_bytes"), "instance", "pool"), "{{instance}} {{pool}} now"),
+                Query(total(pool("mem_used_max_bytes"), "instance", "pool"), "{{instance}} {{pool}} highest"),
             ),
             width=6,
         ),
     ),
+    folded=False,
 )  # fmt: skip
 
 FOLD = Row(
@@ -181,7 +234,7 @@ FOLD = Row(
             "When a run of each kind is under way. A run shorter than the scrape interval may fall between two "
             "scrapes; the annotations show it all the same.",
             "short",
-            (Query(f"max by (pool, kind) ({pool('maintenance_running')})", "{{pool}} {{kind}}"),),
+            (Query(f"max by (instance, pool, kind) ({pool('maintenance_running')})", OF_POOL_AND_KIND),),
             Kind.STATES,
         ),
         Panel(
@@ -244,7 +297,7 @@ FOLD = Row(
             "Automatic runs wait",
             "For how long the policy still backs off because earlier runs gained little.",
             "s",
-            (Query(f"max by (pool, kind) ({pool('maintenance_wait_seconds')})", "{{pool}} {{kind}}"),),
+            (Query(f"max by (instance, pool, kind) ({pool('maintenance_wait_seconds')})", OF_POOL_AND_KIND),),
             width=12,
         ),
     ),
@@ -255,15 +308,18 @@ IO = Row(
     (
         Panel(
             "Requests",
-            "Requests a second by operation.",
+            "Requests a second by operation, writes downwards.",
             "reqps",
             (Query(total(rate(export("requests_total")), "operation"), "{{operation}}"),),
+            mirrored=("write",),
         ),
         Panel(
             "Throughput",
-            "Bytes a second of requests that succeeded; for trim and write_zeroes the length of the range.",
+            "Bytes a second of requests that succeeded, writes downwards; for trim and write_zeroes the length of the "
+            "range.",
             "Bps",
             (Query(total(rate(export("request_bytes_total")), "operation"), "{{operation}}"),),
+            mirrored=("write",),
         ),
         Panel(
             "Request size",
@@ -307,9 +363,10 @@ IO = Row(
             "Blocks trimmed",
             "Blocks a second that clients gave back by TRIM: what fstrim and discard come to.",
             "ops",
-            (Query(total(rate(export("notify_free_total")), "export"), "{{export}}"),),
+            (Query(total(rate(export("notify_free_total")), "instance", "export"), "{{instance}} {{export}}"),),
         ),
     ),
+    folded=False,
 )  # fmt: skip
 
 ERRORS = Row(
@@ -336,7 +393,7 @@ ERRORS = Row(
             "Writes refused at the limit",
             "Writes that a pool could not take, per pool.",
             "reqps",
-            (Query(total(rate(pool("pool_full_total")), "pool"), "{{pool}}"),),
+            (Query(total(rate(pool("pool_full_total")), "instance", "pool"), "{{instance}} {{pool}}"),),
         ),
         Panel(
             "Handshakes that failed",
@@ -354,7 +411,11 @@ ERRORS = Row(
             "Maintenance runs that failed",
             "Must stay at 0; the log has the reason.",
             "short",
-            (Query(total(increase(pool("maintenance_failures_total")), "pool", "kind"), "{{pool}} {{kind}}"),),
+            (
+                Query(
+                    total(increase(pool("maintenance_failures_total")), "instance", "pool", "kind"), OF_POOL_AND_KIND
+                ),
+            ),
             Kind.BARS,
         ),
     ),
@@ -391,20 +452,20 @@ EXPORTS = Row(
             "Requests of each export",
             "Requests a second.",
             "reqps",
-            (Query(total(rate(export("requests_total")), "export"), "{{export}}"),),
+            (Query(total(rate(export("requests_total")), "instance", "export"), "{{instance}} {{export}}"),),
         ),
         Panel(
             "Stored by each export",
             "Uncompressed size of stored blocks. Blocks shared with other exports count for each.",
             "bytes",
-            (Query(total(export("export_stored_bytes"), "export"), "{{export}}"),),
+            (Query(total(export("export_stored_bytes"), "instance", "export"), "{{instance}} {{export}}"),),
             Kind.STACK,
         ),
         Panel(
             "Slowest hundredth of each export",
             "Latency that one request in a hundred exceeds.",
             "s",
-            (Query(quantile(0.99, export(LATENCY), "export"), "{{export}}"),),
+            (Query(quantile(0.99, export(LATENCY), "instance", "export"), "{{instance}} {{export}}"),),
         ),
     ),
 )  # fmt: skip

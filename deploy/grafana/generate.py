@@ -21,6 +21,7 @@ from deploy.grafana.model import Annotation
 
 DASHBOARD = Path(__file__).parent / "dashboards" / "nbdzram.json"
 UID = "nbdzram"
+ALERTS = "/alerting/list?search=nbdzram"  # of the Grafana that shows this; those of Prometheus' rules are among them
 REFRESH = "30s"  # scrapes are 15 s apart by default: more often shows nothing new
 
 
@@ -46,6 +47,7 @@ def _dashboard() -> dashboards.Dashboard:
         .timezone("browser")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .editable()
+        .link(dashboards.DashboardLink("Alerts").type(models.DashboardLinkType.LINK).url(ALERTS))
     )
     for variable in _variables():
         board.with_variable(variable)
@@ -54,12 +56,20 @@ def _dashboard() -> dashboards.Dashboard:
     identifier = 0
     for row in ROWS:
         identifier += 1
-        board.with_row(dashboards.Row(row.title).id(identifier))
+        title = dashboards.Row(row.title).id(identifier)
+        within = []
         for panel in row.panels:
             identifier += 1
             built = panels.build(panel)
             built.id(identifier)  # type: ignore[attr-defined]  # every panel has it; the SDK's base class does not
-            board.with_panel(built)
+            within.append(built)
+        if row.folded:
+            for built in within:
+                title.with_panel(built)
+        board.with_row(title)
+        if not row.folded:
+            for built in within:
+                board.with_panel(built)
     return board
 
 

@@ -57,6 +57,7 @@ class Panel:
     thresholds: tuple[tuple[float, str], ...] = ()  # from this value on, this colour
     colours: tuple[tuple[str, str], ...] = ()  # of series, by legend
     lines: tuple[str, ...] = ()  # legends that are drawn as a dashed line over a stack
+    mirrored: tuple[str, ...] = ()  # legends that are drawn downwards from zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Row:
 
     title: str
     panels: tuple[Panel, ...]
+    folded: bool = True  # what tells trouble stands open; Grafana asks for the rest only when somebody unfolds it
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ DRILL_DOWN = (
     "/d/nbdzram?${__url_time_range}&${datasource:queryparam}&${job:queryparam}"
     "&var-instance=${__data.fields.Instance}&var-pool=${__data.fields.Pool}&var-export=${__value.raw}"
 )
+STATUS_PAGE = "http://${__field.labels.instance}/"  # what Prometheus scrapes also serves people
 FAINT, MIDDLE, FULL = 10, 40, 80  # opacity of areas, in percent
 
 PanelBuilder = TypeVar("PanelBuilder", bound=Any)  # every panel has the same setters, and no type in common
@@ -42,6 +43,9 @@ def _common(builder: PanelBuilder, panel: Panel) -> PanelBuilder:
     if panel.thresholds:
         steps = [models.Threshold(value=value or None, color=colour) for value, colour in panel.thresholds]
         builder.thresholds(dashboards.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+    if any("{{instance}}" in query.legend for query in panel.queries):
+        page = dashboards.DashboardLink("Status page of ${__field.labels.instance}").url(STATUS_PAGE).target_blank(True)
+        builder.data_links([page])
     for legend, colour in panel.colours:
         fixed = models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
         builder.override_by_name(legend, [fixed])
@@ -91,7 +95,11 @@ def _graph(panel: Panel) -> timeseries.Panel:
 
 
 def _lines(panel: Panel) -> Builder[models.Panel]:
-    return _graph(panel).axis_soft_min(0)
+    builder = _graph(panel).axis_soft_min(0)
+    for legend in panel.mirrored:
+        down = models.DynamicConfigValue(id_val="custom.transform", value="negative-Y")
+        builder.override_by_name(legend, [down])
+    return builder
 
 
 def _stack(panel: Panel) -> Builder[models.Panel]:

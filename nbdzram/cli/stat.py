@@ -152,7 +152,7 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
 @click.option("-n", "--noheadings", is_flag=True, help="Print no headings.")
 @click.option("--raw", is_flag=True, help="Print for scripts: one blank between columns, '-' for an empty one.")
-@click.option("--memory", is_flag=True, help="Explain where each pool's memory went.")
+@click.option("--memory", is_flag=True, help="Explain where each pool's memory went, or that of the exports named.")
 @click.option("--mm-stat", is_flag=True, help="Print a pool's mm_stat line: zram's nine numbers and pages_folded.")
 @click.option("--io-stat", is_flag=True, help="Print zram's io_stat line, over the exports named.")
 @click.option("--columns", is_flag=True, help="Explain the columns.")
@@ -194,15 +194,15 @@ def command(
     if as_json:
         return print_json(as_object(status, usage))
     if memory:
-        return click.echo(
-            "\n\n".join("\n".join(explain(line, in_bytes=in_bytes)) for line in _pool_lines(status, usage))
-        )
+        # An export's figures are its own: those of a pool are sums over all that it holds, whatever was named.
+        lines = _lines(status, usage, pools=False) if exports else _pool_lines(status, usage)
+        return click.echo("\n\n".join("\n".join(explain(line, in_bytes=in_bytes)) for line in lines))
     if mm_stat:
         return click.echo(_mm_stat_line(status))
     if io_stat:
         return click.echo(_io_stat_line(status))
-    lines = list(_lines(status, usage, pools=not exports))
-    for text in render(chosen, lines, in_bytes=in_bytes, headings=not noheadings, raw=raw):
+    shown = list(_lines(status, usage, pools=not exports))
+    for text in render(chosen, shown, in_bytes=in_bytes, headings=not noheadings, raw=raw):
         click.echo(text)
     return None
 
@@ -226,7 +226,27 @@ def select(status: ServerStatus, exports: Sequence[str], pool: str | None) -> Se
 
 
 def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
-    """Where one pool's memory went: a sum from what clients stored to what the host spares."""
+    """Where memory went: of a pool a sum from what clients stored to what the host spares; what an export needs."""
+    return _explain_pool(line, in_bytes) if line.export is None else _explain_export(line.export, line, in_bytes)
+
+
+def _explain_export(export: ExportStatus, line: Line, in_bytes: bool) -> Iterator[str]:
+    usage = line.usage.get(export.name)
+    yield f"export {export.name} of pool {export.pool}"
+    if usage is None:
+        yield "  it was made a moment ago, and its blocks are not counted yet"
+        return
+    same_filled = f"{usage.same_filled // 4096} same-filled, without an object"
+    rows = (
+        ("", "blocks stored", usage.stored, same_filled),
+        ("", "needed by it alone", usage.unique, "removing it frees this"),
+        ("+", "shared", usage.shared, "held by others too, or by several of its own blocks"),
+        ("=", "compressed blocks", usage.compressed, "an object counted once a block"),
+    )
+    yield from _sum_of(rows, in_bytes)
+
+
+def _explain_pool(line: Line, in_bytes: bool) -> Iterator[str]:
     stats = line.pool.stats
     unique, shared = _unique(line), _shared(line)
     assert isinstance(unique, int)
@@ -248,6 +268,11 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
         ("", "saved, metadata deducted", stats.orig_data_size - taken, _verdict(stats.orig_data_size, taken)),
     )
     yield f"pool {line.pool.name}"
+    yield from _sum_of(rows, in_bytes)
+
+
+def _sum_of(rows: Sequence[tuple[str, str, int, str]], in_bytes: bool) -> Iterator[str]:
+    """Each row: a sign, a name, a size, and what to know about it."""
     width = max(len(_size(size, in_bytes)) for _, _, size, _ in rows)
     for sign, name, size, says in rows:
         yield f"  {sign:1} {name:26}  {_size(size, in_bytes):>{width}}  {says}".rstrip()

@@ -22,7 +22,12 @@ def dashboard() -> Json:
 
 def panels() -> list[Json]:
     """All but the rows."""
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    return [panel for panel in placed() if panel["type"] != "row"]
+
+
+def placed() -> list[Json]:
+    """Rows and panels in the order of the page; those of a folded row stand inside it."""
+    return [inner for panel in dashboard()["panels"] for inner in (panel, *panel.get("panels", ()))]
 
 
 def targets() -> Iterator[tuple[str, Json]]:

@@ -44,9 +44,13 @@ def test_alert_has_a_unit_test_of_firing_and_one_of_silence(name: str) -> None:
 @pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
 def test_alert_tells_what_to_do(alert: dict[str, dict[str, str]]) -> None:
     """Whoever is woken reads one sentence, what it means, and the first steps."""
-    assert set(alert["annotations"]) == {"summary", "description", "runbook"}
+    texts = dict(alert["annotations"])
+    page = (DEPLOY.parent / "docs" / "reference" / "alerts.md").read_text()
+    assert texts.pop("runbook_url").endswith(f"reference/alerts.md#{alert['alert'].lower()}")  # type: ignore[attr-defined]
+    assert f"\n## {alert['alert']}\n" in page
+    assert set(texts) == {"summary", "description", "runbook"}
     assert alert["labels"]["severity"] in {"critical", "warning"}
-    for text in alert["annotations"].values():
+    for text in texts.values():
         assert text.rstrip().endswith((".", "?", ")?")), text
 
 
@@ -58,3 +62,25 @@ def test_rules_ask_for_metrics_that_are_published() -> None:
     for rule in rules:
         for name in re.findall(r"[a-z_]*:?nbdzram_\w+(?::\w+)?", rule["expr"]):
             assert re.sub(r"_bucket$", "", name) in known, name
+
+
+def test_a_pool_far_above_its_limit_is_told_in_words_that_fit(tmp_path: Path) -> None:
+    """A limit can be set below what is in use: 1457 % of a limit is no way of being full."""
+    rules = [str(RULES / name) for name in ("recording.yml", "alerts.yml")]
+    series = [
+        {"series": 'nbdzram_mem_used_total_bytes{instance="a",pool="default"}', "values": "1457x10"},
+        {"series": 'nbdzram_mem_limit_bytes{instance="a",pool="default"}', "values": "100x10"},
+    ]
+    (alert,) = (alert for alert in ALERTS if alert["alert"] == "NbdzramPoolNearLimit")
+    annotations = dict(alert["annotations"])
+    annotations["summary"] = "Pool default at a is at 1457% of its limit."
+    annotations["runbook_url"] = "https://wiki/reference/alerts.md#nbdzrampoolnearlimit"
+    expected = {
+        "exp_labels": {"severity": "warning", "instance": "a", "pool": "default"},
+        "exp_annotations": annotations,
+    }
+    case = {"interval": "1m", "input_series": series, "external_labels": {"nbdzram_docs": "https://wiki/"}}
+    case["alert_rule_test"] = [{"eval_time": "7m", "alertname": "NbdzramPoolNearLimit", "exp_alerts": [expected]}]
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": rules, "evaluation_interval": "1m", "tests": [case]}))
+    run([require_program("promtool", package="prometheus"), "test", "rules", file])

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from nbdzram.metrics.families import FAMILIES
-from tests.deploy.grafana import DASHBOARD, DEPLOY, Json, dashboard, panels, targets
+from tests.deploy.grafana import DASHBOARD, DEPLOY, Json, dashboard, panels, placed, targets
 
 GRID_COLUMNS = 24
 # Of Prometheus itself, or written by its client library: the live test holds them.
@@ -78,7 +78,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
 def test_panels_fill_the_grid_without_overlap() -> None:
     """No two share a cell, none stands outside, and every line of panels is full."""
     cells: set[tuple[int, int]] = set()
-    for panel in dashboard()["panels"]:
+    for panel in placed():
         place = panel["gridPos"]
         mine = {(place["x"] + column, place["y"] + line) for column in range(place["w"]) for line in range(place["h"])}
         assert not mine & cells, panel["title"]
@@ -100,7 +100,7 @@ def test_variables_narrow_each_other() -> None:
 
 def test_identifiers_are_unique_and_nothing_names_a_server() -> None:
     """The dashboard can be imported anywhere: no fixed data source, no address, no id of a database."""
-    identifiers = [panel["id"] for panel in dashboard()["panels"]]
+    identifiers = [panel["id"] for panel in placed()]
     assert len(set(identifiers)) == len(identifiers)
     assert dashboard().get("id") is None
     assert not re.search(r"localhost|127\.0\.0\.1|:9809", DASHBOARD.read_text())
@@ -115,3 +115,37 @@ def test_provisioning_finds_the_dashboard() -> None:
     assert source["url"] == "${PROMETHEUS_URL}"
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "nbdzram.yaml").read_text())["providers"]
     assert provider["type"] == "file"
+
+
+def by_title(title: str) -> Json:
+    (found,) = (panel for panel in panels() if panel["title"] == title)
+    return found
+
+
+def test_what_tells_trouble_stands_open_and_the_rest_is_folded() -> None:
+    rows = {panel["title"]: panel["collapsed"] for panel in placed() if panel["type"] == "row"}
+    assert [title for title, folded in rows.items() if not folded] == ["Overview", "Memory", "I/O"]
+    assert len(rows) == 7
+
+
+def test_graphs_begin_at_zero_and_writes_are_drawn_downwards() -> None:
+    for panel in panels():
+        if panel["type"] == "timeseries":
+            defaults = panel["fieldConfig"]["defaults"]
+            assert defaults.get("min") == 0 or defaults["custom"]["axisSoftMin"] == 0, panel["title"]
+    for title in ("Throughput", "Requests"):
+        (graph,) = (one for one in panels() if one["title"] == title and one["type"] == "timeseries")
+        overrides = {one["matcher"]["options"]: one["properties"] for one in graph["fieldConfig"]["overrides"]}
+        assert overrides["write"] == [{"id": "custom.transform", "value": "negative-Y"}]
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_a_line_of_one_pool_or_export_says_of_which_server(panel: Json) -> None:
+    """Two servers both have a pool called default."""
+    for target in panel["targets"]:
+        legend = target.get("legendFormat") or ""
+        assert ("{{pool}}" in legend or "{{export}}" in legend) <= ("{{instance}}" in legend), legend
+    assert any("{{instance}}" in (target.get("legendFormat") or "") for target in panel["targets"]) == any(
+        link["url"].startswith("http://${__field.labels.instance}")
+        for link in panel["fieldConfig"]["defaults"].get("links", ())
+    )

@@ -131,6 +131,15 @@ def test_stat_explains_where_memory_went(start: Start) -> None:
     assert "below zero: the tables take more" in server.run("stat", "--memory").out
     saved = server.run("stat", "-b", "-n", "--raw", "-o", "SAVED").out
     assert saved.splitlines()[0] == str(pool["saved_less_metadata"])
+    of_one = server.run("stat", "--memory", "-b", "disk").out  # what others hold alone is neither its own nor shared
+    rows = [words for line in of_one.splitlines() if (words := _until_number(line.split()))]
+    assert {" ".join(words[:-1]): int(words[-1]) for words in rows} == {
+        "blocks stored": disk["stored"],
+        "needed by it alone": disk["unique"],
+        "+ shared": disk["shared"],
+        "= compressed blocks": disk["compressed"],
+    }
+    assert of_one.startswith("export disk of pool default\n")
     table = server.run("stat", "-b", "-n", "--raw", "-o", "NAME,UNIQUE,SHARED", "disk").out
     assert table == f"disk 4096 {disk['shared']}\n"
 
