@@ -30,6 +30,7 @@ COMMANDS = {
     "check": "Hold every stored block against its fingerprint.",
     "exports": "List, add, change, remove, resize and reset exports.",
     "pools": "List, add, remove and limit pools.",
+    "clients": "List the clients that are attached, or end one.",
     "snapshot": "Offer a read-only copy of an export, at once.",
     "clone": "Offer a writable copy of an export, at once.",
     "attach": "Attach an export to /dev/nbdN, or show how.",

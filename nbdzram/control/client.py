@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from nbdzram.control import messages
 from nbdzram.control.paths import not_ours
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ServerUnreachable, UserError
-from nbdzram.status import ServerStatus, from_json
+from nbdzram.status import ClientStatus, ServerStatus, from_json
 
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
@@ -58,6 +59,10 @@ class ControlClient:
         """Everything that the server says of itself."""
         return from_json(ServerStatus, self.call("status"))
 
+    def clients(self) -> tuple[ClientStatus, ...]:
+        """Who is attached."""
+        return tuple(from_json(ClientStatus, found) for found in self.call("clients"))
+
     def usage(self) -> dict[str, DiskUsage]:
         """What each export's blocks cost, by name; from a walk that takes about 15 ms a stored GiB."""
         return {name: from_json(DiskUsage, found) for name, found in self.call("usage").items()}
@@ -67,7 +72,8 @@ class ControlClient:
         self._last_id += 1
         try:
             # Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead.
-            self._socket.sendall(messages.request(method, params, self._last_id), socket.MSG_NOSIGNAL)
+            with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
+                self._socket.sendall(messages.request(method, params, self._last_id), socket.MSG_NOSIGNAL)
             while True:
                 message = self._receive()
                 if message.get("method") == "progress":

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from nbdzram import values
 from nbdzram.control.messages import Code, MessageError
 from nbdzram.engine.stats import DiskUsage
-from nbdzram.status import ExportLoss, ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus
+from nbdzram.status import ClientStatus, ExportLoss, ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus
 
 Progress = Callable[[str, str, int, int], None]
 """Called with kind, pool, done and total."""
@@ -24,6 +24,12 @@ class Operations(Protocol):
 
     def status(self) -> ServerStatus:
         """Everything, at this moment."""
+
+    def clients(self) -> tuple[ClientStatus, ...]:
+        """Who is attached, at this moment."""
+
+    async def disconnect_client(self, number: int) -> None:
+        """End one client, once what it has under way is answered. It may come again."""
 
     async def usage(self) -> dict[str, DiskUsage]:
         """What each export's blocks cost, by name."""
@@ -101,6 +107,7 @@ class Method:
 
     parameters: Mapping[str, Parameter]
     call: Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
+    is_act: bool = True  # an administrative act, of which is noted who did it
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters, complete and of the right types. Raises MessageError."""
@@ -153,6 +160,12 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
     async def usage(_: Mapping[str, Any], __: Progress) -> Any:
         return await operations.usage()
 
+    async def clients(_: Mapping[str, Any], __: Progress) -> Any:
+        return operations.clients()
+
+    async def disconnect(given: Mapping[str, Any], _: Progress) -> Any:
+        await operations.disconnect_client(**given)
+
     async def run(given: Mapping[str, Any], progress: Progress) -> Any:
         chosen = {name: given[name] for name in RUN_OPTIONS}
         asked = {name: given[name] for name in ("kind", "pool", "cpu_percent")}
@@ -189,8 +202,10 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
         return await changes.copy_export(**given)
 
     return {
-        "status": Method({}, status),
-        "usage": Method({}, usage),
+        "status": Method({}, status, is_act=False),
+        "usage": Method({}, usage, is_act=False),
+        "clients": Method({}, clients, is_act=False),
+        "clients.disconnect": Method({"number": Parameter(int)}, disconnect),
         "run": Method(
             {
                 "kind": Parameter(str),
@@ -228,7 +243,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
         ),
         "exports.change": Method({"name": name, **rules}, change),
         "exports.lose": Method(
-            {"name": name, "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX))}, lose
+            {"name": name, "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX))}, lose, is_act=False
         ),
         "exports.remove": Method({"name": name, "force": force}, remove),
         "exports.resize": Method(

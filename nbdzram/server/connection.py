@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,8 @@ from nbdzram.server.tls import certificate_names
 
 log = logging.getLogger("nbdzram.server")
 attached_log = logging.getLogger("nbdzram.attached")  # told line by line (server/logbook)
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7): pid, uid, gid
 
 RECEIVE_SIZE = 16 << 10
 """Bytes taken from a socket at once while haggling."""
@@ -212,4 +216,11 @@ def peer_of(transport: Any) -> Peer:
         return Peer(text, ipaddress.ip_address(host))
     if family in (socket.AF_INET, socket.AF_INET6):
         return Peer("a client that is gone already")
-    return Peer("unix client" if family == socket.AF_UNIX else f"client {name}", local=True)
+    return Peer(_unix_client(transport) if family == socket.AF_UNIX else f"client {name}", local=True)
+
+
+def _unix_client(transport: Any) -> str:
+    """Who connected, as the kernel says: several local clients are told apart by it."""
+    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as peer:
+        pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return f"unix client (pid {pid}, uid {uid})"

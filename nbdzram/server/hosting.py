@@ -59,6 +59,7 @@ class Hosting:
         self.haggling: set[Connection] = set()
         self.sessions: set[Session] = set()
         self.accepted = 0
+        self.attached = 0
         self.protocol_errors = 0
         self.handshake_failures: Counter[Failure] = Counter()
         self.shutting_down = False
@@ -85,6 +86,11 @@ class Hosting:
         self.sessions.add(session)
         if self._rest is None:
             self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions)
+
+    def number_session(self) -> int:
+        """A number for one more attached client, by which the operator names it: in their order, never used again."""
+        self.attached += 1
+        return self.attached
 
     def end(self, member: Connection | Session) -> None:
         """It is gone."""

@@ -38,7 +38,8 @@ cdef class HotPath:
     cdef int verdict              # of the request whose payload is being skipped or applied
     cdef uint64_t remaining       # bytes of its payload still to come
     cdef Piece payload
-    cdef uint64_t started
+    cdef uint64_t started         # when the last wake-up began, or the client attached
+    cdef readonly uint64_t requests  # taken since it attached
     cdef int64_t allowance
     cdef list operations
     cdef int weight               # of their tasks that are under way, READs aside

@@ -30,6 +30,8 @@ class HotPath:
     traffic: Traffic
     stage: Stage
     pending: int
+    requests: int
+    """Taken since the client attached."""
     def __init__(
         self,
         *,
@@ -51,6 +53,12 @@ class HotPath:
     @property
     def busy(self) -> bool:
         """Requests are under way with the workers or in Python."""
+    @property
+    def in_flight(self) -> int:
+        """Requests that are under way with the workers or in Python."""
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last request came, or a part of its payload."""
     @property
     def midway(self) -> bool:
         """The peer has begun a request and not finished it."""

@@ -108,6 +108,7 @@ cdef class HotPath:
         self.outlet = Outlet(None, -1, scratch, budget)
         self.stage = OPEN
         self.reading = True
+        self.started = monotonic()
         self.phase = HEADER
 
     # ---- what the transport calls ----
@@ -202,6 +203,16 @@ cdef class HotPath:
         if self.move(HALTED):
             self.run()
 
+    @property
+    def in_flight(self):
+        """Requests that are under way with the workers or in Python."""
+        return len(self.operations) + self.pending
+
+    @property
+    def idle_seconds(self):
+        """Since the last request came, or its payload."""
+        return (monotonic() - self.started) / 1e9
+
     def lose(self):
         """The connection is gone: nothing can be sent any more."""
         self.move(LOST)
@@ -282,7 +293,10 @@ cdef class HotPath:
             self.inbox.taken = self.inbox.filled
             return False
         if self.phase == HEADER:
-            return self.take_request()
+            if not self.take_request():
+                return False
+            self.requests += 1
+            return True
         if self.phase == APPLY:
             return self.apply_payload()
         if self.phase == SKIP:

@@ -18,7 +18,17 @@ from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.hosting import Hosting
 from nbdzram.server.session import Session
-from nbdzram.server.sockets import close_all, inherited, keep_alive, open_tcp, open_unix, open_vsock, uri_of
+from nbdzram.server.sockets import (
+    BACKLOG,
+    FamilyLacking,
+    close_all,
+    inherited,
+    keep_alive,
+    open_tcp,
+    open_unix,
+    open_vsock,
+    uri_of,
+)
 
 log = logging.getLogger("nbdzram.server")
 
@@ -91,6 +101,11 @@ class NbdServer:
         """When the server's certificate ends, in seconds since the epoch; None without one."""
         return self._hosting.tls.expires_at if self._hosting else None
 
+    @property
+    def sessions(self) -> list[Session]:
+        """The attached clients, in the order in which they attached."""
+        return sorted(self._hosting.sessions, key=lambda session: session.number) if self._hosting else []
+
     def renew_certificates(self) -> None:
         """Read TLS files that changed now, and not only when the next client comes."""
         if self._hosting is not None:
@@ -158,12 +173,20 @@ class NbdServer:
     def _open(self) -> list[socket.socket]:
         listeners: list[socket.socket] = []
         try:
+            lacking: list[FamilyLacking] = []
             for tcp in self._config.tcp:
-                listeners += open_tcp(tcp)
+                try:
+                    listeners += open_tcp(tcp)
+                except FamilyLacking as error:
+                    lacking.append(error)
             for unix in self._config.unix:
                 listeners.append(open_unix(unix))
                 self._paths.append((unix.path, unix.path.stat().st_ino))
             listeners += [open_vsock(vsock) for vsock in self._config.vsock]
+            if lacking and not listeners:
+                raise lacking[0]
+            for lack in lacking:
+                log.warning("%s", lack)
         except BaseException:
             close_all(listeners)
             self._remove_socket_files()
@@ -187,7 +210,7 @@ async def _accept_on(listener: socket.socket, hosting: Hosting) -> asyncio.Serve
         return Connection(hosting)
 
     if listener.family in (socket.AF_INET, socket.AF_INET6):
-        return await hosting.loop.create_server(connect, sock=listener)
+        return await hosting.loop.create_server(connect, sock=listener, backlog=BACKLOG)
     if sys.version_info >= (3, 13):  # from here on the loop removes the file when it stops listening
-        return await hosting.loop.create_unix_server(connect, sock=listener, cleanup_socket=False)
-    return await hosting.loop.create_unix_server(connect, sock=listener)
+        return await hosting.loop.create_unix_server(connect, sock=listener, backlog=BACKLOG, cleanup_socket=False)
+    return await hosting.loop.create_unix_server(connect, sock=listener, backlog=BACKLOG)

@@ -26,7 +26,7 @@ from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.state import State
 from nbdzram.server.usage import Usages
-from nbdzram.status import HistorySample, RunOptions, RunReport, ServerStatus
+from nbdzram.status import ClientStatus, HistorySample, RunOptions, RunReport, ServerStatus
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
@@ -117,6 +117,17 @@ class Service:
             pools=tuple(service.status(now) for service in self._pools.values()),
             exports=tuple(export.status() for export in self._exports),
         )
+
+    def clients(self) -> tuple[ClientStatus, ...]:
+        """Who is attached, at this moment."""
+        return tuple(session.status() for session in self._nbd.sessions)
+
+    async def disconnect_client(self, number: int) -> None:
+        """End one client, once what it has under way is answered. It may come again. Raises UserError."""
+        found = [session for session in self._nbd.sessions if session.number == number]
+        if not found:
+            raise UserError(f"no client {number} is attached; `nbdzram clients list` shows who is")
+        await self._nbd.end(found)
 
     async def usage(self) -> dict[str, DiskUsage]:
         """What each export's blocks cost, by name: from a walk, or one that is still fresh."""

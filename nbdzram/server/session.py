@@ -24,6 +24,7 @@ from nbdzram.server.status import (
     parse_status,
     status_reply,
 )
+from nbdzram.status import ClientStatus
 
 if TYPE_CHECKING:
     from nbdzram.server.exports import Export, Peer
@@ -61,6 +62,8 @@ class Session(HotPath, asyncio.BufferedProtocol):
         )
         self.export = export
         self.peer = peer
+        self.number = hosting.number_session()
+        self.since = time.time()
         self.closed = hosting.loop.create_future()
         self._hosting = hosting
         self._terms = terms
@@ -80,6 +83,20 @@ class Session(HotPath, asyncio.BufferedProtocol):
     def read_only(self) -> bool:
         """What the client was told when it attached."""
         return bool(self._terms.flags & TransmissionFlag.READ_ONLY)
+
+    def status(self) -> ClientStatus:
+        """What the server tells of it, at this moment."""
+        return ClientStatus(
+            number=self.number,
+            peer=self.peer.text,
+            certificate_names=tuple(sorted(self.peer.certificate_names)),
+            export=self.export.name,
+            read_only=self.read_only,
+            since=self.since,
+            requests=self.requests,
+            in_flight=self.in_flight,
+            idle_seconds=self.idle_seconds,
+        )
 
     # ---- what the transport calls, beyond HotPath ----
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
+import logging
 import os
-import shutil
+import pwd
 import socket
 import stat
 from collections.abc import Mapping
@@ -16,56 +18,97 @@ from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
 
 BACKLOG = 512
+"""Connections that wait to be accepted. The loop listens once more when it takes a socket over, and is told it too."""
+
+_NO_FAMILY = "this machine has no IPv6: -i 0.0.0.0 is all of IPv4, 127.0.0.1 this machine alone"
 _REMEDIES = {
     errno.EADDRNOTAVAIL: "-i takes an address of this machine, 0.0.0.0 and :: stand for all",
+    errno.EAFNOSUPPORT: _NO_FAMILY,
+    errno.EPROTONOSUPPORT: _NO_FAMILY,
     errno.EACCES: "ports below 1024 are root's; choose another port (-p)",
 }
+_NO_FAMILY_ERRORS = {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
+_LACKING = {errno.EADDRNOTAVAIL} | _NO_FAMILY_ERRORS
+"""What the system says of an address, or a whole family, that it does not have."""
+
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+
+log = logging.getLogger("nbdzram.server")
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A peer that vanished without a word is noticed within two minutes."""
 
 
+class FamilyLacking(UserError):
+    """An address of a family that this machine does not have at all."""
+
+
 def open_tcp(address: TcpAddress) -> list[socket.socket]:
-    """One socket for each address that the host name stands for. Raises UserError."""
+    """One socket for each address that the host name stands for and this machine has. Raises UserError.
+
+    What this machine lacks (IPv6 is often compiled in and not configured, or not there at all, while /etc/hosts calls
+    ::1 localhost) is passed over with a warning as long as something can be served. An address in use is an error:
+    clients would reach whoever uses it.
+    """
     try:
         found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot listen on {address}: {reason}; write an address of this machine") from None
     opened: list[socket.socket] = []
+    lacking: list[tuple[str, OSError]] = []
     for family, kind, protocol, _, target in dict.fromkeys(found):
-        listener = socket.socket(family, kind, protocol)
-        opened.append(listener)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
-            listener.bind(target)
-            listener.listen(BACKLOG)
+            opened.append(_listen(family, kind, protocol, target))
         except (OSError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno in _LACKING:
+                lacking.append((str(target[0]), error))
+                continue
             close_all(opened)
-            reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
-            remedy = _REMEDIES.get(number or 0, "choose another port (-p) or address (-i), or stop what uses it")
-            raise UserError(f"cannot listen on {address}: {reason}; {remedy}") from None
+            raise _cannot_listen(address, error) from None
+    if not opened:
+        raise _cannot_listen(address, lacking[0][1])
+    for host, lack in lacking:
+        log.warning("not listening on %s, for which %s stands too: %s", host, address, lack.strerror)
     return opened
 
 
+def _listen(family: int, kind: int, protocol: int, target: object) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 is another socket's
+        listener.bind(target)  # type: ignore[arg-type]
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _cannot_listen(address: TcpAddress, error: OSError | OverflowError) -> UserError:
+    kind = FamilyLacking if getattr(error, "errno", None) in _NO_FAMILY_ERRORS else UserError
+    reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
+    remedy = _REMEDIES.get(number or 0, "choose another port (-p) or address (-i), or stop what uses it")
+    return kind(f"cannot listen on {address}: {reason}; {remedy}")
+
+
 def open_unix(address: UnixAddress) -> socket.socket:
-    """A socket file with its mode and owner; a stale file of a dead server is replaced. Raises UserError."""
+    """A socket file with its mode and owner; a stale file of a dead server is replaced. Raises UserError.
+
+    The mode holds from the first instant, and nothing that follows a link is done to the path: in a directory that
+    others may write, the file could be another one by then.
+    """
     path = address.path
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o777 & ~address.mode)  # only start-up code runs meanwhile
     try:
         _remove_stale(path)
         listener.bind(str(path))
-        path.chmod(address.mode)
         if address.owner is not None:
-            user, _, group = address.owner.partition(":")
-            if group:
-                shutil.chown(path, user or None, group)
-            else:
-                shutil.chown(path, user)
+            os.chown(path, *_owner(address.owner), follow_symlinks=False)
         listener.listen(BACKLOG)
     except (OSError, LookupError) as error:
         listener.close()
@@ -76,7 +119,23 @@ def open_unix(address: UnixAddress) -> socket.socket:
             else "-U names a path where this user may make one"
         )
         raise UserError(f"cannot listen on the unix socket {path}: {reason}; {remedy}") from None
+    finally:
+        os.umask(mask)
     return listener
+
+
+def _owner(owner: str) -> tuple[int, int]:
+    """The numbers of USER, USER:GROUP or :GROUP; -1 leaves one as it is. Raises LookupError."""
+    user, _, group = owner.partition(":")
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid if user else -1
+    except KeyError:
+        raise LookupError(f"no such user: {user!r}") from None
+    try:
+        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else -1
+    except KeyError:
+        raise LookupError(f"no such group: {group!r}") from None
+    return uid, gid
 
 
 def open_vsock(address: VsockAddress) -> socket.socket:

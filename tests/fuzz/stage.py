@@ -100,6 +100,7 @@ class Stage:
             limits=Limits(),
             protocol_errors=0,
             end=lambda _: None,
+            number_session=lambda: 1,
         )
         export = Export(name="disk", disk=self.disk, pool_name="default", access=EVERYONE, read_only=read_only)
         terms = Terms(export, ReplyStyle(style), tuple(MetaContext)[:contexts], TransmissionFlag(1))

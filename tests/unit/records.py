@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.status import (
+    ClientStatus,
     ExportStatus,
     MaintenanceStatus,
     OperationStatus,
@@ -66,6 +67,18 @@ EXPORT = ExportStatus(
     invalid_io=1,
     notify_free=99,
     operations={"read": READ},
+)
+
+CLIENT = ClientStatus(
+    number=7,
+    peer="192.0.2.7:5555",
+    certificate_names=("vm1", "vm1.example"),
+    export="disk",
+    read_only=False,
+    since=1.7e9,
+    requests=1234,
+    in_flight=3,
+    idle_seconds=0.5,
 )
 
 USAGE = DiskUsage(

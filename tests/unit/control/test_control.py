@@ -22,8 +22,18 @@ from nbdzram.control.paths import socket_for_client, socket_for_server
 from nbdzram.control.server import ControlServer
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
-from nbdzram.status import ExportLoss, ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus, from_json, to_json
-from tests.unit.records import EXPORT, REPORT, SERVER, USAGE
+from nbdzram.status import (
+    ClientStatus,
+    ExportLoss,
+    ExportStatus,
+    PoolStatus,
+    RunOptions,
+    RunReport,
+    ServerStatus,
+    from_json,
+    to_json,
+)
+from tests.unit.records import CLIENT, EXPORT, REPORT, SERVER, USAGE
 
 
 class RecordedOperations:
@@ -34,6 +44,12 @@ class RecordedOperations:
 
     def status(self) -> ServerStatus:
         return SERVER
+
+    def clients(self) -> tuple[ClientStatus, ...]:
+        return (CLIENT,)
+
+    async def disconnect_client(self, number: int) -> None:
+        self.asked.append((number,))
 
     async def run(
         self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
@@ -130,6 +146,17 @@ def test_a_status_crosses_the_socket_whole(path: Path) -> None:
     assert with_server(path, act)[0] == SERVER
 
 
+def test_clients_cross_the_socket_whole(path: Path) -> None:
+    def act() -> tuple[ClientStatus, ...]:
+        with ControlClient(path) as client:
+            client.call("clients.disconnect", number=7)
+            return client.clients()
+
+    answer, operations = with_server(path, act)
+    assert answer == (CLIENT,)
+    assert operations.asked == [(7,)]
+
+
 def test_what_exports_cost_crosses_the_socket_whole(path: Path) -> None:
     def act() -> dict[str, DiskUsage]:
         with ControlClient(path) as client:
@@ -202,6 +229,42 @@ def test_a_wrong_request_gets_its_code(path: Path, line: bytes, code: int) -> No
     answer, _ = with_server(path, act)
     assert answer["error"]["code"] == code
     assert answer["jsonrpc"] == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("pools.add", {"name": "p", "mem_limit": 10**30}),
+        ("pools.add", {"name": "../p"}),
+        ("pools.change", {"name": "p", "mem_limit": -1}),
+        ("pools.change", {"name": "p", "dedup": "later"}),
+        ("exports.add", {"name": "\udce9", "size_bytes": 4096}),
+        ("exports.add", {"name": "a", "size_bytes": 10**30}),
+        ("exports.add", {"name": "a", "size_bytes": 4096, "description": "\udce9"}),
+        ("exports.add", {"name": "a", "size_bytes": 4096, "pool": 7}),
+        ("exports.copy", {"source": "a", "name": "b\n"}),
+        ("exports.change", {"name": "a", "description": "d" * 4097}),
+        ("exports.change", {"name": "a", "allow_addresses": ["10.0.0.1/8"]}),
+        ("exports.change", {"name": "a", "allow_addresses": [7]}),
+        ("exports.change", {"name": "a", "allow_addresses": ["10.0.0.1"] * 1025}),
+        ("exports.change", {"name": "a", "allow_certificates": [""]}),
+        ("exports.resize", {"name": "a", "size_bytes": 513}),
+        ("run", {"kind": "fold", "idle_seconds": 10**30}),
+        ("run", {"kind": "recompress", "level": -7}),
+    ],
+    ids=lambda given: str(given)[:60].encode("unicode_escape").decode(),
+)
+def test_a_value_that_flags_and_files_would_refuse_is_refused_here(
+    path: Path, method: str, params: dict[str, Any]
+) -> None:
+    """And never comes to the server, which would remember it."""
+
+    def act() -> None:
+        with ControlClient(path) as client, pytest.raises(UserError):
+            client.call(method, **params)
+
+    _, operations = with_server(path, act)
+    assert operations.asked == []
 
 
 def test_a_notification_is_not_answered(path: Path) -> None:

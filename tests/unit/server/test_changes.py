@@ -586,7 +586,10 @@ def test_a_loss_is_told_in_bytes_with_the_clients(house: House) -> None:
             await client.write(0, os.urandom(MIB))
             await client.write(4 * MIB, os.urandom(64 << 10))
             whole = await changes.lose_export("disk", 0)
-            assert (whole.stored_bytes, whole.clients) == (MIB + (64 << 10), ("unix client",))
+            assert (whole.stored_bytes, whole.clients) == (
+                MIB + (64 << 10),
+                (f"unix client (pid {os.getpid()}, uid {os.geteuid()})",),
+            )
             assert whole.alone_bytes is not None
             assert whole.alone_bytes >= MIB
             assert (await changes.lose_export("disk", 2 * MIB)).stored_bytes == 64 << 10

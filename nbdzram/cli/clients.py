@@ -1,0 +1,79 @@
+"""`nbdzram clients`: who is attached to a running server, and ending one of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from nbdzram.cli.columns import Column, render
+from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
+from nbdzram.status import ClientStatus
+
+COLUMNS: list[Column[ClientStatus]] = [
+    Column("CLIENT", "", lambda client: client.number),
+    Column("PEER", "", lambda client: client.peer),
+    Column("EXPORT", "", lambda client: client.export),
+    Column("ACCESS", "", lambda client: "ro" if client.read_only else "rw"),
+    Column("CERTIFICATE", "", lambda client: " ".join(client.certificate_names)),
+    Column("SINCE", "", lambda client: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.since))),
+    Column("REQUESTS", "", lambda client: client.requests),
+    Column("IN-FLIGHT", "", lambda client: client.in_flight),
+    Column("IDLE", "", lambda client: f"{client.idle_seconds:.0f}s"),
+]
+
+export_option = click.option(
+    "--export", metavar="NAME", shell_complete=export_names, help="Only clients of this export."
+)
+
+
+@click.group(
+    "clients",
+    epilog="\b\nExamples:\n  nbdzram clients list\n  nbdzram clients disconnect 7\n"
+    "  nbdzram clients disconnect --export scratch",
+)
+def command() -> None:
+    """List the clients that are attached to a running server, or end one."""
+
+
+@command.command("list", epilog="Example: nbdzram clients list --export disk")
+@export_option
+@json_option
+@control_option
+def list_(*, export: str | None, as_json: bool, control: Path | None) -> None:
+    """List the clients that are attached."""
+    with connect(control) as client:
+        found = [one for one in client.clients() if export in (None, one.export)]
+    if as_json:
+        return print_json(found)
+    for line in render(COLUMNS, found):
+        click.echo(line)
+    return None
+
+
+@command.command(
+    "disconnect",
+    epilog="\b\nExamples:\n  nbdzram clients disconnect 7\n  nbdzram clients disconnect --export scratch",
+)
+@click.argument("numbers", metavar="[CLIENT...]", nargs=-1, type=click.IntRange(1))
+@export_option
+@json_option
+@control_option
+def disconnect(*, numbers: tuple[int, ...], export: str | None, as_json: bool, control: Path | None) -> None:
+    """End clients, by the number in the list or all of one export, once they have their answers.
+
+    A client that connects again by itself comes back; `nbdzram exports change` keeps it away.
+    """
+    if not numbers and export is None:
+        raise click.UsageError("Name a client by its number in `nbdzram clients list`, or an export with --export.")
+    with connect(control) as client:
+        if export is not None:
+            of_export = [one.number for one in client.clients() if one.export == export]
+            numbers = tuple(number for number in of_export if not numbers or number in numbers)
+        for number in numbers:
+            client.call("clients.disconnect", number=number)
+            if not as_json:
+                click.echo(f"disconnected {number}")
+    if as_json:
+        print_json([{"disconnected": number} for number in numbers])

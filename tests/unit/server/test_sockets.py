@@ -1,0 +1,307 @@
+"""Listening sockets: what this machine has is served, what it lacks is told, and a path is nobody else's file."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nbdzram.config import EVERYONE, Access, ServerConfig, TcpAddress, UnixAddress
+from nbdzram.errors import UserError
+from nbdzram.nbd.constants import Reply
+from nbdzram.server.connection import peer_of
+from nbdzram.server.exports import Exports, Peer, PeerDirectory
+from nbdzram.server.listener import NbdServer
+from nbdzram.server.sockets import BACKLOG, close_all, inherited, open_tcp, open_unix
+from nbdzram.server.tls import certificate_names
+from tests.support.loop_client import WireClient
+from tests.unit.server.conftest import Play, Stage
+from tests.wire import name_and_infos
+
+
+def two_addresses(*_: Any, **__: Any) -> list[Any]:
+    """As /etc/hosts has it for localhost."""
+    return [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+
+
+def lacking(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPv6 is not there: the family (EAFNOSUPPORT), or only the address."""
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **given: Any) -> None:
+            if family == socket.AF_INET6 and number == errno.EAFNOSUPPORT:
+                raise OSError(number, os.strerror(number))
+            super().__init__(family, *args, **given)
+
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(number, os.strerror(number))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_name_is_served_on_the_addresses_that_this_machine_has(
+    number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking(number, monkeypatch)
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    opened = open_tcp(TcpAddress(host="localhost", port=0))
+    assert [listener.family for listener in opened] == [socket.AF_INET]
+    assert "not listening on ::1" in caplog.text
+    close_all(opened)
+
+
+def test_a_port_in_use_on_one_of_a_names_addresses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients would reach whoever has it."""
+    lacking(errno.EADDRINUSE, monkeypatch)
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    with pytest.raises(UserError, match="Address already in use"):
+        open_tcp(TcpAddress(host="localhost", port=0))
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.EAFNOSUPPORT, "no IPv6"), (errno.EADDRNOTAVAIL, "-i takes")])
+def test_an_address_that_cannot_be_served_at_all_is_one_sentence(
+    number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking(number, monkeypatch)
+    with pytest.raises(UserError, match=rf"cannot listen on \[::\]:0: .*; .*{remedy}"):
+        open_tcp(TcpAddress(host="::", port=0))
+
+
+def test_all_of_ipv4_is_served_where_all_of_ipv6_is_named_too_and_not_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking(errno.EAFNOSUPPORT, monkeypatch)
+    both = (TcpAddress(host="::", port=0), TcpAddress(host="127.0.0.1", port=0))
+
+    async def story() -> None:
+        server = NbdServer(Exports(), ServerConfig(tcp=both))
+        await server.start({})
+        assert len(server.uris) == 1
+        await server.drain()
+        with pytest.raises(UserError, match="no IPv6"):
+            await NbdServer(Exports(), ServerConfig(tcp=both[:1])).start({})
+
+    asyncio.run(story())
+    assert "this machine has no IPv6" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+def test_localhost_is_served_in_a_network_without_ipv6() -> None:
+    """A network of its own, where the kernel has IPv6 and no address of it."""
+    code = (
+        "from nbdzram.config import TcpAddress; from nbdzram.server import sockets;"
+        "real = sockets.socket.getaddrinfo;"
+        "sockets.socket.getaddrinfo = lambda *a, **k: real('::1', 0, type=1) + real('127.0.0.1', 0, type=1);"
+        "print([s.getsockname()[0] for s in sockets.open_tcp(TcpAddress(host='localhost', port=0))])"
+    )
+    script = 'ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
+    command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("may not make a network namespace")
+    assert done.stdout == "['127.0.0.1']\n", done.stderr
+
+
+def test_an_ipv6_socket_leaves_ipv4_to_others() -> None:
+    """Or 0.0.0.0 beside :: would be an address in use."""
+    try:
+        (listener,) = open_tcp(TcpAddress(host="::", port=0))
+    except UserError:
+        pytest.skip("no IPv6 here")
+    with listener, socket.socket(socket.AF_INET) as other:
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+        other.bind(("0.0.0.0", listener.getsockname()[1]))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+def test_a_socket_file_has_its_mode_from_the_first_instant(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, modes = tmp_path / "nbd.sock", []
+    real = socket.socket.listen
+
+    def listen(self: socket.socket, backlog: int) -> None:
+        modes.append(stat.S_IMODE(path.stat().st_mode))
+        real(self, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", listen)
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    before = os.umask(0o022)
+    try:
+        open_unix(UnixAddress(path=path, mode=mode)).close()
+        assert modes == [mode]
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("a path is named again after it was bound: by then it may lead to another file")
+
+
+def test_a_socket_file_admits_its_owner_alone_unless_told_otherwise(tmp_path: Path) -> None:
+    with open_unix(UnixAddress(path=tmp_path / "nbd.sock")):
+        assert stat.S_IMODE((tmp_path / "nbd.sock").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_an_owner_is_given_to_the_socket_and_never_to_what_a_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, target = tmp_path / "nbd.sock", tmp_path / "target"
+    target.touch()
+    with open_unix(UnixAddress(path=path, owner="nobody")):
+        assert path.stat().st_uid == 65534
+    path.unlink()
+    real = socket.socket.bind
+
+    def bind(self: socket.socket, address: Any) -> None:
+        real(self, address)
+        path.unlink()
+        path.symlink_to(target)
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    with open_unix(UnixAddress(path=path, owner="1:1")):
+        assert (target.stat().st_uid, path.lstat().st_uid, path.lstat().st_gid) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(("owner", "clue"), [("nobody-here", "no such user"), ("root:nobody-here", "no such group")])
+def test_an_owner_who_does_not_exist_is_told(tmp_path: Path, owner: str, clue: str) -> None:
+    with pytest.raises(UserError, match=f"{clue}.*owner= takes"):
+        open_unix(UnixAddress(path=tmp_path / "nbd.sock", owner=owner))
+
+
+def test_the_backlog_is_what_the_kernel_is_told_last(stage: Stage, play: Play) -> None:
+    """The loop listens again on what it is given, with 100 unless it is told otherwise."""
+    stage.config = replace(stage.config, tcp=(TcpAddress(port=0),))
+
+    async def story(stage: Stage) -> None:
+        (port,) = (int(uri.rpartition(":")[2]) for uri in stage.server.uris if "unix" not in uri)
+        for words, column in ((["-ltnH", f"sport = {port}"], 2), (["-lxnH", "src", stage.path], 3)):
+            process = await asyncio.create_subprocess_exec("ss", *words, stdout=asyncio.subprocess.PIPE)
+            shown, _ = await process.communicate()
+            assert shown.split()[column] == str(min(BACKLOG, somaxconn())).encode()
+
+    if shutil.which("ss") is None:
+        pytest.skip("needs ss (iproute2)")
+    play(story)
+
+
+def somaxconn() -> int:
+    return int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
+# ---- who is at the other end ----
+
+
+def transport(family: int, peername: object) -> Any:
+    given = {"socket": SimpleNamespace(family=family, fileno=lambda: 0), "peername": peername}
+    return SimpleNamespace(get_extra_info=given.get)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_an_ip_client_whose_address_is_gone_is_not_taken_for_a_local_one(stage: Stage, family: int) -> None:
+    """It hung up between accept and getpeername; what it sent is still there."""
+    peer = peer_of(transport(family, None))
+    assert not peer.local
+    stage.disk.set_rules(access=Access(addresses=("127.0.0.0/8",)), read_only=False, description="")
+    assert not stage.disk.admits(peer)
+    assert stage.disk.admits(Peer("x", ipaddress.ip_address("127.0.0.1")))
+    assert stage.disk.admits(Peer("x", local=True))
+
+
+def test_a_vsock_client_is_local(stage: Stage) -> None:
+    peer = peer_of(transport(socket.AF_VSOCK, (3, 1024)))
+    stage.disk.set_rules(access=Access(addresses=("127.0.0.0/8",)), read_only=False, description="")
+    assert stage.disk.admits(peer)
+
+
+def test_local_clients_are_told_apart_by_process_and_user(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        assert stage.disk.clients() == [f"unix client (pid {os.getpid()}, uid {os.geteuid()})"]
+        await client.close()
+
+    play(story)
+
+
+def test_the_empty_name_opens_no_export_that_the_peer_may_not_name(stage: Stage) -> None:
+    directory = PeerDirectory(stage.exports, Peer("x", ipaddress.ip_address("192.0.2.7")))
+    assert directory.find("") is stage.disk
+    stage.disk.set_rules(access=Access(addresses=("10.0.0.0/8",)), read_only=False, description="")
+    assert directory.find("") is None
+    stage.exports.remove("frozen")
+    stage.exports.default_name = None  # the only one is the default then
+    assert directory.find("") is None
+    stage.disk.set_rules(access=EVERYONE, read_only=False, description="")
+    assert directory.find("") is stage.disk
+
+
+def test_a_certificates_common_and_dns_names_count_and_others_do_not() -> None:
+    certificate = {
+        "subject": ((("commonName", "vm1"),), (("organizationName", "Example"),)),
+        "subjectAltName": (("DNS", "vm1.example"), ("DNS", "*.vm1.example"), ("IP Address", "192.0.2.1"), ("URI", "x")),
+    }
+    tls = SimpleNamespace(getpeercert=lambda: certificate)
+    assert certificate_names(tls) == {"vm1", "vm1.example", "*.vm1.example"}  # type: ignore[arg-type]
+    assert certificate_names(SimpleNamespace(getpeercert=lambda: None)) == frozenset()  # type: ignore[arg-type]
+
+
+# ---- sockets handed over ----
+
+
+def test_sockets_that_were_handed_to_another_process_are_not_ours(tmp_path: Path) -> None:
+    """LISTEN_PID: a child inherits the variables of its parent, and not the sockets."""
+    assert inherited({"LISTEN_PID": str(os.getppid()), "LISTEN_FDS": "1"}) == []
+    assert inherited({"LISTEN_FDS": "1"}) == []
+    code = (
+        "import os; os.dup2(int(os.environ['HANDED']), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+        "from nbdzram.server.sockets import inherited;"
+        "print([s.getsockname() for s in inherited(os.environ)])"
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "handed"))
+        listener.listen()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "LISTEN_FDS": "1", "HANDED": str(listener.fileno())},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout == f"['{tmp_path / 'handed'}']\n"
+
+
+def test_a_refused_name_says_the_same_of_what_is_not_there_and_what_is_not_for_you(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        stage.frozen.set_rules(access=Access(certificates=("vm1.example",)), read_only=True, description="")
+        told = []
+        for name in (b"frozen", b"nowhere"):
+            client = await WireClient.connect(stage.path)
+            reply = (await client.option(7, name_and_infos(name)))[-1]
+            told.append((reply.kind, reply.data.replace(name, b"NAME")))
+            await client.close()
+        assert told[0] == told[1]
+        assert told[0][0] == Reply.ERR_UNKNOWN
+
+    play(story)
