@@ -240,6 +240,7 @@ def print_in_background() -> LineWriter:
 
 
 async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
+    from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
@@ -247,7 +248,10 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
 
     service = Service(config)
     told_to_stop = _watch_signals(service.reload)
-    control = ControlServer(config.control or socket_for_server(os.environ), method_table(service, service.changes))
+    audit = Audit(config.state_dir)
+    control = ControlServer(
+        config.control or socket_for_server(os.environ), method_table(service, service.changes), audit
+    )
     metrics = _metrics_server(config, service)
     await control.start()
     try:

@@ -1,7 +1,12 @@
 """The control socket's server side: a unix socket that only its owner may open.
 
-A connection's requests are served one after another; several connections at once. A run that a client asked for goes
-on if the client hangs up.
+A connection's requests are served one after another; several connections at once. What a client asked for goes on if
+the client hangs up.
+
+A connection waits (for its peer to ask, or to read the answer) or performs. There are MAX_CONNECTIONS at most: a
+newcomer takes the place of one whose peer is gone, else of that which has been waiting longest, and is refused only if
+all of them perform. Who never asked for anything is given FIRST_SECONDS, later silence may last IDLE_SECONDS. So
+neither forgotten nor hostile connections keep the operator out.
 """
 
 from __future__ import annotations
@@ -11,11 +16,15 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import struct
+import time
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nbdzram.control import messages
+from nbdzram.control.audit import Act, Audit, Caller
 from nbdzram.control.messages import Code, MessageError, Request
 from nbdzram.control.methods import Method
 from nbdzram.errors import NbdzramError, UserError
@@ -23,103 +32,209 @@ from nbdzram.slices import join_in_slices
 
 MAX_CONNECTIONS = 64  # people and scripts of one owner
 MAX_QUEUED_BYTES = 64 << 10  # progress is left out while a client has that much unread
+FIRST_SECONDS = 10.0  # to the end of the first request: commands send theirs at once
+IDLE_SECONDS = 3900.0  # between two: `nbdzram top` asks once an hour at the least
+CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 log = logging.getLogger("nbdzram.control")
+
+
+class Conversation:
+    """One connection: whether it waits, since when, and who is at the other end."""
+
+    def __init__(self, path: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.caller = _caller_of(path, writer)
+        self.spoke = False
+        self.waiting_since: float | None = time.monotonic()  # None: it performs
+
+    @property
+    def gone(self) -> bool:
+        """The peer hung up. Only what it asked for may still be under way."""
+        return self.writer.transport.is_closing() or self.reader.at_eof()
+
+    @property
+    def patience(self) -> float:
+        """How long its silence may last, in seconds."""
+        return IDLE_SECONDS if self.spoke else FIRST_SECONDS
+
+    async def hear(self) -> bytes:
+        """The next line; not a whole one at the end. Raises ValueError for one that is too long, TimeoutError."""
+        self.waiting_since = time.monotonic()
+        async with asyncio.timeout(self.patience):
+            line = await self.reader.readline()
+        self.waiting_since = None
+        self.spoke = True
+        return line
+
+    async def say(self, answer: bytes) -> None:
+        """Send, and wait until the peer reads it. Raises TimeoutError."""
+        self.waiting_since = time.monotonic()
+        self.writer.write(answer)
+        async with asyncio.timeout(self.patience):
+            await self.writer.drain()
 
 
 class ControlServer:
     """Serves the method table on a unix socket of mode 0600."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
+    def __init__(self, path: Path, methods: Mapping[str, Method], audit: Audit | None = None) -> None:
         self.path = path
         self._methods = methods
+        self._audit = audit or Audit(None)
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._conversations: dict[asyncio.Task[None], Conversation] = {}
+        self._acts: set[asyncio.Task[Any]] = set()
         self._inode = 0
 
     async def start(self) -> None:
         """Bind and listen. Raises UserError."""
         listening = _bind(self.path)
         self._inode = self.path.stat().st_ino
-        self._server = await asyncio.start_unix_server(self._accept, sock=listening, limit=messages.MAX_REQUEST_BYTES)
+        self._server = await asyncio.start_unix_server(
+            self._accept, sock=listening, limit=messages.MAX_REQUEST_BYTES, backlog=MAX_CONNECTIONS
+        )
 
     async def stop(self) -> None:
         """Stop listening, end the connections, remove the socket if it is still ours."""
         if self._server is None:
             return
         self._server.close()
-        for task in tuple(self._connections):
+        for task in tuple(self._conversations):
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._conversations, *self._acts, return_exceptions=True)
         if self.path.exists() and self.path.stat().st_ino == self._inode:
             self.path.unlink()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._converse(reader, writer))
-        self._connections.add(task)
+        conversation = Conversation(self.path, reader, writer)
+        if not self._make_room():
+            text = (
+                f"all {MAX_CONNECTIONS} control connections are at work on requests; wait until one of them has ended"
+            )
+            writer.write(messages.failure(None, Code.REFUSED, text))
+            writer.close()
+            return
+        task = asyncio.create_task(self._converse(conversation))
+        self._conversations[task] = conversation
 
         def forget(done: asyncio.Task[None]) -> None:
-            self._connections.discard(done)
+            self._conversations.pop(done, None)
             writer.close()
 
         task.add_done_callback(forget)  # also for a task that is cancelled before its first step
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _make_room(self) -> bool:
+        """Whether there is a place, or one could be made."""
+        if len(self._conversations) < MAX_CONNECTIONS:
+            return True
+        waiting = [
+            (not conversation.gone, conversation.waiting_since or 0.0, task)
+            for task, conversation in self._conversations.items()
+            if conversation.gone or conversation.waiting_since is not None
+        ]
+        if not waiting:
+            return False
+        *_, task = min(waiting, key=lambda each: each[:2])
+        longest = self._conversations.pop(task)
+        text = f"more than {MAX_CONNECTIONS} control connections: this one, silent for the longest time, made room"
+        longest.writer.write(messages.failure(None, Code.REFUSED, text))
+        task.cancel()
+        return True
+
+    async def _converse(self, conversation: Conversation) -> None:
         try:
-            if len(self._connections) <= MAX_CONNECTIONS:
-                await self._serve(reader, writer)
-            else:
-                writer.write(messages.failure(None, Code.REFUSED, f"more than {MAX_CONNECTIONS} control connections"))
-                await writer.drain()
+            await self._serve(conversation)
+        except TimeoutError:
+            text = f"this control connection was silent for {conversation.patience:g} s"
+            conversation.writer.write(messages.failure(None, Code.REFUSED, text))
         except ConnectionError:
             pass  # the client hung up: nobody waits for the answer
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, conversation: Conversation) -> None:
         while True:
             try:
-                line = await reader.readline()
+                line = await conversation.hear()
             except ValueError:  # the reader's limit; where the next message starts is unknown
                 text = f"a request is longer than {messages.MAX_REQUEST_BYTES} bytes"
-                writer.write(messages.failure(None, Code.INVALID_REQUEST, text))
-                return await writer.drain()
+                return await conversation.say(messages.failure(None, Code.INVALID_REQUEST, text))
             if not line.endswith(b"\n"):
                 return None
-            answer = await self._answer(line, writer)
-            if writer.transport.is_closing():
+            answer = await self._answer(line, conversation)
+            if conversation.writer.transport.is_closing():
                 return None  # the client hung up during a run: nobody waits for the answer
             if answer is not None:
-                writer.write(answer)
-                await writer.drain()
+                await conversation.say(answer)
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> bytes | None:
+    async def _answer(self, line: bytes, conversation: Conversation) -> bytes | None:
         request = Request("", {}, None)
         try:
             request = messages.parse_request(line)
-            return await self._perform(request, writer)
+            return await self._perform(request, conversation)
         except MessageError as error:
             return messages.failure(error.request_id or request.id, error.code, str(error))
         except UserError as error:
             return messages.failure(request.id, Code.REFUSED, str(error), error)
-        except (NbdzramError, AssertionError, LookupError, TypeError, ValueError, OSError, RuntimeError) as error:
+        except _OUR_BUGS as error:
             log.exception("the control request %s failed", request.method)
             return messages.failure(request.id, Code.INTERNAL_ERROR, f"{request.method} failed: {error}")
 
-    async def _perform(self, request: Request, writer: asyncio.StreamWriter) -> bytes | None:
+    async def _perform(self, request: Request, conversation: Conversation) -> bytes | None:
         method = self._methods.get(request.method)
         if method is None:
             known = ", ".join(sorted(self._methods))
             raise MessageError(Code.METHOD_NOT_FOUND, f"no method '{request.method[:80]}'; there are {known}")
         given = method.read(request.params)
+        writer = conversation.writer
 
         def progress(kind: str, pool: str, done: int, total: int) -> None:
             transport = writer.transport
             if not transport.is_closing() and transport.get_write_buffer_size() < MAX_QUEUED_BYTES:
                 writer.write(messages.progress(request.id, kind, pool, done, total))
 
-        value = await method.call(given, progress)
+        call = method.call(given, progress)
+        value = await (self._act(request, call, conversation.caller) if method.is_act else call)
         if request.id is None:
             return None
         return (await join_in_slices(messages.result(request.id, value), partial(asyncio.sleep, 0))).encode()
+
+    async def _act(self, request: Request, call: Awaitable[Any], caller: Caller) -> Any:
+        """Perform and note what came of it, in a task of its own: who hangs up ends neither."""
+        task = asyncio.create_task(self._perform_and_note(request, call, caller))
+        self._acts.add(task)
+        task.add_done_callback(self._acts.discard)
+        return await asyncio.shield(task)
+
+    async def _perform_and_note(self, request: Request, call: Awaitable[Any], caller: Caller) -> Any:
+        began, result = time.monotonic(), "done"
+        try:
+            return await call
+        except BaseException as error:
+            result = f"failed: {error or type(error).__name__}"
+            raise
+        finally:
+            await self._audit.note(Act(caller, request.method, request.params, result, time.monotonic() - began))
+
+
+_OUR_BUGS = (
+    NbdzramError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a request may meet that nobody foresaw: logged with its trace, and the conversation goes on."""
+
+
+def _caller_of(path: Path, writer: asyncio.StreamWriter) -> Caller:
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as peer:
+        pid, uid, _ = CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+    return Caller(uid=uid, pid=pid, socket=str(path))
 
 
 def _bind(path: Path) -> socket.socket:

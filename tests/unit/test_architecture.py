@@ -35,7 +35,7 @@ LEVELS = (
 
 APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
 RESERVED = {
-    "asyncio": {"server", "control.server", "metrics.http", "metrics.answers", "cli.serve"},
+    "asyncio": {"server", "control.audit", "control.server", "metrics.http", "metrics.answers", "cli.serve"},
     "uvloop": {"cli.serve"},
     "click": {"cli"},
     "rich": {"cli"},
