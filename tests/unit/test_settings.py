@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nbdzram import values
 from nbdzram.config import Dedup, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.errors import ConfigError
 from nbdzram.settings import KEYS, Given, export_layer, load
@@ -76,6 +77,51 @@ def test_flag_beats_environment_beats_conf_d_beats_file(tmp_path: Path) -> None:
     assert config.state_dir == Path("/c")
     assert config.control == Path("/b")
     assert config.log_level == "debug"
+
+
+def test_the_files_of_conf_d_are_read_in_the_order_of_their_names_and_only_toml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever order the file system keeps: an access rule may stand in the last one."""
+    write(tmp_path / "nbdzram.toml", 'log_level = "error"\n')
+    for number in (30, 10, 20):
+        write(tmp_path / "conf.d" / f"{number}.toml", f'metrics = ":{number}"\n')
+    write(tmp_path / "conf.d" / "40.toml.dpkg-old", 'metrics = ":40"\n')
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(real(self), reverse=True)))
+    config = load(tmp_path / "nbdzram.toml", {}, {})
+    assert config.metrics is not None
+    assert config.metrics.port == 30
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "clue"),
+    [
+        ("description", '"' + "d" * 4097 + '"', "4097 bytes"),
+        ("description", '"a\\u0000b"', "without NUL"),
+        ("allow_certificates", '[""]', "is not a certificate's name"),
+        ("allow_addresses", '["10.0.0.1/8"]', "host bits"),
+    ],
+)
+def test_values_of_an_export_are_held_to_what_control_is_held_to(
+    tmp_path: Path, key: str, value: str, clue: str
+) -> None:
+    write(tmp_path / "n.toml", f'[exports.disk]\nsize = "1M"\n{key} = {value}\n')
+    with pytest.raises(ConfigError, match=clue):
+        load(tmp_path / "n.toml", {}, {})
+
+
+def test_a_limit_beyond_what_can_be_counted_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "n.toml", f"[pools.default]\nmem_limit = {1 << 62}\n")
+    assert load(tmp_path / "n.toml", {}, {}).pools[0].mem_limit == 1 << 62
+    write(tmp_path / "n.toml", f"[pools.default]\nmem_limit = {10**30}\n")
+    with pytest.raises(ConfigError, match="mem_limit"):
+        load(tmp_path / "n.toml", {}, {})
+
+
+def test_a_unix_socket_admits_its_owner_alone_unless_told_otherwise() -> None:
+    assert values.unix_address("/run/x").mode == 0o600
+    assert values.unix_address("/run/x,mode=0660").mode == 0o660
 
 
 def test_exports_of_several_sources_are_laid_together(tmp_path: Path) -> None:

@@ -337,8 +337,11 @@ def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
     found = socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)})
     assert found == tmp_path / "nbdzram" / "nbdzram.sock"
     assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
-    found.parent.chmod(0o777)
-    assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) != found
+    for mode in (0o777, 0o770, 0o707):
+        found.parent.chmod(mode)
+        assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) != found
+    found.parent.chmod(0o755)
+    assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) == found
 
 
 def test_a_client_finds_the_socket_or_says_where_it_looked(tmp_path: Path) -> None:

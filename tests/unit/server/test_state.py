@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from nbdzram.config import Access
 from nbdzram.errors import UserError
 from nbdzram.server.state import FILE_NAME, ExportRecord, PoolChange, State
+from nbdzram.status import to_json
 
 CHANGE = ExportRecord(
     pool="default",
@@ -19,6 +23,16 @@ CHANGE = ExportRecord(
     removed=False,
     declared=None,
 )
+
+
+def of_pool(name: str = "p", **given: object) -> str:
+    entry = {"mem_limit": 0, "dedup": "fold", "declared": None, **given}
+    return json.dumps({"format": 2, "exports": {}, "pools": {name: entry}})
+
+
+def of_export(name: str = "a", **given: object) -> str:
+    entry = {**json.loads(to_json(CHANGE)), **given}
+    return json.dumps({"format": 2, "exports": {name: entry}, "pools": {}})
 
 
 def test_what_is_remembered_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -56,6 +70,17 @@ def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> Non
         ('{"format": 99}', "is not of format 2"),
         ('{"format": 1, "exports": {"a": {}}, "pools": {}}', "lacks or misplaces 'pool'"),
         ('{"format": 1, "exports": {"a": 3}, "pools": {}}', r"lacks or misplaces 3 \(not an object\)"),
+        ("[" * 20_000, "nested without end"),
+        (of_pool(mem_limit=-5), r"is damaged: pools\.p: -5"),
+        (of_pool(mem_limit=10**30), r"is damaged: pools\.p: 10{30}"),
+        (of_pool(dedup="later"), r"is damaged: pools\.p: 'later' is not allowed"),
+        (of_pool(name="../p"), r"is damaged: pools\.\.\./p: "),
+        (of_export(size_bytes=513), r"is damaged: exports\.a: '513'"),
+        (of_export(description="\ud800"), r"is damaged: exports\.a: .*not UTF-8"),
+        (of_export(pool="/"), r"is damaged: exports\.a: '/'"),
+        (of_export(name="a\nb"), "is damaged: exports"),
+        (of_export(access={"addresses": ["10.0.0.1/8"], "certificates": [], "nobody": False}), "host bits"),
+        (of_export(access={"addresses": [], "certificates": [""], "nobody": False}), "certificate's name"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path, text: str, clue: str) -> None:
@@ -63,6 +88,19 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path, text:
     with pytest.raises(UserError, match=clue):
         State(tmp_path)
     assert (tmp_path / FILE_NAME).read_text() == text
+
+
+def test_what_could_not_be_written_whole_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full file system the half of it would take the last."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state = State(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device; free some"):
+        state.remember_export("disk", CHANGE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_state_directory_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
