@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
+import threading
+from typing import Any
 
 import pytest
 
 from nbdzram.config import EVERYONE, Limits
 from nbdzram.nbd.constants import Error
 from nbdzram.server.exports import Export
+from nbdzram.server.status import status_reply
 from tests.unit.server.conftest import SIZE, Play, Stage
 from tests.wire import request
 
@@ -363,6 +366,30 @@ def test_block_status_describes_each_context(play: Play, style: int) -> None:
         answer = await client.call(STATUS, 8192, 65536, flags=8)
         assert len(answer.chunks) == 2
         assert all(len(payload) == (24 if style == 2 else 12) for _, payload in answer.chunks)
+        await client.close()
+
+    play(story)
+
+
+def test_block_status_is_a_short_turn(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MiB is described on the loop, more by a thread; a reply has 2,048 descriptors at most, and is asked on from."""
+    threads: list[bool] = []
+
+    def recorded(*arguments: Any) -> bytes:
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return status_reply(*arguments)
+
+    monkeypatch.setattr("nbdzram.server.session.status_reply", recorded)
+
+    async def story(stage: Stage) -> None:
+        client = await stage.client(contexts=(b"base:allocation",))
+        for block in range(0, 5000, 2):
+            stage.disk.disk.write(block * 4096, b"x" * 4096)
+        for length in (1 << 20, (1 << 20) + 4096, 16 << 20):
+            ((_, payload),) = (await client.call(STATUS, 0, length)).chunks
+            described = list(struct.iter_unpack(">II", payload[4:]))
+            assert len(described) == min(length // 4096, 2048)
+        assert threads == [False, True, True]
         await client.close()
 
     play(story)
