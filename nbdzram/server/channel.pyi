@@ -12,6 +12,8 @@ class Above(Protocol):
         """The peer has proved what it had to; plain bytes follow."""
     def tls_failed(self, error: Exception) -> None:
         """TLS could not begin. The alert for the peer is sent; abort now."""
+    def expel(self, reason: str) -> None:
+        """The peer costs more than it may: cut the connection."""
 
 class TlsChannel:
     """TLS between a socket's transport and a protocol; a transport to the one, a protocol to the other."""
@@ -27,6 +29,8 @@ class TlsChannel:
         receiver: Receiver,
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None: ...
+    def take_turns(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """From now on this channel's turns come by `call_soon`."""
     def start(self, rest: bytes) -> None:
         """Take the transport over and begin TLS; `rest`: bytes that came behind STARTTLS."""
     @property

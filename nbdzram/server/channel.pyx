@@ -15,6 +15,9 @@ Invariants
    smaller is the step of the next one.
 3. The protocol above gets bytes only from `pump`, which never runs inside itself.
 4. Only bytes that TLS has authenticated reach the protocol above.
+5. Whatever the peer sends is charged to a turn, TURN of it, and others have theirs in between: ciphertext by the byte,
+   records by the piece, those without data (a KeyUpdate computes new keys) and steps of a handshake most of all. A peer
+   that sends too many records without data is cut, and nobody sends more than HANDSHAKE_LIMIT before TLS stands.
 """
 
 import ssl
@@ -42,6 +45,15 @@ cdef enum:
     LARGEST_STEP = 64 << 10
     SMALLEST_STEP = 2 << 10   # a thousand busy channels hold less than 64 MiB then, and not 130, at the price of more sends
     STEP_RATION = 512 << 10   # of the channel that is the n-th to come: an n-th of it
+    TURN = 256 << 10          # what one turn may cost, in bytes of ciphertext in large records: half a millisecond
+    STEP_RECORDS = 16         # that OpenSSL gets at once: what a turn may cost beyond its end
+    COST_OF_RECORD = 1 << 10  # two or three microseconds, however short it is
+    COST_OF_BARREN = 16 << 10     # a record without data: a KeyUpdate takes 40 microseconds
+    COST_OF_HANDSHAKE = 64 << 10  # a step of a handshake: a signature, or some tens of microseconds
+    BARREN_LIMIT = 32         # records without data in RENEWAL bytes; a client rekeys once in millions of records
+    RENEWAL = 64 << 10
+    HANDSHAKE_LIMIT = 128 << 10   # a ClientHello and a chain of certificates take some kilobytes
+    HEADER_SIZE = 5           # of a record: section 5.1 of RFC 8446
 
 
 cdef class Receiver:
@@ -77,6 +89,7 @@ cdef class TlsChannel:
         self.rest = []  # lists, and not deques of 0.6 KiB: both are short
         self.pending = []
         self.handed_over = True  # the answer to STARTTLS, perhaps
+        self.allowance = TURN
 
     def start(self, bytes rest not None):
         """Take the transport over and begin TLS; `rest`: bytes that came behind STARTTLS."""
@@ -99,14 +112,16 @@ cdef class TlsChannel:
         return self.receiver
 
     def buffer_updated(self, Py_ssize_t size):
-        """Ciphertext came."""
+        """Ciphertext came. Before TLS stands, a stranger's: its turn is among strangers'."""
+        if self.established and not self.scheduled:
+            self.allowance = TURN
         self.feed(self.receiver.bytes, size)
 
     def eof_received(self):
         """The peer sends no more, with or without close_notify: what it asked for completely is still answered."""
         if not self.established:
             return False
-        self.over = True
+        self.hung_up = True
         if not self.paused:
             self.pump()
         return True  # the channel closes when the protocol above says so
@@ -165,16 +180,26 @@ cdef class TlsChannel:
     def resume_reading(self):
         """Deliver what has come, and read on."""
         self.paused = False
-        self.below.resume_reading()
+        if not self.resting:
+            self.below.resume_reading()
         if not self.pumping and not self.scheduled:
             self.scheduled = True
             self.call_soon(self.go_on)
 
     def go_on(self):
-        """The loop's turn after resume_reading."""
+        """The next turn."""
         self.scheduled = False
-        if not self.paused:
+        self.allowance = TURN
+        if self.resting:
+            self.resting = False
+            if not self.paused and not self.closing and not self.ended and not self.hung_up:
+                self.below.resume_reading()
+        if not self.paused and not self.ended:
             self.pump()
+
+    def take_turns(self, call_soon):
+        """From now on this channel's turns come by `call_soon`: its peer is no stranger any more."""
+        self.call_soon = call_soon
 
     def get_extra_info(self, name):
         """What the socket's transport knows."""
@@ -194,29 +219,100 @@ cdef class TlsChannel:
     # ---- inwards ----
 
     cdef int feed(self, const uint8_t* source, size_t size) except -1:
-        """Take ciphertext, a step at a time, as far as the protocol above wants plain bytes."""
+        """Take ciphertext, a step at a time, as far as our turn goes and the protocol above wants plain bytes."""
         cdef size_t taken = 0
         cdef size_t part
-        while taken < size and not self.rest and not self.paused and not self.over:
-            part = min(size - taken, self.step)
-            self.incoming.write(PyMemoryView_FromMemory(<char*>source + taken, part, PyBUF_READ))
+        while (
+            self.established and taken < size and self.allowance > 0
+            and not self.rest and not self.paused and not self.over
+        ):
+            part = self.step_of(source + taken, min(size - taken, self.step))
+            self.take(source + taken, part)
             taken += part
-            if not self.established:
-                self.handshake()
-            if self.established:
-                self.pump()
+            self.pump()
         if taken < size and not self.over:
             self.rest.append(memoryview(PyBytes_FromStringAndSize(<const char*>source + taken, size - taken)))
-            self.pump()
+        if not self.paused and not self.over and (self.rest or self.allowance <= 0):
+            self.continue_later()
+        return 0
+
+    cdef size_t step_of(self, const uint8_t* source, size_t size) noexcept:
+        """How many of these bytes OpenSSL gets at once: up to the end of STEP_RECORDS records, which are counted."""
+        cdef size_t position = 0
+        cdef size_t part
+        cdef size_t ended = 0
+        while position < size and ended < STEP_RECORDS:
+            if self.record_left == 0:
+                self.header[self.header_size] = source[position]
+                self.header_size += 1
+                position += 1
+                if self.header_size == HEADER_SIZE:
+                    self.header_size = 0
+                    self.record_left = self.header[3] << 8 | self.header[4]
+            else:
+                part = min(self.record_left, size - position)
+                position += part
+                self.record_left -= part
+                if self.record_left == 0:
+                    ended += 1
+        if self.established:
+            self.records += ended
+        self.allowance -= position + ended * COST_OF_RECORD
+        return position
+
+    cdef int take(self, const uint8_t* source, size_t size) except -1:
+        self.incoming.write(PyMemoryView_FromMemory(<char*>source, size, PyBUF_READ))
         return 0
 
     cdef int take_rest(self) except -1:
+        cdef Py_buffer view
+        cdef size_t part
         waiting = self.rest[0]
-        self.incoming.write(waiting[:self.step])
-        if len(waiting) > self.step:
-            self.rest[0] = waiting[self.step:]
+        PyObject_GetBuffer(waiting, &view, 0)
+        try:
+            part = self.step_of(<const uint8_t*>view.buf, min(<size_t>view.len, self.step))
+            self.take(<const uint8_t*>view.buf, part)
+        finally:
+            PyBuffer_Release(&view)
+        if <size_t>len(waiting) > part:
+            self.rest[0] = waiting[part:]
         else:
             self.rest.pop(0)
+        if not self.established:
+            self.handshake_size += part
+            self.allowance -= COST_OF_HANDSHAKE
+            if self.handshake_size > HANDSHAKE_LIMIT:
+                return self.excess(f"{self.handshake_size} bytes before TLS stands: at most {HANDSHAKE_LIMIT} are taken")
+            self.handshake()
+        return 0
+
+    cdef int settle_records(self) except -1:
+        """OpenSSL has used all that it was fed: what gave no data was a record without."""
+        if self.records > 0:
+            self.barren += self.records
+            self.allowance -= self.records * COST_OF_BARREN
+        self.records = 0
+        if self.fruit >= RENEWAL:
+            self.fruit = self.barren = 0
+        if self.barren > BARREN_LIMIT:
+            return self.excess(f"{self.barren} TLS records without data: at most {BARREN_LIMIT} are taken")
+        return 0
+
+    cdef int excess(self, reason) except -1:
+        """The peer costs more than it may: nothing more of it is taken."""
+        self.over = self.ended = True
+        self.rest.clear()
+        self.above.expel(reason)
+        return 0
+
+    cdef int continue_later(self) except -1:
+        """Our turn is over: the socket is not read, and nothing is decrypted, until the next."""
+        if not self.resting:
+            self.resting = True
+            self.below.pause_reading()
+        if not self.scheduled:
+            self.scheduled = True
+            self.call_soon(self.go_on)
         return 0
 
     cdef int handshake(self) except -1:
@@ -243,17 +339,28 @@ cdef class TlsChannel:
             return 0
         self.pumping = True
         try:
+            while not self.established and self.rest and not self.paused and not self.over and self.allowance > 0:
+                self.take_rest()
+            if not self.established and self.rest and not self.over:
+                self.continue_later()
             while self.established and not self.paused and not self.ended:
                 PyObject_GetBuffer(self.above.get_buffer(-1), &view, PyBUF_WRITABLE)
                 try:
                     filled = self.fill(<uint8_t*>view.buf, view.len)
                 finally:
                     PyBuffer_Release(&view)
+                if self.ended:
+                    break
                 if filled > 0:
                     self.above.buffer_updated(filled)
-                elif self.rest:
-                    self.take_rest()
                 elif self.over:
+                    self.end()
+                elif self.rest:
+                    if self.allowance <= 0:
+                        self.continue_later()
+                        break
+                    self.take_rest()
+                elif self.hung_up:
                     self.end()
                 else:
                     break
@@ -273,12 +380,16 @@ cdef class TlsChannel:
                     size - filled, PyMemoryView_FromMemory(<char*>target + filled, size - filled, PyBUF_WRITE)
                 )
                 filled += part
+                self.records -= part > 0
                 self.over = part == 0  # close_notify
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
             self.failure = error
             self.over = True
+        self.fruit += filled
+        if filled < size:
+            self.settle_records()
         return filled
 
     cdef int end(self) except -1:

@@ -6,6 +6,7 @@ server grow, was somebody else served meanwhile, and is everything given back wh
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import ssl
@@ -27,6 +28,7 @@ from tests.faults.crowd import (
     reads,
 )
 from tests.support.nbd_client import Client
+from tests.support.openssl import OpenSslClient
 from tests.support.server import Nbdzram
 from tests.wire import (
     CMD_READ,
@@ -182,6 +184,32 @@ def test_a_thousand_connections(secured: Nbdzram, trust: ssl.SSLContext, crowd: 
     watch.expect_modest()
     crowd.disperse()
     watch.expect_recovered()
+
+
+def test_records_without_data_end_the_connection(secured: Nbdzram, trust: ssl.SSLContext) -> None:
+    """A client that updates its keys for ever is cut; one that does so now and then is served."""
+    client = OpenSslClient(behind_starttls(secured).socket)
+    client.socket.sendall(client.encrypt(option(OPT_GO, name_and_infos(b"disk"))))
+    client.read(GO_REPLIES)
+    for cookie in range(8):
+        client.socket.sendall(client.key_update() + client.encrypt(request(CMD_READ, 0, 512, cookie=cookie)))
+        assert client.read(16 + 512) == reply_to_read(STORED[:512], cookie=cookie)
+    with contextlib.suppress(OSError):
+        client.socket.sendall(b"".join(client.key_update() for _ in range(10_000)))
+    drain(client.socket)
+    assert "TLS records without data" in secured.log
+    client.socket.close()
+    expect_others_are_served(secured, tls=trust)
+
+
+def test_strangers_cannot_update_their_keys_for_ever_either(secured: Nbdzram, trust: ssl.SSLContext) -> None:
+    client = OpenSslClient(behind_starttls(secured).socket)
+    with contextlib.suppress(OSError):
+        client.socket.sendall(b"".join(client.key_update() for _ in range(10_000)))
+    drain(client.socket)
+    assert "TLS records without data" in secured.log
+    client.socket.close()
+    expect_others_are_served(secured, tls=trust)
 
 
 def receive(member: socket.socket, size: int) -> bytes:

@@ -27,7 +27,7 @@ from tests.support.pki import Pki
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import name_and_infos, option, request
 
-READ, WRITE, DISC = range(3)
+READ, WRITE, DISC, FLUSH = range(4)
 STARTTLS, LIST, GO, STRUCTURED_REPLY, ABORT = 5, 3, 7, 8, 2
 MIB = 1 << 20
 
@@ -529,6 +529,61 @@ def test_draining_reaches_clients_under_tls(play: Play, secure: Secure, pki: Pki
         await draining
         await leave(client)
         await leave(other)
+
+    play(story)
+
+
+def test_a_crowd_of_tiny_records_takes_turns_with_other_clients(play: Play, secure: Secure, pki: Pki) -> None:
+    """When somebody else's request is answered, a client that sent 8,000 records before it is not yet through."""
+    secure()
+    flushes = 280
+
+    async def story(stage: Stage) -> None:
+        other = await attach(stage, pki.client_context())
+        hand = await by_hand(stage, pki.client_context())
+        hand.client.send(hand.encrypt(GO_DISK))
+        await hand.read(GO_REPLIES)
+        storm = b"".join(hand.encrypt(bytes([byte])) for byte in request(FLUSH, 0, 0) * flushes)
+        hand.client.send(storm)
+        assert await other.read(0, 512) == bytes(512)
+        assert stage.disk.traffic.operations()["flush"].requests < flushes // 2
+        assert len(await hand.read(16 * flushes)) == 16 * flushes
+        await leave(hand.client)
+        await leave(other)
+
+    play(story)
+
+
+def test_what_came_before_the_end_of_file_is_answered_in_later_turns(play: Play, secure: Secure, pki: Pki) -> None:
+    secure()
+    count = 280
+
+    async def story(stage: Stage) -> None:
+        hand = await by_hand(stage, pki.client_context())
+        hand.client.send(hand.encrypt(GO_DISK))
+        await hand.read(GO_REPLIES)
+        hand.client.send(b"".join(hand.encrypt(bytes([byte])) for byte in request(FLUSH, 0, 0) * count))
+        hand.client.writer.write_eof()
+        assert len(await hand.read(16 * count + 1)) == 16 * count
+        await leave(hand.client)
+
+    play(story)
+
+
+def test_a_peer_that_sends_on_and_on_before_tls_stands_is_cut(play: Play, secure: Secure) -> None:
+    """A ClientHello of any length, in records as short as they can be."""
+    secure()
+
+    async def story(stage: Stage) -> None:
+        client = await WireClient.connect(stage.path)
+        assert (await client.option(STARTTLS))[-1].kind == Reply.ACK
+        hello = b"\x16\x03\x01\x00\x01" + b"\x01"
+        rest = b"\x16\x03\x01\x00\x01" + b"\x00"
+        with contextlib.suppress(OSError):
+            client.send(hello + rest * (1 << 16))
+            await client.reader.read()
+        assert stage.server.handshake_failures["tls"] == 1
+        await leave(client)
 
     play(story)
 
