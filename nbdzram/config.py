@@ -103,8 +103,8 @@ class Limits:
     """What one client may cost. Each default has its reason beside it."""
 
     handshake_seconds: float = 10.0  # a LAN handshake takes milliseconds; slow TLS under load takes one or two seconds
-    handshake_options: int = 128  # libnbd in option mode sends about ten
-    connections: int = 1024  # descriptors: well below the usual hard limit
+    handshake_options: int = 128  # libnbd in option mode sends about ten; programs that list get more with the list
+    connections: int = 1024  # attached, and as many that haggle: descriptors well below the usual hard limit
     payload_bytes: int = 64 << 20  # the largest READ or WRITE served
     connection_bytes: int = 4 << 20  # queued replies and payloads in flight of one connection, beyond one request
     total_bytes: int = 32 << 20  # the same over all connections; beyond it each has 4 KiB to go on with

@@ -26,10 +26,10 @@ from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.certificate import validity
+from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
 from nbdzram.units import format_size
 
-SPARE_DESCRIPTORS = 128  # listeners, control and metrics connections, arenas, the interpreter's own
 EXPIRES_SOON = timedelta(days=30)
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 PROC_VM = Path("/proc/sys/vm")
@@ -166,15 +166,19 @@ def client(patient: Patient) -> Iterator[Finding]:
 
 
 def descriptors(patient: Patient) -> Iterator[Finding]:
-    """Each connection takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Each connection takes one; the server raises its soft limit to the hard one by itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = patient.config.limits.connections
-    needed = allowed + SPARE_DESCRIPTORS
-    if soft >= needed:
-        yield Finding(Level.OK, "descriptors", f"{soft} allowed, {needed} needed for {allowed} connections")
+    needed = wanted(allowed)
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        yield Finding(Level.OK, "descriptors", f"{needed} needed for {allowed} connections, and allowed")
     else:
-        says = f"{soft} allowed (at most {hard}), {needed} needed for limits.connections = {allowed}"
-        yield Finding(Level.WARN, "descriptors", says, f"ulimit -n {needed}, or LimitNOFILE={needed} in the unit")
+        attached = places(allowed, hard).attached
+        says = (
+            f"{hard} allowed, {needed} needed for limits.connections = {allowed} and as many that haggle: "
+            f"{attached} will be attached at once"
+        )
+        yield Finding(Level.WARN, "descriptors", says, f"ulimit -Hn {needed}, or LimitNOFILE={needed} in the unit")
 
 
 def memory(patient: Patient) -> Iterator[Finding]:

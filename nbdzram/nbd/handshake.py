@@ -4,6 +4,7 @@ The owner feeds bytes in with `receive` and takes events out with `next_event` u
 event carries bytes to send. One event at a time: who does not read replies is not answered further.
 
     FLAGS --4 bytes--> OPTION --16 bytes--> DATA --length bytes--> (handler) --> OPTION
+                        | |                       |--> LISTING --a slice an event--> OPTION
                         | |                       `--> UPGRADING --TLS runs, the rest is void--> OPTION
                         | `--> SKIP --length bytes, never stored--> (error) --> OPTION
                         `--> DONE (Enter: transmission; Close: the end)
@@ -20,7 +21,7 @@ Section names are those of doc/proto.md (see constants).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Protocol
@@ -47,6 +48,15 @@ from nbdzram.nbd.options import Refusal, parse_info, parse_meta_context, parse_n
 OPTION_DATA_LIMIT = 32 << 10
 """Bytes of one option's data. A GO with a 4096-byte name and thousands of information types fits; a thousand
 clients that all stop in the middle of the longest option hold 32 MiB together."""
+
+LIST_SLICE = 32
+"""Exports that one event of LIST looks at: some tens of microseconds."""
+
+LIST_SLICE_BYTES = 32 << 10
+"""Bytes of reply from which on such an event ends: names and descriptions have up to 4 KiB each."""
+
+OPTIONS_A_LISTED = 8
+"""Further options for each export of the longest list told: `qemu-nbd --list` asks three of each, `nbdinfo` two."""
 
 PREFERRED_BLOCK_SIZE = 4096  # the engine's block: smaller writes read, change and store one
 MINIMUM_BLOCK_SIZE = 1  # any alignment is served
@@ -107,8 +117,8 @@ class Directory(Protocol):
     def find(self, name: str) -> Offer | None:
         """The export of that name; the default one for the empty name."""
 
-    def offers(self) -> Iterable[Offer]:
-        """All of them, for LIST."""
+    def offers(self) -> Iterable[Offer | None]:
+        """All of them, for LIST; None for one that is there and that this peer may not see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +179,7 @@ class _State(Enum):
     OPTION = auto()
     DATA = auto()
     SKIP = auto()
+    LISTING = auto()
     UPGRADING = auto()
     DONE = auto()
 
@@ -198,6 +209,7 @@ class Handshake:
 
     def __init__(self, directory: Directory, policy: Policy, *, tls_active: bool = False) -> None:
         self.shutting_down = False
+        self.listed = 0  # exports of the longest list told
         self._directory = directory
         self._policy = policy
         self._tls_active = tls_active
@@ -210,6 +222,8 @@ class Handshake:
         self._option = 0
         self._length = 0
         self._refusal: Refusal | None = None
+        self._offers: Iterator[Offer | None] = iter(())
+        self._told = 0
         self._style = ReplyStyle.SIMPLE
         self._contexts: tuple[MetaContext, ...] = ()
         self._contexts_of: str | None = None
@@ -284,10 +298,9 @@ class Handshake:
         if magic != OPTION_MAGIC:
             raise HandshakeError(Failure.BAD_MAGIC, f"option magic {magic:#018x} is not {OPTION_MAGIC:#018x}")
         self._option_count += 1
-        if self._option_count > self._policy.option_limit:
-            raise HandshakeError(
-                Failure.TOO_MANY_OPTIONS, f"more than {self._policy.option_limit} options in one handshake"
-            )
+        limit = self._policy.option_limit + OPTIONS_A_LISTED * self.listed
+        if self._option_count > limit:
+            raise HandshakeError(Failure.TOO_MANY_OPTIONS, f"more than {limit} options in one handshake")
         if self._option == Option.ABORT:
             # Its data, of whatever length, is not waited for: section "Termination of the session".
             self._state = _State.DONE
@@ -375,12 +388,27 @@ class Handshake:
             raise Refusal(Reply.ERR_INVALID, f"LIST takes no data, {len(data)} bytes came")
         if not self._policy.list_exports:
             raise Refusal(Reply.ERR_POLICY, "listing exports is turned off on this server")
-        replies = []
-        for offer in self._directory.offers():
-            name = offer.name.encode()
-            entry = len(name).to_bytes(4) + name + text_bytes(offer.description)
-            replies.append(self._reply(Reply.SERVER, entry))
-        return Send(b"".join(replies) + self._reply(Reply.ACK))
+        self._state = _State.LISTING
+        self._offers = iter(self._directory.offers())
+        self._told = 0
+        return self._list_slice()
+
+    def _list_more(self) -> tuple[bool, Event | None]:
+        return True, self._list_slice()
+
+    def _list_slice(self) -> Event:
+        """The next few exports; behind the last of them ACK."""
+        replies = bytearray()
+        for count, offer in enumerate(self._offers, start=1):
+            if offer is not None:
+                name = offer.name.encode()
+                replies += self._reply(Reply.SERVER, len(name).to_bytes(4) + name + text_bytes(offer.description))
+                self._told += 1
+            if count == LIST_SLICE or len(replies) >= LIST_SLICE_BYTES:
+                return Send(bytes(replies))
+        self._state = _State.OPTION
+        self.listed = max(self.listed, self._told)
+        return Send(bytes(replies) + self._reply(Reply.ACK))
 
     def _starttls(self, data: bytes) -> Event:
         if data:
@@ -529,6 +557,7 @@ _STEPS: dict[_State, _Step | None] = {
     _State.OPTION: Handshake._read_option,
     _State.DATA: Handshake._read_data,
     _State.SKIP: Handshake._skip_data,
+    _State.LISTING: Handshake._list_more,
     _State.UPGRADING: None,
     _State.DONE: None,
 }

@@ -10,6 +10,12 @@ import struct
 
 from nbdzram.nbd.constants import STRING_LIMIT, Reply
 
+QUERY_LIMIT = 64
+"""Queries for metadata contexts in one option: clients send one to three, and each costs a microsecond and a string."""
+
+INFO_LIMIT = 1024
+"""Information types that one option asks for; the protocol knows four."""
+
 
 class Refusal(Exception):
     """An option gets an error reply, with a sentence for people, and haggling goes on."""
@@ -33,6 +39,8 @@ def parse_info(data: bytes) -> tuple[str, frozenset[int]]:
         raise Refusal(Reply.ERR_INVALID, f"a name of {name_size} bytes does not fit {len(data)} bytes of data")
     count = int.from_bytes(data[4 + name_size : 6 + name_size])
     types = data[6 + name_size :]
+    if count > INFO_LIMIT:
+        raise Refusal(Reply.ERR_TOO_BIG, f"{count} information types: the limit is {INFO_LIMIT}")
     if len(types) != 2 * count:
         raise Refusal(Reply.ERR_INVALID, f"{count} information types announced, {len(types)} bytes came")
     return parse_name(data[4 : 4 + name_size]), frozenset(value for (value,) in struct.iter_unpack(">H", types))
@@ -46,7 +54,10 @@ def parse_meta_context(data: bytes) -> tuple[str, frozenset[str]]:
     strings = _Strings(data)
     name = strings.take_string()
     queries = set()
-    for _ in range(strings.take_count()):
+    count = strings.take_count()
+    if count > QUERY_LIMIT:
+        raise Refusal(Reply.ERR_TOO_BIG, f"{count} queries: the limit is {QUERY_LIMIT}")
+    for _ in range(count):
         query = _decode(strings.take_string(), "query")
         if ":" not in query:
             raise Refusal(Reply.ERR_INVALID, f"query {query[:80]!r} has no namespace")

@@ -16,6 +16,7 @@ from nbdzram.nbd.handshake import Close, Enter, Event, Failure, Handshake, Hands
 from nbdzram.server.channel import TlsChannel
 from nbdzram.server.exports import Peer, PeerDirectory
 from nbdzram.server.hosting import Hosting
+from nbdzram.server.lobby import Origin, origin_of
 from nbdzram.server.session import Session
 from nbdzram.server.tls import certificate_names
 
@@ -24,21 +25,25 @@ attached_log = logging.getLogger("nbdzram.attached")  # told line by line (serve
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7): pid, uid, gid
 
-RECEIVE_SIZE = 16 << 10
-"""Bytes taken from a socket at once while haggling."""
+SECONDS_A_LISTED = 0.01
+"""By how much the deadline moves for each export that a list told: programs that list ask several options of each, one
+after the other, over whatever network."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """From accept to Session."""
+    """From accept to Session. Each step, an option most often, is taken when the Lobby says so, and meanwhile nothing
+    is read: what a stranger sends at once waits in its socket."""
 
-    def __init__(self, hosting: Hosting) -> None:
+    def __init__(self, hosting: Hosting, listener: str) -> None:
         self._hosting = hosting
+        self.origin = Origin(listener, "")
         self._peer = Peer("unknown")
         self._handshake = Handshake(PeerDirectory(hosting.exports, self._peer), hosting.policy)
         self._transport: Any = None
         self._channel: TlsChannel | None = None
-        self._buffer = bytearray(RECEIVE_SIZE)
         self._paused = False
+        self._waiting = False
+        self._listed = 0
         self._spoke = False
         self._over = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -46,34 +51,30 @@ class Connection(asyncio.BufferedProtocol):
     # ---- what the transport calls ----
 
     def connection_made(self, transport: Any) -> None:
-        """Greet, unless there are too many already."""
+        """Find a place in the lobby, and greet when it is our turn."""
         self._transport = transport
         self._peer = peer_of(transport)
+        self.origin = origin_of(self.origin.listener, self._peer.address)
         self._handshake = Handshake(PeerDirectory(self._hosting.exports, self._peer), self._hosting.policy)
         self._handshake.shutting_down = self._hosting.shutting_down
         self._hosting.accepted += 1
-        limit = self._hosting.limits.connections
-        if self._hosting.connections >= limit:
-            self._fail(Failure.CONNECTION_LIMIT, f"more than {limit} connections")
-            transport.abort()
-            return
         self._hosting.begin(self)
-        seconds = self._hosting.limits.handshake_seconds
-        self._deadline = self._hosting.loop.call_later(seconds, self._expire)
+        self._set_deadline(self._hosting.limits.handshake_seconds)
         transport.set_write_buffer_limits(high=0)
-        transport.write(self._handshake.greeting)
+        self._hosting.lobby.call_soon(self._greet)
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
         """Where the next bytes go."""
-        return self._buffer
+        return self._hosting.haggling_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""
         if self._over:
             return
         self._spoke = True
-        self._handshake.receive(memoryview(self._buffer)[:nbytes])
-        self._proceed()
+        self._handshake.receive(memoryview(self._hosting.haggling_buffer)[:nbytes])
+        self._transport.pause_reading()
+        self._wait_for_turn()
 
     def eof_received(self) -> None:
         """The peer is gone: without an export there is nothing to finish."""
@@ -86,9 +87,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """It reads again."""
         self._paused = False
-        if not self._over:
-            self._transport.resume_reading()
-            self._proceed()
+        self._wait_for_turn()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection ended before it came to an export."""
@@ -100,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
             log.log(level, "%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
         self._cancel_deadline()
         self._transport = self._channel = None  # a TlsChannel holds us as we hold it
-        self._hosting.end(self)
+        self._hosting.end_haggling(self)
 
     # ---- what the TLS channel calls ----
 
@@ -116,7 +115,17 @@ class Connection(asyncio.BufferedProtocol):
         self._fail(Failure.TLS, f"TLS: {error}")
         self._transport.close()
 
+    def expel(self, reason: str) -> None:
+        """It costs more than it may."""
+        self._fail(Failure.TLS, reason)
+        self._transport.abort()
+
     # ---- for the server ----
+
+    def give_way(self) -> None:
+        """A newcomer needs our place."""
+        self._fail(Failure.CONNECTION_LIMIT, f"{len(self._hosting.lobby) + 1} haggle, and a newcomer needs a place")
+        self._transport.abort()
 
     def shut_down(self) -> None:
         """Options get ERR_SHUTDOWN from now on."""
@@ -129,13 +138,27 @@ class Connection(asyncio.BufferedProtocol):
 
     # ---- parts ----
 
-    def _proceed(self) -> None:
+    def _greet(self) -> None:
+        if not self._over:
+            self._transport.write(self._handshake.greeting)
+
+    def _wait_for_turn(self) -> None:
+        if not self._waiting and not self._over:
+            self._waiting = True
+            self._hosting.lobby.call_soon(self._step)
+
+    def _step(self) -> None:
+        """Our turn: one event of the handshake, or else what else the peer has to say."""
+        self._waiting = False
+        if self._paused or self._over:
+            return
         try:
-            while not self._paused and not self._over:
-                event = self._handshake.next_event()
-                if event is None:
-                    return
+            event = self._handshake.next_event()
+            if event is None:
+                self._transport.resume_reading()
+            else:
                 self._act(event)
+                self._wait_for_turn()
         except HandshakeError as error:
             self._fail(error.cause, str(error))
             self._transport.close()
@@ -146,6 +169,7 @@ class Connection(asyncio.BufferedProtocol):
                 if complaint:
                     log.warning("%s: option refused: %s", self._peer.text, complaint)
                 self._transport.write(reply)
+                self._allow_for_a_list()
             case Close(reply):
                 self._over = True
                 self._transport.write(reply)
@@ -162,12 +186,17 @@ class Connection(asyncio.BufferedProtocol):
             export = self._hosting.exports.attachable(event.terms.offer, self._peer)
         except NoSuchExport as error:
             raise HandshakeError(Failure.UNKNOWN_EXPORT, str(error)) from None
+        if reason := self._hosting.no_place_for(self.origin):
+            raise HandshakeError(Failure.CONNECTION_LIMIT, reason)
         self._over = True
         self._transport.write(event.reply)
         session = Session(self._hosting, export, event.terms, self._peer)
         self._hosting.promote(self, session)
         self._cancel_deadline()
         self._transport.set_protocol(session)
+        if self._channel is not None:
+            self._channel.take_turns(self._hosting.loop.call_soon)
+        self._transport.resume_reading()
         if self._paused:
             session.pause_writing()
         attached_log.info("%s: attached to export %r%s", self._peer.text, export.name, _certified(self._peer))
@@ -182,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
             fd=below.get_extra_info("socket").fileno(),
             context=self._hosting.tls.context(),
             receiver=self._hosting.receiver,
-            call_soon=self._hosting.loop.call_soon,
+            call_soon=self._hosting.lobby.call_soon,
         )
         # Bytes that came behind STARTTLS are TLS's: an option in the clear among them is no TLS record.
         self._channel.start(self._handshake.take_rest())
@@ -192,6 +221,16 @@ class Connection(asyncio.BufferedProtocol):
             self._over = True
             self._hosting.fail_handshake(cause)
             log.warning("%s: handshake failed: %s", self._peer.text, message)
+
+    def _allow_for_a_list(self) -> None:
+        """Who was told many exports may take longer, once for the longest list."""
+        if self._handshake.listed > self._listed:
+            self._listed = self._handshake.listed
+            self._set_deadline(self._hosting.limits.handshake_seconds + self._listed * SECONDS_A_LISTED)
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._cancel_deadline()
+        self._deadline = self._hosting.loop.call_later(seconds, self._expire)
 
     def _expire(self) -> None:
         self._fail(Failure.TIMEOUT, f"not finished after {self._hosting.limits.handshake_seconds:g} s")

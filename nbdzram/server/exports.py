@@ -213,9 +213,9 @@ class PeerDirectory:
         except NoSuchExport as error:
             raise Refusal(Reply.ERR_UNKNOWN, str(error)) from None
 
-    def offers(self) -> Iterator[Export]:
-        """Every export that admits this peer."""
-        return (export for export in self._exports if export.admits(self._peer))
+    def offers(self) -> Iterator[Export | None]:
+        """Every export that admits this peer, and None for each that does not: looking took its time."""
+        return (export if export.admits(self._peer) else None for export in self._exports)
 
 
 def _named(clients: Iterable[str]) -> str:

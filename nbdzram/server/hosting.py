@@ -11,7 +11,9 @@ from nbdzram.config import ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.channel import Receiver
+from nbdzram.server.descriptors import places, raise_limit
 from nbdzram.server.exports import Exports
+from nbdzram.server.lobby import Lobby, Origin
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.tls import TlsFiles
 from nbdzram.server.turns import Turns
@@ -29,8 +31,17 @@ WORKERS_MOST = 64
 STATUS_QUERIES = 2
 """Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
 
+KEPT_PLACES = 16
+"""The last places for attached clients, at most an eighth of all: for a source, and half of them for a listener, with
+less than FEW clients. However many one client attaches, another one gets in, and so does a local socket's."""
+
+FEW = 4
+
 REST_SECONDS = 1.0
 """A connection that was quiet for so long gets a small receive buffer again."""
+
+HAGGLING_BUFFER_SIZE = 16 << 10
+"""Bytes taken from a socket at once while haggling; one buffer a server, empty between two wake-ups."""
 
 RELEASE_SECONDS = 1.0
 """After a connection ended, its freed buffers go back to the system: once for all that end together."""
@@ -56,8 +67,12 @@ class Hosting:
         self.scratch = Scratch()
         self.turns = Turns()
         self.receiver = Receiver()
+        self.places = places(config.limits.connections, raise_limit())
+        self.lobby = Lobby(self.places.haggling, self.loop.call_soon)
         self.haggling: set[Connection] = set()
-        self.sessions: set[Session] = set()
+        self.haggling_buffer = bytearray(HAGGLING_BUFFER_SIZE)
+        self.sessions: dict[Session, Origin] = {}
+        self._attached_from: Counter[str] = Counter()  # by source, and by listener
         self.accepted = 0
         self.attached = 0
         self.protocol_errors = 0
@@ -79,11 +94,26 @@ class Hosting:
         """A connection was accepted."""
         self.haggling.add(connection)
         self._quiet.clear()
+        self.lobby.enter(connection)
+
+    def no_place_for(self, origin: Origin) -> str:
+        """Why nobody from there can be attached now; empty: there is a place."""
+        limit, count = self.places.attached, len(self.sessions)
+        free, kept = limit - count, min(KEPT_PLACES, limit // 8)
+        if free <= 0:
+            return f"more than {limit} connections"
+        if free <= kept and self._attached_from[origin.source] >= FEW:
+            return f"{count} of {limit} connections: the last {kept} are not for {origin.source}, which has its share"
+        if free <= kept // 2 and self._attached_from[origin.listener] >= FEW:
+            return f"{count} of {limit} connections: the last {kept // 2} are for other listeners"
+        return ""
 
     def promote(self, connection: Connection, session: Session) -> None:
         """Its handshake is done: the session goes on."""
         self.haggling.discard(connection)
-        self.sessions.add(session)
+        self.lobby.leave(connection)
+        self.sessions[session] = connection.origin
+        self._attached_from.update(set(connection.origin))
         if self._rest is None:
             self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions)
 
@@ -92,14 +122,17 @@ class Hosting:
         self.attached += 1
         return self.attached
 
-    def end(self, member: Connection | Session) -> None:
-        """It is gone."""
-        self.haggling.discard(member)
-        self.sessions.discard(member)
-        if self._release is None:
-            self._release = self.loop.call_later(RELEASE_SECONDS, self._release_memory)
-        if not self.connections:
-            self._quiet.set()
+    def end_haggling(self, connection: Connection) -> None:
+        """It is gone, or was promoted before."""
+        self.haggling.discard(connection)
+        self.lobby.leave(connection)
+        self._end()
+
+    def end(self, session: Session) -> None:
+        """It is gone, and nothing is under way for it."""
+        self._attached_from.subtract(set(self.sessions.pop(session)))
+        self._attached_from += Counter()  # forget who has none
+        self._end()
 
     async def wait_quiet(self) -> None:
         """Until no connection is open."""
@@ -118,6 +151,12 @@ class Hosting:
             self._rest.cancel()
         self.loop.remove_reader(self.workers.fileno())
         self.workers.stop()
+
+    def _end(self) -> None:
+        if self._release is None:
+            self._release = self.loop.call_later(RELEASE_SECONDS, self._release_memory)
+        if not self.connections:
+            self._quiet.set()
 
     def _rest_sessions(self) -> None:
         self.turns.watch()

@@ -63,7 +63,7 @@ class NbdServer:
             listener.setblocking(False)
             keep_alive(listener)
             self._uris.append(uri_of(listener, self._config.tls.mode))
-            self._servers.append(await _accept_on(listener, hosting))
+            self._servers.append(await _accept_on(listener, hosting, self._uris[-1]))
 
     @property
     def uris(self) -> list[str]:
@@ -118,7 +118,7 @@ class NbdServer:
         hosting = self._hosting
         client.setblocking(False)
         keep_alive(client)
-        await hosting.loop.connect_accepted_socket(lambda: Connection(hosting), client)
+        await hosting.loop.connect_accepted_socket(lambda: Connection(hosting, "standard input"), client)
         await hosting.wait_quiet()
 
     async def detach(self, export: Export) -> None:
@@ -203,11 +203,11 @@ class NbdServer:
         self._paths.clear()
 
 
-async def _accept_on(listener: socket.socket, hosting: Hosting) -> asyncio.Server:
+async def _accept_on(listener: socket.socket, hosting: Hosting, uri: str) -> asyncio.Server:
     """Serve whoever connects. A unix socket's file is ours to remove, or systemd's to keep, and never the loop's."""
 
     def connect() -> Connection:
-        return Connection(hosting)
+        return Connection(hosting, uri)
 
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         return await hosting.loop.create_server(connect, sock=listener, backlog=BACKLOG)

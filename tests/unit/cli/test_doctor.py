@@ -63,11 +63,12 @@ def test_an_address_of_another_machine_and_a_socket_without_a_directory_fail(tmp
 
 
 def test_a_limit_of_descriptors_below_what_connections_need_warns() -> None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough, short = (Patient(replace(QUIET, limits=Limits(connections=n)), None) for n in (10, soft))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough, short = (Patient(replace(QUIET, limits=Limits(connections=n)), None) for n in (10, hard))
     assert levels(list(diagnosis.descriptors(enough))) == [Level.OK]
     (finding,) = diagnosis.descriptors(short)
-    assert (finding.level, f"ulimit -n {soft + 128}" in finding.remedy) == (Level.WARN, True)
+    assert (finding.level, f"ulimit -Hn {2 * hard + 256}" in finding.remedy) == (Level.WARN, True)
+    assert "will be attached at once" in finding.says
 
 
 @pytest.mark.parametrize(("limit", "level"), [(0, Level.WARN), (1 << 20, Level.OK), (1 << 60, Level.FAIL)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from nbdzram.config import TlsMode
 from nbdzram.nbd.constants import MetaContext, Option, Reply, ReplyStyle, TransmissionFlag
 from nbdzram.nbd.handshake import (
+    LIST_SLICE,
+    LIST_SLICE_BYTES,
     OPTION_DATA_LIMIT,
     Close,
     Enter,
@@ -434,3 +437,58 @@ def test_every_option_of_the_protocol_is_answered() -> None:
     for number in Option:
         handshake = start(tls=TlsMode.ON)
         assert feed(handshake, option(number, b"disk" if number is Option.EXPORT_NAME else b""))
+
+
+def crowded(count: int) -> FakeDirectory:
+    return FakeDirectory(*(FakeOffer(f"disk{number}", description="d" * 100) for number in range(count)))
+
+
+def test_a_list_is_told_in_slices_of_few_exports() -> None:
+    handshake = Handshake(crowded(1000), Policy())
+    handshake.receive(FLAGS + option(3) + option(99))
+    told = 0
+    while told < 1001:
+        event = handshake.next_event()
+        assert isinstance(event, Send)
+        replies = split_option_replies(event.reply)
+        assert 1 <= len(replies) <= LIST_SLICE
+        assert len(event.reply) <= LIST_SLICE_BYTES + 8192
+        told += len(replies)
+    assert replies[-1].kind == Reply.ACK
+    unsupported = handshake.next_event()
+    assert isinstance(unsupported, Send)
+    assert split_option_replies(unsupported.reply)[0].kind == Reply.ERR_UNSUP
+
+
+def test_a_slice_counts_exports_that_are_hidden() -> None:
+    """Looking whether a peer is admitted is what takes the time."""
+
+    class Hidden(FakeDirectory):
+        def offers(self) -> Iterator[None]:  # type: ignore[override]
+            return iter([None] * 1000)
+
+    handshake = Handshake(Hidden(), Policy())
+    (*slices, last) = feed(handshake, FLAGS + option(3))
+    assert len(slices) >= 1000 // LIST_SLICE
+    assert all(event.reply == b"" for event in slices)
+    assert [reply.kind for reply in split_option_replies(last.reply)] == [Reply.ACK]
+
+
+def test_who_was_told_many_exports_may_ask_several_options_of_each() -> None:
+    handshake = Handshake(crowded(100), Policy(option_limit=8))
+    feed(handshake, FLAGS + option(3) * 2)
+    for number in range(100):
+        for asked in (6, 9, 6):
+            assert feed(handshake, option(asked, name_and_infos(f"disk{number}".encode())))
+    with pytest.raises(HandshakeError, match=r"more than 808 options"):
+        feed(handshake, option(99) * 600)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(64, Reply.ACK), (65, Reply.ERR_TOO_BIG), (5400, Reply.ERR_TOO_BIG)])
+def test_queries_for_contexts_are_few(count: int, kind: Reply) -> None:
+    assert ask(structured(), 10, name_and_queries(b"disk", *[b"x:"] * count))[-1].kind == kind
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1024, Reply.ACK), (1025, Reply.ERR_TOO_BIG)])
+def test_information_types_are_few(count: int, kind: Reply) -> None:
+    assert ask(start(), 6, name_and_infos(b"disk", *range(count)))[-1].kind == kind
