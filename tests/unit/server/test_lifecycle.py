@@ -227,6 +227,27 @@ def test_two_connections_see_each_others_writes(play: Play) -> None:
     play(story)
 
 
+def test_a_flush_on_one_connection_holds_for_what_another_was_answered(play: Play) -> None:
+    """CAN_MULTI_CONN: writes of one, small, large, zeroing, answered; a flush of another; then the engine has them."""
+
+    async def story(stage: Stage) -> None:
+        one, two = await stage.client(), await stage.client(style=2)
+        for number in range(1, 20):
+            small, large = bytes([number]) * 5000, bytes([number]) * (3 << 20)
+            await one.write(100, small)
+            await one.write(1 << 20, large)
+            assert (await one.call(6, 8 << 20, 2 << 20)).error == 0
+            assert (await two.call(FLUSH, 0, 0)).error == 0
+            assert stage.disk.disk.read(100, len(small)) == small
+            assert stage.disk.disk.read(1 << 20, len(large)) == large
+            assert stage.disk.disk.read(8 << 20, 4096) == bytes(4096)
+            await two.write(8 << 20, small)
+        await one.close()
+        await two.close()
+
+    play(story)
+
+
 def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage: Stage, play: Play) -> None:
     """Read back from the server's own socket: no delay for small replies, and keepalive within two minutes."""
     stage.config = replace(stage.config, tcp=(TcpAddress(port=0),))

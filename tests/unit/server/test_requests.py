@@ -371,6 +371,26 @@ def test_block_status_describes_each_context(play: Play, style: int) -> None:
     play(story)
 
 
+@pytest.mark.parametrize("style", [1, 2])
+def test_an_unfragmented_read_is_one_chunk_up_to_the_limit(play: Play, style: int) -> None:
+    """256 KiB with DF are one content chunk, wherever they begin; a byte more is EOVERFLOW, and served without DF."""
+    limit, df = 256 << 10, 4
+
+    async def story(stage: Stage) -> None:
+        client = await stage.client(style=style)
+        content = noise(1 << 20)
+        await client.write(0, content)
+        for offset in (0, 5, 4096):
+            answer = await client.call(READ, offset, limit, flags=df)
+            assert [kind for kind, payload in answer.chunks if payload] == [1]
+            assert answer.content == content[offset : offset + limit]
+            assert (await client.call(READ, offset, limit + 1, flags=df)).error == Error.EOVERFLOW
+            assert await client.read(offset, limit + 1) == content[offset : offset + limit + 1]
+        await client.close()
+
+    play(story)
+
+
 def test_block_status_is_a_short_turn(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """A MiB is described on the loop, more by a thread; a reply has 2,048 descriptors at most, and is asked on from."""
     threads: list[bool] = []
