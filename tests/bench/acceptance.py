@@ -20,7 +20,7 @@ from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
-from tests.bench import onlookers, scrape
+from tests.bench import onlookers, scrape, strangers
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
@@ -244,8 +244,12 @@ def latencies_around(kind: str, server: Nbdzram, directory: Path) -> tuple[list[
 def measure_hostility(directory: Path, effort: Effort) -> list[Figure]:
     """p99 at 4 KiB, depth 1, of a client beside a crowd that means harm, and of the same client alone."""
     figures = []
-    with start_peer("nbdzram", directory / "hostile", GIB) as server, many_descriptors():
-        assert isinstance(server, Nbdzram)
+    pki = Pki(directory / "hostile-pki")
+    pki.issue("localhost", file="server")
+    place = directory / "hostile"
+    place.mkdir()
+    arguments = (*strangers.many_exports(place), *tls_arguments(pki, mode="on", client_ca=False))
+    with Nbdzram(place, {"disk": GIB}, arguments=arguments, metrics=True) as server, many_descriptors():
         fill(server, SPEED_BYTES)
         load = partial(timed_load, server, "randrw", SPEED_BYTES, seconds=effort.seconds, depth=1)
         for what, attack in ATTACKS.items():
@@ -295,7 +299,12 @@ def restless(server: Nbdzram) -> Iterator[None]:
 
 
 HARASS_SECONDS = 0.05
-ATTACKS = {"beside stalled clients": stalled, "beside clients that reset": restless} | onlookers.ATTACKS
+ATTACKS: dict[str, strangers.Attack] = {
+    "beside stalled clients": stalled,
+    "beside clients that reset": restless,
+    **strangers.ATTACKS,
+    **onlookers.ATTACKS,
+}
 
 
 def measure_memory(directory: Path, _: Effort) -> list[Figure]:
