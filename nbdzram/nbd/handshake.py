@@ -49,8 +49,8 @@ OPTION_DATA_LIMIT = 32 << 10
 """Bytes of one option's data. A GO with a 4096-byte name and thousands of information types fits; a thousand
 clients that all stop in the middle of the longest option hold 32 MiB together."""
 
-LIST_SLICE = 32
-"""Exports that one event of LIST looks at: some tens of microseconds."""
+LIST_SLICE = 8
+"""Exports that one event of LIST looks at: ten or twenty microseconds, as long as a small request of a client."""
 
 LIST_SLICE_BYTES = 32 << 10
 """Bytes of reply from which on such an event ends: names and descriptions have up to 4 KiB each."""

@@ -13,12 +13,12 @@ from nbdzram.nbd.constants import CommandFlag, FoldState, MetaContext, ReplyStyl
 from nbdzram.nbd.transmission import status_chunk
 from nbdzram.nbd.verdicts import Asked, Verdict
 
-DESCRIPTOR_LIMIT = 1 << 11
-"""Descriptors in one chunk, made under Python's lock, which the event loop waits for: 32 KiB of reply at most. The
+DESCRIPTOR_LIMIT = 1 << 9
+"""Descriptors in one chunk, made under Python's lock, which the event loop waits for: 8 KiB of reply at most. The
 protocol advises at most 2**20 and lets a server stop early; a client asks on from there."""
 
-STRAINED_DESCRIPTOR_LIMIT = 1 << 9
-"""The same while the memory for replies is used up: 8 KiB of reply a context."""
+STRAINED_DESCRIPTOR_LIMIT = 1 << 7
+"""The same while the memory for replies is used up: 2 KiB of reply a context."""
 
 WINDOW = 16 << 30
 """Bytes of export that one context is described over when blocks are stored there: 4 million table entries, a tenth of

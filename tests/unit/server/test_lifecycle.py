@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -96,10 +97,13 @@ def test_a_client_that_asks_and_never_reads_is_held_at_bounded_memory(play: Play
             hog.ask(READ, 0, 32 << 20, cookie=cookie)
         await hog.writer.drain()
         for _ in range(20):
-            await other.read(0, 65536)
-        operations = stage.disk.traffic.operations()
-        assert operations["read"].requests == 20
+            assert await other.read(0, 65536) == bytes(65536)
+        assert stage.server._hosting is not None
+        assert stage.server._hosting.budget.used < 4 << 20  # its window of pieces, and what its socket queues
+        assert stage.disk.traffic.operations()["read"].requests == 20
         hog.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await hog.writer.wait_closed()
         await other.close()
 
     play(story)

@@ -392,7 +392,7 @@ def test_an_unfragmented_read_is_one_chunk_up_to_the_limit(play: Play, style: in
 
 
 def test_block_status_is_a_short_turn(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A MiB is described on the loop, more by a thread; a reply has 2,048 descriptors at most, and is asked on from."""
+    """256 KiB are described on the loop, more by a thread; a reply has 512 descriptors at most, and is asked on."""
     threads: list[bool] = []
 
     def recorded(*arguments: Any) -> bytes:
@@ -405,10 +405,10 @@ def test_block_status_is_a_short_turn(play: Play, monkeypatch: pytest.MonkeyPatc
         client = await stage.client(contexts=(b"base:allocation",))
         for block in range(0, 5000, 2):
             stage.disk.disk.write(block * 4096, b"x" * 4096)
-        for length in (1 << 20, (1 << 20) + 4096, 16 << 20):
+        for length in (256 << 10, (256 << 10) + 4096, 16 << 20):
             ((_, payload),) = (await client.call(STATUS, 0, length)).chunks
             described = list(struct.iter_unpack(">II", payload[4:]))
-            assert len(described) == min(length // 4096, 2048)
+            assert len(described) == min(length // 4096, 512)
         assert threads == [False, True, True]
         await client.close()
 
