@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find nbdzram -name '*.pyx' -o -name '*.pxd')
+# What the manual pages are written from
+MANUAL := tools/manual.py nbdzram/settings.py $(wildcard nbdzram/cli/*.py)
 
 # What `make run` serves, and where: make run SIZE=4G PORT=10810
 NAME ?= disk
@@ -13,6 +15,9 @@ SIZE ?= 1G
 ADDRESS ?= 127.0.0.1
 PORT ?= 10809
 METRICS ?= 127.0.0.1:9809
+# Where `make install` puts things; DESTDIR goes in front, for packagers
+PREFIX ?= /usr/local
+DESTDIR ?=
 # What `make fuzz` tries on each target
 RUNS ?= 2000000
 # `make mutants` tries one in PART, or those named: make mutants MUTANTS="fold protocol"
@@ -20,7 +25,7 @@ PART ?= 1
 MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,9 +51,11 @@ test-slow: lint ## Run every test, the long searches and every mutant too (hours
 	$(BIN)/python -m tests.mutants
 
 wheel: $(VENV)/built ## Build a wheel into dist/
-	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	@PYTHON='$(PYTHON)' tools/environment build_wheel $(VENV)
 	@ls -l dist
+
+install: $(VENV)/built ## Install program, manual and completions below PREFIX=/usr/local (as root)
+	@PYTHON='$(PYTHON)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/environment install_system $(VENV)
 
 fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours (RUNS=2000000)
 	FUZZ_RUNS=$(RUNS) $(BIN)/pytest tests/fuzz -m slow
@@ -59,7 +66,7 @@ mutants: $(VENV)/built $(VENV)/dev ## Make mistakes in the code, one at a time, 
 dashboards: $(VENV)/dev ## Write the Grafana dashboard's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana.generate
 
-bench: $(VENV)/built ## Measure speed and memory against nbdkit, in one run (about ten minutes)
+bench: $(VENV)/built ## Measure speed and memory against nbdkit, in one run
 	@$(BIN)/python -m tests.bench.acceptance
 
 bench-memory: $(VENV)/built ## Measure density on real data against zram and nbdkit
@@ -74,7 +81,7 @@ $(VENV)/ready: pyproject.toml setup.py tools/environment
 	@PYTHON='$(PYTHON)' tools/environment create $(VENV)
 	@touch $@
 
-$(VENV)/built: $(VENV)/ready $(SOURCES)
+$(VENV)/built: $(VENV)/ready $(SOURCES) $(MANUAL)
 	@tools/environment build $(VENV)
 	@touch $@
 

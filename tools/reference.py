@@ -19,7 +19,6 @@ from typing import Any
 
 import click
 
-from nbdzram import config as configuration
 from nbdzram.cli import serve, stat
 from nbdzram.cli.main import COMMANDS
 from nbdzram.control.messages import Code
@@ -27,7 +26,8 @@ from nbdzram.control.methods import Changes, Operations, Parameter, method_table
 from nbdzram.engine import stats
 from nbdzram.metrics import answers, families
 from nbdzram.metrics.process import ProcessMetrics
-from nbdzram.settings import KEYS, Key
+from nbdzram.settings import KEYS
+from tools.figures import default_of, section_of
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "reference"
 ALERTS = PAGES.parent.parent / "deploy" / "prometheus" / "rules" / "alerts.yml"
@@ -87,7 +87,7 @@ def configuration_page() -> Iterator[str]:
     yield f"```toml\n{EXAMPLE}```"
     flags = {path: f"`--{flag.replace('_', '-')}`" for flag, path in serve.FLAGS.items()}
     flags |= {("listen",): "`-i`, `-p`, `-U`, `--vsock`", ("exports", "*", "size"): "`-e NAME=SIZE`"}
-    for section in dict.fromkeys(_section(key) for key in KEYS):
+    for section in dict.fromkeys(section_of(key) for key in KEYS):
         yield f"## {section}"
         yield table(
             ("key", "what it is", "default", "variable", "flag"),
@@ -95,12 +95,12 @@ def configuration_page() -> Iterator[str]:
                 (
                     f"`{key.path[-1]}`",
                     key.says,
-                    _default(key),
+                    default_of(key),
                     f"`{key.variable}`" if key.variable else "",
                     flags.get(key.path, flags.get(tuple("default" if p == "*" else p for p in key.path), "")),
                 )
                 for key in KEYS
-                if _section(key) == section
+                if section_of(key) == section
             ),
         )
 
@@ -234,39 +234,6 @@ def _command(name: str, command: click.Command, *, depth: int) -> Iterator[str]:
         yield table(("column", "what it is"), ((f"`{column.heading}`", column.says) for column in stat.COLUMNS))
     examples = re.sub(r"^\s*Examples?:\s*", "", (command.epilog or "").replace("\b\n", ""))
     yield "```console\n" + "\n".join(f"$ {line.strip()}" for line in examples.splitlines() if line.strip()) + "\n```"
-
-
-def _section(key: Key) -> str:
-    names = {"pools": "[pools.NAME]", "exports": "[exports.NAME]"}
-    return "Top level" if len(key.path) == 1 else names.get(key.path[0], f"[{key.path[0]}]")
-
-
-def _default(key: Key) -> str:
-    """As one would write it."""
-    if key.path == ("listen",):
-        return f"`{configuration.TcpAddress().host}:{configuration.DEFAULT_PORT}`"
-    if key.path == ("exports", "*", "size"):
-        return "required"
-    owners: dict[str, Any] = {
-        "tls": configuration.TlsConfig(),
-        "limits": configuration.Limits(),
-        "maintenance": configuration.MaintenanceConfig(),
-        "pools": configuration.PoolConfig(),
-        "exports": configuration.ExportConfig(name="NAME", size_bytes=512),
-    }
-    owner = owners[key.path[0]] if len(key.path) > 1 else configuration.ServerConfig()
-    text = _written(getattr(owner, key.path[-1]), is_size=key.path[-1].endswith("_bytes"))
-    return f"`{text}`" if text else "none"
-
-
-def _written(value: Any, *, is_size: bool) -> str:
-    if isinstance(value, configuration.TcpAddress):
-        return f"{value.host}:{value.port}"
-    if is_size:
-        return f"{value >> 20}M"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value) if value not in {None, ()} else ""
 
 
 def _nobody() -> Any:

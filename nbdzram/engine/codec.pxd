@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 cdef enum:
     BLOCK = 4096
 
-    # How an object's bytes are to be read; stored in its handle cell (pool.pyx), so never renumbered.
+    # How an object's bytes are to be read; stored in its handle's cell (cells.pxd), so never renumbered.
     CODEC_FREE = 0
     CODEC_RAW = 1
     CODEC_LZ4 = 2

@@ -95,7 +95,7 @@ class State:
         except OSError as error:
             raise UserError(
                 f"cannot use the state directory {directory}: {error.strerror}; "
-                f"name a directory that this user may write, such as /dev/shm/nbdzram"
+                f"name a directory that this user may write, such as /var/lib/nbdzram"
             ) from error
 
     def arena_path(self, pool: str) -> str | None:

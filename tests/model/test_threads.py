@@ -123,7 +123,7 @@ def test_partial_writes_to_one_block_never_lose_each_others_bytes() -> None:
     part = BLOCK // threads
 
     def write(thread: int) -> None:
-        # Long writes that begin inside block 0 give the interpreter lock away: the threads really meet.
+        # So short a write keeps the interpreter lock: these take turns. The next test's, of 80 KiB, really meet.
         for turn in range(rounds):
             disk.write(thread * part, bytes([turn % 251 + 1]) * part)
             found = disk.read(thread * part, part)

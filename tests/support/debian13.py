@@ -28,7 +28,7 @@ def require_debian13() -> Path:
             _fetch(apt_get, root)
         except (subprocess.SubprocessError, OSError) as error:
             detail = getattr(error, "stderr", None) or error
-            missing(f"Debian 13's packages cannot be had from {_mirror()}: {detail}")
+            missing(f"Debian 13's packages cannot be had from {mirror()}: {detail}")
         (CACHE / "ready").touch()
     return root
 
@@ -44,7 +44,7 @@ def _fetch(apt_get: str, root: Path) -> None:
     for directory in ("state/lists/partial", "cache/archives/partial", "etc", "root"):
         (CACHE / directory).mkdir(parents=True, exist_ok=True)
     (CACHE / "status").touch()
-    (CACHE / "etc/sources.list").write_text(f"deb [arch=amd64 signed-by={KEYRING}] {_mirror()} trixie main\n")
+    (CACHE / "etc/sources.list").write_text(f"deb [arch=amd64 signed-by={KEYRING}] {mirror()} trixie main\n")
     settings = {
         "Dir::State": CACHE / "state",
         "Dir::State::status": CACHE / "status",
@@ -63,7 +63,7 @@ def _fetch(apt_get: str, root: Path) -> None:
         _run(["dpkg-deb", "-x", str(package), str(root)])
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Where the system's own packages come from."""
     for file in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("debian*"))):
         found = (

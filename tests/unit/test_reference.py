@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,36 @@ from nbdzram.cli.main import COMMANDS
 from nbdzram.control.methods import method_table
 from nbdzram.metrics.families import FAMILIES
 from nbdzram.settings import KEYS, load
-from tools import reference
+from tests.support.programs import require_program
+from tools import manual, reference
 
 
 @pytest.mark.parametrize("page", reference.PAGE_MAKERS)
 def test_a_page_is_current(page: str) -> None:
     path = reference.PAGES / page
     assert path.read_text() == reference.pages()[path], "run: python -m tools.reference"
+
+
+def test_each_command_has_a_manual_page() -> None:
+    assert set(manual.pages()) == {f"nbdzram-{name}.1" for name in COMMANDS} | {"nbdzram.1", "nbdzram.toml.5"}
+
+
+def test_the_manual_says_every_key_and_every_option() -> None:
+    pages = manual.pages()
+    assert [key.path for key in KEYS if f".B {key.path[-1]}\n" not in pages["nbdzram.toml.5"]] == []
+    assert "\\-\\-mem\\-limit" in pages["nbdzram-serve.1"]
+    assert ".SH EXPORTS ADD" in pages["nbdzram-exports.1"]
+
+
+def test_roff_takes_the_manual_as_it_is(tmp_path: Path) -> None:
+    """mandoc's lint, which knows man(7): no error, and nothing that it cannot show."""
+    mandoc = require_program("mandoc", package="mandoc")
+    for name, content in manual.pages().items():
+        page = tmp_path / name
+        page.write_text(content)
+        done = subprocess.run([mandoc, "-Tlint", "-Wwarning", page], capture_output=True, text=True, check=False)
+        told = [line for line in done.stdout.splitlines() if "missing date" not in line]
+        assert not told, "\n".join(told)
 
 
 def test_nothing_is_left_out() -> None:

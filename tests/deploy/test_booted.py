@@ -1,0 +1,109 @@
+"""The units under systemd as the first process: what a stop, a restart, a crash and a change do to disks and clients.
+
+Slow lane: a bare Debian 12 boots in systemd-nspawn, with the package installed. Root.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.grafana import DEPLOY
+from tests.support.machine import boot, layer_over, require_base, run_in
+
+pytestmark = pytest.mark.slow
+
+BASE = ("systemd", "systemd-sysv", "dbus", "python3", "libnbd-bin", "procps")
+INSTALL_SECONDS = 300
+
+# Functions for the scripts that run inside. `say NAME COMMAND...` prints NAME=OUTPUT of one line.
+WORDS = """
+say() { local name=$1; shift; echo "$name=$("$@" 2>&1 | tr '\\n' ' ' | sed 's/ $//')"; }
+state() { systemctl is-active nbdzram.service nbdzram.socket; }
+pid() { systemctl show --property MainPID --value nbdzram.service; }
+size() { nbdinfo --size nbd://127.0.0.1:10809/disk 2>&1 | grep -o 'refused\\|^[0-9]*$'; }
+fill() { head -c 1048576 /dev/urandom >/root/content; nbdcopy /root/content nbd://127.0.0.1:10809/disk; }
+kept() { nbdcopy nbd://127.0.0.1:10809/disk /root/found; cmp -n 1048576 /root/content /root/found && echo kept; }
+until_active() { until systemctl is-active --quiet nbdzram.service && [ "$(pid)" != "$1" ]; do sleep 0.1; done; }
+"""
+
+STORY = """
+systemctl enable --now nbdzram; say enabled state
+say serves size
+fill
+systemctl reload nbdzram; say reloaded state
+systemctl restart nbdzram.socket; say socket_restart_fails echo $?
+say content_after_socket kept
+systemctl restart nbdzram; say restarted state
+say empty_after_restart kept
+systemctl stop nbdzram; say stopped state
+say refused size
+say still_stopped state
+systemctl start nbdzram; say started state
+for turn in 1 2 3 4 5 6 7; do was=$(pid); kill -9 "$was"; until_active "$was"; done
+say after_crashes state
+say serves_after_crashes size
+mkdir -p /etc/systemd/system/nbdzram.socket.d
+printf '[Socket]\\nListenStream=192.0.2.9:10809\\n' >/etc/systemd/system/nbdzram.socket.d/more.conf
+systemctl daemon-reload; systemctl stop nbdzram; systemctl start nbdzram; say address_to_come state
+say listens_there grep -c ' 090200C0:2A39' /proc/net/tcp
+"""
+
+STATE = """
+install -m 644 /usr/share/doc/nbdzram/examples/var-lib-nbdzram.mount /etc/systemd/system/
+sed -i 's/^Options=size=60%/Options=size=64M/' /etc/systemd/system/var-lib-nbdzram.mount
+sed -i 's/^#state_dir = .*/state_dir = "\\/var\\/lib\\/nbdzram"/; s/^mem_limit = .*/mem_limit = "32M"/' \\
+    /etc/nbdzram/nbdzram.toml
+systemctl daemon-reload
+systemctl enable --now var-lib-nbdzram.mount
+systemctl enable --now nbdzram; say enabled state
+say on_tmpfs stat --file-system --format %T /var/lib/nbdzram
+fill
+systemctl restart nbdzram; say after_restart kept
+systemctl stop nbdzram; systemctl start nbdzram; say after_stop kept
+was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
+say upgraded dpkg --install /nbdzram.deb
+say after_upgrade kept
+rm /etc/nbdzram/nbdzram.toml; chgrp root /etc/nbdzram/conf.d
+dpkg --install /nbdzram.deb >/dev/null 2>&1; say without_conffile echo $?
+say group_is_the_administrators stat --format %G /etc/nbdzram/conf.d
+"""
+
+
+def _told(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line.split(" ")[0])
+
+
+def _run(package: Path, directory: Path, story: str) -> dict[str, str]:
+    base = require_base("bookworm", *BASE)
+    with layer_over(base, directory / "layer") as root:
+        shutil.copy(package, root / "nbdzram.deb")
+        installed = run_in(root, ["dpkg", "--install", "/nbdzram.deb"], seconds=INSTALL_SECONDS)
+        assert installed.returncode == 0, installed.stderr
+        return _told(boot(root, WORDS + story))
+
+
+def test_a_server_that_was_stopped_stays_stopped_and_a_socket_never_restarts_it(package: Path, tmp_path: Path) -> None:
+    told = _run(package, tmp_path, STORY)
+    assert told["enabled"] == told["reloaded"] == told["restarted"] == told["started"] == "active active", told
+    assert told["serves"] == told["serves_after_crashes"] == str(1 << 30), told
+    assert told["socket_restart_fails"] == "1", told
+    assert told["content_after_socket"] == "kept", told
+    assert told["empty_after_restart"] != "kept", told
+    assert told["stopped"] == told["still_stopped"] == "inactive inactive", told
+    assert told["refused"] == "refused", told
+    assert told["after_crashes"] == told["address_to_come"] == "active active", told
+    assert told["listens_there"] == "1", told
+
+
+def test_disks_in_a_tmpfs_of_their_own_outlive_the_server(package: Path, tmp_path: Path) -> None:
+    assert (DEPLOY / "systemd" / "var-lib-nbdzram.mount").exists()
+    told = _run(package, tmp_path, STATE)
+    assert told["enabled"] == "active active", told
+    assert told["on_tmpfs"] == "tmpfs", told
+    for what in ("restart", "stop", "crash", "upgrade"):
+        assert told[f"after_{what}"] == "kept", told
+    assert told["without_conffile"] == "0", told
+    assert told["group_is_the_administrators"] == "root", told

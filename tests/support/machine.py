@@ -1,0 +1,86 @@
+"""A bare Debian in a directory, made by debootstrap and kept under .cache, to be used through a layer that goes again.
+
+What runs in it is a chroot, a container of systemd-nspawn in which systemd is the first process, or a Docker image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.support.debian13 import mirror
+from tests.support.programs import missing, require_program, require_root
+
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
+BOOTSTRAP_SECONDS = 1800
+BOOT_SECONDS = 300
+MACHINE_ID = "uninitialized\n"  # machine-id(5): systemd makes one at the first boot
+
+
+def require_base(release: str, *packages: str) -> Path:
+    """The root directory of a minimal Debian with these packages. Nobody writes to it."""
+    require_root("makes and enters a root directory")
+    debootstrap = require_program("debootstrap", package="debootstrap")
+    base = CACHE / f"base-{release}-{len(packages)}"
+    if not base.exists():
+        making = base.with_suffix(".making")
+        shutil.rmtree(making, ignore_errors=True)
+        include = [f"--include={','.join(('ca-certificates', *packages))}"]
+        command = [debootstrap, "--variant=minbase", *include, release, str(making), mirror()]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=BOOTSTRAP_SECONDS)
+        except subprocess.SubprocessError as error:
+            missing(f"debootstrap cannot make {release} from {mirror()}: {error}")
+        (making / "etc/machine-id").write_text(MACHINE_ID)
+        making.rename(base)
+    return base
+
+
+@contextlib.contextmanager
+def layer_over(base: Path, directory: Path) -> Iterator[Path]:
+    """A root directory that looks like `base`; what is written to it is gone with the layer."""
+    directory.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    try:
+        parts = {name: directory / name for name in ("upper", "work", "root")}
+        for part in parts.values():
+            part.mkdir()
+        options = f"lowerdir={base},upperdir={parts['upper']},workdir={parts['work']}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, parts["root"]], check=True)
+        try:
+            yield parts["root"]
+        finally:
+            subprocess.run(["umount", parts["root"]], check=True)
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+def run_in(root: Path, words: Sequence[str], *, seconds: float) -> subprocess.CompletedProcess[str]:
+    """A command in a chroot, in namespaces of its own for mounts and processes: nothing of it stays."""
+    isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={root}/proc"]
+    return subprocess.run(
+        [*isolate, "chroot", root, *words], capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+def boot(root: Path, trial: str) -> str:
+    """Boot systemd in `root`, run the shell script `trial` there, and power off. What it printed."""
+    nspawn = require_program("systemd-nspawn", package="systemd-container")
+    told = root / "trial.out"
+    script = root / "usr/local/bin/trial"
+    script.write_text(f"#!/bin/bash\nexec >/trial.out 2>&1\n{trial}\nsystemctl poweroff\n")
+    script.chmod(0o755)
+    unit = root / "etc/systemd/system/trial.service"
+    unit.write_text("[Service]\nType=exec\nExecStart=/usr/local/bin/trial\n")
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / unit.name).symlink_to(f"../{unit.name}")
+    machine = [nspawn, "--quiet", "--register=no", "--keep-unit", "--private-network", f"--directory={root}", "--boot"]
+    try:
+        subprocess.run(machine, stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"it did not power off:\n{told.read_text() if told.exists() else ''}") from None
+    return told.read_text()
