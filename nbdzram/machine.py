@@ -24,6 +24,9 @@ MEMORY_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 """Hard limits of both versions, and the one above which version 2 stalls a process: no disk should grow past it."""
 
 
+MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs", "hugetlbfs"}
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """So much of something, and whose limit it is: a cgroup's directory, or None for the machine's own."""
@@ -66,6 +69,14 @@ class Machine:
         limits = [(_number(directory / "pids.max"), directory) for directory in self._cgroups("pids")]
         found = [Share(limit, directory) for limit, directory in limits if limit is not None]
         return min(found, key=lambda share: share.amount, default=None)
+
+    def keeps_in_memory(self, path: Path) -> bool:
+        """Whether what is stored there never reaches a disk. False where it cannot be told."""
+        device = path.stat().st_dev
+        name = f"{os.major(device)}:{os.minor(device)}"
+        lines = _text(self.process / "mountinfo").splitlines()
+        kinds = {line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2] == name}
+        return bool(kinds) and kinds <= MEMORY_FILE_SYSTEMS
 
     def _cgroups(self, controller: str) -> Iterator[Path]:
         """The directories of the process's own cgroup and those above it, from the inside out."""

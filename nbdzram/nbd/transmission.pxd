@@ -59,7 +59,8 @@ cdef enum:  # Verdict (verdicts.py): what became of a request
     WRONG_SHAPE = 8
     POOL_FULL = 9
     UNREADABLE = 10
-    VERDICTS = 11
+    NOT_SYNCED = 11
+    VERDICTS = 12
 
 cdef inline int verdict_of(int error) noexcept nogil:
     # What the engine's errno means for a request: only ENOSPC is room that trimming, or a higher limit, would make.

@@ -22,6 +22,7 @@ class Verdict(IntEnum):
     WRONG_SHAPE = 8
     POOL_FULL = 9
     UNREADABLE = 10
+    NOT_SYNCED = 11
 
     @property
     def invalid_io(self) -> bool:
@@ -50,6 +51,7 @@ _ERRORS = {
     Verdict.WRONG_SHAPE: Error.EINVAL,
     Verdict.POOL_FULL: Error.ENOSPC,
     Verdict.UNREADABLE: Error.EIO,
+    Verdict.NOT_SYNCED: Error.EIO,
 }
 
 
@@ -80,6 +82,7 @@ def explain(verdict: Verdict, asked: Asked, *, size: int, limit: int) -> str:
         Verdict.WRONG_SHAPE: f"{what} is not a valid form of this request",
         Verdict.POOL_FULL: f"{what}: the pool is at its memory limit",
         Verdict.UNREADABLE: f"{what}: stored bytes do not decode",
+        Verdict.NOT_SYNCED: f"{what}: the disk below the state directory did not take what was stored",
     }
     return sentences[verdict]
 

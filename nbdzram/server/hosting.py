@@ -15,6 +15,7 @@ from nbdzram.server.descriptors import places, raise_limit
 from nbdzram.server.exports import Exports
 from nbdzram.server.lobby import Lobby, Origin
 from nbdzram.server.outlet import Scratch
+from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
 from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers, keep_memory, release_memory
@@ -65,6 +66,7 @@ class Hosting:
         self.budget = Budget(config.limits.total_bytes)
         self.workers = Workers(min(Machine().processors(), WORKERS_MOST))
         self.scratch = Scratch()
+        self.syncs = Syncs()
         self.turns = Turns()
         self.receiver = Receiver()
         self.places = places(config.limits.connections, raise_limit())
@@ -151,6 +153,7 @@ class Hosting:
             self._rest.cancel()
         self.loop.remove_reader(self.workers.fileno())
         self.workers.stop()
+        self.syncs.close()
 
     def _end(self) -> None:
         if self._release is None:

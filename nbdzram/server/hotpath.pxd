@@ -27,6 +27,7 @@ cdef class HotPath:
     cdef Workers workers
     cdef object turns             # Turns: who may store a large payload as it arrives
     cdef Rules rules
+    cdef bint syncs               # FLUSH and FUA wait for the disk that the arena lies on (server/syncs)
     cdef object transport
     cdef Inbox inbox
     cdef Outlet outlet
@@ -69,6 +70,10 @@ cdef class HotPath:
     cdef int refuse(self, int verdict) except -1
     cdef int fail(self, const Request* request, int verdict, failed_at) except -1
     cdef int reply_success(self, const Request* request) except -1
+    cdef bytes success(self, const Request* request)
     cdef int settle(self) except -1
     cdef bint spent(self) except -1
     cdef int continue_later(self) except -1
+
+cdef object asked(const Request* request)
+cdef bint must_last(const Request* request) noexcept

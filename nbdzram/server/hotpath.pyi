@@ -46,6 +46,7 @@ class HotPath:
         context_count: int,
         payload_limit: int,
         connection_limit: int,
+        syncs: bool = False,
     ) -> None: ...
     @property
     def payload_remaining(self) -> int:

@@ -31,7 +31,7 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport (
-    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, DF, DISC, FLUSH, NO_HOLE, OK, READ, REPLY_OVERHEAD,
+    BLOCK, BLOCK_STATUS, CACHE, CHUNK_DONE, DF, DISC, FLUSH, FUA, NO_HOLE, OK, READ, REPLY_OVERHEAD,
     SIMPLE, TRIM, UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request,
     put_success, read_header_size, store16, validate, verdict_of,
 )
@@ -71,6 +71,13 @@ cdef object asked(const Request* request):
     return Asked(request.command, request.flags, cookie, request.offset, request.length)
 
 
+cdef bint must_last(const Request* request) noexcept:
+    """Its answer says that something is on the disk, where the arena lies on one: FLUSH, or a change with FUA."""
+    if request.command == FLUSH:
+        return True
+    return request.flags & FUA != 0 and request.command in (WRITE, TRIM, WRITE_ZEROES)
+
+
 cdef int64_t cost(const Request* request) noexcept:
     """What a request takes of a wake-up, told in bytes of ordinary READs and WRITEs."""
     cdef uint64_t length = request.length
@@ -90,7 +97,7 @@ cdef class HotPath:
 
     def __init__(self, *, Disk disk not None, Traffic traffic not None, Budget budget not None, Workers workers not None,
                  Scratch scratch not None, turns not None, int style, bint read_only, int context_count, uint64_t payload_limit,
-                 uint64_t connection_limit):
+                 uint64_t connection_limit, bint syncs=False):
         self.disk = disk
         self.traffic = traffic
         self.budget = budget
@@ -99,6 +106,7 @@ cdef class HotPath:
         self.rules.size = disk.size
         self.rules.style = style
         self.rules.read_only = read_only
+        self.syncs = syncs
         self.rules.context_count = context_count
         self.rules.payload_limit = payload_limit
         self.rules.unfragmented_limit = PIECE_SIZE
@@ -510,9 +518,12 @@ cdef class HotPath:
     cdef int conclude(self) except -1:
         """Answer the current request without payload. The caller has reserved room, or nothing is in the scratch."""
         cdef Request* request = &self.request
-        self.reply_success(request)
         if request.command == TRIM:
             self.traffic.blocks_trimmed += request.length // BLOCK
+        if self.syncs and must_last(request):
+            self.answer_when_synced(asked(request), self.success(request), self.started)
+            return 0
+        self.reply_success(request)
         self.traffic.add(request.command, request.length)
         return 0
 
@@ -535,6 +546,11 @@ cdef class HotPath:
     cdef int reply_success(self, const Request* request) except -1:
         cdef uint8_t reply[REPLY_OVERHEAD]
         return self.outlet.put(reply, put_success(reply, self.rules.style, request) - reply)
+
+    cdef bytes success(self, const Request* request):
+        """The same reply, for later."""
+        cdef uint8_t reply[REPLY_OVERHEAD]
+        return PyBytes_FromStringAndSize(<char*>reply, put_success(reply, self.rules.style, request) - reply)
 
     # ---- when to read, when to end ----
 

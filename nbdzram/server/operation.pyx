@@ -28,7 +28,7 @@ from nbdzram.nbd.transmission cimport (
     BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, SIMPLE_REPLY_SIZE, TRIM,
     UNREADABLE, WRITE, WRITE_ZEROES, finish_read, put_chunk, put_simple, read_header_size, store16, store64, verdict_of,
 )
-from nbdzram.server.hotpath cimport LOST, HotPath
+from nbdzram.server.hotpath cimport LOST, HotPath, asked, must_last
 from nbdzram.server.traffic cimport monotonic
 from nbdzram.server.workers cimport Piece, Task, TaskOwner, new_piece
 
@@ -289,5 +289,8 @@ cdef class Operation(TaskOwner):
         if self.request.command == TRIM:
             session.traffic.blocks_trimmed += self.request.length // BLOCK
         if self.request.command != READ or (self.exclusive and session.rules.style != SIMPLE):
-            session.reply_success(&self.request)
+            if session.syncs and must_last(&self.request):
+                session.answer_when_synced(asked(&self.request), session.success(&self.request), None)
+            else:
+                session.reply_success(&self.request)
         return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from nbdzram.errors import ProtocolError
@@ -46,6 +47,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
     """One connection in the transmission phase."""
 
     def __init__(self, hosting: Hosting, export: Export, terms: Terms, peer: Peer) -> None:
+        self._sync = hosting.syncs.of(export.disk.pool.path)
         HotPath.__init__(
             self,
             disk=export.disk,
@@ -59,6 +61,7 @@ class Session(HotPath, asyncio.BufferedProtocol):
             context_count=len(terms.contexts),
             payload_limit=hosting.limits.payload_bytes,
             connection_limit=hosting.limits.connection_bytes,
+            syncs=self._sync is not None,
         )
         self.export = export
         self.peer = peer
@@ -164,10 +167,11 @@ class Session(HotPath, asyncio.BufferedProtocol):
             self.emit(status_reply(self.disk, self._terms.style, request, self._descriptor_limit))
             self._count(Verdict.OK, request.length, started)
         else:
-            self.pending += 1
-            task = self._hosting.loop.create_task(self._query_later(request, started))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._later(self._query_later(request, started))
+
+    def answer_when_synced(self, asked: Asked, reply: bytes, started: int | None) -> None:
+        """Send `reply` once what was stored is on the disk below. `started`: nobody has counted the request yet."""
+        self._later(self._answer_when_synced(asked, reply, started))
 
     def protocol_error(self, error: ProtocolError) -> None:
         """The peer broke the protocol: end the connection."""
@@ -220,6 +224,30 @@ class Session(HotPath, asyncio.BufferedProtocol):
 
     def _count(self, verdict: Verdict, length: int, started: int) -> None:
         self.count_request(Command.BLOCK_STATUS, verdict, length, time.monotonic_ns() - started)
+
+    def _later(self, answering: Coroutine[Any, Any, None]) -> None:
+        """Something slow of ours, which takes itself off `pending` again."""
+        self.pending += 1
+        task = self._hosting.loop.create_task(answering)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_when_synced(self, asked: Asked, reply: bytes, started: int | None) -> None:
+        assert self._sync is not None
+        verdict = Verdict.OK
+        try:
+            await self._sync.synced()
+        except OSError:
+            verdict = Verdict.NOT_SYNCED
+            reply = self.explain_failure(verdict, asked, None)
+        finally:
+            self.pending -= 1
+        if started is not None:
+            self.count_request(asked.command, verdict, asked.length, time.monotonic_ns() - started)
+        if self.stage < Stage.LOST:
+            self.emit(reply)
+            self.proceed()
+        self.gone()
 
     async def _query_later(self, request: StatusRequest, started: int) -> None:
         reply = None

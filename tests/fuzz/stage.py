@@ -17,6 +17,7 @@ from nbdzram.server.exports import Export, Peer
 from nbdzram.server.hosting import Hosting
 from nbdzram.server.outlet import Scratch
 from nbdzram.server.session import Session
+from nbdzram.server.syncs import Syncs
 from nbdzram.server.turns import Turns
 from nbdzram.server.workers import Budget, Workers
 
@@ -96,6 +97,7 @@ class Stage:
             budget=Budget(budget),
             workers=self.workers,
             scratch=self.scratch,
+            syncs=Syncs(),
             turns=Turns(),
             limits=Limits(),
             protocol_errors=0,
