@@ -1,8 +1,7 @@
 """Sizes in and out, as zramctl reads and prints them.
 
-K and KiB are 1024, KB is 1000; case does not matter. Arithmetic is exact: 0.1G is refused, because it is no
-whole number of bytes, and nothing is rounded behind the operator's back. Output rounds to one decimal, as
-zramctl's does.
+K and KiB are 1024, KB is 1000; case does not matter. Arithmetic is exact; only what is no whole number of bytes, as
+0.1G, is rounded down to a whole block. Output rounds to one decimal, as zramctl's does.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import re
 from fractions import Fraction
 
 LETTERS = "KMGTPE"
+BLOCK_BYTES = 4096
 MAX_SIZE_BYTES = 1 << 63  # NBD counts in unsigned 64 bits; clients use signed offsets
 ALLOWED = "a number with a suffix K, M, G, T (1024) or KB, MB, GB, TB (1000), such as 512M or 1.5GiB"
 
@@ -30,8 +30,8 @@ def parse_size(text: str, *, of: int | None = None) -> int:
     if match["unit"] == "%":
         return _share(text, number, of)
     size = number * _factor(text, match["unit"])
-    if size.denominator != 1:
-        raise ValueError(f"'{text}' is not a whole number of bytes")
+    if size.denominator != 1:  # 0.1G: nobody counts the bytes of that
+        size = Fraction(int(size) // BLOCK_BYTES * BLOCK_BYTES)
     if size > MAX_SIZE_BYTES:
         raise ValueError(f"'{text}' is more than the largest size, {MAX_SIZE_BYTES} bytes (8E)")
     return int(size)

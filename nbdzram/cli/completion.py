@@ -19,4 +19,5 @@ def command(context: click.Context, *, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(context.find_root().command, {}, "nbdzram", "_NBDZRAM_COMPLETE").source()
-    click.echo(script)
+    # click separates kind and value by a comma and lets fish split at every one: an export's name may have more.
+    click.echo(script.replace('string split "," $completion', 'string split -m 1 "," $completion'))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -32,8 +33,9 @@ from nbdzram.units import format_size
 
 EXPIRES_SOON = timedelta(days=30)
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+CLIENT_SECONDS = 10  # nbd-client -V takes a millisecond
 PROC_VM = Path("/proc/sys/vm")
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+SPARE_TASKS = 48  # beside one for each processor: asyncio's threads (32), libuv's, the log's, the interpreter's
 
 
 class Level(StrEnum):
@@ -86,6 +88,7 @@ class Patient:
     server: ServerStatus | None
     kernel: Kernel = Kernel()
     source: str | None = None  # the configuration's file
+    processes: Path = Path("/proc")
 
 
 def running_server(control: Path | None) -> ServerStatus | None:
@@ -161,8 +164,7 @@ def client(patient: Patient) -> Iterator[Finding]:
         says = "missing; only attaching on this machine needs it"
         yield Finding(Level.WARN, "nbd-client", says, "apt-get install nbd-client")
     else:
-        told = subprocess.run([program, "-V"], capture_output=True, text=True, timeout=10, check=False)
-        yield Finding(Level.OK, "nbd-client", (told.stdout + told.stderr).strip().splitlines()[-1])
+        yield _version_of(program)
 
 
 def descriptors(patient: Patient) -> Iterator[Finding]:
@@ -209,9 +211,7 @@ def state(patient: Patient) -> Iterator[Finding]:
     """The directory that lets disks outlive the process."""
     directory = patient.config.state_dir
     if directory is None:
-        room = _free(SHARED_MEMORY)
-        says = "no --state-dir: disks end with the process"
-        yield Finding(Level.OK, "state", f"{says} ({SHARED_MEMORY} has room for {format_size(room)})" if room else says)
+        yield Finding(Level.OK, "state", "no --state-dir: disks end with the process")
         return
     existing = next(place for place in (directory, *directory.absolute().parents) if _there(place))
     limit, room = sum(pool.mem_limit for pool in patient.config.pools), _free(existing)
@@ -239,6 +239,33 @@ def survival(patient: Patient) -> Iterator[Finding]:
     if not found:
         yield Finding(Level.OK, "survival", "nothing here ends the server, or cleans up after it, by itself")
     yield from (Finding(Level.WARN, "survival", peril.says, peril.remedy) for peril in found)
+
+
+def tasks(_: Patient) -> Iterator[Finding]:
+    """Threads, which a cgroup counts together with those of others in it."""
+    allowed, needed = Machine().tasks(), Machine().processors() + SPARE_TASKS
+    if allowed is None:
+        yield Finding(Level.OK, "tasks", f"no limit; up to {needed} threads are started")
+    elif allowed.amount >= needed:
+        yield Finding(Level.OK, "tasks", f"{allowed} allows {allowed.amount}, up to {needed} are needed")
+    else:
+        says = f"{allowed} allows {allowed.amount}, up to {needed} are needed"
+        yield Finding(Level.WARN, "tasks", says, f"TasksMax={needed} in the unit, or --pids-limit {needed}")
+
+
+def swap(patient: Patient) -> Iterator[Finding]:
+    """Whether stored blocks have gone to the swap, where a read waits for a disk."""
+    if patient.server is None:
+        yield Finding(Level.OK, "swap", "no server runs here whose blocks could be swapped out")
+        return
+    status = _text(patient.processes / str(patient.server.pid) / "status")
+    found = re.search(r"^VmSwap:\s+(\d+) kB", status, re.MULTILINE)
+    swapped = int(found[1]) << 10 if found else 0
+    if swapped:
+        says = f"{format_size(swapped)} of the server are swapped out, and wait for a disk when they are read"
+        yield Finding(Level.WARN, "swap", says, "lower --mem-limit, or MemorySwapMax=0 in the unit")
+    else:
+        yield Finding(Level.OK, "swap", "nothing of the server is swapped out")
 
 
 def addresses(patient: Patient) -> Iterator[Finding]:
@@ -288,6 +315,8 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     memory,
     state,
     survival,
+    swap,
+    tasks,
     descriptors,
     addresses,
     certificates,
@@ -317,6 +346,23 @@ def _expiry(path: Path, now: datetime) -> Finding:
     if last - now < EXPIRES_SOON:
         return Finding(Level.WARN, "TLS", told, "renew it soon; a running server takes it up")
     return Finding(Level.OK, "TLS", told)
+
+
+def _version_of(program: str) -> Finding:
+    """What nbd-client says of itself; one that does not start, hangs, or says nothing is a finding, too."""
+    remedy = "apt-get install --reinstall nbd-client"
+    try:
+        done = subprocess.run([program, "-V"], capture_output=True, timeout=CLIENT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding(Level.WARN, "nbd-client", f"{program} -V says nothing for {CLIENT_SECONDS} s", remedy)
+    except OSError as error:
+        return Finding(Level.WARN, "nbd-client", f"{program} cannot be run: {error.strerror}", remedy)
+    told = (done.stdout + done.stderr).decode(errors="replace").split("\n")
+    lines = [line.strip() for line in told if line.strip()]
+    if done.returncode < 0 or not lines:
+        ended = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+        return Finding(Level.WARN, "nbd-client", f"{program} -V {ended} and said nothing of its version", remedy)
+    return Finding(Level.OK, "nbd-client", lines[-1])
 
 
 def _library_versions() -> Iterator[tuple[str, str]]:

@@ -206,10 +206,17 @@ def serve(config: ServerConfig) -> None:
 
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
 
+    _name_process()
     with _threads_allowed(), open_logbook(config.log_level, config.log_format, os.environ):
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
         uvloop.run(_serve(config, print_in_background().put))
+
+
+def _name_process() -> None:
+    """Be nbdzram to ps, top, pidof and pgrep, and not python3. Threads that start later are called so, too."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("nbdzram", encoding="ascii")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import pytest
 from nbdzram.cli import diagnosis
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient
 from nbdzram.config import Limits, PoolConfig, ServerConfig, TcpAddress, TlsConfig, TlsMode, UnixAddress
+from nbdzram.machine import Machine, Share
 from nbdzram.server.certificate import validity
 from tests.support.programs import require_program
 from tests.unit.cli.conftest import Server, run
@@ -131,6 +132,37 @@ def test_the_kernel_module_is_loaded_at_hand_or_missing(tmp_path: Path, made: st
     assert (finding.level, clue in finding.says) == (level, True)
 
 
+@pytest.mark.parametrize(
+    ("program", "clue"),
+    [
+        ("#!/bin/sh\nexit 0\n", "said nothing of its version"),
+        ("#!/bin/sh\nkill -SEGV $$\n", "was killed by signal 11"),
+        ("#!/bin/sh\nexec sleep 60\n", "says nothing for 0.1 s"),
+        ("no program at all", "cannot be run"),
+        ("#!/nonexistent/interpreter\n", "cannot be run"),
+    ],
+)
+def test_a_broken_nbd_client_is_a_finding_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, clue: str
+) -> None:
+    broken = tmp_path / "nbd-client"
+    broken.write_text(program)
+    broken.chmod(0o755)
+    monkeypatch.setattr(diagnosis, "SEARCH_PATH", str(tmp_path))
+    monkeypatch.setattr(diagnosis, "CLIENT_SECONDS", 0.1 if "sleep" in program else 10)
+    finding = list(diagnosis.client(Patient(QUIET, None)))[-1]
+    assert (finding.level, clue in finding.says, bool(finding.remedy)) == (Level.WARN, True, True), finding
+
+
+def test_a_client_that_writes_no_utf8_is_quoted_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "nbd-client"
+    odd.write_bytes(b"#!/bin/sh\nprintf 'nbd-client \\377 3.24\\n'\n")
+    odd.chmod(0o755)
+    monkeypatch.setattr(diagnosis, "SEARCH_PATH", str(tmp_path))
+    finding = list(diagnosis.client(Patient(QUIET, None)))[-1]
+    assert (finding.level, finding.says) == (Level.OK, "nbd-client \ufffd 3.24")
+
+
 def test_a_certificate_tells_its_dates(certificate: TlsConfig) -> None:
     assert certificate.certificate is not None
     first, last = validity(certificate.certificate)
@@ -174,3 +206,24 @@ def test_a_wrong_configuration_is_a_usage_error(tmp_path: Path) -> None:
     file.write_text("nonsense = 1\n")
     done = run("doctor", "-c", str(file))
     assert (done.code, f"{file} line 1: unknown key 'nonsense'" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(("amount", "level"), [(None, Level.OK), (4096, Level.OK), (16, Level.WARN)])
+def test_too_few_tasks_for_the_threads_warn(monkeypatch: pytest.MonkeyPatch, amount: int | None, level: Level) -> None:
+    monkeypatch.setattr(Machine, "tasks", lambda _: None if amount is None else Share(amount, Path("/cage")))
+    (finding,) = diagnosis.tasks(Patient(QUIET, None))
+    assert (finding.level, "/cage" in finding.says) == (level, amount is not None)
+
+
+@pytest.mark.parametrize(("told", "level"), [("VmSwap:\t    2048 kB", Level.WARN), ("VmSwap:\t 0 kB", Level.OK)])
+def test_a_server_that_is_swapped_out_is_warned_of(tmp_path: Path, told: str, level: Level) -> None:
+    place = tmp_path / str(SERVER.pid)
+    place.mkdir()
+    (place / "status").write_text(f"Name:\tnbdzram\nVmRSS:\t 9 kB\n{told}\n")
+    (finding,) = diagnosis.swap(Patient(QUIET, SERVER, processes=tmp_path))
+    assert (finding.level, "2M" in finding.says) == (level, level is Level.WARN)
+
+
+def test_the_server_is_found_by_its_name(start: Callable[..., Server]) -> None:
+    server = start("-e", "disk=1M")
+    assert Path(f"/proc/{server.process.pid}/comm").read_text() == "nbdzram\n"
