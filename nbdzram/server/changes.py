@@ -19,17 +19,18 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nbdzram import values
-from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, PoolConfig, ServerConfig
+from nbdzram.config import DEFAULT_POOL, EVERYONE, Dedup, PoolConfig, ServerConfig
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import Placed, declared_as, declared_export, open_pool
+from nbdzram.server.inventory import Placed, declared_as, declared_export, effective, open_pool
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
-from nbdzram.server.state import ExportRecord, PoolChange, State
+from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
 from nbdzram.status import ExportLoss, ExportStatus, PoolStatus
 from nbdzram.units import format_size
 
@@ -37,9 +38,40 @@ DETACH = "detach, or end what is attached with --force"
 
 EXTENTS_AT_ONCE = 1024  # of a walk for a loss: what one hold of the pool's lock gives
 
+NEW_EXPORT = ExportRecord(
+    pool=DEFAULT_POOL, size_bytes=0, read_only=False, description="", access=EVERYONE, removed=False, declared=None
+)
+"""What is not said of an export that is added: it admits everyone who reaches the server."""
+
 log = logging.getLogger("nbdzram.server")
 
 Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked of an export; None: as it is. To give one list of its rules says that they are known."""
+
+    read_only: bool | None
+    description: str | None
+    addresses: Sequence[str] | None
+    certificates: Sequence[str] | None
+
+    def applied_to(self, record: ExportRecord) -> ExportRecord:
+        """The record with what is wanted. Raises UserError."""
+        given: dict[str, Any] = {}
+        if self.read_only is not None:
+            given["read_only"] = self.read_only
+        if self.description is not None:
+            given["description"] = _valid(values.description, self.description)
+        lists: dict[str, Any] = {}
+        if self.addresses is not None:
+            lists["addresses"] = _valid(values.several(values.network), list(self.addresses))
+        if self.certificates is not None:
+            lists["certificates"] = _valid(values.several(values.certificate_name), list(self.certificates))
+        if lists:
+            given["access"] = dataclasses.replace(record.access, nobody=False, **lists)
+        return dataclasses.replace(record, **given)
 
 
 class Changes:
@@ -47,7 +79,7 @@ class Changes:
 
     def __init__(self, config: ServerConfig, pools: dict[str, PoolService], exports: Exports, nbd: NbdServer) -> None:
         self._config = config
-        self._declared = {export.name: declared_export(export) for export in config.exports}
+        self._declared = {export.name: export for export in config.exports}
         self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
         self._pools = pools
         self._exports = exports
@@ -149,22 +181,11 @@ class Changes:
     ) -> ExportStatus:
         """Make a new, empty export and offer it. Raises UserError, ExportExists.
 
-        What is not given is as it is declared, if the configuration knows the name: removing an export and adding it
-        again opens it to nobody new.
+        Of a name that the configuration knows, what is not given is as it is declared, or was changed last: removing an
+        export and adding it again opens it to nobody new.
         """
-        declared = self._declared.get(name)
-        access = declared.access if declared is not None else EVERYONE
-        record = ExportRecord(
-            pool=pool or DEFAULT_POOL,
-            size_bytes=_valid(values.export_size, size_bytes),
-            read_only=(declared is not None and declared.read_only) if read_only is None else read_only,
-            description=(declared.description if declared else "") if description is None else description,
-            access=_access(access, allow_addresses, allow_certificates),
-            removed=False,
-            declared=declared,
-        )
-        _valid(values.description, record.description)
-        return await self._alone(self._add_export(name, record))
+        wanted = _Wanted(read_only, description, allow_addresses, allow_certificates)
+        return await self._alone(self._add_export(name, size_bytes, pool, wanted))
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export, with its rules.
@@ -187,7 +208,8 @@ class Changes:
         Who is attached and no longer qualifies is ended, once what it has under way is answered. Raises NoSuchExport,
         UserError.
         """
-        return await self._alone(self._change_export(name, read_only, description, allow_addresses, allow_certificates))
+        wanted = _Wanted(read_only, description, allow_addresses, allow_certificates)
+        return await self._alone(self._change_export(name, wanted))
 
     async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
         """Grow, or with `yes` or `force` shrink, an export. Raises NoSuchExport, UserError."""
@@ -208,10 +230,15 @@ class Changes:
         """
         return await self._alone(self._loss(name, size_bytes))
 
-    async def _add_export(self, name: str, record: ExportRecord) -> ExportStatus:
+    async def _add_export(self, name: str, size_bytes: int, pool: str | None, wanted: _Wanted) -> ExportStatus:
         self._require_free_name(name)
-        pool = self._pool(record.pool).pool
-        return await self._make(name, record, lambda: pool.create(name, record.size_bytes, read_only=record.read_only))
+        base = NEW_EXPORT
+        if name in self._declared:
+            base = effective(self._declared[name], self._memory.changes.exports.get(name))
+        size = _valid(values.export_size, size_bytes)
+        record = wanted.applied_to(dataclasses.replace(base, removed=False, pool=pool or base.pool, size_bytes=size))
+        arena = self._pool(record.pool).pool
+        return await self._make(name, record, lambda: arena.create(name, size, read_only=record.read_only))
 
     async def _copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         original = self._exports.get(source)
@@ -221,7 +248,7 @@ class Changes:
             self._record(original),
             read_only=read_only,
             description=f"{'snapshot' if read_only else 'clone'} of {source}",
-            declared=self._declared.get(name),
+            declared=self._declaration(name),
         )
         return await self._make(name, record, lambda: pool.clone(original.disk, name, read_only=read_only))
 
@@ -238,22 +265,9 @@ class Changes:
         self._exports.add(export)
         return export.status()
 
-    async def _change_export(
-        self,
-        name: str,
-        read_only: bool | None,
-        description: str | None,
-        allow_addresses: Sequence[str] | None,
-        allow_certificates: Sequence[str] | None,
-    ) -> ExportStatus:
+    async def _change_export(self, name: str, wanted: _Wanted) -> ExportStatus:
         export = self._exports.get(name)
-        record = self._record(export)
-        record = dataclasses.replace(
-            record,
-            read_only=record.read_only if read_only is None else read_only,
-            description=record.description if description is None else _valid(values.description, description),
-            access=_access(record.access, allow_addresses, allow_certificates),
-        )
+        record = wanted.applied_to(self._record(export))
         await self._remember(name, record)
         export.set_rules(access=record.access, read_only=record.read_only, description=record.description)
         await self._nbd.end(export.unqualified())
@@ -340,8 +354,11 @@ class Changes:
             description=export.description,
             access=export.access,
             removed=False,
-            declared=self._declared.get(export.name, known.declared if known else None),
+            declared=self._declaration(export.name) or (known.declared if known else None),
         )
+
+    def _declaration(self, name: str) -> Declared | None:
+        return declared_export(self._declared[name]) if name in self._declared else None
 
     async def _remember(self, name: str, record: ExportRecord | None) -> None:
         await asyncio.to_thread(self._memory.remember_export, name, record)
@@ -392,20 +409,6 @@ def _stored_behind(disk: Disk, offset: int) -> int:
         stored += sum(length for length, kind in extents if not kind & Extent.HOLE)
         offset += sum(length for length, _ in extents)
     return stored
-
-
-def _access(before: Access, addresses: Sequence[str] | None, certificates: Sequence[str] | None) -> Access:
-    """The rules, with the lists that are given; to give one says that they are known. Raises UserError."""
-    if addresses is None and certificates is None:
-        return before
-    return Access(
-        addresses=before.addresses if addresses is None else _valid(values.several(values.network), list(addresses)),
-        certificates=(
-            before.certificates
-            if certificates is None
-            else _valid(values.several(values.certificate_name), list(certificates))
-        ),
-    )
 
 
 def _pool_config(name: str, mem_limit: int, dedup: str) -> PoolConfig:

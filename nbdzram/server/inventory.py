@@ -57,6 +57,12 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
     for name, change in state.changes.pools.items():
         if name not in configs or change.declared == declared_as(configs[name]):
             configs[name] = PoolConfig(name=name, mem_limit=change.mem_limit, dedup=Dedup(change.dedup))
+    for name in sorted(state.arenas() - configs.keys()):
+        log.warning(
+            "the state directory holds the pool '%s', which is neither declared nor remembered; its disks are "
+            "not offered until it is: [pools.%s], or `nbdzram pools add %s`",
+            *(name, name, name),
+        )
     with contextlib.ExitStack() as opened:
         pools = {name: opened.enter_context(open_pool(config, state)) for name, config in configs.items()}
         opened.pop_all()

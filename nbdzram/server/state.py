@@ -29,6 +29,7 @@ from nbdzram.errors import UserError
 from nbdzram.status import from_json, to_json
 
 FILE_NAME = "changes.json"
+ARENA_SUFFIX = ".pool"
 FORMAT = 2
 FORMAT_WITHOUT_RULES = 1
 REMEDY = "restore it, or remove it: run-time changes are forgotten then, and nobody may attach to undeclared disks"
@@ -100,7 +101,16 @@ class State:
 
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""
-        return None if self.directory is None else str(self.directory / f"{pool}.pool")
+        return None if self.directory is None else str(self.directory / f"{pool}{ARENA_SUFFIX}")
+
+    def arenas(self) -> set[str]:
+        """The names of the pools whose arenas lie in the directory. Raises UserError."""
+        if self.directory is None:
+            return set()
+        try:
+            return {path.stem for path in self.directory.iterdir() if path.suffix == ARENA_SUFFIX}
+        except OSError as error:
+            raise UserError(f"cannot list the state directory {self.directory}: {error.strerror}") from error
 
     def remove_arena(self, pool: str) -> None:
         """Remove the file of a pool that is closed. Raises UserError."""

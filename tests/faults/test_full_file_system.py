@@ -84,9 +84,56 @@ for _ in range(2):
 Pool(path=str(place / "arena")).check()
 """
 
+SERVED = """
+import logging, uvloop
+from nbdzram.config import ExportConfig, ServerConfig
+from nbdzram.server.service import Service
+logging.disable()
+config = ServerConfig(
+    exports=(ExportConfig(name="disk", size_bytes=8 << 20), ExportConfig(name="two", size_bytes=8 << 20)),
+    tcp=(), state_dir=place / "state",
+)
+alone = dict(read_only=None, description=None, allow_addresses=None, allow_certificates=None)
+
+async def story():
+    service = Service(config)
+    await service.start()
+    disks = {export.name: export.disk for export in service._exports}
+    assert write_until_full(disks["two"]) > 100
+    fill()
+    changes = service.changes
+    for change in (
+        changes.resize_export("disk", 16 << 20, yes=False, force=False),
+        changes.add_export("three", 1 << 20, pool=None, **alone),
+        changes.copy_export("disk", "three", read_only=True),
+        changes.change_export("disk", **alone | {"allow_addresses": ["10.0.0.0/8"]}),
+    ):
+        try:
+            await change
+        except UserError as error:
+            assert "cannot remember the change" in str(error), error
+        else:
+            raise SystemExit("there was room")
+    await service.stop()
+    service = Service(config)  # nothing of it has happened, and a start needs no room either
+    await service.start()
+    assert [(export.name, export.size_bytes) for export in service._exports] == [("disk", 8 << 20), ("two", 8 << 20)]
+    await service.changes.remove_export("two", force=False)  # makes the room that it is remembered in
+    await service.changes.resize_export("disk", 16 << 20, yes=False, force=False)
+    await service.stop()
+    service = Service(config)
+    await service.start()
+    assert [(export.name, export.size_bytes) for export in service._exports] == [("disk", 16 << 20)]
+    await service.stop()
+
+uvloop.run(story())
+"""
+
 
 @pytest.mark.parametrize(
-    "story", [REOPENED, EMPTY, NO_ROOM], ids=["full of blocks", "full of others", "from the start"]
+    "story",
+    [REOPENED, EMPTY, NO_ROOM, SERVED],
+    ids=["full of blocks", "full of others", "from the start", "below a server"],
 )
 def test_a_full_tmpfs_is_an_error_and_not_the_end(tmp_path: Path, story: str) -> None:
     """Before the first block, at every write, and when the arena is opened again; what was stored is still there."""

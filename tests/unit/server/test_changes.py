@@ -23,13 +23,14 @@ from nbdzram.config import NOBODY, ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.nbd.constants import Reply
 from nbdzram.server import state as state_module
-from nbdzram.server.exports import Peer
+from nbdzram.server.exports import Peer, PeerDirectory
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
 from tests.support.loop_client import WireClient
-from tests.wire import name_and_infos
+from tests.wire import name_and_infos, option
 
 MIB = 1 << 20
+GATE_SECONDS = 30  # a gate that nobody opens is a test that fails
 READ, WRITE, DISC, FLUSH = range(4)
 UNCHANGED: dict[str, Any] = {
     "read_only": None,
@@ -102,13 +103,13 @@ class Gate:
 
         def wait(*args: Any, **kwargs: Any) -> Any:
             self.reached.set()
-            assert self.open.wait(60)
+            assert self.open.wait(GATE_SECONDS)
             return real(*args, **kwargs)
 
         monkeypatch.setattr(place, name, wait)
 
     async def until_reached(self) -> None:
-        assert await asyncio.to_thread(self.reached.wait, 60)
+        assert await asyncio.to_thread(self.reached.wait, GATE_SECONDS)
 
 
 class GatedDisk:
@@ -125,7 +126,7 @@ class GatedDisk:
 
         def wait(*args: Any, **kwargs: Any) -> Any:
             self.reached.set()
-            assert self.open.wait(60)
+            assert self.open.wait(GATE_SECONDS)
             return found(*args, **kwargs)
 
         return wait
@@ -153,7 +154,7 @@ def test_nobody_attaches_while_an_export_is_changing(house: House, method: str, 
         async with house.open() as changes:
             gate = gate_disk(house, method)
             change = asyncio.create_task(ask(changes))
-            assert await asyncio.to_thread(gate.reached.wait, 60)
+            assert await asyncio.to_thread(gate.reached.wait, GATE_SECONDS)
             kind, text = await house.refusal()
             assert (kind, f"is being {doing}; try again" in text) == (Reply.ERR_UNKNOWN, True)
             house.service._exports.get("disk").disk = gate._disk
@@ -182,6 +183,25 @@ def test_a_client_that_found_the_export_before_the_change_does_not_attach_during
             exports.remove("disk")
             with pytest.raises(NoSuchExport, match="was removed"):
                 exports.attachable(export, peer)
+
+    tell(story())
+
+
+def test_a_connection_asks_again_in_the_moment_of_attaching(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its handshake was told before: turns of others may lie between."""
+
+    async def story() -> None:
+        async with house.open():
+            export = house.service._exports.get("disk")
+            monkeypatch.setattr(PeerDirectory, "find", lambda *_: export)
+            with export.change("reset"):
+                client = await WireClient.connect(house.path)
+                client.send(option(7, name_and_infos(b"disk")))
+                async with asyncio.timeout(GATE_SECONDS):  # one that attached would not be closed
+                    await client.reader.read()
+                await client.close()
+            assert house.service.status().handshake_failures["unknown_export"] == 1
+            assert not export.connections
 
     tell(story())
 
@@ -269,6 +289,10 @@ def test_a_declared_export_that_is_removed_and_added_again_has_its_declared_rule
                 "disk", MIB, pool=None, **{**UNCHANGED, "read_only": False, "allow_addresses": ("10.1.0.0/16",)}
             )
             assert (house.found().allow_addresses, house.found().read_only) == (("10.1.0.0/16",), False)
+            await changes.change_export("disk", **{**UNCHANGED, "allow_addresses": ("10.2.0.0/16",)})
+            await changes.remove_export("disk", force=False)
+            await changes.add_export("disk", MIB, pool=None, **UNCHANGED)
+            assert house.found().allow_addresses == ("10.2.0.0/16",)
 
     tell(story())
 
@@ -561,7 +585,7 @@ def test_a_stop_waits_for_the_change_under_way_and_refuses_the_next(
         async with house.open() as changes:
             gate = gate_disk(house, "resize")
             change = asyncio.create_task(changes.resize_export("disk", 16 * MIB, yes=False, force=False))
-            assert await asyncio.to_thread(gate.reached.wait, 60)
+            assert await asyncio.to_thread(gate.reached.wait, GATE_SECONDS)
             stopping = asyncio.create_task(house.service.stop())
             late = asyncio.create_task(changes.add_export("late", MIB, pool=None, **UNCHANGED))
             await asyncio.sleep(0)

@@ -236,6 +236,14 @@ def test_an_older_state_file_opens_no_disk_whose_declaration_is_gone(tmp_path: P
         assert offered["disk"].export().access.addresses == ("10.0.0.0/8",)
 
 
+def test_a_pool_that_nobody_knows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with started(tmp_path, declare(pool="fast"), pools=("default", "fast")):
+        pass
+    with started(tmp_path) as offered:
+        assert offered == {}
+    assert "holds the pool 'fast', which is neither declared nor remembered" in caplog.text
+
+
 def test_two_pools_that_hold_the_same_name_are_told_apart_by_the_operator(tmp_path: Path) -> None:
     with started(tmp_path, declare()):
         pass
