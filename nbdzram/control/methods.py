@@ -44,7 +44,7 @@ class Changes(Protocol):
     """How exports and pools are changed on request. Refusals are UserErrors."""
 
     async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
-        """Open a new, empty pool. mem_limit in bytes, 0 is none; dedup is fold or inline."""
+        """Open a pool, with what its arena holds if any. mem_limit in bytes, 0 is none; dedup is fold or inline."""
 
     async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
         """Set a pool's limit, or when equal blocks meet; what is not given stays."""

@@ -16,6 +16,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,9 +26,10 @@ from typing import Any, TypeVar
 from nbdzram import values
 from nbdzram.config import DEFAULT_POOL, EVERYONE, Dedup, PoolConfig, ServerConfig
 from nbdzram.engine.disk import Disk, Extent
-from nbdzram.errors import ExportExists, NoSuchExport, UserError
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import EngineError, ExportExists, NoSuchExport, UserError
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import Placed, declared_as, declared_export, effective, open_pool
+from nbdzram.server.inventory import Placed, declared_as, declared_export, effective, open_pool, place_exports
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
@@ -104,7 +106,7 @@ class Changes:
     # ---- pools ----
 
     async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
-        """Open a new, empty pool. Raises UserError."""
+        """Open a pool: a new, empty one, or with what its arena in the state directory holds. Raises UserError."""
         return await self._alone(self._add_pool(_pool_config(name, mem_limit, dedup)))
 
     async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
@@ -121,14 +123,30 @@ class Changes:
             raise UserError(f"there is a pool '{name}' already; choose another name or remove it first")
         await self._remember_pool(config)
         try:
-            pool = await asyncio.to_thread(open_pool, config, self._memory)
+            pool, placed = await asyncio.to_thread(self._open_pool, config)
         except UserError:
             await self._forget_pool(name)
             raise
+        for part in placed:
+            self._exports.add(part.export())
         now = asyncio.get_running_loop().time()
         pool.set_clock(int(now))
         self._pools[name] = PoolService(name, pool, self._config.maintenance, now)
         return self._pools[name].status(now)
+
+    def _open_pool(self, config: PoolConfig) -> tuple[Pool, list[Placed]]:
+        """On a thread. A pool that was forgotten comes back with its disks and the rules that they had."""
+        with contextlib.ExitStack() as closing:
+            pool = closing.enter_context(open_pool(config, self._memory))
+            for disk in pool.disks():
+                if any(export.name == disk.name for export in self._exports):
+                    raise UserError(
+                        f"the pool '{config.name}' holds an export '{disk.name}', and there is one of that name "
+                        "already; remove that, or choose another name for the pool"
+                    )
+            placed = place_exports((), {config.name: pool}, self._memory)
+            closing.pop_all()
+            return pool, placed
 
     async def _change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
         service = self._pool(name)
@@ -257,7 +275,7 @@ class Changes:
         before = self._memory.changes.exports.get(name)
         await self._remember(name, record)
         try:
-            disk = make()
+            disk = await asyncio.to_thread(make)  # it may have to ask the file system for pages
         except UserError:
             await self._undo(name, before)
             raise
@@ -382,11 +400,15 @@ class Changes:
         return await asyncio.shield(asyncio.create_task(self._in_turn(change)))
 
     async def _in_turn(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
-        async with self._lock:
-            if not self._accepting:
-                change.close()
-                raise UserError("the server is starting or stopping; ask again when it runs")
-            return await change
+        try:
+            async with self._lock:
+                if not self._accepting:
+                    raise UserError("the server is starting or stopping; ask again when it runs")
+                return await change
+        except EngineError as error:
+            raise UserError(f"the engine refuses: {error}") from error
+        finally:
+            change.close()  # one that never had its turn
 
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:

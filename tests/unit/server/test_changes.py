@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from nbdzram.config import NOBODY, ExportConfig, ServerConfig, UnixAddress
-from nbdzram.errors import NoSuchExport, UserError
+from nbdzram.config import NOBODY, ExportConfig, PoolConfig, ServerConfig, UnixAddress
+from nbdzram.errors import NoSuchExport, PoolFull, UserError
 from nbdzram.nbd.constants import Reply
 from nbdzram.server import state as state_module
 from nbdzram.server.exports import Peer, PeerDirectory
@@ -357,6 +357,30 @@ def test_rules_that_were_not_known_are_known_once_one_is_given(house: House) -> 
     tell(story())
 
 
+def test_a_pool_that_is_added_again_comes_with_its_disks_and_their_rules(house: House) -> None:
+    """And is not taken for an empty one, which may be removed."""
+    fast = (PoolConfig(), PoolConfig(name="fast"))
+    kept = ExportConfig(name="kept", size_bytes=MIB, pool="fast", allow_addresses=("10.0.0.0/8",))
+
+    async def story() -> None:
+        async with house.open(pools=fast, exports=(*house.exports, kept)):
+            house.service._exports.get("kept").disk.write(0, b"k" * 512)
+        async with house.open() as changes:
+            assert [export.name for export in house.service.status().exports] == ["disk"]
+            await changes.add_pool("fast", 0, "fold")
+            assert house.found("kept").allow_addresses == ("10.0.0.0/8",)
+            assert house.service._exports.get("kept").disk.read(0, 512) == b"k" * 512
+            with pytest.raises(UserError, match="holds the export 'kept'"):
+                await changes.remove_pool("fast")
+        (house.state_dir / "other.pool").write_bytes((house.state_dir / "fast.pool").read_bytes())
+        async with house.open() as changes:
+            with pytest.raises(UserError, match="holds an export 'kept', and there is one of that name"):
+                await changes.add_pool("other", 0, "fold")
+            assert {pool.name for pool in house.service.status().pools} == {"default", "fast"}
+
+    tell(story())
+
+
 # ---- a change is remembered before it is made ----
 
 
@@ -456,6 +480,25 @@ def test_what_was_remembered_for_a_change_that_failed_is_undone(house: House) ->
                 await changes.resize_export("disk", 16 * MIB, yes=False, force=False)
             assert house.remembered() == before
             export.disk = disk
+
+    tell(story())
+
+
+def test_what_the_engine_refuses_is_a_refusal_and_no_bug(house: House) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            before = house.remembered()
+
+            def full(_: int) -> None:
+                raise PoolFull("the pool is at its memory limit")
+
+            export = house.service._exports.get("disk")
+            disk, export.disk = export.disk, Delegate(export.disk, resize=full)  # type: ignore[assignment]
+            with pytest.raises(UserError, match="the engine refuses: the pool is at its memory limit"):
+                await changes.resize_export("disk", MIB, yes=True, force=False)
+            assert house.remembered() == before
+            export.disk = disk
+            await (await house.client()).close()  # and the export is open again
 
     tell(story())
 
@@ -586,10 +629,21 @@ def test_a_stop_waits_for_the_change_under_way_and_refuses_the_next(
             gate = gate_disk(house, "resize")
             change = asyncio.create_task(changes.resize_export("disk", 16 * MIB, yes=False, force=False))
             assert await asyncio.to_thread(gate.reached.wait, GATE_SECONDS)
+            passed: list[str] = []
+            real = house.service._usages.stop
+
+            async def noted() -> None:
+                passed.append("the stop went on")
+                await real()
+
+            monkeypatch.setattr(house.service._usages, "stop", noted)
             stopping = asyncio.create_task(house.service.stop())
             late = asyncio.create_task(changes.add_export("late", MIB, pool=None, **UNCHANGED))
-            await asyncio.sleep(0)
-            assert not stopping.done()
+            while house.service._nbd._hosting is not None:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert passed == []
             gate.open.set()
             assert (await change).size_bytes == 16 * MIB
             await stopping
