@@ -38,6 +38,9 @@ REST = 9  # times the making: a tenth of the loop, whoever asks how often
 HEALTH = frozenset({"/healthz", "/readyz"})
 """Asked by machines that restart a server which does not answer: they have places of their own, and any name."""
 
+UNTOLD = frozenset({"allow_addresses", "allow_certificates"})
+"""Of an export. Who may attach is the operator's to know, who has the control socket, and not for all to read."""
+
 TEXT, JSON, HTML = "text/plain; charset=utf-8", "application/json", "text/html; charset=utf-8"
 
 
@@ -121,7 +124,9 @@ class Answers:
         return Answer(HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode())
 
     async def _make_status(self) -> Answer:
-        return await _json(fields(self._watched.status()) | {"resident_bytes": resident_bytes()})
+        status = self._watched.status()
+        exports = [_without(fields(export), UNTOLD) for export in status.exports]
+        return await _json(fields(status) | {"exports": exports, "resident_bytes": resident_bytes()})
 
     async def _make_usage(self) -> Answer:
         usage, age_seconds = self._watched.usage_so_far()
@@ -175,6 +180,10 @@ class Shared:
         self._making = None
         if not task.cancelled():
             task.exception()  # told to those who wait, if any still do
+
+
+def _without(record: dict[str, object], names: frozenset[str]) -> dict[str, object]:
+    return {name: value for name, value in record.items() if name not in names}
 
 
 async def _in_slices(pieces: Iterator[str]) -> str:

@@ -19,6 +19,7 @@ from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_cer
 
 Start = Callable[..., Server]
 
+PATIENCE_SECONDS = 20  # for a server that stands still
 STARTTLS, GO = 5, 7
 NO_SUCH_EXPORT = struct.pack(">I", 6) + b"nobody" + b"\0\0"  # as GO has it: the name's length, the name, no requests
 
@@ -26,6 +27,7 @@ NO_SUCH_EXPORT = struct.pack(">I", 6) + b"nobody" + b"\0\0"  # as GO has it: the
 def knock(path: Path, option: int = GO, content: bytes = NO_SUCH_EXPORT, times: int = 1) -> None:
     """One handshake with an option several times, each answered, and then gone."""
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE_SECONDS)
         client.connect(str(path))
         client.recv(18, socket.MSG_WAITALL)
         client.sendall(struct.pack(">I", 3))
@@ -46,23 +48,27 @@ def test_a_log_that_nobody_reads_stops_no_client_no_command_and_no_end(tmp_path:
         text=True,
         env=clean_environment(),
     ) as server:
-        assert server.stdout is not None
-        assert any(line.startswith("  qemu-img") for line in server.stdout)
-        os.set_blocking(writer, False)  # of the description that the server writes to as well: it must bear that too
         try:
-            while os.write(writer, b"\n" * 4096):
-                pass
-        except BlockingIOError:
-            os.set_blocking(writer, True)
-        for _ in range(40):
-            knock(path, times=100)
-        with Client(path, "disk") as client:
-            client.write(0, b"still here".ljust(4096))
-            assert client.read(0, 10) == b"still here"
-        with ControlClient(control) as asked:
-            assert asked.status().exports[0].stored_bytes == 4096
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=60)
+            assert server.stdout is not None
+            assert any(line.startswith("  qemu-img") for line in server.stdout)
+            os.set_blocking(writer, False)  # the server's end too: both are one open file description
+            try:
+                while os.write(writer, b"\n" * 4096):
+                    pass
+            except BlockingIOError:
+                os.set_blocking(writer, True)
+            for _ in range(40):
+                knock(path, times=100)
+            with Client(path, "disk") as client:
+                client.write(0, b"still here".ljust(4096))
+                assert client.read(0, 10) == b"still here"
+            with ControlClient(control) as asked:
+                assert asked.status().exports[0].stored_bytes == 4096
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=PATIENCE_SECONDS)
+        except BaseException:
+            server.kill()
+            raise
     os.close(writer)
     os.close(reader)
     assert server.returncode == 0
@@ -154,7 +160,7 @@ def test_a_key_with_a_pass_phrase_is_one_sentence_everywhere_and_nobody_is_asked
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=PATIENCE_SECONDS,
                 check=False,
                 env=clean_environment(),
             )

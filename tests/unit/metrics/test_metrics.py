@@ -158,3 +158,14 @@ def test_what_a_server_lacks_has_no_sample() -> None:
     kinds = ("state_dir_free_bytes", "state_dir_size_bytes", "tls_certificate_expiry_timestamp_seconds")
     assert gone == {f"nbdzram_{kind}" for kind in kinds}
     assert scrape()[key("nbdzram_tls_certificate_expiry_timestamp_seconds")] == 1.8e9
+
+
+def test_who_may_attach_is_not_told_to_whoever_reads_figures() -> None:
+    listed = dataclasses.replace(EXPORT, admits="listed", allow_addresses=("10.1.2.0/24",), allow_certificates=("vm1",))
+    status = dataclasses.replace(SERVER, exports=(listed,))
+    for path in ("/status.json", "/metrics", "/usage.json", "/history.json"):
+        text = get(path, status)[2]
+        assert "10.1.2" not in text
+        assert "vm1" not in text
+    (told,) = json.loads(get("/status.json", status)[2])["exports"]
+    assert (told["admits"], told["name"]) == ("listed", EXPORT.name)

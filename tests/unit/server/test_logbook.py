@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import select
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nbdzram.server import logbook
 from nbdzram.server.logbook import LINES_A_MINUTE, QUEUED_LINES, Causes, LineWriter, Logbook, printable, shaper
 
 SMALL_PIPE = 4096
+PATIENCE_SECONDS = 20  # for a line that never comes
 
 
 @dataclass
@@ -94,6 +96,7 @@ def test_who_logs_never_waits_for_a_reader_and_what_is_lost_is_told(pipe: Pipe) 
 def pipe_text(descriptor: int, until: str) -> str:
     text = ""
     while until not in text:
+        assert select.select([descriptor], [], [], PATIENCE_SECONDS)[0], f"no {until!r} in {text[-200:]!r}"
         text += os.read(descriptor, 65536).decode()
     return text
 
