@@ -5,6 +5,7 @@
     GET /healthz      200 while the event loop runs
     GET /readyz       200 while clients are served, 503 while draining
     GET /status.json  what the page shows
+    GET /clients.json who is attached
     GET /history.json the last two hours, a sample each ten seconds
     GET /usage.json   what each export's blocks cost, as the last walk found it; the header Age says how long ago
 
@@ -32,7 +33,7 @@ from nbdzram.metrics.families import FAMILIES
 from nbdzram.metrics.page import load_page
 from nbdzram.metrics.process import ProcessMetrics, resident_bytes
 from nbdzram.slices import join_in_slices
-from nbdzram.status import HistorySample, ServerStatus, fields, to_json_pieces
+from nbdzram.status import ClientStatus, HistorySample, ServerStatus, fields, to_json_pieces
 
 REST = 9  # times the making: a tenth of the loop, whoever asks how often
 HEALTH = frozenset({"/healthz", "/readyz"})
@@ -68,6 +69,9 @@ class Watched(Protocol):
     def usage_so_far(self) -> tuple[Mapping[str, DiskUsage], float | None]:
         """What each export's blocks cost, by name, and how many seconds ago that was; None: nobody knows yet."""
 
+    def clients(self) -> Sequence[ClientStatus]:
+        """Who is attached, at this moment."""
+
     def history(self) -> Sequence[HistorySample]:
         """The last hours, the oldest first."""
 
@@ -84,12 +88,14 @@ class Answers:
         self._status_json = Shared(pace, self._make_status)
         self._usage_json = Shared(pace, self._make_usage)
         self._history_json = Shared(pace, self._make_history)
+        self._clients_json = Shared(pace, self._make_clients)
         self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
             "/": self._show_page,
             "/metrics": self._metrics.get,
             "/healthz": self._say_alive,
             "/readyz": self._say_ready,
             "/status.json": self._status_json.get,
+            "/clients.json": self._clients_json.get,
             "/history.json": self._history_json.get,
             "/usage.json": self._usage_json.get,
         }
@@ -103,7 +109,8 @@ class Answers:
 
     def stop(self) -> None:
         """End what is being made."""
-        for shared in (self._metrics, self._status_json, self._usage_json, self._history_json):
+        made = (self._metrics, self._status_json, self._usage_json, self._history_json, self._clients_json)
+        for shared in made:
             shared.stop()
 
     async def _show_page(self) -> Answer:
@@ -132,6 +139,9 @@ class Answers:
         usage, age_seconds = self._watched.usage_so_far()
         answer = await _json(usage)
         return answer if age_seconds is None else replace(answer, headers={"Age": f"{age_seconds:.0f}"})
+
+    async def _make_clients(self) -> Answer:
+        return await _json(self._watched.clients())
 
     async def _make_history(self) -> Answer:
         return await _json(self._watched.history())

@@ -224,6 +224,18 @@ def test_an_exports_own_view_can_be_linked_and_left(serve: Callable[..., Nbdzram
     assert browser.complaints == []
 
 
+def test_who_is_attached_is_shown_with_the_export(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "1M", "other": "1M"}, metrics=True)
+    with server.client("disk") as client, server.client("other"):
+        client.write(0, BLOCK)
+        browser.open(page_of(server) + "#export=disk")
+        one = "document.getElementById('one').innerText"
+        browser.wait_for(f"{one}.includes('unix client')")
+        assert browser.evaluate(one).count("unix client") == 1
+    browser.wait_for(f"!{one}.includes('unix client')")
+    assert browser.complaints == []
+
+
 def test_exports_can_be_filtered_and_sorted(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     server = serve({"red": "1M", "green": "3M", "blue": "2M"}, metrics=True)
     browser.open(page_of(server))

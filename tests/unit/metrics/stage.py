@@ -12,7 +12,7 @@ import uvloop
 from nbdzram.config import TcpAddress
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.metrics.http import MetricsServer
-from nbdzram.status import HistorySample, ServerStatus
+from nbdzram.status import ClientStatus, HistorySample, ServerStatus
 from tests.unit.records import SERVER, USAGE
 
 
@@ -23,6 +23,7 @@ class Show:
     say: Callable[[], ServerStatus] = lambda: SERVER
     usage: dict[str, DiskUsage] = field(default_factory=lambda: {"disk": USAGE})
     usage_age: float | None = 2.0
+    attached: tuple[ClientStatus, ...] = ()
     samples: tuple[HistorySample, ...] = (HistorySample(1.7e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6),)
 
     def status(self) -> ServerStatus:
@@ -30,6 +31,9 @@ class Show:
 
     def usage_so_far(self) -> tuple[dict[str, DiskUsage], float | None]:
         return self.usage, self.usage_age
+
+    def clients(self) -> tuple[ClientStatus, ...]:
+        return self.attached
 
     def history(self) -> tuple[HistorySample, ...]:
         return self.samples

@@ -14,7 +14,7 @@ from nbdzram import __version__
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.process import CARRIERS
-from nbdzram.status import ServerStatus
+from nbdzram.status import ClientStatus, ServerStatus
 from tests.support.programs import require_program
 from tests.unit.metrics.stage import Show, with_server
 from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
@@ -169,3 +169,18 @@ def test_who_may_attach_is_not_told_to_whoever_reads_figures() -> None:
         assert "vm1" not in text
     (told,) = json.loads(get("/status.json", status)[2])["exports"]
     assert (told["admits"], told["name"]) == ("listed", EXPORT.name)
+
+
+def test_who_is_attached_is_told_to_people_and_never_a_label() -> None:
+    client = ClientStatus(7, "192.0.2.7:5555", ("vm1",), "disk", False, 1.7e9, 3, 1, 0.5)
+
+    def texts(host: str, port: int) -> list[str]:
+        found = []
+        for path in ("/clients.json", "/metrics"):
+            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=30) as reply:
+                found.append(reply.read().decode())
+        return found
+
+    clients, metrics = with_server(texts, Show(attached=(client,)))
+    assert json.loads(clients) == [dataclasses.asdict(client) | {"certificate_names": ["vm1"]}]
+    assert "192.0.2.7" not in metrics

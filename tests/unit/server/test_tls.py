@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -271,7 +272,7 @@ def test_a_server_that_requires_tls_serves_nothing_without(play: Play, secure: S
 
 
 def test_a_client_without_a_certificate_is_turned_away_where_one_is_asked_for(
-    play: Play, secure: Secure, pki: Pki
+    play: Play, secure: Secure, pki: Pki, caplog: pytest.LogCaptureFixture
 ) -> None:
     secure(client_ca=pki.authority)
 
@@ -285,7 +286,10 @@ def test_a_client_without_a_certificate_is_turned_away_where_one_is_asked_for(
         assert await friend.read(0, 512) == bytes(512)
         await leave(friend)
 
-    play(story)
+    with caplog.at_level(logging.INFO):
+        play(story)
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "nbdzram.attached")
+    assert told.endswith("attached to export 'disk' with the certificate of vm1.example")
 
 
 def test_a_certificate_of_another_authority_is_turned_away(
