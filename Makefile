@@ -25,7 +25,7 @@ PART ?= 1
 MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory bench-scaling clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench: $(VENV)/built ## Measure speed and memory against nbdkit, in one run
 
 bench-memory: $(VENV)/built ## Measure density on real data against zram and nbdkit
 	@$(BIN)/python -m tests.bench.memory
+
+bench-scaling: $(VENV)/built ## Measure what more connections and processors bring, beside nbdkit and a bare copy (five minutes)
+	@$(BIN)/python -m tests.bench.scaling
 
 clean: ## Remove what was built; downloads in .cache stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
