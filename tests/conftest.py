@@ -7,9 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import images
 from tests.support.server import Nbdzram
+
+# An example that takes long tells of a busy machine, not of the code: none of our tests asserts a time.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
