@@ -574,18 +574,22 @@ def test_what_came_before_the_end_of_file_is_answered_in_later_turns(play: Play,
     play(story)
 
 
-def test_a_peer_that_sends_on_and_on_before_tls_stands_is_cut(play: Play, secure: Secure) -> None:
-    """A ClientHello of any length, in records as short as they can be."""
+def test_a_peer_that_sends_on_and_on_before_tls_stands_is_cut(
+    play: Play, secure: Secure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A ClientHello of nearly the length that OpenSSL takes, most of it in records of one byte."""
     secure()
 
     async def story(stage: Stage) -> None:
         client = await WireClient.connect(stage.path)
         assert (await client.option(STARTTLS))[-1].kind == Reply.ACK
-        hello = b"\x01\x01\xff\xf0" + bytes(1 << 16)  # as long as OpenSSL takes, and not yet half of it
+        hello = b"\x01\x01\xff\xf0\x03\x03" + bytes(1 << 16)
+        pieces = (hello[:64], *(bytes([byte]) for byte in hello[64:]))
         with contextlib.suppress(OSError):
-            client.send(b"".join(b"\x16\x03\x01\x00\x01" + bytes([byte]) for byte in hello))
+            client.send(b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2) + piece for piece in pieces))
             await client.reader.read()
         assert stage.server.handshake_failures["tls"] == 1
+        assert "before TLS stands" in caplog.text
         await leave(client)
 
     play(story)
