@@ -16,7 +16,8 @@ COMPILE = os.environ.get("NBDZRAM_COMPILE", "yes")
 
 # NBDZRAM_SANITIZE=address,undefined builds for the sanitizer run of the test suite.
 SANITIZE = os.environ.get("NBDZRAM_SANITIZE", "")
-FLAGS = ["-O3", "-g1", "-fno-strict-aliasing", "-pthread", "-Wno-unused-function", "-Wno-sign-compare"]
+FLAGS = ["-O3", "-g1", "-fno-strict-aliasing", "-pthread"]
+FLAGS += ["-Wno-unused-function", "-Wno-unused-const-variable", "-Wno-sign-compare"]
 if SANITIZE:
     FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", f"-fsanitize={SANITIZE}"]
 # NBDZRAM_DEBUG=1 turns on every assertion of the compiled code (engine/must.pxd), and not only the cheap ones.

@@ -3,18 +3,33 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from nbdzram.engine.directory cimport ExportEntry
 from nbdzram.engine.pool cimport Pool
 
+cdef struct Runs:
+    # Adjacent blocks of one kind, joined: pairs of length in bytes and bits.
+    uint64_t* pairs
+    size_t count
+    size_t room
+    size_t limit
+
 cdef class Blocks:
     cdef readonly Pool pool
     cdef readonly uint32_t number
     cdef readonly str name
-    cdef ExportEntry* entry
+    cdef ExportEntry* _entry  # for _root and what changes it alone: it may be another's once this disk is gone
+    cdef uint32_t generation
+    cdef bint made_read_only
+    cdef bint gone           # deleted, or its pool is closed
+    cdef bint resizing
     cdef uint64_t size
     cdef uint64_t stored
     cdef uint64_t same
-    cdef bint retired
     cdef uint64_t recounted  # blocks below are counted by the check under way
     cdef uint64_t found_stored, found_same  # among them
+    cdef bint found_behind   # one that lies behind the end
 
+    cdef uint32_t* root(self) noexcept nogil
+    cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil
+    cdef uint64_t end_block(self) noexcept nogil
     cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
     cdef uint32_t _kind_bits(self, uint64_t entry, bint leaf_shared) noexcept nogil
+    cdef uint64_t _add_extents(self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs) noexcept nogil

@@ -1,28 +1,35 @@
 """The blocks of an export: which are stored, of which kind, and who else holds them; never what they contain.
 
-    export directory entry (pool.pyx) ── root ──> block table (table.pyx)
-       name, size, flags, state                     entries
+    export directory entry (directory.pyx) ── root ──> block table (table.pyx)
+       name, size, flags, state                          entries
 
 Disk (disk.pyx) reads and writes them, and calls _count for each entry that it changes.
 
 Invariants
 1. stored and same count the entries that are not holes, and the same-filled among them.
-2. A retired export has no blocks any more, for whoever still asks.
+2. An export's block table is reached through root() alone, under the pool's lock, and again after each time that the
+   lock was let go. Of a disk that is gone (deleted, or its pool closed) it gives nothing, for whoever still asks.
+3. A directory entry is not used again while somebody holds its disk (Pool.held).
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
 
 from enum import IntFlag
 
 from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
-from nbdzram.engine.directory cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG, STATE, entry_publish
-from nbdzram.engine.lock cimport lock_leave, lock_take
+from nbdzram.engine.directory cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG, STATE, entry_publish, entry_share
+from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
+from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle
 
+from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
+
 from nbdzram.engine.stats import DiskStats, DiskUsage
+from nbdzram.errors import EngineError
 
 cdef enum:
     HOLE_BIT = 1
@@ -47,36 +54,69 @@ cdef class Blocks:
     """What a disk is beside its content; see disk.pyi."""
 
     def _bind(self, Pool pool, uint32_t number, uint64_t stored, uint64_t same):
+        must(not pool.held[number], b"a directory entry is not used again while somebody holds its disk")
         self.pool = pool
         self.number = number
-        self.entry = pool.export_entry(number)
-        self.name = self.entry.name[:self.entry.name_length].decode()
-        self.size = self.entry.size
+        self._entry = pool.export_entry(number)
+        pool.held[number] = True
+        self.generation = self._entry.generation
+        self.name = self._entry.name[:self._entry.name_length].decode()
+        self.made_read_only = self._entry.flags & READ_ONLY_FLAG != 0
+        self.size = self._entry.size
         self.stored = stored
         self.same = same
 
-    def _share_with(self, Blocks twin):
-        """Make a disk that is no export yet a clone of this one; for Pool."""
-        lock_take(&self.pool.lock)
-        twin.entry.root = self.entry.root
-        self.pool.tables.acquire(twin.entry.root)
-        twin.stored = self.stored
-        twin.same = self.same
-        self.pool.blocks_stored += self.stored
-        self.pool.blocks_same += self.same
-        entry_publish(twin.entry, STATE, ENTRY_LIVE)
-        lock_leave(&self.pool.lock)
+    def __dealloc__(self):
+        if self.pool is not None and self._entry != NULL:
+            self.pool.held[self.number] = False
 
-    def _retire(self, bint deleting):
-        """Every later request fails: the export is being deleted, or the pool was closed."""
+    # -- the export as a whole -------------------------------------------------------------------------------------
+
+    cdef uint32_t* root(self) noexcept nogil:
+        """Under the pool's lock: where the export's block table is named; NULL: the export is gone."""
+        if self.gone or self._entry.state != ENTRY_LIVE or self._entry.generation != self.generation:
+            return NULL
+        return &self._entry.root
+
+    cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil:
+        """Under the pool's lock: Tables.next_leaf, the one way in which leaves are walked. A gone export has none."""
+        cdef uint32_t* root = self.root()
+        return self.pool.tables.next_leaf(root[0] if root != NULL else 0, block, end)
+
+    cdef uint64_t end_block(self) noexcept nogil:
+        """Behind the last block that belongs to the export."""
+        return (self.size + BLOCK - 1) // BLOCK
+
+    def _share_with(self, Blocks twin) -> bool:
+        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one is gone."""
+        cdef uint32_t* root
         lock_take(&self.pool.lock)
-        if deleting:
-            entry_publish(self.entry, STATE, ENTRY_DELETING)
+        root = self.root()
+        if root != NULL:
+            entry_share(twin._entry, self._entry)
+            self.pool.tables.acquire(root[0])
+            twin.size = self.size
+            twin.stored = self.stored
+            twin.same = self.same
+            self.pool.blocks_stored += self.stored
+            self.pool.blocks_same += self.same
+            entry_publish(twin._entry, STATE, ENTRY_LIVE)
+        lock_leave(&self.pool.lock)
+        return root != NULL
+
+    def _retire(self, bint deleting) -> bool:
+        """Every later request fails: the export is being deleted, or the pool closes. False: it was gone before."""
+        cdef bint lives
+        lock_take(&self.pool.lock)
+        lives = self.root() != NULL
+        if lives and deleting:
+            entry_publish(self._entry, STATE, ENTRY_DELETING)
             self.pool.blocks_stored -= self.stored
             self.pool.blocks_same -= self.same
             self.stored = self.same = 0
-        self.retired = True
+        self.gone = True
         lock_leave(&self.pool.lock)
+        return lives
 
     @property
     def size_bytes(self):
@@ -84,7 +124,7 @@ cdef class Blocks:
 
     @property
     def read_only(self):
-        return bool(self.entry.flags & READ_ONLY_FLAG) if not self.retired else True
+        return self.made_read_only or self.gone
 
     def _valid(self, uint64_t offset, uint64_t length):
         if offset > self.size or length > self.size - offset:
@@ -114,20 +154,23 @@ cdef class Blocks:
         """Begin to count the blocks once more; changes to those that are counted are counted too (_count)."""
         lock_take(&self.pool.lock)
         self.recounted = self.found_stored = self.found_same = 0
+        self.found_behind = False
         lock_leave(&self.pool.lock)
 
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil:
         """Under the pool's lock: look at up to `limit` entries more of one leaf; how many, 0 at the end of the table."""
-        cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT  # not the size: a disk that shrinks clears blocks behind it
-        cdef uint64_t* leaf
+        cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT  # not the size: nothing is to lie behind it
+        cdef uint64_t* leaf = self.walk(&self.recounted, end)
+        cdef uint64_t entry
         cdef uint32_t looked = 0
-        self.recounted = end if self.retired else self.pool.tables.next_leaf(self.entry.root, self.recounted, end)
-        if self.recounted == end:
-            return 0
-        leaf = self.pool.tables.leaf(self.entry.root, self.recounted)
+        if leaf == NULL:
+            return 0 if self.recounted == end else limit
         while looked < limit and (looked == 0 or self.recounted % LEAF_BLOCKS):
-            self.found_stored += leaf[self.recounted % LEAF_BLOCKS] != 0
-            self.found_same += self.pool.tables.is_same(leaf[self.recounted % LEAF_BLOCKS])
+            entry = leaf[self.recounted % LEAF_BLOCKS]
+            self.found_stored += entry != 0
+            self.found_same += self.pool.tables.is_same(entry)
+            if entry and self.recounted >= self.end_block() and self._entry.shrinking_from <= self.size:
+                self.found_behind = True
             self.recounted += 1
             looked += 1
         return looked
@@ -148,105 +191,141 @@ cdef class Blocks:
                 | (HUGE_BIT if kind_of(word) == CODEC_RAW else 0))
 
     def extents(self, uint64_t offset, uint64_t length, size_t limit, uint32_t mask=ALL_BITS):
-        cdef Pool pool = self.pool
         cdef uint64_t at = offset
         cdef uint64_t end = offset + length
-        cdef uint64_t run, block
-        cdef uint64_t* leaf
-        cdef uint32_t bits
-        cdef uint64_t* runs = NULL
-        cdef uint64_t* grown
-        cdef size_t count = 0, room = 0
-        cdef bint shared
+        cdef Runs runs
+        cdef bint gone = False
         self._valid(offset, length)
         if limit == 0 or length == 0:
             return []
+        memset(&runs, 0, sizeof(Runs))
+        runs.limit = limit
         with nogil:
-            while at < end:
-                lock_take(&pool.lock)
-                block = at // BLOCK
-                leaf = NULL if self.retired else pool.tables.leaf(self.entry.root, block)
-                shared = leaf != NULL and pool.tables.leaf_is_shared(self.entry.root, block)
-                while at < end:
-                    block = at // BLOCK
-                    if leaf == NULL:
-                        run = pool.tables.next_leaf(self.entry.root, block, (end + BLOCK - 1) // BLOCK) * BLOCK
-                        bits = (HOLE_BIT | ZERO_BIT) & mask
-                    else:
-                        run = (block + 1) * BLOCK
-                        bits = self._kind_bits(leaf[block % LEAF_BLOCKS], shared) & mask
-                    run = min(run, end)
-                    if count and runs[2 * count - 1] == bits:
-                        runs[2 * count - 2] += run - at
-                    else:
-                        if count == limit:
-                            end = at  # the list is full: it ends where this run begins
-                            break
-                        if count == room:
-                            room = min(limit, max(room * 2, <size_t>64))
-                            grown = <uint64_t*>realloc(runs, room * 16)
-                            if grown == NULL:
-                                end = at
-                                break
-                            runs = grown
-                        runs[2 * count] = run - at
-                        runs[2 * count + 1] = bits
-                        count += 1
-                    at = run
-                    if leaf == NULL or (at // BLOCK) % LEAF_BLOCKS == 0:
-                        break
-                lock_leave(&pool.lock)
+            if not users_enter(&self.pool.users):
+                gone = True
+            while at < end and not gone and _has_room(&runs):
+                lock_take(&self.pool.lock)
+                if self.root() == NULL:
+                    gone = True
+                else:
+                    at = self._add_extents(at, end, mask, &runs)
+                lock_leave(&self.pool.lock)
+            if not gone:
+                users_leave(&self.pool.users)
         try:
-            return [(runs[2 * index], runs[2 * index + 1]) for index in range(count)]
+            if gone:
+                raise EngineError(f"cannot look at export {self.name!r}: {self._why_gone()}")
+            return [(runs.pairs[2 * index], runs.pairs[2 * index + 1]) for index in range(runs.count)]
         finally:
-            free(runs)
+            free(runs.pairs)
+
+    def _why_gone(self):
+        return "its pool was closed" if users_leaving(&self.pool.users) else "it was deleted"
+
+    cdef uint64_t _add_extents(self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs) noexcept nogil:
+        """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them; where it got to,
+        `end` too when the list is full."""
+        cdef uint64_t first = at // BLOCK
+        cdef uint64_t block = first
+        cdef uint64_t* leaf = self.walk(&block, (end + BLOCK - 1) // BLOCK)
+        cdef uint64_t stop
+        cdef bint shared
+        if block > first:
+            stop = min(block * BLOCK, end)
+            if not _add_run(runs, stop - at, (HOLE_BIT | ZERO_BIT) & mask):
+                return end
+            at = stop
+        if leaf == NULL:
+            return at
+        shared = self.pool.tables.leaf_is_shared(self.root()[0], block)
+        first = block
+        while at < end and block < first + HOLD:
+            stop = min((block + 1) * BLOCK, end)
+            if not _add_run(runs, stop - at, self._kind_bits(leaf[block % LEAF_BLOCKS], shared) & mask):
+                return end
+            at = stop
+            block += 1
+            if block % LEAF_BLOCKS == 0:
+                break
+        return at
 
     def usage(self):
         cdef Pool pool = self.pool
         cdef uint64_t block = 0
-        cdef uint64_t end = (self.size + BLOCK - 1) // BLOCK
+        cdef uint64_t end = self.end_block()
+        cdef uint64_t first
         cdef uint64_t stored = 0, same = 0, compressed = 0, unique = 0, huge = 0
         cdef uint64_t* leaf
         cdef uint64_t entry
         cdef uint32_t handle, length, bits
         cdef bint leaf_shared
-        cdef int index
+        cdef bint inside
         # Of each object with several holders, how many of them are blocks of this export. Only what is counted is resident.
         cdef uint32_t known = pool.store.cells.high
         cdef uint32_t* found = <uint32_t*>calloc(known, sizeof(uint32_t))
         if found == NULL:
             raise MemoryError("no memory to count who holds an export's objects")
         with nogil:
-            while block < end:
+            inside = users_enter(&pool.users)
+            while inside and block < end and not users_leaving(&pool.users):
                 lock_take(&pool.lock)
-                block = end if self.retired else pool.tables.next_leaf(self.entry.root, block, end)
-                if block < end:
-                    leaf = pool.tables.leaf(self.entry.root, block)
-                    leaf_shared = pool.tables.leaf_is_shared(self.entry.root, block)
-                    for index in range(LEAF_BLOCKS):
-                        entry = leaf[index]
-                        if entry == 0:
-                            continue
-                        stored += 1
-                        bits = self._kind_bits(entry, leaf_shared)
-                        if bits & SAME_FILLED_BIT:
-                            same += 1
-                            continue
-                        handle = pool.store.resolve(entry_handle(entry))
-                        length = length_of(pool.store.cells.cell(handle).word)
-                        compressed += length
-                        if bits & HUGE_BIT:
-                            huge += 1
-                        if not bits & SHARED_BIT:
+                leaf = self.walk(&block, end)
+                first = block
+                leaf_shared = leaf != NULL and pool.tables.leaf_is_shared(self.root()[0], block)
+                while leaf != NULL and block < first + HOLD and (block == first or block % LEAF_BLOCKS):
+                    entry = leaf[block % LEAF_BLOCKS]
+                    block += 1
+                    if entry == 0:
+                        continue
+                    stored += 1
+                    bits = self._kind_bits(entry, leaf_shared)
+                    if bits & SAME_FILLED_BIT:
+                        same += 1
+                        continue
+                    handle = pool.store.resolve(entry_handle(entry))
+                    length = length_of(pool.store.cells.cell(handle).word)
+                    compressed += length
+                    if bits & HUGE_BIT:
+                        huge += 1
+                    if not bits & SHARED_BIT:
+                        unique += length
+                    elif not leaf_shared and handle < known:
+                        found[handle] += 1
+                        if found[handle] == pool.store.cells.refs(handle):
                             unique += length
-                        elif not leaf_shared and handle < known:
-                            found[handle] += 1
-                            if found[handle] == pool.store.cells.refs(handle):
-                                unique += length
-                    block = (block | (LEAF_BLOCKS - 1)) + 1
                 lock_leave(&pool.lock)
+            if inside:
+                users_leave(&pool.users)
         free(found)
         return DiskUsage(
             stored=stored * BLOCK, same_filled=same * BLOCK, compressed=compressed, unique=unique,
             shared=compressed - unique, huge=huge * BLOCK,
         )
+
+
+cdef bint _has_room(Runs* runs) noexcept nogil:
+    """Make room for what one hold of the lock adds. Without memory the list ends where it is."""
+    cdef uint64_t* grown
+    cdef size_t room = min(runs.limit, max(runs.room * 2, <size_t>4 * HOLD))
+    if runs.room >= min(runs.limit, runs.count + HOLD + 2):
+        return True
+    grown = <uint64_t*>realloc(runs.pairs, room * 2 * sizeof(uint64_t))
+    if grown == NULL:
+        return False
+    runs.pairs = grown
+    runs.room = room
+    return True
+
+
+cdef bint _add_run(Runs* runs, uint64_t length, uint32_t bits) noexcept nogil:
+    """Add a run, to the last one if it is of its kind. False when the list is full."""
+    if runs.count and runs.pairs[2 * runs.count - 1] == bits:
+        runs.pairs[2 * runs.count - 2] += length
+        return True
+    if runs.count == runs.limit:
+        return False
+    must(runs.count < runs.room, b"there is room for what one hold of the lock adds")
+    runs.pairs[2 * runs.count] = length
+    runs.pairs[2 * runs.count + 1] = bits
+    runs.count += 1
+    return True

@@ -180,6 +180,8 @@ cdef class Check(Run):
         elif self.phase == EXPORTS:
             looked = self._count_export(limit)
         lock_leave(&self.pool.lock)
+        if self.phase == COUNT or self.phase == CHAINS:
+            self._free_window()  # 64 MiB that were used go back to the system in milliseconds
         return max(looked, <uint32_t>1)
 
     cdef void _enter(self, int phase, uint64_t at) noexcept nogil:
@@ -301,7 +303,6 @@ cdef class Check(Run):
         """Judge the numbers of this window, which are all settled now; past the last window, go on."""
         cdef uint64_t start = self.window * WINDOW
         cdef uint64_t first_unit = self.window * UNIT_WINDOW
-        self._free_window()
         if start >= cells_end and start >= pages_end and first_unit >= units_end:
             self._enter(CHAINS, 0)
             return
@@ -506,7 +507,9 @@ cdef class Check(Run):
     cdef uint32_t _count_export(self, uint32_t limit) noexcept nogil:
         cdef uint32_t looked = self.disk.count_on(limit)
         if looked == 0:
-            if not self.disk.retired:
+            if self.disk.found_behind:
+                snprintf(self.complaint, COMPLAINT, "export number %u stores a block behind its end", self.disk.number)
+            if not self.disk.gone:
                 self._agree("blocks stored in export number", self.disk.number, self.disk.stored, self.disk.found_stored)
                 self._agree("same-filled blocks in export number", self.disk.number, self.disk.same, self.disk.found_same)
             self.in_export = False

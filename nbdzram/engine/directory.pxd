@@ -31,4 +31,5 @@ cdef struct ExportEntry:
 cdef void entry_write(
     ExportEntry* entry, const char* name, uint32_t name_length, uint64_t size, bint read_only
 ) noexcept nogil
+cdef void entry_share(ExportEntry* entry, const ExportEntry* source) noexcept nogil
 cdef void entry_publish(ExportEntry* entry, Field field, uint64_t value) noexcept nogil

@@ -42,6 +42,14 @@ cdef void entry_write(
     entry.generation = generation
 
 
+cdef void entry_share(ExportEntry* entry, const ExportEntry* source) noexcept nogil:
+    """Give an entry that is written and still free the blocks of another, whose table has one parent more then."""
+    must(entry.state == ENTRY_FREE and source.state == ENTRY_LIVE, b"a clone that is none yet is made of a live export")
+    entry.size = source.size
+    entry.shrinking_from = source.shrinking_from
+    entry.root = source.root
+
+
 cdef void entry_publish(ExportEntry* entry, Field field, uint64_t value) noexcept nogil:
     """Give one field of an entry its new value; true with this store."""
     if field == STATE:

@@ -21,11 +21,22 @@ cdef class Disk(Blocks):
     cdef Lock* _stripe(self, uint64_t block) noexcept nogil
     cdef int _read_block(self, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil
-    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared) noexcept nogil
+    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end) noexcept nogil
     cdef bint _replace(self, uint64_t* leaf, uint64_t block, const Prepared* block) noexcept nogil
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil
+    cdef int _store_part(
+        self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source, uint64_t end
+    ) noexcept nogil
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil
-    cdef int _fail(self) noexcept nogil
+    cdef int _refuse(self) noexcept nogil
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil
-    cdef void _drop_shared_leaf(self, uint64_t first, uint32_t* place) noexcept nogil
+    cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil
+    cdef bint _drop_shared_leaf(self, uint64_t first) noexcept nogil
+    cdef int _read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil
+    cdef int _write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil
+    cdef int _zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil
+    cdef int _resize(self, uint64_t size) noexcept nogil
+    cdef int _take_size(self, uint64_t size) noexcept nogil
+    cdef int clear_behind(self, uint64_t reach) noexcept nogil
+    cdef void _shrunk_to(self, uint64_t end) noexcept nogil

@@ -19,6 +19,7 @@ class Disk:
 
     Offsets and lengths are bytes, of any alignment; the caller has checked that they lie inside the export
     (ValueError otherwise). A request larger than OFFLOAD_SIZE gives the interpreter lock away while it runs.
+    Once the disk was deleted, or its pool closed, everything but its counters raises EngineError.
     """
 
     @property
@@ -50,8 +51,15 @@ class Disk:
         They cover exactly `length` bytes, or less when `limit` was reached.
         """
     def resize(self, size_bytes: int) -> None:
-        """Shrinking frees what lies behind the new end. May take long. Raises UserError."""
+        """Shrinking frees what lies behind the new end, and never for want of memory fails. May take long.
+
+        Growing shows zeroes. Raises PoolFull where an earlier shrink could not clear what it left and there is still no
+        memory for that; UserError for a size beyond the largest, and while another thread resizes.
+        """
     def stats(self) -> DiskStats: ...
     def usage(self) -> DiskUsage: ...
 
 OFFLOAD_SIZE: int
+
+def offload_from(size: int, /) -> None:
+    """Let requests over `size` bytes give the interpreter lock away; OFFLOAD_SIZE by default. For tests of threads."""

@@ -3,11 +3,15 @@
 READ   lock; entry -> object; copy its encoded bytes; unlock; decode behind the reply header
 WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; lock; own the leaf; for each block store the object, swap the
        entry, release the old object; unlock
+TRIM   leaf by leaf, HOLD entries under a stripe and the lock; nodes that name nothing any more are freed
 
 Invariants
 1. A write fails before it swaps the entry, or not at all: the old block survives every failure.
 2. Whoever changes an entry holds its leaf's stripe, and a write of part of a block holds it from the moment it reads
    the block: two partial writes to one block never lose each other's bytes. Readers take no stripe.
+3. Behind the end there is no content: the end is looked at under the lock in which an entry is swapped, so a write that
+   was judged by an earlier size stores nothing there. Of an export that shrinks the end comes first, then what lies
+   behind it is cleared (directory.pyx), and only then may the export grow again.
 
 Known limits: a read copies the encoded bytes (at most 4 KiB, about 0.1 us) so that no decoding happens under the lock.
 """
@@ -17,19 +21,21 @@ from cpython.buffer cimport (
     PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EIO, ENOSPC
+from libc.errno cimport EBUSY, EINVAL, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill
-from nbdzram.engine.directory cimport SIZE, entry_publish
+from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE, entry_publish
 from nbdzram.engine.lock cimport HOLD, Lock, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.table cimport LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, entry_handle
+from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.blocks import Extent
 from nbdzram.errors import EngineError, PoolFull, UserError
@@ -41,13 +47,52 @@ cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 cdef enum:
     OFFLOAD = 65536
+    NOT_BY_A_CLIENT = 0  # of where a write ends: it may lie behind the end
+
+cdef uint64_t _offload = OFFLOAD
 
 
 def _open_disk(Pool pool, uint32_t number, uint64_t stored, uint64_t same):
     """The disk of a live entry of the pool's export directory; for Pool alone."""
     disk = Disk.__new__(Disk)
     disk._bind(pool, number, stored, same)
+    _test_stripes(disk)
     return disk
+
+
+def _clear_behind(Disk disk):
+    """What lies behind the end is none of the export; for Pool, as it opens."""
+    cdef uint64_t reach = SIZE_MAX
+    if disk.clear_behind(reach):
+        entry_publish(disk._entry, SHRINKING_FROM, reach)  # without memory: it is cleared before the export grows
+
+
+def _test_stripes(Disk disk):
+    """Test the stripes as the pool's lock is tested."""
+    cdef int index
+    for index in range(STRIPES):
+        disk.stripes[index].tested = disk.pool.lock.tested
+
+
+def _longest_stripe(Disk disk):
+    """Nanoseconds and function of the longest hold of a stripe."""
+    cdef int index
+    return max([(disk.stripes[index].longest_ns, disk.stripes[index].longest_in.decode()) for index in range(STRIPES)])
+
+
+def offload_from(size: int, /) -> None:
+    """Let requests over `size` bytes give the interpreter lock away; OFFLOAD_SIZE by default. For tests of threads, which
+    would never meet in a small request."""
+    global _offload
+    _offload = size
+
+
+cdef bint _is_zero(const uint8_t* bytes, uint32_t count) noexcept nogil:
+    cdef uint32_t index
+    for index in range(count):
+        if bytes[index]:
+            return False
+    return True
 
 
 @cython.final
@@ -93,16 +138,19 @@ cdef class Disk(Blocks):
         self._raise(error, "zero", offset, length)
 
     def resize(self, uint64_t size_bytes) -> None:
-        cdef int error = 0
-        cdef uint64_t old = self.size
+        cdef int error
         if size_bytes > SIZE_MAX:
             raise UserError(f"export {self.name!r}: size {size_bytes} is over {SIZE_MAX} bytes")
-        self.size = size_bytes
-        entry_publish(self.entry, SIZE, size_bytes)
-        if size_bytes < old:
-            with nogil:
-                error = self.c_zero(size_bytes, (old + BLOCK - 1) // BLOCK * BLOCK - size_bytes, False)
-        self._raise(error, "free", size_bytes, old - size_bytes)
+        with nogil:
+            error = self._resize(size_bytes)
+        if error == EBUSY:
+            raise UserError(f"export {self.name!r} is being resized already; wait until that has ended")
+        if error == ENOSPC:
+            raise PoolFull(
+                f"cannot grow export {self.name!r} to {size_bytes} bytes: what it held behind {self.size} before it "
+                f"shrank is not all cleared, and there is no memory for that; raise the pool's limit, trim, fold or compact"
+            )
+        self._raise(error, "resize", 0, size_bytes)
 
     cdef int _transfer_buffer(self, uint64_t offset, object buffer, bint writing) except -1:
         cdef Py_buffer view
@@ -117,7 +165,7 @@ cdef class Disk(Blocks):
     cdef int _transfer(self, uint64_t offset, uint64_t length, uint8_t* place, bint writing) except -1:
         """Read into `place` or write from it; without the interpreter lock where that takes long."""
         cdef int error
-        if length > OFFLOAD:
+        if length > _offload:
             with nogil:
                 error = self.c_write(offset, length, place) if writing else self.c_read(offset, length, place)
         else:
@@ -133,12 +181,50 @@ cdef class Disk(Blocks):
                 f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: the pool is at its limit of "
                 f"{self.pool.mem_limit} bytes, or memory is exhausted; raise the limit, trim, fold or compact"
             )
+        if error == EINVAL:
+            raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")
         raise EngineError(f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: "
-                          + ("it was deleted" if self.retired else "a stored object does not decode"))
+                          + (self._why_gone() if self.gone or users_leaving(&self.pool.users)
+                             else "a stored object does not decode"))
+
+    # -- requests, from any thread ---------------------------------------------------------------------------------
+
+    cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
+        cdef int error
+        if not users_enter(&self.pool.users):
+            return EIO
+        error = self._read(offset, length, target)
+        users_leave(&self.pool.users)
+        return error
+
+    cdef int c_write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil:
+        cdef int error
+        if not users_enter(&self.pool.users):
+            return EIO
+        error = self._write(offset, length, source)
+        users_leave(&self.pool.users)
+        return error
+
+    cdef int c_trim(self, uint64_t offset, uint64_t length) noexcept nogil:
+        """Whole blocks only: the protocol lets a server keep the rest."""
+        cdef int error
+        if not users_enter(&self.pool.users):
+            return EIO
+        error = self._clear((offset + BLOCK - 1) // BLOCK, (offset + length) // BLOCK)
+        users_leave(&self.pool.users)
+        return error
+
+    cdef int c_zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil:
+        cdef int error
+        if not users_enter(&self.pool.users):
+            return EIO
+        error = self._zero(offset, length, no_hole)
+        users_leave(&self.pool.users)
+        return error
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
+    cdef int _read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
         cdef uint64_t done = 0
         cdef uint32_t start, count
         cdef int error
@@ -155,12 +241,17 @@ cdef class Disk(Blocks):
         """`count` bytes of a block from its byte `start`."""
         cdef uint8_t encoded[BLOCK]
         cdef uint8_t whole[BLOCK]
+        cdef uint32_t* root
         cdef uint64_t* leaf
         cdef uint64_t entry = 0
         cdef uint64_t word
         cdef uint32_t handle
         lock_take(&self.pool.lock)
-        leaf = self.pool.tables.leaf(self.entry.root, block)
+        root = self.root()
+        if root == NULL:
+            lock_leave(&self.pool.lock)
+            return EIO
+        leaf = self.pool.tables.leaf(root[0], block)
         if leaf != NULL:
             entry = leaf[block % LEAF_BLOCKS]
         handle = entry_handle(entry)
@@ -168,7 +259,7 @@ cdef class Disk(Blocks):
             lock_leave(&self.pool.lock)
             # A hole is 0, so is its word; a signed shift brings a same-filled word back.
             fill(target, count, <uint64_t>(<int64_t>entry >> 1), start % 8)
-            return EIO if self.retired else 0
+            return 0
         if <uint32_t>entry >> 1 != self.pool.now:
             leaf[block % LEAF_BLOCKS] = <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1
         handle = self.pool.store.resolve(handle)
@@ -193,7 +284,7 @@ cdef class Disk(Blocks):
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    cdef int c_write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil:
+    cdef int _write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil:
         cdef uint64_t done = 0
         cdef uint64_t block
         cdef uint32_t start, count
@@ -218,22 +309,32 @@ cdef class Disk(Blocks):
         return &self.stripes[(block >> LEAF_SHIFT) % STRIPES]
 
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil:
-        """Read the block, change a part (to zeroes when source is NULL), store it."""
+        """Change a part of a block (to zeroes when source is NULL)."""
+        cdef int error
+        must(start + count <= BLOCK, b"a part of a block lies inside it")
+        lock_take(self._stripe(block))
+        error = self._store_part(block, start, count, source, block * BLOCK + start + count)
+        lock_leave(self._stripe(block))
+        return error
+
+    cdef int _store_part(
+        self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source, uint64_t end
+    ) noexcept nogil:
+        """Read the block, change a part, store it. Holds the stripe from the first to the last."""
         cdef uint8_t whole[BLOCK]
         cdef uint8_t encoded[BLOCK]
         cdef Prepared prepared
-        cdef int error
-        lock_take(self._stripe(block))
-        error = self._read_block(block, 0, BLOCK, whole)
-        if error == 0:
-            if source == NULL:
-                memset(whole + start, 0, count)
-            else:
-                memcpy(whole + start, source, count)
-            prepare(self.pool, whole, 1, encoded, &prepared)
-            error = self._commit(block, 1, &prepared)
-        lock_leave(self._stripe(block))
-        return error
+        cdef int error = self._read_block(block, 0, BLOCK, whole)
+        if error:
+            return error
+        if end == NOT_BY_A_CLIENT and _is_zero(whole + start, count):
+            return 0  # so a hole stays one, and no room is needed
+        if source == NULL:
+            memset(whole + start, 0, count)
+        else:
+            memcpy(whole + start, source, count)
+        prepare(self.pool, whole, 1, encoded, &prepared)
+        return self._commit(block, 1, &prepared, end)
 
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil:
         """Replace up to RUN whole blocks of one leaf."""
@@ -242,21 +343,31 @@ cdef class Disk(Blocks):
         cdef int error
         prepare(self.pool, source, count, encoded, prepared)
         lock_take(self._stripe(first))
-        error = self._commit(first, count, prepared)
+        error = self._commit(first, count, prepared, (first + count) * BLOCK)
         lock_leave(self._stripe(first))
         return error
 
-    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared) noexcept nogil:
-        """Give blocks of one leaf their new content, in order, up to the first that fails. Holds the stripe."""
-        cdef uint64_t* leaf
+    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end) noexcept nogil:
+        """Give blocks of one leaf their new content, in order, up to the first that fails, unless what is written ends
+        (in bytes of the export) behind its end. Holds the stripe."""
+        cdef uint32_t* root
+        cdef uint64_t* leaf = NULL
         cdef uint32_t index = 0
         cdef int error = 0
+        must(first % LEAF_BLOCKS + count <= LEAF_BLOCKS, b"what is committed at once lies in one leaf")
         lock_take(&self.pool.lock)
-        leaf = NULL if self.retired else self.pool.tables.leaf_for_write(&self.entry.root, first)
+        root = self.root()
+        if root == NULL:
+            error = EIO
+        elif end > self.size:
+            error = EINVAL
+        else:
+            leaf = self.pool.tables.leaf_for_write(root, first)
         while leaf != NULL and index < count and self._replace(leaf, first + index, &prepared[index]):
             index += 1
-        if index < count:
-            error = self._fail()
+        if index < count and error == 0:
+            error = self._refuse()
+            self.pool.tables.prune(root, first)
         while index < count:
             abandon(self.pool, &prepared[index])
             index += 1
@@ -282,10 +393,8 @@ cdef class Disk(Blocks):
         self._swap(leaf, block_number, entry, same)
         return True
 
-    cdef int _fail(self) noexcept nogil:
-        """Under the pool's lock: count a refused write and say why."""
-        if self.retired:
-            return EIO
+    cdef int _refuse(self) noexcept nogil:
+        """Under the pool's lock: count a write that found no room."""
         self.pool.failed_writes += 1
         return ENOSPC
 
@@ -300,11 +409,7 @@ cdef class Disk(Blocks):
 
     # -- trimming and zeroing ------------------------------------------------------------------------------------
 
-    cdef int c_trim(self, uint64_t offset, uint64_t length) noexcept nogil:
-        """Whole blocks only: the protocol lets a server keep the rest."""
-        return self._clear((offset + BLOCK - 1) // BLOCK, (offset + length) // BLOCK)
-
-    cdef int c_zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil:
+    cdef int _zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil:
         cdef uint64_t end = offset + length
         cdef uint64_t first = (offset + BLOCK - 1) // BLOCK
         cdef uint64_t last = end // BLOCK
@@ -328,7 +433,7 @@ cdef class Disk(Blocks):
         while first < last:
             count = <uint32_t>min(min(last - first, <uint64_t>RUN), LEAF_BLOCKS - first % LEAF_BLOCKS)
             lock_take(self._stripe(first))
-            error = self._commit(first, count, zeroes)
+            error = self._commit(first, count, zeroes, (first + count) * BLOCK)
             lock_leave(self._stripe(first))
             if error:
                 return error
@@ -338,68 +443,143 @@ cdef class Disk(Blocks):
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:
         """Blocks [first, end) become holes."""
         cdef uint64_t block = first
-        cdef uint64_t leaf_end
+        cdef uint64_t* leaf
+        cdef uint64_t stop
+        cdef bint gone
         cdef int error
         while block < end:
             lock_take(&self.pool.lock)
-            block = end if self.retired else self.pool.tables.next_leaf(self.entry.root, block, end)
+            leaf = self.walk(&block, end)
+            gone = self.root() == NULL
             lock_leave(&self.pool.lock)
-            if block >= end:
-                break
-            leaf_end = min(end, (block | (LEAF_BLOCKS - 1)) + 1)
-            lock_take(self._stripe(block))
-            error = self._clear_leaf(block, leaf_end)
-            lock_leave(self._stripe(block))
+            if gone or users_leaving(&self.pool.users):
+                return EIO
+            if leaf == NULL:
+                continue
+            stop = min(end, (block | (LEAF_BLOCKS - 1)) + 1)
+            error = self._clear_leaf(block, stop)
             if error:
                 return error
-            block = leaf_end
+            block = stop
         return 0
 
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil:
-        """Clear blocks of one leaf, and free it when nothing is left in it. Holds the stripe."""
+        """Clear blocks of one leaf, HOLD of them at a time, and free it when nothing is left in it."""
         cdef uint64_t block = first
+        cdef int error = 0
+        while block < end and error == 0:
+            lock_take(self._stripe(first))
+            lock_take(&self.pool.lock)
+            if block == first and end - first == LEAF_BLOCKS and self._drop_shared_leaf(first):
+                block = end
+            else:
+                error = self._clear_some(&block, end)
+            lock_leave(&self.pool.lock)
+            lock_leave(self._stripe(first))
+        return error
+
+    cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil:
+        """Under stripe and lock: clear up to HOLD blocks of a leaf from block[0] on, which moves behind them."""
+        cdef uint64_t last = min(end, block[0] + HOLD)
+        cdef uint64_t first = block[0]
+        cdef uint32_t* root = self.root()
         cdef uint64_t* leaf
+        if root == NULL:
+            return EIO
+        if self.pool.tables.leaf(root[0], first) == NULL:
+            block[0] = end
+            return 0
+        leaf = self.pool.tables.leaf_for_write(root, first)
+        if leaf == NULL:
+            self.pool.tables.prune(root, first)
+            return self._refuse()
+        while block[0] < last:
+            self._swap(leaf, block[0], 0, False)
+            block[0] += 1
+        if block[0] == end:
+            self.pool.tables.prune(root, first)
+        return 0
+
+    cdef bint _drop_shared_leaf(self, uint64_t first) noexcept nogil:
+        """Under stripe and lock: forget a leaf that a clone shares; its objects stay as they are. False: it is ours alone,
+        or there is no room to say so."""
+        cdef uint32_t* root = self.root()
         cdef uint32_t* place
+        cdef uint32_t page
+        cdef uint64_t entry
         cdef int index
+        if root == NULL or not self.pool.tables.leaf_is_shared(root[0], first):
+            return False
+        place = self.pool.tables.place_of(root, first)
+        if place == NULL or place[0] == 0:
+            return False
+        page = place[0]
+        if not self.pool.tables.drop_share(place):
+            return False
+        for index in range(LEAF_BLOCKS):
+            entry = self.pool.tables.entries(page)[index]
+            self._count(first + index, -<int64_t>(entry != 0), -<int64_t>self.pool.tables.is_same(entry))
+        self.pool.tables.prune(root, first)
+        return True
+
+    # -- the size ------------------------------------------------------------------------------------------------
+
+    cdef int _resize(self, uint64_t size) noexcept nogil:
+        cdef int error
+        cdef bint shrinks
+        if not users_enter(&self.pool.users):
+            return EIO
+        lock_take(&self.pool.lock)
+        error = EIO if self.root() == NULL else EBUSY if self.resizing else 0
+        shrinks = size < self.size
+        self.resizing = self.resizing or error == 0
+        lock_leave(&self.pool.lock)
+        if error == 0:
+            if not shrinks and self._entry.shrinking_from:
+                error = self.clear_behind(self._entry.shrinking_from)
+            if error == 0:
+                error = self._take_size(size)
+            if error == 0 and shrinks:
+                # The size is what was asked for, whatever comes now: what cannot be cleared for want of memory, or as
+                # the pool closes, is out of reach, and is cleared before the export grows, or on opening.
+                self.clear_behind(self._entry.shrinking_from)
+            lock_take(&self.pool.lock)
+            self.resizing = False
+            lock_leave(&self.pool.lock)
+        users_leave(&self.pool.users)
+        return error
+
+    cdef int _take_size(self, uint64_t size) noexcept nogil:
+        """Give the export its new size; an old end that lies behind it is remembered before."""
         cdef int error = 0
         lock_take(&self.pool.lock)
-        if end - first == LEAF_BLOCKS and self.pool.tables.leaf_is_shared(self.entry.root, first):
-            place = self.pool.tables.place_of(&self.entry.root, first)
-            if place != NULL:
-                self._drop_shared_leaf(first, place)
-                block = end
-        while block < end and error == 0:
-            leaf = NULL
-            if not self.retired and self.pool.tables.leaf(self.entry.root, block) != NULL:
-                leaf = self.pool.tables.leaf_for_write(&self.entry.root, block)
-                if leaf == NULL:
-                    error = self._fail()
-            if leaf == NULL:
-                break
-            for index in range(HOLD):
-                if block < end:
-                    self._swap(leaf, block, 0, False)
-                    block += 1
-            lock_leave(&self.pool.lock)
-            lock_take(&self.pool.lock)
-        leaf = self.pool.tables.leaf(self.entry.root, first)
-        if leaf != NULL and not self.retired:
-            for index in range(LEAF_BLOCKS):
-                if leaf[index]:
-                    break
-            else:
-                place = self.pool.tables.place_of(&self.entry.root, first)
-                if place != NULL and not self.pool.tables.drop_share(place):
-                    self.pool.tables.give_node(place)
+        if self.root() == NULL:
+            error = EIO
+        else:
+            if size < self.size and self._entry.shrinking_from < self.size:
+                entry_publish(self._entry, SHRINKING_FROM, self.size)
+            entry_publish(self._entry, SIZE, size)
+            self.size = size
         lock_leave(&self.pool.lock)
         return error
 
-    cdef void _drop_shared_leaf(self, uint64_t first, uint32_t* place) noexcept nogil:
-        """Forget a leaf that a clone shares: its objects stay as they are."""
-        cdef uint32_t page = place[0]
-        cdef uint64_t entry
-        cdef int index
-        if page and self.pool.tables.drop_share(place):
-            for index in range(LEAF_BLOCKS):
-                entry = self.pool.tables.entries(page)[index]
-                self._count(first + index, -<int64_t>(entry != 0), -<int64_t>self.pool.tables.is_same(entry))
+    cdef int clear_behind(self, uint64_t reach) noexcept nogil:
+        """Clear what earlier, larger sizes left from the end to `reach`; whole blocks first, as that makes room."""
+        cdef uint64_t block = self.size // BLOCK
+        cdef uint64_t behind = self.end_block()
+        cdef int error = self._clear(behind, (reach + BLOCK - 1) // BLOCK)
+        if error == 0 and block < behind:
+            self._shrunk_to(behind * BLOCK)
+            lock_take(self._stripe(block))
+            error = self._store_part(block, self.size % BLOCK, BLOCK - self.size % BLOCK, NULL, NOT_BY_A_CLIENT)
+            lock_leave(self._stripe(block))
+        if error == 0:
+            self._shrunk_to(0)
+        return error
+
+    cdef void _shrunk_to(self, uint64_t end) noexcept nogil:
+        """Remember of an export that shrinks that nothing lies behind `end` any more; 0: nothing behind its size."""
+        lock_take(&self.pool.lock)
+        if self.root() != NULL and self._entry.shrinking_from > end:
+            entry_publish(self._entry, SHRINKING_FROM, end)
+        lock_leave(&self.pool.lock)

@@ -62,20 +62,19 @@ cdef class Fold(Run):
         }
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
-        cdef uint32_t handle
-        while budget:
+        cdef uint32_t suspect
+        cdef bint found
+        while budget and self.position < self.end:
             budget -= 1
             lock_take_behind(&self.pool.lock)
-            handle = self.pool.store.index.next_pending(self.position)
-            if handle == 0 or handle >= self.end:
-                lock_leave(&self.pool.lock)
-                self.position = self.end
-                return False
-            self.position = handle + 1
-            self._done += 1
-            self._settle(handle)
+            found = self.pool.store.index.next_pending(&self.position)
+            if found and self.position < self.end:
+                suspect = self.position
+                self.position += 1
+                self._done += 1
+                self._settle(suspect)
             lock_leave(&self.pool.lock)
-        return True
+        return self.position < self.end
 
     cdef void _settle(self, uint32_t suspect) noexcept nogil:
         """Merge or link one suspect. Holds the lock, and lets it go to decode.

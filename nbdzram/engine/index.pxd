@@ -26,7 +26,7 @@ cdef class Index:
     cdef bint is_pending(self, uint32_t handle) noexcept nogil
     cdef void set_pending(self, uint32_t handle) noexcept nogil
     cdef void clear_pending(self, uint32_t handle) noexcept nogil
-    cdef uint32_t next_pending(self, uint32_t handle) noexcept nogil
+    cdef bint next_pending(self, uint32_t* handle) noexcept nogil
     cdef uint64_t metadata(self) noexcept nogil
 
     cdef void _unlink(self, uint32_t handle) noexcept nogil

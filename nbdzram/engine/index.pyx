@@ -25,6 +25,7 @@ from nbdzram.engine.arena cimport (
     PAGE_SIZE, region_ensure, region_free, region_reserve, region_return,
 )
 from nbdzram.engine.cells cimport Cells
+from nbdzram.engine.lock cimport LOOKS
 
 from nbdzram.errors import ArenaError
 
@@ -130,20 +131,23 @@ cdef class Index:
         (<uint64_t*>self.pending.base)[handle >> 6] &= ~(<uint64_t>1 << (handle & 63))
         self.pending_count -= 1
 
-    cdef uint32_t next_pending(self, uint32_t handle) noexcept nogil:
-        """The first pending handle from `handle` on, 0 when there is none."""
-        cdef uint64_t word = handle >> 6
+    cdef bint next_pending(self, uint32_t* handle) noexcept nogil:
+        """Move handle[0] on to the first pending one. False: it has not come to one, but behind the last handle, or so far
+        on that the lock is to be let go."""
+        cdef uint64_t word = handle[0] >> 6
         cdef uint64_t end = min((<uint64_t>self.cells.high + 63) >> 6, self.pending.committed // 8)
+        cdef uint64_t stop = min(end, word + LOOKS)
         cdef uint64_t bits
-        if word >= end:
-            return 0
-        bits = (<uint64_t*>self.pending.base)[word] >> (handle & 63) << (handle & 63)
-        while bits == 0:
-            word += 1
-            if word >= end:
-                return 0
-            bits = (<uint64_t*>self.pending.base)[word]
-        return <uint32_t>(word * 64 + __builtin_ctzll(bits))
+        if word < end:
+            bits = (<uint64_t*>self.pending.base)[word] >> (handle[0] & 63) << (handle[0] & 63)
+            while bits == 0 and word + 1 < stop:
+                word += 1
+                bits = (<uint64_t*>self.pending.base)[word]
+            if bits:
+                handle[0] = <uint32_t>(word * 64 + __builtin_ctzll(bits))
+                return True
+        handle[0] = <uint32_t>(stop * 64) if stop < end else self.cells.high
+        return False
 
     cdef void _split(self) noexcept nogil:
         """Share the next bucket in line with a new one at the end. Without memory the chains just grow."""

@@ -1,10 +1,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena
-from nbdzram.engine.directory cimport ExportEntry
+from nbdzram.engine.directory cimport EXPORTS_MAX, ExportEntry
 from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
+from nbdzram.engine.users cimport Users
 
 cdef struct Superblock:
     char magic[8]
@@ -30,6 +31,7 @@ cdef class Pool:
     cdef Lock lock
     cdef Lock maintenance       # held through one step of a fold, compaction or recompression
     cdef bint lock_made
+    cdef Users users
     cdef Superblock* superblock
     cdef uint64_t seed
     cdef uint64_t fingerprint_mask
@@ -42,10 +44,12 @@ cdef class Pool:
     cdef uint32_t shift         # 0 or 1: a check turns it, to tell holders in hand from before
     cdef uint64_t in_hand[2]    # by shift: handles that a write holds and no entry does yet
     cdef uint32_t exports_high  # export directory entries below have been used
+    cdef uint8_t held[EXPORTS_MAX]  # by number: somebody has the disk of this directory entry in hand
     cdef list _disks
 
     cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil
     cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil
-    cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil
+    cdef bint _drop_tree(self, uint32_t* place, int level, uint32_t* left) noexcept nogil
+    cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil
     cdef str _open_again(self)
     cdef bint _open_dictionaries(self) except -1

@@ -42,12 +42,27 @@ class Pool:
     def create(self, name: str, size_bytes: int, *, read_only: bool = False) -> Disk:
         """A new, empty export of the pool. Raises ExportExists, UserError (bad size or name, directory full)."""
     def clone(self, source: Disk, name: str, *, read_only: bool = False) -> Disk:
-        """A new export with the content that `source` has now; nothing is stored again. Microseconds, any size."""
+        """A new export with the content that `source` has now; nothing is stored again. Microseconds, any size.
+
+        Raises EngineError when `source` is gone, and as create does.
+        """
     def delete(self, disk: Disk) -> None:
-        """Forget an export and free what nobody else holds. May take long: call it off the event loop."""
+        """Forget an export and free what nobody else holds. May take long: call it off the event loop.
+
+        Raises EngineError when it is gone.
+        """
     def check(self) -> None:
-        """Hold every invariant of docs/design.md against a recount. Raises CheckFailed."""
-    def close(self) -> None: ...
+        """Hold every invariant that check.pyx names against a recount. Raises CheckFailed."""
+    def close(self) -> None:
+        """End the pool's use. Waits until nobody is in it; who takes long (a deletion, a trim) stops where it is, and
+        the next opening finishes what was begun. Then its disks refuse requests, and a file may be opened again.
+        """
+    def test_locks(self, *, watch: bool = False, pause: bool = False) -> None:
+        """For tests. watch: measure every hold of the pool's lock and the disks' stripes. pause: let threads step aside
+        at random before they take a lock and after they leave one.
+        """
+    def longest_holds(self) -> dict[str, tuple[int, str]]:
+        """Of each kind of lock, the longest hold since it was watched: nanoseconds of processor time, and where."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

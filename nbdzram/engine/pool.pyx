@@ -37,14 +37,15 @@ from nbdzram.engine.codec cimport (
 from nbdzram.engine.directory cimport (
     ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, NAME_MAX, STATE, ExportEntry, entry_publish, entry_write,
 )
-from nbdzram.engine.lock cimport HOLD, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.publish cimport publish32, publish64
 from nbdzram.engine.slab cimport ZSpage
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle
+from nbdzram.engine.users cimport users_close, users_end, users_enter, users_init, users_leave, users_leaving
 
 from nbdzram.engine.stats import PoolStats
-from nbdzram.errors import ArenaError, ExportExists, UserError
+from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
 
 HUGE_THRESHOLD = HUGE_LENGTH
 cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
@@ -82,6 +83,7 @@ cdef class Pool:
         self.arena = Arena(path, _reserve_for(mem_limit))
         lock_init(&self.lock, 0)
         lock_init(&self.maintenance, 0)
+        users_init(&self.users)
         self.lock_made = True
         if not self.arena.opened:
             self.arena.take_run(FIRST_UNITS)
@@ -101,15 +103,19 @@ cdef class Pool:
             broken = self._open_again()
             if broken:
                 raise ArenaError(f"the arena {path} is damaged: {broken}; restore it or remove the file")
+            self._finish_shrinking()
         self.mem_limit = mem_limit
 
     def __dealloc__(self):
         if self.lock_made:
             lock_end(&self.lock)
             lock_end(&self.maintenance)
+            users_end(&self.users)
 
     def close(self) -> None:
-        """End the pool's use: its disks refuse requests, a file can be opened again. Memory returns with the object."""
+        """See pool.pyi. Users that are in are waited for; those that take long go by themselves (users.pxd)."""
+        with nogil:
+            users_close(&self.users)
         for disk in self._disks:
             disk._retire(False)
         self._disks.clear()
@@ -245,6 +251,13 @@ cdef class Pool:
                 return False
         return True
 
+    def _finish_shrinking(self):
+        """What an export stores behind its end is none of it: a process was killed while it shrank."""
+        from nbdzram.engine.disk import _clear_behind
+
+        for disk in self._disks:
+            _clear_behind(disk)
+
     # -- settings and counters -----------------------------------------------------------------------------------
 
     @property
@@ -365,33 +378,45 @@ cdef class Pool:
         return self._add(name, source.size_bytes, read_only, source)
 
     def _add(self, name, size_bytes, read_only, source):
-        from nbdzram.engine.disk import _open_disk
-
-        cdef uint32_t number
-        cdef ExportEntry* entry
         encoded = self._valid_name(name)
         if not 0 <= size_bytes <= SIZE_MAX:
             raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
+        if source is not None and source.pool is not self:
+            raise ValueError(f"export {source.name!r} is none of this pool's")
+        if not users_enter(&self.users):
+            raise EngineError(f"export {name!r}: its pool was closed")
+        try:
+            return self._make(name, encoded, size_bytes, read_only, source)
+        finally:
+            users_leave(&self.users)
+
+    def _make(self, name, bytes encoded, size_bytes, read_only, source):
+        from nbdzram.engine.disk import _open_disk
+
+        cdef uint32_t number = self._free_entry(name)
+        cdef ExportEntry* entry = self.export_entry(number)
+        entry_write(entry, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
+        disk = _open_disk(self, number, 0, 0)
+        self.exports_high = max(self.exports_high, number + 1)
+        if source is None:
+            entry_publish(entry, STATE, ENTRY_LIVE)
+        elif not source._share_with(disk):
+            raise EngineError(f"cannot clone export {source.name!r}: it was deleted")
+        self._disks.append(disk)
+        return disk
+
+    def _free_entry(self, name) -> int:
+        """The number of an entry that is no export's, and of whose last one nobody holds the disk."""
+        cdef uint32_t number
         for number in range(EXPORTS_MAX):
-            entry = self.export_entry(number)
             if number * sizeof(ExportEntry) % PAGE_SIZE == 0 and not self.arena.commit(
                     EXPORTS_AT + number * sizeof(ExportEntry), PAGE_SIZE):
                 raise UserError(
                     f"export {name!r}: the file system of {self.arena.path} is full; free some of it, or make it larger"
                 )
-            if entry.state == ENTRY_FREE:
-                break
-        else:
-            raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
-        self.exports_high = max(self.exports_high, number + 1)
-        entry_write(entry, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
-        disk = _open_disk(self, number, 0, 0)
-        self._disks.append(disk)
-        if source is None:
-            entry_publish(entry, STATE, ENTRY_LIVE)
-        else:
-            source._share_with(disk)
-        return disk
+            if self.export_entry(number).state == ENTRY_FREE and not self.held[number]:
+                return number
+        raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
 
     def _valid_name(self, name: str) -> bytes:
         encoded = name.encode()
@@ -402,35 +427,75 @@ cdef class Pool:
         return encoded
 
     def delete(self, disk) -> None:
-        cdef uint32_t number = disk.number
-        cdef ExportEntry* entry = self.export_entry(number)
-        disk._retire(True)
-        self._disks.remove(disk)
-        with nogil:
-            lock_take(&self.lock)
-            self.drop_tree(&entry.root, TOP_LEVEL)
-            entry_publish(entry, STATE, ENTRY_FREE)
-            lock_leave(&self.lock)
+        cdef ExportEntry* entry = self.export_entry(disk.number)
+        cdef uint32_t left = LOOKS
+        if disk.pool is not self:
+            raise ValueError(f"export {disk.name!r} is none of this pool's")
+        if not users_enter(&self.users):
+            raise EngineError(f"cannot delete export {disk.name!r}: its pool was closed")
+        try:
+            if not disk._retire(True):
+                raise EngineError(f"cannot delete export {disk.name!r}: it was deleted")
+            self._disks.remove(disk)
+            with nogil:
+                lock_take(&self.lock)
+                if self._drop_tree(&entry.root, TOP_LEVEL, &left):
+                    entry_publish(entry, STATE, ENTRY_FREE)
+                lock_leave(&self.lock)
+        finally:
+            users_leave(&self.users)
 
-    cdef void drop_tree(self, uint32_t* place, int level) noexcept nogil:
-        """Forget a subtree that only a dead export leads to. Holds the lock, and lets it go now and then."""
+    cdef bint _drop_tree(self, uint32_t* place, int level, uint32_t* left) noexcept nogil:
+        """Forget a subtree that only a dead export leads to. Holds the lock, and lets it go when what is `left` of a hold
+        is used up. False when the pool closes meanwhile: then opening finishes it."""
         cdef int index
-        cdef uint32_t page
+        cdef uint32_t page, handle
+        if not self._still(left, LOOKS // HOLD):
+            return False
         if self.tables.drop_share(place):
-            return
+            return True
         page = place[0]
         for index in range(BRANCH_CHILDREN if level else LEAF_BLOCKS):
+            if not self._still(left, 1):
+                return False
             if level:
-                if self.tables.branch(page)[index]:
-                    self.drop_tree(self.tables.branch(page) + index, level - 1)
-                continue
-            if entry_handle(self.tables.entries(page)[index]):
-                self.store.release(entry_handle(self.tables.entries(page)[index]))
-            publish64(self.tables.entries(page) + index, 0)
-            if index % HOLD == HOLD - 1:
-                lock_leave(&self.lock)
-                lock_take(&self.lock)
+                if self.tables.branch(page)[index] and not self._drop_tree(
+                        self.tables.branch(page) + index, level - 1, left):
+                    return False
+            elif self.tables.entries(page)[index]:
+                if not self._still(left, LOOKS // HOLD):
+                    return False
+                handle = entry_handle(self.tables.entries(page)[index])
+                publish64(self.tables.entries(page) + index, 0)
+                if handle:
+                    self.store.release(handle)
         self.tables.give_node(place)
+        return True
+
+    cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil:
+        """Let the lock go for a moment when a hold has cost enough. Whether the pool is still open."""
+        if left[0] < cost:
+            lock_leave(&self.lock)
+            lock_take(&self.lock)
+            left[0] = LOOKS
+        left[0] -= cost
+        return not users_leaving(&self.users)
+
+    def test_locks(self, *, watch: bool = False, pause: bool = False) -> None:
+        from nbdzram.engine.disk import _test_stripes
+
+        self.lock.tested = (WATCHED if watch else 0) | (PAUSED if pause else 0)
+        for disk in self._disks:
+            _test_stripes(disk)
+
+    def longest_holds(self) -> dict:
+        from nbdzram.engine.disk import _longest_stripe
+
+        stripes = [_longest_stripe(disk) for disk in self._disks]
+        return {
+            "pool": (self.lock.longest_ns, self.lock.longest_in.decode()),
+            "stripe": max(stripes, default=(0, "")),
+        }
 
     def check(self) -> None:
         from nbdzram.engine.check import Check

@@ -24,7 +24,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.arena cimport UNIT_SIZE, units_of
+from nbdzram.engine.arena cimport UNIT_SIZE, Region, region_free, region_reserve, units_of
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
@@ -36,8 +36,9 @@ from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport publish32
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.table cimport LEAF_BLOCKS, entry_handle
+from nbdzram.engine.users cimport users_enter, users_leave
 
-from nbdzram.errors import UserError
+from nbdzram.errors import EngineError, UserError
 
 cdef enum:
     SMALLEST_DICTIONARY = 32 << 10
@@ -81,11 +82,26 @@ cdef class Recompress(Run):
             raise MemoryError
         self.disks = pool.disks()
         self._go_on()
-        lock_take(&pool.lock)
-        self._total = pool.blocks_stored
-        pool.store.begin_trying(level + (MAX_LEVEL if dictionary else 0))
-        publish32(&pool.superblock.tried_strength, pool.store.tried_strength)
-        lock_leave(&pool.lock)
+        self._begin_trying(level + (MAX_LEVEL if dictionary else 0))
+
+    def _begin_trying(self, int strength):
+        """A stronger recompression than all before it tries everything again."""
+        cdef Region forgotten
+        cdef Region fresh
+        if not users_enter(&self.pool.users):
+            raise EngineError("a recompression cannot begin: its pool was closed")
+        if not region_reserve(&fresh, self.pool.store.tried.reserved):
+            users_leave(&self.pool.users)
+            raise EngineError("cannot reserve addresses for a recompression; raise ulimit -v")
+        lock_take(&self.pool.lock)
+        self._total = self.pool.blocks_stored
+        forgotten = fresh
+        if strength > self.pool.store.tried_strength:
+            forgotten = self.pool.store.begin_trying(strength, fresh)
+            publish32(&self.pool.superblock.tried_strength, strength)
+        lock_leave(&self.pool.lock)
+        region_free(&forgotten)  # outside the lock: a page of it takes a microsecond of the system
+        users_leave(&self.pool.users)
 
     def __dealloc__(self):
         if self.compressor != NULL:
@@ -119,16 +135,18 @@ cdef class Recompress(Run):
 
     cdef bint _visit_disk(self, Disk disk, uint32_t budget) noexcept nogil:
         """Go on where the last step ended. False when the disk is done."""
-        cdef uint64_t end = (disk.size + BLOCK - 1) // BLOCK
+        cdef uint64_t end = disk.end_block()
         cdef uint64_t entry
         cdef uint64_t* leaf
         while budget:
             lock_take_behind(&self.pool.lock)
-            self.block = end if disk.retired else self.pool.tables.next_leaf(disk.entry.root, self.block, end)
-            if self.block >= end:
+            leaf = disk.walk(&self.block, end)
+            if leaf == NULL:
                 lock_leave(&self.pool.lock)
-                return False
-            leaf = self.pool.tables.leaf(disk.entry.root, self.block)
+                if self.block >= end:
+                    return False
+                budget -= 1
+                continue
             # Holes and same-filled blocks cost no budget.
             entry = 0
             while self.block < end:
@@ -225,11 +243,8 @@ cdef class Recompress(Run):
             count = self._sample(samples)
             if count >= FEWEST_SAMPLES:
                 length = zstd_train(content, size, samples, count)
-        if length:
-            lock_take_behind(&self.pool.lock)
-            if not self._keep(content, <uint32_t>length):
-                length = 0
-            lock_leave(&self.pool.lock)
+        if length and not self._keep(content, <uint32_t>length):
+            length = 0
         free(samples)
         free(content)
         return length != 0
@@ -255,7 +270,11 @@ cdef class Recompress(Run):
         return count
 
     cdef bint _keep(self, const uint8_t* content, uint32_t length) noexcept nogil:
-        """Give it the next number. False when there is no room, or no number: a reader may be decoding with an old one."""
+        """Give it the next number. False when there is no room, or no number: a reader may be decoding with an old one.
+
+        Its units are ours from the moment that they are taken, so it is written, and loaded, without the lock: that takes
+        a millisecond. Only runs use numbers up, and one at a time (the maintenance lock).
+        """
         cdef int number = 0
         cdef uint32_t count = units_of(length)
         cdef uint32_t unit, extra
@@ -264,19 +283,25 @@ cdef class Recompress(Run):
             number += 1
         if number == CODEC_DICTS:
             return False
-        unit = self.pool.arena.take_run(count) if count > 1 else self.pool.arena.take()
-        if unit == 0:
-            return False
         ddict = zstd_new_ddict(content, length)
-        if ddict == NULL or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, length):
+        if ddict == NULL:
+            return False
+        lock_take_behind(&self.pool.lock)
+        unit = self.pool.arena.take_run(count) if count > 1 else self.pool.arena.take()
+        lock_leave(&self.pool.lock)
+        if unit == 0 or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, length):
             zstd_free_ddict(ddict)
-            for extra in range(count):
+            lock_take_behind(&self.pool.lock)
+            for extra in range(count if unit else 0):
                 self.pool.arena.give(unit + extra)
+            lock_leave(&self.pool.lock)
             return False
         memcpy(self.pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)
+        lock_take_behind(&self.pool.lock)
         self.pool.store.ddicts[number] = ddict
         self.pool.superblock.dict_length[number] = length
         publish32(&self.pool.superblock.dict_unit[number], unit)
+        lock_leave(&self.pool.lock)
         self.dictionary = number
         return True
 

@@ -11,6 +11,9 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.users cimport users_enter, users_leave
+
+from nbdzram.errors import EngineError
 
 
 HOLD_COUNT = HOLD
@@ -24,11 +27,16 @@ cdef class Run:
 
     def step(self, uint32_t budget = 4096) -> bool:
         cdef bint more
-        with nogil:
-            lock_take(&self.pool.maintenance)
-            more = self._step(budget)
-            lock_leave(&self.pool.maintenance)
-        return more or self._go_on()
+        if not users_enter(&self.pool.users):
+            raise EngineError("a run cannot go on: its pool was closed")
+        try:
+            with nogil:
+                lock_take(&self.pool.maintenance)
+                more = self._step(budget)
+                lock_leave(&self.pool.maintenance)
+            return more or self._go_on()
+        finally:
+            users_leave(&self.pool.users)
 
     def report(self):
         return {}

@@ -40,7 +40,7 @@ cdef class ObjectStore:
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil
     cdef bint move(self, uint32_t handle) noexcept nogil
     cdef bint replace(self, uint32_t handle, const uint8_t* encoded, uint32_t length, uint32_t kind) noexcept nogil
-    cdef void begin_trying(self, int strength) noexcept nogil
+    cdef Region begin_trying(self, int strength, Region fresh) noexcept nogil
     cdef bint was_tried(self, uint32_t handle) noexcept nogil
     cdef void set_tried(self, uint32_t handle) noexcept nogil
     cdef bint adopt(self, uint32_t handle) noexcept nogil

@@ -14,7 +14,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve, region_return
+from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, kind_of, length_of, object_word, refs_bits, slot_of,
     target_of, unit_of,
@@ -218,12 +218,14 @@ cdef class ObjectStore:
         self.recompressed += 1
         return True
 
-    cdef void begin_trying(self, int strength) noexcept nogil:
-        """A recompression begins: a stronger one than before tries everything again."""
-        if strength > self.tried_strength:
-            self.tried_strength = strength
-            self.tried_bytes = 0
-            region_return(&self.tried, 0, self.tried.committed)
+    cdef Region begin_trying(self, int strength, Region fresh) noexcept nogil:
+        """A recompression begins that is stronger than all before it, and tries everything again. `fresh` is as large as
+        what was remembered, which is the caller's now."""
+        cdef Region forgotten = self.tried
+        self.tried_strength = strength
+        self.tried_bytes = 0
+        self.tried = fresh
+        return forgotten
 
     cdef bint was_tried(self, uint32_t handle) noexcept nogil:
         return handle >> 3 < self.tried.committed and (self.tried.base[handle >> 3] >> (handle & 7)) & 1

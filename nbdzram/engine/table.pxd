@@ -29,13 +29,14 @@ cdef class Tables:
     cdef Census census      # of a check under way, else None
 
     cdef uint64_t* leaf(self, uint32_t root, uint64_t block) noexcept nogil
-    cdef uint64_t next_leaf(self, uint32_t root, uint64_t block, uint64_t end) noexcept nogil
+    cdef uint64_t* next_leaf(self, uint32_t root, uint64_t* block, uint64_t end) noexcept nogil
     cdef uint32_t* place_of(self, uint32_t* root, uint64_t block) noexcept nogil
     cdef uint64_t* leaf_for_write(self, uint32_t* root, uint64_t block) noexcept nogil
     cdef bint leaf_is_shared(self, uint32_t root, uint64_t block) noexcept nogil
     cdef void acquire(self, uint32_t page) noexcept nogil
     cdef bint drop_share(self, uint32_t* place) noexcept nogil
     cdef void give_node(self, uint32_t* place) noexcept nogil
+    cdef void prune(self, uint32_t* root, uint64_t block) noexcept nogil
     cdef bint is_same(self, uint64_t entry) noexcept nogil
     cdef void count(self, uint32_t page, int level, uint64_t* stored, uint64_t* same) noexcept nogil
     cdef bint adopt(self, uint32_t page, int level) noexcept nogil
@@ -47,6 +48,7 @@ cdef class Tables:
     cdef uint32_t* node(self, uint32_t page) noexcept nogil
     cdef uint64_t page_end(self) noexcept nogil
     cdef uint32_t parents(self, uint32_t page) noexcept nogil
+    cdef bint _is_empty(self, uint32_t page) noexcept nogil
     cdef void _changes(self, uint32_t page) noexcept nogil
     cdef uint32_t _take(self, int level) noexcept nogil
     cdef bint _own(self, uint32_t* place, int level) noexcept nogil

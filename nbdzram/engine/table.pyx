@@ -17,6 +17,7 @@ Invariants
 1. refs of a node counts the places that name it (parents and export directory); only a node with one is ever changed.
 2. A node is filled before its number is published by one store in its parent.
 3. A free node's page is not resident.
+4. A node that names nothing is freed by whoever took its last name away (prune); a kill may leave some.
 
 Not locked here: the pool's lock covers every call.
 """
@@ -29,6 +30,8 @@ from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, Arena, Region, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, target_of
+from nbdzram.engine.lock cimport LOOKS
+from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.publish cimport publish32
 from nbdzram.engine.store cimport ObjectStore
 
@@ -84,23 +87,35 @@ cdef class Tables:
             page = self.branch(page)[(block >> (LEAF_SHIFT + (level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)]
         return self.entries(page) if page else NULL
 
-    cdef uint64_t next_leaf(self, uint32_t root, uint64_t block, uint64_t end) noexcept nogil:
-        """The first block from `block` on whose leaf exists, `end` when there is none before it."""
-        cdef int level
-        cdef uint32_t page
-        cdef uint64_t span
-        while block < end:
-            page = root
-            for level in range(TOP_LEVEL, -1, -1):
-                if page == 0:
-                    break
-                if level == 0:
-                    return block
-                page = self.branch(page)[(block >> (LEAF_SHIFT + (level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)]
-            # No node at `level`: everything that it would cover is a hole.
-            span = <uint64_t>1 << (LEAF_SHIFT + level * BRANCH_SHIFT)
-            block = (block | (span - 1)) + 1
-        return end
+    cdef uint64_t* next_leaf(self, uint32_t root, uint64_t* block, uint64_t end) noexcept nogil:
+        """The entries of the first leaf from block[0] on, which moves to its first block there. NULL: none before `end`,
+        where block[0] is then, or LOOKS children were passed over, and the caller lets the lock go before it calls again.
+        """
+        cdef uint32_t looks = LOOKS
+        cdef uint32_t page = root
+        cdef uint32_t index
+        cdef int level = TOP_LEVEL
+        cdef int shift
+        must(end <= <uint64_t>1 << MAX_BLOCKS_SHIFT, b"a table ends where its numbers do")
+        while page and level and block[0] < end:
+            shift = LEAF_SHIFT + (level - 1) * BRANCH_SHIFT
+            index = (block[0] >> shift) & (BRANCH_CHILDREN - 1)
+            while index < BRANCH_CHILDREN and self.branch(page)[index] == 0 and looks:
+                index += 1
+                looks -= 1
+                block[0] = ((block[0] >> shift) + 1) << shift
+            if looks == 0:
+                return NULL
+            if index < BRANCH_CHILDREN:
+                page = self.branch(page)[index]
+                level -= 1
+            else:  # into what lies beside the branch
+                page = root
+                level = TOP_LEVEL
+        if page and block[0] < end:
+            return self.entries(page)
+        block[0] = end
+        return NULL
 
     cdef bint leaf_is_shared(self, uint32_t root, uint64_t block) noexcept nogil:
         """Whether a node on the way to the block's leaf, or the leaf, has several parents."""
@@ -144,6 +159,8 @@ cdef class Tables:
     cdef void give_node(self, uint32_t* place) noexcept nogil:
         """Free the node that `place` alone names and that names nothing any more."""
         cdef uint32_t page = place[0]
+        must(self.parents(page) == 1, b"a node is freed by the last that names it")
+        must_debug(self._is_empty(page), b"a node that is freed names nothing")
         publish32(place, 0)
         self._changes(page)
         self.node(page)[0] = 0
@@ -152,6 +169,35 @@ cdef class Tables:
         if region_ensure(&self.free_nodes, (<uint64_t>self.free_count + 1) * 4):
             (<uint32_t*>self.free_nodes.base)[self.free_count] = page
             self.free_count += 1
+
+    cdef void prune(self, uint32_t* root, uint64_t block) noexcept nogil:
+        """Free the nodes on the way to a block that name nothing, from the lowest up, as far as this table alone has them."""
+        cdef uint32_t* places[TOP_LEVEL + 1]
+        cdef uint32_t* place = root
+        cdef int level = TOP_LEVEL
+        while True:
+            if place[0] == 0:
+                break
+            if self.parents(place[0]) > 1:
+                return
+            places[level] = place
+            level -= 1
+            if level < 0:
+                break
+            place = self.branch(place[0]) + ((block >> (LEAF_SHIFT + level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
+        for level in range(level + 1, TOP_LEVEL + 1):
+            if not self._is_empty(places[level][0]):
+                return
+            self.give_node(places[level])
+
+    cdef bint _is_empty(self, uint32_t page) noexcept nogil:
+        """Whether a node names nothing: half a microsecond at most."""
+        cdef uint64_t* words = self.entries(page)
+        cdef int index
+        for index in range(LEAF_BLOCKS):
+            if words[index]:
+                return False
+        return True
 
     cdef void acquire(self, uint32_t page) noexcept nogil:
         """One parent more."""

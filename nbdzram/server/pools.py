@@ -71,7 +71,7 @@ class PoolService:
     async def close(self) -> None:
         """End the run under way at its next slice, then let the pool go."""
         await self.maintenance.stop()
-        self.pool.close()
+        await asyncio.to_thread(self.pool.close)  # which waits for whoever is in the pool
 
 
 def automatic_options(kind: str, wishes: MaintenanceConfig) -> RunOptions:

@@ -1,0 +1,352 @@
+"""What a disk is from its making to its end: shrunk, grown, deleted, its place used again, its pool closed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine.arena import fail_allocation
+from nbdzram.engine.check import Check
+from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, Extent, offload_from
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
+from nbdzram.errors import EngineError, PoolFull
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+
+MIB = 1 << 20
+LEAF = 2 * MIB
+
+
+@pytest.fixture(autouse=True)
+def as_usual() -> Iterator[None]:
+    yield
+    fail_allocation(-1)
+    offload_from(OFFLOAD_SIZE)
+
+
+# -- shrinking ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_pool_is_shrunk_to_make_room() -> None:
+    pool = Pool(mem_limit=32 * BLOCK)
+    disk = pool.create("disk", 32 * BLOCK)
+    disk.write(0, b"".join(noise(number) for number in range(32)))
+    with pytest.raises(PoolFull):
+        disk.write(100, b"there is no room")
+    disk.resize(10 * BLOCK + 100)
+    assert pool.stats().orig_data_size == 11 * BLOCK
+    disk.resize(32 * BLOCK)
+    kept = b"".join(noise(number) for number in range(10)) + noise(10)[:100]
+    assert disk.read(0, 32 * BLOCK) == kept.ljust(32 * BLOCK, b"\0")
+    pool.check()
+
+
+def test_a_shrink_without_a_byte_to_spare_is_true_and_growing_again_shows_nothing_old(tmp_path: Path) -> None:
+    """The last block keeps its beginning and needs a new place, and there is none until the limit is gone."""
+    pool = Pool(path=str(tmp_path / "arena"), mem_limit=BLOCK)
+    disk = pool.create("disk", BLOCK)
+    disk.write(0, noise(1))
+    disk.resize(100)
+    assert (disk.size_bytes, disk.read(0, 100)) == (100, noise(1)[:100])
+    with pytest.raises(PoolFull, match="cannot grow export 'disk' to 4096 bytes"):
+        disk.resize(BLOCK)
+    assert disk.size_bytes == 100
+    pool.check()
+    pool.close()
+    with Pool(path=str(tmp_path / "arena")) as again:
+        (disk,) = again.disks()
+        disk.resize(BLOCK)
+        assert disk.read(0, BLOCK) == noise(1)[:100].ljust(BLOCK, b"\0")
+        again.check()
+
+
+@pytest.mark.parametrize("size", [0, 100, LEAF, LEAF + 5 * BLOCK, LEAF + 5 * BLOCK + 7, 3 * LEAF])
+def test_a_shrink_at_any_failing_allocation_leaves_nothing_to_grow_into(size: int) -> None:
+    """What a clone shares is copied where the new end cuts through it; each copy may find no memory."""
+    content = half_random(1) * (2 * LEAF // BLOCK)
+    for countdown in range(12):
+        pool = Pool()
+        disk = pool.create("disk", 3 * LEAF)
+        disk.write(0, content)
+        twin = pool.clone(disk, "twin")
+        fail_allocation(countdown)
+        disk.resize(size)
+        fail_allocation(-1)
+        assert disk.size_bytes == size
+        pool.check()
+        disk.resize(3 * LEAF)
+        assert disk.read(0, 3 * LEAF) == content[:size].ljust(3 * LEAF, b"\0")
+        assert twin.read(0, 2 * LEAF) == content
+        pool.check()
+
+
+def test_a_clone_of_an_export_that_could_not_be_cleared_shows_nothing_old_either() -> None:
+    pool = Pool(mem_limit=BLOCK)
+    disk = pool.create("disk", BLOCK)
+    disk.write(0, noise(1))
+    disk.resize(100)
+    twin = pool.clone(disk, "twin")
+    pool.mem_limit = 0
+    twin.resize(BLOCK)
+    assert twin.read(0, BLOCK) == noise(1)[:100].ljust(BLOCK, b"\0")
+    assert disk.size_bytes == 100
+    pool.check()
+
+
+def test_a_write_that_was_judged_by_an_earlier_size_stores_nothing_behind_the_end() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 2 * LEAF)
+    pool.test_locks(pause=True)
+    offload_from(0)
+    over = threading.Event()
+    refused = []
+
+    def write(seed: int) -> None:
+        choose = random.Random(seed)
+        while not over.is_set():
+            offset = choose.randrange(2 * LEAF - 3 * BLOCK)
+            try:
+                disk.write(offset, half_random(seed, 300) * 2 + b"and a part")
+            except ValueError:
+                refused.append(offset)
+
+    def resize() -> None:
+        try:
+            while len(refused) < 200:
+                disk.resize(LEAF + 1000)
+                pool.check()
+                disk.resize(2 * LEAF)
+        finally:
+            over.set()
+
+    in_threads(resize, *(lambda seed=seed: write(seed) for seed in range(3)))
+    disk.resize(LEAF + 1000)
+    disk.resize(2 * LEAF)
+    assert disk.read(LEAF + 1000, LEAF - 1000) == bytes(LEAF - 1000)
+    pool.check()
+
+
+# -- deletion ----------------------------------------------------------------------------------------------------------
+
+USES: dict[str, Callable[[Pool, Disk], object]] = {
+    "read": lambda _, disk: disk.read(0, BLOCK),
+    "write": lambda _, disk: disk.write(0, noise(9)),
+    "write of a part": lambda _, disk: disk.write(7, b"part"),
+    "trim": lambda _, disk: disk.trim(0, 4 * MIB),
+    "zero": lambda _, disk: disk.zero(0, 4 * MIB),
+    "zero without holes": lambda _, disk: disk.zero(0, 4 * MIB, no_hole=True),
+    "extents": lambda _, disk: disk.extents(0, 4 * MIB, 100),
+    "grow": lambda _, disk: disk.resize(8 * MIB),
+    "shrink": lambda _, disk: disk.resize(1 * MIB),
+    "clone": lambda pool, disk: pool.clone(disk, "of the dead"),
+    "delete": lambda pool, disk: pool.delete(disk),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_deleted_disk_is_gone_and_nobody_elses(use: str) -> None:
+    """Its place in the directory is another's at once, unless somebody still has it in hand."""
+    pool = Pool()
+    disk = pool.create("deleted", 4 * MIB)
+    disk.write(0, text(1) * 16)
+    pool.delete(disk)
+    other = pool.create("other", 4 * MIB)
+    content = b"".join(half_random(number) for number in range(16)).ljust(4 * MIB, b"\0")
+    other.write(0, content)
+    with pytest.raises(EngineError, match="it was deleted"):
+        USES[use](pool, disk)
+    assert other.read(0, 4 * MIB) == content
+    assert other.size_bytes == 4 * MIB
+    assert [each.name for each in pool.disks()] == ["other"]
+    assert disk.usage().stored == disk.stats().stored == 0
+    pool.check()
+
+
+def test_a_place_in_the_directory_is_used_again_when_nobody_has_its_disk_in_hand() -> None:
+    pool = Pool()
+    disk = pool.create("one", MIB)
+    number = disk.number
+    pool.delete(disk)
+    assert pool.create("two", MIB).number != number
+    del disk
+    assert pool.create("three", MIB).number == number
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_disk_of_a_closed_pool_refuses_everything(use: str) -> None:
+    pool = Pool()
+    disk = pool.create("disk", 4 * MIB)
+    disk.write(0, text(1))
+    pool.close()
+    with pytest.raises(EngineError, match="its pool was closed"):
+        USES[use](pool, disk)
+    with pytest.raises(EngineError, match="its pool was closed"):
+        pool.create("new", MIB)
+
+
+def test_another_pools_disk_is_refused() -> None:
+    pool, other = Pool(), Pool()
+    disk = other.create("disk", MIB)
+    pool.create("disk", MIB)
+    for call in (lambda: pool.delete(disk), lambda: pool.clone(disk, "twin")):
+        with pytest.raises(ValueError, match="none of this pool's"):
+            call()
+    assert len(pool.disks()) == len(other.disks()) == 1
+
+
+def test_disks_deleted_beside_their_users_leave_every_other_as_it_is() -> None:
+    """Readers, writers and walkers go on with a disk whose place is another's before they notice."""
+    pool = Pool()
+    pool.test_locks(pause=True)
+    offload_from(0)
+    kept = pool.create("kept", 4 * MIB)
+    content = b"".join(half_random(number, 500) for number in range(64))
+    kept.write(0, content)
+    over = threading.Event()
+    current = [pool.create("0", 4 * MIB)]
+
+    def come_and_go() -> None:
+        try:
+            for number in range(1, 60):
+                fresh = pool.create(str(number), 4 * MIB)
+                fresh.write(0, text(number) * 20)
+                old, current[0] = current[0], fresh
+                pool.delete(old)
+        finally:
+            over.set()
+
+    def use(seed: int) -> None:
+        choose = random.Random(seed)
+        while not over.is_set():
+            try:
+                USES[choose.choice(("read", "write", "write of a part", "trim", "zero", "extents"))](pool, current[0])
+            except EngineError as error:
+                assert "it was deleted" in str(error)
+
+    in_threads(come_and_go, lambda: use(1), lambda: use(2))
+    assert kept.read(0, len(content)) == content
+    pool.check()
+
+
+# -- closing -----------------------------------------------------------------------------------------------------------
+
+
+def _fold(pool: Pool, _: Disk) -> None:
+    run(Fold(pool), 1 << 20)
+
+
+LONG: dict[str, Callable[[Pool, Disk], object]] = {
+    "fold": _fold,
+    "compact": lambda pool, _: run(Compact(pool), 1 << 20),
+    "recompress": lambda pool, _: run(Recompress(pool), 1 << 20),
+    "check": lambda pool, _: run(Check(pool), 1 << 20),
+    "delete": lambda pool, disk: pool.delete(disk),
+    "shrink": lambda _, disk: disk.resize(MIB),
+    "trim": lambda _, disk: disk.trim(0, disk.size_bytes),
+    "write": lambda _, disk: disk.write(0, noise(1) * 4096),
+    "usage": lambda _, disk: disk.usage(),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_an_arena_is_let_go_only_when_nobody_is_in_it(tmp_path: Path, what: str) -> None:
+    """As soon as close() returns, another may open the file: it holds what was answered, and nobody changes it."""
+    path = tmp_path / "arena"
+    content = b"".join(half_random(number % 700, 200) for number in range(1024))
+    for _ in range(3):
+        pool = Pool(path=str(path))
+        kept, disk = pool.create("kept", 16 * MIB), pool.create("disk", 16 * MIB)
+        kept.write(0, content)
+        disk.write(0, content * 4)
+        disk.trim(0, MIB)
+        begun = threading.Event()
+
+        def work(pool: Pool = pool, disk: Disk = disk, begun: threading.Event = begun) -> None:
+            begun.set()
+            try:
+                LONG[what](pool, disk)
+            except EngineError as error:
+                assert "closed" in str(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait()
+        pool.close()
+        before = path.read_bytes()
+        with Pool(path=str(path)) as again:
+            again.check()
+            assert next(each for each in again.disks() if each.name == "kept").read(0, len(content)) == content
+        thread.join()
+        assert before[: 5 << 16] == path.read_bytes()[: 5 << 16]
+        path.unlink()
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_that_name_nothing_any_more_are_freed() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 1 << 46)
+    before = pool.stats().metadata
+    for offset in range(0, 1 << 46, 1 << 40):
+        disk.write(offset, text(1))
+        disk.trim(offset, BLOCK)
+    assert pool.stats().metadata <= before + (128 << 10)  # what counts parents stays resident
+    assert disk.extents(0, 1 << 46, 10) == [(1 << 46, Extent.HOLE | Extent.ZERO)]
+    pool.check()
+
+
+def test_a_write_that_found_no_room_leaves_no_node_behind() -> None:
+    pool = Pool(mem_limit=BLOCK)
+    disk = pool.create("disk", 1 << 46)
+    disk.write(0, noise(1))
+    before = pool.stats().metadata
+    for offset in range(1 << 40, 1 << 46, 1 << 40):
+        with pytest.raises(PoolFull):
+            disk.write(offset, noise(2))
+    assert pool.stats().metadata <= before + (128 << 10)
+    pool.check()
+
+
+def test_a_trim_frees_only_nodes_that_are_empty() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 1 << 46)
+    twin = None
+    offsets = [0, BLOCK, LEAF, 1 << 31, (1 << 31) + LEAF, 1 << 41, (1 << 46) - BLOCK]
+    for number, offset in enumerate(offsets):
+        disk.write(offset, half_random(number))
+    twin = pool.clone(disk, "twin")
+    for number, offset in enumerate(offsets):
+        disk.trim(offset, LEAF if offset % LEAF == 0 and number % 2 else BLOCK)
+        left = offsets[number + 1 :] if number != 1 else offsets[2:]
+        for later in left:
+            assert disk.read(later, BLOCK) == half_random(offsets.index(later)), (number, later)
+        pool.check()
+    for number, offset in enumerate(offsets):
+        assert twin.read(offset, BLOCK) == half_random(number)
+    pool.delete(disk)
+    pool.check()
+
+
+def in_threads(*jobs: Callable[[], None]) -> None:
+    """Run them all at once; the first failure is raised."""
+    failures: list[BaseException] = []
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as failure:  # noqa: BLE001 -- handed to the main thread
+            failures.append(failure)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
