@@ -494,7 +494,8 @@ cdef class Disk(Blocks):
             self.pool.tables.prune(root, first)
             return self._refuse()
         while block[0] < last:
-            self._swap(leaf, block[0], 0, False)
+            if leaf[block[0] % LEAF_BLOCKS]:
+                self._swap(leaf, block[0], 0, False)
             block[0] += 1
         if block[0] == end:
             self.pool.tables.prune(root, first)
