@@ -118,6 +118,7 @@ class PoolConfig:
     name: str = DEFAULT_POOL
     mem_limit: int = 0  # bytes; 0 is none
     dedup: Dedup = Dedup.FOLD
+    verify: bool = True  # what is read is held against its fingerprint: docs/decisions/0012 has the figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

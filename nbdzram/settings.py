@@ -121,6 +121,7 @@ KEYS = (
     Key(("maintenance", "cpu_percent"), values.integer(1, 100), "share of one core for automatic runs"),
     Key(("pools", "*", "mem_limit"), values.memory, "most memory for stored blocks: a size or a share (50%)"),
     Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
+    Key(("pools", "*", "verify"), values.boolean, "false: deliver what is stored without checking it"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
     Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),

@@ -30,6 +30,9 @@ cdef class Arena:
     cdef readonly str path
     cdef readonly bint opened
 
+    cdef bint admit_writes(self) noexcept nogil
+    cdef void cut(self, uint64_t size) noexcept nogil
+    cdef int _allocate(self, uint64_t offset, uint64_t length, int mode) noexcept nogil
     cdef bint _map_up_to(self, uint64_t size) noexcept nogil
     cdef uint32_t take_run(self, uint32_t count) noexcept nogil
     cdef uint32_t take(self) noexcept nogil

@@ -3,3 +3,6 @@ def fail_allocation(after: int, /) -> None:
 
 def allocations_left() -> int:
     """What is left of fail_allocation's countdown; -1: it has run out, or none was set."""
+
+def refuse_releases(refuse: bool, /) -> None:
+    """Let the system refuse every page given back, as it does for locked memory. For tests."""

@@ -13,15 +13,18 @@ Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
 2. A page of a file is allocated (commit) before it is touched, read as well as written, because tmpfs takes memory for
    reading a hole too: a full file system is ENOSPC, never SIGBUS. In an arena opened again, `holds` tells which are.
-3. A released page reads as zeroes and is not resident.
+3. A released page reads as zeroes. It is not resident either, unless the system refuses (locked memory, a file system
+   that makes no holes): then it is cleared where it lies.
+4. A file that was opened again is mapped for reading alone, and keeps its length, until `admit_writes`: whoever is to
+   find out whether it is sound cannot change it.
 
 A Region is the same for derived state: private memory that grows in place, so that nothing that points into it moves.
 """
 
 cimport cython
-from libc.errno cimport ENXIO, errno
+from libc.errno cimport EINTR, ENOSPC, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport strerror
+from libc.string cimport memset, strerror
 
 import os
 
@@ -45,6 +48,7 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "fcntl.h" nogil:
     int fallocate(int, int, long, long)
+    int FALLOC_FL_KEEP_SIZE
 
 cdef extern from "sys/file.h" nogil:
     int flock(int, int)
@@ -55,6 +59,13 @@ cdef enum:
 
 
 cdef long long _allocations_left = -1  # tests count down to a failure; -1 never fails
+cdef bint _releases_refused = False
+
+
+def refuse_releases(bint refuse, /) -> None:
+    """Let the system refuse every page given back, as it does for locked memory. For tests."""
+    global _releases_refused
+    _releases_refused = refuse
 
 
 def fail_allocation(long long after, /) -> None:
@@ -114,8 +125,8 @@ cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcep
     cdef uint64_t last = (start + length) & ~(<uint64_t>PAGE_SIZE - 1)
     if last > region.committed:
         last = region.committed
-    if first < last:
-        madvise(region.base + first, last - first, MADV_DONTNEED)
+    if first < last and (_releases_refused or madvise(region.base + first, last - first, MADV_DONTNEED) != 0):
+        memset(region.base + first, 0, last - first)
 
 
 cdef void region_free(Region* region) noexcept nogil:
@@ -145,6 +156,7 @@ cdef class Arena:
             reserve = 2 * self.mapped
         cdef void* base = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if base == MAP_FAILED or not region_reserve(&self.free_units, (reserve // UNIT_SIZE) * sizeof(uint32_t)):
+            self.discard()
             raise ArenaError(
                 f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; "
                 "raise the limit on address space (ulimit -v unlimited)"
@@ -152,11 +164,9 @@ cdef class Arena:
         self.base = <uint8_t*>base
         self.reserved = reserve
         madvise(base, reserve, MADV_DONTDUMP)
-        cdef uint64_t existing = self.mapped
-        self.mapped = 0
-        if existing and not self._map_up_to(existing):
+        if self.mapped and mmap(self.base, self.mapped, PROT_READ, MAP_SHARED | MAP_FIXED, self.fd, 0) == MAP_FAILED:
             raise ArenaError(f"cannot map {path}: {strerror(errno).decode()}")
-        self.unit_high = <uint32_t>(existing // UNIT_SIZE)
+        self.unit_high = <uint32_t>(self.mapped // UNIT_SIZE)
 
     def _open_file(self, path: str):
         try:
@@ -174,8 +184,55 @@ cdef class Arena:
                 f"{path} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
                 "remove it or name another state directory"
             )
-        self.opened = size > 0 and lseek(self.fd, 0, SEEK_DATA) >= 0  # else nothing was stored before all ended
+        self.opened = not self._is_blank(size)
         self.mapped = size if self.opened else 0
+        self._prove_allocation(path)
+
+    def _is_blank(self, size: int) -> bool:
+        """Whether nothing was stored yet: an empty file, or one whose process was killed while it wrote the superblock.
+
+        The magic, its first word, is written last of that page, and every other page after it.
+        """
+        if size == 0 or lseek(self.fd, 0, SEEK_DATA) < 0:
+            return True
+        if size > GROWTH or any(os.pread(self.fd, 8, 0)):
+            return False
+        return not any(any(os.pread(self.fd, UNIT_SIZE, at)) for at in range(PAGE_SIZE, size, UNIT_SIZE))
+
+    def _prove_allocation(self, path: str):
+        """Allocate the first page, which every arena has: whether this file system can, and has room."""
+        if self._allocate(0, PAGE_SIZE, FALLOC_FL_KEEP_SIZE) == 0:
+            return
+        reason = errno
+        self.discard()
+        if reason == ENOSPC:
+            raise ArenaError(
+                f"no room for an arena at {path}: the file system is full; free some of it, or make it larger "
+                "(a tmpfs: mount -o remount,size=SIZE)"
+            )
+        if reason == EOPNOTSUPP:
+            raise ArenaError(
+                f"the file system of {path} cannot allocate pages of a file ahead (fallocate), so that a full one would "
+                "end this server; name a state directory on tmpfs, ext4, XFS or Btrfs"
+            )
+        raise ArenaError(f"cannot allocate a page of {path}: {strerror(reason).decode()}; name another state directory")
+
+    def discard(self):
+        """Remove a file in which nothing was stored: whoever failed to begin an arena leaves none."""
+        if self.fd >= 0 and not self.opened:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass  # it is empty, and the next start takes it as it is
+
+    cdef bint admit_writes(self) noexcept nogil:
+        """An arena opened again is found sound: from now on it may change, and grow. False when the system refuses."""
+        if self.fd < 0 or not self.opened:
+            return True
+        if mprotect(self.base, self.mapped, PROT_READ | PROT_WRITE) != 0:
+            return False
+        madvise(self.base, self.mapped, MADV_NOHUGEPAGE)
+        return self.mapped % GROWTH == 0 or self._map_up_to(self.mapped)
 
     def __dealloc__(self):
         region_free(&self.free_units)
@@ -190,6 +247,11 @@ cdef class Arena:
             flock(self.fd, LOCK_UN)  # the mapping holds the file open, and the lock with it
             close(self.fd)
             self.fd = -1
+
+    cdef void cut(self, uint64_t size) noexcept nogil:
+        """Give the file the length again that it had: whoever could not grow it leaves it as it was. Ends its use."""
+        if self.fd >= 0:
+            ftruncate(self.fd, size)
 
     cdef bint _map_up_to(self, uint64_t size) noexcept nogil:
         cdef uint64_t wanted = (size + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
@@ -238,9 +300,14 @@ cdef class Arena:
         """Make sure that the pages of a range can be touched. False when the file system is full."""
         if _must_fail():
             return False
-        if self.fd < 0:
-            return True
-        return fallocate(self.fd, 0, offset, length) == 0
+        return self.fd < 0 or self._allocate(offset, length, 0) == 0
+
+    cdef int _allocate(self, uint64_t offset, uint64_t length, int mode) noexcept nogil:
+        """fallocate, which tmpfs breaks off when a signal comes. 0, or -1 with errno."""
+        while fallocate(self.fd, mode, offset, length) != 0:
+            if errno != EINTR:
+                return -1
+        return 0
 
     cdef bint holds(self, uint64_t offset) noexcept nogil:
         """Whether the page at `offset` may be read although nobody committed it since the arena was opened again."""
@@ -252,7 +319,13 @@ cdef class Arena:
         return found == <long>offset if found >= 0 else errno != ENXIO
 
     cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil:
-        """Return whole pages to the system."""
+        """Return whole pages to the system; they read as zeroes, whether it takes them or not."""
+        cdef uint64_t page
         if length == 0:
             return
-        madvise(self.base + offset, length, MADV_DONTNEED if self.fd < 0 else MADV_REMOVE)
+        if not _releases_refused and madvise(
+                self.base + offset, length, MADV_DONTNEED if self.fd < 0 else MADV_REMOVE) == 0:
+            return
+        for page in range(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE):
+            if self.holds(page * PAGE_SIZE):  # to clear a hole would take a page
+                memset(self.base + page * PAGE_SIZE, 0, PAGE_SIZE)

@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from nbdzram.engine.directory cimport ExportEntry
+from nbdzram.engine.directory cimport ExportEntry, Head
 from nbdzram.engine.pool cimport Pool
 
 cdef struct Runs:
@@ -25,11 +25,14 @@ cdef class Blocks:
     cdef uint64_t recounted  # blocks below are counted by the check under way
     cdef uint64_t found_stored, found_same  # among them
     cdef bint found_behind   # one that lies behind the end
+    cdef uint64_t wrong      # the first of them whose entry is not right; far behind the end when all are
 
-    cdef uint32_t* root(self) noexcept nogil
+    cdef Head* head(self) noexcept nogil
+    cdef uint64_t* root(self) noexcept nogil
     cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil
     cdef uint64_t end_block(self) noexcept nogil
     cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil
+    cdef bint is_wrong(self) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
-    cdef uint32_t _kind_bits(self, uint64_t entry, bint leaf_shared) noexcept nogil
+    cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil
     cdef uint64_t _add_extents(self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs) noexcept nogil

@@ -6,7 +6,7 @@
 Disk (disk.pyx) reads and writes them, and calls _count for each entry that it changes.
 
 Invariants
-1. stored and same count the entries that are not holes, and the same-filled among them.
+1. stored and same count the entries that are right and no holes, and the same-filled among them.
 2. An export's block table is reached through root() alone, under the pool's lock, and again after each time that the
    lock was let go. Of a disk that is gone (deleted, or its pool closed) it gives nothing, for whoever still asks.
 3. A directory entry is not used again while somebody holds its disk (Pool.held).
@@ -20,11 +20,12 @@ from enum import IntFlag
 
 from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
-from nbdzram.engine.directory cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG, STATE, entry_publish, entry_share
+from nbdzram.engine.directory cimport STATE, Head
+from nbdzram.engine.format cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
-from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle
+from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
 
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
@@ -38,6 +39,8 @@ cdef enum:
     HUGE_BIT = 8
     SAME_FILLED_BIT = 16
     ALL_BITS = 31
+
+cdef uint64_t NONE_WRONG = <uint64_t>-1
 
 
 class Extent(IntFlag):
@@ -57,12 +60,12 @@ cdef class Blocks:
         must(not pool.held[number], b"a directory entry is not used again while somebody holds its disk")
         self.pool = pool
         self.number = number
-        self._entry = pool.export_entry(number)
+        self._entry = pool.directory.entry(number)
         pool.held[number] = True
-        self.generation = self._entry.generation
-        self.name = self._entry.name[:self._entry.name_length].decode()
-        self.made_read_only = self._entry.flags & READ_ONLY_FLAG != 0
-        self.size = self._entry.size
+        self.generation = self.head().generation
+        self.name = pool.directory.name_of(number)
+        self.made_read_only = self.head().flags & READ_ONLY_FLAG != 0
+        self.size = self.head().size
         self.stored = stored
         self.same = same
 
@@ -72,16 +75,19 @@ cdef class Blocks:
 
     # -- the export as a whole -------------------------------------------------------------------------------------
 
-    cdef uint32_t* root(self) noexcept nogil:
+    cdef Head* head(self) noexcept nogil:
+        """Under the pool's lock: what the directory says of the export, if it is not gone."""
+        return self.pool.directory.head(self.number)
+
+    cdef uint64_t* root(self) noexcept nogil:
         """Under the pool's lock: where the export's block table is named; NULL: the export is gone."""
-        if self.gone or self._entry.state != ENTRY_LIVE or self._entry.generation != self.generation:
+        if self.gone or self.head().state != ENTRY_LIVE or self.head().generation != self.generation:
             return NULL
         return &self._entry.root
 
     cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil:
         """Under the pool's lock: Tables.next_leaf, the one way in which leaves are walked. A gone export has none."""
-        cdef uint32_t* root = self.root()
-        return self.pool.tables.next_leaf(root[0] if root != NULL else 0, block, end)
+        return self.pool.tables.next_leaf(self.root(), block, end)
 
     cdef uint64_t end_block(self) noexcept nogil:
         """Behind the last block that belongs to the export."""
@@ -89,18 +95,18 @@ cdef class Blocks:
 
     def _share_with(self, Blocks twin) -> bool:
         """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one is gone."""
-        cdef uint32_t* root
+        cdef uint64_t* root
         lock_take(&self.pool.lock)
         root = self.root()
         if root != NULL:
-            entry_share(twin._entry, self._entry)
-            self.pool.tables.acquire(root[0])
+            self.pool.directory.share(twin.number, self.number)
+            self.pool.tables.share(root, &twin._entry.root)
             twin.size = self.size
             twin.stored = self.stored
             twin.same = self.same
             self.pool.blocks_stored += self.stored
             self.pool.blocks_same += self.same
-            entry_publish(twin._entry, STATE, ENTRY_LIVE)
+            self.pool.directory.publish(twin.number, STATE, ENTRY_LIVE)
         lock_leave(&self.pool.lock)
         return root != NULL
 
@@ -110,7 +116,7 @@ cdef class Blocks:
         lock_take(&self.pool.lock)
         lives = self.root() != NULL
         if lives and deleting:
-            entry_publish(self._entry, STATE, ENTRY_DELETING)
+            self.pool.directory.publish(self.number, STATE, ENTRY_DELETING)
             self.pool.blocks_stored -= self.stored
             self.pool.blocks_same -= self.same
             self.stored = self.same = 0
@@ -155,6 +161,7 @@ cdef class Blocks:
         lock_take(&self.pool.lock)
         self.recounted = self.found_stored = self.found_same = 0
         self.found_behind = False
+        self.wrong = NONE_WRONG
         lock_leave(&self.pool.lock)
 
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil:
@@ -167,23 +174,55 @@ cdef class Blocks:
             return 0 if self.recounted == end else limit
         while looked < limit and (looked == 0 or self.recounted % LEAF_BLOCKS):
             entry = leaf[self.recounted % LEAF_BLOCKS]
-            self.found_stored += entry != 0
-            self.found_same += self.pool.tables.is_same(entry)
-            if entry and self.recounted >= self.end_block() and self._entry.shrinking_from <= self.size:
-                self.found_behind = True
+            if not self.pool.tables.is_right(entry, self.recounted):
+                self.wrong = min(self.wrong, self.recounted)
+            elif not is_hole(entry):
+                self.found_stored += 1
+                self.found_same += self.pool.tables.is_same(entry)
+                if self.recounted >= self.end_block() and self.head().shrinking_from <= self.size:
+                    self.found_behind = True
             self.recounted += 1
             looked += 1
         return looked
 
+    cdef bint is_wrong(self) noexcept nogil:
+        """Whether an entry that was recounted is not right."""
+        return self.wrong != NONE_WRONG
+
+    def first_unreadable(self, uint32_t handle):
+        """The first block whose entry is not right, or leads to the object of `handle`; None if there is none."""
+        cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT
+        cdef uint64_t block = 0
+        cdef uint64_t* leaf
+        cdef uint32_t looked, held
+        cdef bint found = False
+        with nogil:
+            while block < end and not found:
+                lock_take(&self.pool.lock)
+                leaf = self.walk(&block, end)
+                for looked in range(HOLD if leaf != NULL else 0):
+                    held = self.pool.tables.handle_at(leaf[block % LEAF_BLOCKS], block)
+                    found = (not self.pool.tables.is_right(leaf[block % LEAF_BLOCKS], block)
+                             or handle != 0 and held != 0 and self.pool.store.resolve(held) == handle)
+                    if found:
+                        break
+                    block += 1
+                    if block % LEAF_BLOCKS == 0:
+                        break
+                lock_leave(&self.pool.lock)
+        return block if found else None
+
     # -- what the blocks are -------------------------------------------------------------------------------------
 
-    cdef uint32_t _kind_bits(self, uint64_t entry, bint leaf_shared) noexcept nogil:
+    cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil:
         cdef uint32_t handle = entry_handle(entry)
         cdef uint64_t word
-        if entry == 0:
+        if not self.pool.tables.is_right(entry, block):
+            return 0  # no hole: to read it fails
+        if is_hole(entry):
             return HOLE_BIT | ZERO_BIT
         if handle == 0:
-            return SAME_FILLED_BIT | (ZERO_BIT if entry == 1 else 0)
+            return SAME_FILLED_BIT | (ZERO_BIT if repeated_of(entry) == 0 else 0)
         word = self.pool.store.cells.cell(self.pool.store.resolve(handle)).word
         if kind_of(word) == KIND_FILL:
             return SAME_FILLED_BIT
@@ -237,11 +276,11 @@ cdef class Blocks:
             at = stop
         if leaf == NULL:
             return at
-        shared = self.pool.tables.leaf_is_shared(self.root()[0], block)
+        shared = self.pool.tables.leaf_is_shared(self.root(), block)
         first = block
         while at < end and block < first + HOLD:
             stop = min((block + 1) * BLOCK, end)
-            if not _add_run(runs, stop - at, self._kind_bits(leaf[block % LEAF_BLOCKS], shared) & mask):
+            if not _add_run(runs, stop - at, self._kind_bits(leaf[block % LEAF_BLOCKS], block, shared) & mask):
                 return end
             at = stop
             block += 1
@@ -271,14 +310,14 @@ cdef class Blocks:
                 lock_take(&pool.lock)
                 leaf = self.walk(&block, end)
                 first = block
-                leaf_shared = leaf != NULL and pool.tables.leaf_is_shared(self.root()[0], block)
+                leaf_shared = leaf != NULL and pool.tables.leaf_is_shared(self.root(), block)
                 while leaf != NULL and block < first + HOLD and (block == first or block % LEAF_BLOCKS):
                     entry = leaf[block % LEAF_BLOCKS]
                     block += 1
-                    if entry == 0:
+                    if is_hole(entry) or not pool.tables.is_right(entry, block - 1):
                         continue
                     stored += 1
-                    bits = self._kind_bits(entry, leaf_shared)
+                    bits = self._kind_bits(entry, block - 1, leaf_shared)
                     if bits & SAME_FILLED_BIT:
                         same += 1
                         continue

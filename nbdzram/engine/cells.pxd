@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena, Region
 from nbdzram.engine.census cimport Census
+from nbdzram.engine.format cimport KEY_FILL, check_of
 
 cdef enum:
     # Kinds beyond the codecs (codec.pxd).
@@ -37,6 +38,10 @@ cdef inline uint32_t target_of(uint64_t word) noexcept nogil:
 cdef inline uint64_t refs_bits(uint64_t word) noexcept nogil:
     return word >> REFS_SHIFT << REFS_SHIFT
 
+cdef inline uint64_t fill_word(uint64_t seed, uint64_t repeated) noexcept nogil:
+    """What a cell is whose fingerprint is the repeated word of a block, without its holders."""
+    return KIND_FILL | check_of(seed, KEY_FILL, 0, repeated) << 32 >> 28
+
 cdef inline uint64_t object_word(uint32_t kind, uint32_t length, uint32_t slot, uint32_t unit) noexcept nogil:
     return kind | <uint64_t>(length - 1) << 4 | <uint64_t>slot << 16 | <uint64_t>unit << 27
 
@@ -67,7 +72,7 @@ cdef class Cells:
     cdef bint drop_ref(self, uint32_t handle) noexcept nogil
     cdef uint64_t metadata(self) noexcept nogil
 
-    cdef uint64_t _directory_at(self, uint32_t segment) noexcept nogil
+    cdef uint64_t directory_at(self, uint32_t segment) noexcept nogil
     cdef bint _make_room(self, uint32_t handle) noexcept nogil
     cdef uint32_t _spill_find(self, uint32_t handle) noexcept nogil
     cdef bint _spill_grow(self) noexcept nogil

@@ -6,7 +6,7 @@ a cell never moves; the segments' places stand in a directory in the arena.
     word         63       55 54                27 26      16 15        4 3    0
     object      |   refs    |       unit         |   slot   | length-1  | codec |
     forward     |   refs    |            | 35    target handle        4 | 15    |
-    fill        |   refs    |                                           | 14    |
+    fill        |   refs    |            | 35        check          4 | 14    |
     free        |                              0                                |
     fingerprint |  XXH3 of the block's uncompressed content (fill: the repeated word)  |
 
@@ -14,6 +14,7 @@ A forward is what folding leaves of an object that equalled another: the block t
 
 Invariants
 1. word (without refs) and fingerprint are authoritative: a cell becomes what it is by one 8-byte store of its word.
+   The entries that lead to a cell check its fingerprint, and its fingerprint checks the bytes; a fill checks itself.
 2. refs is derived. It counts the block table entries that lead to a cell, directly or through forwards, so that an
    object's refs is the number of its sharers and a cell lives exactly as long as something leads to it.
 3. refs above REFS_MAX continue in the spill table: they are rare, and nine bits keep a block's cost below 32 bytes.
@@ -31,10 +32,9 @@ from nbdzram.engine.arena cimport (
 )
 from nbdzram.engine.publish cimport publish32, publish64
 
-from nbdzram.errors import ArenaError
+from nbdzram.engine.format cimport SEGMENTS_MAX
 
-cdef enum:
-    SEGMENTS_MAX = 65536
+from nbdzram.errors import ArenaError
 
 
 @cython.final
@@ -83,7 +83,7 @@ cdef class Cells:
         if not region_ensure(&self.links, (<uint64_t>handle + 1) * sizeof(uint32_t)):
             return False
         if (handle % SEGMENT_CELLS == 0 or handle == 1) and not self.arena.commit(
-                self._directory_at(handle >> 16) // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
+                self.directory_at(handle >> 16) // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
             return False
         if self.segments[handle >> 16] == 0:
             unit = self.arena.take_run(SEGMENT_UNITS)
@@ -96,14 +96,14 @@ cdef class Cells:
             )
         return True
 
-    cdef uint64_t _directory_at(self, uint32_t segment) noexcept nogil:
+    cdef uint64_t directory_at(self, uint32_t segment) noexcept nogil:
         """The arena's offset of a segment's number."""
         return <uint64_t>(<char*>(self.segments + segment) - <char*>self.arena.base)
 
     cdef uint32_t segments_held(self) noexcept nogil:
         """How many segments an arena opened again has."""
         cdef uint32_t count = 0
-        while count < SEGMENTS_MAX and self.arena.holds(self._directory_at(count)) and self.segments[count]:
+        while count < SEGMENTS_MAX and self.arena.holds(self.directory_at(count)) and self.segments[count]:
             count += 1
         return count
 

@@ -37,16 +37,16 @@ from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_MAX, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
 )
 from nbdzram.engine.census cimport COMPLAINT
-from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, fingerprint
-from nbdzram.engine.directory cimport ENTRY_FREE
+from nbdzram.engine.codec cimport BLOCK, CODEC_FREE
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.format cimport ENTRY_FREE
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.recount cimport CellCensus, NodeCensus, ZspageCensus
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport MAX_SLOTS, NO_SLOT, NOT_A_ZSPAGE, Slab, ZSpage
 from nbdzram.engine.store cimport KINDS, ObjectStore
-from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle
+from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle, page_of
 
 from nbdzram.errors import CheckFailed, EngineError
 
@@ -94,6 +94,7 @@ cdef class Check(Run):
     cdef uint64_t* slots           # found, a bit a slot, by unit in the window
     cdef uint64_t contents_end
     cdef uint64_t checked, changing
+    cdef uint32_t rotten           # handle of an object whose bytes are not what was written, else 0
     cdef list disks                # whose blocks are still to be counted
     cdef Disk disk
     cdef bint in_export
@@ -139,7 +140,7 @@ cdef class Check(Run):
             self._compare_exports()
             self.phase = DONE
         if self.complaint[0]:
-            raise CheckFailed(self.complaint.decode())
+            raise CheckFailed(self._whose() + self.complaint.decode())
         if self.no_memory:
             raise EngineError("a check found no memory for its own counts; free some, or check a smaller pool")
         if self.phase == DONE:
@@ -152,6 +153,14 @@ cdef class Check(Run):
             self.disk.recount()
             self.in_export = True
         return True
+
+    def _whose(self) -> str:
+        """The first block that cannot be read, in words, when something does not hold; empty if all can."""
+        for disk in self.pool.disks():
+            block = disk.first_unreadable(self.rotten)
+            if block is not None:
+                return f"block {block} of export {disk.name!r} is not what was written: "
+        return ""
 
     cdef uint32_t _hold(self, uint32_t limit) noexcept nogil:
         """Go on with the phase under one hold of the lock; how many things were looked at."""
@@ -210,8 +219,8 @@ cdef class Check(Run):
         if not _is_object(word):
             return 1
         self.checked += 1
-        if not (self.store.decode(kind_of(word), encoded, length_of(word), block)
-                and fingerprint(block, self.pool.seed) & self.pool.fingerprint_mask == expected):
+        if not self.store.decode_right(kind_of(word), encoded, length_of(word), expected, block):
+            self.rotten = handle
             snprintf(self.complaint, COMPLAINT,
                      "the object of handle %u does not decode to the block whose fingerprint it has", handle)
         return 1
@@ -326,8 +335,8 @@ cdef class Check(Run):
     cdef uint32_t _walk_exports(self, uint32_t limit) noexcept nogil:
         cdef uint32_t looked = 0
         while looked < limit and self.at < self.pool.exports_high:
-            if self.pool.export_entry(<uint32_t>self.at).state != ENTRY_FREE:
-                self._found_parent(self.pool.export_entry(<uint32_t>self.at).root)
+            if self.pool.directory.state(<uint32_t>self.at) != ENTRY_FREE:
+                self._found_parent(page_of(self.pool.directory.entry(<uint32_t>self.at).root))
             self.at += 1
             looked += 1
         if looked < limit:
@@ -351,9 +360,9 @@ cdef class Check(Run):
             looked += 1
             if self.tables.node(page)[0] and self.within < <uint32_t>(BRANCH_CHILDREN if level else LEAF_BLOCKS):
                 if level:
-                    self._found_parent(self.tables.branch(page)[self.within])
+                    self._found_parent(page_of(self.tables.words(page)[self.within]))
                 else:
-                    self._found_holder(page, entry_handle(self.tables.entries(page)[self.within]))
+                    self._found_holder(page, entry_handle(self.tables.words(page)[self.within]))
                 self.within += 1
             else:
                 self.at += 1
@@ -509,6 +518,8 @@ cdef class Check(Run):
         if looked == 0:
             if self.disk.found_behind:
                 snprintf(self.complaint, COMPLAINT, "export number %u stores a block behind its end", self.disk.number)
+            if self.disk.is_wrong():
+                snprintf(self.complaint, COMPLAINT, "its entry in the block table of export number %u", self.disk.number)
             if not self.disk.gone:
                 self._agree("blocks stored in export number", self.disk.number, self.disk.stored, self.disk.found_stored)
                 self._agree("same-filled blocks in export number", self.disk.number, self.disk.same, self.disk.found_same)

@@ -12,9 +12,11 @@ cdef enum:
     CODEC_DICTS = 4
 
 cdef uint64_t fingerprint(const uint8_t* block, uint64_t seed) noexcept nogil
+cdef uint64_t digest(const uint8_t* bytes, size_t length, uint64_t seed) noexcept nogil
 cdef int lz4_compress(const uint8_t* block, uint8_t* target, int capacity) noexcept nogil
 cdef bint lz4_decompress(const uint8_t* source, int length, uint8_t* block) noexcept nogil
 cdef bint same_filled(const uint8_t* block, uint64_t* word) noexcept nogil
+cdef bint is_zero(const uint8_t* bytes, uint32_t count) noexcept nogil
 cdef void fill(uint8_t* target, uint64_t length, uint64_t word, uint64_t phase) noexcept nogil
 
 # Zstandard works with contexts and digested dictionaries, all opaque.

@@ -86,6 +86,11 @@ cdef uint64_t fingerprint(const uint8_t* block, uint64_t seed) noexcept nogil:
     return XXH3_64bits_withSeed(block, BLOCK, seed)
 
 
+cdef uint64_t digest(const uint8_t* bytes, size_t length, uint64_t seed) noexcept nogil:
+    """64 bits of XXH3 over anything else: a dictionary, an entry of the export directory."""
+    return XXH3_64bits_withSeed(bytes, length, seed)
+
+
 cdef int lz4_compress(const uint8_t* block, uint8_t* target, int capacity) noexcept nogil:
     """Compressed length in bytes, or 0 when it does not fit `capacity`."""
     return LZ4_compress_fast(<const char*>block, <char*>target, BLOCK, capacity, 1)
@@ -107,6 +112,14 @@ cdef bint same_filled(const uint8_t* block, uint64_t* word) noexcept nogil:
     if first != last or memcmp(block, block + 8, BLOCK - 8) != 0:
         return False
     word[0] = first
+    return True
+
+
+cdef bint is_zero(const uint8_t* bytes, uint32_t count) noexcept nogil:
+    cdef uint32_t index
+    for index in range(count):
+        if bytes[index]:
+            return False
     return True
 
 

@@ -1,15 +1,7 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-cdef enum:
-    # What an entry is; stored, so never renumbered.
-    ENTRY_FREE = 0
-    ENTRY_LIVE = 1
-    ENTRY_DELETING = 2
-
-    NAME_MAX = 255
-    EXPORTS_MAX = 4096
-
-    READ_ONLY_FLAG = 1
+from nbdzram.engine.arena cimport Arena
+from nbdzram.engine.format cimport NAME_ROOM
 
 cdef enum Field:
     # What of an entry changes while it is in use; the root is its block table's (Tables).
@@ -17,19 +9,49 @@ cdef enum Field:
     SIZE
     SHRINKING_FROM
 
-cdef struct ExportEntry:
+cdef struct Head:
     uint32_t state
     uint32_t flags
     uint64_t size
-    uint32_t root
-    uint32_t name_length
-    char name[472]
     uint64_t shrinking_from  # above size: blocks from the size up to here may still be stored
     uint32_t generation      # of those that this entry has been, the how manieth this one is
-    uint32_t unused
+    uint32_t name_length
+    uint64_t unused[2]
+    uint64_t serial
+    uint64_t check           # of all before it, and of the name
 
-cdef void entry_write(
-    ExportEntry* entry, const char* name, uint32_t name_length, uint64_t size, bint read_only
-) noexcept nogil
-cdef void entry_share(ExportEntry* entry, const ExportEntry* source) noexcept nogil
-cdef void entry_publish(ExportEntry* entry, Field field, uint64_t value) noexcept nogil
+cdef struct ExportEntry:
+    uint32_t old_state       # format 1, to the name's end
+    uint32_t old_flags
+    uint64_t old_size
+    uint32_t old_root
+    uint32_t old_name_length
+    char name[NAME_ROOM]
+    Head heads[2]
+    uint64_t current         # serial 63..17 | which head 16 | check 15..0; 0: never used
+    uint64_t root            # of the block table (table.pyx)
+    uint8_t rest[88]
+
+cdef class Directory:
+    cdef Arena arena
+    cdef uint64_t seed
+
+    cdef ExportEntry* entry(self, uint32_t number) noexcept nogil
+    cdef Head* head(self, uint32_t number) noexcept nogil
+    cdef uint32_t state(self, uint32_t number) noexcept nogil
+    cdef bint is_held(self, uint32_t number) noexcept nogil
+    cdef bint is_right(self, uint32_t number) noexcept nogil
+    cdef bint make_room(self, uint32_t number) noexcept nogil
+    cdef void write(
+        self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, bint read_only
+    ) noexcept nogil
+    cdef void write_head(
+        self, uint32_t number, uint32_t state, uint32_t flags, uint64_t size, uint32_t name_length
+    ) noexcept nogil
+    cdef void share(self, uint32_t number, uint32_t source) noexcept nogil
+    cdef void publish(self, uint32_t number, Field field, uint64_t value) noexcept nogil
+    cdef void finish_deletion(self, uint32_t number) noexcept nogil
+    cdef str name_of(self, uint32_t number)
+    cdef Head* _next(self, uint32_t number) noexcept nogil
+    cdef void _turn(self, uint32_t number, Head* head) noexcept nogil
+    cdef uint64_t _check(self, uint32_t number, const Head* head) noexcept nogil

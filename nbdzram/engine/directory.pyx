@@ -1,15 +1,21 @@
 """The export directory: what of an export outlives the process beside its blocks.
 
-    state   flags   size   root   name_length, name   shrinking_from   generation         512 bytes
+    name   head   head   current   root                                512 bytes
+            │      │        │
+            └──────┴────────┘ which of the heads counts, and the serial number that it has
 
-    FREE ── entry_write: all but the state ──> FREE ── LIVE ── DELETING ── FREE
-                                                        └── size, shrinking_from, root
+    head    state   flags   size   shrinking_from   generation   serial   check
 
-An entry is written while it is free, and nobody reads it then; after that each change is one store of one word, and
-the entry is valid before it and behind it (entry_publish is the only door, but for the root: that is a place in a block
-table like any other, and table.pyx publishes it).
+    FREE ── write ──> FREE ── LIVE ── DELETING ── FREE
+                               └── size, shrinking_from, root
 
-Shrinking takes three stores, as clearing takes long:
+To change a field is to fill the other head, check and all, and then to store `current`: one word, which makes true all of
+it or nothing. A head's check covers the name too while there is an export, so that an entry that was damaged is not
+another one. The root is a place in a block table like any other: table.pyx publishes and checks it.
+
+An entry is written while it is free, and nobody reads it then. One that was never used is zero throughout; no other is.
+
+Shrinking takes three changes, as clearing takes long:
 
     shrinking_from = the old size      nothing has changed yet
     size = the new one                 true from here on: what lies behind is out of reach
@@ -20,41 +26,140 @@ Who finds shrinking_from above the size goes on clearing: on opening, and before
 Not locked here: the pool's lock covers every call.
 """
 
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from nbdzram.engine.arena cimport PAGE_SIZE, Arena
+from nbdzram.engine.codec cimport digest
+from nbdzram.engine.format cimport (
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, KEY_CURRENT, NAME_MAX, NAME_ROOM, READ_ONLY_FLAG, checked_word, is_checked, mix,
+)
 from nbdzram.engine.must cimport must
-from nbdzram.engine.publish cimport publish32, publish64
+from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.table cimport TOP_LEVEL, branch_word
+
+cdef enum:
+    ENTRIES_A_PAGE = 8
+    CHECKED_SIZE = sizeof(Head) - 8  # of a head, what stands before its check
+
+assert sizeof(ExportEntry) == PAGE_SIZE // ENTRIES_A_PAGE
 
 
-cdef void entry_write(
-    ExportEntry* entry, const char* name, uint32_t name_length, uint64_t size, bint read_only
-) noexcept nogil:
-    """Make a free entry ready to be published: an export without blocks, of the next generation."""
-    cdef uint32_t generation = entry.generation + 1
-    must(entry.state == ENTRY_FREE, b"only a free entry of the export directory is written")
-    must(name_length <= NAME_MAX, b"an export's name fits its entry")
-    memset(entry, 0, sizeof(ExportEntry))
-    entry.flags = READ_ONLY_FLAG if read_only else 0
-    entry.size = size
-    entry.name_length = name_length
-    memcpy(entry.name, name, name_length)
-    entry.generation = generation
+@cython.final
+cdef class Directory:
+    """The directory of one arena, whose checks hang on `seed`."""
 
+    def __cinit__(self, Arena arena, uint64_t seed):
+        self.arena = arena
+        self.seed = seed
 
-cdef void entry_share(ExportEntry* entry, const ExportEntry* source) noexcept nogil:
-    """Give an entry that is written and still free the blocks of another, whose table has one parent more then."""
-    must(entry.state == ENTRY_FREE and source.state == ENTRY_LIVE, b"a clone that is none yet is made of a live export")
-    entry.size = source.size
-    entry.shrinking_from = source.shrinking_from
-    entry.root = source.root
+    cdef ExportEntry* entry(self, uint32_t number) noexcept nogil:
+        return <ExportEntry*>(self.arena.base + EXPORTS_AT) + number
 
+    cdef Head* head(self, uint32_t number) noexcept nogil:
+        """The head that counts."""
+        cdef ExportEntry* entry = self.entry(number)
+        return &entry.heads[(entry.current >> 16) & 1]
 
-cdef void entry_publish(ExportEntry* entry, Field field, uint64_t value) noexcept nogil:
-    """Give one field of an entry its new value; true with this store."""
-    if field == STATE:
-        publish32(&entry.state, <uint32_t>value)
-    elif field == SIZE:
-        publish64(&entry.size, value)
-    else:
-        publish64(&entry.shrinking_from, value)
+    cdef uint32_t state(self, uint32_t number) noexcept nogil:
+        """What an entry is; one that was never used is free."""
+        return self.head(number).state if self.entry(number).current else <uint32_t>ENTRY_FREE
+
+    cdef bint is_held(self, uint32_t number) noexcept nogil:
+        """Whether an entry may be read in an arena opened again."""
+        return self.arena.holds(<uint64_t>(<char*>self.entry(number) - <char*>self.arena.base))
+
+    cdef bint is_right(self, uint32_t number) noexcept nogil:
+        """Whether an entry is what was written."""
+        cdef ExportEntry* entry = self.entry(number)
+        cdef Head* head = self.head(number)
+        cdef uint64_t index
+        if entry.current == 0:
+            for index in range(sizeof(ExportEntry) // 8):
+                if (<uint64_t*>entry)[index]:
+                    return False
+            return True
+        return (is_checked(self.seed, KEY_CURRENT, number, entry.current) and head.serial == entry.current >> 17
+                and head.check == self._check(number, head) and head.name_length <= NAME_MAX)
+
+    cdef bint make_room(self, uint32_t number) noexcept nogil:
+        """Make sure that an entry can be written, after those before it. False when the file system is full."""
+        return number % ENTRIES_A_PAGE != 0 or self.arena.commit(EXPORTS_AT + number // ENTRIES_A_PAGE * PAGE_SIZE, PAGE_SIZE)
+
+    cdef void write(
+        self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, bint read_only
+    ) noexcept nogil:
+        """Make a free entry ready to be published: an export without blocks, of the next generation."""
+        cdef ExportEntry* entry = self.entry(number)
+        cdef Head* head = self._next(number)
+        must(head.state == ENTRY_FREE, b"only a free entry of the export directory is written")
+        must(name_length <= NAME_MAX, b"an export's name fits its entry")
+        memset(entry.name, 0, NAME_ROOM)
+        memcpy(entry.name, name, name_length)
+        entry.root = branch_word(self.seed, TOP_LEVEL + 1, number, 0)
+        head.state = ENTRY_FREE
+        head.flags = READ_ONLY_FLAG if read_only else 0
+        head.size = size
+        head.shrinking_from = 0
+        head.generation += 1
+        head.name_length = name_length
+        self._turn(number, head)
+
+    cdef void share(self, uint32_t number, uint32_t source) noexcept nogil:
+        """Give an entry that is written and still free the size of another; its root is for Tables.share."""
+        cdef Head* head = self._next(number)
+        must(head.state == ENTRY_FREE and self.state(source) == ENTRY_LIVE, b"a clone that is none yet is made of a live export")
+        head.size = self.head(source).size
+        head.shrinking_from = self.head(source).shrinking_from
+        self._turn(number, head)
+
+    cdef void write_head(
+        self, uint32_t number, uint32_t state, uint32_t flags, uint64_t size, uint32_t name_length
+    ) noexcept nogil:
+        """Make the first head of an entry that has its name, and none that counts (upgrade.pyx)."""
+        cdef Head* head = &self.entry(number).heads[0]
+        memset(head, 0, sizeof(Head))
+        head.state, head.flags, head.size, head.name_length, head.serial = state, flags, size, name_length, 1
+        self._turn(number, head)
+
+    cdef void publish(self, uint32_t number, Field field, uint64_t value) noexcept nogil:
+        """Give one field of an entry its new value; true with one store."""
+        cdef Head* head = self._next(number)
+        if field == STATE:
+            head.state = <uint32_t>value
+        elif field == SIZE:
+            head.size = value
+        else:
+            head.shrinking_from = value
+        self._turn(number, head)
+
+    cdef void finish_deletion(self, uint32_t number) noexcept nogil:
+        """Nothing hangs on the entry any more."""
+        publish64(&self.entry(number).root, branch_word(self.seed, TOP_LEVEL + 1, number, 0))
+        self.publish(number, STATE, ENTRY_FREE)
+
+    cdef str name_of(self, uint32_t number):
+        return self.entry(number).name[:self.head(number).name_length].decode()
+
+    cdef Head* _next(self, uint32_t number) noexcept nogil:
+        """The other head, as the one that counts but for its serial: to be changed and turned to."""
+        cdef ExportEntry* entry = self.entry(number)
+        cdef Head* now = self.head(number)
+        cdef Head* other = &entry.heads[1 - ((entry.current >> 16) & 1)]
+        memcpy(other, now, sizeof(Head))
+        other.serial = now.serial + 1
+        return other
+
+    cdef void _turn(self, uint32_t number, Head* head) noexcept nogil:
+        cdef ExportEntry* entry = self.entry(number)
+        head.check = self._check(number, head)
+        publish64(&entry.current, checked_word(
+            self.seed, KEY_CURRENT, number, head.serial << 1 | (head == &entry.heads[1])))
+
+    cdef uint64_t _check(self, uint32_t number, const Head* head) noexcept nogil:
+        """What a head's check is to be."""
+        cdef uint64_t found = digest(<const unsigned char*>head, CHECKED_SIZE, self.seed ^ number)
+        if head.state != ENTRY_FREE:
+            found = mix(found, digest(<const unsigned char*>self.entry(number).name, NAME_ROOM, self.seed))
+        return found

@@ -27,14 +27,17 @@ from libc.string cimport memcpy, memset
 
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
-from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill
-from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE, entry_publish
+from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
+from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
 from nbdzram.engine.lock cimport HOLD, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
 from nbdzram.engine.publish cimport publish64
-from nbdzram.engine.table cimport LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, entry_handle
+from nbdzram.engine.table cimport (
+    LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, page_of, repeated_of,
+    same_entry,
+)
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.blocks import Extent
@@ -64,7 +67,7 @@ def _clear_behind(Disk disk):
     """What lies behind the end is none of the export; for Pool, as it opens."""
     cdef uint64_t reach = SIZE_MAX
     if disk.clear_behind(reach):
-        entry_publish(disk._entry, SHRINKING_FROM, reach)  # without memory: it is cleared before the export grows
+        disk.pool.directory.publish(disk.number, SHRINKING_FROM, reach)  # without memory: it is cleared before the export grows
 
 
 def _test_stripes(Disk disk):
@@ -85,14 +88,6 @@ def offload_from(size: int, /) -> None:
     would never meet in a small request."""
     global _offload
     _offload = size
-
-
-cdef bint _is_zero(const uint8_t* bytes, uint32_t count) noexcept nogil:
-    cdef uint32_t index
-    for index in range(count):
-        if bytes[index]:
-            return False
-    return True
 
 
 @cython.final
@@ -185,7 +180,7 @@ cdef class Disk(Blocks):
             raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")
         raise EngineError(f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: "
                           + (self._why_gone() if self.gone or users_leaving(&self.pool.users)
-                             else "a stored object does not decode"))
+                             else "what is stored there is not what was written; run nbdzram check"))
 
     # -- requests, from any thread ---------------------------------------------------------------------------------
 
@@ -241,46 +236,58 @@ cdef class Disk(Blocks):
         """`count` bytes of a block from its byte `start`."""
         cdef uint8_t encoded[BLOCK]
         cdef uint8_t whole[BLOCK]
-        cdef uint32_t* root
+        cdef uint8_t* decoded = target if count == BLOCK else whole
+        cdef uint64_t* root
         cdef uint64_t* leaf
         cdef uint64_t entry = 0
-        cdef uint64_t word
-        cdef uint32_t handle
+        cdef uint64_t word, fingerprint
+        cdef uint32_t handle, first
         lock_take(&self.pool.lock)
         root = self.root()
         if root == NULL:
             lock_leave(&self.pool.lock)
             return EIO
-        leaf = self.pool.tables.leaf(root[0], block)
+        leaf = self.pool.tables.leaf(root, block)
         if leaf != NULL:
             entry = leaf[block % LEAF_BLOCKS]
-        handle = entry_handle(entry)
-        if handle == 0:
+            if not self.pool.tables.is_right(entry, block):
+                return self._rot(block)
+        first = entry_handle(entry)
+        if first == 0:
             lock_leave(&self.pool.lock)
-            # A hole is 0, so is its word; a signed shift brings a same-filled word back.
-            fill(target, count, <uint64_t>(<int64_t>entry >> 1), start % 8)
+            fill(target, count, repeated_of(entry) if entry & 1 else 0, start % 8)
             return 0
-        if <uint32_t>entry >> 1 != self.pool.now:
-            leaf[block % LEAF_BLOCKS] = <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1
-        handle = self.pool.store.resolve(handle)
+        if aged(entry, self.pool.now) != entry:
+            leaf[block % LEAF_BLOCKS] = aged(entry, self.pool.now)
+        handle = self.pool.store.resolve(first)
         word = self.pool.store.cells.cell(handle).word
+        fingerprint = self.pool.store.cells.cell(handle).fingerprint
+        if not self.pool.store.is_sound(first, handle):
+            return self._rot(block)
         if kind_of(word) == KIND_FILL:
-            word = self.pool.store.cells.cell(handle).fingerprint
             lock_leave(&self.pool.lock)
-            fill(target, count, word, start % 8)
+            fill(target, count, fingerprint, start % 8)
             return 0
         if kind_of(word) == CODEC_RAW:
-            memcpy(target, self.pool.store.bytes_at(word) + start, count)
-            lock_leave(&self.pool.lock)
-            return 0
-        memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
+            memcpy(decoded, self.pool.store.bytes_at(word), BLOCK)
+        else:
+            memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
         lock_leave(&self.pool.lock)
-        if count == BLOCK:
-            return 0 if self.pool.store.decode(kind_of(word), encoded, length_of(word), target) else EIO
-        if not self.pool.store.decode(kind_of(word), encoded, length_of(word), whole):
-            return EIO
-        memcpy(target, whole + start, count)
+        if (kind_of(word) != CODEC_RAW and not self.pool.store.decode(kind_of(word), encoded, length_of(word), decoded)
+                or self.pool.verify_on and not self.pool.store.is_block(decoded, fingerprint)):
+            lock_take(&self.pool.lock)
+            return self._rot(block)
+        if count < BLOCK:
+            memcpy(target, whole + start, count)
         return 0
+
+    cdef int _rot(self, uint64_t block) noexcept nogil:
+        """Leave the pool's lock: what is stored for a block is not what was written, and nobody is to have it."""
+        self.pool.rotten += 1
+        self.pool.rotten_export = self.number
+        self.pool.rotten_block = block
+        lock_leave(&self.pool.lock)
+        return EIO
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -327,7 +334,7 @@ cdef class Disk(Blocks):
         cdef int error = self._read_block(block, 0, BLOCK, whole)
         if error:
             return error
-        if end == NOT_BY_A_CLIENT and _is_zero(whole + start, count):
+        if end == NOT_BY_A_CLIENT and is_zero(whole + start, count):
             return 0  # so a hole stays one, and no room is needed
         if source == NULL:
             memset(whole + start, 0, count)
@@ -350,7 +357,7 @@ cdef class Disk(Blocks):
     cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end) noexcept nogil:
         """Give blocks of one leaf their new content, in order, up to the first that fails, unless what is written ends
         (in bytes of the export) behind its end. Holds the stripe."""
-        cdef uint32_t* root
+        cdef uint64_t* root
         cdef uint64_t* leaf = NULL
         cdef uint32_t index = 0
         cdef int error = 0
@@ -366,7 +373,7 @@ cdef class Disk(Blocks):
         while leaf != NULL and index < count and self._replace(leaf, first + index, &prepared[index]):
             index += 1
         if index < count and error == 0:
-            error = self._refuse()
+            error = self._refuse(first)
             self.pool.tables.prune(root, first)
         while index < count:
             abandon(self.pool, &prepared[index])
@@ -376,10 +383,10 @@ cdef class Disk(Blocks):
 
     cdef bint _replace(self, uint64_t* leaf, uint64_t block_number, const Prepared* block) noexcept nogil:
         """Store one prepared block under the pool's lock. False when there is no room; nothing changed then."""
-        cdef uint64_t entry = block.word << 1 | 1
         cdef uint32_t handle = block.handle
         cdef bint same = handle == 0 and block.kind == KIND_FILL
-        if not same or <uint64_t>(<int64_t>entry >> 1) != block.word:
+        cdef uint64_t entry = same_entry(self.pool.seed, block_number, block.word) if same else 0
+        if entry == 0:
             if same:
                 handle = self.pool.store.put_fill(block.word)
             elif handle:
@@ -389,22 +396,25 @@ cdef class Disk(Blocks):
                 handle = self.pool.store.put(block.source, block.length, block.kind, block.word)
             if handle == 0:
                 return False
-            entry = <uint64_t>handle << 32 | <uint64_t>self.pool.now << 1
+            entry = aged(entry_word(self.pool.seed, block_number, handle, block.word), self.pool.now)
         self._swap(leaf, block_number, entry, same)
         return True
 
-    cdef int _refuse(self) noexcept nogil:
-        """Under the pool's lock: count a write that found no room."""
+    cdef int _refuse(self, uint64_t block) noexcept nogil:
+        """Under the pool's lock: count a write that found no room, or a block that nobody knows any more."""
+        if self.pool.tables.is_lost(self.root(), block):
+            return EIO
         self.pool.failed_writes += 1
         return ENOSPC
 
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil:
         """Under the pool's lock: give a block its new entry and release what the old one held. Cannot fail."""
         cdef uint64_t old = leaf[block % LEAF_BLOCKS]
-        cdef bint was_same = self.pool.tables.is_same(old)
+        cdef bint counted = not is_hole(old) and self.pool.tables.is_right(old, block)
+        cdef bint was_same = counted and self.pool.tables.is_same(old)
         publish64(leaf + block % LEAF_BLOCKS, entry)
-        self._count(block, (entry != 0) - (old != 0), same - was_same)
-        if entry_handle(old):
+        self._count(block, <int64_t>(not is_hole(entry)) - counted, <int64_t>same - was_same)
+        if counted and entry_handle(old):
             self.pool.store.release(entry_handle(old))
 
     # -- trimming and zeroing ------------------------------------------------------------------------------------
@@ -482,20 +492,22 @@ cdef class Disk(Blocks):
         """Under stripe and lock: clear up to HOLD blocks of a leaf from block[0] on, which moves behind them."""
         cdef uint64_t last = min(end, block[0] + HOLD)
         cdef uint64_t first = block[0]
-        cdef uint32_t* root = self.root()
+        cdef uint64_t* root = self.root()
         cdef uint64_t* leaf
+        cdef uint64_t hole
         if root == NULL:
             return EIO
-        if self.pool.tables.leaf(root[0], first) == NULL:
+        if self.pool.tables.leaf(root, first) == NULL:
             block[0] = end
             return 0
         leaf = self.pool.tables.leaf_for_write(root, first)
         if leaf == NULL:
             self.pool.tables.prune(root, first)
-            return self._refuse()
+            return self._refuse(first)
         while block[0] < last:
-            if leaf[block[0] % LEAF_BLOCKS]:
-                self._swap(leaf, block[0], 0, False)
+            hole = hole_word(self.pool.seed, block[0])
+            if leaf[block[0] % LEAF_BLOCKS] != hole:
+                self._swap(leaf, block[0], hole, False)
             block[0] += 1
         if block[0] == end:
             self.pool.tables.prune(root, first)
@@ -504,22 +516,23 @@ cdef class Disk(Blocks):
     cdef bint _drop_shared_leaf(self, uint64_t first) noexcept nogil:
         """Under stripe and lock: forget a leaf that a clone shares; its objects stay as they are. False: it is ours alone,
         or there is no room to say so."""
-        cdef uint32_t* root = self.root()
-        cdef uint32_t* place
+        cdef uint64_t* root = self.root()
+        cdef uint64_t* place
         cdef uint32_t page
         cdef uint64_t entry
         cdef int index
-        if root == NULL or not self.pool.tables.leaf_is_shared(root[0], first):
+        if root == NULL or not self.pool.tables.leaf_is_shared(root, first):
             return False
         place = self.pool.tables.place_of(root, first)
-        if place == NULL or place[0] == 0:
+        if place == NULL or page_of(place[0]) == 0:
             return False
-        page = place[0]
-        if not self.pool.tables.drop_share(place):
+        page = page_of(place[0])
+        if not self.pool.tables.drop_share(place, 1, first >> LEAF_SHIFT):
             return False
         for index in range(LEAF_BLOCKS):
-            entry = self.pool.tables.entries(page)[index]
-            self._count(first + index, -<int64_t>(entry != 0), -<int64_t>self.pool.tables.is_same(entry))
+            entry = self.pool.tables.words(page)[index]
+            if not is_hole(entry) and self.pool.tables.is_right(entry, first + index):
+                self._count(first + index, -1, -<int64_t>self.pool.tables.is_same(entry))
         self.pool.tables.prune(root, first)
         return True
 
@@ -536,14 +549,14 @@ cdef class Disk(Blocks):
         self.resizing = self.resizing or error == 0
         lock_leave(&self.pool.lock)
         if error == 0:
-            if not shrinks and self._entry.shrinking_from:
-                error = self.clear_behind(self._entry.shrinking_from)
+            if not shrinks and self.head().shrinking_from:
+                error = self.clear_behind(self.head().shrinking_from)
             if error == 0:
                 error = self._take_size(size)
             if error == 0 and shrinks:
                 # The size is what was asked for, whatever comes now: what cannot be cleared for want of memory, or as
                 # the pool closes, is out of reach, and is cleared before the export grows, or on opening.
-                self.clear_behind(self._entry.shrinking_from)
+                self.clear_behind(self.head().shrinking_from)
             lock_take(&self.pool.lock)
             self.resizing = False
             lock_leave(&self.pool.lock)
@@ -557,9 +570,9 @@ cdef class Disk(Blocks):
         if self.root() == NULL:
             error = EIO
         else:
-            if size < self.size and self._entry.shrinking_from < self.size:
-                entry_publish(self._entry, SHRINKING_FROM, self.size)
-            entry_publish(self._entry, SIZE, size)
+            if size < self.size and self.head().shrinking_from < self.size:
+                self.pool.directory.publish(self.number, SHRINKING_FROM, self.size)
+            self.pool.directory.publish(self.number, SIZE, size)
             self.size = size
         lock_leave(&self.pool.lock)
         return error
@@ -581,6 +594,6 @@ cdef class Disk(Blocks):
     cdef void _shrunk_to(self, uint64_t end) noexcept nogil:
         """Remember of an export that shrinks that nothing lies behind `end` any more; 0: nothing behind its size."""
         lock_take(&self.pool.lock)
-        if self.root() != NULL and self._entry.shrinking_from > end:
-            entry_publish(self._entry, SHRINKING_FROM, end)
+        if self.root() != NULL and self.head().shrinking_from > end:
+            self.pool.directory.publish(self.number, SHRINKING_FROM, end)
         lock_leave(&self.pool.lock)

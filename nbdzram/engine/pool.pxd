@@ -1,33 +1,25 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena
-from nbdzram.engine.directory cimport EXPORTS_MAX, ExportEntry
+from nbdzram.engine.directory cimport Directory
+from nbdzram.engine.format cimport EXPORTS_MAX, Superblock
 from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
 from nbdzram.engine.users cimport Users
-
-cdef struct Superblock:
-    char magic[8]
-    uint32_t version
-    uint32_t page_size
-    uint64_t seed
-    uint64_t layout
-    uint32_t dict_unit[4]
-    uint32_t dict_length[4]
-    uint32_t tried_strength  # of the strongest recompression
 
 cdef struct Counters:
     uint64_t bytes_of[8]
     uint64_t blocks_stored, blocks_same
     uint64_t pages_used, pages_limit, pages_max, zspages, pages_compacted, pages_folded
     uint64_t huge_now, huge_ever, objects, handles, shared_objects, shared_bytes, pending
-    uint64_t folded, inline_folded, moved, recompressed, untried, failed_writes, metadata
+    uint64_t folded, inline_folded, moved, recompressed, untried, failed_writes, rotten, metadata
 
 cdef class Pool:
     cdef Arena arena
     cdef ObjectStore store
     cdef Tables tables
+    cdef Directory directory
     cdef Lock lock
     cdef Lock maintenance       # held through one step of a fold, compaction or recompression
     cdef bint lock_made
@@ -36,10 +28,14 @@ cdef class Pool:
     cdef uint64_t seed
     cdef uint64_t fingerprint_mask
     cdef bint inline_on
-    cdef uint32_t now
+    cdef bint verify_on          # what is read is held against its fingerprint
+    cdef uint32_t now           # in units of age (table.pxd)
     cdef uint64_t blocks_stored
     cdef uint64_t blocks_same
     cdef uint64_t failed_writes
+    cdef uint64_t rotten         # blocks found not to be what was written
+    cdef uint32_t rotten_export  # number of the last one's export
+    cdef uint64_t rotten_block
     cdef uint64_t inline_folded
     cdef uint32_t shift         # 0 or 1: a check turns it, to tell holders in hand from before
     cdef uint64_t in_hand[2]    # by shift: handles that a write holds and no entry does yet
@@ -48,8 +44,5 @@ cdef class Pool:
     cdef list _disks
 
     cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil
-    cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil
-    cdef bint _drop_tree(self, uint32_t* place, int level, uint32_t* left) noexcept nogil
+    cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil
     cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil
-    cdef str _open_again(self)
-    cdef bint _open_dictionaries(self) except -1

@@ -20,6 +20,8 @@ class Pool:
         mem_limit: int = 0,
         path: str | None = None,
         inline_dedup: bool = False,
+        verify: bool = True,
+        clock: int = 0,
         fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF,
     ) -> None: ...
     @property
@@ -34,8 +36,18 @@ class Pool:
         """A write whose content is already stored is folded before it is compressed."""
     @inline_dedup.setter
     def inline_dedup(self, on: bool) -> None: ...
+    @property
+    def verify(self) -> bool:
+        """What is read is held against its fingerprint; what does not match is an error of that block alone."""
+    @verify.setter
+    def verify(self, on: bool) -> None: ...
     def set_clock(self, seconds: int) -> None:
-        """Tell the engine the time (monotonic seconds, any origin): it has no clock of its own. For idle tracking."""
+        """Tell the engine the time: it has no clock of its own. For idle tracking.
+
+        Seconds of a clock that goes on while the machine is off, since ages stand in the arena.
+        """
+    def last_rot(self) -> str | None:
+        """The block that was last found not to be what was written; PoolStats.blocks_rotten counts them."""
     def stats(self) -> PoolStats: ...
     def reset_mem_used_max(self) -> None: ...
     def disks(self) -> list[Disk]: ...

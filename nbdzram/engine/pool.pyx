@@ -9,13 +9,6 @@ never the other way, never two of a kind. The interpreter lock is outermost: who
 it, so nothing runs under them that could give it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it
 on a client's way: those work on copies, taken and committed under the lock.
 
-The arena of a pool
-
-    unit 0       superblock: magic, version, seed of the fingerprints, dictionaries, strongest recompression
-    units 1-4    directory of cell segments
-    units 5-36   export directory: 4,096 entries of 512 bytes
-    units 37-    zspages, block table nodes, cell segments, dictionaries, as they are asked for
-
 Authoritative: superblock, both directories, block table nodes, cells, objects. Everything else is derived and rebuilt
 when an arena is opened again. A process killed at any instruction leaves every block with its old or its new content,
 as each change ends in one store of a word: a leaf's entry, a cell, a node's number or an export's state.
@@ -23,25 +16,26 @@ as each change ends in one store of a word: a leaf's entry, a cell, a node's num
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 import os
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena, units_of
-from nbdzram.engine.cells cimport (
-    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_SHIFT, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of,
-)
-from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, zstd_new_ddict,
-)
-from nbdzram.engine.directory cimport (
-    ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, NAME_MAX, STATE, ExportEntry, entry_publish, entry_write,
+from nbdzram.engine.arena cimport PAGE_SIZE, Arena
+from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
+from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
+from nbdzram.engine.format cimport (
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, OLD_VERSION, SEGMENTS_AT, VERSION, Superblock,
+    dictionary_length, identity_of,
 )
 from nbdzram.engine.lock cimport HOLD, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
-from nbdzram.engine.publish cimport publish32, publish64
+from nbdzram.engine.opening cimport Opening
+from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.slab cimport ZSpage
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore
-from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle
+from nbdzram.engine.table cimport (
+    AGE_MASK, AGE_SECONDS, BRANCH_CHILDREN, BRANCH_SHIFT, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, hole_word, is_hole, page_of,
+)
+from nbdzram.engine.upgrade cimport OldOpening
 from nbdzram.engine.users cimport users_close, users_end, users_enter, users_init, users_leave, users_leaving
 
 from nbdzram.engine.stats import PoolStats
@@ -50,13 +44,11 @@ from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
 HUGE_THRESHOLD = HUGE_LENGTH
 cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
+cdef uint64_t NO_BLOCK = <uint64_t>-1
 cdef bytes MAGIC = b"NBDZRAM\n"
 
 cdef enum:
-    VERSION = 1
-    SEGMENTS_AT = 1 * UNIT_SIZE
-    EXPORTS_AT = 5 * UNIT_SIZE
-    FIRST_UNITS = 37
+    AGED_PAGES = 64  # looked at for entries grown old, whenever the clock is told: 30 us
 
 # Address space reserved for each byte that the machine could hold: a zspage may use one page of its unit's sixteen.
 RESERVE_FACTOR = 16
@@ -78,32 +70,24 @@ cdef class Pool:
     """See pool.pyi."""
 
     def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, inline_dedup: bool = False,
-                  fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
+                  verify: bool = True, clock: int = 0, fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
         self._disks = []
         self.arena = Arena(path, _reserve_for(mem_limit))
         lock_init(&self.lock, 0)
         lock_init(&self.maintenance, 0)
         users_init(&self.users)
         self.lock_made = True
-        if not self.arena.opened:
-            self.arena.take_run(FIRST_UNITS)
-        if self.arena.unit_high < FIRST_UNITS:
-            raise self._foreign() if self.arena.opened else self._no_room()
         self.fingerprint_mask = fingerprint_mask
         self.inline_on = inline_dedup
+        self.verify_on = verify
+        self.rotten_block = NO_BLOCK
+        self.set_clock(clock)
         self.superblock = <Superblock*>self.arena.base
-        self.store = ObjectStore(self.arena, SEGMENTS_AT)
-        self.tables = Tables(self.store)
         if self.arena.opened:
-            self._verify_superblock()
-        else:
-            self._make_superblock()
-        self.seed = self.superblock.seed
-        if self.arena.opened:
-            broken = self._open_again()
-            if broken:
-                raise ArenaError(f"the arena {path} is damaged: {broken}; restore it or remove the file")
+            self._open_again()
             self._finish_shrinking()
+        else:
+            self._begin()
         self.mem_limit = mem_limit
 
     def __dealloc__(self):
@@ -129,22 +113,68 @@ cdef class Pool:
 
     # -- the arena, new and opened again -------------------------------------------------------------------------
 
-    def _make_superblock(self):
-        if not self.arena.commit(0, PAGE_SIZE):
+    def _begin(self):
+        """Write the superblock; its magic last, as only that makes the file an arena."""
+        self.arena.take_run(FIRST_UNITS)
+        if self.arena.unit_high < FIRST_UNITS or not self.arena.commit(0, PAGE_SIZE):
+            self.arena.discard()
             raise self._no_room()
+        memset(self.arena.base, 0, PAGE_SIZE)
         self.superblock.version = VERSION
         self.superblock.page_size = PAGE_SIZE
         self.superblock.seed = int.from_bytes(os.urandom(8), "little")
+        self._make_rooms()
         self.superblock.layout = self.store.slab.layout()
-        memcpy(self.superblock.magic, <const char*>MAGIC, 8)
+        self.superblock.identity = identity_of(self.superblock)
+        publish64(<uint64_t*>self.superblock.magic, (<const uint64_t*><const char*>MAGIC)[0])
 
-    def _verify_superblock(self):
-        if not self.arena.holds(0) or memcmp(self.superblock.magic, <const char*>MAGIC, 8) != 0:
+    def _make_rooms(self):
+        self.seed = self.superblock.seed
+        self.store = ObjectStore(self.arena, SEGMENTS_AT)
+        self.store.seed = self.seed
+        self.store.fingerprint_mask = self.fingerprint_mask
+        self.tables = Tables(self.store, self.seed)
+        self.directory = Directory(self.arena, self.seed)
+
+    def _open_again(self):
+        """See opening.pyx; what the arena says is checked before it is used."""
+        if self.arena.unit_high < FIRST_UNITS or not self.arena.holds(0) or (
+                memcmp(self.superblock.magic, <const char*>MAGIC, 8) != 0):
             raise self._foreign()
-        if self.superblock.version != VERSION or self.superblock.layout != self.store.slab.layout():
+        self._make_rooms()
+        if self.superblock.version == OLD_VERSION:
+            self._verify_layout()
+            old = OldOpening(self.store, self.tables, self.directory)
+            old.survey()
+            old.upgrade(self.now)
+            self._make_rooms()
+        self._verify_layout()
+        if self.superblock.identity != identity_of(self.superblock):
             raise ArenaError(
-                f"{self.arena.path} has format {self.superblock.version}, this program reads format {VERSION}; "
-                "copy its exports over with the program that wrote it"
+                f"the arena {self.arena.path} is damaged: its superblock is not what was written; "
+                "restore it or remove the file"
+            )
+        opening = Opening(self.store, self.tables, self.directory)
+        opening.survey()
+        for number, stored, same in opening.rebuild():
+            self.exports_high = number + 1
+            self.blocks_stored += stored
+            self.blocks_same += same
+            self._disks.append(self._disk_of(number, stored, same))
+        self.rotten += opening.wrong
+
+    def _verify_layout(self):
+        """Whether this program knows how to read the arena."""
+        if self.superblock.version not in (OLD_VERSION, VERSION):
+            raise ArenaError(
+                f"{self.arena.path} has format {self.superblock.version}, this program reads formats {OLD_VERSION} and "
+                f"{VERSION}; copy its exports over with the program that wrote it, or restore it if it is damaged"
+            )
+        if (self.superblock.layout != self.store.slab.layout() or self.superblock.page_size != PAGE_SIZE
+                or self.superblock.version == VERSION and self.superblock.features):
+            raise ArenaError(
+                f"{self.arena.path} has size classes or features that this program does not know; copy its exports over "
+                "with the program that wrote it, or restore it if it is damaged"
             )
 
     def _no_room(self):
@@ -157,99 +187,6 @@ cdef class Pool:
 
     def _foreign(self):
         return ArenaError(f"{self.arena.path} is not an nbdzram arena; remove it or name another state directory")
-
-    cdef str _open_again(self):
-        """Rebuild everything derived. The reason when the arena is broken, else None."""
-        cdef uint32_t number, handle, unit, segment, index
-        cdef uint32_t segments_held = self.store.cells.segments_held()
-        cdef uint32_t entries_held = 0
-        cdef bint held = False
-        cdef ExportEntry* entry
-        cdef Cell* cell
-        cdef uint64_t stored, same
-        # 1. How many handles there have been, and their counts from nought.
-        for segment in range(segments_held):
-            if self.store.cells.segments[segment] + SEGMENT_UNITS > self.arena.unit_high:
-                return f"cell segment {segment} lies behind its end"
-            for index in range(SEGMENT_CELLS):
-                handle = segment * SEGMENT_CELLS + index
-                if index % CELLS_A_PAGE == 0:
-                    held = self.store.cells.held(handle)
-                cell = self.store.cells.cell(handle)
-                if held and cell.word:
-                    cell.word = cell.word << 9 >> 9
-                    self.store.cells.high = handle + 1
-        if not self.store.cells.ready():
-            return "no memory for its handles"
-        # 2. What the exports lead to.
-        while entries_held < EXPORTS_MAX and self.arena.holds(EXPORTS_AT + entries_held * sizeof(ExportEntry)):
-            entries_held += 1  # entries are taken in their order
-        for number in range(entries_held):
-            entry = self.export_entry(number)
-            if entry.state == ENTRY_DELETING:
-                entry.root = 0
-                entry_publish(entry, STATE, ENTRY_FREE)
-            if entry.state == ENTRY_LIVE and not self.tables.adopt(entry.root, TOP_LEVEL):
-                return f"the block table of export number {number} leads nowhere"
-        # 3. What nothing leads to is free; the rest has its slot.
-        self.store.tried_strength = self.superblock.tried_strength
-        if not self.store.slab.adoption_begin():
-            return "no memory to open it"
-        for handle in range(1, self.store.cells.high):
-            cell = self.store.cells.cell(handle)
-            if cell.word >> REFS_SHIFT == 0:
-                self.store.cells.live += 1
-                self.store.cells.free(handle)
-                continue
-            self.store.cells.live += 1
-            if kind_of(cell.word) != KIND_FILL and kind_of(cell.word) != KIND_FORWARD and not self.store.adopt(handle):
-                return f"object {handle} lies where none can be"
-        self.store.slab.adoption_done()
-        if not self._open_dictionaries():
-            return "a dictionary lies behind its end, or there is no memory for it"
-        # 4. Units that hold nothing.
-        taken = set()
-        for number in range(segments_held):
-            unit = self.store.cells.segments[number]
-            taken.update(range(unit, unit + SEGMENT_UNITS))
-        for number in range(CODEC_DICTS):
-            unit = self.superblock.dict_unit[number]
-            taken.update(range(unit, unit + units_of(self.superblock.dict_length[number])))
-        for unit in range(FIRST_UNITS, self.arena.unit_high):
-            if self.store.slab.holds(unit) or self.tables.adopt_unit(unit) or unit in taken:
-                continue
-            self.arena.release(<uint64_t>unit * UNIT_SIZE, UNIT_SIZE)
-            self.arena.give(unit)
-        from nbdzram.engine.disk import _open_disk
-
-        for number in range(entries_held):
-            entry = self.export_entry(number)
-            if entry.state == ENTRY_LIVE:
-                self.exports_high = number + 1
-                stored = same = 0
-                self.tables.count(entry.root, TOP_LEVEL, &stored, &same)
-                self.blocks_stored += stored
-                self.blocks_same += same
-                self._disks.append(_open_disk(self, number, stored, same))
-        return None
-
-    cdef bint _open_dictionaries(self) except -1:
-        """Those that objects need; the others' units are free."""
-        cdef int number
-        cdef uint32_t unit, length
-        for number in range(CODEC_DICTS):
-            unit = self.superblock.dict_unit[number]
-            length = self.superblock.dict_length[number]
-            if self.store.bytes_of[CODEC_ZSTD_DICT + number] == 0:
-                publish32(&self.superblock.dict_unit[number], 0)
-                self.superblock.dict_length[number] = 0
-                continue
-            if unit == 0 or <uint64_t>unit + units_of(length) > self.arena.unit_high:
-                return False
-            self.store.ddicts[number] = zstd_new_ddict(self.arena.base + <uint64_t>unit * UNIT_SIZE, length)
-            if self.store.ddicts[number] == NULL:
-                return False
-        return True
 
     def _finish_shrinking(self):
         """What an export stores behind its end is none of it: a process was killed while it shrank."""
@@ -285,8 +222,26 @@ cdef class Pool:
     def inline_dedup(self, on: bool):
         self.inline_on = on
 
+    @property
+    def verify(self):
+        return self.verify_on
+
+    @verify.setter
+    def verify(self, on: bool):
+        self.verify_on = on
+
     def set_clock(self, seconds: int) -> None:
-        self.now = seconds & 0x7FFFFFFF
+        self.now = seconds // AGE_SECONDS & AGE_MASK
+        if self.tables is not None:
+            lock_take(&self.lock)
+            self.tables.age_on(AGED_PAGES, self.now)
+            lock_leave(&self.lock)
+
+    def last_rot(self):
+        if self.rotten_block == NO_BLOCK:
+            return None
+        names = [disk.name for disk in self._disks if disk.number == self.rotten_export]
+        return f"block {self.rotten_block} of export {names[0]!r}" if names else "of an export that was removed"
 
     def reset_mem_used_max(self) -> None:
         lock_take(&self.lock)
@@ -330,6 +285,7 @@ cdef class Pool:
             },
             zspages=now.zspages,
             failed_writes=now.failed_writes,
+            blocks_rotten=now.rotten,
         )
 
     cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil:
@@ -357,16 +313,14 @@ cdef class Pool:
         now.recompressed = self.store.recompressed
         now.untried = self.store.bytes_of[CODEC_LZ4] - self.store.tried_bytes
         now.failed_writes = self.failed_writes
+        now.rotten = self.rotten
         now.metadata = 2 * PAGE_SIZE + _whole_pages(exports * sizeof(ExportEntry))
         now.metadata += _whole_pages(self.arena.unit_high * sizeof(ZSpage))
         now.metadata += self.store.cells.metadata() + self.store.index.metadata() + self.tables.metadata()
         for number in range(CODEC_DICTS):
-            now.metadata += 2 * _whole_pages(self.superblock.dict_length[number])  # Zstandard keeps a copy of its own
+            now.metadata += 2 * _whole_pages(dictionary_length(self.superblock, number))  # Zstandard keeps a copy of its own
 
     # -- exports -------------------------------------------------------------------------------------------------
-
-    cdef ExportEntry* export_entry(self, uint32_t number) noexcept nogil:
-        return <ExportEntry*>(self.arena.base + EXPORTS_AT) + number
 
     def disks(self):
         return list(self._disks)
@@ -391,15 +345,12 @@ cdef class Pool:
             users_leave(&self.users)
 
     def _make(self, name, bytes encoded, size_bytes, read_only, source):
-        from nbdzram.engine.disk import _open_disk
-
         cdef uint32_t number = self._free_entry(name)
-        cdef ExportEntry* entry = self.export_entry(number)
-        entry_write(entry, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
-        disk = _open_disk(self, number, 0, 0)
+        self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
+        disk = self._disk_of(number, 0, 0)
         self.exports_high = max(self.exports_high, number + 1)
         if source is None:
-            entry_publish(entry, STATE, ENTRY_LIVE)
+            self.directory.publish(number, STATE, ENTRY_LIVE)
         elif not source._share_with(disk):
             raise EngineError(f"cannot clone export {source.name!r}: it was deleted")
         self._disks.append(disk)
@@ -409,14 +360,18 @@ cdef class Pool:
         """The number of an entry that is no export's, and of whose last one nobody holds the disk."""
         cdef uint32_t number
         for number in range(EXPORTS_MAX):
-            if number * sizeof(ExportEntry) % PAGE_SIZE == 0 and not self.arena.commit(
-                    EXPORTS_AT + number * sizeof(ExportEntry), PAGE_SIZE):
+            if not self.directory.make_room(number):
                 raise UserError(
                     f"export {name!r}: the file system of {self.arena.path} is full; free some of it, or make it larger"
                 )
-            if self.export_entry(number).state == ENTRY_FREE and not self.held[number]:
+            if self.directory.state(number) == ENTRY_FREE and not self.held[number]:
                 return number
         raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
+
+    def _disk_of(self, number, stored, same):
+        from nbdzram.engine.disk import _open_disk
+
+        return _open_disk(self, number, stored, same)
 
     def _valid_name(self, name: str) -> bytes:
         encoded = name.encode()
@@ -427,7 +382,7 @@ cdef class Pool:
         return encoded
 
     def delete(self, disk) -> None:
-        cdef ExportEntry* entry = self.export_entry(disk.number)
+        cdef uint32_t number = disk.number
         cdef uint32_t left = LOOKS
         if disk.pool is not self:
             raise ValueError(f"export {disk.name!r} is none of this pool's")
@@ -439,37 +394,38 @@ cdef class Pool:
             self._disks.remove(disk)
             with nogil:
                 lock_take(&self.lock)
-                if self._drop_tree(&entry.root, TOP_LEVEL, &left):
-                    entry_publish(entry, STATE, ENTRY_FREE)
+                if self._drop_tree(&self.directory.entry(number).root, TOP_LEVEL + 1, number, &left):
+                    self.directory.publish(number, STATE, ENTRY_FREE)
                 lock_leave(&self.lock)
         finally:
             users_leave(&self.users)
 
-    cdef bint _drop_tree(self, uint32_t* place, int level, uint32_t* left) noexcept nogil:
-        """Forget a subtree that only a dead export leads to. Holds the lock, and lets it go when what is `left` of a hold
-        is used up. False when the pool closes meanwhile: then opening finishes it."""
+    cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil:
+        """Forget what a word of `level` names, that only a dead export leads to. Holds the lock, and lets it go when what is
+        `left` of a hold is used up. False when the pool closes meanwhile: then opening finishes it."""
+        cdef uint64_t first = number << BRANCH_SHIFT if level <= TOP_LEVEL else 0
+        cdef uint64_t* words
+        cdef uint32_t handle
         cdef int index
-        cdef uint32_t page, handle
         if not self._still(left, LOOKS // HOLD):
             return False
-        if self.tables.drop_share(place):
+        if self.tables.drop_share(place, level, number):
             return True
-        page = place[0]
-        for index in range(BRANCH_CHILDREN if level else LEAF_BLOCKS):
+        words = self.tables.words(page_of(place[0]))
+        for index in range(BRANCH_CHILDREN):
             if not self._still(left, 1):
                 return False
-            if level:
-                if self.tables.branch(page)[index] and not self._drop_tree(
-                        self.tables.branch(page) + index, level - 1, left):
+            if level > 1:
+                if page_of(words[index]) and not self._drop_tree(words + index, level - 1, first + index, left):
                     return False
-            elif self.tables.entries(page)[index]:
+            elif not is_hole(words[index]):
                 if not self._still(left, LOOKS // HOLD):
                     return False
-                handle = entry_handle(self.tables.entries(page)[index])
-                publish64(self.tables.entries(page) + index, 0)
+                handle = self.tables.handle_at(words[index], first + index)
+                publish64(words + index, hole_word(self.seed, first + index))
                 if handle:
                     self.store.release(handle)
-        self.tables.give_node(place)
+        self.tables.give_node(place, level, number)
         return True
 
     cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil:

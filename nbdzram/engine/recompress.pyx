@@ -1,9 +1,10 @@
 """Recompression: objects that rest are stored again with Zstandard, where that needs a smaller slot.
 
 A run goes through the block tables of the pool's exports, as only their entries know when a block was last used. Each
-object is held, decoded, encoded again outside the lock, and replaced in its place if the new encoding falls into a
-smaller size class; the handle stays, and so does everything that leads to it. What was tried is remembered in a bit a
-handle, so that the next run passes over it, unless it is stronger: has a higher level, or the first dictionary.
+object is held, decoded, held against its fingerprint, and encoded again outside the lock; it is replaced in its place if
+the new encoding falls into a smaller size class. The handle stays, and so does everything that leads to it. What was
+tried is remembered in a bit a handle, so that the next run passes over it, unless it is stronger: has a higher level, or
+the first dictionary. What does not match its fingerprint stays as it is: a new encoding would make rot true.
 
 A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
 into units of its own before the superblock names the first; cells say which dictionary an object needs (codec.pxd).
@@ -27,15 +28,18 @@ from libc.string cimport memcmp, memcpy
 from nbdzram.engine.arena cimport UNIT_SIZE, Region, region_free, region_reserve, units_of
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, digest, zstd_compress, zstd_free_cdict,
     zstd_free_compressor, zstd_free_ddict, zstd_new_cdict, zstd_new_compressor, zstd_new_ddict, zstd_train,
 )
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.format cimport (
+    KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit, dictionary_word,
+)
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
-from nbdzram.engine.publish cimport publish32
+from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
-from nbdzram.engine.table cimport LEAF_BLOCKS, entry_handle
+from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, LEAF_BLOCKS, age_of, is_hole
 from nbdzram.engine.users cimport users_enter, users_leave
 
 from nbdzram.errors import EngineError, UserError
@@ -59,7 +63,7 @@ cdef class Recompress(Run):
     cdef Disk disk
     cdef uint64_t block
     cdef int level
-    cdef uint32_t idle_seconds
+    cdef uint32_t idle       # units of age (table.pxd)
     cdef bint huge_only
     cdef bint wants_dictionary
     cdef int dictionary      # its number, or NO_DICTIONARY
@@ -73,7 +77,8 @@ cdef class Recompress(Run):
         if not MIN_LEVEL <= level <= MAX_LEVEL:
             raise UserError(f"Zstandard level {level} is outside {MIN_LEVEL} .. {MAX_LEVEL}")
         self.level = level
-        self.idle_seconds = idle_seconds
+        # A unit more than asked: the one in which a block was used has been going on for nobody knows how long.
+        self.idle = min((idle_seconds + AGE_SECONDS - 1) // AGE_SECONDS + 1, AGE_OLDEST) if idle_seconds else 0
         self.huge_only = huge_only
         self.wants_dictionary = dictionary
         self.dictionary = NO_DICTIONARY
@@ -98,7 +103,7 @@ cdef class Recompress(Run):
         forgotten = fresh
         if strength > self.pool.store.tried_strength:
             forgotten = self.pool.store.begin_trying(strength, fresh)
-            publish32(&self.pool.superblock.tried_strength, strength)
+            publish64(&self.pool.superblock.strength, checked_word(self.pool.seed, KEY_STRENGTH, 0, strength))
         lock_leave(&self.pool.lock)
         region_free(&forgotten)  # outside the lock: a page of it takes a microsecond of the system
         users_leave(&self.pool.users)
@@ -116,7 +121,7 @@ cdef class Recompress(Run):
             "bytes_after": self.after,
             "pages_returned": max(<int64_t>0, self.pages),
             "dictionary_bytes": 0 if self.dictionary == NO_DICTIONARY
-            else self.pool.superblock.dict_length[self.dictionary],
+            else dictionary_length(self.pool.superblock, self.dictionary),
         }
 
     # -- the walk ------------------------------------------------------------------------------------------------
@@ -136,8 +141,9 @@ cdef class Recompress(Run):
     cdef bint _visit_disk(self, Disk disk, uint32_t budget) noexcept nogil:
         """Go on where the last step ended. False when the disk is done."""
         cdef uint64_t end = disk.end_block()
-        cdef uint64_t entry
+        cdef uint64_t entry = 0
         cdef uint64_t* leaf
+        cdef uint32_t handle
         while budget:
             lock_take_behind(&self.pool.lock)
             leaf = disk.walk(&self.block, end)
@@ -148,41 +154,47 @@ cdef class Recompress(Run):
                 budget -= 1
                 continue
             # Holes and same-filled blocks cost no budget.
-            entry = 0
+            handle = 0
             while self.block < end:
                 entry = leaf[self.block % LEAF_BLOCKS]
+                handle = self.pool.tables.handle_at(entry, self.block)
                 self.block += 1
-                if entry:
+                if not is_hole(entry):
                     self._done += 1
-                if entry_handle(entry) or self.block % LEAF_BLOCKS == 0:
+                if handle or self.block % LEAF_BLOCKS == 0:
                     break
-            if entry_handle(entry):
+            if handle:
                 budget -= 1
-                self._visit(self.pool.store.resolve(entry_handle(entry)), <uint32_t>entry >> 1)
+                self._visit(handle, age_of(entry, self.pool.now))
             lock_leave(&self.pool.lock)
         return True
 
-    cdef void _visit(self, uint32_t handle, uint32_t used) noexcept nogil:
-        """Encode one object again if it is due. Holds the lock, and lets it go to work."""
+    cdef void _visit(self, uint32_t first, uint32_t age) noexcept nogil:
+        """Encode again the object that an entry leads to, if it is due. Holds the lock, and lets it go to work."""
         cdef uint8_t encoded[BLOCK]
         cdef uint8_t block[BLOCK]
         cdef uint8_t better[BLOCK]
         cdef uint8_t again[BLOCK]
+        cdef uint32_t handle = self.pool.store.resolve(first)
         cdef uint64_t word = self.pool.store.cells.cell(handle).word
+        cdef uint64_t fingerprint = self.pool.store.cells.cell(handle).fingerprint
         cdef uint32_t kind = kind_of(word)
         cdef uint32_t length = length_of(word)
+        cdef bint right
         cdef uint32_t better_kind = 0
         cdef uint32_t better_length = 0
         cdef uint64_t pages
         if kind != CODEC_RAW and (self.huge_only or not _is_compressed(kind)):
             return
-        if self.pool.now - used < self.idle_seconds and self.idle_seconds or self.pool.store.was_tried(handle):
+        if age < self.idle or self.pool.store.was_tried(handle) or not self.pool.store.is_sound(first, handle):
             return
         self.seen += 1
         self.pool.store.acquire(handle)
         memcpy(encoded, self.pool.store.bytes_at(word), length)
         lock_leave(&self.pool.lock)
-        if self.pool.store.decode(kind, encoded, length, block):
+        # What goes is proved to be what was written: of rot, a new encoding would make truth.
+        right = self.pool.store.decode_right(kind, encoded, length, fingerprint, block)
+        if right:
             better_length = self._encode(block, better, length, &better_kind)
         # The old encoding goes: what does not read back now never will. Decoding is quick beside encoding twice.
         if better_length and not (self.pool.store.decode(better_kind, better, better_length, again)
@@ -190,7 +202,11 @@ cdef class Recompress(Run):
             better_length = 0
         lock_take_behind(&self.pool.lock)
         pages = self.pool.store.slab.pages_used
-        if self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
+        if not right:
+            self.pool.rotten += 1
+            self.pool.rotten_export = self.disk.number
+            self.pool.rotten_block = self.block - 1
+        elif self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
             if not (better_length and self.pool.store.slab.saves(length, better_length)):
                 self.pool.store.set_tried(handle)
             elif self.pool.store.replace(handle, better, better_length, better_kind):
@@ -223,12 +239,12 @@ cdef class Recompress(Run):
         cdef int number
         cdef uint8_t* content
         for number in range(CODEC_DICTS):
-            if self.pool.superblock.dict_unit[number] and self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]:
+            if self.pool.superblock.dictionary[number] and self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]:
                 self.dictionary = number
         if self.dictionary == NO_DICTIONARY and not self._train():
             return
-        content = self.pool.arena.base + <uint64_t>self.pool.superblock.dict_unit[self.dictionary] * UNIT_SIZE
-        self.cdict = zstd_new_cdict(content, self.pool.superblock.dict_length[self.dictionary], self.level)
+        content = self.pool.arena.base + <uint64_t>dictionary_unit(self.pool.superblock, self.dictionary) * UNIT_SIZE
+        self.cdict = zstd_new_cdict(content, dictionary_length(self.pool.superblock, self.dictionary), self.level)
 
     cdef bint _train(self) noexcept nogil:
         cdef uint64_t share = (
@@ -256,15 +272,16 @@ cdef class Recompress(Run):
         cdef uint32_t stride = max(<uint32_t>1, high // SAMPLES)
         cdef uint32_t handle = 1
         cdef uint32_t count = 0
-        cdef uint64_t word
+        cdef uint64_t word, expected
         while handle < high and count < SAMPLES:
             lock_take_behind(&self.pool.lock)
             word = self.pool.store.cells.cell(handle).word
+            expected = self.pool.store.cells.cell(handle).fingerprint
             if _is_compressed(kind_of(word)):  # raw ones have nothing in common with anything
                 memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
             lock_leave(&self.pool.lock)
-            if _is_compressed(kind_of(word)) and self.pool.store.decode(
-                    kind_of(word), encoded, length_of(word), samples + <uint64_t>count * BLOCK):
+            if _is_compressed(kind_of(word)) and self.pool.store.decode_right(
+                    kind_of(word), encoded, length_of(word), expected, samples + <uint64_t>count * BLOCK):
                 count += 1
             handle += stride
         return count
@@ -279,7 +296,7 @@ cdef class Recompress(Run):
         cdef uint32_t count = units_of(length)
         cdef uint32_t unit, extra
         cdef void* ddict
-        while number < CODEC_DICTS and self.pool.superblock.dict_unit[number]:
+        while number < CODEC_DICTS and self.pool.superblock.dictionary[number]:
             number += 1
         if number == CODEC_DICTS:
             return False
@@ -299,8 +316,9 @@ cdef class Recompress(Run):
         memcpy(self.pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)
         lock_take_behind(&self.pool.lock)
         self.pool.store.ddicts[number] = ddict
-        self.pool.superblock.dict_length[number] = length
-        publish32(&self.pool.superblock.dict_unit[number], unit)
+        self.pool.superblock.digest[number] = digest(content, length, self.pool.seed)
+        publish64(&self.pool.superblock.dictionary[number], dictionary_word(
+            self.pool.seed, number, unit, length, self.pool.superblock.digest[number]))
         lock_leave(&self.pool.lock)
         self.dictionary = number
         return True

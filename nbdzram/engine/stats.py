@@ -41,6 +41,7 @@ class PoolStats:
     compr_by_codec: dict[str, int]  # bytes of distinct objects, by codec name: raw, lz4, zstd, zstd-dict
     zspages: int
     failed_writes: int  # cumulative: writes refused with PoolFull
+    blocks_rotten: int  # cumulative: times that a block was found not to be what was written
 
     @property
     def saved(self) -> int:

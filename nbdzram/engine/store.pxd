@@ -7,6 +7,7 @@ from nbdzram.engine.slab cimport Slab
 
 cdef enum:
     HUGE_LENGTH = 3625
+    FORWARDS_MAX = 4096  # in a row: each leads to a shorter encoding, or to one that is as long
     KINDS = 8
 
 cdef class ObjectStore:
@@ -15,6 +16,8 @@ cdef class ObjectStore:
     cdef Cells cells
     cdef Index index
     cdef void* ddicts[4]
+    cdef uint64_t seed              # of the fingerprints
+    cdef uint64_t fingerprint_mask  # tests make fingerprints equal
     cdef uint64_t bytes_of[KINDS]    # bytes of distinct objects, by codec
     cdef uint64_t objects
     cdef uint64_t shared_objects
@@ -33,10 +36,15 @@ cdef class ObjectStore:
     cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil
     cdef uint32_t put_fill(self, uint64_t word) noexcept nogil
     cdef uint32_t resolve(self, uint32_t handle) noexcept nogil
+    cdef bint is_sound(self, uint32_t first, uint32_t last) noexcept nogil
     cdef void acquire(self, uint32_t handle) noexcept nogil
     cdef void release(self, uint32_t handle) noexcept nogil
     cdef const uint8_t* bytes_at(self, uint64_t word) noexcept nogil
     cdef bint decode(self, uint32_t kind, const uint8_t* encoded, uint32_t length, uint8_t* block) noexcept nogil
+    cdef bint decode_right(
+        self, uint32_t kind, const uint8_t* encoded, uint32_t length, uint64_t fingerprint, uint8_t* block
+    ) noexcept nogil
+    cdef bint is_block(self, const uint8_t* block, uint64_t expected) noexcept nogil
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil
     cdef bint move(self, uint32_t handle) noexcept nogil
     cdef bint replace(self, uint32_t handle, const uint8_t* encoded, uint32_t length, uint32_t kind) noexcept nogil

@@ -14,13 +14,13 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
+from nbdzram.engine.arena cimport UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
-    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, kind_of, length_of, object_word, refs_bits, slot_of,
-    target_of, unit_of,
+    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, fill_word, kind_of, length_of, object_word, refs_bits,
+    slot_of, target_of, unit_of,
 )
 from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, lz4_decompress, zstd_decompress,
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, lz4_decompress, zstd_decompress,
     zstd_free_ddict,
 )
 from nbdzram.engine.index cimport Index
@@ -93,16 +93,30 @@ cdef class ObjectStore:
             return 0
         cell = self.cells.cell(handle)
         cell.fingerprint = word
-        publish64(&cell.word, KIND_FILL | <uint64_t>1 << REFS_SHIFT)
+        publish64(&cell.word, fill_word(self.seed, word) | <uint64_t>1 << REFS_SHIFT)
         return handle
 
     cdef uint32_t resolve(self, uint32_t handle) noexcept nogil:
-        """The handle of the object (or fill) that `handle` leads to."""
+        """The handle of the object (or fill) that `handle` leads to; of a forward, if it leads nowhere (see is_sound)."""
         cdef uint64_t word = self.cells.cell(handle).word
-        while kind_of(word) == KIND_FORWARD:
+        cdef int steps = 0
+        while kind_of(word) == KIND_FORWARD and target_of(word) < self.cells.high and steps < FORWARDS_MAX:
             handle = target_of(word)
             word = self.cells.cell(handle).word
+            steps += 1
         return handle
+
+    cdef bint is_sound(self, uint32_t first, uint32_t last) noexcept nogil:
+        """Whether `last`, which `first` resolves to, is a cell of the same content, whose bytes lie in the arena."""
+        cdef uint64_t word = self.cells.cell(last).word
+        cdef uint32_t kind = kind_of(word)
+        if self.cells.cell(first).fingerprint != self.cells.cell(last).fingerprint:
+            return False
+        if kind == KIND_FILL:
+            return word << 9 >> 9 == fill_word(self.seed, self.cells.cell(last).fingerprint)
+        return CODEC_RAW <= kind < CODEC_ZSTD_DICT + CODEC_DICTS and (
+            self.slab.offset_of(unit_of(word), slot_of(word), length_of(word)) + length_of(word)
+            <= <uint64_t>self.arena.unit_high * UNIT_SIZE)
 
     cdef void acquire(self, uint32_t handle) noexcept nogil:
         """One holder more of a handle, and of everything that it leads through."""
@@ -160,6 +174,16 @@ cdef class ObjectStore:
         if kind >= CODEC_ZSTD_DICT and kind < CODEC_ZSTD_DICT + CODEC_DICTS:
             return zstd_decompress(self.ddicts[kind - CODEC_ZSTD_DICT], encoded, length, block)
         return False
+
+    cdef bint decode_right(
+        self, uint32_t kind, const uint8_t* encoded, uint32_t length, uint64_t fingerprint, uint8_t* block
+    ) noexcept nogil:
+        """decode, and only to the block that was stored. Needs no lock."""
+        return self.decode(kind, encoded, length, block) and self.is_block(block, fingerprint)
+
+    cdef bint is_block(self, const uint8_t* block, uint64_t expected) noexcept nogil:
+        """Whether a block has the fingerprint that its object's cell says."""
+        return fingerprint(block, self.seed) & self.fingerprint_mask == expected
 
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil:
         """Fold: `loser` becomes a forward to `winner`, whose content is equal, and its bytes are freed.
@@ -239,10 +263,10 @@ cdef class ObjectStore:
                 self.tried_bytes += length_of(word)
 
     cdef bint adopt(self, uint32_t handle) noexcept nogil:
-        """Count an object that was found in an arena opened again; its refs are known. False: a broken arena."""
+        """Count an object that was found in an arena opened again; its slot and refs are known. False without memory."""
         cdef uint64_t word = self.cells.cell(handle).word
         cdef uint64_t refs
-        if not self.slab.adopt(unit_of(word), slot_of(word), length_of(word)) or not self.index.reserve(handle):
+        if not self.index.reserve(handle):
             return False
         self.index.insert(handle)
         self._count(word, 1)

@@ -1,14 +1,19 @@
 """Block tables: which object a block of an export is, shared between clones until one of them writes.
 
-    root (level 3) -> branch (2) -> branch (1) -> leaf (0)
-    1024 children     1024          1024          512 entries: 2 MiB of the export
+    root -> node (level 4) -> branch (3) -> branch (2) -> branch (1) -> leaf (0)
+            8 children        512           512           512           512 entries: 2 MiB of the export
 
-A node is one page of the arena; a branch holds page numbers, 0 for a subtree of holes. An export that was never
-written has no node at all. A leaf's entry is one word:
+A node is one page of the arena, 512 words of which each carries its check (format.pyx says what a check is good for).
 
-    0                                       hole
-    | same-filled word, 63 bits signed | 1 | every 8 bytes of the block are this word
-    | handle 63..32 | age 31..1        | 0 | an object, or a repeated word that does not fit 63 bits; age in seconds
+    branch  | page 63..32 | check 31..0                             page 0: a subtree of holes
+    leaf    | 0           | 0           | check 16..1 | 0           a hole
+            | number 63..18 | 0 | check 16..1 | 1                   every 8 bytes are this number of 46 bits, signed
+            | pattern 49..18 | 1 | check 16..1 | 1                  every 4 bytes are this pattern
+            | handle 63..32 | age 31..17 | check 16..1 | 0          an object, or any other repeated word (a fill)
+
+A check binds its word to the pool and to its place in the tree, an entry's also to the content (by the fingerprint of its
+cell). So a word that was cleared, changed, or copied from elsewhere is seen wherever it is used. Clones share nodes at
+the same place, so what they share is right for all of them. An export that was never written has no node at all.
 
 A clone takes the root of its source. A node with several parents is copied by the first write below it, and what a
 copy points at gets one holder more: so a clone costs nothing at first and 4 KiB for 2 MiB written later.
@@ -16,8 +21,9 @@ copy points at gets one holder more: so a clone costs nothing at first and 4 KiB
 Invariants
 1. refs of a node counts the places that name it (parents and export directory); only a node with one is ever changed.
 2. A node is filled before its number is published by one store in its parent.
-3. A free node's page is not resident.
+3. A free node's page reads as zeroes.
 4. A node that names nothing is freed by whoever took its last name away (prune); a kill may leave some.
+5. An entry that is not right holds nothing: no count knows of it. It is kept as it is until its block is written.
 
 Not locked here: the pool's lock covers every call.
 """
@@ -29,22 +35,27 @@ from libc.string cimport memcpy
 from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, Arena, Region, region_ensure, region_free, region_reserve,
 )
-from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, target_of
+from nbdzram.engine.cells cimport KIND_FILL, kind_of
+from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.lock cimport LOOKS
 from nbdzram.engine.must cimport must, must_debug
-from nbdzram.engine.publish cimport publish32
+from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport ObjectStore
 
 from nbdzram.errors import ArenaError
 
+cdef enum:
+    ENTRY_SIZE = 512  # of an export directory entry, which a root stands in
+
 
 @cython.final
 cdef class Tables:
-    """The block tables of one arena."""
+    """The block tables of one arena, whose words are checked with `seed`."""
 
-    def __cinit__(self, ObjectStore store):
+    def __cinit__(self, ObjectStore store, uint64_t seed):
         self.store = store
         self.arena = store.arena
+        self.seed = seed
         cdef uint64_t pages = self.arena.reserved // PAGE_SIZE
         if not region_reserve(&self.refs, pages * 4) or not region_reserve(&self.free_nodes, pages * 4):
             raise ArenaError("cannot reserve addresses for block tables; raise ulimit -v")
@@ -53,10 +64,7 @@ cdef class Tables:
         region_free(&self.refs)
         region_free(&self.free_nodes)
 
-    cdef uint32_t* branch(self, uint32_t page) noexcept nogil:
-        return <uint32_t*>(self.arena.base + <uint64_t>page * PAGE_SIZE)
-
-    cdef uint64_t* entries(self, uint32_t page) noexcept nogil:
+    cdef uint64_t* words(self, uint32_t page) noexcept nogil:
         return <uint64_t*>(self.arena.base + <uint64_t>page * PAGE_SIZE)
 
     cdef uint32_t* node(self, uint32_t page) noexcept nogil:
@@ -75,65 +83,109 @@ cdef class Tables:
         if self.census is not None:
             self.census.change(page)
 
+    cdef uint64_t _export_of(self, uint64_t* root) noexcept nogil:
+        """The number of the export whose root stands here: what a root's check is bound to."""
+        return <uint64_t>(<char*>root - <char*>self.arena.base - EXPORTS_AT) // ENTRY_SIZE
+
     # -- finding -------------------------------------------------------------------------------------------------
 
-    cdef uint64_t* leaf(self, uint32_t root, uint64_t block) noexcept nogil:
-        """The 512 entries among which `block` is, or NULL where all are holes."""
-        cdef int level
-        cdef uint32_t page = root
-        for level in range(TOP_LEVEL, 0, -1):
-            if page == 0:
-                return NULL
-            page = self.branch(page)[(block >> (LEAF_SHIFT + (level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)]
-        return self.entries(page) if page else NULL
+    # A walk goes down from a root: `word` stands in level `level` as number `number` of it, and names a node of the level
+    # below, in which the next word of the walk stands.
 
-    cdef uint64_t* next_leaf(self, uint32_t root, uint64_t* block, uint64_t end) noexcept nogil:
-        """The entries of the first leaf from block[0] on, which moves to its first block there. NULL: none before `end`,
-        where block[0] is then, or LOOKS children were passed over, and the caller lets the lock go before it calls again.
+    cdef uint64_t _number(self, uint64_t* root, int level, uint64_t block) noexcept nogil:
+        return block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else self._export_of(root)
+
+    cdef bint is_word(self, uint64_t word, int level, uint64_t number) noexcept nogil:
+        return word == branch_word(self.seed, level, number, page_of(word))
+
+    cdef uint64_t* leaf(self, uint64_t* root, uint64_t block) noexcept nogil:
+        """The 512 entries among which `block` is, or NULL where all are holes.
+
+        Where a word on the way is not right, entries of which none is (no_leaf).
+        """
+        cdef int level
+        cdef uint64_t* place = root
+        cdef uint64_t number
+        for level in range(TOP_LEVEL + 1, 0, -1):
+            number = self._number(root, level, block)
+            if not self.is_word(place[0], level, number):
+                return self.no_leaf
+            if page_of(place[0]) == 0:
+                return NULL
+            place = self.words(page_of(place[0]))
+            if level > 1:
+                place += (block >> ((level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)
+        return place
+
+    cdef bint is_lost(self, uint64_t* root, uint64_t block) noexcept nogil:
+        """Whether nobody can tell what the block is."""
+        cdef uint64_t* leaf = self.leaf(root, block)
+        return leaf == self.no_leaf
+
+    cdef uint64_t* next_leaf(self, uint64_t* root, uint64_t* block, uint64_t end) noexcept nogil:
+        """The entries of the first leaf from block[0] on, which moves to its first block there; no_leaf where it is lost.
+
+        NULL: none before `end`, where block[0] is then, or LOOKS words were passed over, and the caller lets the lock go
+        before it calls again. A root of NULL has none.
         """
         cdef uint32_t looks = LOOKS
-        cdef uint32_t page = root
-        cdef uint32_t index
-        cdef int level = TOP_LEVEL
-        cdef int shift
+        cdef int level = TOP_LEVEL + 1
+        cdef uint64_t* place = root
         must(end <= <uint64_t>1 << MAX_BLOCKS_SHIFT, b"a table ends where its numbers do")
-        while page and level and block[0] < end:
-            shift = LEAF_SHIFT + (level - 1) * BRANCH_SHIFT
-            index = (block[0] >> shift) & (BRANCH_CHILDREN - 1)
-            while index < BRANCH_CHILDREN and self.branch(page)[index] == 0 and looks:
-                index += 1
-                looks -= 1
-                block[0] = ((block[0] >> shift) + 1) << shift
+        while root != NULL and block[0] < end:
+            if not self.is_word(place[0], level, self._number(root, level, block[0])):
+                return self.no_leaf
+            if page_of(place[0]) and level == 1:
+                return self.words(page_of(place[0]))
+            if page_of(place[0]):
+                level -= 1
+                place = self.words(page_of(place[0])) + ((block[0] >> (level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
+                continue
+            if level > TOP_LEVEL:
+                break
             if looks == 0:
                 return NULL
-            if index < BRANCH_CHILDREN:
-                page = self.branch(page)[index]
-                level -= 1
-            else:  # into what lies beside the branch
-                page = root
-                level = TOP_LEVEL
-        if page and block[0] < end:
-            return self.entries(page)
+            looks -= 1
+            block[0] = ((block[0] >> (level * BRANCH_SHIFT)) + 1) << (level * BRANCH_SHIFT)
+            place += 1
+            if (block[0] >> (level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1) == 0:  # into what lies beside the node
+                place = root
+                level = TOP_LEVEL + 1
         block[0] = end
         return NULL
 
-    cdef bint leaf_is_shared(self, uint32_t root, uint64_t block) noexcept nogil:
+    cdef bint leaf_is_shared(self, uint64_t* root, uint64_t block) noexcept nogil:
         """Whether a node on the way to the block's leaf, or the leaf, has several parents."""
         cdef int level
-        cdef uint32_t page = root
-        for level in range(TOP_LEVEL, -1, -1):
-            if page == 0:
+        cdef uint64_t* place = root
+        for level in range(TOP_LEVEL + 1, 0, -1):
+            if page_of(place[0]) == 0 or not self.is_word(place[0], level, self._number(root, level, block)):
                 return False
-            if self.parents(page) > 1:
+            if self.parents(page_of(place[0])) > 1:
                 return True
-            if level:
-                page = self.branch(page)[(block >> (LEAF_SHIFT + (level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)]
+            place = self.words(page_of(place[0])) + ((block >> ((level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
         return False
+
+    cdef bint is_right(self, uint64_t entry, uint64_t block) noexcept nogil:
+        """Whether an entry is what was stored for the block, as far as can be told."""
+        cdef uint32_t handle = entry_handle(entry)
+        cdef uint64_t fingerprint = 0
+        if entry & 1:
+            return entry == same_entry(self.seed, block, repeated_of(entry))
+        if handle:
+            if handle >= self.store.cells.high or kind_of(self.store.cells.cell(handle).word) == 0:
+                return False
+            fingerprint = self.store.cells.cell(handle).fingerprint
+        return aged(entry, 0) == entry_word(self.seed, block, handle, fingerprint)
+
+    cdef uint32_t handle_at(self, uint64_t entry, uint64_t block) noexcept nogil:
+        """The handle that the entry of `block` holds; 0 if it holds none, or is not right."""
+        return entry_handle(entry) if entry_handle(entry) and self.is_right(entry, block) else 0
 
     # -- changing ------------------------------------------------------------------------------------------------
 
     cdef uint32_t _take(self, int level) noexcept nogil:
-        """A page of zeroes with one parent, 0 when there is no room."""
+        """A page with one parent, 0 when there is no room."""
         cdef uint32_t unit, page
         cdef int index
         if self.free_count == 0:
@@ -156,12 +208,14 @@ cdef class Tables:
         self.node(page)[0] = 1 | <uint32_t>level << LEVEL_SHIFT
         return page
 
-    cdef void give_node(self, uint32_t* place) noexcept nogil:
-        """Free the node that `place` alone names and that names nothing any more."""
-        cdef uint32_t page = place[0]
+    cdef void give_node(self, uint64_t* place, int level, uint64_t number) noexcept nogil:
+        """Free the node that the word at `place` alone names and that names nothing any more."""
+        cdef uint32_t page = page_of(place[0])
         must(self.parents(page) == 1, b"a node is freed by the last that names it")
-        must_debug(self._is_empty(page), b"a node that is freed names nothing")
-        publish32(place, 0)
+        must_debug(
+            self._is_empty(page, level - 1, number << (level * BRANCH_SHIFT) if level <= TOP_LEVEL else 0),
+            b"a node that is freed names nothing")
+        publish64(place, branch_word(self.seed, level, number, 0))
         self._changes(page)
         self.node(page)[0] = 0
         self.nodes -= 1
@@ -170,32 +224,30 @@ cdef class Tables:
             (<uint32_t*>self.free_nodes.base)[self.free_count] = page
             self.free_count += 1
 
-    cdef void prune(self, uint32_t* root, uint64_t block) noexcept nogil:
+    cdef void prune(self, uint64_t* root, uint64_t block) noexcept nogil:
         """Free the nodes on the way to a block that name nothing, from the lowest up, as far as this table alone has them."""
-        cdef uint32_t* places[TOP_LEVEL + 1]
-        cdef uint32_t* place = root
-        cdef int level = TOP_LEVEL
-        while True:
-            if place[0] == 0:
-                break
-            if self.parents(place[0]) > 1:
+        cdef uint64_t* places[TOP_LEVEL + 2]
+        cdef uint64_t* place = root
+        cdef int level = TOP_LEVEL + 1
+        while level and page_of(place[0]):
+            if not self.is_word(place[0], level, self._number(root, level, block)) or self.parents(page_of(place[0])) > 1:
                 return
             places[level] = place
             level -= 1
-            if level < 0:
-                break
-            place = self.branch(place[0]) + ((block >> (LEAF_SHIFT + level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
-        for level in range(level + 1, TOP_LEVEL + 1):
-            if not self._is_empty(places[level][0]):
+            place = self.words(page_of(place[0])) + ((block >> (level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
+        for level in range(level + 1, TOP_LEVEL + 2):
+            if not self._is_empty(page_of(places[level][0]), level - 1, block):
                 return
-            self.give_node(places[level])
+            self.give_node(places[level], level, self._number(root, level, block))
 
-    cdef bint _is_empty(self, uint32_t page) noexcept nogil:
-        """Whether a node names nothing: half a microsecond at most."""
-        cdef uint64_t* words = self.entries(page)
+    cdef bint _is_empty(self, uint32_t page, int level, uint64_t block) noexcept nogil:
+        """Whether a node of `level` over `block` says of all that there is nothing: a microsecond at most."""
+        cdef uint64_t* words = self.words(page)
+        cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
         cdef int index
-        for index in range(LEAF_BLOCKS):
-            if words[index]:
+        for index in range(BRANCH_CHILDREN):
+            if page_of(words[index]) or words[index] != (
+                    branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index)):
                 return False
         return True
 
@@ -205,117 +257,126 @@ cdef class Tables:
             self._changes(page)
             self.node(page)[0] += 1
 
-    cdef bint drop_share(self, uint32_t* place) noexcept nogil:
-        """Forget a node that others name too, or none. False when `place` is the only one to name it."""
-        cdef uint32_t page = place[0]
+    cdef void share(self, uint64_t* root, uint64_t* twin) noexcept nogil:
+        """Let another export have the table of this one. A root that is not right is not right for its twin either."""
+        cdef uint32_t page = page_of(root[0])
+        if self.is_word(root[0], TOP_LEVEL + 1, self._export_of(root)):
+            self.acquire(page)
+            twin[0] = branch_word(self.seed, TOP_LEVEL + 1, self._export_of(twin), page)
+        else:
+            twin[0] = 0
+
+    cdef bint drop_share(self, uint64_t* place, int level, uint64_t number) noexcept nogil:
+        """Forget a node that others name too, or none, or nobody can tell. False when `place` is the only one to name it."""
+        cdef uint32_t page = page_of(place[0])
+        if not self.is_word(place[0], level, number):
+            page = 0
         if page and self.parents(page) == 1:
             return False
-        publish32(place, 0)
+        publish64(place, branch_word(self.seed, level, number, 0))
         if page:
             self._changes(page)
             self.node(page)[0] -= 1
         return True
 
-    cdef bint _own(self, uint32_t* place, int level) noexcept nogil:
-        """Make the node at `place` exist and be named by it alone. False when there is no room."""
-        cdef uint32_t old = place[0]
+    cdef bint _own(self, uint64_t* root, uint64_t* place, int level, uint64_t block) noexcept nogil:
+        """Make the node that the word at `place` names exist, and be named by it alone. False: no room, or not right."""
+        cdef uint64_t number = self._number(root, level, block)
+        cdef uint32_t old = page_of(place[0])
         cdef uint32_t fresh
-        cdef int index
+        if not self.is_word(place[0], level, number):
+            return False
         if old and self.parents(old) == 1:
             return True
-        fresh = self._take(level)
+        fresh = self._take(level - 1)
         if fresh == 0:
             return False
         if old:
-            memcpy(self.entries(fresh), self.entries(old), PAGE_SIZE)
-            if level:
-                for index in range(BRANCH_CHILDREN):
-                    self.acquire(self.branch(fresh)[index])
-            else:
-                for index in range(LEAF_BLOCKS):
-                    if entry_handle(self.entries(fresh)[index]):
-                        self.store.acquire(entry_handle(self.entries(fresh)[index]))
+            self._copy(fresh, old, level - 1, block)
             self._changes(old)
             self.node(old)[0] -= 1
-        publish32(place, fresh)
+        else:
+            self._clear(fresh, level - 1, block)
+        publish64(place, branch_word(self.seed, level, number, fresh))
         return True
 
-    cdef uint32_t* place_of(self, uint32_t* root, uint64_t block) noexcept nogil:
-        """Where the block's leaf is named, every branch above owned. NULL when there is no room."""
+    cdef void _clear(self, uint32_t page, int level, uint64_t block) noexcept nogil:
+        """Make a page the node of `level` over `block`, with nothing below it."""
+        cdef uint64_t* words = self.words(page)
+        cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
+        cdef int index
+        for index in range(BRANCH_CHILDREN):
+            words[index] = branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index)
+
+    cdef void _copy(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil:
+        """Make a page the twin of a node: what that names has one holder more. What is not right stays so, and holds none."""
+        cdef uint64_t* words = self.words(page)
+        cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
+        cdef uint32_t handle
+        cdef int index
+        memcpy(words, self.words(source), PAGE_SIZE)
+        for index in range(BRANCH_CHILDREN):
+            if level:
+                if self.is_word(words[index], level, first + index):
+                    self.acquire(page_of(words[index]))
+            else:
+                handle = self.handle_at(words[index], first + index)
+                if handle:
+                    self.store.acquire(handle)
+
+    cdef uint64_t* place_of(self, uint64_t* root, uint64_t block) noexcept nogil:
+        """The word of level 1 that names the block's leaf, every branch above owned. NULL: no room, or not right."""
         cdef int level
-        cdef uint32_t* place = root
-        for level in range(TOP_LEVEL, 0, -1):
-            if not self._own(place, level):
+        cdef uint64_t* place = root
+        for level in range(TOP_LEVEL + 1, 1, -1):
+            if not self._own(root, place, level, block):
                 return NULL
-            place = self.branch(place[0]) + (
-                (block >> (LEAF_SHIFT + (level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1)
-            )
+            place = self.words(page_of(place[0])) + ((block >> ((level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
         return place
 
-    cdef uint64_t* leaf_for_write(self, uint32_t* root, uint64_t block) noexcept nogil:
-        """The 512 entries among which `block` is, to change. NULL when there is no room; nothing is lost then."""
-        cdef uint32_t* place = self.place_of(root, block)
-        if place == NULL or not self._own(place, 0):
+    cdef uint64_t* leaf_for_write(self, uint64_t* root, uint64_t block) noexcept nogil:
+        """The 512 entries among which `block` is, to change. NULL when there is no room, or the block is lost."""
+        cdef uint64_t* place = self.place_of(root, block)
+        if place == NULL or not self._own(root, place, 1, block):
             return NULL
-        return self.entries(place[0])
+        return self.words(page_of(place[0]))
 
-    # -- counting, and opening an arena again --------------------------------------------------------------------
+    # -- counting ------------------------------------------------------------------------------------------------
 
     cdef bint is_same(self, uint64_t entry) noexcept nogil:
-        """Whether an entry is a same-filled block."""
+        """Whether an entry, which is right, is a same-filled block."""
         cdef uint32_t handle = entry_handle(entry)
-        return entry != 0 and (handle == 0 or kind_of(self.store.cells.cell(handle).word) == KIND_FILL)
+        return entry & 1 or (handle and kind_of(self.store.cells.cell(handle).word) == KIND_FILL)
 
-    cdef void count(self, uint32_t page, int level, uint64_t* stored, uint64_t* same) noexcept nogil:
-        """Add up the blocks stored, and the same-filled among them, below a node."""
+    cdef void count(self, uint64_t word, int level, uint64_t number, uint64_t* stored, uint64_t* same) noexcept nogil:
+        """Add up the blocks stored, and the same-filled among them, below a word of `level`; those that are right."""
+        cdef uint64_t* words = self.words(page_of(word))
+        cdef uint64_t first = number << BRANCH_SHIFT if level <= TOP_LEVEL else 0
         cdef int index
-        cdef uint64_t entry
-        if page == 0:
+        if page_of(word) == 0:
             return
-        if level:
-            for index in range(BRANCH_CHILDREN):
-                self.count(self.branch(page)[index], level - 1, stored, same)
-            return
-        for index in range(LEAF_BLOCKS):
-            entry = self.entries(page)[index]
-            stored[0] += entry != 0
-            same[0] += self.is_same(entry)
+        for index in range(BRANCH_CHILDREN):
+            if level > 1:
+                self.count(words[index], level - 1, first + index, stored, same)
+            elif not is_hole(words[index]) and self.is_right(words[index], first + index):
+                stored[0] += 1
+                same[0] += self.is_same(words[index])
 
-    cdef bint adopt(self, uint32_t page, int level) noexcept nogil:
-        """Count the parents of every node below and the holders of every handle. False: a broken arena."""
+    cdef void age_on(self, uint32_t pages, uint32_t now) noexcept nogil:
+        """Go on through the leaves, and let no entry grow so old that it looks young again."""
+        cdef uint64_t end = self.page_end()
+        cdef uint64_t* words
         cdef int index
-        cdef uint32_t handle
-        cdef uint64_t word
-        cdef uint32_t steps
-        if page == 0:
-            return True
-        if page // UNIT_PAGES >= self.arena.unit_high:
-            return False
-        if not region_ensure(&self.refs, (<uint64_t>(page // UNIT_PAGES) + 1) * UNIT_PAGES * 4):
-            return False
-        if self.parents(page):
-            self.node(page)[0] += 1
-            return self.node(page)[0] >> LEVEL_SHIFT == <uint32_t>level
-        self.node(page)[0] = 1 | <uint32_t>level << LEVEL_SHIFT
-        self.nodes += 1
-        if level:
-            for index in range(BRANCH_CHILDREN):
-                if not self.adopt(self.branch(page)[index], level - 1):
-                    return False
-            return True
-        for index in range(LEAF_BLOCKS):
-            handle = entry_handle(self.entries(page)[index])
-            steps = 0
-            while handle:
-                if handle >= self.store.cells.high:
-                    return False
-                word = self.store.cells.cell(handle).word
-                if kind_of(word) == 0 or steps > 4096:
-                    return False
-                self.store.cells.add_refs(handle, 1)
-                handle = target_of(word) if kind_of(word) == KIND_FORWARD else 0
-                steps += 1
-        return True
+        while pages and end:
+            if self.aging >= end:
+                self.aging = 0
+            if self.node(<uint32_t>self.aging)[0] and self.node(<uint32_t>self.aging)[0] >> LEVEL_SHIFT == 0:
+                words = self.words(<uint32_t>self.aging)
+                for index in range(LEAF_BLOCKS):
+                    if entry_handle(words[index]) and age_of(words[index], now) > AGE_OLDEST:
+                        words[index] = aged(words[index], now - AGE_OLDEST)
+            self.aging += 1
+            pages -= 1
 
     cdef bint adopt_unit(self, uint32_t unit) noexcept nogil:
         """Whether the unit holds nodes; its other pages are free nodes then."""

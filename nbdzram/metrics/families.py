@@ -147,6 +147,7 @@ POOL = (
     Family("nbdzram_inline_folded_total", "counter", "Writes that found their content already stored.", _pool(lambda s: s.inline_folded)),
     Family("nbdzram_objects_moved_total", "counter", "Objects that compaction moved.", _pool(lambda s: s.objects_moved)),
     Family("nbdzram_objects_recompressed_total", "counter", "Objects stored again with a stronger codec.", _pool(lambda s: s.objects_recompressed)),
+    Family("nbdzram_rotten_blocks_total", "counter", "Times that a stored block was found not to be what was written.", _pool(lambda s: s.blocks_rotten)),
     Family("nbdzram_pool_full_total", "counter", "Writes refused because the pool was at its limit.", _pool(lambda s: s.failed_writes)),
     Family("nbdzram_maintenance_runs_total", "counter", "Maintenance runs that came to their end.", _runs(lambda t: t.runs)),
     Family("nbdzram_maintenance_failures_total", "counter", "Maintenance runs that failed.", _runs(lambda t: t.failures)),

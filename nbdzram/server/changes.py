@@ -130,7 +130,6 @@ class Changes:
         for part in placed:
             self._exports.add(part.export())
         now = asyncio.get_running_loop().time()
-        pool.set_clock(int(now))
         self._pools[name] = PoolService(name, pool, self._config.maintenance, now)
         return self._pools[name].status(now)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,12 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
     configs = {pool.name: pool for pool in declared}
     for name, change in state.changes.pools.items():
         if name not in configs or change.declared == declared_as(configs[name]):
-            configs[name] = PoolConfig(name=name, mem_limit=change.mem_limit, dedup=Dedup(change.dedup))
+            configs[name] = PoolConfig(
+                name=name,
+                mem_limit=change.mem_limit,
+                dedup=Dedup(change.dedup),
+                verify=configs[name].verify if name in configs else True,
+            )
     for name in sorted(state.arenas() - configs.keys()):
         log.warning(
             "the state directory holds the pool '%s', which is neither declared nor remembered; its disks are "
@@ -80,6 +86,8 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
         mem_limit=config.mem_limit,
         path=state.arena_path(config.name),
         inline_dedup=config.dedup is Dedup.INLINE,
+        verify=config.verify,
+        clock=int(time.time()),
     )
 
 

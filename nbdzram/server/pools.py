@@ -19,6 +19,7 @@ from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
 from nbdzram.units import format_size
 
 REFUSALS_SECONDS = 60.0  # a full pool refuses thousands of writes a second; an operator reads of it once a minute
+ROT_SECONDS = 60.0  # a disk that is read through names one broken block after the other
 
 log = logging.getLogger("nbdzram.server")
 
@@ -34,6 +35,8 @@ class PoolService:
         self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
         self._refusals_told = 0
         self._refusals_wait = now
+        self._rot_told = 0
+        self._rot_wait = now
 
     def status(self, now: float) -> PoolStatus:
         """The pool at this moment of the loop's clock."""
@@ -66,6 +69,18 @@ class PoolService:
             "the pool %s refused %d writes for lack of room: it uses %s, %s; see `nbdzram fold`, `compact` and "
             "`recompress`, trim on the clients, or raise it: nbdzram pools limit %s SIZE",
             *(self.name, refused, format_size(stats.mem_used_total), limit, self.name),
+        )
+
+    def tell_rot(self, now: float) -> None:
+        """Log that blocks were found not to be what was written. Called with the loop's clock."""
+        rotten = self.pool.stats().blocks_rotten
+        if rotten == self._rot_told or now < self._rot_wait:
+            return
+        found, self._rot_told, self._rot_wait = rotten - self._rot_told, rotten, now + ROT_SECONDS
+        log.error(
+            "the pool %s found %d times that a stored block is not what was written, last %s: reading such a block is "
+            "an error, writing it mends it; memory may be failing, and `nbdzram check` names what else is wrong",
+            *(self.name, found, self.pool.last_rot() or "while it was opened"),
         )
 
     async def close(self) -> None:

@@ -60,7 +60,6 @@ class Service:
         pools = await asyncio.to_thread(open_pools, config.pools, state)
         try:
             for name, pool in pools.items():
-                pool.set_clock(int(loop.time()))
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time())
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._exports.add(placed.export())
@@ -175,8 +174,9 @@ class Service:
             requests = sum(export.traffic.total_requests() for export in self._exports)
             rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
             for service in self._pools.values():
-                service.pool.set_clock(int(now))
+                service.pool.set_clock(int(time.time()))  # not the loop's clock: ages outlive the machine's start
                 service.tell_refusals(now)
+                service.tell_rot(now)
                 self._consider(service, now, rate)
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:

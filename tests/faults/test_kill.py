@@ -23,6 +23,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaError
 from tests.faults.writer import BLOCK, BLOCKS, LEDGER_SIZE, content
+from tests.support.arena import Arena
 from tests.unit.engine.blocks import run
 
 
@@ -125,8 +126,7 @@ def test_a_damaged_arena_is_refused_with_the_reason(place: Path) -> None:
     pool.create("disk", 1 << 30).write(0, random.Random(1).randbytes(1 << 20))
     pool.close()
     damaged = bytearray((place / "arena").read_bytes())
-    directory = 5 * 65536
-    struct.pack_into("<I", damaged, directory + 16, 0xFFFFFF)  # the export's root
+    struct.pack_into("<Q", damaged, Arena(damaged).root(), 0xFFFFFF << 32)
     (place / "arena").write_bytes(damaged)
     with pytest.raises(ArenaError, match="damaged: the block table"):
         Pool(path=str(place / "arena"))

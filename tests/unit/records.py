@@ -44,6 +44,7 @@ POOL_STATS = PoolStats(
     compr_by_codec={"raw": 10 * MIB, "lz4": 90 * MIB},
     zspages=7_000,
     failed_writes=2,
+    blocks_rotten=5,
 )
 
 READ = OperationStatus(

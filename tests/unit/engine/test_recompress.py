@@ -50,9 +50,9 @@ def test_dry_run_predicts_the_fold_of_twins_in_several_encodings(freed_handles: 
     first.write(0, contents)
     pool.delete(old)
     twins.write(0, contents * 4)
-    pool.set_clock(100)
+    pool.set_clock(10_000)
     first.read(0, len(contents))
-    assert run(Recompress(pool, idle_seconds=50))["objects_recompressed"] == 40
+    assert run(Recompress(pool, idle_seconds=5_000))["objects_recompressed"] == 40
     before = pool.stats()
     predicted = [run(Fold(pool, dry_run=True)) for _ in range(2)]
     pool.check()
@@ -138,15 +138,15 @@ def test_shared_objects_stay_shared_and_their_saving_is_counted_anew() -> None:
 def test_only_blocks_that_rested_are_touched() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)
-    pool.set_clock(1000)
+    pool.set_clock(100_000)
     disk.write(0, b"".join(prose(number) for number in range(10)))
-    pool.set_clock(1100)
+    pool.set_clock(110_000)
     disk.read(0, BLOCK * 4)
     disk.write(4 * BLOCK, prose(77))
-    pool.set_clock(1120)
-    assert run(Recompress(pool, idle_seconds=100))["objects_seen"] == 5
-    assert run(Recompress(pool, idle_seconds=21))["objects_seen"] == 0
-    assert run(Recompress(pool, idle_seconds=20))["objects_seen"] == 5
+    pool.set_clock(112_000)
+    assert run(Recompress(pool, idle_seconds=10_000))["objects_seen"] == 5
+    assert run(Recompress(pool, idle_seconds=2_001))["objects_seen"] == 0
+    assert run(Recompress(pool, idle_seconds=1_900))["objects_seen"] == 5
 
 
 def test_untried_bytes_are_those_of_lz4_objects_that_no_run_has_looked_at() -> None:

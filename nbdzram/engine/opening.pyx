@@ -1,0 +1,352 @@
+"""Opening an arena again, in two passes: first whether it is sound, then what is derived from it.
+
+    survey    reads alone     superblock ─> cell segments ─> dictionaries ─> exports ─> nodes ─> entries ─> cells ─> slots
+    rebuild   writes          counts of holders, free handles, slots, nodes and units; deletions that were cut off
+
+Until the survey is done the file is mapped for reading (arena.pyx): a refused arena stays as it is, byte for byte. What
+the survey finds out it keeps beside the arena, where the rebuild takes it from; so nothing is walked twice.
+
+Refused is what nobody could serve rightly: a superblock, a directory entry, a branch of a block table or a dictionary
+that is not what was written; an object or a forward that leads where none can be; two owners of one page. An entry of a
+leaf that is not right is its block's matter: that block cannot be read, everything else can (`wrong` counts them).
+
+Invariants
+1. Every unit has one owner; of a zspage also every slot has one, of a node's unit every page.
+2. A node has one level. So walks end; forwards end, as each leads to a cell of the same fingerprint, FORWARDS_MAX at most.
+"""
+
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+
+from nbdzram.engine.arena cimport UNIT_PAGES, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve, units_of
+from nbdzram.engine.cells cimport (
+    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
+    target_of, unit_of,
+)
+from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT, digest, zstd_new_ddict
+from nbdzram.engine.directory cimport Directory
+from nbdzram.engine.format cimport (
+    ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, KEY_STRENGTH, SEGMENTS_MAX, Superblock,
+    dictionary_length, dictionary_unit, dictionary_word, is_checked,
+)
+from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
+from nbdzram.engine.table cimport (
+    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, PARENTS_MASK, TOP_LEVEL, Tables, entry_handle, page_of,
+)
+
+from nbdzram.errors import ArenaError
+
+ctypedef unsigned long long ull  # for printf
+
+
+cdef class Opening:
+    """One opening of an arena into a store and tables that are empty yet."""
+
+    def __cinit__(self, ObjectStore store, Tables tables, Directory directory):
+        self.arena = store.arena
+        self.store = store
+        self.tables = tables
+        self.directory = directory
+        self.superblock = <Superblock*>self.arena.base
+        if (not region_reserve(&self.owners, self.arena.unit_high + 1)
+                or not region_ensure(&self.owners, self.arena.unit_high + 1)):
+            raise ArenaError("cannot reserve addresses to open an arena; raise ulimit -v")
+
+    def __dealloc__(self):
+        region_free(&self.owners)
+        region_free(&self.holders)
+
+    def survey(self) -> None:
+        """Find everything, and find it sound. Writes nothing to the arena. Raises ArenaError."""
+        cdef bint sound
+        with nogil:
+            sound = self._survey()
+        if not sound:
+            self._refuse(self.complaint.decode())
+        names = set()
+        for number in range(self.exports_high):
+            if self._is_live(number):
+                name = self._name_of(number)
+                if name in names:
+                    self._refuse(f"two exports are named {name!r}")
+                names.add(name)
+
+    def _refuse(self, reason):
+        raise ArenaError(f"the arena {self.arena.path} is damaged: {reason}; restore it or remove the file")
+
+    def rebuild(self):
+        """Make what is derived. The numbers of the exports, with how many blocks each stores and how many of one word."""
+        cdef uint32_t number
+        cdef uint64_t stored, same
+        exports = []
+        if not self.arena.admit_writes():
+            raise ArenaError(f"the system refuses to write to {self.arena.path}, now that it is read")
+        for number in range(self.exports_high):
+            if self.directory.is_held(number) and self.directory.state(number) == ENTRY_DELETING:
+                self.directory.finish_deletion(number)
+        self._open_dictionaries()
+        with nogil:
+            self._count_cells()
+            self._free_units()
+        for number in range(self.exports_high):
+            if self._is_live(number):
+                stored = same = 0
+                self.tables.count(self.directory.entry(number).root, TOP_LEVEL + 1, number, &stored, &same)
+                exports.append((number, stored, same))
+        return exports
+
+    cdef bint _is_live(self, uint32_t number) noexcept nogil:
+        """Whether an entry of the directory is an export."""
+        return self.directory.is_held(number) and self.directory.state(number) == ENTRY_LIVE
+
+    cdef str _name_of(self, uint32_t number):
+        return self.directory.name_of(number)
+
+    cdef bint _is_too_large(self, uint64_t size) noexcept nogil:
+        return size > <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
+
+    # -- the survey ----------------------------------------------------------------------------------------------
+
+    cdef bint _survey(self) noexcept nogil:
+        return (self._claim(0, FIRST_UNITS, FIXED) and self._find_segments() and self._find_dictionaries()
+                and self._find_exports() and self._find_objects() and self._has_dictionaries())
+
+    cdef bint _claim(self, uint32_t unit, uint32_t count, int owner) noexcept nogil:
+        """Give units an owner. False, with a complaint, if one has another, or lies behind the end."""
+        cdef uint32_t index
+        if unit == 0 and owner != FIXED or <uint64_t>unit + count > self.arena.unit_high:
+            snprintf(self.complaint, COMPLAINT, "%u units from %u on are named, of %u that there are",
+                     count, unit, self.arena.unit_high)
+            return False
+        for index in range(unit, unit + count):
+            # Several nodes and several objects share a unit; all else has its own.
+            if self.owners.base[index] != NOBODYS and not (
+                    owner >= NODES and self.owners.base[index] == owner):
+                snprintf(self.complaint, COMPLAINT, "unit %u has two owners, of kinds %u and %d",
+                         index, <uint32_t>self.owners.base[index], owner)
+                return False
+            self.owners.base[index] = owner
+        return True
+
+    cdef bint _find_segments(self) noexcept nogil:
+        """The segments of cells, without gaps; and how many handles there have been."""
+        cdef uint32_t segment
+        cdef bint held = False
+        self.segments = self.store.cells.segments_held()
+        for segment in range(self.segments):
+            if not self._claim(self.store.cells.segments[segment], SEGMENT_UNITS, CELLS):
+                return False
+        for segment in range(self.segments, SEGMENTS_MAX):
+            if segment == self.segments or segment % 1024 == 0:  # of a page's words
+                held = self.arena.holds(self.store.cells.directory_at(segment))
+            if held and self.store.cells.segments[segment]:
+                snprintf(self.complaint, COMPLAINT, "there is a cell segment %u, and none of number %u",
+                         segment, self.segments)
+                return False
+        self._find_cells()
+        if not (self.store.cells.ready() and self.store.index.reserve(self.store.cells.high)
+                and region_reserve(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4)
+                and region_ensure(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4)):
+            snprintf(self.complaint, COMPLAINT, "no memory for its handles")
+            return False
+        return True
+
+    cdef void _find_cells(self) noexcept nogil:
+        """The highest cell that is in use."""
+        cdef uint64_t handle
+        for handle in range(1, <uint64_t>self.segments * SEGMENT_CELLS):
+            if handle % CELLS_A_PAGE == 0 or handle == 1:
+                if not self.store.cells.held(<uint32_t>handle):
+                    return  # pages of cells are taken in their order
+            if self.store.cells.cell(<uint32_t>handle).word:
+                self.store.cells.high = <uint32_t>handle + 1
+
+    cdef bint _find_dictionaries(self) noexcept nogil:
+        cdef int number
+        for number in range(CODEC_DICTS):
+            if self.superblock.dictionary[number] == 0:
+                continue
+            if self.superblock.dictionary[number] != dictionary_word(
+                    self.superblock.seed, number, dictionary_unit(self.superblock, number),
+                    dictionary_length(self.superblock, number), self.superblock.digest[number]):
+                snprintf(self.complaint, COMPLAINT, "the place of dictionary %d is not what was written", number)
+                return False
+            if not self._claim(dictionary_unit(self.superblock, number),
+                               units_of(dictionary_length(self.superblock, number)), DICTIONARY):
+                return False
+        return True
+
+    cdef bint _find_exports(self) noexcept nogil:
+        """The export directory, and what its tables lead to."""
+        cdef uint32_t number
+        for number in range(EXPORTS_MAX):
+            if not self.directory.is_held(number):
+                continue
+            if not self.directory.is_right(number):
+                snprintf(self.complaint, COMPLAINT, "entry %u of the export directory is not what was written", number)
+                return False
+            if self.directory.state(number) == ENTRY_FREE:
+                continue
+            if self._is_too_large(self.directory.head(number).size):
+                snprintf(self.complaint, COMPLAINT, "the size of export number %u cannot be one", number)
+                return False
+            self.exports_high = number + 1
+            if self.directory.state(number) == ENTRY_LIVE and not self._walk(
+                    number, self.directory.entry(number).root, TOP_LEVEL + 1, number):
+                return False
+        return True
+
+    cdef bint _walk(self, uint32_t export, uint64_t word, int level, uint64_t number) noexcept nogil:
+        """Find the node that word `number` of `level` names, and what is below it."""
+        cdef uint64_t first = number << BRANCH_SHIFT if level <= TOP_LEVEL else 0
+        cdef uint64_t* words = self.tables.words(page_of(word))
+        cdef bint fresh = False
+        cdef int index
+        if not self.tables.is_word(word, level, number):
+            snprintf(self.complaint, COMPLAINT,
+                     "the block table of export number %u is not what was written, from block %llu on",
+                     export, <ull>(number << (level * BRANCH_SHIFT) if level <= TOP_LEVEL else 0))
+            return False
+        if page_of(word) == 0:
+            return True
+        if not self._find_node(page_of(word), level - 1, &fresh):
+            return False
+        for index in range(BRANCH_CHILDREN if fresh else 0):
+            if level > 1:
+                if not self._walk(export, words[index], level - 1, first + index):
+                    return False
+            elif not self.tables.is_right(words[index], first + index):
+                self.wrong += 1
+            elif entry_handle(words[index]) and not self._hold(entry_handle(words[index])):
+                return False
+        return True
+
+    cdef bint _find_node(self, uint32_t page, int level, bint* fresh) noexcept nogil:
+        """Count a node, or one parent more of it."""
+        cdef uint32_t* node
+        if not self._claim(page // UNIT_PAGES, 1, NODES):
+            return False
+        if not region_ensure(&self.tables.refs, (<uint64_t>(page // UNIT_PAGES) + 1) * UNIT_PAGES * 4):
+            snprintf(self.complaint, COMPLAINT, "no memory for its block tables")
+            return False
+        node = self.tables.node(page)
+        fresh[0] = node[0] == 0
+        if fresh[0]:
+            node[0] = <uint32_t>level << LEVEL_SHIFT
+            self.tables.nodes += 1
+        if node[0] >> LEVEL_SHIFT != <uint32_t>level:
+            snprintf(self.complaint, COMPLAINT, "table node %u stands at levels %d and %u",
+                     page, level, node[0] >> LEVEL_SHIFT)
+            return False
+        node[0] += 1
+        return True
+
+    cdef bint _hold(self, uint32_t handle) noexcept nogil:
+        """Count a holder of a handle, and of all that it leads to."""
+        cdef uint64_t fingerprint = self.store.cells.cell(handle).fingerprint
+        cdef uint64_t word = self.store.cells.cell(handle).word
+        cdef uint32_t first = handle
+        cdef int steps = 0
+        while True:
+            (<uint32_t*>self.holders.base)[handle] += 1
+            if kind_of(word) != KIND_FORWARD:
+                break
+            handle = target_of(word)
+            steps += 1
+            word = self.store.cells.cell(handle).word if 0 < handle < self.store.cells.high else 0
+            if word == 0 or steps > FORWARDS_MAX or self.store.cells.cell(handle).fingerprint != fingerprint:
+                snprintf(self.complaint, COMPLAINT, "handle %u leads on to handle %u, which is not of the same content",
+                         first, handle)
+                return False
+        if kind_of(word) != KIND_FILL and kind_of(word) >= CODEC_ZSTD_DICT + CODEC_DICTS:
+            snprintf(self.complaint, COMPLAINT, "handle %u leads to handle %u, of kind %u, which there is not",
+                     first, handle, kind_of(word))
+            return False
+        return True
+
+    cdef bint _find_objects(self) noexcept nogil:
+        """Give each object that something leads to its slot."""
+        cdef uint32_t handle
+        cdef uint64_t word
+        if not self.store.slab.adoption_begin():
+            snprintf(self.complaint, COMPLAINT, "no memory for its zspages")
+            return False
+        for handle in range(1, self.store.cells.high):
+            word = self.store.cells.cell(handle).word
+            if (<uint32_t*>self.holders.base)[handle] == 0 or not _is_object(word):
+                continue
+            self.used[kind_of(word)] += 1
+            if not self._claim(unit_of(word), 1, ZSPAGE):
+                return False
+            if not self.store.slab.adopt(unit_of(word), slot_of(word), length_of(word)):
+                snprintf(self.complaint, COMPLAINT, "object %u lies where none can be", handle)
+                return False
+        return True
+
+    cdef bint _has_dictionaries(self) noexcept nogil:
+        """Those that objects need are there, and are what was written."""
+        cdef int number
+        for number in range(CODEC_DICTS):
+            if self.used[CODEC_ZSTD_DICT + number] and (
+                    self.superblock.dictionary[number] == 0
+                    or digest(self.arena.base + <uint64_t>dictionary_unit(self.superblock, number) * UNIT_SIZE,
+                              dictionary_length(self.superblock, number), self.superblock.seed)
+                    != self.superblock.digest[number]):
+                snprintf(self.complaint, COMPLAINT, "dictionary %d is not what was written", number)
+                return False
+        return True
+
+    # -- the rebuild ---------------------------------------------------------------------------------------------
+
+    def _open_dictionaries(self):
+        """Those that objects need; the others' units are free."""
+        cdef int number
+        cdef uint32_t unit, index
+        if is_checked(self.superblock.seed, KEY_STRENGTH, 0, self.superblock.strength):
+            self.store.tried_strength = <int>(self.superblock.strength >> 16)
+        for number in range(CODEC_DICTS):
+            if self.superblock.dictionary[number] == 0:
+                continue
+            unit = dictionary_unit(self.superblock, number)
+            if self.used[CODEC_ZSTD_DICT + number] == 0:
+                for index in range(unit, unit + units_of(dictionary_length(self.superblock, number))):
+                    self.owners.base[index] = NOBODYS
+                publish64(&self.superblock.dictionary[number], 0)
+                continue
+            self.store.ddicts[number] = zstd_new_ddict(
+                self.arena.base + <uint64_t>unit * UNIT_SIZE, dictionary_length(self.superblock, number))
+            if self.store.ddicts[number] == NULL:
+                raise ArenaError(f"no memory for a dictionary of {self.arena.path}; free some and start again")
+
+    cdef void _count_cells(self) noexcept nogil:
+        """Each cell gets its holders; what nothing leads to is free."""
+        cdef uint32_t handle, holders
+        cdef Cell* cell
+        for handle in range(1, self.store.cells.high):
+            holders = (<uint32_t*>self.holders.base)[handle]
+            cell = self.store.cells.cell(handle)
+            self.store.cells.live += 1
+            if holders == 0:
+                self.store.cells.free(handle)
+                continue
+            cell.word = cell.word << 9 >> 9
+            self.store.cells.add_refs(handle, holders)
+            if _is_object(cell.word):
+                self.store.adopt(handle)
+        self.store.slab.adoption_done()
+
+    cdef void _free_units(self) noexcept nogil:
+        """The units of nobody, and the pages of the others that nothing lies in."""
+        cdef uint32_t unit
+        for unit in range(FIRST_UNITS, self.arena.unit_high):
+            if self.owners.base[unit] == NODES:
+                self.tables.adopt_unit(unit)
+            elif self.owners.base[unit] == NOBODYS:
+                self.arena.release(<uint64_t>unit * UNIT_SIZE, UNIT_SIZE)
+                self.arena.give(unit)
+
+
+cdef inline bint _is_object(uint64_t word) noexcept nogil:
+    return CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS
