@@ -130,6 +130,17 @@ uvloop.run(story())
 """
 
 
+WITHOUT_FALLOCATE = """
+try:
+    Pool(path=str(place / "arena"))
+except UserError as error:
+    assert "cannot allocate pages of a file ahead" in str(error) and "is full" not in str(error), error
+else:
+    raise SystemExit("it was served")
+assert not (place / "arena").exists()
+"""
+
+
 @pytest.mark.parametrize(
     "story",
     [REOPENED, EMPTY, NO_ROOM, SERVED],
@@ -137,12 +148,21 @@ uvloop.run(story())
 )
 def test_a_full_tmpfs_is_an_error_and_not_the_end(tmp_path: Path, story: str) -> None:
     """Before the first block, at every write, and when the arena is opened again; what was stored is still there."""
+    tell(tmp_path, "tmpfs -o size=3M", story)
+
+
+def test_a_file_system_without_fallocate_is_refused_as_that_and_keeps_no_file(tmp_path: Path) -> None:
+    tell(tmp_path, "ramfs", WITHOUT_FALLOCATE)
+
+
+def tell(place: Path, file_system: str, story: str) -> None:
+    """Run a story on a file system of its own."""
     mounted = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
-    mount = 'mount -t tmpfs -o size=3M tmpfs "$1"; shift; exec "$@"'
-    if subprocess.run([*mounted, mount, "sh", tmp_path, "true"], capture_output=True, check=False).returncode != 0:
+    mount = f'mount -t {file_system} none "$1"; shift; exec "$@"'
+    if subprocess.run([*mounted, mount, "sh", place, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no mount namespaces for this user")
     child = subprocess.run(
-        [*mounted, mount, "sh", tmp_path, sys.executable, "-c", PRELUDE + story, tmp_path],
+        [*mounted, mount, "sh", place, sys.executable, "-c", PRELUDE + story, place],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 import random
+from pathlib import Path
 
 import pytest
 
 from nbdzram.config import MaintenanceConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import PoolFull
-from nbdzram.server.pools import REFUSALS_SECONDS, PoolService
+from nbdzram.errors import EngineError, PoolFull
+from nbdzram.server.pools import REFUSALS_SECONDS, ROT_SECONDS, PoolService
+from tests.support.arena import Arena
 
 LIMIT = 1 << 20
 
@@ -44,3 +47,30 @@ def test_a_full_pool_is_told_once_a_minute_with_the_remedy(caplog: pytest.LogCap
         assert "refused 2 writes" in caplog.messages[1]
         service.tell_refusals(3.0 + 2 * REFUSALS_SECONDS)
         assert len(caplog.messages) == 2
+
+
+def test_rot_is_told_once_a_minute_with_the_block_that_it_was_last_seen_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool, path.open("r+b") as file:
+        disk = pool.create("disk", 1 << 20)
+        disk.write(5 * 4096, random.Random(1).randbytes(4096))
+        service = PoolService("aged", pool, MaintenanceConfig(), now=0.0)
+        service.tell_rot(1.0)
+        assert caplog.messages == []
+        with mmap.mmap(file.fileno(), 0) as view:
+            view[Arena(view).object_of(1)] ^= 1
+        for _ in range(3):
+            with pytest.raises(EngineError):
+                disk.read(5 * 4096, 4096)
+        service.tell_rot(2.0)
+        (told,) = caplog.messages
+        assert told.startswith("the pool aged found 3 times that a stored block is not what was written")
+        assert "last block 5 of export 'disk'" in told
+        with pytest.raises(EngineError):
+            disk.read(5 * 4096, 4096)
+        service.tell_rot(3.0)
+        assert len(caplog.messages) == 1
+        service.tell_rot(2.0 + ROT_SECONDS)
+        assert "found 1 times" in caplog.messages[1]

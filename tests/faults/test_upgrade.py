@@ -1,0 +1,93 @@
+"""Format 1 becomes format 2, or stays format 1: whatever happens, and wherever the process is killed."""
+
+from __future__ import annotations
+
+import lzma
+import os
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine.arena import fail_allocation
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.publish import kill_at_publish, moments_left
+from nbdzram.errors import ArenaError
+from tests.faults.contents import expected
+from tests.faults.test_damage import RIGHT, arena_of, read_all
+
+VERSION_AT = 8
+
+
+def version(path: Path) -> int:
+    return path.read_bytes()[VERSION_AT]
+
+
+def old_arena(path: Path) -> None:
+    arena_of(1, path.parent).write(path)
+
+
+def killed_at(path: Path, moment: int) -> bool:
+    """Open an arena in a process that is killed at a moment of its publications. False: it has fewer."""
+    child = os.fork()
+    if child == 0:
+        kill_at_publish(moment)
+        Pool(path=str(path))
+        os._exit(0 if moments_left() else 1)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_killed_at_any_moment_of_an_upgrade_the_arena_opens_and_all_is_there(place: Path) -> None:
+    exports, moment, versions = expected(), 1, set()
+    while True:
+        path = place / "arena"
+        old_arena(path)
+        if not killed_at(path, moment):
+            break
+        versions.add(version(path))
+        if version(path) == 1:
+            killed_at(path, moment + 3)  # the next life is killed, too
+        with Pool(path=str(path)) as pool:
+            assert read_all(pool, exports) == RIGHT, f"killed at moment {moment}"
+            if moment % 10 == 1:
+                pool.check()
+        assert version(path) == 2
+        path.unlink()
+        moment += 1 if moment < 40 else 37  # a store a cell that is freed: all alike
+    assert versions == {1, 2}
+    assert moment > 40
+
+
+def test_an_upgrade_without_room_is_refused_and_the_arena_stays_of_format_1(place: Path) -> None:
+    old_arena(place / "arena")
+    before = (place / "arena").read_bytes()
+    for countdown in range(8):
+        fail_allocation(countdown)
+        try:
+            Pool(path=str(place / "arena")).close()
+        except ArenaError:
+            assert version(place / "arena") == 1
+            assert len((place / "arena").read_bytes()) == len(before)
+        else:
+            old_arena(place / "arena")
+    fail_allocation(-1)
+    with Pool(path=str(place / "arena")) as pool:
+        assert read_all(pool, expected()) == RIGHT
+
+
+def test_the_old_arena_is_one_that_the_old_program_wrote() -> None:
+    with lzma.open(Path(__file__).with_name("format-1.arena.xz")) as packed:
+        assert packed.read(9) == b"NBDZRAM\n\x01"
+
+
+def test_a_handle_with_more_holders_than_it_counts_is_refused(place: Path) -> None:
+    """All that format 1 has against an entry that leads to another block."""
+    old_arena(place / "arena")
+    view = bytearray((place / "arena").read_bytes())
+    node = int.from_bytes(view[5 * 65536 + 16 : 5 * 65536 + 20], "little")
+    for _ in range(3):
+        node = int.from_bytes(view[node * 4096 : node * 4096 + 4], "little")
+    view[node * 4096 + 4 : node * 4096 + 8] = view[node * 4096 + 12 : node * 4096 + 16]
+    (place / "arena").write_bytes(view)
+    with pytest.raises(ArenaError, match="holders and counts"):
+        Pool(path=str(place / "arena"))
+    assert (place / "arena").read_bytes() == bytes(view)
