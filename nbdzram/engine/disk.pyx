@@ -490,24 +490,25 @@ cdef class Disk(Blocks):
 
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil:
         """Under stripe and lock: clear up to HOLD blocks of a leaf from block[0] on, which moves behind them."""
-        cdef uint64_t last = min(end, block[0] + HOLD)
-        cdef uint64_t first = block[0]
+        cdef uint64_t first = block[0], last = min(end, block[0] + HOLD)
         cdef uint64_t* root = self.root()
         cdef uint64_t* leaf
-        cdef uint64_t hole
         if root == NULL:
             return EIO
-        if self.pool.tables.leaf(root, first) == NULL:
+        leaf = self.pool.tables.leaf(root, first)
+        if leaf == NULL:
             block[0] = end
             return 0
-        leaf = self.pool.tables.leaf_for_write(root, first)
+        while block[0] < last and leaf[block[0] % LEAF_BLOCKS] == hole_word(self.pool.seed, block[0]):
+            block[0] += 1  # a leaf that a clone shares is not copied for holes
+        if block[0] < last:
+            leaf = self.pool.tables.leaf_for_write(root, first)
         if leaf == NULL:
             self.pool.tables.prune(root, first)
             return self._refuse(first)
         while block[0] < last:
-            hole = hole_word(self.pool.seed, block[0])
-            if leaf[block[0] % LEAF_BLOCKS] != hole:
-                self._swap(leaf, block[0], hole, False)
+            if leaf[block[0] % LEAF_BLOCKS] != hole_word(self.pool.seed, block[0]):
+                self._swap(leaf, block[0], hole_word(self.pool.seed, block[0]), False)
             block[0] += 1
         if block[0] == end:
             self.pool.tables.prune(root, first)
