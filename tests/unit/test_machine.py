@@ -75,6 +75,7 @@ def test_version_1_has_a_hierarchy_a_controller(tree: Tree) -> None:
     tree.hierarchy("fs/pids", "/elsewhere", controllers="pids")
     tree.hierarchy("fs/memory", "/job", controllers="memory")
     tree.limit("fs/pids/elsewhere", memory__limit_in_bytes=str(MIB))  # not memory's: must not be read
+    tree.limit("fs/memory/elsewhere", memory__limit_in_bytes=str(MIB))  # memory's, but not where the process is
     tree.limit("fs/memory", memory__limit_in_bytes=UNLIMITED)
     tree.limit("fs/memory/job", memory__limit_in_bytes=str(96 * MIB))
     assert tree.machine.memory().amount == 96 * MIB

@@ -117,6 +117,7 @@ def test_a_sync_that_failed_is_told_and_no_later_one_claims_success(play: Play, 
         assert (await client.call(CMD_FLUSH, 0, 0)).error == Error.EIO
         disk.error = 0
         assert (await client.call(CMD_FLUSH, 0, 0)).error == Error.EIO
+        assert all(name.startswith("nbdzram-sync") for name in disk.threads)
         assert (await client.call(CMD_WRITE, 0, BLOCK, payload=b"b" * BLOCK)).error == 0
         assert await client.read(0, BLOCK) == b"b" * BLOCK
         await client.close()
