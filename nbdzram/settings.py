@@ -119,7 +119,9 @@ KEYS = (
     Key(("maintenance", "recompress_huge_only"), values.boolean, "recompress only blocks that are stored raw"),
     Key(("maintenance", "recompress_dictionary"), values.boolean, "train a dictionary from the pool's own blocks"),
     Key(("maintenance", "cpu_percent"), values.integer(1, 100), "share of one core for automatic runs"),
-    Key(("pools", "*", "mem_limit"), values.memory, "most memory for stored blocks: a size or a share (50%)"),
+    Key(
+        ("pools", "*", "mem_limit"), values.memory, "most memory of the pool, tables included: a size or a share (50%)"
+    ),
     Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
     Key(("pools", "*", "verify"), values.boolean, "false: deliver what is stored without checking it"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),

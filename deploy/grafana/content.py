@@ -22,7 +22,7 @@ DAY = 86400
 ENDS = "tls_certificate_expiry_timestamp_seconds"
 OF_POOL_AND_KIND = "{{instance}} {{pool}} {{kind}}"
 LATENCY = "request_duration_seconds_bucket"
-STORED = f"({total(pool('mem_used_total_bytes'))} + {total(pool('metadata_bytes'))})"
+STORED = total(pool("memory_used_bytes"))
 # A pool without a limit publishes 0, which must not count as a limit that was reached.
 LIMITED = f"({pool('mem_limit_bytes')} > 0)"
 
@@ -38,10 +38,10 @@ OVERVIEW = Row(
         ),
         Panel(
             "Fullest pool",
-            "Memory of stored objects against the limit, of the pool that is nearest to it. At the limit writes get "
+            "Memory against the limit, of the pool that is nearest to it. At the limit writes get "
             "'no space left on device'. 0 when no chosen pool has a limit.",
             "percentunit",
-            (Query(f"max({pool('mem_used_total_bytes')} / {LIMITED}) or vector(0)", "used"),),
+            (Query(f"max({pool('memory_used_bytes')} / {LIMITED}) or vector(0)", "used"),),
             Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
         ),
         Panel(
@@ -171,8 +171,7 @@ MEMORY = Row(
             (
                 Query(
                     f"{total(pool('orig_data_size_bytes'), 'instance', 'pool')} / "
-                    f"({total(pool('mem_used_total_bytes'), 'instance', 'pool')}"
-                    f" + {total(pool('metadata_bytes'), 'instance', 'pool')})",
+                    f"{total(pool('memory_used_bytes'), 'instance', 'pool')}",
                     "{{instance}} {{pool}}",
                 ),
             ),
@@ -202,7 +201,7 @@ MEMORY = Row(
             "How fast memory in use grows, per pool. Divide what is left to the limit by it to know how long it lasts; "
             "the alert NbdzramPoolFullSoon does.",
             "Bps",
-            (Query(f"deriv({pool('mem_used_total_bytes')}[$__rate_interval])", "{{instance}} {{pool}}"),),
+            (Query(f"deriv({pool('memory_used_bytes')}[$__rate_interval])", "{{instance}} {{pool}}"),),
             width=6,
         ),
         Panel(
@@ -488,8 +487,7 @@ PROCESS = Row(
             (
                 Query(server("process_resident_memory_bytes"), "{{instance}} resident"),
                 Query(
-                    f"{total(server('mem_used_total_bytes'), 'instance')} + "
-                    f"{total(server('metadata_bytes'), 'instance')}",
+                    total(server("memory_used_bytes"), "instance"),
                     "{{instance}} accounted for",
                 ),
             ),

@@ -59,7 +59,7 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @command.command("add", epilog="Example: nbdzram pools add fast --mem-limit 25%")
 @click.argument("name")
 @click.option(
-    "--mem-limit", type=Limit(), metavar="SIZE", default=0, help="Most memory for stored blocks.  [default: none]"
+    "--mem-limit", type=Limit(), metavar="SIZE", default=0, help="Most memory, metadata included.  [default: none]"
 )
 @click.option("--dedup", type=DEDUP, default=Dedup.FOLD.value, show_default=True, help="When equal blocks meet.")
 @json_option

@@ -104,7 +104,7 @@ COLUMNS: list[Column[Line]] = [
     Column(
         "TOTAL", "memory of stored objects, fragmentation included", _pool(lambda stats: stats.mem_used_total), True
     ),
-    Column("MEM-LIMIT", "most memory for stored objects", _pool(lambda stats: stats.mem_limit), True),
+    Column("MEM-LIMIT", "most memory, metadata included", _pool(lambda stats: stats.mem_limit), True),
     Column("MEM-USED", "highest TOTAL so far", _pool(lambda stats: stats.mem_used_max), True),
     Column("MIGRATED", "objects moved by compaction", _pool(lambda stats: stats.objects_moved)),
     Column("HUGE", "blocks stored raw", _pool(lambda stats: stats.huge_pages)),
@@ -254,17 +254,17 @@ def _explain_pool(line: Line, in_bytes: bool) -> Iterator[str]:
     frag = stats.mem_used_total - stats.compr_data_size
     # By block, not by holder: what clones reach through tables that they share is in no object's count of sharers.
     spared = max(sum(usage.compressed for usage in _costs(line)) - stats.compr_data_size, 0)
-    taken = stats.mem_used_total + stats.metadata
-    limit = f", {100 * stats.mem_used_total / stats.mem_limit:.0f} % of the limit" if stats.mem_limit else ""
+    taken = stats.memory_used
+    limit = f"{100 * taken / stats.mem_limit:.0f} % of the limit" if stats.mem_limit else ""
     rows = (
         ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} same-filled, without an object"),
         ("", "needed by one export alone", unique, "removing that export frees it"),
         ("+", "shared", shared, f"held by several; sharing spares {_size(spared, in_bytes)}"),
         ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
         ("+", "fragmentation", frag, "rounding, free slots: `nbdzram compact`"),
-        ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}{limit}"),
+        ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}"),
         ("+", "metadata", stats.metadata, "block tables, handles, indexes"),
-        ("=", "taken in all", taken, ""),
+        ("=", "taken in all", taken, limit),
         ("", "saved, metadata deducted", stats.orig_data_size - taken, _verdict(stats.orig_data_size, taken)),
     )
     yield f"pool {line.pool.name}"

@@ -113,7 +113,7 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
     yield _aligned(left, Text(status.uris[0] if status.uris else "", "dim"), width)
     stats = [pool.stats for pool in status.pools]
     stored = sum(one.orig_data_size for one in stats)
-    taken = sum(one.mem_used_total + one.metadata for one in stats)
+    taken = sum(one.memory_used for one in stats)
     yield Text.assemble(
         "stored ",
         (format_size(stored), "bold"),
@@ -145,9 +145,9 @@ def _bar(pool: PoolStatus, name_width: int, width: int) -> Text:
     stats = pool.stats
     sizes = [size(stats) for *_, size in PARTS]
     if stats.mem_limit:
-        told = f" {100 * stats.mem_used_total / stats.mem_limit:.0f} % of {format_size(stats.mem_limit)}"
+        told = f" {100 * stats.memory_used / stats.mem_limit:.0f} % of {format_size(stats.mem_limit)}"
     else:
-        told = f" {format_size(stats.mem_used_total + stats.metadata)}, no limit"
+        told = f" {format_size(stats.memory_used)}, no limit"
     length = max(width - name_width - 1 - len(told), 10)
     scale = max(sum(sizes), stats.mem_limit, BAR_BYTES)
     line = Text(set_cell_size(pool.name, name_width), "bold").append(" ")

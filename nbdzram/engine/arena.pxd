@@ -1,5 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from nbdzram.engine.ledger cimport Ledger
+
 cdef enum:
     PAGE_SIZE = 4096
     UNIT_SIZE = 65536
@@ -9,13 +11,20 @@ cdef inline uint32_t units_of(uint64_t size) noexcept nogil:
     """Units that `size` bytes take."""
     return <uint32_t>((size + UNIT_SIZE - 1) // UNIT_SIZE)
 
+cdef inline uint64_t pages_for(uint64_t size) noexcept nogil:
+    """Pages that `size` bytes take."""
+    return (size + PAGE_SIZE - 1) // PAGE_SIZE
+
 cdef struct Region:
     uint8_t* base
     uint64_t reserved
     uint64_t committed
+    uint64_t pages   # from its beginning, that are in use and counted
+    Ledger* ledger   # where; NULL: nowhere
 
-cdef bint region_reserve(Region* region, uint64_t size) noexcept nogil
+cdef bint region_reserve(Region* region, uint64_t size, Ledger* ledger) noexcept nogil
 cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil
+cdef void region_shrink(Region* region, uint64_t size) noexcept nogil
 cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcept nogil
 cdef void region_free(Region* region) noexcept nogil
 
@@ -26,6 +35,7 @@ cdef class Arena:
     cdef uint32_t unit_high
     cdef uint32_t free_count
     cdef Region free_units
+    cdef Ledger ledger      # of the pool whose arena it is
     cdef int fd
     cdef readonly str path
     cdef readonly bint opened

@@ -19,6 +19,7 @@ Invariants
    find out whether it is sound cannot change it.
 
 A Region is the same for derived state: private memory that grows in place, so that nothing that points into it moves.
+Its pages count in the pool's ledger from its beginning to the highest that was asked for.
 """
 
 cimport cython
@@ -26,7 +27,10 @@ from libc.errno cimport EINTR, ENOSPC, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
+from nbdzram.engine.ledger cimport Ledger, ledger_give, ledger_take
+
 import os
+import resource
 
 from nbdzram.errors import ArenaError
 
@@ -53,6 +57,8 @@ cdef extern from "fcntl.h" nogil:
 cdef extern from "sys/file.h" nogil:
     int flock(int, int)
     int LOCK_EX, LOCK_NB, LOCK_UN
+
+ADDRESSES = 1 << 47  # of a process: four levels of page tables, on x86-64 as on arm64 with 48 bits
 
 cdef enum:
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
@@ -87,10 +93,12 @@ cdef inline bint _must_fail() noexcept nogil:
     return _allocations_left == -1
 
 
-cdef bint region_reserve(Region* region, uint64_t size) noexcept nogil:
+cdef bint region_reserve(Region* region, uint64_t size, Ledger* ledger) noexcept nogil:
     """Reserve addresses for `size` bytes; nothing is resident yet. False when the kernel refuses."""
     cdef void* base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     region.committed = 0
+    region.pages = 0
+    region.ledger = ledger
     if base == MAP_FAILED:
         region.base = NULL
         region.reserved = 0
@@ -102,12 +110,21 @@ cdef bint region_reserve(Region* region, uint64_t size) noexcept nogil:
 
 
 cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil:
-    """Make the first `size` bytes usable; new bytes are zero. False when the reservation or memory ends."""
-    cdef uint64_t wanted
-    if size <= region.committed:
+    """Make the first `size` bytes usable; new bytes are zero. False when the reservation, the limit or memory ends."""
+    cdef uint64_t pages = pages_for(size)
+    if pages <= region.pages:
         return True
-    if _must_fail():
+    if _must_fail() or (size > region.committed and not _region_commit(region, size)):
         return False
+    if region.ledger != NULL and not ledger_take(region.ledger, pages - region.pages):
+        return False
+    region.pages = pages
+    return True
+
+
+cdef bint _region_commit(Region* region, uint64_t size) noexcept nogil:
+    """Let the first `size` bytes be touched, and some more, to save calls."""
+    cdef uint64_t wanted
     wanted = (size + (1 << 20) - 1) & ~(<uint64_t>(1 << 20) - 1)
     if wanted > region.reserved:
         wanted = region.reserved
@@ -117,6 +134,17 @@ cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil:
         return False
     region.committed = wanted
     return True
+
+
+cdef void region_shrink(Region* region, uint64_t size) noexcept nogil:
+    """Keep the first `size` bytes; what lies behind their last page reads as zeroes, is not resident and not counted."""
+    cdef uint64_t pages = pages_for(size)
+    if pages >= region.pages:
+        return
+    region_return(region, pages * PAGE_SIZE, (region.pages - pages) * PAGE_SIZE)
+    if region.ledger != NULL:
+        ledger_give(region.ledger, region.pages - pages)
+    region.pages = pages
 
 
 cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcept nogil:
@@ -137,6 +165,14 @@ cdef void region_free(Region* region) noexcept nogil:
         region.committed = 0
 
 
+def _address_limit() -> str:
+    """What a process may reserve, for a sentence."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return f"{ADDRESSES >> 40} TiB"
+    return f"{limit >> 20} MiB (ulimit -v)"
+
+
 @cython.final
 cdef class Arena:
     """A mapping of up to `reserve` bytes. path None: anonymous memory. `opened` tells whether the file had content.
@@ -155,11 +191,12 @@ cdef class Arena:
         if reserve < 2 * self.mapped:
             reserve = 2 * self.mapped
         cdef void* base = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        if base == MAP_FAILED or not region_reserve(&self.free_units, (reserve // UNIT_SIZE) * sizeof(uint32_t)):
+        if base == MAP_FAILED or not region_reserve(
+                &self.free_units, (reserve // UNIT_SIZE) * sizeof(uint32_t), &self.ledger):
             self.discard()
             raise ArenaError(
-                f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; "
-                "raise the limit on address space (ulimit -v unlimited)"
+                f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; a process has "
+                f"{_address_limit()} of them, and pools with a smaller mem_limit reserve less"
             )
         self.base = <uint8_t*>base
         self.reserved = reserve
@@ -167,6 +204,8 @@ cdef class Arena:
         if self.mapped and mmap(self.base, self.mapped, PROT_READ, MAP_SHARED | MAP_FIXED, self.fd, 0) == MAP_FAILED:
             raise ArenaError(f"cannot map {path}: {strerror(errno).decode()}")
         self.unit_high = <uint32_t>(self.mapped // UNIT_SIZE)
+        if not region_ensure(&self.free_units, <uint64_t>self.unit_high * sizeof(uint32_t)):
+            raise ArenaError(f"no memory to open {path}: {strerror(errno).decode()}; end other programs")
 
     def _open_file(self, path: str):
         try:
@@ -279,6 +318,9 @@ cdef class Arena:
             return 0
         if first + <uint64_t>count > (1 << 28) or (end > self.mapped and not self._map_up_to(end)):
             return 0
+        # Room for giving them back, which must never fail.
+        if not region_ensure(&self.free_units, (first + <uint64_t>count) * sizeof(uint32_t)):
+            return 0
         self.unit_high = first + count
         return first
 
@@ -291,8 +333,6 @@ cdef class Arena:
 
     cdef void give(self, uint32_t unit) noexcept nogil:
         """Take back a unit whose pages have been released."""
-        if not region_ensure(&self.free_units, (self.free_count + 1) * sizeof(uint32_t)):
-            return  # the unit's addresses are lost until the next opening; its memory is not
         (<uint32_t*>self.free_units.base)[self.free_count] = unit
         self.free_count += 1
 

@@ -12,6 +12,7 @@ Invariants
 3. A directory entry is not used again while somebody holds its disk (Pool.held).
 """
 
+from libc.errno cimport EINVAL, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -30,7 +31,7 @@ from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, i
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
-from nbdzram.errors import EngineError
+from nbdzram.errors import EngineError, PoolFull
 
 cdef enum:
     HOLE_BIT = 1
@@ -257,6 +258,20 @@ cdef class Blocks:
             return [(runs.pairs[2 * index], runs.pairs[2 * index + 1]) for index in range(runs.count)]
         finally:
             free(runs.pairs)
+
+    def _raise(self, int error, str verb, offset, length):
+        if error == 0:
+            return
+        if error == ENOSPC:
+            raise PoolFull(
+                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: the pool is at its limit of "
+                f"{self.pool.mem_limit} bytes, or memory is exhausted; raise the limit, trim, fold or compact"
+            )
+        if error == EINVAL:
+            raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")
+        raise EngineError(f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: "
+                          + (self._why_gone() if self.gone or users_leaving(&self.pool.users)
+                             else "what is stored there is not what was written; run nbdzram check"))
 
     def _why_gone(self):
         return "its pool was closed" if users_leaving(&self.pool.users) else "it was deleted"

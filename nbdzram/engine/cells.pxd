@@ -45,6 +45,10 @@ cdef inline uint64_t fill_word(uint64_t seed, uint64_t repeated) noexcept nogil:
 cdef inline uint64_t object_word(uint32_t kind, uint32_t length, uint32_t slot, uint32_t unit) noexcept nogil:
     return kind | <uint64_t>(length - 1) << 4 | <uint64_t>slot << 16 | <uint64_t>unit << 27
 
+cdef inline uint64_t handles_max(Arena arena) noexcept nogil:
+    """Handles that can ever be: numbers have 32 bits, and each has its cell in the arena."""
+    return min(<uint64_t>1 << 32, arena.reserved // sizeof(Cell))
+
 cdef class Cells:
     cdef Arena arena
     cdef uint32_t* segments   # in the arena: first unit of each segment
@@ -52,6 +56,8 @@ cdef class Cells:
     cdef uint32_t high        # handles 1 .. high-1 have been used
     cdef uint32_t free_head
     cdef uint64_t live
+    cdef uint64_t directory_pages  # of `segments`, that are in use
+    cdef uint64_t cell_pages
     cdef uint32_t* spill_handles
     cdef uint32_t* spill_counts
     cdef uint32_t spill_capacity
@@ -65,15 +71,18 @@ cdef class Cells:
     cdef uint32_t alloc(self) noexcept nogil
     cdef uint32_t segments_held(self) noexcept nogil
     cdef bint held(self, uint32_t handle) noexcept nogil
+    cdef bint begin(self) noexcept nogil
     cdef bint ready(self) noexcept nogil
     cdef void free(self, uint32_t handle) noexcept nogil
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil
     cdef void add_refs(self, uint32_t handle, uint64_t count) noexcept nogil
     cdef bint drop_ref(self, uint32_t handle) noexcept nogil
-    cdef uint64_t metadata(self) noexcept nogil
+    cdef uint64_t pages(self) noexcept nogil
 
     cdef uint64_t directory_at(self, uint32_t segment) noexcept nogil
     cdef bint _make_room(self, uint32_t handle) noexcept nogil
+    cdef uint64_t _directory_page(self, uint32_t handle) noexcept nogil
+    cdef bint _take_page(self, uint64_t offset) noexcept nogil
     cdef uint32_t _spill_find(self, uint32_t handle) noexcept nogil
     cdef bint _spill_grow(self) noexcept nogil
     cdef void _spill_remove(self, uint32_t place) noexcept nogil

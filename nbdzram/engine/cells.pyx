@@ -28,8 +28,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
+    PAGE_SIZE, UNIT_SIZE, Arena, pages_for, region_ensure, region_free, region_reserve,
 )
+from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
 from nbdzram.engine.publish cimport publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX
@@ -45,7 +46,7 @@ cdef class Cells:
         self.arena = arena
         self.segments = <uint32_t*>(arena.base + directory)
         self.high = 1
-        if not region_reserve(&self.links, <uint64_t>4 << 32):
+        if not region_reserve(&self.links, handles_max(arena) * sizeof(uint32_t), &arena.ledger):
             raise ArenaError("cannot reserve addresses for handles; raise ulimit -v")
 
     def __dealloc__(self):
@@ -82,18 +83,33 @@ cdef class Cells:
         cdef uint32_t unit
         if not region_ensure(&self.links, (<uint64_t>handle + 1) * sizeof(uint32_t)):
             return False
-        if (handle % SEGMENT_CELLS == 0 or handle == 1) and not self.arena.commit(
-                self.directory_at(handle >> 16) // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE):
-            return False
+        if self._directory_page(handle) >= self.directory_pages:
+            if not self._take_page(self.directory_at(handle >> 16) // PAGE_SIZE * PAGE_SIZE):
+                return False
+            self.directory_pages += 1
         if self.segments[handle >> 16] == 0:
             unit = self.arena.take_run(SEGMENT_UNITS)
             if unit == 0:
                 return False
             publish32(&self.segments[handle >> 16], unit)
-        if handle % CELLS_A_PAGE == 0 or handle == 1:
-            return self.arena.commit(
-                <uint64_t>self.segments[handle >> 16] * UNIT_SIZE + (handle & 0xFFFF) // CELLS_A_PAGE * PAGE_SIZE, PAGE_SIZE
-            )
+        if handle // CELLS_A_PAGE >= self.cell_pages:
+            if not self._take_page(
+                    <uint64_t>self.segments[handle >> 16] * UNIT_SIZE + (handle & 0xFFFF) // CELLS_A_PAGE * PAGE_SIZE):
+                return False
+            self.cell_pages += 1
+        return True
+
+    cdef uint64_t _directory_page(self, uint32_t handle) noexcept nogil:
+        """Which page of the directory names the segment of a handle."""
+        return (handle >> 16) * sizeof(uint32_t) // PAGE_SIZE
+
+    cdef bint _take_page(self, uint64_t offset) noexcept nogil:
+        """Make a page of the arena ours. False at the limit, or when the system has none."""
+        if not ledger_take(&self.arena.ledger, 1):
+            return False
+        if not self.arena.commit(offset, PAGE_SIZE):
+            ledger_give(&self.arena.ledger, 1)
+            return False
         return True
 
     cdef uint64_t directory_at(self, uint32_t segment) noexcept nogil:
@@ -111,8 +127,14 @@ cdef class Cells:
         """Whether the page of a cell may be read in an arena opened again; if not, its cells are free."""
         return self.arena.holds(<uint64_t>(<char*>self.cell(handle) - <char*>self.arena.base))
 
+    cdef bint begin(self) noexcept nogil:
+        """Take what the first handles need, in a new arena. False without memory."""
+        return self._make_room(1)
+
     cdef bint ready(self) noexcept nogil:
         """Make room for the links of handles found in an arena opened again."""
+        self.directory_pages = self._directory_page(self.high - 1) + 1
+        self.cell_pages = (<uint64_t>self.high + CELLS_A_PAGE - 1) // CELLS_A_PAGE
         return region_ensure(&self.links, (<uint64_t>self.high + 1) * sizeof(uint32_t))
 
     cdef void free(self, uint32_t handle) noexcept nogil:
@@ -194,6 +216,8 @@ cdef class Cells:
             free(handles)
             free(counts)
             return False
+        # A holder that is not counted is lost for ever: whatever the limit. There are 512 entries of 8 bytes for each of 8.
+        ledger_count(&self.arena.ledger, _spill_pages(capacity) - _spill_pages(self.spill_capacity))
         self.spill_handles = handles
         self.spill_counts = counts
         self.spill_capacity = capacity
@@ -223,8 +247,10 @@ cdef class Cells:
                 hole = place
         self.spill_handles[hole] = 0
 
-    cdef uint64_t metadata(self) noexcept nogil:
-        """Resident bytes of cells, links and spilled counts."""
-        cdef uint64_t pages = (<uint64_t>self.high + CELLS_A_PAGE - 1) // CELLS_A_PAGE
-        cdef uint64_t link_pages = (<uint64_t>self.high * 4 + PAGE_SIZE - 1) // PAGE_SIZE
-        return (pages + link_pages) * PAGE_SIZE + <uint64_t>self.spill_capacity * 8
+    cdef uint64_t pages(self) noexcept nogil:
+        """Pages of cells and their directory, links and spilled counts."""
+        return self.cell_pages + self.directory_pages + self.links.pages + _spill_pages(self.spill_capacity)
+
+
+cdef uint64_t _spill_pages(uint64_t capacity) noexcept nogil:
+    return pages_for(capacity * 2 * sizeof(uint32_t))

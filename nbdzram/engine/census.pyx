@@ -36,7 +36,8 @@ cdef class Census:
     """The states of numbered things. A subclass says what one weighs, and what is to hold of it."""
 
     def __cinit__(self, *_):
-        if not region_reserve(&self.bits, <uint64_t>1 << 29) or not region_reserve(&self.numbers, <uint64_t>4 << 32):
+        if (not region_reserve(&self.bits, <uint64_t>1 << 29, NULL)
+                or not region_reserve(&self.numbers, <uint64_t>4 << 32, NULL)):
             raise EngineError("cannot reserve addresses for a check; raise ulimit -v")
 
     def __dealloc__(self):

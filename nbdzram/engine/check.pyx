@@ -288,6 +288,7 @@ cdef class Check(Run):
             self._agree("pages of size class", index, self.slab.classes[index].pages_used, self.zspages.pages[index])
         self._agree("zspages", ALL, self.slab.zspage_count, zspages)
         self._agree("pages", ALL, self.slab.pages_used, pages)
+        self._agree("pages in all", ALL, self.pool.arena.ledger.used, self.pool.pages_in_all())
         self._agree("handles", ALL, self.store.cells.live, self.cells.live)
         self._agree("objects", ALL, self.store.objects, self.cells.objects)
         self._agree("huge objects", ALL, self.store.huge_now, self.cells.huge)

@@ -17,9 +17,7 @@ Known limits: a read copies the encoded bytes (at most 4 KiB, about 0.1 us) so t
 """
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_WRITABLE, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer,
-)
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EBUSY, EINVAL, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -28,6 +26,7 @@ from libc.string cimport memcpy, memset
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
+from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
 from nbdzram.engine.lock cimport HOLD, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
@@ -168,20 +167,6 @@ cdef class Disk(Blocks):
         self._raise(error, "write" if writing else "read", offset, length)
         return 0
 
-    def _raise(self, int error, str verb, offset, length):
-        if error == 0:
-            return
-        if error == ENOSPC:
-            raise PoolFull(
-                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: the pool is at its limit of "
-                f"{self.pool.mem_limit} bytes, or memory is exhausted; raise the limit, trim, fold or compact"
-            )
-        if error == EINVAL:
-            raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")
-        raise EngineError(f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: "
-                          + (self._why_gone() if self.gone or users_leaving(&self.pool.users)
-                             else "what is stored there is not what was written; run nbdzram check"))
-
     # -- requests, from any thread ---------------------------------------------------------------------------------
 
     cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
@@ -201,19 +186,19 @@ cdef class Disk(Blocks):
         return error
 
     cdef int c_trim(self, uint64_t offset, uint64_t length) noexcept nogil:
-        """Whole blocks only: the protocol lets a server keep the rest."""
+        """Whole blocks only: the protocol lets a server keep the rest. It lets it keep all, so no room is no error."""
         cdef int error
         if not users_enter(&self.pool.users):
             return EIO
         error = self._clear((offset + BLOCK - 1) // BLOCK, (offset + length) // BLOCK)
         users_leave(&self.pool.users)
-        return error
+        return 0 if error == ENOSPC else error
 
     cdef int c_zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil:
         cdef int error
         if not users_enter(&self.pool.users):
             return EIO
-        error = self._zero(offset, length, no_hole)
+        error = self._refused(self._zero(offset, length, no_hole))
         users_leave(&self.pool.users)
         return error
 
@@ -308,9 +293,17 @@ cdef class Disk(Blocks):
                 count = <uint32_t>min(<uint64_t>BLOCK - start, length - done)
                 error = self._write_part(block, start, count, source + done)
             if error:
-                return error
+                return self._refused(error)
             done += count
         return 0
+
+    cdef int _refused(self, int error) noexcept nogil:
+        """What a write ends with: count it if it found no room."""
+        if error == ENOSPC:
+            lock_take(&self.pool.lock)
+            self.pool.failed_writes += 1
+            lock_leave(&self.pool.lock)
+        return error
 
     cdef Lock* _stripe(self, uint64_t block) noexcept nogil:
         return &self.stripes[(block >> LEAF_SHIFT) % STRIPES]
@@ -319,10 +312,12 @@ cdef class Disk(Blocks):
         """Change a part of a block (to zeroes when source is NULL)."""
         cdef int error
         must(start + count <= BLOCK, b"a part of a block lies inside it")
-        lock_take(self._stripe(block))
-        error = self._store_part(block, start, count, source, block * BLOCK + start + count)
-        lock_leave(self._stripe(block))
-        return error
+        while True:
+            lock_take(self._stripe(block))
+            error = self._store_part(block, start, count, source, block * BLOCK + start + count)
+            lock_leave(self._stripe(block))
+            if error != ENOSPC or not make_room(self.pool):
+                return error
 
     cdef int _store_part(
         self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source, uint64_t end
@@ -348,11 +343,13 @@ cdef class Disk(Blocks):
         cdef uint8_t encoded[RUN * BLOCK]
         cdef Prepared prepared[RUN]
         cdef int error
-        prepare(self.pool, source, count, encoded, prepared)
-        lock_take(self._stripe(first))
-        error = self._commit(first, count, prepared, (first + count) * BLOCK)
-        lock_leave(self._stripe(first))
-        return error
+        while True:
+            prepare(self.pool, source, count, encoded, prepared)
+            lock_take(self._stripe(first))
+            error = self._commit(first, count, prepared, (first + count) * BLOCK)
+            lock_leave(self._stripe(first))
+            if error != ENOSPC or not make_room(self.pool):
+                return error
 
     cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end) noexcept nogil:
         """Give blocks of one leaf their new content, in order, up to the first that fails, unless what is written ends
@@ -373,7 +370,7 @@ cdef class Disk(Blocks):
         while leaf != NULL and index < count and self._replace(leaf, first + index, &prepared[index]):
             index += 1
         if index < count and error == 0:
-            error = self._refuse(first)
+            error = self._no_room(first)
             self.pool.tables.prune(root, first)
         while index < count:
             abandon(self.pool, &prepared[index])
@@ -400,12 +397,9 @@ cdef class Disk(Blocks):
         self._swap(leaf, block_number, entry, same)
         return True
 
-    cdef int _refuse(self, uint64_t block) noexcept nogil:
-        """Under the pool's lock: count a write that found no room, or a block that nobody knows any more."""
-        if self.pool.tables.is_lost(self.root(), block):
-            return EIO
-        self.pool.failed_writes += 1
-        return ENOSPC
+    cdef int _no_room(self, uint64_t block) noexcept nogil:
+        """Under the pool's lock: why a block's leaf cannot be had: there is no room, or nobody knows it any more."""
+        return EIO if self.pool.tables.is_lost(self.root(), block) else ENOSPC
 
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil:
         """Under the pool's lock: give a block its new entry and release what the old one held. Cannot fail."""
@@ -445,18 +439,21 @@ cdef class Disk(Blocks):
             lock_take(self._stripe(first))
             error = self._commit(first, count, zeroes, (first + count) * BLOCK)
             lock_leave(self._stripe(first))
+            if error == ENOSPC and make_room(self.pool):
+                continue
             if error:
                 return error
             first += count
         return 0
 
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:
-        """Blocks [first, end) become holes."""
+        """Blocks [first, end) become holes. ENOSPC: but for those in leaves that a clone shares, and no room to copy."""
         cdef uint64_t block = first
         cdef uint64_t* leaf
         cdef uint64_t stop
         cdef bint gone
         cdef int error
+        cdef int refused = 0
         while block < end:
             lock_take(&self.pool.lock)
             leaf = self.walk(&block, end)
@@ -468,10 +465,11 @@ cdef class Disk(Blocks):
                 continue
             stop = min(end, (block | (LEAF_BLOCKS - 1)) + 1)
             error = self._clear_leaf(block, stop)
-            if error:
+            if error and error != ENOSPC:
                 return error
+            refused = error or refused
             block = stop
-        return 0
+        return refused
 
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil:
         """Clear blocks of one leaf, HOLD of them at a time, and free it when nothing is left in it."""
@@ -502,10 +500,12 @@ cdef class Disk(Blocks):
         while block[0] < last and leaf[block[0] % LEAF_BLOCKS] == hole_word(self.pool.seed, block[0]):
             block[0] += 1  # a leaf that a clone shares is not copied for holes
         if block[0] < last:
+            self.pool.arena.ledger.making_room = True
             leaf = self.pool.tables.leaf_for_write(root, first)
+            self.pool.arena.ledger.making_room = False
         if leaf == NULL:
             self.pool.tables.prune(root, first)
-            return self._refuse(first)
+            return self._no_room(first)
         while block[0] < last:
             if leaf[block[0] % LEAF_BLOCKS] != hole_word(self.pool.seed, block[0]):
                 self._swap(leaf, block[0], hole_word(self.pool.seed, block[0]), False)
@@ -524,7 +524,9 @@ cdef class Disk(Blocks):
         cdef int index
         if root == NULL or not self.pool.tables.leaf_is_shared(root, first):
             return False
+        self.pool.arena.ledger.making_room = True
         place = self.pool.tables.place_of(root, first)
+        self.pool.arena.ledger.making_room = False
         if place == NULL or page_of(place[0]) == 0:
             return False
         page = page_of(place[0])

@@ -1,3 +1,4 @@
+from nbdzram.engine.compact import Compact as Compact
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.run import Run
 
@@ -6,10 +7,5 @@ class Fold(Run):
 
     report(): objects_merged, bytes_freed (compressed), pages_returned, comparisons.
     """
-
-    def __init__(self, pool: Pool, *, dry_run: bool = False) -> None: ...
-
-class Compact(Run):
-    """One compaction run. report(): objects_moved, pages_returned."""
 
     def __init__(self, pool: Pool, *, dry_run: bool = False) -> None: ...

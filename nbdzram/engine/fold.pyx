@@ -1,6 +1,6 @@
-"""Folding and compaction: two runs over a pool in bounded steps, off the clients' way.
+"""Folding: a run over a pool in bounded steps, off the clients' way.
 
-Fold. The index (index.pyx) knows the suspects: objects whose fingerprint was present when they came. A run goes through
+The index (index.pyx) knows the suspects: objects whose fingerprint was present when they came. A run goes through
 the pending bitmap from handle 1 to the highest; each suspect is compared with the linked objects of its fingerprint,
 byte for byte, and merged into the one that is equal, or linked itself when none is. Of two encodings of one block the
 shorter stays. A run needs no memory of its own, and costs in proportion to the suspects; those that come behind its
@@ -11,26 +11,23 @@ position wait for the next.
       both raw, other bytes    -> different
       anything else            -> decode both and compare the blocks
 
-Compaction. Slab.plan_evacuation marks the zspages whose objects fit elsewhere, class by class; one pass over the cells
-moves each object out of them; what empties returns to the system by itself, and what did not is used again. Handles
-stay.
-
-Every comparison and move holds the pool's lock for about a microsecond, marking and its end for HOLD zspages at a time;
-decoding happens outside it, on copies of objects that are held (acquire) meanwhile. A step looks at up to `budget`
-handles or zspages.
-
-Known limits: compaction reads every cell, 16 bytes a stored block: 1 ms a GiB.
+Every comparison holds the pool's lock for about a microsecond; decoding happens outside it, on copies of objects that
+are held (acquire) meanwhile. A step looks at up to `budget` suspects.
 """
 
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, unit_of
-from nbdzram.engine.codec cimport BLOCK, CODEC_FREE, CODEC_RAW
-from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.cells cimport kind_of, length_of
+from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
+from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.run cimport Run
+
+from nbdzram.engine.compact import Compact
+
+__all__ = ["Compact", "Fold"]
 
 
 @cython.final
@@ -172,109 +169,3 @@ cdef class Fold(Run):
     cdef void _count(self, uint32_t loser) noexcept nogil:
         self.merged += 1
         self.freed += length_of(self.pool.store.cells.cell(loser).word)
-
-
-@cython.final
-cdef class Compact(Run):
-    """See fold.pyi."""
-
-    cdef bint dry_run
-    cdef int planned           # size classes whose zspages are chosen
-    cdef uint64_t marked       # zspages to empty
-    cdef uint32_t position
-    cdef uint32_t end
-    cdef int ended             # size classes in which what was marked is used again
-    cdef uint64_t predicted
-    cdef uint64_t moved
-    cdef int64_t pages
-
-    def __cinit__(self, Pool pool, *, dry_run: bool = False):
-        self.dry_run = dry_run
-        self.position = 1
-        lock_take(&pool.lock)
-        self.end = pool.store.cells.high
-        lock_leave(&pool.lock)
-        self._total = self.end - 1
-
-    def __dealloc__(self):
-        if self.planned:
-            while self.ended < self.pool.store.slab.class_count:
-                self._end(HOLD)
-
-    def report(self):
-        return {"objects_moved": self.moved, "pages_returned": self.predicted if self.dry_run else max(0, self.pages)}
-
-    cdef bint _step(self, uint32_t budget) noexcept nogil:
-        cdef int classes = self.pool.store.slab.class_count
-        cdef uint32_t handle
-        if self.dry_run:
-            self._predict()
-            return False
-        while budget and self.planned < classes:
-            budget -= self._plan(min(budget, <uint32_t>HOLD))
-        if self.planned < classes:
-            return True
-        if self.marked == 0:
-            self.position = self.end
-        handle = self.position
-        self.position = <uint32_t>min(<uint64_t>handle + budget, self.end)
-        budget -= self.position - handle
-        for handle in range(handle, self.position):
-            self._visit(handle)
-        self._done = self.position - 1
-        while budget and self.ended < classes:
-            budget -= self._end(min(budget, <uint32_t>HOLD))
-        return self.ended < classes
-
-    cdef void _predict(self) noexcept nogil:
-        cdef int index
-        self.predicted = 0
-        lock_take_behind(&self.pool.lock)
-        for index in range(self.pool.store.slab.class_count):
-            self.predicted += self.pool.store.slab.evacuation_gain(index)
-        lock_leave(&self.pool.lock)
-
-    cdef uint32_t _plan(self, uint32_t limit) noexcept nogil:
-        """Mark up to `limit` zspages of one class, under one hold of the lock; how many were looked at."""
-        cdef uint32_t looked = 1
-        lock_take_behind(&self.pool.lock)
-        while looked <= limit and self.pool.store.slab.plan_evacuation(self.planned):
-            looked += 1
-        lock_leave(&self.pool.lock)
-        self.marked += looked - 1
-        if looked > limit:
-            return limit
-        self.planned += 1
-        return looked
-
-    cdef void _visit(self, uint32_t handle) noexcept nogil:
-        """Move the object of this handle if its zspage is being emptied."""
-        cdef uint64_t word = self.pool.store.cells.cell(handle).word  # a hint until the lock is held
-        cdef uint64_t pages
-        if not self._must_move(word):
-            return
-        lock_take_behind(&self.pool.lock)
-        word = self.pool.store.cells.cell(handle).word
-        if self._must_move(word):
-            pages = self.pool.store.slab.pages_used
-            if self.pool.store.move(handle):
-                self.moved += 1
-            self.pages += <int64_t>(pages - self.pool.store.slab.pages_used)
-        lock_leave(&self.pool.lock)
-
-    cdef bint _must_move(self, uint64_t word) noexcept nogil:
-        return (kind_of(word) != CODEC_FREE and kind_of(word) != KIND_FILL and kind_of(word) != KIND_FORWARD
-                and self.pool.store.slab.is_evacuating(unit_of(word)))
-
-    cdef uint32_t _end(self, uint32_t limit) noexcept nogil:
-        """Use up to `limit` marked zspages of one class again, under one hold of the lock; how many were looked at."""
-        cdef uint32_t looked = 1
-        lock_take_behind(&self.pool.lock)
-        while looked <= limit and self.pool.store.slab.end_evacuation(self.ended):
-            looked += 1
-        if looked <= limit:
-            self.ended += 1
-            if self.ended == self.pool.store.slab.class_count and self.pages > 0:
-                self.pool.store.pages_compacted += self.pages
-        lock_leave(&self.pool.lock)
-        return min(looked, limit)

@@ -27,7 +27,7 @@ cdef class Index:
     cdef void set_pending(self, uint32_t handle) noexcept nogil
     cdef void clear_pending(self, uint32_t handle) noexcept nogil
     cdef bint next_pending(self, uint32_t* handle) noexcept nogil
-    cdef uint64_t metadata(self) noexcept nogil
+    cdef uint64_t pages(self) noexcept nogil
 
     cdef void _unlink(self, uint32_t handle) noexcept nogil
     cdef void _split(self) noexcept nogil

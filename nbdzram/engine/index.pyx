@@ -21,10 +21,9 @@ Not locked here: the pool's lock covers every call.
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
-from nbdzram.engine.arena cimport (
-    PAGE_SIZE, region_ensure, region_free, region_reserve, region_return,
-)
-from nbdzram.engine.cells cimport Cells
+from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve, region_shrink
+from nbdzram.engine.cells cimport Cells, handles_max
+from nbdzram.engine.ledger cimport Ledger
 from nbdzram.engine.lock cimport LOOKS
 
 from nbdzram.errors import ArenaError
@@ -44,8 +43,11 @@ cdef class Index:
     def __cinit__(self, Cells cells):
         self.cells = cells
         self.buckets = self.half = MIN_BUCKETS
-        if (not region_reserve(&self.heads, <uint64_t>4 << 32) or not region_reserve(&self.pending, <uint64_t>1 << 29)
-                or not region_ensure(&self.heads, MIN_BUCKETS * sizeof(uint32_t))):
+        cdef Ledger* ledger = &cells.arena.ledger
+        cdef uint64_t handles = handles_max(cells.arena)
+        if (not region_reserve(&self.heads, max(handles, <uint64_t>MIN_BUCKETS) * sizeof(uint32_t), ledger)
+                or not region_reserve(&self.pending, handles // 8 + 8, ledger)
+                or not region_ensure(&self.heads, MIN_BUCKETS * sizeof(uint32_t)) or not self.reserve(1)):
             raise ArenaError("cannot reserve addresses for the fingerprint index; raise ulimit -v")
 
     def __dealloc__(self):
@@ -150,7 +152,7 @@ cdef class Index:
         return False
 
     cdef void _split(self) noexcept nogil:
-        """Share the next bucket in line with a new one at the end. Without memory the chains just grow."""
+        """Share the next bucket in line with a new one at the end. Without memory, or at the limit, the chains just grow."""
         cdef uint32_t fresh = self.buckets
         cdef uint32_t handle, following
         cdef uint32_t* old_head
@@ -186,11 +188,8 @@ cdef class Index:
         place[0] = (<uint32_t*>self.heads.base)[last]
         (<uint32_t*>self.heads.base)[last] = 0
         self.buckets = last
-        if last % (PAGE_SIZE // 4) == 0:
-            region_return(&self.heads, <uint64_t>last * 4, PAGE_SIZE)
+        region_shrink(&self.heads, <uint64_t>last * sizeof(uint32_t))
 
-    cdef uint64_t metadata(self) noexcept nogil:
-        """Resident bytes of heads and pending bits."""
-        return ((<uint64_t>self.buckets * 4 + PAGE_SIZE - 1) & ~<uint64_t>(PAGE_SIZE - 1)) + (
-            (<uint64_t>self.cells.high // 8 + PAGE_SIZE - 1) & ~<uint64_t>(PAGE_SIZE - 1)
-        )
+    cdef uint64_t pages(self) noexcept nogil:
+        """Pages of heads and pending bits."""
+        return self.heads.pages + self.pending.pages

@@ -50,7 +50,7 @@ cdef class Opening:
         self.tables = tables
         self.directory = directory
         self.superblock = <Superblock*>self.arena.base
-        if (not region_reserve(&self.owners, self.arena.unit_high + 1)
+        if (not region_reserve(&self.owners, self.arena.unit_high + 1, NULL)
                 or not region_ensure(&self.owners, self.arena.unit_high + 1)):
             raise ArenaError("cannot reserve addresses to open an arena; raise ulimit -v")
 
@@ -147,7 +147,7 @@ cdef class Opening:
                 return False
         self._find_cells()
         if not (self.store.cells.ready() and self.store.index.reserve(self.store.cells.high)
-                and region_reserve(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4)
+                and region_reserve(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4, NULL)
                 and region_ensure(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4)):
             snprintf(self.complaint, COMPLAINT, "no memory for its handles")
             return False
@@ -228,7 +228,7 @@ cdef class Opening:
         cdef uint32_t* node
         if not self._claim(page // UNIT_PAGES, 1, NODES):
             return False
-        if not region_ensure(&self.tables.refs, (<uint64_t>(page // UNIT_PAGES) + 1) * UNIT_PAGES * 4):
+        if not self.tables.reserve_refs(page // UNIT_PAGES):
             snprintf(self.complaint, COMPLAINT, "no memory for its block tables")
             return False
         node = self.tables.node(page)

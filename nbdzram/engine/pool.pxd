@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.directory cimport Directory
@@ -11,9 +11,22 @@ from nbdzram.engine.users cimport Users
 cdef struct Counters:
     uint64_t bytes_of[8]
     uint64_t blocks_stored, blocks_same
-    uint64_t pages_used, pages_limit, pages_max, zspages, pages_compacted, pages_folded
+    uint64_t pages_used, pages_limit, pages_max, pages_in_all, zspages, pages_compacted, pages_folded
     uint64_t huge_now, huge_ever, objects, handles, shared_objects, shared_bytes, pending
-    uint64_t folded, inline_folded, moved, recompressed, untried, failed_writes, rotten, metadata
+    uint64_t folded, inline_folded, moved, recompressed, untried, failed_writes, rotten
+
+cdef struct Compaction:
+    # The pass under way, whoever carries it on: compact.pyx.
+    int phase
+    uint64_t number     # of the pass, counted from 1
+    int size_class      # that is being planned, or ended
+    uint32_t position   # handles below were visited
+    uint32_t end
+    uint64_t marked     # zspages to empty
+    int64_t returned    # pages of this pass
+    uint64_t moved_ever
+    int64_t returned_ever
+    uint64_t retry_at   # after a pass that came to nothing: of Slab.freed_ever
 
 cdef class Pool:
     cdef Arena arena
@@ -36,6 +49,7 @@ cdef class Pool:
     cdef uint64_t rotten         # blocks found not to be what was written
     cdef uint32_t rotten_export  # number of the last one's export
     cdef uint64_t rotten_block
+    cdef Compaction compaction
     cdef uint64_t inline_folded
     cdef uint32_t shift         # 0 or 1: a check turns it, to tell holders in hand from before
     cdef uint64_t in_hand[2]    # by shift: handles that a write holds and no entry does yet
@@ -43,6 +57,8 @@ cdef class Pool:
     cdef uint8_t held[EXPORTS_MAX]  # by number: somebody has the disk of this directory entry in hand
     cdef list _disks
 
-    cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil
+    cdef void read_counters(self, Counters* now) noexcept nogil
+    cdef uint64_t pages_in_all(self) noexcept nogil
+    cdef void _use_export_entry(self, uint32_t number) noexcept nogil
     cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil
     cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil

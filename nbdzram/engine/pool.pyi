@@ -28,7 +28,10 @@ class Pool:
     def path(self) -> str | None: ...
     @property
     def mem_limit(self) -> int:
-        """Bytes of zspage pages; 0 is no limit. May be set at any time, as in zram: what is stored stays."""
+        """Bytes of zspages and metadata (PoolStats.memory_used); 0 is no limit. What is stored stays.
+
+        May be set at any time, as in zram, up to half of the addresses reserved on opening (UserError).
+        """
     @mem_limit.setter
     def mem_limit(self, limit: int) -> None: ...
     @property

@@ -20,18 +20,18 @@ from libc.string cimport memcmp, memcpy, memset
 
 import os
 
-from nbdzram.engine.arena cimport PAGE_SIZE, Arena
+from nbdzram.engine.arena cimport PAGE_SIZE, Arena, pages_for
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
 from nbdzram.engine.format cimport (
     ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, OLD_VERSION, SEGMENTS_AT, VERSION, Superblock,
     dictionary_length, identity_of,
 )
+from nbdzram.engine.ledger cimport ledger_count
 from nbdzram.engine.lock cimport HOLD, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.opening cimport Opening
 from nbdzram.engine.publish cimport publish64
-from nbdzram.engine.slab cimport ZSpage
-from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore
+from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
 from nbdzram.engine.table cimport (
     AGE_MASK, AGE_SECONDS, BRANCH_CHILDREN, BRANCH_SHIFT, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, hole_word, is_hole, page_of,
 )
@@ -50,19 +50,20 @@ cdef bytes MAGIC = b"NBDZRAM\n"
 cdef enum:
     AGED_PAGES = 64  # looked at for entries grown old, whenever the clock is told: 30 us
 
-# Address space reserved for each byte that the machine could hold: a zspage may use one page of its unit's sixteen.
-RESERVE_FACTOR = 16
-SMALLEST_RESERVE = 64 << 30
+# Addresses that a pool reserves. A zspage may use one page of its unit's sixteen: so many times the limit always suffice.
+# Without a limit that would be too much: a process has 128 TiB, and on a machine with a terabyte seven pools used them up.
+# Compacted, zspages use nine pages of their units and more, so that four times the machine's memory are enough there.
+LIMITED_FACTOR = 16
+UNLIMITED_FACTOR = 4
+COMPACTED_FACTOR = 2  # a limit may be raised, as long as compacted zspages fit
+SMALLEST_RESERVE = 16 << 30
 LARGEST_RESERVE = 16 << 40  # page numbers have 32 bits
 
 
 def _reserve_for(mem_limit: int) -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(SMALLEST_RESERVE, min(LARGEST_RESERVE, RESERVE_FACTOR * max(2 * memory, mem_limit)))
-
-
-cdef uint64_t _whole_pages(uint64_t size) noexcept nogil:
-    return (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+    wanted = LIMITED_FACTOR * mem_limit if mem_limit else UNLIMITED_FACTOR * memory
+    return max(SMALLEST_RESERVE, min(LARGEST_RESERVE, wanted))
 
 
 @cython.final
@@ -85,6 +86,7 @@ cdef class Pool:
         self.superblock = <Superblock*>self.arena.base
         if self.arena.opened:
             self._open_again()
+            self.arena.ledger.used = self.pages_in_all()
             self._finish_shrinking()
         else:
             self._begin()
@@ -126,7 +128,11 @@ cdef class Pool:
         self._make_rooms()
         self.superblock.layout = self.store.slab.layout()
         self.superblock.identity = identity_of(self.superblock)
+        if not self.store.cells.begin():
+            self.arena.discard()
+            raise self._no_room()
         publish64(<uint64_t*>self.superblock.magic, (<const uint64_t*><const char*>MAGIC)[0])
+        self.arena.ledger.used = self.pages_in_all()
 
     def _make_rooms(self):
         self.seed = self.superblock.seed
@@ -203,15 +209,21 @@ cdef class Pool:
 
     @property
     def mem_limit(self):
-        return self.store.slab.pages_limit * PAGE_SIZE
+        return self.arena.ledger.limit * PAGE_SIZE
 
     @mem_limit.setter
     def mem_limit(self, limit: int):
         if limit < 0:
             raise ValueError(f"mem_limit {limit} is negative")
-        cdef uint64_t pages = (limit + PAGE_SIZE - 1) // PAGE_SIZE
+        most = self.arena.reserved // COMPACTED_FACTOR
+        if limit > most:
+            raise UserError(
+                f"mem_limit {limit} is over {most} bytes: this pool reserved addresses for so much when it was opened; "
+                "restart the server with the larger limit"
+            )
+        cdef uint64_t pages = pages_for(limit)
         lock_take(&self.lock)
-        self.store.slab.pages_limit = pages
+        self.arena.ledger.limit = pages
         lock_leave(&self.lock)
 
     @property
@@ -250,9 +262,8 @@ cdef class Pool:
 
     def stats(self):
         cdef Counters now
-        cdef uint64_t exports = len(self._disks)
         lock_take(&self.lock)
-        self.read_counters(&now, exports)
+        self.read_counters(&now)
         lock_leave(&self.lock)
         dictionary_bytes = sum([now.bytes_of[kind] for kind in range(CODEC_ZSTD_DICT, KINDS)])
         return PoolStats(
@@ -266,7 +277,7 @@ cdef class Pool:
             huge_pages=now.huge_now,
             huge_pages_since=now.huge_ever,
             pages_folded=now.pages_folded,
-            metadata=now.metadata,
+            metadata=(now.pages_in_all - now.pages_used) * PAGE_SIZE,
             objects=now.objects,
             handles=now.handles,
             shared_objects=now.shared_objects,
@@ -288,14 +299,14 @@ cdef class Pool:
             blocks_rotten=now.rotten,
         )
 
-    cdef void read_counters(self, Counters* now, uint64_t exports) noexcept nogil:
-        """Under the lock: all of them at one moment. `metadata` is what is resident beside zspages for the pool's sake."""
-        cdef int number
+    cdef void read_counters(self, Counters* now) noexcept nogil:
+        """Under the lock: all of them at one moment."""
         memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))
         now.blocks_stored = self.blocks_stored
         now.blocks_same = self.blocks_same
         now.pages_used = self.store.slab.pages_used
-        now.pages_limit = self.store.slab.pages_limit
+        now.pages_in_all = self.arena.ledger.used
+        now.pages_limit = self.arena.ledger.limit
         now.pages_max = self.store.slab.pages_max
         now.zspages = self.store.slab.zspage_count
         now.pages_compacted = self.store.pages_compacted
@@ -314,11 +325,17 @@ cdef class Pool:
         now.untried = self.store.bytes_of[CODEC_LZ4] - self.store.tried_bytes
         now.failed_writes = self.failed_writes
         now.rotten = self.rotten
-        now.metadata = 2 * PAGE_SIZE + _whole_pages(exports * sizeof(ExportEntry))
-        now.metadata += _whole_pages(self.arena.unit_high * sizeof(ZSpage))
-        now.metadata += self.store.cells.metadata() + self.store.index.metadata() + self.tables.metadata()
+
+    cdef uint64_t pages_in_all(self) noexcept nogil:
+        """Under the lock: what the ledger is to say, added up from those who have the pages."""
+        cdef uint64_t pages = 1 + pages_for(self.exports_high * sizeof(ExportEntry))
+        cdef int number
+        pages += self.store.slab.pages_used + self.store.slab.zspages.pages
+        pages += self.store.cells.pages() + self.store.index.pages() + self.store.tried.pages
+        pages += self.tables.pages() + self.arena.free_units.pages
         for number in range(CODEC_DICTS):
-            now.metadata += 2 * _whole_pages(dictionary_length(self.superblock, number))  # Zstandard keeps a copy of its own
+            pages += dictionary_pages(dictionary_length(self.superblock, number))
+        return pages
 
     # -- exports -------------------------------------------------------------------------------------------------
 
@@ -348,7 +365,7 @@ cdef class Pool:
         cdef uint32_t number = self._free_entry(name)
         self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
         disk = self._disk_of(number, 0, 0)
-        self.exports_high = max(self.exports_high, number + 1)
+        self._use_export_entry(number)
         if source is None:
             self.directory.publish(number, STATE, ENTRY_LIVE)
         elif not source._share_with(disk):
@@ -372,6 +389,14 @@ cdef class Pool:
         from nbdzram.engine.disk import _open_disk
 
         return _open_disk(self, number, stored, same)
+
+    cdef void _use_export_entry(self, uint32_t number) noexcept nogil:
+        """Count the pages of the directory up to this entry: at most 2 MiB, whatever the limit."""
+        cdef uint64_t before = pages_for(self.exports_high * sizeof(ExportEntry))
+        lock_take(&self.lock)
+        self.exports_high = max(self.exports_high, number + 1)
+        ledger_count(&self.arena.ledger, pages_for(self.exports_high * sizeof(ExportEntry)) - before)
+        lock_leave(&self.lock)
 
     def _valid_name(self, name: str) -> bytes:
         encoded = name.encode()

@@ -35,10 +35,12 @@ from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.format cimport (
     KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit, dictionary_word,
 )
+from nbdzram.engine.ledger cimport ledger_give, ledger_take
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
+from nbdzram.engine.store cimport dictionary_pages
 from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, LEAF_BLOCKS, age_of, is_hole
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -95,7 +97,7 @@ cdef class Recompress(Run):
         cdef Region fresh
         if not users_enter(&self.pool.users):
             raise EngineError("a recompression cannot begin: its pool was closed")
-        if not region_reserve(&fresh, self.pool.store.tried.reserved):
+        if not region_reserve(&fresh, self.pool.store.tried.reserved, &self.pool.arena.ledger):
             users_leave(&self.pool.users)
             raise EngineError("cannot reserve addresses for a recompression; raise ulimit -v")
         lock_take(&self.pool.lock)
@@ -294,7 +296,8 @@ cdef class Recompress(Run):
         """
         cdef int number = 0
         cdef uint32_t count = units_of(length)
-        cdef uint32_t unit, extra
+        cdef uint32_t unit = 0
+        cdef uint32_t extra
         cdef void* ddict
         while number < CODEC_DICTS and self.pool.superblock.dictionary[number]:
             number += 1
@@ -304,13 +307,18 @@ cdef class Recompress(Run):
         if ddict == NULL:
             return False
         lock_take_behind(&self.pool.lock)
-        unit = self.pool.arena.take_run(count) if count > 1 else self.pool.arena.take()
+        if ledger_take(&self.pool.arena.ledger, dictionary_pages(length)):
+            unit = self.pool.arena.take_run(count) if count > 1 else self.pool.arena.take()
+            if unit == 0:
+                ledger_give(&self.pool.arena.ledger, dictionary_pages(length))
         lock_leave(&self.pool.lock)
         if unit == 0 or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, length):
             zstd_free_ddict(ddict)
             lock_take_behind(&self.pool.lock)
             for extra in range(count if unit else 0):
                 self.pool.arena.give(unit + extra)
+            if unit:
+                ledger_give(&self.pool.arena.ledger, dictionary_pages(length))
             lock_leave(&self.pool.lock)
             return False
         memcpy(self.pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)

@@ -53,9 +53,9 @@ cdef class Slab:
     cdef int class_count
     cdef uint8_t class_of[4097]
     cdef uint64_t pages_used
-    cdef uint64_t pages_limit
     cdef uint64_t pages_max
     cdef uint64_t zspage_count
+    cdef uint64_t freed_ever   # slots
     cdef uint32_t spare_unit   # of the spare pages, where they begin in it, and how many there are
     cdef uint32_t spare_first
     cdef uint32_t spare_count
@@ -66,6 +66,7 @@ cdef class Slab:
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
     cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil
+    cdef void return_spares(self) noexcept nogil
     cdef uint64_t evacuation_gain(self, int index) noexcept nogil
     cdef bint can_evacuate(self, int index) noexcept nogil
     cdef bint plan_evacuation(self, int index) noexcept nogil
@@ -89,10 +90,8 @@ cdef class Slab:
     cdef void _place(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef bint _is_whole(self, SizeClass* klass) noexcept nogil
     cdef bint _take_pages(self, SizeClass* klass, uint64_t offset, uint64_t count) noexcept nogil
-    cdef bint _is_over(self, uint64_t count) noexcept nogil
     cdef void _return_pages(self, SizeClass* klass, uint64_t offset, uint64_t span, uint64_t count) noexcept nogil
     cdef void _spare(self, uint32_t unit, uint32_t slot) noexcept nogil
-    cdef void _return_spares(self) noexcept nogil
     cdef void _end_zspage(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef bint _take_slot(self, uint32_t unit, ZSpage* page, uint32_t* slot) noexcept nogil
     cdef bint _take_page_slot(self, uint32_t unit, ZSpage* page, uint32_t* slot) noexcept nogil

@@ -40,6 +40,7 @@ from libc.string cimport memset
 from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
+from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
 
 import zlib
 
@@ -48,11 +49,12 @@ from nbdzram.errors import ArenaError
 
 @cython.final
 cdef class Slab:
-    """Slots of an arena. mem_limit is held in pages; 0 is none."""
+    """Slots of an arena."""
 
     def __cinit__(self, Arena arena):
         self.arena = arena
-        if not region_reserve(&self.zspages, (arena.reserved // UNIT_SIZE) * sizeof(ZSpage)):
+        if not region_reserve(&self.zspages, (arena.reserved // UNIT_SIZE) * sizeof(ZSpage), &arena.ledger) or (
+                not region_ensure(&self.zspages, sizeof(ZSpage))):
             raise ArenaError("cannot reserve addresses for zspage descriptors; raise ulimit -v")
         self._make_classes()
 
@@ -101,7 +103,7 @@ cdef class Slab:
     # -- allocation ----------------------------------------------------------------------------------------------
 
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil:
-        """A slot for `length` bytes. False at the memory limit or when the arena ends; nothing changed then."""
+        """A slot for `length` bytes. False at the limit or when the arena ends; nothing changed then."""
         cdef int index = self.class_of[length]
         cdef SizeClass* klass = &self.classes[index]
         cdef ZSpage* page
@@ -167,12 +169,12 @@ cdef class Slab:
         if self.spare_count and unit == self.spare_unit and slot + 1 == self.spare_first:
             self.spare_first = slot
         elif self.spare_count == 0 or unit != self.spare_unit or slot != self.spare_first + self.spare_count:
-            self._return_spares()
+            self.return_spares()
             self.spare_unit = unit
             self.spare_first = slot
         self.spare_count += 1
 
-    cdef void _return_spares(self) noexcept nogil:
+    cdef void return_spares(self) noexcept nogil:
         cdef ZSpage* page = self.zspage(self.spare_unit)
         cdef SizeClass* klass
         if self.spare_count == 0:
@@ -191,25 +193,23 @@ cdef class Slab:
 
     cdef bint _take_pages(self, SizeClass* klass, uint64_t offset, uint64_t count) noexcept nogil:
         """Make pages of the arena a zspage's. False at the limit, or when the system has none."""
-        if self._is_over(count):
-            self._return_spares()
-            if self._is_over(count):
+        if not ledger_take(&self.arena.ledger, count):
+            self.return_spares()
+            if not ledger_take(&self.arena.ledger, count):
                 return False
         if not self.arena.commit(offset, count * PAGE_SIZE):
+            ledger_give(&self.arena.ledger, count)
             return False
         self.pages_used += count
         klass.pages_used += count
         self.pages_max = max(self.pages_max, self.pages_used)
         return True
 
-    cdef bint _is_over(self, uint64_t count) noexcept nogil:
-        """Whether `count` pages more are too many."""
-        return self.pages_limit and self.pages_used + count > self.pages_limit
-
     cdef void _return_pages(self, SizeClass* klass, uint64_t offset, uint64_t span, uint64_t count) noexcept nogil:
         """Return `span` pages to the system, of which `count` were a zspage's; the others were not resident."""
         self.pages_used -= count
         klass.pages_used -= count
+        ledger_give(&self.arena.ledger, count)
         self.arena.release(offset, span * PAGE_SIZE)
 
     cdef void _changes(self, uint32_t unit) noexcept nogil:
@@ -246,6 +246,7 @@ cdef class Slab:
         cdef ZSpage* page = self.zspage(unit)
         cdef SizeClass* klass = &self.classes[page.size_class]
         self._changes(unit)
+        self.freed_ever += 1
         page.used -= 1
         klass.used -= 1
         klass.leaving -= self.is_evacuating(unit)
@@ -390,7 +391,7 @@ cdef class Slab:
         grown = self.pages_of(klass, page.used - min(<int64_t>page.used, max(<int64_t>0, fit)))
         if grown >= self.pages_of(klass, page.top):
             return 0
-        if grown and self.pages_limit and self.pages_used + grown > self.pages_limit:
+        if grown > ledger_room(&self.arena.ledger):
             return 0
         return unit
 
@@ -421,7 +422,7 @@ cdef class Slab:
         return unit < self.unit_end() and self.zspage(unit).state_group != NOT_A_ZSPAGE
 
     cdef bint adoption_begin(self) noexcept nogil:
-        return region_reserve(&self.adopted, <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8))
+        return region_reserve(&self.adopted, <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8), NULL)
 
     cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
         """Count a slot that a handle cell names. False when it cannot be one: a broken arena, or no memory."""

@@ -18,8 +18,8 @@ class PoolStats:
 
     orig_data_size: int  # bytes of blocks stored, same-filled included
     compr_data_size: int  # bytes of distinct stored objects
-    mem_used_total: int  # bytes of the pages in zspages, fragmentation included
-    mem_limit: int  # bytes; 0 is no limit
+    mem_used_total: int  # bytes of the pages in zspages, fragmentation included, metadata not: zram counts no more
+    mem_limit: int  # bytes that mem_used_total and metadata may take together; 0 is no limit
     mem_used_max: int  # highest mem_used_total so far
     same_pages: int  # blocks stored as one repeated word
     pages_compacted: int  # cumulative: pages that compaction returned
@@ -27,7 +27,7 @@ class PoolStats:
     huge_pages_since: int  # cumulative: objects ever stored raw
     pages_folded: int  # cumulative: pages that folding returned
 
-    metadata: int  # bytes of tables, handle cells, indexes, zspage descriptors
+    metadata: int  # bytes of tables, handle cells, indexes, zspage descriptors, dictionaries: every other page
     objects: int  # distinct objects
     handles: int  # live handles (an object shared by folding has several)
     shared_objects: int  # objects that more than one block table entry or handle points at
@@ -42,6 +42,11 @@ class PoolStats:
     zspages: int
     failed_writes: int  # cumulative: writes refused with PoolFull
     blocks_rotten: int  # cumulative: times that a block was found not to be what was written
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes that the pool takes in all: what mem_limit bounds."""
+        return self.mem_used_total + self.metadata
 
     @property
     def saved(self) -> int:

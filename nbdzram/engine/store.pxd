@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from nbdzram.engine.arena cimport Arena, Region
+from nbdzram.engine.arena cimport Arena, Region, pages_for
 from nbdzram.engine.cells cimport Cell, Cells
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.slab cimport Slab
@@ -9,6 +9,10 @@ cdef enum:
     HUGE_LENGTH = 3625
     FORWARDS_MAX = 4096  # in a row: each leads to a shorter encoding, or to one that is as long
     KINDS = 8
+
+cdef inline uint64_t dictionary_pages(uint32_t length) noexcept nogil:
+    """Pages of a dictionary: its own in the arena, and as many of the copy that Zstandard keeps."""
+    return 2 * pages_for(length)
 
 cdef class ObjectStore:
     cdef Arena arena

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
-    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, fill_word, kind_of, length_of, object_word, refs_bits,
+    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, fill_word, handles_max, kind_of, length_of, object_word, refs_bits,
     slot_of, target_of, unit_of,
 )
 from nbdzram.engine.codec cimport (
@@ -24,6 +24,7 @@ from nbdzram.engine.codec cimport (
     zstd_free_ddict,
 )
 from nbdzram.engine.index cimport Index
+from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.slab cimport Slab
 
@@ -39,7 +40,7 @@ cdef class ObjectStore:
         self.slab = Slab(arena)
         self.cells = Cells(arena, directory)
         self.index = Index(self.cells)
-        if not region_reserve(&self.tried, <uint64_t>1 << 29):
+        if not region_reserve(&self.tried, handles_max(arena) // 8 + 1, &arena.ledger):
             raise ArenaError("cannot reserve addresses for the object store; raise ulimit -v")
 
     def __dealloc__(self):
@@ -246,6 +247,7 @@ cdef class ObjectStore:
         """A recompression begins that is stronger than all before it, and tries everything again. `fresh` is as large as
         what was remembered, which is the caller's now."""
         cdef Region forgotten = self.tried
+        ledger_give(&self.arena.ledger, forgotten.pages)
         self.tried_strength = strength
         self.tried_bytes = 0
         self.tried = fresh

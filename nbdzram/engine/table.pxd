@@ -83,6 +83,8 @@ cdef class Tables:
     cdef ObjectStore store
     cdef uint64_t seed
     cdef Region refs        # of uint32_t, by page number: level and parents of a node, 0 for any other page
+    cdef Region refs_used   # a bit a page of refs: it has nodes, and counts
+    cdef uint64_t refs_pages
     cdef Region free_nodes  # of uint32_t: page numbers
     cdef uint32_t free_count
     cdef uint64_t nodes     # in use
@@ -107,7 +109,7 @@ cdef class Tables:
     cdef void count(self, uint64_t word, int level, uint64_t number, uint64_t* stored, uint64_t* same) noexcept nogil
     cdef void age_on(self, uint32_t pages, uint32_t now) noexcept nogil
     cdef bint adopt_unit(self, uint32_t unit) noexcept nogil
-    cdef uint64_t metadata(self) noexcept nogil
+    cdef uint64_t pages(self) noexcept nogil
 
     cdef uint64_t* words(self, uint32_t page) noexcept nogil
     cdef uint32_t* node(self, uint32_t page) noexcept nogil
@@ -118,6 +120,7 @@ cdef class Tables:
     cdef uint64_t _export_of(self, uint64_t* root) noexcept nogil
     cdef uint64_t _number(self, uint64_t* root, int level, uint64_t block) noexcept nogil
     cdef bint is_word(self, uint64_t word, int level, uint64_t number) noexcept nogil
+    cdef bint reserve_refs(self, uint32_t unit) noexcept nogil
     cdef uint32_t _take(self, int level) noexcept nogil
     cdef bint _own(self, uint64_t* root, uint64_t* place, int level, uint64_t block) noexcept nogil
     cdef void _clear(self, uint32_t page, int level, uint64_t block) noexcept nogil

@@ -37,6 +37,7 @@ from nbdzram.engine.arena cimport (
 )
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
+from nbdzram.engine.ledger cimport ledger_give, ledger_take
 from nbdzram.engine.lock cimport LOOKS
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.publish cimport publish64
@@ -57,11 +58,15 @@ cdef class Tables:
         self.arena = store.arena
         self.seed = seed
         cdef uint64_t pages = self.arena.reserved // PAGE_SIZE
-        if not region_reserve(&self.refs, pages * 4) or not region_reserve(&self.free_nodes, pages * 4):
+        if (not region_reserve(&self.refs, pages * 4, NULL)
+                or not region_reserve(&self.refs_used, pages * 4 // PAGE_SIZE // 8 + 1, &self.arena.ledger)
+                or not region_reserve(&self.free_nodes, pages * 4, &self.arena.ledger)
+                or not region_ensure(&self.free_nodes, 1) or not region_ensure(&self.refs_used, 1)):
             raise ArenaError("cannot reserve addresses for block tables; raise ulimit -v")
 
     def __dealloc__(self):
         region_free(&self.refs)
+        region_free(&self.refs_used)
         region_free(&self.free_nodes)
 
     cdef uint64_t* words(self, uint32_t page) noexcept nogil:
@@ -184,6 +189,20 @@ cdef class Tables:
 
     # -- changing ------------------------------------------------------------------------------------------------
 
+    cdef bint reserve_refs(self, uint32_t unit) noexcept nogil:
+        """Make the counts of a unit's nodes usable. Their page is that of 64 units; where none has nodes it is not resident."""
+        cdef uint64_t page = <uint64_t>unit * UNIT_PAGES * 4 // PAGE_SIZE
+        if (not region_ensure(&self.refs, (<uint64_t>unit + 1) * UNIT_PAGES * 4)
+                or not region_ensure(&self.refs_used, page // 8 + 1)):
+            return False
+        if self.refs_used.base[page // 8] >> (page & 7) & 1:
+            return True
+        if not ledger_take(&self.arena.ledger, 1):
+            return False
+        self.refs_used.base[page // 8] |= 1 << (page & 7)
+        self.refs_pages += 1
+        return True
+
     cdef uint32_t _take(self, int level) noexcept nogil:
         """A page with one parent, 0 when there is no room."""
         cdef uint32_t unit, page
@@ -192,15 +211,19 @@ cdef class Tables:
             unit = self.arena.take()
             if unit == 0:
                 return 0
-            if (not region_ensure(&self.free_nodes, UNIT_PAGES * 4)
-                    or not region_ensure(&self.refs, (<uint64_t>unit + 1) * UNIT_PAGES * 4)):
+            # Room for all nodes to be free one day: giving one back must never fail.
+            if (not region_ensure(&self.free_nodes, (self.nodes + UNIT_PAGES) * 4)
+                    or not self.reserve_refs(unit)):
                 self.arena.give(unit)
                 return 0
             for index in range(UNIT_PAGES):
                 (<uint32_t*>self.free_nodes.base)[index] = unit * UNIT_PAGES + UNIT_PAGES - 1 - index
             self.free_count = UNIT_PAGES
         page = (<uint32_t*>self.free_nodes.base)[self.free_count - 1]
+        if not ledger_take(&self.arena.ledger, 1):
+            return 0
         if not self.arena.commit(<uint64_t>page * PAGE_SIZE, PAGE_SIZE):
+            ledger_give(&self.arena.ledger, 1)
             return 0
         self.free_count -= 1
         self.nodes += 1
@@ -219,10 +242,10 @@ cdef class Tables:
         self._changes(page)
         self.node(page)[0] = 0
         self.nodes -= 1
+        ledger_give(&self.arena.ledger, 1)
         self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
-        if region_ensure(&self.free_nodes, (<uint64_t>self.free_count + 1) * 4):
-            (<uint32_t*>self.free_nodes.base)[self.free_count] = page
-            self.free_count += 1
+        (<uint32_t*>self.free_nodes.base)[self.free_count] = page
+        self.free_count += 1
 
     cdef void prune(self, uint64_t* root, uint64_t block) noexcept nogil:
         """Free the nodes on the way to a block that name nothing, from the lowest up, as far as this table alone has them."""
@@ -394,11 +417,11 @@ cdef class Tables:
             page = unit * UNIT_PAGES + index
             if self.parents(page) == 0:
                 self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
-                if region_ensure(&self.free_nodes, (<uint64_t>self.free_count + 1) * 4):
+                if region_ensure(&self.free_nodes, (self.nodes + self.free_count + 1) * 4):
                     (<uint32_t*>self.free_nodes.base)[self.free_count] = page
                     self.free_count += 1
         return True
 
-    cdef uint64_t metadata(self) noexcept nogil:
-        """Resident bytes of nodes and of the counts of their parents."""
-        return self.nodes * PAGE_SIZE + self.nodes * 4
+    cdef uint64_t pages(self) noexcept nogil:
+        """Pages of nodes, of the counts of their parents and of the list of free ones."""
+        return self.nodes + self.refs_pages + self.refs_used.pages + self.free_nodes.pages

@@ -55,9 +55,9 @@ cdef class OldOpening(Opening):
 
     def __cinit__(self, *_):
         cdef uint64_t pages = <uint64_t>self.arena.unit_high * UNIT_PAGES
-        if not (region_reserve(&self.places, pages * 8 + 8) and region_ensure(&self.places, pages * 8 + 8)
-                and region_reserve(&self.made, pages * PARTS * 4 + 8) and region_ensure(&self.made, pages * PARTS * 4 + 8)
-                and region_reserve(&self.plan, pages * PARTS * sizeof(Planned) + 8)):
+        if not (region_reserve(&self.places, pages * 8 + 8, NULL) and region_ensure(&self.places, pages * 8 + 8)
+                and region_reserve(&self.made, pages * PARTS * 4 + 8, NULL) and region_ensure(&self.made, pages * PARTS * 4 + 8)
+                and region_reserve(&self.plan, pages * PARTS * sizeof(Planned) + 8, NULL)):
             raise ArenaError("cannot reserve addresses to open an arena; raise ulimit -v")
 
     def __dealloc__(self):

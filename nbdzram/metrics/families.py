@@ -123,7 +123,7 @@ MM_STAT = (
     Family("nbdzram_orig_data_size_bytes", "gauge", "Uncompressed size of the blocks stored.", _pool(lambda s: s.orig_data_size)),
     Family("nbdzram_compr_data_size_bytes", "gauge", "Compressed size of the distinct objects stored.", _pool(lambda s: s.compr_data_size)),
     Family("nbdzram_mem_used_total_bytes", "gauge", "Memory of stored objects, fragmentation included, metadata not.", _pool(lambda s: s.mem_used_total)),
-    Family("nbdzram_mem_limit_bytes", "gauge", "Most memory for stored objects; 0 is no limit.", _pool(lambda s: s.mem_limit)),
+    Family("nbdzram_mem_limit_bytes", "gauge", "Most memory of the pool, metadata included; 0 is no limit.", _pool(lambda s: s.mem_limit)),
     Family("nbdzram_mem_used_max_bytes", "gauge", "Highest memory of stored objects so far.", _pool(lambda s: s.mem_used_max)),
     Family("nbdzram_same_pages", "gauge", "Blocks of one repeated word, which take no object.", _pool(lambda s: s.same_pages)),
     Family("nbdzram_pages_compacted_total", "counter", "Pages that compaction gave back.", _pool(lambda s: s.pages_compacted)),
@@ -133,7 +133,8 @@ MM_STAT = (
 )  # fmt: skip
 
 POOL = (
-    Family("nbdzram_metadata_bytes", "gauge", "Memory of tables, handles and indexes.", _pool(lambda s: s.metadata)),
+    Family("nbdzram_memory_used_bytes", "gauge", "Memory of the pool in all: what the limit bounds.", _pool(lambda s: s.memory_used)),
+    Family("nbdzram_metadata_bytes", "gauge", "Memory of tables, handles, indexes and dictionaries.", _pool(lambda s: s.metadata)),
     Family("nbdzram_fragmentation_bytes", "gauge", "Memory of zspages that holds no object.", _pool(lambda s: s.mem_used_total - s.compr_data_size)),
     Family("nbdzram_saved_bytes", "gauge", "What the pool spares its host, metadata deducted.", _pool(lambda s: s.saved - s.metadata)),
     Family("nbdzram_shared_bytes", "gauge", "Compressed bytes that shared objects save now; block tables that clones share save more, not counted here.", _pool(lambda s: s.shared_bytes)),

@@ -129,7 +129,7 @@ class Policy:
             return Reason.NOTHING_NEW
         if self.waits_seconds(now) > 0:
             return Reason.BACKING_OFF
-        if stats.mem_limit and stats.mem_used_total >= NEAR_LIMIT * stats.mem_limit:
+        if stats.mem_limit and stats.memory_used >= NEAR_LIMIT * stats.mem_limit:
             return Reason.NEAR_LIMIT
         if gain < worth:
             return Reason.NOT_WORTH_IT

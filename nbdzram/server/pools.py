@@ -68,7 +68,7 @@ class PoolService:
         log.warning(
             "the pool %s refused %d writes for lack of room: it uses %s, %s; see `nbdzram fold`, `compact` and "
             "`recompress`, trim on the clients, or raise it: nbdzram pools limit %s SIZE",
-            *(self.name, refused, format_size(stats.mem_used_total), limit, self.name),
+            *(self.name, refused, format_size(stats.memory_used), limit, self.name),
         )
 
     def tell_rot(self, now: float) -> None:

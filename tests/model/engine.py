@@ -168,7 +168,7 @@ class Pair:
         self.pool.check()
         fail_allocation(planned)
         stats = self.pool.stats()
-        assert not stats.mem_limit or stats.mem_used_total <= stats.mem_limit
+        assert not stats.mem_limit or stats.memory_used <= stats.mem_limit
 
     def compare(self) -> None:
         assert sorted(disk.name for disk in self.pool.disks()) == sorted(self.models)

@@ -31,7 +31,7 @@ def test_everything_that_was_asked_for_is_on_one_screen() -> None:
     text = "\n".join(lines)
     for told in ("serving", "2 connections", "stored 400M", "in memory 113M", "ratio 3.54", "saved by folding 40M"):
         assert told in text, told
-    assert "21 % of 512M" in text
+    assert "22 % of 512M" in text
     assert "objects 100M" in text
     assert "fragmentation 10M" in text
     assert "metadata 3M" in text

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from nbdzram.engine.fold import Compact
+from nbdzram.engine.compact import Compact
+from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import PoolFull
-from tests.unit.engine.blocks import BLOCK, half_random, noise, run
+from nbdzram.errors import PoolFull, UserError
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 SIZE = 64 << 20
 SPARE_PAGES = 15  # freed last, beside one another: kept for the next write
@@ -126,3 +134,252 @@ def test_compaction_moves_nothing_where_no_page_is_gained() -> None:
         disk.trim(number * BLOCK, BLOCK)
     assert run(Compact(pool)) == {"objects_moved": 0, "pages_returned": 0}
     assert run(Compact(pool, dry_run=True))["pages_returned"] == 0
+
+
+# The limit bounds everything.
+
+
+def fill_to_the_limit(disk: Disk, make: Callable[[int], bytes], first: int = 0) -> int:
+    """Write blocks until one is refused; the number behind the last that was stored."""
+    number = first
+    with contextlib.suppress(PoolFull):
+        while True:
+            disk.write(number * BLOCK, make(number))
+            number += 1
+    return number
+
+
+def zeroes_that_are_no_holes(disk: Disk) -> None:
+    disk.zero(0, 1 << 40, no_hole=True)
+
+
+def a_block_in_every_table(disk: Disk) -> None:
+    for number in range(1 << 20):
+        disk.write(number << 31, b"\x07" * BLOCK)
+
+
+def words_that_entries_cannot_hold(disk: Disk) -> None:
+    for number in range(1 << 20):
+        disk.write(number * BLOCK, (number | 1 << 62).to_bytes(8, "little") * 512)
+
+
+def blocks_that_all_equal_a_few(disk: Disk) -> None:
+    for number in range(1 << 20):
+        disk.write(number * BLOCK, text(number % 50))
+
+
+def blocks_that_all_differ(disk: Disk) -> None:
+    for number in range(1 << 20):
+        disk.write(number * BLOCK, text(number))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        zeroes_that_are_no_holes,
+        a_block_in_every_table,
+        words_that_entries_cannot_hold,
+        blocks_that_all_equal_a_few,
+        blocks_that_all_differ,
+    ],
+)
+def test_whatever_a_client_writes_the_pool_stays_within_its_limit(take: Callable[[Disk], None]) -> None:
+    """Tables, handles, the index and what counts holders are memory too."""
+    pool = Pool(mem_limit=1 << 20, inline_dedup=True)
+    disk = pool.create("disk", 1 << 51)
+    resident = resident_bytes()
+    with pytest.raises(PoolFull):
+        take(disk)
+    assert (1 << 20) - (64 << 10) - (16 << 10) <= pool.stats().memory_used <= 1 << 20
+    assert resident_bytes() - resident <= (1 << 20) + (512 << 10)
+    pool.check()
+    disk.trim(0, 1 << 51)
+    assert pool.stats().mem_used_total == 0
+    disk.write(0, noise(1))
+    pool.check()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * BLOCK
+
+
+def test_what_the_pool_says_it_uses_is_what_is_resident() -> None:
+    def contents(disk: Disk) -> None:
+        for number in range(16384):
+            disk.write(number * BLOCK, (text, half_random, noise)[number % 3](number))
+
+    warm = Pool()
+    contents(warm.create("disk", SIZE))
+    warm.close()
+    del warm
+    gc.collect()
+    pool = Pool()
+    before = resident_bytes()
+    contents(disk := pool.create("disk", SIZE))
+    used = pool.stats().memory_used
+    assert used > 32 << 20
+    assert resident_bytes() - before == pytest.approx(used, abs=1 << 20)
+    for number in range(16384):
+        if number % 7:
+            disk.trim(number * BLOCK, BLOCK)
+    run(Compact(pool))
+    assert resident_bytes() - before == pytest.approx(pool.stats().memory_used, abs=1 << 20)
+    disk.trim(0, SIZE)
+    assert resident_bytes() - before == pytest.approx(pool.stats().memory_used, abs=1 << 20)
+    assert pool.stats().memory_used < 1 << 20
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A directory in which a file takes what its pages take, and nothing for its own description."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def test_the_file_of_an_arena_has_the_pages_that_are_counted_and_no_other(tmpfs: Path) -> None:
+    """Of metadata, what lies in the arena; the rest is beside it, at most eight bytes a block and some pages."""
+    path = tmpfs / "pool"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 40)
+        for number in range(4096):
+            disk.write(number * 3 * BLOCK, (text, half_random, noise)[number % 3](number))
+        clone = pool.clone(disk, "clone")
+        clone.write(0, text(1) * 1024)
+        beside = pool.stats().memory_used // BLOCK - file_pages(path)
+        assert 8 <= beside <= 8 + 8 * 4096 // BLOCK + 8
+        disk.trim(0, 1 << 39)
+        assert pool.stats().memory_used // BLOCK - file_pages(path) == beside
+        pool.delete(clone)
+        assert beside - 4 <= pool.stats().memory_used // BLOCK - file_pages(path) <= beside  # heads of the index went
+        assert pool.stats().mem_used_total == 0
+
+
+# Room is made before a write is refused.
+
+
+@pytest.mark.parametrize("make", [noise, lambda number: half_random(number, 900)])
+def test_a_write_compacts_before_it_is_refused(make: Callable[[int], bytes]) -> None:
+    """A pool that is full of gaps: three of four blocks were discarded, and their zspages have a few left each."""
+    pool = Pool(mem_limit=4 << 20)
+    disk = pool.create("disk", SIZE)
+    end = fill_to_the_limit(disk, half_random)
+    assert end > 1200
+    for number in range(end):
+        if number % 4:
+            disk.trim(number * BLOCK, BLOCK)
+    kept = pool.stats()
+    free = kept.mem_used_total - kept.compr_data_size
+    assert free > 2 << 20
+    refused = kept.failed_writes
+    stored = fill_to_the_limit(disk, make, first=end) - end
+    grown = pool.stats().compr_data_size - kept.compr_data_size
+    assert stored
+    assert grown > 0.9 * free - (128 << 10)
+    assert pool.stats().memory_used <= pool.mem_limit
+    assert pool.stats().failed_writes == refused + 1
+    assert all(disk.read(number * BLOCK, BLOCK) == half_random(number) for number in range(0, end, 4))
+    assert all(disk.read(number * BLOCK, BLOCK) == make(number) for number in range(end, end + stored))
+    pool.check()
+
+
+def test_compaction_works_in_a_pool_that_is_exactly_full() -> None:
+    """Also where what is left of a class has to move into a zspage that is still to be made."""
+    pool = Pool(mem_limit=2 << 20)
+    disk = pool.create("disk", SIZE)
+    end = fill_to_the_limit(disk, lambda number: half_random(number, 200 + number % 14 * 240))
+    for number in range(end):
+        if number % 9:
+            disk.trim(number * BLOCK, BLOCK)
+    pool.mem_limit = pool.stats().memory_used
+    report = run(Compact(pool))
+    assert report["pages_returned"] * BLOCK > pool.mem_limit // 4
+    while run(Compact(pool))["objects_moved"]:  # now there is room for the rest of each class
+        pass
+    assert pool.stats().mem_used_total <= pool.stats().compr_data_size * 1.03 + 15 * BLOCK
+    pool.check()
+
+
+def test_a_write_into_a_pool_without_gaps_is_refused_without_a_search() -> None:
+    pool = Pool(mem_limit=2 << 20)
+    disk = pool.create("disk", SIZE)
+    fill_to_the_limit(disk, half_random)
+    for number in range(100):
+        with pytest.raises(PoolFull):
+            disk.write((8000 + number) * BLOCK, noise(number))
+    assert pool.stats().objects_moved == 0
+    assert pool.stats().failed_writes == 101
+
+
+def test_trimming_and_deleting_need_no_room() -> None:
+    """In a full pool, and where a clone shares the tables that they change."""
+    pool = Pool(mem_limit=2 << 20)
+    disk = pool.create("disk", SIZE)
+    end = fill_to_the_limit(disk, half_random)
+    clone = pool.clone(disk, "clone")
+    for number in range(0, end, 3):
+        disk.trim(number * BLOCK, BLOCK)
+        clone.trim(number * BLOCK, BLOCK)
+        assert pool.stats().memory_used <= pool.mem_limit
+    assert pool.stats().objects == end - (end + 2) // 3
+    assert clone.read(BLOCK, BLOCK) == disk.read(BLOCK, BLOCK) == half_random(1)
+    pool.delete(clone)
+    pool.delete(disk)
+    assert pool.stats().mem_used_total == 0
+    pool.check()
+
+
+def test_a_trim_that_finds_no_room_for_a_table_keeps_the_block_and_says_nothing() -> None:
+    """TRIM is a wish; writing zeroes is not."""
+    pool = Pool()
+    disk = pool.create("disk", 1 << 40)
+    for number in range(64):
+        disk.write(number << 31, noise(number))
+    pool.clone(disk, "clone")
+    pool.mem_limit = pool.stats().memory_used
+    disk.trim(0, (64 << 31) - BLOCK)
+    assert pool.stats().memory_used <= pool.mem_limit
+    assert disk.read(63 << 31, BLOCK) == noise(63)
+    with pytest.raises(PoolFull):
+        disk.zero(0, (64 << 31) - 8192)
+    pool.check()
+
+
+# Addresses.
+
+
+def test_a_thousand_pools_fit_a_process() -> None:
+    """Each reserved 16 times what the machine could hold; 165 pools were the end, on a large machine 7."""
+    code = """
+from nbdzram.engine.pool import Pool
+pools = [Pool(mem_limit=1 << 30) for _ in range(1000)] + [Pool() for _ in range(100)]
+pools[-1].create("disk", 1 << 30).write(0, b"x" * 4096)
+print(len(pools))
+"""
+    assert run_python(code).stdout == "1100\n"
+
+
+def test_without_addresses_an_error_says_how_many_there_are_and_what_reserves_fewer() -> None:
+    code = """
+import resource
+from nbdzram.engine.pool import Pool
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+try:
+    Pool()
+except Exception as error:
+    print(error)
+"""
+    told = run_python(code).stdout
+    assert re.match(r"cannot reserve \d+ GiB of addresses for a pool: .*8192 MiB \(ulimit -v\)", told), told
+    assert "a smaller mem_limit reserve less" in told
+
+
+def test_a_limit_that_the_reserved_addresses_cannot_hold_is_refused() -> None:
+    pool = Pool(mem_limit=1 << 30)
+    pool.mem_limit = 8 << 30
+    with pytest.raises(UserError, match=r"mem_limit 8589934593 is over 8589934592 bytes: .* restart the server"):
+        pool.mem_limit = (8 << 30) + 1
+    assert pool.mem_limit == 8 << 30
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

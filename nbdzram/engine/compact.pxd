@@ -1,0 +1,3 @@
+from nbdzram.engine.pool cimport Pool
+
+cdef bint make_room(Pool pool) noexcept nogil

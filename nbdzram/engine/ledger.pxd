@@ -1,0 +1,44 @@
+# A pool's ledger: how many pages it takes, and how many it may.
+#
+# Counted is whatever is resident for the pool's sake: zspages, nodes of block tables, cells, and the derived state beside
+# them (arena.pyx, Region). Who takes a page enters it first and is refused at the limit; who gives one back enters that.
+# What cannot be refused without losing something is entered all the same (ledger_count): it is small, and bounded by what
+# was taken before.
+#
+# Of the limit KEPT_PAGES are kept for what makes room: objects that compaction moves, nodes that a trim copies. Without
+# them neither could do anything exactly when it is needed.
+#
+# Not locked here: the pool's lock covers every call.
+
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    KEPT_PAGES = 16   # what the rest of a size class may need before the zspage is gone that it comes from
+    KEPT_SHARE = 16   # a limit so small that this is more than a sixteenth of it keeps a sixteenth
+
+cdef struct Ledger:
+    uint64_t used
+    uint64_t limit     # 0: none
+    bint making_room   # whoever holds the lock does: what is kept is for it
+
+cdef inline uint64_t ledger_room(const Ledger* ledger) noexcept nogil:
+    """Pages that may be taken now."""
+    cdef uint64_t kept = 0 if ledger.making_room else min(<uint64_t>KEPT_PAGES, ledger.limit // KEPT_SHARE)
+    if ledger.limit == 0:
+        return <uint64_t>-1 - ledger.used
+    return ledger.limit - kept - ledger.used if ledger.used < ledger.limit - kept else 0
+
+cdef inline bint ledger_take(Ledger* ledger, uint64_t pages) noexcept nogil:
+    """Enter pages that are about to be taken. False at the limit; nothing changed then."""
+    if pages > ledger_room(ledger):
+        return False
+    ledger.used += pages
+    return True
+
+cdef inline void ledger_count(Ledger* ledger, uint64_t pages) noexcept nogil:
+    """Enter pages that are taken whatever the limit."""
+    ledger.used += pages
+
+cdef inline void ledger_give(Ledger* ledger, uint64_t pages) noexcept nogil:
+    """Enter pages that are given back."""
+    ledger.used -= pages
