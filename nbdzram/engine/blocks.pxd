@@ -19,6 +19,7 @@ cdef class Blocks:
     cdef bint made_read_only
     cdef bint gone           # deleted, or its pool is closed
     cdef bint resizing
+    cdef uint64_t salt       # of the folding domain
     cdef uint64_t size
     cdef uint64_t stored
     cdef uint64_t same

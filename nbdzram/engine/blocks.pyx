@@ -22,6 +22,7 @@ from enum import IntFlag
 from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
 from nbdzram.engine.directory cimport STATE, Head
+from nbdzram.engine.domain cimport domain_of, salt_of
 from nbdzram.engine.format cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
@@ -66,6 +67,7 @@ cdef class Blocks:
         self.generation = self.head().generation
         self.name = pool.directory.name_of(number)
         self.made_read_only = self.head().flags & READ_ONLY_FLAG != 0
+        self.salt = salt_of(domain_of(self.head().flags))
         self.size = self.head().size
         self.stored = stored
         self.same = same
@@ -132,6 +134,10 @@ cdef class Blocks:
     @property
     def read_only(self):
         return self.made_read_only or self.gone
+
+    @property
+    def private(self):
+        return self.salt != 0
 
     def _valid(self, uint64_t offset, uint64_t length):
         if offset > self.size or length > self.size - offset:

@@ -43,7 +43,7 @@ cdef class Directory:
     cdef bint is_right(self, uint32_t number) noexcept nogil
     cdef bint make_room(self, uint32_t number) noexcept nogil
     cdef void write(
-        self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, bint read_only
+        self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, uint32_t flags
     ) noexcept nogil
     cdef void write_head(
         self, uint32_t number, uint32_t state, uint32_t flags, uint64_t size, uint32_t name_length

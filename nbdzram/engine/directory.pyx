@@ -33,7 +33,7 @@ from libc.string cimport memcpy, memset
 from nbdzram.engine.arena cimport PAGE_SIZE, Arena
 from nbdzram.engine.codec cimport digest
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, KEY_CURRENT, NAME_MAX, NAME_ROOM, READ_ONLY_FLAG, checked_word, is_checked, mix,
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, KEY_CURRENT, NAME_MAX, NAME_ROOM, checked_word, is_checked, mix,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport publish64
@@ -88,7 +88,7 @@ cdef class Directory:
         return number % ENTRIES_A_PAGE != 0 or self.arena.commit(EXPORTS_AT + number // ENTRIES_A_PAGE * PAGE_SIZE, PAGE_SIZE)
 
     cdef void write(
-        self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, bint read_only
+        self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, uint32_t flags
     ) noexcept nogil:
         """Make a free entry ready to be published: an export without blocks, of the next generation."""
         cdef ExportEntry* entry = self.entry(number)
@@ -99,7 +99,7 @@ cdef class Directory:
         memcpy(entry.name, name, name_length)
         entry.root = branch_word(self.seed, TOP_LEVEL + 1, number, 0)
         head.state = ENTRY_FREE
-        head.flags = READ_ONLY_FLAG if read_only else 0
+        head.flags = flags
         head.size = size
         head.shrinking_from = 0
         head.generation += 1

@@ -32,6 +32,9 @@ class Disk:
     def read_only(self) -> bool:
         """A mark for the server; the engine does not enforce it."""
     @property
+    def private(self) -> bool:
+        """Its blocks share objects with its own and its clones' alone (domain.pxd)."""
+    @property
     def number(self) -> int:
         """Its place in the pool's export directory."""
     def read(self, offset: int, length: int) -> bytes: ...

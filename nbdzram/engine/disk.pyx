@@ -138,7 +138,7 @@ cdef class Disk(Blocks):
         with nogil:
             error = self._resize(size_bytes)
         if error == EBUSY:
-            raise UserError(f"export {self.name!r} is being resized already; wait until that has ended")
+            raise UserError(f"export {self.name!r} is being resized already; wait for its end")
         if error == ENOSPC:
             raise PoolFull(
                 f"cannot grow export {self.name!r} to {size_bytes} bytes: what it held behind {self.size} before it "
@@ -335,7 +335,7 @@ cdef class Disk(Blocks):
             memset(whole + start, 0, count)
         else:
             memcpy(whole + start, source, count)
-        prepare(self.pool, whole, 1, encoded, &prepared)
+        prepare(self.pool, self.salt, whole, 1, encoded, &prepared)
         return self._commit(block, 1, &prepared, end)
 
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil:
@@ -344,7 +344,7 @@ cdef class Disk(Blocks):
         cdef Prepared prepared[RUN]
         cdef int error
         while True:
-            prepare(self.pool, source, count, encoded, prepared)
+            prepare(self.pool, self.salt, source, count, encoded, prepared)
             lock_take(self._stripe(first))
             error = self._commit(first, count, prepared, (first + count) * BLOCK)
             lock_leave(self._stripe(first))

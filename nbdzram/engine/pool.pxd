@@ -60,5 +60,6 @@ cdef class Pool:
     cdef void read_counters(self, Counters* now) noexcept nogil
     cdef uint64_t pages_in_all(self) noexcept nogil
     cdef void _use_export_entry(self, uint32_t number) noexcept nogil
+    cdef uint32_t _free_domain(self)
     cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil
     cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil

@@ -24,9 +24,10 @@ from nbdzram.engine.arena cimport PAGE_SIZE, Arena, pages_for
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, OLD_VERSION, SEGMENTS_AT, VERSION, Superblock,
-    dictionary_length, identity_of,
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT, VERSION,
+    Superblock, dictionary_length, identity_of,
 )
+from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.ledger cimport ledger_count
 from nbdzram.engine.lock cimport HOLD, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.opening cimport Opening
@@ -342,13 +343,13 @@ cdef class Pool:
     def disks(self):
         return list(self._disks)
 
-    def create(self, name: str, size_bytes: int, *, read_only: bool = False):
-        return self._add(name, size_bytes, read_only, None)
+    def create(self, name: str, size_bytes: int, *, read_only: bool = False, private: bool = False):
+        return self._add(name, size_bytes, read_only, private, None)
 
     def clone(self, source, name: str, *, read_only: bool = False):
-        return self._add(name, source.size_bytes, read_only, source)
+        return self._add(name, source.size_bytes, read_only, False, source)
 
-    def _add(self, name, size_bytes, read_only, source):
+    def _add(self, name, size_bytes, read_only, private, source):
         encoded = self._valid_name(name)
         if not 0 <= size_bytes <= SIZE_MAX:
             raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
@@ -357,13 +358,17 @@ cdef class Pool:
         if not users_enter(&self.users):
             raise EngineError(f"export {name!r}: its pool was closed")
         try:
-            return self._make(name, encoded, size_bytes, read_only, source)
+            return self._make(name, encoded, size_bytes, read_only, private, source)
         finally:
             users_leave(&self.users)
 
-    def _make(self, name, bytes encoded, size_bytes, read_only, source):
+    def _make(self, name, bytes encoded, size_bytes, read_only, private, source):
         cdef uint32_t number = self._free_entry(name)
-        self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes, read_only)
+        cdef uint32_t flags = (self._free_domain() if private else COMMON_DOMAIN) << DOMAIN_SHIFT
+        if source is not None:
+            flags = domain_of(self.directory.head(source.number).flags) << DOMAIN_SHIFT
+        self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes,
+                             flags | (READ_ONLY_FLAG if read_only else 0))
         disk = self._disk_of(number, 0, 0)
         self._use_export_entry(number)
         if source is None:
@@ -372,6 +377,19 @@ cdef class Pool:
             raise EngineError(f"cannot clone export {source.name!r}: it was deleted")
         self._disks.append(disk)
         return disk
+
+    cdef uint32_t _free_domain(self):
+        """A folding domain that no export has, also none that is still being deleted: its objects are there.
+
+        There is one: numbers outnumber exports.
+        """
+        cdef uint32_t number
+        cdef uint32_t domain = COMMON_DOMAIN + 1
+        taken = {domain_of(self.directory.head(number).flags)
+                 for number in range(self.exports_high) if self.directory.state(number) != ENTRY_FREE}
+        while domain in taken:
+            domain += 1
+        return domain
 
     def _free_entry(self, name) -> int:
         """The number of an entry that is no export's, and of whose last one nobody holds the disk."""

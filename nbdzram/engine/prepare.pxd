@@ -15,7 +15,7 @@ cdef struct Prepared:
     uint64_t word          # the fingerprint, or the repeated word
 
 cdef void prepare(
-    Pool pool, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
+    Pool pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
 ) noexcept nogil
 cdef void prepare_zeroes(Prepared* block) noexcept nogil
 cdef void put_down(Pool pool, const Prepared* block) noexcept nogil

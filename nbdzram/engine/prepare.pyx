@@ -27,12 +27,15 @@ cdef extern from * nogil:
 
 
 cdef void prepare(
-    Pool pool, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
+    Pool pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
 ) noexcept nogil:
-    """`count` adjacent blocks, at most RUN. `encoded` has room for as many, and is used as long as `blocks` is."""
+    """`count` adjacent blocks, at most RUN, of an export whose folding domain has this salt.
+
+    `encoded` has room for as many, and is used as long as `blocks` is.
+    """
     cdef uint32_t index
     for index in range(count):
-        _recognize(pool, source + index * BLOCK, &blocks[index])
+        _recognize(pool, salt, source + index * BLOCK, &blocks[index])
     if pool.inline_on:
         _find_equal(pool, source, count, encoded, blocks)
     for index in range(count):
@@ -60,13 +63,13 @@ cdef void abandon(Pool pool, const Prepared* block) noexcept nogil:
         pool.store.release(block.handle)
 
 
-cdef void _recognize(Pool pool, const uint8_t* source, Prepared* block) noexcept nogil:
+cdef void _recognize(Pool pool, uint64_t salt, const uint8_t* source, Prepared* block) noexcept nogil:
     block.handle = 0
     block.kind = KIND_FILL
     if same_filled(source, &block.word):
         return
     block.kind = CODEC_LZ4
-    block.word = fingerprint(source, pool.seed) & pool.fingerprint_mask
+    block.word = (fingerprint(source, pool.seed) & pool.fingerprint_mask) ^ salt
     pool.store.index.prefetch_bucket(block.word)
 
 

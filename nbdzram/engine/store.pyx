@@ -23,6 +23,7 @@ from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, lz4_decompress, zstd_decompress,
     zstd_free_ddict,
 )
+from nbdzram.engine.domain cimport is_fingerprint_of
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.publish cimport publish64
@@ -184,7 +185,7 @@ cdef class ObjectStore:
 
     cdef bint is_block(self, const uint8_t* block, uint64_t expected) noexcept nogil:
         """Whether a block has the fingerprint that its object's cell says."""
-        return fingerprint(block, self.seed) & self.fingerprint_mask == expected
+        return is_fingerprint_of(expected, fingerprint(block, self.seed) & self.fingerprint_mask)
 
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil:
         """Fold: `loser` becomes a forward to `winner`, whose content is equal, and its bytes are freed.
