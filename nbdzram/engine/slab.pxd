@@ -39,8 +39,7 @@ cdef struct SizeClass:
     uint32_t head[LISTS]       # first zspage of each list; 0 is none
     uint64_t used              # slots in use over all its zspages
     uint64_t reached           # slots below top over all its zspages
-    uint64_t leaving           # of the used slots: in zspages that are being emptied
-    uint64_t left              # of the reached slots: in those zspages
+    uint64_t left              # of the reached slots: in zspages that are being emptied
     uint64_t pages_used
     uint32_t zspages
     uint32_t groups            # bit per fullness group that is not empty

@@ -249,7 +249,6 @@ cdef class Slab:
         self.freed_ever += 1
         page.used -= 1
         klass.used -= 1
-        klass.leaving -= self.is_evacuating(unit)
         if page.used == 0:
             self._end_zspage(unit, page)
             return
@@ -312,14 +311,12 @@ cdef class Slab:
             self.zspage(head).prev = unit
         klass.head[group] = unit
         if state == EVACUATING:
-            klass.leaving += page.used
             klass.left += page.top
 
     cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil:
         cdef SizeClass* klass = &self.classes[page.size_class]
         cdef int group = page.state_group >> 4
         if page.state_group & 15 == EVACUATING:
-            klass.leaving -= page.used
             klass.left -= page.top
         if page.next:
             self.zspage(page.next).prev = page.prev

@@ -38,7 +38,7 @@ def test_a_full_pool_is_told_once_a_minute_with_the_remedy(caplog: pytest.LogCap
         overfill(disk, writes=3)
         service.tell_refusals(2.0)
         (told,) = caplog.messages
-        assert told.startswith("the pool small refused 3 writes for lack of room: it uses 1M, its limit is 1M;")
+        assert told.startswith("the pool small refused 3 writes for lack of room: it uses 960K, its limit is 1M;")
         assert told.endswith("nbdzram pools limit small SIZE")
         overfill(disk, writes=2)
         service.tell_refusals(3.0)

@@ -1,0 +1,121 @@
+"""Where one thing ends and the next begins: slots, the longest encoding, the count of holders, the end of an image."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.estimate import Estimate
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
+from nbdzram.nbd.constants import MetaContext, ReplyStyle
+from nbdzram.server.status import StatusRequest, status_reply
+from tests.unit.engine.blocks import BLOCK, half_random, run, text
+
+SIZE = 64 << 20
+MOST_HOLDERS = 511  # that a cell counts by itself
+
+
+def encoded_length(pool: Pool, disk: Disk, block: bytes) -> int:
+    """How long a block's object is, from the pool's own counter."""
+    before = pool.stats().compr_data_size
+    disk.write(0, block)
+    after = pool.stats().compr_data_size
+    disk.trim(0, BLOCK)
+    assert pool.stats().compr_data_size == before
+    return after - before
+
+
+def test_neighbours_in_every_size_class_leave_each_other_alone() -> None:
+    """Objects of each length, at multiples of 16 and a byte beside: a slot holds its own."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    lengths = set()
+    for random_bytes in range(8, 3610):
+        blocks = [half_random(random_bytes * 3 + number, random_bytes) for number in range(3)]
+        lengths.add(encoded_length(pool, disk, blocks[0]))
+        for number in (1, 0, 2):
+            disk.write((random_bytes * 3 + number) * BLOCK, blocks[number])
+    for random_bytes in range(8, 3610):
+        for number in range(3):
+            expected = half_random(random_bytes * 3 + number, random_bytes)
+            assert disk.read((random_bytes * 3 + number) * BLOCK, BLOCK) == expected, random_bytes
+    around = {16 * step + beside for step in range(4, 226) for beside in (-1, 0, 1)}
+    assert len(around - lengths) < len(around) // 20  # LZ4 counts literals in bytes of 255: a length in 255 is left out
+    pool.check()
+
+
+def test_a_block_is_stored_raw_from_the_threshold_on_and_not_a_byte_before() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    lengths = [encoded_length(pool, disk, half_random(number, number)) for number in range(3560, 3660)]
+    compressed = [length for length in lengths if length != BLOCK]
+    assert HUGE_THRESHOLD == 3625
+    assert set(range(3600, HUGE_THRESHOLD)) - set(compressed) <= {3610}  # see above
+    assert max(compressed) == HUGE_THRESHOLD - 1
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == BLOCK
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_dozens_of_objects_have_more_holders_than_a_cell_counts(inline: bool) -> None:
+    """They come, go below the bound and above it again, and go; each is freed with its last holder, and not before."""
+    pool = Pool(inline_dedup=inline)
+    disk = pool.create("disk", 2 * SIZE)
+    objects = 40
+    holders = [MOST_HOLDERS - 1 + number % 4 for number in range(objects)]
+    places = [number for number, count in enumerate(holders) for _ in range(count)]
+    choose = random.Random(1)
+    choose.shuffle(places)
+    content = b"".join(text(number) for number in places)
+    disk.write(0, content)
+    run(Fold(pool))
+    assert pool.stats().objects == objects
+    clone = pool.clone(disk, "clone")
+    clone.write(0, content[: len(content) // 2])
+    run(Fold(pool))
+    run(Compact(pool))
+    pool.check()
+    pool.delete(clone)
+    pool.check()
+    order = list(range(len(places)))
+    choose.shuffle(order)
+    for step, place in enumerate(order):
+        disk.trim(place * BLOCK, BLOCK)
+        holders[places[place]] -= 1
+        if step % 2000 == 0:
+            assert pool.stats().objects == sum(count > 0 for count in holders)
+            pool.check()
+    assert pool.stats().objects == pool.stats().handles == 0
+    pool.check()
+
+
+@pytest.mark.parametrize("tail", [1, 511, 4095])
+def test_an_estimate_counts_a_part_of_a_block_at_an_images_end_as_one(tail: int) -> None:
+    """As an export of that size stores it: what is missing is zeroes."""
+    content = half_random(1) * 2 + text(2)[:tail]
+    part, whole = Estimate(), Estimate()
+    part.feed(content)
+    whole.feed(content.ljust(3 * BLOCK, b"\0"))
+    assert part.figures() == whole.figures()
+    assert part.figures().blocks == 3
+
+
+def test_descriptors_of_32_bits_end_in_a_whole_block_and_those_of_64_do_not() -> None:
+    """A client that counts in 32 bits asks on from there."""
+    pool = Pool()
+    disk = pool.create("disk", 1 << 40)
+    disk.write(9 << 32, text(1))
+
+    def first(style: ReplyStyle, offset: int, entry: int) -> int:
+        request = StatusRequest(b"\0" * 8, offset, (1 << 40) - offset, (MetaContext.ALLOCATION,), one=False)
+        reply = status_reply(disk, style, request)
+        header = {4: 20 + 4, 8: 32 + 8}[entry]
+        return int.from_bytes(reply[header : header + entry])
+
+    assert first(ReplyStyle.STRUCTURED, 0, 4) == (1 << 32) - BLOCK
+    assert first(ReplyStyle.STRUCTURED, (8 << 32) + BLOCK, 4) == (1 << 32) - BLOCK
+    assert first(ReplyStyle.STRUCTURED, (8 << 32) + 2 * BLOCK, 4) == (1 << 32) - 2 * BLOCK
+    assert first(ReplyStyle.EXTENDED, 0, 8) == 9 << 32
