@@ -119,6 +119,7 @@ class PoolConfig:
     mem_limit: int = 0  # bytes; 0 is none
     dedup: Dedup = Dedup.FOLD
     verify: bool = True  # what is read is held against its fingerprint: docs/decisions/0012 has the figures
+    tell_sharing: bool = False  # clients may find out what others in the pool store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,7 @@ class ExportConfig:
     description: str = ""
     allow_addresses: tuple[str, ...] = ()  # CIDR; empty admits everyone
     allow_certificates: tuple[str, ...] = ()  # common or DNS names; empty admits everyone
+    private: bool = False  # its blocks share objects with its own and its clones' alone
 
     @property
     def access(self) -> Access:

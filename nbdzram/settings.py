@@ -124,9 +124,11 @@ KEYS = (
     ),
     Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
     Key(("pools", "*", "verify"), values.boolean, "false: deliver what is stored without checking it"),
+    Key(("pools", "*", "tell_sharing"), values.boolean, "true: clients may find out what others in the pool store"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
     Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),
+    Key(("exports", "*", "private"), values.boolean, "true: its blocks are never folded with other exports'"),
     Key(("exports", "*", "description"), values.description, "what clients are told of it"),
     Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
     Key(

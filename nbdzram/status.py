@@ -44,6 +44,7 @@ class ExportStatus:
     admits: str  # everyone, listed (the two lists below) or nobody (its rules are not known)
     allow_addresses: tuple[str, ...]
     allow_certificates: tuple[str, ...]
+    private: bool  # its blocks share objects with its own and its clones' alone
     stored_bytes: int  # blocks stored, same-filled included
     same_filled_bytes: int
     connections: int
@@ -139,6 +140,7 @@ class PoolStatus:
     name: str
     path: str | None  # the arena's file; None: anonymous memory
     dedup: str
+    tells_sharing: bool  # clients may find out what others store: figures for strangers are not rounded
     stats: PoolStats
     maintenance: MaintenanceStatus
 

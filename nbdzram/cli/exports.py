@@ -82,6 +82,7 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @click.argument("size", type=Size())
 @click.option("--pool", metavar="NAME", shell_complete=pool_names, help="The pool that holds it.  [default: default]")
 @click.option("--read-only", is_flag=True, help="Clients may not write.")
+@click.option("--private", is_flag=True, help="Its blocks are never folded with other exports'.")
 @click.option("--description", metavar="TEXT", help="What clients are told of it.")
 @rules_options
 @json_option
@@ -92,6 +93,7 @@ def add(
     size: int,
     pool: str | None,
     read_only: bool,
+    private: bool,
     description: str | None,
     addresses: tuple[str, ...],
     certificates: tuple[str, ...],
@@ -106,6 +108,7 @@ def add(
     given = {
         "pool": pool,
         "read_only": read_only or None,
+        "private": private or None,
         "description": description,
         "allow_addresses": addresses or None,
         "allow_certificates": certificates or None,

@@ -62,6 +62,7 @@ class Changes(Protocol):
         description: str | None,
         allow_addresses: Sequence[str] | None,
         allow_certificates: Sequence[str] | None,
+        private: bool | None = None,
     ) -> ExportStatus:
         """Make a new, empty export and offer it. What is not given is as declared, if the name is."""
 
@@ -237,6 +238,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
                 "name": new_name,
                 "size_bytes": size,
                 "pool": Parameter(str, None),
+                "private": Parameter(bool, None),
                 **rules,
             },
             add,

@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nbdzram.engine.directory cimport ExportEntry, Head
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.twins cimport Twins
 
 cdef struct Runs:
     # Adjacent blocks of one kind, joined: pairs of length in bytes and bits.
@@ -36,4 +37,8 @@ cdef class Blocks:
     cdef bint is_wrong(self) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
     cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil
-    cdef uint64_t _add_extents(self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs) noexcept nogil
+    cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil
+    cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil
+    cdef uint64_t _add_extents(
+        self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs, Twins* twins, uint64_t* wanted
+    ) noexcept nogil

@@ -28,6 +28,7 @@ from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
+from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has
 
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
@@ -50,7 +51,7 @@ class Extent(IntFlag):
 
     HOLE = HOLE_BIT
     ZERO = ZERO_BIT
-    SHARED = SHARED_BIT
+    SHARED = SHARED_BIT  # with another block of the export; with anybody's where the pool tells that
     HUGE = HUGE_BIT
     SAME_FILLED = SAME_FILLED_BIT
 
@@ -240,11 +241,15 @@ cdef class Blocks:
         cdef uint64_t at = offset
         cdef uint64_t end = offset + length
         cdef Runs runs
+        cdef Twins twins
+        cdef uint64_t wanted = 0
         cdef bint gone = False
+        cdef bint own_sharing = not self.pool.tells_sharing and mask & SHARED_BIT
         self._valid(offset, length)
         if limit == 0 or length == 0:
             return []
         memset(&runs, 0, sizeof(Runs))
+        memset(&twins, 0, sizeof(Twins))
         runs.limit = limit
         with nogil:
             if not users_enter(&self.pool.users):
@@ -254,10 +259,13 @@ cdef class Blocks:
                 if self.root() == NULL:
                     gone = True
                 else:
-                    at = self._add_extents(at, end, mask, &runs)
+                    at = self._add_extents(at, end, mask, &runs, &twins if own_sharing else NULL, &wanted)
                 lock_leave(&self.pool.lock)
+                if wanted != twins.stretch and not gone:
+                    self._look_for_twins(wanted, &twins)
             if not gone:
                 users_leave(&self.pool.users)
+            twins_forget(&twins)
         try:
             if gone:
                 raise EngineError(f"cannot look at export {self.name!r}: {self._why_gone()}")
@@ -282,9 +290,41 @@ cdef class Blocks:
     def _why_gone(self):
         return "its pool was closed" if users_leaving(&self.pool.users) else "it was deleted"
 
-    cdef uint64_t _add_extents(self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs) noexcept nogil:
+    cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil:
+        """Find the objects that several blocks of a stretch (counted from 1) hold. Takes the lock, HOLD blocks at a time."""
+        cdef uint64_t block = (stretch - 1) * STRETCH_BLOCKS
+        cdef uint64_t end = stretch * STRETCH_BLOCKS
+        cdef uint64_t stop
+        cdef uint64_t* leaf
+        cdef uint32_t handle
+        twins_forget(twins)
+        while block < end:
+            lock_take(&self.pool.lock)
+            leaf = self.walk(&block, end)
+            stop = min(end, block - block % HOLD + HOLD)
+            while leaf != NULL and block < stop:
+                handle = self.pool.tables.handle_at(leaf[block % LEAF_BLOCKS], block)
+                if handle:
+                    handle = self.pool.store.resolve(handle)
+                    if self.pool.store.cells.refs(handle) > 1:
+                        twins_add(twins, handle)
+                block += 1
+            lock_leave(&self.pool.lock)
+        twins.stretch = stretch
+
+    cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil:
+        """What a client is told of a block; twins NULL: everything, else of sharing what is within the export."""
+        cdef uint32_t bits = self._kind_bits(entry, block, leaf_shared)
+        if twins == NULL or not bits & SHARED_BIT or twins_has(twins, self.pool.store.resolve(entry_handle(entry))):
+            return bits
+        return bits & ~<uint32_t>SHARED_BIT
+
+    cdef uint64_t _add_extents(
+        self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs, Twins* twins, uint64_t* wanted
+    ) noexcept nogil:
         """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them; where it got to,
-        `end` too when the list is full."""
+        `end` too when the list is full. It goes no further than the stretch whose twins are known; which is `wanted`
+        next (counted from 1), it says."""
         cdef uint64_t first = at // BLOCK
         cdef uint64_t block = first
         cdef uint64_t* leaf = self.walk(&block, (end + BLOCK - 1) // BLOCK)
@@ -297,11 +337,14 @@ cdef class Blocks:
             at = stop
         if leaf == NULL:
             return at
+        if twins != NULL and block // STRETCH_BLOCKS + 1 != twins.stretch:
+            wanted[0] = block // STRETCH_BLOCKS + 1
+            return at
         shared = self.pool.tables.leaf_is_shared(self.root(), block)
         first = block
         while at < end and block < first + HOLD:
             stop = min((block + 1) * BLOCK, end)
-            if not _add_run(runs, stop - at, self._kind_bits(leaf[block % LEAF_BLOCKS], block, shared) & mask):
+            if not _add_run(runs, stop - at, self._told_bits(leaf[block % LEAF_BLOCKS], block, shared, twins) & mask):
                 return end
             at = stop
             block += 1

@@ -49,7 +49,8 @@ class Disk:
     def extents(self, offset: int, length: int, limit: int, mask: int = 31) -> list[tuple[int, int]]:
         """Coalesced (length in bytes, Extent bits), in order from `offset`, at most `limit` of them.
 
-        Bits outside `mask` are neither told nor kept apart.
+        Bits outside `mask` are neither told nor kept apart. SHARED is told of blocks whose object another block of the
+        export holds, within the same 256 MiB of it; where the pool tells sharing, of all that have other holders.
 
         They cover exactly `length` bytes, or less when `limit` was reached.
         """

@@ -42,6 +42,7 @@ cdef class Pool:
     cdef uint64_t fingerprint_mask
     cdef bint inline_on
     cdef bint verify_on          # what is read is held against its fingerprint
+    cdef readonly bint tells_sharing
     cdef uint32_t now           # in units of age (table.pxd)
     cdef uint64_t blocks_stored
     cdef uint64_t blocks_same

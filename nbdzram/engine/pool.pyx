@@ -72,7 +72,8 @@ cdef class Pool:
     """See pool.pyi."""
 
     def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, inline_dedup: bool = False,
-                  verify: bool = True, clock: int = 0, fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
+                  verify: bool = True, tell_sharing: bool = False, clock: int = 0,
+                  fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
         self._disks = []
         self.arena = Arena(path, _reserve_for(mem_limit))
         lock_init(&self.lock, 0)
@@ -82,6 +83,7 @@ cdef class Pool:
         self.fingerprint_mask = fingerprint_mask
         self.inline_on = inline_dedup
         self.verify_on = verify
+        self.tells_sharing = tell_sharing
         self.rotten_block = NO_BLOCK
         self.set_clock(clock)
         self.superblock = <Superblock*>self.arena.base

@@ -28,6 +28,7 @@ from itertools import chain
 from typing import Protocol
 
 from nbdzram.engine.stats import DiskUsage
+from nbdzram.metrics.coarse import for_strangers, usage_for_strangers
 from nbdzram.metrics.exposition import CONTENT_TYPE
 from nbdzram.metrics.families import FAMILIES
 from nbdzram.metrics.page import load_page
@@ -126,18 +127,18 @@ class Answers:
 
     async def _make_metrics(self) -> Answer:
         """All families of one moment."""
-        status = self._watched.status()
+        status = for_strangers(self._watched.status())
         text = await _in_slices(chain.from_iterable(family.lines(status) for family in FAMILIES))
         return Answer(HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode())
 
     async def _make_status(self) -> Answer:
-        status = self._watched.status()
+        status = for_strangers(self._watched.status())
         exports = [_without(fields(export), UNTOLD) for export in status.exports]
         return await _json(fields(status) | {"exports": exports, "resident_bytes": resident_bytes()})
 
     async def _make_usage(self) -> Answer:
         usage, age_seconds = self._watched.usage_so_far()
-        answer = await _json(usage)
+        answer = await _json(usage_for_strangers(usage))
         return answer if age_seconds is None else replace(answer, headers={"Age": f"{age_seconds:.0f}"})
 
     async def _make_clients(self) -> Answer:

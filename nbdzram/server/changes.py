@@ -24,12 +24,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nbdzram import values
-from nbdzram.config import DEFAULT_POOL, EVERYONE, Dedup, PoolConfig, ServerConfig
+from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, PoolConfig, ServerConfig
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, ExportExists, NoSuchExport, UserError
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import Placed, declared_as, declared_export, effective, open_pool, place_exports
+from nbdzram.server.inventory import (
+    Placed,
+    declared_as,
+    declared_export,
+    effective,
+    open_pool,
+    place_exports,
+    require_trust,
+)
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
@@ -152,6 +160,8 @@ class Changes:
         pool = service.pool
         now_inline = "inline" if pool.inline_dedup else "fold"
         config = _pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
+        if config.dedup is Dedup.INLINE:
+            self._require_trust(name)
         await self._remember_pool(config)
         pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
         return service.status(asyncio.get_running_loop().time())
@@ -195,6 +205,7 @@ class Changes:
         description: str | None,
         allow_addresses: Sequence[str] | None,
         allow_certificates: Sequence[str] | None,
+        private: bool | None = None,
     ) -> ExportStatus:
         """Make a new, empty export and offer it. Raises UserError, ExportExists.
 
@@ -202,7 +213,7 @@ class Changes:
         export and adding it again opens it to nobody new.
         """
         wanted = _Wanted(read_only, description, allow_addresses, allow_certificates)
-        return await self._alone(self._add_export(name, size_bytes, pool, wanted))
+        return await self._alone(self._add_export(name, size_bytes, pool, wanted, private=private))
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export, with its rules.
@@ -247,7 +258,9 @@ class Changes:
         """
         return await self._alone(self._loss(name, size_bytes))
 
-    async def _add_export(self, name: str, size_bytes: int, pool: str | None, wanted: _Wanted) -> ExportStatus:
+    async def _add_export(
+        self, name: str, size_bytes: int, pool: str | None, wanted: _Wanted, *, private: bool | None
+    ) -> ExportStatus:
         self._require_free_name(name)
         base = NEW_EXPORT
         if name in self._declared:
@@ -255,7 +268,22 @@ class Changes:
         size = _valid(values.export_size, size_bytes)
         record = wanted.applied_to(dataclasses.replace(base, removed=False, pool=pool or base.pool, size_bytes=size))
         arena = self._pool(record.pool).pool
-        return await self._make(name, record, lambda: arena.create(name, size, read_only=record.read_only))
+        alone = (name in self._declared and self._declared[name].private) if private is None else private
+        if not alone:
+            self._require_trust(record.pool, name, record.access)
+
+        def make() -> Disk:
+            return arena.create(name, size, read_only=record.read_only, private=alone)
+
+        return await self._make(name, record, make)
+
+    def _require_trust(self, pool_name: str, name: str | None = None, access: Access | None = None) -> None:
+        """Whether a pool that folds inline may, with an export's rules as they are to be. Raises UserError."""
+        pool = self._pools[pool_name].pool
+        others = [export for export in self._exports if export.pool_name == pool_name and export.name != name]
+        rules = [export.access for export in others if not export.disk.private]
+        if pool.inline_dedup or name is None:
+            require_trust(pool_name, pool, [*rules, *([access] if access is not None else [])])
 
     async def _copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         original = self._exports.get(source)
@@ -285,6 +313,8 @@ class Changes:
     async def _change_export(self, name: str, wanted: _Wanted) -> ExportStatus:
         export = self._exports.get(name)
         record = wanted.applied_to(self._record(export))
+        if not export.disk.private:
+            self._require_trust(export.pool_name, name, record.access)
         await self._remember(name, record)
         export.set_rules(access=record.access, read_only=record.read_only, description=record.description)
         await self._nbd.end(export.unqualified())

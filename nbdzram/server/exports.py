@@ -129,6 +129,7 @@ class Export:
             admits=self.access.admits,
             allow_addresses=self.access.addresses,
             allow_certificates=self.access.certificates,
+            private=self.disk.private,
             stored_bytes=stats.stored,
             same_filled_bytes=stats.same_filled,
             connections=len(self.connections),

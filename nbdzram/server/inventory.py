@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nbdzram.config import NOBODY, Dedup, ExportConfig, PoolConfig
+from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
@@ -57,12 +57,8 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
     configs = {pool.name: pool for pool in declared}
     for name, change in state.changes.pools.items():
         if name not in configs or change.declared == declared_as(configs[name]):
-            configs[name] = PoolConfig(
-                name=name,
-                mem_limit=change.mem_limit,
-                dedup=Dedup(change.dedup),
-                verify=configs[name].verify if name in configs else True,
-            )
+            known = configs.get(name, PoolConfig(name=name))
+            configs[name] = dataclasses.replace(known, mem_limit=change.mem_limit, dedup=Dedup(change.dedup))
     for name in sorted(state.arenas() - configs.keys()):
         log.warning(
             "the state directory holds the pool '%s', which is neither declared nor remembered; its disks are "
@@ -87,8 +83,23 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
         path=state.arena_path(config.name),
         inline_dedup=config.dedup is Dedup.INLINE,
         verify=config.verify,
+        tell_sharing=config.tell_sharing,
         clock=int(time.time()),
     )
+
+
+def require_trust(name: str, pool: Pool, rules: Iterable[Access]) -> None:
+    """Refuse inline folding between exports that admit different clients, unless the pool tells sharing anyway.
+
+    How long a write takes tells whether somebody else has the block: nothing is compressed then. Raises UserError.
+    """
+    known = {access for access in rules if not access.nobody}
+    if len(known) > 1 and not pool.tells_sharing:
+        raise UserError(
+            f"the pool '{name}' folds inline, and its exports would admit different clients: the time of a write tells "
+            'each what the others store; use dedup = "fold", one access list, a pool for each, or say '
+            "tell_sharing = true for the pool in the configuration"
+        )
 
 
 def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], state: State) -> list[Placed]:
@@ -110,10 +121,12 @@ def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], s
             if config.name in found:
                 _finish_removal(config.name, found.pop(config.name), pools)
         elif config.name in found:
-            placed.append(_find_again(config.name, record, *found.pop(config.name)))
+            placed.append(_find_again(config, record, *found.pop(config.name)))
         else:
             try:
-                disk = pools[record.pool].create(config.name, record.size_bytes, read_only=record.read_only)
+                disk = pools[record.pool].create(
+                    config.name, record.size_bytes, read_only=record.read_only, private=config.private
+                )
             except UserError as error:
                 log.error("export %s is declared and cannot be made: %s", config.name, error)
                 unmade.append(error)
@@ -128,7 +141,18 @@ def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], s
     if unmade and not placed:
         raise unmade[0]  # there is nothing that could be served instead
     _remember(placed, removed, pools, state)
+    for pool_name, pool in pools.items():
+        _fold_later_between_strangers(pool_name, pool, placed)
     return placed
+
+
+def _fold_later_between_strangers(name: str, pool: Pool, placed: Iterable[Placed]) -> None:
+    if pool.inline_dedup:
+        try:
+            require_trust(name, pool, (part.record.access for part in placed if part.record.pool == name))
+        except UserError as error:
+            log.error("%s; until then it folds when a fold runs", error)
+            pool.inline_dedup = False
 
 
 def effective(config: ExportConfig, known: ExportRecord | None) -> ExportRecord:
@@ -180,7 +204,14 @@ def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:
     return found
 
 
-def _find_again(name: str, record: ExportRecord, disk: Disk, pool_name: str) -> Placed:
+def _find_again(config: ExportConfig, record: ExportRecord, disk: Disk, pool_name: str) -> Placed:
+    name = config.name
+    if config.private and not disk.private:
+        log.warning(
+            "the export '%s' is declared private, but was made without: its blocks may be shared with other exports; "
+            "remove and add it, or copy its content to a private export",
+            name,
+        )
     if pool_name != record.pool:
         log.warning(
             "the export '%s' lies in the pool '%s', but is declared in '%s'; it is offered where it lies: declare "

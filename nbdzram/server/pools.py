@@ -45,6 +45,7 @@ class PoolService:
             name=self.name,
             path=self.pool.path,
             dedup="inline" if self.pool.inline_dedup else "fold",
+            tells_sharing=self.pool.tells_sharing,
             stats=self.pool.stats(),
             maintenance=MaintenanceStatus(
                 running=self.maintenance.running,

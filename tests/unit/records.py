@@ -60,6 +60,7 @@ EXPORT = ExportStatus(
     admits="listed",
     allow_addresses=("10.0.0.0/8",),
     allow_certificates=(),
+    private=False,
     stored_bytes=400 * MIB,
     same_filled_bytes=1234 * 4096,
     connections=2,
@@ -119,7 +120,11 @@ SERVER = ServerStatus(
     state_dir_free_bytes=300 * MIB,
     event_loop_lag_seconds=0.0004,
     latency_bounds_seconds=(0.0001, 0.001),
-    pools=(PoolStatus(name="default", path=None, dedup="fold", stats=POOL_STATS, maintenance=MAINTENANCE),),
+    pools=(
+        PoolStatus(
+            name="default", path=None, dedup="fold", tells_sharing=True, stats=POOL_STATS, maintenance=MAINTENANCE
+        ),
+    ),
     exports=(EXPORT,),
 )
 

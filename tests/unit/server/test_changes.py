@@ -20,6 +20,7 @@ import pytest
 import uvloop
 
 from nbdzram.config import NOBODY, ExportConfig, PoolConfig, ServerConfig, UnixAddress
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import NoSuchExport, PoolFull, UserError
 from nbdzram.nbd.constants import Reply
 from nbdzram.server import state as state_module
@@ -63,6 +64,9 @@ class House:
             yield self.service.changes
         finally:
             await self.service.stop()
+
+    def pool(self) -> Pool:
+        return self.service._pools["default"].pool
 
     async def client(self, name: bytes = b"disk") -> WireClient:
         return await (await WireClient.connect(self.path)).go(name)

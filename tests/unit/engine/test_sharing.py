@@ -1,0 +1,103 @@
+"""What a client is told of sharing is what is within its own export, whatever others store."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbdzram.engine.disk import Disk, Extent
+from nbdzram.engine.fold import Fold
+from nbdzram.engine.pool import Pool
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+
+SIZE = 1 << 30
+STRETCH = 256 << 20
+
+
+def shared(disk: Disk, offset: int = 0, length: int = SIZE) -> list[int]:
+    """The blocks that are told to be shared."""
+    told: list[int] = []
+    at = offset
+    for size, bits in disk.extents(offset, length, 1 << 20, Extent.SHARED):
+        told += range(at // BLOCK, (at + size) // BLOCK) if bits else []
+        at += size
+    return told
+
+
+def write_own(disk: Disk) -> None:
+    disk.write(0, text(1) + noise(2) + half_random(3) + text(1) + noise(4) + noise(4))
+
+
+OWN = [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("other", [None, [1], [2, 3], [1, 2, 3, 4]])
+def test_what_is_told_of_sharing_does_not_depend_on_others(inline: bool, other: list[int] | None) -> None:
+    pool = Pool(inline_dedup=inline)
+    blocks = {1: text(1), 2: noise(2), 3: half_random(3), 4: noise(4)}
+    if other:
+        pool.create("other", SIZE).write(0, b"".join(blocks[number] for number in other))
+    disk = pool.create("disk", SIZE)
+    write_own(disk)
+    if other:
+        pool.create("later", SIZE).write(0, b"".join(blocks[number] for number in other))
+    run(Fold(pool))
+    assert shared(disk) == OWN
+    assert shared(disk, BLOCK, 2 * BLOCK) == []
+    assert shared(disk, 3 * BLOCK, BLOCK) == [3]
+
+
+def test_a_clone_does_not_show_in_what_is_told() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    write_own(disk)
+    run(Fold(pool))
+    twin = pool.clone(disk, "twin")
+    assert shared(disk) == shared(twin) == OWN
+    twin.write(0, noise(9))
+    assert shared(disk) == OWN
+    assert shared(twin) == [4, 5]
+
+
+def test_a_clone_that_never_wrote_tells_its_own_sharing_and_costs_nothing_of_its_own() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    write_own(disk)
+    run(Fold(pool))
+    twin = pool.clone(disk, "twin")
+    usage = twin.usage()
+    assert (usage.unique, usage.stored) == (0, 6 * BLOCK)
+    assert usage.shared == usage.compressed == disk.usage().compressed
+    pool.delete(disk)
+    assert twin.usage().unique == pool.stats().compr_data_size
+
+
+def test_sharing_is_told_within_a_stretch_and_over_holes() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 1 << 50)
+    for offset in (0, STRETCH - BLOCK, STRETCH, 2 * STRETCH - BLOCK, 1 << 49):
+        disk.write(offset, text(1))
+    run(Fold(pool))
+    assert shared(disk, 0, 1 << 50) == [
+        number // BLOCK for number in (0, STRETCH - BLOCK, STRETCH, 2 * STRETCH - BLOCK)
+    ]
+
+
+def test_a_pool_that_tells_sharing_tells_it_of_everybody() -> None:
+    pool = Pool(tell_sharing=True)
+    pool.create("other", SIZE).write(0, noise(2))
+    disk = pool.create("disk", SIZE)
+    write_own(disk)
+    run(Fold(pool))
+    assert shared(disk) == [0, 1, 3, 4, 5]
+
+
+def test_more_objects_than_a_set_begins_with_are_told_apart() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(
+        0, b"".join(text(number) for number in range(2000)) + b"".join(text(number) for number in range(0, 2000, 3))
+    )
+    pool.create("other", SIZE).write(0, b"".join(text(number) for number in range(2000)))
+    run(Fold(pool))
+    assert shared(disk) == [*range(0, 2000, 3), *range(2000, 2667)]

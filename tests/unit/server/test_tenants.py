@@ -1,0 +1,118 @@
+"""Tenants of one pool: what one stores is kept from the others, unless the operator says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.config import Dedup, ExportConfig, PoolConfig
+from nbdzram.errors import UserError
+from tests.unit.engine.blocks import BLOCK, noise
+from tests.unit.server.test_changes import MIB, UNCHANGED, House, tell
+
+RULES = UNCHANGED | {"allow_addresses": ["10.0.0.0/8"]}
+INLINE = (PoolConfig(dedup=Dedup.INLINE),)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def strangers(**more: Any) -> tuple[ExportConfig, ...]:
+    return (
+        ExportConfig(name="one", size_bytes=MIB, allow_addresses=("10.0.0.1/32",), **more),
+        ExportConfig(name="two", size_bytes=MIB, allow_addresses=("10.0.0.2/32",), **more),
+    )
+
+
+def test_a_declared_private_export_keeps_its_blocks_to_itself_also_after_a_restart(house: House) -> None:
+    async def story() -> None:
+        house.exports = (
+            ExportConfig(name="secret", size_bytes=MIB, private=True),
+            ExportConfig(name="open", size_bytes=MIB),
+        )
+        for _ in range(2):
+            async with house.open(pools=INLINE) as changes:
+                added = await changes.add_export(f"more{_}", MIB, pool=None, private=True, **UNCHANGED)
+                assert added.private
+                assert (house.found("secret").private, house.found("open").private) == (True, False)
+                for export in house.service.status().exports:
+                    disk = next(disk for disk in house.pool().disks() if disk.name == export.name)
+                    disk.write(0, noise(1))
+                copy = await changes.copy_export("secret", f"copy{_}", read_only=False)
+                assert copy.private
+                private = sum(export.private for export in house.service.status().exports) - 1 - _
+                assert house.pool().stats().objects == 1 + private
+
+    tell(story())
+
+
+def test_inline_folding_is_refused_between_exports_that_admit_different_clients(house: House) -> None:
+    async def story() -> None:
+        async with house.open(pools=INLINE) as changes:
+            await changes.add_export("like it", MIB, pool=None, **UNCHANGED)
+            with pytest.raises(UserError, match=r"folds inline.* tell_sharing = true"):
+                await changes.add_export("stranger", MIB, pool=None, **RULES)
+            with pytest.raises(UserError, match="folds inline"):
+                await changes.change_export("like it", **RULES)
+            assert house.found("like it").admits == "everyone"
+            await changes.change_pool("default", None, "fold")
+            await changes.change_export("like it", **RULES)
+            with pytest.raises(UserError, match="folds inline"):
+                await changes.change_pool("default", None, "inline")
+            assert not house.pool().inline_dedup
+
+    tell(story())
+
+
+def test_a_pool_that_tells_sharing_folds_inline_for_strangers_too(house: House) -> None:
+    async def story() -> None:
+        house.exports = strangers()
+        async with house.open(pools=(PoolConfig(dedup=Dedup.INLINE, tell_sharing=True),)) as changes:
+            await changes.add_export("three", MIB, pool=None, **UNCHANGED)
+            assert house.pool().inline_dedup
+            assert house.service.status().pools[0].tells_sharing
+
+    tell(story())
+
+
+def test_declared_strangers_in_an_inline_pool_are_served_and_folded_later(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        house.exports = strangers()
+        async with house.open(pools=INLINE):
+            assert not house.pool().inline_dedup
+            assert house.service.status().pools[0].dedup == "fold"
+        assert "admit different clients" in caplog.text
+
+    tell(story())
+
+
+def test_an_export_that_is_declared_private_and_was_made_without_is_told_of(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with house.open():
+            house.pool().disks()[0].write(0, noise(1) * (MIB // BLOCK // 256))
+        house.exports = (ExportConfig(name="disk", size_bytes=8 * MIB, private=True),)
+        async with house.open():
+            assert not house.found().private
+        assert "declared private, but was made without" in caplog.text
+
+    tell(story())
+
+
+def test_a_limit_that_was_changed_at_run_time_leaves_a_pools_other_settings(house: House) -> None:
+    async def story() -> None:
+        pools = (PoolConfig(tell_sharing=True),)
+        async with house.open(pools=pools) as changes:
+            await changes.change_pool("default", 64 * MIB, None)
+        async with house.open(pools=pools):
+            assert house.pool().mem_limit == 64 * MIB
+            assert house.pool().tells_sharing
+
+    tell(story())
