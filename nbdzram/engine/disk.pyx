@@ -12,8 +12,6 @@ Invariants
 3. Behind the end there is no content: the end is looked at under the lock in which an entry is swapped, so a write that
    was judged by an earlier size stores nothing there. Of an export that shrinks the end comes first, then what lies
    behind it is cleared (directory.pyx), and only then may the export grow again.
-
-Known limits: a read copies the encoded bytes (at most 4 KiB, about 0.1 us) so that no decoding happens under the lock.
 """
 
 cimport cython

@@ -132,8 +132,9 @@ cdef class Pool:
         self.superblock.layout = self.store.slab.layout()
         self.superblock.identity = identity_of(self.superblock)
         if not self.store.cells.begin():
+            refusal = self._no_room()
             self.arena.discard()
-            raise self._no_room()
+            raise refusal
         publish64(<uint64_t*>self.superblock.magic, (<const uint64_t*><const char*>MAGIC)[0])
         self.arena.ledger.used = self.pages_in_all()
 

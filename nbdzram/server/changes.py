@@ -162,8 +162,13 @@ class Changes:
         config = _pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
         if config.dedup is Dedup.INLINE:
             self._require_trust(name)
+        before = self._memory.changes.pools.get(name)
         await self._remember_pool(config)
-        pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
+        try:
+            pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
+        except UserError:
+            await asyncio.to_thread(self._memory.remember_pool, name, before)
+            raise
         return service.status(asyncio.get_running_loop().time())
 
     async def _remove_pool(self, name: str) -> None:

@@ -91,7 +91,8 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
 def require_trust(name: str, pool: Pool, rules: Iterable[Access]) -> None:
     """Refuse inline folding between exports that admit different clients, unless the pool tells sharing anyway.
 
-    How long a write takes tells whether somebody else has the block: nothing is compressed then. Raises UserError.
+    `rules` are those of its exports that are not private, which are never found inline. How long a write takes tells
+    whether somebody else has the block: nothing is compressed then. Raises UserError.
     """
     known = {access for access in rules if not access.nobody}
     if len(known) > 1 and not pool.tells_sharing:
@@ -149,7 +150,8 @@ def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], s
 def _fold_later_between_strangers(name: str, pool: Pool, placed: Iterable[Placed]) -> None:
     if pool.inline_dedup:
         try:
-            require_trust(name, pool, (part.record.access for part in placed if part.record.pool == name))
+            mixed = (part for part in placed if part.record.pool == name and not part.disk.private)
+            require_trust(name, pool, (part.record.access for part in mixed))
         except UserError as error:
             log.error("%s; until then it folds when a fold runs", error)
             pool.inline_dedup = False

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.nbd_client import RequestFailed
+from tests.support.nbd_client import Client, RequestFailed
 from tests.support.server import Nbdzram
 
 pytestmark = pytest.mark.interop
@@ -113,13 +113,21 @@ def test_a_full_pool_is_seen_at_once(serve: Callable[..., Nbdzram], browser: Bro
     browser.wait_for("document.getElementById('pools').innerText.includes('0 % of the limit')")
     assert browser.evaluate("document.querySelectorAll('#pools .bad').length") == 0
     with server.client("disk") as client:
-        for number in range(256):
-            client.write(number * 4096, random.Random(number).randbytes(4096))
-        with pytest.raises(RequestFailed):
-            client.write(1 << 20, random.Random(256).randbytes(4096))
+        fill(client)
     browser.wait_for("document.querySelectorAll('#pools .bad').length === 2")
     shown = browser.evaluate("[...document.querySelectorAll('#pools .bad')].map(one => one.innerText)")
-    assert shown == ["100 % of the limit of 1 MiB", "refused at the limit1 write"]
+    # A sixteenth is kept for making room, and figures for strangers are rounded down.
+    assert re.fullmatch(r"9[0-4] % of the limit of 1 MiB", shown[0])
+    assert shown[1:] == ["refused at the limit1 write"]
+
+
+def fill(client: Client) -> None:
+    """Write blocks that do not compress until one is refused."""
+    number = 0
+    with pytest.raises(RequestFailed):
+        while True:
+            client.write(number * 4096, random.Random(number).randbytes(4096))
+            number += 1
 
 
 STATE = "document.getElementById('state').innerText"
@@ -132,10 +140,7 @@ def test_a_full_pool_turns_the_header_red_and_says_what_to_do(serve: Callable[..
     header = "getComputedStyle(document.querySelector('.top')).backgroundColor"
     plain = browser.evaluate(header)
     with server.client("disk") as client:
-        for number in range(256):
-            client.write(number * 4096, random.Random(number).randbytes(4096))
-        with pytest.raises(RequestFailed):
-            client.write(1 << 20, random.Random(256).randbytes(4096))
+        fill(client)
     browser.wait_for(f"{STATE} === 'trouble'")
     assert browser.evaluate(header) != plain
     told = browser.evaluate("document.getElementById('troubles').innerText")
@@ -143,7 +148,7 @@ def test_a_full_pool_turns_the_header_red_and_says_what_to_do(serve: Callable[..
     assert "nbdzram fold" in told
     server.command_line("pools", "limit", "default", "64K")
     browser.wait_for(
-        "document.getElementById('troubles').innerText.startsWith('Pool default holds 16.0 times its limit')"
+        "/^Pool default holds 1[3-5].. times its limit/.test(document.getElementById('troubles').innerText)"
     )
     server.command_line("pools", "limit", "default", "0")
     server.command_line("exports", "add", "other", "1M")
@@ -287,11 +292,10 @@ def test_every_text_can_be_read(serve: Callable[..., Nbdzram], browser: Browser,
     """WCAG 2.2, success criterion 1.4.3: 4.5 to 1 for text of ordinary size."""
     server = serve({"disk": "64M", "idle": "1M"}, arguments=("--mem-limit", "1M") if full else (), metrics=True)
     with server.client("disk") as client:
-        for number in range(256):
-            client.write(number * 4096, random.Random(number).randbytes(4096) if full else BLOCK)
         if full:
-            with pytest.raises(RequestFailed):
-                client.write(2 << 20, random.Random(1000).randbytes(1 << 20))
+            fill(client)
+        else:
+            client.write(0, BLOCK * 256)
     server.fold()
     browser.open(page_of(server) + "#export=disk", dark=dark)
     browser.wait_for(f"{STATE} === '{'trouble' if full else 'serving'}'")

@@ -137,6 +137,25 @@ def test_compaction_moves_nothing_where_no_page_is_gained() -> None:
     assert run(Compact(pool, dry_run=True))["pages_returned"] == 0
 
 
+def test_a_zspage_with_a_free_slot_that_spans_no_page_is_left_alone() -> None:
+    """To move the thirty others would gain nothing."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(half_random(number) for number in range(62)))  # two zspages of 31 slots
+    assert pool.stats().zspages == 2
+    disk.trim(7 * BLOCK, BLOCK)
+    assert run(Compact(pool)) == {"objects_moved": 0, "pages_returned": 0}
+
+
+def test_tables_cost_a_page_for_two_mebibytes_and_little_beside() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 8 << 30)
+    before = pool.stats().metadata
+    disk.zero(0, 4 << 30, no_hole=True)
+    nodes = 2048 + 2 + 2
+    assert nodes <= (pool.stats().metadata - before) // BLOCK <= nodes + 8
+
+
 # The limit bounds everything.
 
 

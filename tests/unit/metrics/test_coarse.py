@@ -45,7 +45,7 @@ def test_a_block_that_somebody_else_has_does_not_show_in_the_metrics() -> None:
 
 def test_every_counter_that_depends_on_equal_content_is_coarse() -> None:
     """A new counter is looked at by whoever adds it: it stands in one of the tables, or here."""
-    independent = {"orig_data_size", "mem_limit", "same_pages", "failed_writes", "compr_by_codec"}
+    independent = {"orig_data_size", "mem_limit", "same_pages", "failed_writes", "blocks_rotten", "compr_by_codec"}
     assert {field.name for field in dataclasses.fields(PoolStats)} == {*SIZES, *COUNTS} | independent
     stranger = dataclasses.replace(SERVER.pools[0], tells_sharing=False)
     stats = for_strangers(dataclasses.replace(SERVER, pools=(stranger,))).pools[0].stats

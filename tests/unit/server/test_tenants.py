@@ -116,3 +116,31 @@ def test_a_limit_that_was_changed_at_run_time_leaves_a_pools_other_settings(hous
             assert house.pool().tells_sharing
 
     tell(story())
+
+
+def test_private_exports_may_admit_whom_they_like_in_a_pool_that_folds_inline(house: House) -> None:
+    """Nobody finds their blocks, and they find nobody's."""
+
+    async def story() -> None:
+        house.exports = strangers(private=True)
+        async with house.open(pools=INLINE) as changes:
+            assert house.pool().inline_dedup
+            await changes.add_export("open", MIB, pool=None, **UNCHANGED)
+            await changes.add_export("secret", MIB, pool=None, private=True, **RULES)
+            await changes.change_export("secret", **(RULES | {"allow_addresses": ["10.9.0.0/16"]}))
+            with pytest.raises(UserError, match="folds inline"):
+                await changes.add_export("stranger", MIB, pool=None, **RULES)
+
+    tell(story())
+
+
+def test_a_limit_that_is_refused_is_not_remembered(house: House) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            with pytest.raises(UserError, match="restart the server"):
+                await changes.change_pool("default", 1 << 50, None)
+            assert house.pool().mem_limit == 0
+        async with house.open():
+            assert house.pool().mem_limit == 0
+
+    tell(story())
