@@ -101,6 +101,8 @@ def test_an_estimate_counts_a_part_of_a_block_at_an_images_end_as_one(tail: int)
     whole.feed(content.ljust(3 * BLOCK, b"\0"))
     assert part.figures() == whole.figures()
     assert part.figures().blocks == 3
+    whole.feed(content)
+    assert whole.figures().distinct_objects == part.figures().distinct_objects
 
 
 def test_descriptors_of_32_bits_end_in_a_whole_block_and_those_of_64_do_not() -> None:
