@@ -13,7 +13,8 @@ To change a field is to fill the other head, check and all, and then to store `c
 it or nothing. A head's check covers the name too while there is an export, so that an entry that was damaged is not
 another one. The root is a place in a block table like any other: table.pyx publishes and checks it.
 
-An entry is written while it is free, and nobody reads it then. One that was never used is zero throughout; no other is.
+An entry is written while it is free, and nobody reads it then. Of one that is used for the first time `current` is 0
+until its first head is whole; an export's head is of a later serial.
 
 Shrinking takes three changes, as clearing takes long:
 
@@ -33,7 +34,7 @@ from libc.string cimport memcpy, memset
 from nbdzram.engine.arena cimport PAGE_SIZE, Arena
 from nbdzram.engine.codec cimport digest
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, KEY_CURRENT, NAME_MAX, NAME_ROOM, checked_word, is_checked, mix,
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, HEADS, KEY_CURRENT, NAME_MAX, NAME_ROOM, checked_word, is_checked, mix,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport publish64
@@ -74,10 +75,11 @@ cdef class Directory:
         """Whether an entry is what was written."""
         cdef ExportEntry* entry = self.entry(number)
         cdef Head* head = self.head(number)
-        cdef uint64_t index
+        cdef int which
         if entry.current == 0:
-            for index in range(sizeof(ExportEntry) // 8):
-                if (<uint64_t*>entry)[index]:
+            # Never used, or a process was killed as it first wrote it. That of an export was cleared, and is not right.
+            for which in range(HEADS):
+                if entry.heads[which].state != ENTRY_FREE or entry.heads[which].serial > 1:
                     return False
             return True
         return (is_checked(self.seed, KEY_CURRENT, number, entry.current) and head.serial == entry.current >> 17

@@ -234,6 +234,11 @@ def test_entries_that_are_not_right_are_errors_of_their_blocks_and_told(tmp_path
             twin.read(3 * BLOCK, BLOCK)
         with pytest.raises(EngineError):
             disk.write(4 * BLOCK + 100, b"part of what nobody knows")
+        for export in (disk, twin):
+            for wrong in (3, 4, 6, 200, 201, 202):
+                export.write(wrong * BLOCK, noise(wrong))
+            assert export.read(5 * BLOCK, BLOCK) == content(5)
+        pool.check()  # nothing was released that only a wrong entry led to
 
 
 def head_of(arena: Arena, export: int) -> int:
@@ -272,7 +277,7 @@ def test_no_name_and_no_word_of_a_directory_entry_can_change(tmp_path: Path) -> 
     refused(tmp_path / "arena", flip(lambda arena: arena.entry(1) + CURRENT_AT, 40), wrong)
     refused(tmp_path / "arena", older_head, wrong)
     refused(tmp_path / "arena", swapped, wrong)
-    refused(tmp_path / "arena", flip(lambda arena: arena.entry(7) + NAME_AT), wrong)  # never used: zero throughout
+    refused(tmp_path / "arena", flip(lambda arena: arena.entry(7) + HEADS_AT), wrong)  # no export was ever there
     is_whole(tmp_path / "arena")
 
 
