@@ -25,9 +25,11 @@ attached_log = logging.getLogger("nbdzram.attached")  # told line by line (serve
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7): pid, uid, gid
 
-SECONDS_A_LISTED = 0.01
+SECONDS_A_LISTED = 0.5
 """By how much the deadline moves for each export that a list told: programs that list ask several options of each, one
-after the other, over whatever network."""
+after the other, over whatever network. Over TCP libnbd takes 0.2 s of each: the last bytes of its LIST_META_CONTEXT are
+sent with MSG_MORE, and leave when the kernel's patience ends (tcp(7), TCP_CORK). What that gives a stranger is a place
+for longer, of which a newcomer takes it (lobby.py)."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -44,6 +46,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._waiting = False
         self._listed = 0
+        self._allowed_seconds = 0.0
         self._spoke = False
         self._over = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -230,10 +233,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _set_deadline(self, seconds: float) -> None:
         self._cancel_deadline()
+        self._allowed_seconds = seconds
         self._deadline = self._hosting.loop.call_later(seconds, self._expire)
 
     def _expire(self) -> None:
-        self._fail(Failure.TIMEOUT, f"not finished after {self._hosting.limits.handshake_seconds:g} s")
+        self._fail(Failure.TIMEOUT, f"not finished after {self._allowed_seconds:g} s")
         self._transport.abort()
 
     def _cancel_deadline(self) -> None:

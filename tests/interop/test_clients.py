@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.conftest import IMAGE_BYTES
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program, run
 from tests.support.reach import Reach, trusting_user
+from tests.support.server import Nbdzram
 
 pytestmark = pytest.mark.interop
 
@@ -42,6 +44,16 @@ def test_nbdinfo_shows_the_protocol_and_the_transport(reach: Reach) -> None:
     assert set(export["contexts"]) == {"base:allocation", "nbdzram:fold"}
     listing = json.loads(run([nbdinfo, "--list", "--json", reach.uri("")]))
     assert [item["export-name"] for item in listing["exports"]] == ["disk"]
+
+
+def test_nbdinfo_has_the_time_that_a_list_takes_over_tcp(serve: Callable[..., Nbdzram], tmp_path: Path) -> None:
+    """It takes 0.2 s of each export, which are the kernel's: what libnbd asks last leaves only then."""
+    nbdinfo = require_program("nbdinfo", package="libnbd-bin")
+    (tmp_path / "impatient.toml").write_text("[limits]\nhandshake_seconds = 1\n")
+    names = [f"disk{number:02}" for number in range(16)]
+    server = serve(dict.fromkeys(names, "1M"), arguments=("-c", tmp_path / "impatient.toml"))
+    listing = json.loads(run([nbdinfo, "--list", "--json", server.tcp_uri("")]))
+    assert [item["export-name"] for item in listing["exports"]] == names
 
 
 def test_an_image_goes_in_and_out_and_its_map_is_the_files(reach: Reach, ext4_image: Path, tmp_path: Path) -> None:
