@@ -39,6 +39,7 @@ from nbdzram.errors import ConfigError
 ENVIRONMENT_PREFIX = "NBDZRAM_"
 CONFIG_DIRECTORY = "conf.d"
 MAX_FILE_BYTES = 4 << 20  # ten thousand exports fit; a disk image given by mistake does not
+DEEPEST_KEY = 3  # names of a path: ("exports", "disk", "size")
 
 LeafPath = tuple[str, ...]
 
@@ -167,7 +168,9 @@ def read_toml(path: Path) -> Layer:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is nested without end; a key here has {DEEPEST_KEY} names at most") from None
+    except ValueError as error:  # a TOMLDecodeError, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     lines = _line_numbers(content)
     return {leaf: Given(value, f"{path}{_line_of(leaf, lines)}") for leaf, value in _leaves(document, ())}
@@ -221,6 +224,7 @@ def build(layer: Layer) -> ServerConfig:
     """Read every value of the merged layer. Raises ConfigError."""
     fields: dict[LeafPath, dict[str, Any]] = {}
     for path, given in layer.items():
+        _require_name(path, given)
         if isinstance(given.value, Mapping) and _is_section(path):
             fields.setdefault(path, {})  # an empty [pools.fast] is a pool with defaults
             continue
@@ -267,13 +271,17 @@ def _check_tls(tls: TlsConfig, layer: Layer) -> None:
         raise ConfigError(f"{origin}: tls.mode = {tls.mode} needs tls.certificate and tls.key, or tls.psk_file")
 
 
-def _key_of(path: LeafPath, given: Given) -> Key:
-    """The table's entry for a path, or a ConfigError that names the nearest keys."""
-    if len(path) == 3 and path[0] in _NAMED:
+def _require_name(path: LeafPath, given: Given) -> None:
+    """The operator's own name in a path, also of a table that says nothing else. Raises ConfigError."""
+    if len(path) > 1 and path[0] in _NAMED:
         try:
             _NAMED[path[0]](path[1])
         except ValueError as error:
             raise ConfigError(f"{given.origin}: {error}") from None
+
+
+def _key_of(path: LeafPath, given: Given) -> Key:
+    """The table's entry for a path, or a ConfigError that names the nearest keys."""
     pattern = (path[0], "*", path[2]) if len(path) == 3 else path
     if pattern in _BY_PATH:
         return _BY_PATH[pattern]
@@ -323,9 +331,9 @@ def _files(file: Path) -> Iterator[Path]:
 
 
 def _leaves(table: Mapping[str, object], path: LeafPath) -> Iterator[tuple[LeafPath, object]]:
-    """The keys that hold values, and the tables that are empty."""
+    """The keys that hold values, the tables that are empty, and those that lie deeper than any key."""
     for name, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and len(path) < DEEPEST_KEY:
             yield from _leaves(value, (*path, name))
         else:
             yield (*path, name), value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import reprlib
 import types
 import typing
 from collections.abc import Iterator
@@ -251,9 +252,9 @@ def _decode(kind: Any, payload: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     is_record = isinstance(kind, type) and dataclasses.is_dataclass(kind)
     if (is_record or origin is dict) and not isinstance(payload, dict):
-        raise TypeError(f"{payload!r} (not an object)")
+        raise TypeError(f"{reprlib.repr(payload)} (not an object)")
     if origin is tuple and not isinstance(payload, list):
-        raise TypeError(f"{payload!r} (not a list)")
+        raise TypeError(f"{reprlib.repr(payload)} (not a list)")
     if is_record:
         hints = _hints(kind)
         return kind(
@@ -268,5 +269,5 @@ def _decode(kind: Any, payload: Any) -> Any:
     if kind is float and isinstance(payload, int):
         return float(payload)
     if not isinstance(payload, kind):
-        raise TypeError(f"{payload!r} (not {kind.__name__})")
+        raise TypeError(f"{reprlib.repr(payload)} (not {kind.__name__})")
     return payload

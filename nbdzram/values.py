@@ -176,11 +176,14 @@ def several(read: Callable[[object], str]) -> Callable[[object], tuple[str, ...]
 
 
 def network(value: object) -> str:
-    """An address or network in CIDR form."""
+    """An address or network in CIDR form. Through which interface somebody comes is not looked at."""
     try:
-        return str(ipaddress.ip_network(text(value)))
+        network = ipaddress.ip_network(text(value))
     except ValueError as error:
         raise ValueError(f"{value!r} is not a network such as 10.0.0.0/8 or fd00::/8 ({error})") from None
+    if getattr(network.network_address, "scope_id", None) is not None:
+        raise ValueError(f"{value!r} names an interface behind %, which no rule can: write the address alone")
+    return str(network)
 
 
 def host_pattern(value: object) -> str:
@@ -196,7 +199,7 @@ def tcp_address(default_port: int) -> Callable[[object], TcpAddress]:
 
     def read(value: object) -> TcpAddress:
         match = re.fullmatch(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:\s]*))(?::(?P<port>\d{1,5}))?", text(value))
-        if match is None or not value:
+        if match is None or not match[0] or not match[0].isprintable():
             raise ValueError(f"{value!r} is not an address such as 127.0.0.1:{default_port} or [::1]:{default_port}")
         port = default_port if match["port"] is None else int(match["port"])
         if port > 65535:  # 0 asks the system for a free one
@@ -220,7 +223,7 @@ def unix_address(value: object) -> UnixAddress:
         key, _, content = option.partition("=")
         if key == "mode" and re.fullmatch(r"0?[0-7]{3}", content):
             mode = int(content, 8)
-        elif key == "owner" and content:
+        elif key == "owner" and content.isprintable() and content:
             owner = content
         else:
             raise ValueError(f"{option!r} is not allowed behind a socket's path; mode=0660 and owner=USER:GROUP are")

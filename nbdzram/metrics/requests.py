@@ -81,11 +81,19 @@ def _request(event: h11.Request) -> Request:
     target = event.target.decode("latin-1")
     host = next((value.decode("latin-1") for name, value in event.headers if name == b"host"), "")
     if not target.startswith("/"):  # RFC 9112, section 3.2.2: in absolute form the target names the host
-        absolute = urlsplit(target)
-        if absolute.scheme.lower() != "http" or not absolute.netloc:
-            raise Refused(HTTPStatus.BAD_REQUEST, "the request's target is neither a path nor an http URL")
-        host, target = absolute.netloc, absolute.path or "/"
+        host, target = _absolute(target)
     return Request(target.partition("?")[0], _without_port(host), event.method == b"HEAD")
+
+
+def _absolute(target: str) -> tuple[str, str]:
+    """The host and the path of a URL. Raises Refused."""
+    try:
+        url = urlsplit(target)
+    except ValueError:  # a bracket without its other one, or with something between them that is no address
+        url = urlsplit("")
+    if url.scheme.lower() != "http" or not url.netloc:
+        raise Refused(HTTPStatus.BAD_REQUEST, "the request's target is neither a path nor an http URL")
+    return url.netloc, url.path or "/"
 
 
 def _without_port(host: str) -> str:

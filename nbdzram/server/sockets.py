@@ -10,7 +10,7 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +30,9 @@ _REMEDIES = {
 _NO_FAMILY_ERRORS = {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 _LACKING = {errno.EADDRNOTAVAIL} | _NO_FAMILY_ERRORS
 """What the system says of an address, or a whole family, that it does not have."""
+
+LARGEST_ID = (1 << 32) - 2
+"""Of a user or group; the number behind it means "as it is" (chown(2))."""
 
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
@@ -127,15 +130,22 @@ def open_unix(address: UnixAddress) -> socket.socket:
 def _owner(owner: str) -> tuple[int, int]:
     """The numbers of USER, USER:GROUP or :GROUP; -1 leaves one as it is. Raises LookupError."""
     user, _, group = owner.partition(":")
+    return (
+        _id_of("user", user, lambda name: pwd.getpwnam(name).pw_uid),
+        _id_of("group", group, lambda name: grp.getgrnam(name).gr_gid),
+    )
+
+
+def _id_of(kind: str, named: str, find: Callable[[str], int]) -> int:
+    if not named:
+        return -1
     try:
-        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid if user else -1
-    except KeyError:
-        raise LookupError(f"no such user: {user!r}") from None
-    try:
-        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else -1
-    except KeyError:
-        raise LookupError(f"no such group: {group!r}") from None
-    return uid, gid
+        number = int(named) if named.isdecimal() else find(named)
+    except (KeyError, ValueError):  # ValueError: a number of thousands of digits
+        number = LARGEST_ID + 1
+    if number > LARGEST_ID:
+        raise LookupError(f"no such {kind}: {named!r}")
+    return number
 
 
 def open_vsock(address: VsockAddress) -> socket.socket:

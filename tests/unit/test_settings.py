@@ -101,6 +101,7 @@ def test_the_files_of_conf_d_are_read_in_the_order_of_their_names_and_only_toml(
         ("description", '"a\\u0000b"', "without NUL"),
         ("allow_certificates", '[""]', "is not a certificate's name"),
         ("allow_addresses", '["10.0.0.1/8"]', "host bits"),
+        ("allow_addresses", '["fe80::1%eth0"]', "names an interface behind %"),
     ],
 )
 def test_values_of_an_export_are_held_to_what_control_is_held_to(
@@ -155,6 +156,8 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ('[[exports]]\nname = "disk"', "'exports' holds tables: write \\[exports.NAME\\]"),
         ('[exports.d]\nsize = "1G"\npool = "p"', "line 3: export 'd' asks for the pool 'p'; the pools are default"),
         ('[pools."../x"]\nmem_limit = "1G"', "'../x' is not a pool's name"),
+        ('[pools."../x"]', "line 1: '../x' is not a pool's name"),
+        ('[exports.""]', "line 1: '' is not an export's name"),
         ('[pools.default]\nmem_limit = "200%"', "a percentage lies above 0"),
         ('[pools.default]\ndedup = "always"', "'always' is not allowed; it is one of fold, inline"),
         ('[maintenance]\nfold = "sometimes"', "it is off, auto, or an interval"),
@@ -162,11 +165,18 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ("metrics = []", "is not text"),
         ('[tls]\nmode = "require"', "line 2: tls.mode = require needs tls.certificate"),
         ('listen = ["unix:/x,mod=1"]', "'mod=1' is not allowed behind a socket's path"),
+        ('listen = ["unix:/x,owner=a\\u0000"]', "is not allowed behind a socket's path"),
         ('listen = ["1.2.3.4:99999"]', "a port is at most 65535"),
+        ('listen = ["localhost\\u0000:1"]', "is not an address such as"),
+        ('metrics = "[::1\\u0000]:1"', "is not an address such as"),
         ("listen = 3", "3 is not a list"),
         ('[expots.d]\nsize = "1G"', "line 2: unknown key 'expots.d.size'; did you mean 'exports'"),
         ('[exports."a\\u001b"]\nsize = "1G"', "255 bytes of printable UTF-8"),
         ("x = \ny = 1", "is not valid TOML: Invalid value \\(at line 1, column 5\\)"),
+        ("[limits]\nconnections = " + "9" * 5000, "is not valid TOML: Exceeds the limit"),
+        ("x = " + "[" * 5000, "nested without end; a key here has 3 names"),
+        (".".join(["x"] * 5000) + " = 1", "nested without end|unknown key 'x.x.x.x'"),
+        ("exports.a.b.c.d = 1", "unknown key 'exports.a.b.c'"),
     ],
 )
 def test_a_wrong_key_is_named_with_file_line_value_and_what_is_allowed(tmp_path: Path, text: str, clue: str) -> None:

@@ -49,6 +49,8 @@ def get(path: str, host: str = "localhost") -> bytes:
         (get("/nothing"), 404),
         (b"POST /metrics HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET http://[::1/metrics HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://[1.2.3.4]/metrics HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + b"x" * 3 * MAX_HEAD_BYTES + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + b"x" * 2 * MAX_HEAD_BYTES, 431),
         (b"GET /metrics?x=1 HTTP/1.0\r\n\r\n", 200),

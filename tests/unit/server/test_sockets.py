@@ -184,7 +184,15 @@ def test_an_owner_is_given_to_the_socket_and_never_to_what_a_link_leads_to(
         assert (target.stat().st_uid, path.lstat().st_uid, path.lstat().st_gid) == (0, 1, 1)
 
 
-@pytest.mark.parametrize(("owner", "clue"), [("nobody-here", "no such user"), ("root:nobody-here", "no such group")])
+@pytest.mark.parametrize(
+    ("owner", "clue"),
+    [
+        ("nobody-here", "no such user"),
+        ("root:nobody-here", "no such group"),
+        ("4294967295", "no such user: '4294967295'"),  # to chown(2) it means "as it is"
+        (":" + "9" * 5000, "no such group"),
+    ],
+)
 def test_an_owner_who_does_not_exist_is_told(tmp_path: Path, owner: str, clue: str) -> None:
     with pytest.raises(UserError, match=f"{clue}.*owner= takes"):
         open_unix(UnixAddress(path=tmp_path / "nbd.sock", owner=owner))

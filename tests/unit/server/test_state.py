@@ -71,6 +71,7 @@ def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> Non
         ('{"format": 1, "exports": {"a": {}}, "pools": {}}', "lacks or misplaces 'pool'"),
         ('{"format": 1, "exports": {"a": 3}, "pools": {}}', r"lacks or misplaces 3 \(not an object\)"),
         ("[" * 20_000, "nested without end"),
+        (of_export(size_bytes="9" * 5000), r"lacks or misplaces '9{12}\.{3}9{13}' \(not int\)"),
         (of_pool(mem_limit=-5), r"is damaged: pools\.p: -5"),
         (of_pool(mem_limit=10**30), r"is damaged: pools\.p: 10{30}"),
         (of_pool(dedup="later"), r"is damaged: pools\.p: 'later' is not allowed"),
