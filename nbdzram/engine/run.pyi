@@ -14,9 +14,9 @@ class Run:
         """Look at about `budget` things. True while there is more."""
     @property
     def done(self) -> int:
-        """Things looked at."""
+        """Work done, in the run's own measure; its share of `total` is that of the time."""
     @property
     def total(self) -> int:
-        """Things to look at, as far as is known."""
+        """Work to do, as far as is known."""
     def report(self) -> dict[str, int]:
         """What came of it, by name."""

@@ -5,6 +5,9 @@
 A step looks at about `budget` things (handles, zspages, entries), and holds the pool's lock for at most HOLD of them at
 a time, so that no client ever waits for a run. Between two holds, and between two steps, the pool changes under it:
 whatever a run remembers from one hold to the next is a hint until it is looked at again.
+
+Progress is told in work, not in things: what takes a thousand times as long counts a thousand times, so that the share
+that is done is the share of the time. What was expected and did not come is taken off the total when a run ends.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -34,7 +37,10 @@ cdef class Run:
                 lock_take(&self.pool.maintenance)
                 more = self._step(budget)
                 lock_leave(&self.pool.maintenance)
-            return more or self._go_on()
+            if more or self._go_on():
+                return True
+            self._total = self._done
+            return False
         finally:
             users_leave(&self.pool.users)
 
