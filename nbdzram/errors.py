@@ -39,6 +39,12 @@ class ExportExists(UserError):
     """The name is taken."""
 
 
+class RunCancelled(UserError):
+    """Somebody cancelled the maintenance run that is waited for."""
+
+    exit_code = 130  # as if it had been interrupted here
+
+
 class CodecUnavailable(UserError):
     """A compressor's C functions cannot be found."""
 

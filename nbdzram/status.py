@@ -122,6 +122,28 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One maintenance run: waiting, under way, or ended."""
+
+    number: int  # counted from 1 since the server started
+    kind: str
+    pool: str
+    state: str  # waiting, running, paused, done, failed or cancelled
+    reason: str  # asked, or the policy's
+    dry_run: bool
+    cpu_percent: int  # share of one core that it may use
+    asked_at: float  # seconds since the epoch
+    started_at: float | None
+    finished_at: float | None
+    seconds: float  # since it started, pauses included
+    done: int  # of total, in the run's own measure of work
+    total: int
+    seconds_left: float | None  # as fast as it was so far; null while that cannot be told
+    result: dict[str, int]  # the engine's report(), of one that has ended
+    error: str | None  # why it failed
+
+
+@dataclass(frozen=True, slots=True)
 class MaintenanceStatus:
     """What a pool's maintenance is doing, did, and why."""
 
@@ -132,6 +154,7 @@ class MaintenanceStatus:
     decisions: dict[str, dict[str, int]]  # kind -> reason -> how often the policy started or declined a run
     next_allowed_seconds: dict[str, float]  # kind -> for how long the policy still backs off
     recent: tuple[RunSummary, ...]  # the last runs, the oldest first; dry runs are left out
+    queue: tuple[RunStatus, ...]  # the run under way, and those that wait for it, in their order
 
 
 @dataclass(frozen=True, slots=True)

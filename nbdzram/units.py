@@ -50,6 +50,16 @@ def format_size(size_bytes: int) -> str:
     return f"{sign}{whole}.{tenth}{letter}" if tenth else f"{sign}{whole}{letter}"
 
 
+def format_seconds(seconds: float) -> str:
+    """A stretch of time in its two largest units: 3 d 4 h."""
+    minutes, hours, days = int(seconds) // 60 % 60, int(seconds) // 3600 % 24, int(seconds) // 86400
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{int(seconds)} s"
+
+
 def _share(text: str, percent: Fraction, of: int | None) -> int:
     if of is None:
         raise ValueError(f"'{text}': a percentage is not allowed here; allowed is {ALLOWED}")

@@ -142,9 +142,9 @@ def control_page() -> Iterator[str]:
     yield NOTE
     yield (
         "A unix socket of mode 0600; one JSON-RPC 2.0 object a line, UTF-8. Requests of one connection are answered in "
-        "order. Before its answer a `run` may send notifications `progress` with `id`, `kind`, `pool`, `done` and "
-        "`total`. A refusal has the code -32000 and in `data` the `kind` of error and the `exit_code` that the command "
-        "line ends with."
+        "order. Before its answer a `run` may send notifications `progress` with the `id` of the request, `run` (a "
+        "RunStatus) and `waits_for` (the RunStatus of the one under way, or null). A refusal has the code "
+        "-32000 and in `data` the `kind` of error and the `exit_code` that the command line ends with."
     )
     yield '```console\n$ echo \'{"jsonrpc":"2.0","method":"status","id":1}\' | nc -U -q1 /run/nbdzram/nbdzram.sock\n```'
     yield "## Methods"

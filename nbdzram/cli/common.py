@@ -77,13 +77,21 @@ def _known(context: click.Context, names: Callable[[ServerStatus], list[str]], i
 
 
 def control_option(command: Command) -> Command:
-    """--control PATH."""
+    """--control PATH, which may also stand before the command."""
     return click.option(
         "--control",
         metavar="PATH",
         type=OUR_PATH,
+        callback=_or_before_the_command,
         help="The server's control socket.  [default: where `serve` puts it]",
     )(command)
+
+
+def _or_before_the_command(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    outer = context.parent
+    while value is None and outer is not None:
+        value, outer = outer.params.get(option.name or ""), outer.parent
+    return OUR_PATH.convert(value, option, context) if isinstance(value, str) else value
 
 
 def json_option(command: Command) -> Command:

@@ -28,6 +28,7 @@ COMMANDS = {
     "compact": "Give sparsely used pages back to the system.",
     "recompress": "Store resting blocks again with Zstandard.",
     "check": "Hold every stored block against its fingerprint.",
+    "runs": "Show, cancel, pause and resume maintenance runs.",
     "exports": "List, add, change, remove, resize and reset exports.",
     "pools": "List, add, remove and limit pools.",
     "clients": "List the clients that are attached, or end one.",
@@ -89,8 +90,13 @@ class Front(click.Group):
     "The --help of each command shows more. Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 3 no server, "
     "4 no such export or pool.",
 )
+@click.option(
+    "--control",
+    metavar="PATH",
+    help="The server's control socket, for every command.  [default: where `serve` puts it]",
+)
 @click.version_option(__version__, prog_name="nbdzram", message="%(prog)s %(version)s")
-def front() -> None:
+def front(*, control: str | None) -> None:
     """A network block device server whose disks live compressed and deduplicated in RAM."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import control_option, cpu_option, json_option, pool_option
-from nbdzram.cli.runs import perform
+from nbdzram.cli.perform import perform
 
 
 @click.command(

@@ -20,7 +20,7 @@ from rich.text import Text
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.rates import Rates
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
-from nbdzram.units import format_size
+from nbdzram.units import format_seconds, format_size
 
 HISTORY = 60  # samples that a sparkline remembers
 BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty pool do not fill it
@@ -94,21 +94,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def uptime(seconds: float) -> str:
-    """The two largest units: 3 d 4 h."""
-    minutes, hours, days = int(seconds) // 60 % 60, int(seconds) // 3600 % 24, int(seconds) // 86400
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{int(seconds)} s"
-
-
 def _head(frame: Frame, width: int) -> Iterator[Text]:
     status = frame.status
     state = ("draining", "yellow") if status.draining else ("serving", "green")
     clients = "1 connection" if status.connections == 1 else f"{status.connections} connections"
-    told = f"  up {uptime(status.uptime_seconds)}  {clients}"
+    told = f"  up {format_seconds(status.uptime_seconds)}  {clients}"
     left = Text.assemble((f"nbdzram {status.version}", "bold"), "  ", state, told)
     yield _aligned(left, Text(status.uris[0] if status.uris else "", "dim"), width)
     stats = [pool.stats for pool in status.pools]
@@ -230,11 +220,14 @@ def _fitted(name: str, width: int) -> str:
 
 
 def _footer(frame: Frame, width: int) -> Text:
-    running = [pool for pool in frame.status.pools if pool.maintenance.running]
+    queues = [pool.maintenance.queue for pool in frame.status.pools if pool.maintenance.queue]
     work = Text()
-    for pool in running[:1]:
-        share = 100 * pool.maintenance.done / max(pool.maintenance.total, 1)
-        work = Text(f"{pool.maintenance.running} of {pool.name}: {min(share, 100):.0f} %", "yellow")
+    for run, *_ in queues[:1]:
+        told = "paused" if run.state == "paused" else f"{min(100 * run.done / max(run.total, 1), 100):.0f} %"
+        left = f", {format_seconds(run.seconds_left)} left" if run.seconds_left is not None else ""
+        waiting = sum(len(queue) - 1 for queue in queues)
+        waits = f", {waiting} waiting" if waiting else ""
+        work = Text(f"{run.kind} of {run.pool}: {told}{left}{waits}", "yellow")
     keys = Text.assemble(("q", "bold"), " quit   ", ("s", "bold"), f" sort: {frame.sort}")
     return _aligned(keys, work, width)
 

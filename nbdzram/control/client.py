@@ -14,11 +14,11 @@ from nbdzram.control import messages
 from nbdzram.control.paths import not_ours
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ServerUnreachable, UserError
-from nbdzram.status import ClientStatus, ServerStatus, from_json
+from nbdzram.status import ClientStatus, RunStatus, ServerStatus, from_json
 
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
-Progress = Callable[[str, str, int, int], None]
+Progress = Callable[[RunStatus, RunStatus | None], None]
 
 
 class ControlClient:
@@ -103,4 +103,5 @@ class ControlClient:
 
 
 def _report(progress: Progress, params: dict[str, Any]) -> None:
-    progress(params["kind"], params["pool"], params["done"], params["total"])
+    ahead = params["waits_for"]
+    progress(from_json(RunStatus, params["run"]), None if ahead is None else from_json(RunStatus, ahead))

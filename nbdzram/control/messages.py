@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from nbdzram.errors import ExportExists, NoSuchExport, ServerUnreachable, UserError
-from nbdzram.status import to_json, to_json_pieces
+from nbdzram.errors import ExportExists, NoSuchExport, RunCancelled, ServerUnreachable, UserError
+from nbdzram.status import RunStatus, to_json, to_json_pieces
 
 MAX_REQUEST_BYTES = 64 << 10  # a name of 4096 bytes, escaped, in each parameter
 MAX_REPLY_BYTES = 64 << 20  # the status of ten thousand exports with their histograms
@@ -91,16 +91,16 @@ def failure(request_id: object, code: Code, text: str, kind: UserError | None = 
     return _line({"jsonrpc": "2.0", "error": error, "id": request_id})
 
 
-def progress(request_id: object, kind: str, pool: str, done: int, total: int) -> bytes:
-    """How far the call with this id has come."""
-    params = {"id": request_id, "kind": kind, "pool": pool, "done": done, "total": total}
+def progress(request_id: object, run: RunStatus, waits_for: RunStatus | None) -> bytes:
+    """How far the run that the call with this id asked for has come; what it waits for, if it does."""
+    params = {"id": request_id, "run": run, "waits_for": waits_for}
     return _line({"jsonrpc": "2.0", "method": "progress", "params": params})
 
 
 def error_of(error: Mapping[str, Any]) -> UserError:
     """The exception that an error object stands for on the client's side."""
     known: dict[str, type[UserError]] = {
-        kind.__name__: kind for kind in (NoSuchExport, ExportExists, ServerUnreachable)
+        kind.__name__: kind for kind in (NoSuchExport, ExportExists, RunCancelled, ServerUnreachable)
     }
     data = error.get("data")
     kind = known.get(data.get("kind", ""), UserError) if isinstance(data, dict) else UserError

@@ -13,10 +13,19 @@ from typing import Any, Protocol
 from nbdzram import values
 from nbdzram.control.messages import Code, MessageError
 from nbdzram.engine.stats import DiskUsage
-from nbdzram.status import ClientStatus, ExportLoss, ExportStatus, PoolStatus, RunOptions, RunReport, ServerStatus
+from nbdzram.status import (
+    ClientStatus,
+    ExportLoss,
+    ExportStatus,
+    PoolStatus,
+    RunOptions,
+    RunReport,
+    RunStatus,
+    ServerStatus,
+)
 
-Progress = Callable[[str, str, int, int], None]
-"""Called with kind, pool, done and total."""
+Progress = Callable[[RunStatus, RunStatus | None], None]
+"""Told of a run, and of the one under way while it waits for that."""
 
 
 class Operations(Protocol):
@@ -38,6 +47,18 @@ class Operations(Protocol):
         self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
     ) -> tuple[RunReport, ...]:
         """Fold, compact, recompress or check one pool, or all of them."""
+
+    async def runs(self) -> tuple[RunStatus, ...]:
+        """The runs that wait, are under way, or ended lately, by their numbers."""
+
+    async def cancel_run(self, number: int) -> RunStatus:
+        """End a run at its next slice, or before it began. What it did until then stays."""
+
+    async def pause_run(self, number: int) -> RunStatus:
+        """Hold a run that is under way; those behind it wait on."""
+
+    async def resume_run(self, number: int) -> RunStatus:
+        """Let a paused run go on."""
 
 
 class Changes(Protocol):
@@ -172,6 +193,18 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
         asked = {name: given[name] for name in ("kind", "pool", "cpu_percent")}
         return await operations.run(asked.pop("kind"), RunOptions(**chosen), **asked, progress=progress)
 
+    async def runs(_: Mapping[str, Any], __: Progress) -> Any:
+        return await operations.runs()
+
+    async def cancel_run(given: Mapping[str, Any], _: Progress) -> Any:
+        return await operations.cancel_run(**given)
+
+    async def pause_run(given: Mapping[str, Any], _: Progress) -> Any:
+        return await operations.pause_run(**given)
+
+    async def resume_run(given: Mapping[str, Any], _: Progress) -> Any:
+        return await operations.resume_run(**given)
+
     async def add_pool(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.add_pool(**given)
 
@@ -216,6 +249,10 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
             },
             run,
         ),
+        "runs": Method({}, runs),
+        "runs.cancel": Method({"number": Parameter(int)}, cancel_run),
+        "runs.pause": Method({"number": Parameter(int)}, pause_run),
+        "runs.resume": Method({"number": Parameter(int)}, resume_run),
         "pools.add": Method(
             {
                 "name": new_pool,

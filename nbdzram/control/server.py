@@ -29,6 +29,7 @@ from nbdzram.control.messages import Code, MessageError, Request
 from nbdzram.control.methods import Method
 from nbdzram.errors import NbdzramError, UserError
 from nbdzram.slices import join_in_slices
+from nbdzram.status import RunStatus
 
 MAX_CONNECTIONS = 64  # people and scripts of one owner
 MAX_QUEUED_BYTES = 64 << 10  # progress is left out while a client has that much unread
@@ -188,10 +189,10 @@ class ControlServer:
         given = method.read(request.params)
         writer = conversation.writer
 
-        def progress(kind: str, pool: str, done: int, total: int) -> None:
+        def progress(run: RunStatus, waits_for: RunStatus | None) -> None:
             transport = writer.transport
             if not transport.is_closing() and transport.get_write_buffer_size() < MAX_QUEUED_BYTES:
-                writer.write(messages.progress(request.id, kind, pool, done, total))
+                writer.write(messages.progress(request.id, run, waits_for))
 
         call = method.call(given, progress)
         value = await (self._act(request, call, conversation.caller) if method.is_act else call)

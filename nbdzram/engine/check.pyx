@@ -32,7 +32,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_MAX, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
 )

@@ -91,6 +91,14 @@ def _running(status: ServerStatus) -> Iterator[Sample]:
             yield labels(pool=pool.name, kind=kind), int(pool.maintenance.running == kind)
 
 
+@_labelled("pool", "kind")
+def _waiting(status: ServerStatus) -> Iterator[Sample]:
+    for pool in status.pools:
+        waiting = [run.kind for run in pool.maintenance.queue if run.state == "waiting"]
+        for kind in pool.maintenance.totals:
+            yield labels(pool=pool.name, kind=kind), waiting.count(kind)
+
+
 @_labelled("pool", "kind", "reason")
 def _decisions(status: ServerStatus) -> Iterator[Sample]:
     for pool in status.pools:
@@ -156,6 +164,7 @@ POOL = (
     Family("nbdzram_maintenance_cpu_seconds_total", "counter", "Processor time that maintenance runs took.", _runs(lambda t: t.cpu_seconds)),
     Family("nbdzram_maintenance_freed_bytes_total", "counter", "Memory that maintenance runs gave back.", _runs(lambda t: t.bytes_freed)),
     Family("nbdzram_maintenance_running", "gauge", "Whether a run of this kind is under way.", _running),
+    Family("nbdzram_maintenance_waiting_runs", "gauge", "Maintenance runs that wait for the one under way.", _waiting),
     Family("nbdzram_maintenance_decisions_total", "counter", "Why automatic runs started or did not.", _decisions),
     Family("nbdzram_maintenance_wait_seconds", "gauge", "For how long automatic runs still wait.", _waits),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -87,13 +88,21 @@ class _Wanted:
 class Changes:
     """The operations that control offers beside looking (control.methods.Changes). Made by Service."""
 
-    def __init__(self, config: ServerConfig, pools: dict[str, PoolService], exports: Exports, nbd: NbdServer) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        pools: dict[str, PoolService],
+        exports: Exports,
+        nbd: NbdServer,
+        run_numbers: itertools.count[int],
+    ) -> None:
         self._config = config
         self._declared = {export.name: export for export in config.exports}
         self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
         self._pools = pools
         self._exports = exports
         self._nbd = nbd
+        self._run_numbers = run_numbers
         self._memory = State(None)
         self._accepting = False  # between `begin` and `stop`
         self._lock = asyncio.Lock()
@@ -138,7 +147,7 @@ class Changes:
         for part in placed:
             self._exports.add(part.export())
         now = asyncio.get_running_loop().time()
-        self._pools[name] = PoolService(name, pool, self._config.maintenance, now)
+        self._pools[name] = PoolService(name, pool, self._config.maintenance, now, self._run_numbers)
         return self._pools[name].status(now)
 
     def _open_pool(self, config: PoolConfig) -> tuple[Pool, list[Placed]]:

@@ -1,53 +1,40 @@
 """Runs that improve a pool, off the event loop: fold, compact, recompress, check.
 
-One run at a time a pool, on a thread of the pool's own at the lowest priority. A run goes in slices; between two
-slices the thread sleeps as the processor budget asks, and looks whether the server stops. The event loop only polls
-the run's counters, for progress.
+One run at a time a pool, on a thread of the pool's own at the lowest priority; the others wait in a queue, and say for
+whom. A run goes in slices; between two slices the thread sleeps as the processor budget asks, and looks whether the
+run was paused or ended. The event loop only polls the run's counters, for progress.
 
-    event loop   run() ── lock ── thread ── poll every PROGRESS_SECONDS ── report
-    thread                step step pause step step pause ... report
+    event loop   run() ── queue ── thread ── poll every PROGRESS_SECONDS ── report
+    thread                 step step pause step step pause ... report
+
+A paused run keeps its turn: a compaction that is held half-way has zspages in hand, and two recompressions would try
+the same objects twice. Whoever waits for it is told so, and may cancel it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from nbdzram.engine.stats import PAGE_SIZE, PoolStats
-from nbdzram.errors import EngineError, UserError
-from nbdzram.status import RunOptions, RunReport, RunSummary, RunTotals
+from nbdzram.errors import EngineError, RunCancelled, UserError
+from nbdzram.server.runs import LIVE, Run, RunState, Ticket
+from nbdzram.status import RunOptions, RunReport, RunStatus, RunSummary, RunTotals
 
 LOWEST_PRIORITY = 19
 PROGRESS_SECONDS = 0.1  # smooth to the eye, cheap to send
 SLICE_SECONDS = 0.005  # the interpreter lock and the pool's are given away at least so often
 FIRST_SLICE = 256  # objects; then the budget follows the time a slice takes
-RECENT_RUNS = 20  # what a page shows
+RECENT_RUNS = 20  # what a page shows, and `nbdzram runs` of those that have ended
 MIN_SLICE, MAX_SLICE = 16, 1 << 16
-
-
-class Run(Protocol):
-    """One run of the engine in bounded steps; step() comes from one thread, the counters from any."""
-
-    def step(self, budget: int = ...) -> bool:
-        """Look at up to `budget` objects; True while there is more."""
-
-    @property
-    def done(self) -> int:
-        """Objects looked at."""
-
-    @property
-    def total(self) -> int:
-        """Objects to look at, as far as is known."""
-
-    def report(self) -> dict[str, int]:
-        """What came of it."""
 
 
 class Counted(Protocol):
@@ -57,7 +44,9 @@ class Counted(Protocol):
         """Its counters now."""
 
 
-Progress = Callable[[str, str, int, int], None]
+Progress = Callable[[RunStatus, RunStatus | None], None]
+"""Told of a run, and of the one under way while it waits for that."""
+
 RunFactory = Callable[[RunOptions], Run]
 """Starts a run. Raises UserError where what is asked for makes no sense."""
 
@@ -65,29 +54,47 @@ DEFAULTS = RunOptions()
 
 
 class Maintenance:
-    """The maintenance runs of one pool."""
+    """The maintenance runs of one pool. `numbers` is what a server's pools number their runs from."""
 
-    def __init__(self, name: str, pool: Counted, kinds: Mapping[str, RunFactory]) -> None:
+    def __init__(
+        self, name: str, pool: Counted, kinds: Mapping[str, RunFactory], numbers: Iterator[int] | None = None
+    ) -> None:
         self.name = name
         self.totals: dict[str, RunTotals] = {kind: RunTotals() for kind in kinds}
         self.recent: deque[RunSummary] = deque(maxlen=RECENT_RUNS)
         self._pool = pool
         self._kinds = kinds
-        self._lock = asyncio.Lock()
-        self._stopping = threading.Event()
+        self._numbers = numbers or itertools.count(1)
+        self._queue: list[Ticket] = []  # the first one is under way
+        self._ended: deque[RunStatus] = deque(maxlen=RECENT_RUNS)
+        self._turn = asyncio.Condition()  # notified when the queue gets shorter, or somebody in it was told to end
+        self._stopping = False
         self._executor = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix=f"maintain-{name}", initializer=_lower_priority
         )
-        self._running: tuple[str, Run] | None = None
 
     @property
     def running(self) -> str | None:
         """The kind of the run under way."""
-        return self._running[0] if self._running else None
+        return self._queue[0].kind if self._queue else None
+
+    @property
+    def queue(self) -> tuple[RunStatus, ...]:
+        """The run under way and those that wait for it, in their order."""
+        return tuple(ticket.status() for ticket in self._queue)
+
+    @property
+    def runs(self) -> tuple[RunStatus, ...]:
+        """All that are remembered, by their numbers: the last that ended, and the queue."""
+        return tuple(sorted((*self._ended, *self.queue), key=lambda run: run.number))
 
     def progress(self) -> tuple[int, int]:
         """done and total of the run under way, or zeroes."""
-        return (self._running[1].done, self._running[1].total) if self._running else (0, 0)
+        return self._queue[0].progress if self._queue else (0, 0)
+
+    def find(self, number: int) -> Ticket | None:
+        """The run of that number, if it waits or is under way."""
+        return next((one for one in self._queue if one.number == number and one.state in LIVE), None)
 
     async def run(
         self,
@@ -98,71 +105,112 @@ class Maintenance:
         reason: str = "asked",
         progress: Progress | None = None,
     ) -> RunReport:
-        """One run from start to end, after those that are already waiting. Raises UserError.
+        """One run from start to end, after those that are already waiting. Raises UserError, RunCancelled.
 
         A caller that goes away does not end the run.
         """
         if kind not in self._kinds:
             raise UserError(f"there is no run '{kind}'; there are {', '.join(self._kinds)}")
-        return await asyncio.shield(asyncio.create_task(self._run_alone(kind, options, cpu_percent, reason, progress)))
+        ticket = Ticket(next(self._numbers), kind, self.name, options, cpu_percent=cpu_percent, reason=reason)
+        return await asyncio.shield(asyncio.create_task(self._run_in_turn(ticket, progress)))
+
+    async def cancel(self, ticket: Ticket) -> RunStatus:
+        """End a run at its next slice, or before it began. What it did until then stays."""
+        ticket.end(RunState.CANCELLED)
+        async with self._turn:
+            self._turn.notify_all()
+        return ticket.status()
 
     async def stop(self) -> None:
         """End the run under way at its next slice; refuse new ones."""
-        self._stopping.set()
-        async with self._lock:
-            self._executor.shutdown()
+        self._stopping = True
+        for ticket in tuple(self._queue):
+            if ticket.state in LIVE:
+                ticket.end(RunState.CANCELLED, error="the server stops")
+        async with self._turn:
+            self._turn.notify_all()
+            await self._turn.wait_for(lambda: not self._queue)
+        self._executor.shutdown()
 
-    async def _run_alone(
-        self, kind: str, options: RunOptions, cpu_percent: int, reason: str, progress: Progress | None
-    ) -> RunReport:
-        async with self._lock:
-            self._refuse_when_stopping(kind)
-            before, started = self._pool.stats(), time.monotonic()
-            run = self._kinds[kind](options)
-            self._running = (kind, run)
-            try:
-                cpu_seconds = await self._watch(kind, run, cpu_percent, progress)
-                self._refuse_when_stopping(kind)
-            except EngineError as error:
-                self._count(kind, RunTotals(failures=1))
-                raise UserError(f"{kind} of the pool '{self.name}' failed: {error}") from error
-            finally:
-                self._running = None
-            seconds, after = time.monotonic() - started, self._pool.stats()
-            result = run.report()
-            freed = 0 if options.dry_run else result.get("pages_returned", 0) * PAGE_SIZE
-            self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
-            if not options.dry_run:
-                self.recent.append(RunSummary(kind, reason, time.time(), seconds, freed, result))
-            return RunReport(kind, self.name, options.dry_run, reason, seconds, cpu_seconds, result, before, after)
+    async def _run_in_turn(self, ticket: Ticket, progress: Progress | None) -> RunReport:
+        self._refuse_when_ended(ticket)
+        self._queue.append(ticket)
+        try:
+            await self._wait_for_turn(ticket, progress)
+            self._refuse_when_ended(ticket)
+            return await self._perform(ticket, progress)
+        except BaseException as error:
+            if ticket.state in LIVE:
+                ticket.end(RunState.FAILED, error=str(error))
+            raise
+        finally:
+            self._queue.remove(ticket)
+            self._ended.append(ticket.status())
+            async with self._turn:
+                self._turn.notify_all()
 
-    async def _watch(self, kind: str, run: Run, cpu_percent: int, progress: Progress | None) -> float:
+    async def _wait_for_turn(self, ticket: Ticket, progress: Progress | None) -> None:
+        while self._queue[0] is not ticket and ticket.state is RunState.WAITING:
+            if progress is not None:
+                progress(ticket.status(), self._queue[0].status())
+            async with self._turn:
+                with contextlib.suppress(TimeoutError):  # to tell again how far the one before is
+                    await asyncio.wait_for(self._turn.wait(), PROGRESS_SECONDS)
+
+    async def _perform(self, ticket: Ticket, progress: Progress | None) -> RunReport:
+        kind, options = ticket.kind, ticket.options
+        before, started = self._pool.stats(), time.monotonic()
+        run = self._kinds[kind](options)
+        ticket.start(run)
+        try:
+            cpu_seconds = await self._watch(ticket, run, progress)
+        except EngineError as error:
+            self._count(kind, RunTotals(failures=1))
+            raise UserError(f"{kind} of the pool '{self.name}' failed: {error}") from error
+        seconds, after = time.monotonic() - started, self._pool.stats()
+        result = run.report()
+        if ticket.cancelled:
+            ticket.result = result
+        self._refuse_when_ended(ticket)
+        ticket.end(RunState.DONE, result=result)
+        freed = 0 if options.dry_run else result.get("pages_returned", 0) * PAGE_SIZE
+        self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
+        if not options.dry_run:
+            self.recent.append(RunSummary(kind, ticket.reason, time.time(), seconds, freed, result))
+        return RunReport(kind, self.name, options.dry_run, ticket.reason, seconds, cpu_seconds, result, before, after)
+
+    async def _watch(self, ticket: Ticket, run: Run, progress: Progress | None) -> float:
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._executor, self._work, run, cpu_percent)
+        work = loop.run_in_executor(self._executor, self._work, run, ticket)
         finished: set[asyncio.Future[float]] = set()
         while not finished:
             finished, _ = await asyncio.wait({work}, timeout=PROGRESS_SECONDS)
-            if progress is not None:  # at the end too, however fast it came
-                progress(kind, self.name, run.done, run.total)
+            if progress is not None and ticket.state in LIVE:  # at the end too, however fast it came
+                progress(ticket.status(), None)
         return work.result()
 
-    def _work(self, run: Run, cpu_percent: int) -> float:
+    @staticmethod
+    def _work(run: Run, ticket: Ticket) -> float:
         """On the thread: every slice. Gives the processor seconds."""
         budget, began = FIRST_SLICE, time.thread_time()
         more = True
-        while more and not self._stopping.is_set():
+        while more and not ticket.ended.is_set():
             wall, cpu = time.monotonic(), time.thread_time()
             more = run.step(budget)
             used = time.thread_time() - cpu
             elapsed = time.monotonic() - wall
             budget = next_budget(budget, elapsed)
-            if cpu_percent < 100:
-                self._stopping.wait(pause_seconds(used, cpu_percent))
+            if ticket.cpu_percent < 100:
+                ticket.ended.wait(pause_seconds(used, ticket.cpu_percent))
+            if not ticket.going.is_set():
+                ticket.going.wait()
         return time.thread_time() - began
 
-    def _refuse_when_stopping(self, kind: str) -> None:
-        if self._stopping.is_set():
-            raise UserError(f"{kind} of the pool '{self.name}' did not finish: the server stops")
+    def _refuse_when_ended(self, ticket: Ticket) -> None:
+        if self._stopping:
+            raise UserError(f"{ticket.kind} of the pool '{self.name}' did not finish: the server stops")
+        if ticket.cancelled:
+            raise RunCancelled(f"{ticket} was cancelled; what it did until then stays")
 
     def _count(self, kind: str, outcome: RunTotals) -> None:
         self.totals[kind] = self.totals[kind].plus(outcome)

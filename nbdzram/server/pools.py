@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nbdzram.config import MaintenanceConfig
 from nbdzram.engine.check import Check
@@ -13,8 +13,9 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import UserError
-from nbdzram.server.maintenance import Maintenance, Run, RunFactory
+from nbdzram.server.maintenance import Maintenance, RunFactory
 from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_gain
+from nbdzram.server.runs import Run
 from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
 from nbdzram.units import format_size
 
@@ -27,11 +28,13 @@ log = logging.getLogger("nbdzram.server")
 class PoolService:
     """One pool, its maintenance and the policies that start it."""
 
-    def __init__(self, name: str, pool: Pool, wishes: MaintenanceConfig, now: float) -> None:
+    def __init__(
+        self, name: str, pool: Pool, wishes: MaintenanceConfig, now: float, numbers: Iterator[int] | None = None
+    ) -> None:
         self.name = name
         self.pool = pool
         self.policies = _policies(wishes, now)
-        self.maintenance = Maintenance(name, pool, _kinds(pool))
+        self.maintenance = Maintenance(name, pool, _kinds(pool), numbers)
         self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
         self._refusals_told = 0
         self._refusals_wait = now
@@ -55,6 +58,7 @@ class PoolService:
                 decisions={kind: dict(policy.decisions) for kind, policy in self.policies.items()},
                 next_allowed_seconds={kind: policy.waits_seconds(now) for kind, policy in self.policies.items()},
                 recent=tuple(self.maintenance.recent),
+                queue=self.maintenance.queue,
             ),
         )
 

@@ -6,6 +6,7 @@ Everything here runs on the event loop; what may take long goes to threads. What
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -21,12 +22,13 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
 from nbdzram.server.listener import NbdServer
-from nbdzram.server.maintenance import Progress
+from nbdzram.server.maintenance import Maintenance, Progress
 from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
+from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.state import State
 from nbdzram.server.usage import Usages
-from nbdzram.status import ClientStatus, HistorySample, RunOptions, RunReport, ServerStatus
+from nbdzram.status import ClientStatus, HistorySample, RunOptions, RunReport, RunStatus, ServerStatus
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
@@ -39,11 +41,12 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._pools: dict[str, PoolService] = {}
+        self._run_numbers = itertools.count(1)
         self._exports = Exports(config.default_export)
         self._nbd = NbdServer(self._exports, config)
         self._usages = Usages(self._exports)
         self._history = History(self._exports, self._memory_bytes, config.state_dir)
-        self.changes = Changes(config, self._pools, self._exports, self._nbd)
+        self.changes = Changes(config, self._pools, self._exports, self._nbd, self._run_numbers)
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._started = 0.0
@@ -60,7 +63,7 @@ class Service:
         pools = await asyncio.to_thread(open_pools, config.pools, state)
         try:
             for name, pool in pools.items():
-                self._pools[name] = PoolService(name, pool, config.maintenance, loop.time())
+                self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._exports.add(placed.export())
             if listen:
@@ -153,6 +156,42 @@ class Service:
                 for service in services
             ]
         )
+
+    async def runs(self) -> tuple[RunStatus, ...]:
+        """The runs that wait, are under way, or ended lately, by their numbers."""
+        found = [run for service in self._pools.values() for run in service.maintenance.runs]
+        return tuple(sorted(found, key=lambda run: run.number))
+
+    async def cancel_run(self, number: int) -> RunStatus:
+        """End a run at its next slice, or before it began; what it did stays. Raises UserError."""
+        maintenance, ticket = self._run(number)
+        return await maintenance.cancel(ticket)
+
+    async def pause_run(self, number: int) -> RunStatus:
+        """Hold a run that is under way; those behind it wait on. Raises UserError."""
+        _, ticket = self._run(number)
+        ticket.pause()
+        return ticket.status()
+
+    async def resume_run(self, number: int) -> RunStatus:
+        """Let a paused run go on. Raises UserError."""
+        _, ticket = self._run(number)
+        ticket.resume()
+        return ticket.status()
+
+    def _run(self, number: int) -> tuple[Maintenance, Ticket]:
+        for service in self._pools.values():
+            ticket = service.maintenance.find(number)
+            if ticket is not None:
+                return service.maintenance, ticket
+        live = [
+            str(ticket.number)
+            for service in self._pools.values()
+            for ticket in service.maintenance.queue
+            if ticket.state in LIVE
+        ]
+        known = f"the runs that do are {', '.join(live)}" if live else "none does"
+        raise UserError(f"run {number} neither waits nor runs; {known}, and `nbdzram runs` shows them")
 
     def _memory_bytes(self) -> int:
         stats = [service.pool.stats() for service in self._pools.values()]

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.programs import require_program
 from tests.support.server import Nbdzram
+from tests.support.terminal import SECONDS, Terminal
 
 pytestmark = pytest.mark.interop
 
-SECONDS = 30
 BLOCK = bytes(range(256)) * 16
-
-
-class Terminal:
-    """One tmux server of our own with one window, in which a shell runs `nbdzram top` and then tells its exit code."""
-
-    def __init__(self, directory: Path, server: Nbdzram) -> None:
-        self._tmux = [require_program("tmux", package="tmux"), "-S", str(directory / "tmux"), "-f", "/dev/null"]
-        top = shlex.join([sys.executable, "-m", "nbdzram", "top", "--control", str(server.control)])
-        line = f"{top}; echo ended with $?; exec cat"
-        environment = server.environment() | {"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"}
-        subprocess.run(
-            [*self._tmux, "-u", "new-session", "-d", "-x", "80", "-y", "24", line], check=True, env=environment
-        )
-
-    def text(self) -> str:
-        shot = [*self._tmux, "capture-pane", "-p"]
-        return subprocess.run(shot, capture_output=True, text=True, check=True).stdout
-
-    def press(self, key: str) -> None:
-        subprocess.run([*self._tmux, "send-keys", key], check=True)
-
-    def wait_for(self, told: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while told not in (text := self.text()):
-            assert time.monotonic() < deadline, f"no {told!r} within {SECONDS} s in:\n{text}"
-
-    def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], check=True)
 
 
 @pytest.fixture
@@ -53,7 +21,8 @@ def open_top(tmp_path: Path) -> Iterator[Callable[[Nbdzram], Terminal]]:
     terminals: list[Terminal] = []
 
     def start(server: Nbdzram) -> Terminal:
-        terminals.append(Terminal(tmp_path, server))
+        top = [sys.executable, "-m", "nbdzram", "top", "--control", str(server.control)]
+        terminals.append(Terminal(tmp_path, top, server.environment()))
         return terminals[-1]
 
     yield start

@@ -12,6 +12,7 @@ from nbdzram.status import (
     OperationStatus,
     PoolStatus,
     RunReport,
+    RunStatus,
     RunSummary,
     RunTotals,
     ServerStatus,
@@ -92,6 +93,28 @@ USAGE = DiskUsage(
     huge=78 * 4096,
 )
 
+RUNNING = RunStatus(
+    number=7,
+    kind="recompress",
+    pool="default",
+    state="running",
+    reason="asked",
+    dry_run=False,
+    cpu_percent=100,
+    asked_at=1.7e9,
+    started_at=1.7e9,
+    finished_at=None,
+    seconds=60.0,
+    done=310,
+    total=1000,
+    seconds_left=125.0,
+    result={},
+    error=None,
+)
+WAITING = replace(
+    RUNNING, number=8, kind="fold", state="waiting", started_at=None, seconds=0.0, done=0, total=0, seconds_left=None
+)
+
 MAINTENANCE = MaintenanceStatus(
     running=None,
     done=0,
@@ -100,6 +123,7 @@ MAINTENANCE = MaintenanceStatus(
     decisions={"fold": {"not_worth_it": 7}},
     next_allowed_seconds={},
     recent=(RunSummary("fold", "asked", 1.7e9, 0.25, 4096, {"objects_merged": 100}),),
+    queue=(),
 )
 
 SERVER = ServerStatus(

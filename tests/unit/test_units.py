@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdzram.units import format_size, parse_size
+from nbdzram.units import format_seconds, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,7 @@ def test_what_is_printed_reads_back_within_its_rounding(size: int) -> None:
     number, letter = format_size(size)[:-1], format_size(size)[-1]
     unit = parse_size(f"1{letter}")
     assert abs(float(number) * unit - size) <= 0.05 * unit + 1e-6 * size
+
+
+def test_a_stretch_of_time_is_told_in_its_two_largest_units() -> None:
+    assert [format_seconds(s) for s in (5, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]

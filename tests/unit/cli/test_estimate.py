@@ -14,7 +14,7 @@ from nbdzram.cli.estimate import _extents
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
-from nbdzram.server.maintenance import Run
+from nbdzram.server.runs import Run
 from tests.unit.cli.conftest import run
 
 BLOCK = 4096

@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from nbdzram.cli.view import SORTS, Frame, duration, screen, uptime
+from nbdzram.cli.view import SORTS, Frame, duration, screen
 from nbdzram.rates import Rates
 from nbdzram.status import ServerStatus
 from tests.unit.records import EXPORT, MIB, POOL_STATS, SERVER, USAGE
@@ -117,6 +117,5 @@ def test_the_tables_of_an_empty_pool_do_not_fill_its_bar() -> None:
     assert bar.count("█") <= 2
 
 
-def test_durations_and_uptimes_are_short() -> None:
+def test_durations_are_short() -> None:
     assert [duration(s) for s in (0, 34e-6, 0.0012, 0.05, 3.25)] == ["-", "34 µs", "1.2 ms", "50 ms", "3.2 s"]
-    assert [uptime(s) for s in (5, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from nbdzram.status import (
     PoolStatus,
     RunOptions,
     RunReport,
+    RunStatus,
     ServerStatus,
     from_json,
     to_json,
 )
-from tests.unit.records import CLIENT, EXPORT, REPORT, SERVER, USAGE
+from tests.unit.records import CLIENT, EXPORT, REPORT, RUNNING, SERVER, USAGE, WAITING
 
 
 class RecordedOperations:
@@ -58,7 +60,7 @@ class RecordedOperations:
         if kind == "broken":
             raise RuntimeError("a bug of ours")
         for done in range(3):
-            progress(kind, "default", done, 3)
+            progress(replace(RUNNING, done=done), WAITING if done == 0 else None)
         return (REPORT,)
 
     async def add_export(
@@ -106,6 +108,21 @@ class RecordedOperations:
 
     async def usage(self) -> dict[str, DiskUsage]:
         return {"disk": USAGE}
+
+    async def runs(self) -> tuple[RunStatus, ...]:
+        return (RUNNING, WAITING)
+
+    async def cancel_run(self, number: int) -> RunStatus:
+        self.asked.append(("cancel", number))
+        return RUNNING
+
+    async def pause_run(self, number: int) -> RunStatus:
+        self.asked.append(("pause", number))
+        return RUNNING
+
+    async def resume_run(self, number: int) -> RunStatus:
+        self.asked.append(("resume", number))
+        return RUNNING
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         self.asked.append((source, name, read_only))
@@ -166,7 +183,7 @@ def test_what_exports_cost_crosses_the_socket_whole(path: Path) -> None:
 
 
 def test_progress_comes_before_the_result(path: Path) -> None:
-    heard: list[tuple[str, str, int, int]] = []
+    heard: list[tuple[RunStatus, RunStatus | None]] = []
 
     def act() -> Any:
         with ControlClient(path) as client:
@@ -174,7 +191,7 @@ def test_progress_comes_before_the_result(path: Path) -> None:
 
     answer, operations = with_server(path, act)
     assert from_json(RunReport, answer[0]) == REPORT
-    assert heard == [("fold", "default", done, 3) for done in range(3)]
+    assert heard == [(replace(RUNNING, done=done), WAITING if done == 0 else None) for done in range(3)]
     assert operations.asked == [("fold", None, RunOptions(dry_run=True), 100)]
 
 

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from nbdzram.engine.stats import PoolStats
-from nbdzram.errors import CheckFailed, UserError
+from nbdzram.errors import CheckFailed, RunCancelled, UserError
 from nbdzram.server.maintenance import MAX_SLICE, MIN_SLICE, SLICE_SECONDS, Maintenance, next_budget, pause_seconds
-from nbdzram.status import RunTotals
+from nbdzram.server.runs import ENDS, LIVE, MOVES, RunState, Ticket
+from nbdzram.status import RunOptions, RunStatus, RunTotals
 from tests.unit.records import POOL_STATS
 
 
@@ -54,10 +56,10 @@ def test_a_run_reports_before_after_and_what_came_of_it() -> None:
 
     async def act() -> None:
         maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(100, step)})
-        report = await maintenance.run("fold", progress=lambda *step: heard.append(step))
+        report = await maintenance.run("fold", progress=lambda run, ahead: heard.append((run.done, run.total, ahead)))
         assert report.after.mem_used_total - report.before.mem_used_total == 4096
         assert (report.result, report.reason) == ({"objects_merged": 100, "pages_returned": 1}, "asked")
-        assert heard[-1] == ("fold", "default", 100, 100)
+        assert heard[-1] == (100, 100, None)
         (summary,) = maintenance.recent
         assert (summary.kind, summary.bytes_freed, summary.result) == ("fold", 4096, report.result)
         totals = maintenance.totals["fold"]
@@ -116,9 +118,8 @@ def test_a_paced_run_sleeps_in_proportion_to_what_it_used(monkeypatch: pytest.Mo
             return False
 
     async def act() -> None:
-        monkeypatch.setattr("nbdzram.server.maintenance.threading.Event", RecordingEvent)
+        monkeypatch.setattr("nbdzram.server.runs.threading", SimpleNamespace(Event=RecordingEvent))
         maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(2_000, burn)})
-        monkeypatch.undo()
         await maintenance.run("fold", cpu_percent=100)
         assert pauses == []
         report = await maintenance.run("fold", cpu_percent=25)
@@ -199,3 +200,194 @@ def test_slices_follow_the_time_they_take_within_their_limits() -> None:
     assert next_budget(1000, SLICE_SECONDS / 4) == 2000
     assert next_budget(MIN_SLICE, 1.0) == MIN_SLICE
     assert next_budget(MAX_SLICE, 0.0) == MAX_SLICE
+
+
+class Gate:
+    """A run's step that begins, and waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+        self.steps = 0
+
+    def __call__(self) -> None:
+        self.steps += 1
+        self.begun.set()
+        assert self.open.wait(60)  # a test that fails before it opens the gate ends all the same
+
+
+def gated(total: int = 1 << 40) -> tuple[Maintenance, Gate]:
+    """A pool whose run `long` stands at the gate, and whose run `fold` is done in one step."""
+    gate = Gate()
+    kinds = {"long": lambda _: ScriptedRun(total, gate), "fold": lambda _: ScriptedRun(1, CountingPool)}
+    return Maintenance("default", CountingPool(), kinds), gate
+
+
+async def waiting(maintenance: Maintenance, number: int) -> Ticket:
+    """The run of that number, once it stands in the queue."""
+    while (ticket := maintenance.find(number)) is None:  # noqa: ASYNC110 - it takes its place within the next turns
+        await asyncio.sleep(0)
+    return ticket
+
+
+def test_a_run_that_waits_says_for_which_and_how_far_that_is() -> None:
+    async def act() -> None:
+        maintenance, gate = gated(total=1)
+        told: list[tuple[RunStatus, RunStatus | None]] = []
+        heard = asyncio.Event()
+
+        def hear(run: RunStatus, waits_for: RunStatus | None) -> None:
+            told.append((run, waits_for))
+            heard.set()
+
+        first = asyncio.create_task(maintenance.run("long"))
+        await asyncio.to_thread(gate.begun.wait)
+        second = asyncio.create_task(maintenance.run("fold", progress=hear))
+        await heard.wait()
+        (run, ahead), *_ = told
+        assert ahead is not None
+        assert (run.number, run.kind, run.state) == (2, "fold", "waiting")
+        assert (ahead.number, ahead.kind, ahead.state, ahead.done, ahead.total) == (1, "long", "running", 0, 1)
+        assert [(one.number, one.state) for one in maintenance.queue] == [(1, "running"), (2, "waiting")]
+        gate.open.set()
+        await asyncio.gather(first, second)
+        assert told[-1][1] is None
+        assert maintenance.queue == ()
+        assert [(one.number, one.state) for one in maintenance.runs] == [(1, "done"), (2, "done")]
+        await maintenance.stop()
+
+    asyncio.run(act())
+
+
+def test_a_cancelled_run_ends_at_its_next_slice_and_the_next_one_begins() -> None:
+    async def act() -> None:
+        maintenance, gate = gated()
+        first = asyncio.create_task(maintenance.run("long"))
+        await asyncio.to_thread(gate.begun.wait)
+        second = asyncio.create_task(maintenance.run("fold"))
+        await waiting(maintenance, 2)
+        ticket = await waiting(maintenance, 1)
+        assert (await maintenance.cancel(ticket)).state == "cancelled"
+        assert maintenance.find(1) is None  # it is not there to be cancelled twice
+        gate.open.set()
+        with pytest.raises(
+            RunCancelled, match=r"run 1 \(long of the pool 'default'\) was cancelled; what it did .* stays"
+        ):
+            await first
+        assert (await second).kind == "fold"
+        assert gate.steps == 1
+        cancelled, _ = maintenance.runs
+        assert (cancelled.state, cancelled.result["objects_merged"] > 0) == ("cancelled", True)
+        assert maintenance.totals["long"] == RunTotals()  # neither an end nor a failure
+        await maintenance.stop()
+
+    asyncio.run(act())
+
+
+def test_a_run_can_be_cancelled_while_it_waits_and_never_begins() -> None:
+    async def act() -> None:
+        maintenance, gate = gated(total=1)
+        first = asyncio.create_task(maintenance.run("long"))
+        await asyncio.to_thread(gate.begun.wait)
+        second = asyncio.create_task(maintenance.run("long"))
+        ticket = await waiting(maintenance, 2)
+        await maintenance.cancel(ticket)
+        with pytest.raises(RunCancelled):
+            await second  # while the first still stands at the gate
+        gate.open.set()
+        await first
+        assert gate.steps == 1
+        await maintenance.stop()
+
+    asyncio.run(act())
+
+
+def test_a_paused_run_does_no_slice_until_it_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            held.set()
+            return super().wait(timeout)
+
+    async def act() -> None:
+        monkeypatch.setattr("nbdzram.server.runs.threading", SimpleNamespace(Event=Watched))
+        maintenance, gate = gated(total=300)
+        first = asyncio.create_task(maintenance.run("long"))
+        await asyncio.to_thread(gate.begun.wait)
+        ticket = maintenance.find(1)
+        assert ticket is not None
+        with pytest.raises(UserError, match="is running; only a paused one can be resumed"):
+            ticket.resume()
+        ticket.pause()
+        assert ticket.status().seconds_left is None
+        with pytest.raises(UserError, match="is paused; only a running one can be paused"):
+            ticket.pause()
+        gate.open.set()
+        await asyncio.to_thread(held.wait)
+        assert (gate.steps, maintenance.queue[0].state) == (1, "paused")
+        ticket.resume()
+        await first
+        assert gate.steps == 2
+        await maintenance.stop()
+
+    asyncio.run(act())
+
+
+def test_a_server_that_stops_does_not_wait_for_a_paused_run() -> None:
+    async def act() -> None:
+        maintenance, gate = gated()
+        first = asyncio.create_task(maintenance.run("long"))
+        await asyncio.to_thread(gate.begun.wait)
+        ticket = maintenance.find(1)
+        assert ticket is not None
+        ticket.pause()
+        gate.open.set()
+        await maintenance.stop()
+        with pytest.raises(UserError, match="the server stops"):
+            await first
+
+    asyncio.run(act())
+
+
+def test_a_failed_run_says_why_in_the_list() -> None:
+    def fail() -> None:
+        raise CheckFailed("object 7 does not match")
+
+    async def act() -> None:
+        maintenance = Maintenance("fast", CountingPool(), {"check": lambda _: ScriptedRun(1, fail)})
+        with pytest.raises(UserError):
+            await maintenance.run("check")
+        (run,) = maintenance.runs
+        assert (run.state, "object 7 does not match" in str(run.error)) == ("failed", True)
+        await maintenance.stop()
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_has_ended_stays_so(end: RunState) -> None:
+    assert end not in MOVES
+    ticket = Ticket(1, "fold", "default", RunOptions(), cpu_percent=100, reason="asked")
+    ticket.start(ScriptedRun(10, CountingPool))
+    ticket.end(end)
+    assert ticket.ended.is_set()
+    for state in LIVE:
+        with pytest.raises(AssertionError):
+            ticket.end(state)
+
+
+def test_time_left_goes_by_the_work_done_and_not_by_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("nbdzram.server.runs.time", SimpleNamespace(time=lambda: now, monotonic=lambda: now))
+    run = ScriptedRun(100, CountingPool)
+    ticket = Ticket(1, "fold", "default", RunOptions(), cpu_percent=100, reason="asked")
+    ticket.start(run)
+    run.done, now = 25, now + 10
+    assert ticket.status().seconds_left == 30
+    ticket.pause()
+    now += 1000
+    ticket.resume()
+    run.done, now = 50, now + 10
+    assert ticket.status().seconds_left == 20
+    assert ticket.status().seconds == 1020

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nbdzram.cli.runs import describe
+from nbdzram.cli.perform import describe
 from nbdzram.status import RunReport
 from tests.unit.records import MIB, POOL_STATS, REPORT
 
