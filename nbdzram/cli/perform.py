@@ -48,8 +48,7 @@ def perform(kind: str, *, control: Path | None, as_json: bool, **params: Any) ->
         with connect(control) as client, _bars(watched, quiet=as_json):
             answer = client.call("run", watched.tell, kind=kind, **given)
     except KeyboardInterrupt:
-        if watched.run is not None:
-            _leave(watched.run, control)
+        _leave(watched.run, control)
         raise
     if as_json:
         return print_json(answer)
@@ -90,8 +89,11 @@ def _name(run: RunStatus) -> str:
     return f"run {run.number} ({run.kind} of the pool {run.pool})"
 
 
-def _leave(run: RunStatus, control: Path | None) -> None:
+def _leave(run: RunStatus | None, control: Path | None) -> None:
     """Whoever stops waiting is asked whether the run shall stop too, or told how to stop it."""
+    where = f" --control {shlex.quote(str(control))}" if control else ""
+    if run is None:
+        return click.echo(f"\nif it was begun, it goes on in the server; `nbdzram runs{where}` shows it", err=True)
     goes_on = f"{_name(run)} {'waits' if run.state == 'waiting' else 'goes on'} in the server"
     click.echo(err=True)
     if sys.stdin.isatty() and sys.stderr.isatty():
@@ -103,7 +105,6 @@ def _leave(run: RunStatus, control: Path | None) -> None:
             with connect(control) as client:
                 client.call("runs.cancel", number=run.number)
             return click.echo(f"cancelled run {run.number}; what it did until then stays", err=True)
-    where = f" --control {shlex.quote(str(control))}" if control else ""
     click.echo(
         f"{goes_on}; `nbdzram runs{where}` shows it, `nbdzram runs cancel {run.number}{where}` ends it", err=True
     )

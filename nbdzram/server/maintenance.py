@@ -135,6 +135,9 @@ class Maintenance:
     async def _run_in_turn(self, ticket: Ticket, progress: Progress | None) -> RunReport:
         self._refuse_when_ended(ticket)
         self._queue.append(ticket)
+        if progress is not None:  # at once: who asked can name it from now on
+            ahead = self._queue[0]
+            progress(ticket.status(), None if ahead is ticket else ahead.status())
         try:
             await self._wait_for_turn(ticket, progress)
             self._refuse_when_ended(ticket)

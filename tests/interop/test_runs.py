@@ -64,7 +64,7 @@ def begin(server: Nbdzram, *words: str) -> subprocess.Popen[str]:
 
 def test_ctrl_c_says_that_the_run_goes_on_and_how_to_end_it(busy: Nbdzram) -> None:
     waiting = begin(busy, *LONG)
-    wait_until(lambda: states(busy) == {1: "running"})
+    wait_until(lambda: any(run["seconds"] > 1 for run in runs(busy)))  # it was told of its run ten times by then
     waiting.send_signal(signal.SIGINT)
     _, told = waiting.communicate(timeout=SECONDS)
     assert waiting.returncode == 130
@@ -149,7 +149,7 @@ def test_on_a_terminal_ctrl_c_asks_whether_the_run_shall_end_too(
 ) -> None:
     terminal.wait_for("recompress default")
     terminal.press("C-c")
-    terminal.wait_for("goes on in the server")
+    terminal.wait_for("in the server")
     terminal.wait_for("Cancel it? [y/N]")
     terminal.press(keys, "Enter")
     terminal.wait_for("ended with 130")
