@@ -21,6 +21,7 @@ import click
 
 from nbdzram.cli import serve, stat
 from nbdzram.cli.main import COMMANDS
+from nbdzram.cli.objects import SCHEMA
 from nbdzram.control.messages import Code
 from nbdzram.control.methods import Changes, Operations, Parameter, method_table
 from nbdzram.engine import stats
@@ -168,6 +169,50 @@ def control_page() -> Iterator[str]:
         yield table(("field", "type", "what it is"), _fields(record))
 
 
+def json_page() -> Iterator[str]:
+    """What --json prints."""
+    yield "# JSON"
+    yield NOTE
+    yield (
+        f"Every command that prints JSON does so in schema **{SCHEMA}**; `nbdzram version --json` says which, "
+        "and `stat` and `top` say it in their objects. Under one number keys may come; a key that goes, or whose type "
+        "or meaning changes, takes the next number. Sizes are bytes, times seconds, moments seconds since the epoch; "
+        "null is what is not known or does not apply. `saved` means the same everywhere: "
+        "`orig_data_size - mem_used_total - metadata`."
+    )
+    yield table(("command", "prints"), iter(JSON_COMMANDS))
+    yield "## `stat --json`"
+    yield table(("key", "what it is"), iter(JSON_OF_STAT))
+
+
+JSON_COMMANDS = (
+    ("`nbdzram stat --json`", "the object below; with EXPORT or --pool only those"),
+    ("`nbdzram stat --json -o LIST`", "`schema` and `rows`: the columns as keys, in lower case, `-` as `_`"),
+    ("`nbdzram stat --json --watch SECONDS`", "either of them again and again, one line each"),
+    ("`nbdzram top --json`", "a line at each look: `rates` a second, `pools` with their `queue`, `exports`"),
+    ("`nbdzram runs --json`", "a list of [RunStatus](control.md#runstatus)"),
+    ("`nbdzram exports list --json`", "a list of [ExportStatus](control.md#exportstatus)"),
+    ("`nbdzram pools list --json`", "a list of [PoolStatus](control.md#poolstatus)"),
+    ("`nbdzram fold --json` and its kin", "a list of [RunReport](control.md#runreport), one a pool"),
+    ("`nbdzram health --json`", "`schema`, `ready`, `version`, `pid`"),
+    ("`nbdzram version --json`", "`schema`, `version`, `server_version` (null where none answers)"),
+)
+JSON_OF_STAT = (
+    ("`schema`", "the number of this shape"),
+    ("`version`, `pid`, `uptime_seconds`, `uris`, `connections`", "of [ServerStatus](control.md#serverstatus)"),
+    ("`pools`", "`name`, `path`, `dedup`, every field of [PoolStats](control.md#poolstats), and `saved`"),
+    ("`exports`", "every field of [ExportStatus](control.md#exportstatus), `usage` and `operations` as below"),
+    ("`exports[].usage`", "[DiskUsage](control.md#diskusage), or null where it is not known yet"),
+    (
+        "`exports[].operations`",
+        (
+            "by name: `requests`, `bytes`, `errors` by cause, `median_seconds` and `p99_seconds` since the server "
+            "started; the histograms are in `/metrics`"
+        ),
+    ),
+)
+
+
 JSON_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "None": "null"}
 
 
@@ -199,6 +244,7 @@ PAGE_MAKERS: dict[str, Callable[[], Iterator[str]]] = {
     "configuration.md": configuration_page,
     "metrics.md": metrics_page,
     "control.md": control_page,
+    "json.md": json_page,
     "alerts.md": alerts_page,
 }
 

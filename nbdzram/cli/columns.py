@@ -17,12 +17,13 @@ Cell = str | int | None
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
-    """One column: heading, meaning, and the cell of a row. None is an empty cell."""
+    """One column: heading, meaning, and the cell of a row. None is an empty cell; `zero` is how people read a 0."""
 
     heading: str
     says: str
     cell: Callable[[Row], Cell]
     is_size: bool = False
+    zero: str = ""
 
 
 def choose(columns: Sequence[Column[Row]], wanted: str) -> list[Column[Row]]:
@@ -69,6 +70,8 @@ def _width(text: str) -> int:
 def _text(column: Column[Row], cell: Cell, in_bytes: bool) -> str:
     if cell is None:
         return ""
+    if cell == 0 and column.zero and not in_bytes:
+        return column.zero
     if column.is_size and isinstance(cell, int) and not in_bytes:
         return format_size(cell)
     return legible(str(cell), sys.stdout.encoding)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -13,10 +12,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from nbdzram.cli.columns import Column, Row, render
+from nbdzram.cli.objects import text_of
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import UserError
-from nbdzram.status import ServerStatus, fields
+from nbdzram.status import ServerStatus
 from nbdzram.values import export_size, path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -126,7 +126,7 @@ def connect(control: Path | None) -> ControlClient:
 
 def print_json(value: Any) -> None:
     """Print for programs, readable for people; records are objects."""
-    click.echo(json.dumps(value, indent=2, default=fields))
+    click.echo(text_of(value))
 
 
 def list_rows(

@@ -18,7 +18,7 @@ COLUMNS: list[Column[PoolStatus]] = [
     Column("NAME", "", lambda pool: pool.name),
     Column("DATA", "", lambda pool: pool.stats.orig_data_size, True),
     Column("TOTAL", "", lambda pool: pool.stats.mem_used_total, True),
-    Column("MEM-LIMIT", "", lambda pool: pool.stats.mem_limit or "none", True),
+    Column("MEM-LIMIT", "", lambda pool: pool.stats.mem_limit, True, zero="none"),
     Column("DEDUP", "", lambda pool: pool.dedup),
     Column("FILE", "", lambda pool: pool.path or ""),
 ]

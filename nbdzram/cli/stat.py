@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render
-from nbdzram.cli.common import connect, control_option, export_names, json_option, pool_names, print_json
+from nbdzram.cli.common import connect, control_option, export_names, json_option, pool_names
+from nbdzram.cli.objects import rows_object, stat_object, text_of
+from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
-from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
+from nbdzram.status import ExportStatus, PoolStatus, ServerStatus, to_json
 from nbdzram.units import format_size
 
 DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
@@ -73,7 +76,7 @@ def _costs(line: Line) -> Iterator[DiskUsage]:
 def _saved(line: Line) -> Cell:
     """Nothing where nothing is stored: an empty pool's tables are no loss that an operator should look into."""
     stats = line.pool.stats
-    return stats.saved - stats.metadata if line.export is None and stats.orig_data_size else None
+    return stats.saved if line.export is None and stats.orig_data_size else None
 
 
 def _requests(name: str) -> Callable[[ExportStatus], int]:
@@ -104,7 +107,7 @@ COLUMNS: list[Column[Line]] = [
     Column(
         "TOTAL", "memory of stored objects, fragmentation included", _pool(lambda stats: stats.mem_used_total), True
     ),
-    Column("MEM-LIMIT", "most memory, metadata included", _pool(lambda stats: stats.mem_limit), True),
+    Column("MEM-LIMIT", "most memory, metadata included", _pool(lambda stats: stats.mem_limit), True, zero="none"),
     Column("MEM-USED", "highest TOTAL so far", _pool(lambda stats: stats.mem_used_max), True),
     Column("MIGRATED", "objects moved by compaction", _pool(lambda stats: stats.objects_moved)),
     Column("HUGE", "blocks stored raw", _pool(lambda stats: stats.huge_pages)),
@@ -145,8 +148,7 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
     "-o",
     "--output",
     metavar="LIST",
-    default=DEFAULT_COLUMNS,
-    help="Columns to print, separated by commas; --columns explains them.",
+    help=f"Columns to print, separated by commas; --columns explains them.  [default: {DEFAULT_COLUMNS}]",
 )
 @click.option("--output-all", is_flag=True, help="Print every column.")
 @click.option("-b", "--bytes", "in_bytes", is_flag=True, help="Print sizes in bytes.")
@@ -156,13 +158,20 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
 @click.option("--mm-stat", is_flag=True, help="Print a pool's mm_stat line: zram's nine numbers and pages_folded.")
 @click.option("--io-stat", is_flag=True, help="Print zram's io_stat line, over the exports named.")
 @click.option("--columns", is_flag=True, help="Explain the columns.")
+@click.option(
+    "--watch",
+    "watch_seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    help="Print again and again, until Ctrl-C; with --json one line each time.",
+)
 @click.option("--pool", metavar="NAME", shell_complete=pool_names, help="Only this pool.")
 @json_option
 @control_option
 def command(
     *,
     exports: tuple[str, ...],
-    output: str,
+    output: str | None,
     output_all: bool,
     in_bytes: bool,
     noheadings: bool,
@@ -171,6 +180,7 @@ def command(
     mm_stat: bool,
     io_stat: bool,
     columns: bool,
+    watch_seconds: float | None,
     pool: str | None,
     as_json: bool,
     control: Path | None,
@@ -186,25 +196,41 @@ def command(
         raise ConfigError(f"{forms[0]} and {forms[1]} print different things; give one of them")
     if columns:
         return click.echo("\n".join(f"{column.heading:12}{column.says}" for column in COLUMNS))
-    chosen = COLUMNS if output_all else choose(COLUMNS, output)
-    walk = as_json or memory or any(column.heading in WALKED for column in chosen)
-    with connect(control) as client:
+    chosen = COLUMNS if output_all else choose(COLUMNS, output or DEFAULT_COLUMNS)
+    whole = as_json and output is None and not output_all
+    walk = whole or memory or any(column.heading in WALKED for column in chosen)
+
+    def look(client: ControlClient) -> str:
         status = select(client.status(), exports, pool)
         usage = client.usage() if walk and not (mm_stat or io_stat) else {}
-    if as_json:
-        return print_json(as_object(status, usage))
-    if memory:
-        # An export's figures are its own: those of a pool are sums over all that it holds, whatever was named.
-        lines = _lines(status, usage, pools=False) if exports else _pool_lines(status, usage)
-        return click.echo("\n\n".join("\n".join(explain(line, in_bytes=in_bytes)) for line in lines))
-    if mm_stat:
-        return click.echo(_mm_stat_line(status))
-    if io_stat:
-        return click.echo(_io_stat_line(status))
-    shown = list(_lines(status, usage, pools=not exports))
-    for text in render(chosen, shown, in_bytes=in_bytes, headings=not noheadings, raw=raw):
-        click.echo(text)
-    return None
+        shown = list(_lines(status, usage, pools=not exports))
+        if as_json:
+            found = stat_object(status, usage) if whole else rows_object(chosen, shown)
+            return text_of(found) if watch_seconds is None else to_json(found)
+        if memory:
+            # An export's figures are its own: those of a pool are sums over all that it holds, whatever was named.
+            lines = _lines(status, usage, pools=False) if exports else _pool_lines(status, usage)
+            return "\n\n".join("\n".join(explain(line, in_bytes=in_bytes)) for line in lines)
+        if mm_stat:
+            return _mm_stat_line(status)
+        if io_stat:
+            return _io_stat_line(status)
+        return "\n".join(render(chosen, shown, in_bytes=in_bytes, headings=not noheadings, raw=raw))
+
+    with connect(control) as client:
+        if watch_seconds is None:
+            return click.echo(look(client))
+        return _watch(lambda: look(client), watch_seconds)
+
+
+def _watch(look: Callable[[], str], seconds: float) -> None:
+    """Print what `look` gives, each time over the last on a terminal, until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
+        while True:
+            told = look()
+            click.clear()  # nothing in a pipe
+            click.echo(told)
+            time.sleep(seconds)
 
 
 def select(status: ServerStatus, exports: Sequence[str], pool: str | None) -> ServerStatus:
@@ -276,29 +302,6 @@ def _sum_of(rows: Sequence[tuple[str, str, int, str]], in_bytes: bool) -> Iterat
     width = max(len(_size(size, in_bytes)) for _, _, size, _ in rows)
     for sign, name, size, says in rows:
         yield f"  {sign:1} {name:26}  {_size(size, in_bytes):>{width}}  {says}".rstrip()
-
-
-def as_object(status: ServerStatus, usage: Mapping[str, DiskUsage]) -> dict[str, Any]:
-    """The --json form: counters of a pool stand beside its name, an export's costs under `usage`."""
-    pools = []
-    for pool in status.pools:
-        counters = dataclasses.asdict(pool.stats)
-        names = {"name": pool.name, "path": pool.path, "dedup": pool.dedup}
-        saved = {"saved": pool.stats.saved, "saved_less_metadata": pool.stats.saved - pool.stats.metadata}
-        pools.append({**names, **counters, **saved})
-    exports = []
-    for export in status.exports:
-        cost = usage.get(export.name)
-        exports.append({**dataclasses.asdict(export), "usage": dataclasses.asdict(cost) if cost else None})
-    return {
-        "version": status.version,
-        "pid": status.pid,
-        "uptime_seconds": status.uptime_seconds,
-        "uris": list(status.uris),
-        "connections": status.connections,
-        "pools": pools,
-        "exports": exports,
-    }
 
 
 def _lines(status: ServerStatus, usage: Mapping[str, DiskUsage], *, pools: bool) -> Iterator[Line]:

@@ -15,9 +15,11 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import connect, control_option
+from nbdzram.cli.objects import top_object
 from nbdzram.cli.view import SORTS, Frame, screen
 from nbdzram.control.client import ControlClient
 from nbdzram.rates import between
+from nbdzram.status import to_json
 
 USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the server bounds it too
 QUIT_KEYS = b"qQ\x04"  # \x04: Ctrl-D
@@ -40,18 +42,33 @@ DUMB_TERMINALS = {"dumb", "unknown"}  # Emacs' shell, consoles of CI: nothing ca
 )
 @click.option("--sort", type=click.Choice(list(SORTS)), default="traffic", show_default=True, help="Order of exports.")
 @click.option("--once", is_flag=True, help="Print once and end, as it does in a pipe and on TERM=dumb.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a line of JSON at each look, until Ctrl-C; once with --once."
+)
 @control_option
-def command(*, interval: float, sort: str, once: bool, control: Path | None) -> None:
+def command(*, interval: float, sort: str, once: bool, as_json: bool, control: Path | None) -> None:
     """Watch exports, traffic, latency and memory live.
 
     In the view, q or Ctrl-C ends it and s changes the order of the exports.
     """
     with connect(control) as client:
+        if as_json:
+            with contextlib.suppress(KeyboardInterrupt):
+                return _print_lines(client, interval, once=once)
         if once or not sys.stdout.isatty() or os.environ.get("TERM", "").lower() in DUMB_TERMINALS:
             return _print_once(client, interval, sort)
         with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
             _watch(client, interval, sort)
     return None
+
+
+def _print_lines(client: ControlClient, interval: float, *, once: bool) -> None:
+    before, more = client.status(), True
+    while more:
+        time.sleep(interval)
+        after = client.status()
+        click.echo(to_json(top_object(after, *between(before, after))))
+        before, more = after, not once
 
 
 def _print_once(client: ControlClient, interval: float, sort: str) -> None:

@@ -111,7 +111,7 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
         (format_size(taken), "bold"),
         "  ratio ",
         (f"{stored / taken:.2f}" if stored and taken else "-", "bold"),
-        "  saved by folding ",
+        "  folded away ",
         (format_size(sum(one.shared_bytes for one in stats)), "bold"),
     )
 

@@ -50,8 +50,11 @@ class PoolStats:
 
     @property
     def saved(self) -> int:
-        """Bytes that the pool spares its host before its own metadata is counted."""
-        return self.orig_data_size - self.mem_used_total
+        """Bytes that the pool spares its host: what is stored, less the memory for it, metadata included.
+
+        The one meaning of "saved", in columns, JSON, metrics and on every page.
+        """
+        return self.orig_data_size - self.mem_used_total - self.metadata
 
     def mm_stat(self) -> tuple[int, ...]:
         """The ten numbers of zram's mm_stat line, in order."""

@@ -144,7 +144,7 @@ POOL = (
     Family("nbdzram_memory_used_bytes", "gauge", "Memory of the pool in all: what the limit bounds.", _pool(lambda s: s.memory_used)),
     Family("nbdzram_metadata_bytes", "gauge", "Memory of tables, handles, indexes and dictionaries.", _pool(lambda s: s.metadata)),
     Family("nbdzram_fragmentation_bytes", "gauge", "Memory of zspages that holds no object.", _pool(lambda s: s.mem_used_total - s.compr_data_size)),
-    Family("nbdzram_saved_bytes", "gauge", "What the pool spares its host, metadata deducted.", _pool(lambda s: s.saved - s.metadata)),
+    Family("nbdzram_saved_bytes", "gauge", "What the pool spares its host, metadata deducted.", _pool(lambda s: s.saved)),
     Family("nbdzram_shared_bytes", "gauge", "Compressed bytes that shared objects save now; block tables that clones share save more, not counted here.", _pool(lambda s: s.shared_bytes)),
     Family("nbdzram_codec_bytes", "gauge", "Compressed size of distinct objects by codec.", _codecs),
     Family("nbdzram_objects", "gauge", "Distinct objects stored.", _pool(lambda s: s.objects)),

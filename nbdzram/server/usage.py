@@ -31,9 +31,10 @@ class Usages:
         self._stopping = False
 
     async def now(self) -> dict[str, DiskUsage]:
-        """By export's name. An export made since the last walk is missing for a moment."""
+        """By export's name. Exports made since the last walk are a reason for the next: they have shares in others'."""
         if self._walking is None:
-            if self._stopping or time.monotonic() < self._fresh_until:
+            complete = all(export.name in self._found for export in self._exports)
+            if self._stopping or (complete and time.monotonic() < self._fresh_until):
                 return self._found
             self._walking = asyncio.create_task(self._walk())
         return await asyncio.shield(self._walking)  # an asker who goes away does not end it for the others

@@ -29,7 +29,7 @@ def test_everything_that_was_asked_for_is_on_one_screen() -> None:
     busy = Rates(read_bytes=3 * MIB, write_bytes=MIB, requests=1024, median_seconds=6e-6, p99_seconds=2e-3)
     lines = shown(Frame(SERVER, all_rates=busy, rates={"disk": busy}, usage={"disk": USAGE}))
     text = "\n".join(lines)
-    for told in ("serving", "2 connections", "stored 400M", "in memory 113M", "ratio 3.54", "saved by folding 40M"):
+    for told in ("serving", "2 connections", "stored 400M", "in memory 113M", "ratio 3.54", "folded away 40M"):
         assert told in text, told
     assert "22 % of 512M" in text
     assert "objects 100M" in text

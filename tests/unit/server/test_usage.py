@@ -58,6 +58,27 @@ def test_askers_share_a_walk_and_none_starts_after_stop() -> None:
     asyncio.run(act())
 
 
+def test_an_export_that_is_new_has_its_figures_at_once() -> None:
+    """A clone shares what was its source's alone: the walk before it would be wrong of both."""
+
+    async def act() -> None:
+        with Pool() as pool:
+            exports = Exports()
+            disk = pool.create("disk", 1 << 20)
+            disk.write(0, BLOCK)
+            exports.add(Export(name="disk", disk=disk, pool_name="default", access=EVERYONE, read_only=False))
+            usages = Usages(exports)
+            assert (await usages.now())["disk"].unique > 0
+            clone = pool.clone(disk, "clone")
+            exports.add(Export(name="clone", disk=clone, pool_name="default", access=EVERYONE, read_only=False))
+            found = await usages.now()
+            assert found["clone"].stored == 4096
+            assert found["disk"].unique == 0
+            await usages.stop()
+
+    asyncio.run(act())
+
+
 def test_who_cannot_wait_gets_the_last_walk_with_its_age_and_the_next_begins() -> None:
     async def act() -> None:
         with Pool() as pool:

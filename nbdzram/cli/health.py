@@ -1,0 +1,30 @@
+"""`nbdzram health`: whether the server here serves, for health checks of containers and supervisors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.cli.objects import SCHEMA
+from nbdzram.errors import UserError
+
+
+@click.command("health", epilog="\b\nExamples:\n  nbdzram health\n  nbdzram health --json")
+@json_option
+@control_option
+def command(*, as_json: bool, control: Path | None) -> None:
+    """Say whether the server serves. Exit code 0: it does; 1: it drains; 3: none answers.
+
+    It asks the control socket, and so needs no metrics address.
+    """
+    with connect(control) as client:
+        status = client.status()
+    if as_json:
+        print_json({"schema": SCHEMA, "ready": not status.draining, "version": status.version, "pid": status.pid})
+    if status.draining:
+        raise UserError(f"the server (pid {status.pid}) drains: it answers what was begun, and then ends")
+    if not as_json:
+        clients = "1 connection" if status.connections == 1 else f"{status.connections} connections"
+        click.echo(f"serving {len(status.exports)} exports to {clients}")
