@@ -222,6 +222,21 @@ class RunReport:
     after: PoolStats
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """What came of reading the configuration again."""
+
+    changed: tuple[str, ...]  # what is otherwise from now on
+    kept: tuple[str, ...]  # exports and pools that are declared no more, and stay until they are removed
+    restart: tuple[str, ...]  # keys whose new value takes effect at the next start
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        yield from self.changed or ("nothing is declared otherwise than before",)
+        yield from (f"{name} is declared no more, and stays until it is removed" for name in self.kept)
+        yield from (f"{name} takes effect at the next start" for name in self.restart)
+
+
 def to_json(value: Any) -> str:
     """A record, or a list or table of them, as JSON text."""
     return _ENCODER.encode(value)

@@ -28,6 +28,7 @@ COMMANDS = {
     "compact": "Give sparsely used pages back to the system.",
     "recompress": "Store resting blocks again with Zstandard.",
     "check": "Hold every stored block against its fingerprint.",
+    "reload": "Let the server read its configuration again.",
     "runs": "Show, cancel, pause and resume maintenance runs.",
     "exports": "List, add, change, remove, resize and reset exports.",
     "pools": "List, add, remove and limit pools.",
@@ -37,6 +38,8 @@ COMMANDS = {
     "attach": "Attach an export to /dev/nbdN, or show how.",
     "doctor": "Look for what would keep a server from running well here.",
     "estimate": "Tell how much memory disk images would need.",
+    "health": "Say whether the server here serves.",
+    "version": "Print the program's version, and the server's.",
     "completion": "Print a shell's completion script.",
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""

@@ -158,7 +158,11 @@ def command(
     for name, value in flags.items():
         if value is not None:
             layer[FLAGS[name]] = Given(value, f"--{name.replace('_', '-')}")
-    settled = load(config, os.environ, layer)
+
+    def reread() -> ServerConfig:
+        return load(config, os.environ, layer)
+
+    settled = reread()
     if check_config:
         _check_tls_files(settled.tls)
         for line in _describe_config(settled):
@@ -167,7 +171,7 @@ def command(
     if on_stdin:
         named = {"metrics", "control"} & {name for name, value in flags.items() if value is not None}
         return serve_stdin(settled, forbidden=sorted(named))
-    return serve(settled)
+    return serve(settled, reread)
 
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
@@ -188,7 +192,7 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     from nbdzram.server.service import Service  # noqa: PLC0415
 
     service = Service(config)
-    told_to_stop = _watch_signals(service.reload)
+    told_to_stop = _watch_signals(service.hang_up)
     await service.start(listen=False)
     served = asyncio.create_task(service.serve_socket(client))
     stopping = asyncio.create_task(told_to_stop.wait())
@@ -200,7 +204,7 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     await served  # it has ended: the client left, or was drained
 
 
-def serve(config: ServerConfig) -> None:
+def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> None:
     """Run until a signal. Raises UserError when something cannot start."""
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
@@ -210,7 +214,7 @@ def serve(config: ServerConfig) -> None:
     with _threads_allowed(), open_logbook(config.log_level, config.log_format, os.environ):
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
-        uvloop.run(_serve(config, print_in_background().put))
+        uvloop.run(_serve(config, reread, print_in_background().put))
 
 
 def _name_process() -> None:
@@ -246,15 +250,15 @@ def print_in_background() -> LineWriter:
     return LineWriter(STDOUT, encoding=encoding, failed=failed)
 
 
-async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
+async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], say: Callable[[str], None]) -> None:
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
     from nbdzram.server.service import Service  # noqa: PLC0415
 
-    service = Service(config)
-    told_to_stop = _watch_signals(service.reload)
+    service = Service(config, reread)
+    told_to_stop = _watch_signals(service.hang_up)
     audit = Audit(config.state_dir)
     control = ControlServer(
         config.control or socket_for_server(os.environ), method_table(service, service.changes), audit
@@ -270,7 +274,7 @@ async def _serve(config: ServerConfig, say: Callable[[str], None]) -> None:
                 say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.hang_up)
             notify_supervisor("READY=1")
             await told_to_stop.wait()
             notify_supervisor("STOPPING=1")

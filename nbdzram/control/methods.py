@@ -18,6 +18,7 @@ from nbdzram.status import (
     ExportLoss,
     ExportStatus,
     PoolStatus,
+    ReloadReport,
     RunOptions,
     RunReport,
     RunStatus,
@@ -47,6 +48,9 @@ class Operations(Protocol):
         self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress
     ) -> tuple[RunReport, ...]:
         """Fold, compact, recompress or check one pool, or all of them."""
+
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again. An error in it changes nothing."""
 
     async def runs(self) -> tuple[RunStatus, ...]:
         """The runs that wait, are under way, or ended lately, by their numbers."""
@@ -193,6 +197,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
         asked = {name: given[name] for name in ("kind", "pool", "cpu_percent")}
         return await operations.run(asked.pop("kind"), RunOptions(**chosen), **asked, progress=progress)
 
+    async def reload(_: Mapping[str, Any], __: Progress) -> Any:
+        return await operations.reload()
+
     async def runs(_: Mapping[str, Any], __: Progress) -> Any:
         return await operations.runs()
 
@@ -249,6 +256,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
             },
             run,
         ),
+        "reload": Method({}, reload),
         "runs": Method({}, runs),
         "runs.cancel": Method({"number": Parameter(int)}, cancel_run),
         "runs.pause": Method({"number": Parameter(int)}, pause_run),

@@ -114,6 +114,12 @@ class Changes:
         self._memory = state
         self._accepting = True
 
+    def declare(self, config: ServerConfig) -> None:
+        """From now on this is what the configuration says: what changes are remembered against."""
+        self._config = config
+        self._declared = {export.name: declared_export(export) for export in config.exports}
+        self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
+
     async def stop(self) -> None:
         """Refuse changes, and wait for the one under way."""
         self._accepting = False

@@ -57,12 +57,7 @@ class Hosting:
         self.exports = exports
         self.limits = config.limits
         self.tls = TlsFiles(config.tls)
-        self.policy = Policy(
-            tls=config.tls.mode,
-            list_exports=config.list_exports,
-            option_limit=config.limits.handshake_options,
-            payload_limit=config.limits.payload_bytes,
-        )
+        self.policy = _policy(config)
         self.budget = Budget(config.limits.total_bytes)
         self.workers = Workers(min(Machine().processors(), WORKERS_MOST))
         self.scratch = Scratch()
@@ -86,6 +81,11 @@ class Hosting:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.loop.add_reader(self.workers.fileno(), self.workers.collect)
+
+    def adopt(self, config: ServerConfig) -> None:
+        """Other limits and TLS files, for whoever connects from now on. Raises ConfigError, and keeps the old ones."""
+        tls = TlsFiles(config.tls)
+        self.tls, self.limits, self.policy = tls, config.limits, _policy(config)
 
     @property
     def connections(self) -> int:
@@ -170,3 +170,12 @@ class Hosting:
     def _release_memory(self) -> None:
         self._release = None
         release_memory()
+
+
+def _policy(config: ServerConfig) -> Policy:
+    return Policy(
+        tls=config.tls.mode,
+        list_exports=config.list_exports,
+        option_limit=config.limits.handshake_options,
+        payload_limit=config.limits.payload_bytes,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nbdzram.config import ServerConfig
+from nbdzram.config import ServerConfig, TlsConfig
 from nbdzram.nbd.handshake import Failure
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
@@ -29,6 +30,7 @@ from nbdzram.server.sockets import (
     open_vsock,
     uri_of,
 )
+from nbdzram.server.tls import TlsFiles
 
 log = logging.getLogger("nbdzram.server")
 
@@ -110,6 +112,17 @@ class NbdServer:
         """Read TLS files that changed now, and not only when the next client comes."""
         if self._hosting is not None:
             self._hosting.tls.renew(unchanged_too=True)
+
+    def try_certificates(self, tls: TlsConfig) -> None:
+        """Read the files that these settings name. Raises ConfigError."""
+        TlsFiles(tls)
+
+    def adopt(self, config: ServerConfig) -> None:
+        """What clients that come from now on are offered and allowed; how TLS is offered stays."""
+        self._config = dataclasses.replace(config, tls=dataclasses.replace(config.tls, mode=self._config.tls.mode))
+        self.exports.default_name = config.default_export
+        if self._hosting is not None:
+            self._hosting.adopt(self._config)
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected socket (inetd's on stdin, say) until it closes."""

@@ -62,6 +62,14 @@ class PoolService:
             ),
         )
 
+    def adopt(self, wishes: MaintenanceConfig, now: float) -> None:
+        """Other triggers from now on; a kind whose trigger stays as it was waits on, and its decisions stay counted."""
+        for kind, policy in _policies(wishes, now).items():
+            old = self.policies[kind]
+            if (policy.trigger, policy.interval_seconds) != (old.trigger, old.interval_seconds):
+                policy.decisions.update(old.decisions)
+                self.policies[kind] = policy
+
     def tell_refusals(self, now: float) -> None:
         """Log that writes found no room since the last such line, and what to do. Called with the loop's clock."""
         stats = self.pool.stats()

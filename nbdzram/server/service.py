@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 
 from nbdzram import __version__
 from nbdzram.config import ServerConfig, Trigger
@@ -25,10 +26,19 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.maintenance import Maintenance, Progress
 from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
+from nbdzram.server.reload import Reload
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.state import State
 from nbdzram.server.usage import Usages
-from nbdzram.status import ClientStatus, HistorySample, RunOptions, RunReport, RunStatus, ServerStatus
+from nbdzram.status import (
+    ClientStatus,
+    HistorySample,
+    ReloadReport,
+    RunOptions,
+    RunReport,
+    RunStatus,
+    ServerStatus,
+)
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
@@ -38,8 +48,8 @@ log = logging.getLogger("nbdzram.server")
 class Service:
     """A running server. start() and stop() once; between them the operations that control offers, and `changes`."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._config = config
+    def __init__(self, config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> None:
+        """`reread` gives the configuration as its sources have it now; None: they cannot be asked again."""
         self._pools: dict[str, PoolService] = {}
         self._run_numbers = itertools.count(1)
         self._exports = Exports(config.default_export)
@@ -47,6 +57,10 @@ class Service:
         self._usages = Usages(self._exports)
         self._history = History(self._exports, self._memory_bytes, config.state_dir)
         self.changes = Changes(config, self._pools, self._exports, self._nbd, self._run_numbers)
+        self._reload = Reload(
+            config, reread=reread, changes=self.changes, pools=self._pools, exports=self._exports, nbd=self._nbd
+        )
+        self._reloading: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._started = 0.0
@@ -91,9 +105,29 @@ class Service:
         for service in self._pools.values():
             await service.close()
 
-    def reload(self) -> None:
-        """What can be renewed without a restart: TLS files."""
+    @property
+    def _config(self) -> ServerConfig:
+        return self._reload.config
+
+    def hang_up(self) -> None:
+        """SIGHUP: read certificates and configuration again, and log what came of it."""
         self._nbd.renew_certificates()
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload_and_tell())
+
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again. Raises UserError; for an error in it, and nothing was changed."""
+        report = await self._reload.now()
+        self._nbd.renew_certificates()
+        return report
+
+    async def _reload_and_tell(self) -> None:
+        try:
+            report = await self._reload.now()
+        except UserError as error:
+            log.warning("the configuration was not reloaded: %s", error)
+        else:
+            log.info("the configuration was reloaded: %s", "; ".join(report.lines()))
 
     def status(self) -> ServerStatus:
         """Everything, at this moment."""

@@ -245,3 +245,11 @@ def test_a_name_with_an_equals_sign_is_declared_by_the_last_one(text: str, name:
 def test_an_unknown_option_behind_a_size_is_never_taken_for_a_name() -> None:
     with pytest.raises(ConfigError, match="'poool=4096' is not allowed behind a size"):
         export_layer("disk=1G,poool=4096", "-e")
+
+
+def test_the_name_of_a_table_without_keys_is_looked_at_too(tmp_path: Path) -> None:
+    """It becomes a file's name in the state directory."""
+    file = tmp_path / "nbdzram.toml"
+    file.write_text('[pools."a/b"]\n')
+    with pytest.raises(ConfigError, match=r"line 1: 'a/b' is not a pool's name"):
+        load(file, {}, {})

@@ -28,6 +28,7 @@ from nbdzram.status import (
     ExportLoss,
     ExportStatus,
     PoolStatus,
+    ReloadReport,
     RunOptions,
     RunReport,
     RunStatus,
@@ -108,6 +109,9 @@ class RecordedOperations:
 
     async def usage(self) -> dict[str, DiskUsage]:
         return {"disk": USAGE}
+
+    async def reload(self) -> ReloadReport:
+        return ReloadReport(("export disk added",), ("pool old",), ("listen",))
 
     async def runs(self) -> tuple[RunStatus, ...]:
         return (RUNNING, WAITING)

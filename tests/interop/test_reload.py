@@ -1,0 +1,174 @@
+"""A configuration that is read again while clients are served: what is right is done, what is wrong changes nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.server import Nbdzram
+
+pytestmark = pytest.mark.interop
+
+GOOD = """
+[exports.kept]
+size = "8M"
+[exports.disk]
+size = "8M"
+description = "first"
+"""
+
+WRONG = {
+    "no TOML": ("[exports.disk", "is not valid TOML"),
+    "an unknown key": (GOOD + "read_onyl = true\n", "did you mean 'read_only'?"),
+    "an unknown section": (GOOD + "[export.other]\nsize = '1M'\n", "unknown key"),
+    "a size that is none": (GOOD + "[exports.other]\nsize = 'lots'\n", "is not a size"),
+    "no size": (GOOD + "[exports.other]\nread_only = true\n", "has no size"),
+    "an odd size": (GOOD + "[exports.other]\nsize = 1000\n", "is not the size of a disk"),
+    "a disk that shrinks": (GOOD.replace('"8M"\ndes', '"4M"\ndes'), "has 8M, but is declared with 4M"),
+    "a disk in another pool": (GOOD + 'pool = "fast"\n[pools.fast]\n', "lies in the pool 'default', but is declared"),
+    "a pool that is not there": (GOOD + 'pool = "fast"\n', "asks for the pool 'fast'"),
+    "a pool's wrong name": (GOOD + '[pools."a/b"]\n', "is not a pool's name"),
+    "a wrong limit of a pool": (GOOD + "[pools.default]\nmem_limit = '150%'\n", "percentage"),
+    "a wrong dedup": (GOOD + "[pools.default]\ndedup = 'never'\n", "is not allowed"),
+    "a wrong network": (GOOD + 'allow_addresses = ["10.0.0/8"]\n', "is not a network"),
+    "a wrong boolean": (GOOD + 'read_only = "perhaps"\n', "neither true nor false"),
+    "a wrong limit": (GOOD + "[limits]\nconnections = 0\n", "is not a whole number"),
+    "a wrong time": (GOOD + "[limits]\nhandshake_seconds = 'soon'\n", "is not a number of seconds"),
+    "a wrong interval": (GOOD + "[maintenance]\nfold = 'often'\n", "off, auto, or an interval"),
+    "a wrong percentage": (GOOD + "[maintenance]\ncpu_percent = 101\n", "is not a whole number"),
+    "a wrong level": ('log_level = "loud"\n' + GOOD, "is not allowed"),
+    "TLS without files": (GOOD + '[tls]\nmode = "on"\n', "needs tls.certificate"),
+    "TLS with files that are not there": (
+        GOOD + '[tls]\nmode = "on"\ncertificate = "/nowhere/a.pem"\nkey = "/nowhere/b.pem"\n',
+        "No such file",
+    ),
+    "a description that is none": (GOOD.replace('"first"', "7"), "is not text"),
+}
+
+
+DECLARED = ("size_bytes", "pool", "read_only", "description", "allow_addresses", "allow_certificates")
+
+
+class Configured(Nbdzram):
+    """A server with a configuration file."""
+
+    def write(self, text: str) -> None:
+        (self.directory / "nbdzram.toml").write_text(text)
+
+    def exports(self) -> dict[str, Any]:
+        """What of them is declared, by name."""
+        told = json.loads(self.command_line("exports", "list", "--json").stdout)
+        return {found["name"]: {key: found[key] for key in DECLARED} for found in told}
+
+
+@contextmanager
+def configured(directory: Path, text: str = GOOD, *arguments: str) -> Iterator[Configured]:
+    (directory / "nbdzram.toml").write_text(text)
+    with Configured(directory, {}, arguments=("-c", str(directory / "nbdzram.toml"), *arguments)) as server:
+        yield server
+
+
+def test_no_mistake_in_the_file_stops_or_changes_a_serving_server(tmp_path: Path) -> None:
+    """Each also with a good change beside it, which is not made either."""
+    with configured(tmp_path) as server, server.client() as client:
+        client.write(0, b"x" * 4096)
+        before = server.exports()
+        for what, (text, told) in WRONG.items():
+            server.write(text.replace("[exports.kept]", '[exports.kept]\ndescription = "changed"', 1))
+            refused = server.command_line("reload", check=False)
+            assert refused.returncode in {1, 2}, what
+            assert told in refused.stderr, (what, refused.stderr)
+            assert len(refused.stderr.splitlines()) == 1, what
+            assert server.exports() == before, what
+            assert client.read(0, 4096) == b"x" * 4096
+        (tmp_path / "nbdzram.toml").unlink()
+        assert "cannot read the configuration file" in server.command_line("reload", check=False).stderr
+        server.write(GOOD)
+        assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
+
+
+def test_exports_pools_access_and_limits_change_while_clients_are_served(tmp_path: Path) -> None:
+    with configured(tmp_path) as server, server.client() as client:
+        client.write(0, b"x" * 4096)
+        server.write(
+            "default_export = 'new'\n"
+            + GOOD.replace('"8M"\ndes', '"16M"\ndes').replace("first", "second")
+            + "allow_addresses = ['10.0.0.0/8']\n[exports.new]\nsize = '1M'\npool = 'fast'\nread_only = true\n"
+            + "[pools.fast]\nmem_limit = '3M'\n[pools.default]\nmem_limit = '64M'\n"
+            + "[limits]\nconnections = 7\ntotal_bytes = '64M'\n[maintenance]\nfold = '1h'\n"
+        )
+        assert server.command_line("reload").stdout.splitlines() == [
+            "pool fast added",
+            "pool default changed",
+            "export disk grown to 16M",
+            "export disk changed",
+            "export new added",
+            "maintenance",
+            "default_export",
+            "limits.connections",
+            "limits.total_bytes takes effect at the next start",
+        ]
+        found = server.exports()
+        assert (found["disk"]["size_bytes"], found["disk"]["description"]) == (16 << 20, "second")
+        assert found["disk"]["allow_addresses"] == ["10.0.0.0/8"]
+        assert (found["new"]["read_only"], found["new"]["pool"]) == (True, "fast")
+        assert {pool["name"]: pool["mem_limit"] for pool in server.stat()["pools"]} == {
+            "default": 64 << 20,
+            "fast": 3 << 20,
+        }
+        assert client.read(0, 4096) == b"x" * 4096
+        with server.client("") as default:
+            assert default.read(0, 4096) == bytes(4096)
+        assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
+
+
+def test_what_is_declared_no_more_stays_and_what_needs_a_restart_is_named(tmp_path: Path) -> None:
+    with configured(tmp_path) as server:
+        disk = "[exports.disk]\nsize = '8M'\ndescription = 'first'\n"
+        server.write(f"log_level = 'debug'\nmetrics = '127.0.0.1:1'\n{disk}")
+        answer = json.loads(server.command_line("reload", "--json").stdout)
+        assert answer == {"changed": [], "kept": ["export kept"], "restart": ["log_level"]}  # a flag says `metrics`
+        assert set(server.exports()) == {"kept", "disk"}
+        assert server.command_line("exports", "remove", "kept", "--yes").returncode == 0
+
+
+def test_what_was_changed_at_run_time_stays_where_the_file_did_not_change(tmp_path: Path) -> None:
+    with configured(tmp_path) as server:
+        server.command_line("exports", "change", "disk", "--description", "by hand")
+        server.write(GOOD + "[exports.new]\nsize = '1M'\n")
+        assert server.command_line("reload").stdout == "export new added\n"
+        assert server.exports()["disk"]["description"] == "by hand"
+        server.write(GOOD.replace("first", "by file"))
+        server.command_line("reload")
+        assert server.exports()["disk"]["description"] == "by file"
+
+
+def test_a_reload_is_remembered_as_the_declaration_that_it_is(tmp_path: Path) -> None:
+    state = ("--state-dir", str(tmp_path / "state"))
+    grown = GOOD.replace('"8M"\ndes', '"16M"\ndes')
+    with configured(tmp_path, GOOD, *state) as server:
+        server.write(grown)
+        server.command_line("reload")
+    with configured(tmp_path, grown, *state) as server:
+        assert server.exports()["disk"]["size_bytes"] == 16 << 20
+
+
+def test_hangup_reloads_and_the_log_says_what_came_of_it(tmp_path: Path) -> None:
+    with configured(tmp_path) as server:
+
+        def told(what: str) -> Callable[[], bool]:
+            return lambda: what in server.log
+
+        server.write(GOOD + "[exports.new]\nsize = '1M'\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_until(told("the configuration was reloaded: export new added"), 30)
+        server.write("[exports.disk")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_until(told("the configuration was not reloaded: "), 30)
+        assert set(server.exports()) == {"kept", "disk", "new"}
