@@ -86,6 +86,8 @@ class Hosting:
         """Other limits and TLS files, for whoever connects from now on. Raises ConfigError, and keeps the old ones."""
         tls = TlsFiles(config.tls)
         self.tls, self.limits, self.policy = tls, config.limits, _policy(config)
+        self.places = places(config.limits.connections, raise_limit())
+        self.lobby.places = self.places.haggling
 
     @property
     def connections(self) -> int:

@@ -53,7 +53,7 @@ class Lobby:
     """One a server; the loop's thread only."""
 
     def __init__(self, places: int, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        self._places = places
+        self.places = places  # may be set: whoever is here stays
         self._call_soon = call_soon
         self._guests: dict[str, dict[str, dict[Guest, None]]] = {}  # by listener and source, in order of arrival
         self._count = 0
@@ -64,7 +64,7 @@ class Lobby:
 
     def enter(self, guest: Guest) -> None:
         """It has connected. Somebody else goes for it when all places are taken."""
-        if self._count >= self._places:
+        if self._count >= self.places:
             sources = max(self._guests.values(), key=_size)
             guests = max(sources.values(), key=len)
             oldest = next(iter(guests))
