@@ -117,7 +117,7 @@ class Changes:
     def declare(self, config: ServerConfig) -> None:
         """From now on this is what the configuration says: what changes are remembered against."""
         self._config = config
-        self._declared = {export.name: declared_export(export) for export in config.exports}
+        self._declared = {export.name: export for export in config.exports}
         self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
 
     async def stop(self) -> None:

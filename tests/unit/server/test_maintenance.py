@@ -391,3 +391,17 @@ def test_time_left_goes_by_the_work_done_and_not_by_pauses(monkeypatch: pytest.M
     run.done, now = 50, now + 10
     assert ticket.status().seconds_left == 20
     assert ticket.status().seconds == 1020
+
+
+def test_a_dry_run_frees_nothing_and_is_not_among_the_last_runs() -> None:
+    """Its result says what it would return; the pool has it still."""
+
+    async def act() -> None:
+        maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(1, CountingPool)})
+        report = await maintenance.run("fold", RunOptions(dry_run=True))
+        assert (report.dry_run, report.result["pages_returned"]) == (True, 1)
+        assert (maintenance.totals["fold"].runs, maintenance.totals["fold"].bytes_freed) == (1, 0)
+        assert not maintenance.recent
+        await maintenance.stop()
+
+    asyncio.run(act())
