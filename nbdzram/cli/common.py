@@ -114,7 +114,7 @@ def cpu_option(command: Command) -> Command:
         type=click.IntRange(1, 100),
         default=100,
         show_default=True,
-        help="Share of one processor core to use, at the lowest priority.",
+        help="Share of one processor core to use; while clients are served, 50 at most.",
     )(command)
 
 

@@ -29,10 +29,9 @@ make chains long, and holds with them.
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
+from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_MAX, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
 )
@@ -91,6 +90,7 @@ cdef class Check(Run):
     cdef uint32_t within           # ... and inside a node
     cdef uint64_t window
     cdef uint64_t cells_end, pages_end, units_end  # of the window, where they end before it does
+    cdef Region found[3]           # room for the next three, all zeroes: no memory is cleared under the lock
     cdef uint32_t* holders         # found, by handle in the window
     cdef uint32_t* parents         # found, by page in the window
     cdef uint64_t* slots           # found, a bit a slot, by unit in the window
@@ -336,16 +336,17 @@ cdef class Check(Run):
         self.cells_end = max(start, min(cells_end, start + WINDOW))
         self.pages_end = max(start, min(pages_end, start + WINDOW))
         self.units_end = max(first_unit, min(units_end, first_unit + UNIT_WINDOW))
-        self.holders = <uint32_t*>calloc(self.cells_end - start + 1, sizeof(uint32_t))
-        self.parents = <uint32_t*>calloc(self.pages_end - start + 1, sizeof(uint32_t))
-        self.slots = <uint64_t*>calloc((self.units_end - first_unit) * SLOT_WORDS + 1, sizeof(uint64_t))
+        self.holders = <uint32_t*>_zeroes(&self.found[0], (self.cells_end - start + 1) * sizeof(uint32_t))
+        self.parents = <uint32_t*>_zeroes(&self.found[1], (self.pages_end - start + 1) * sizeof(uint32_t))
+        self.slots = <uint64_t*>_zeroes(
+            &self.found[2], ((self.units_end - first_unit) * SLOT_WORDS + 1) * sizeof(uint64_t))
         self.no_memory = self.holders == NULL or self.parents == NULL or self.slots == NULL
         self._enter(NAMES_OF_EXPORTS, 0)
 
     cdef void _free_window(self) noexcept nogil:
-        free(self.holders)
-        free(self.parents)
-        free(self.slots)
+        cdef int index
+        for index in range(3):
+            region_free(&self.found[index])
         self.holders = NULL
         self.parents = NULL
         self.slots = NULL
@@ -556,6 +557,13 @@ cdef class Check(Run):
         self._agree("blocks stored in all exports", ALL, self.pool.blocks_stored, stored)
         self._agree("same-filled blocks in all exports", ALL, self.pool.blocks_same, same)
         lock_leave(&self.pool.lock)
+
+
+cdef void* _zeroes(Region* region, uint64_t size) noexcept nogil:
+    """Zeroes that nobody has touched yet, so that they cost nothing now. NULL without memory."""
+    if region_reserve(region, size, NULL) and region_ensure(region, size):
+        return region.base
+    return NULL
 
 
 cdef inline bint _is_object(uint64_t word) noexcept nogil:

@@ -26,7 +26,7 @@ from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
-from nbdzram.engine.lock cimport HOLD, Lock, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
@@ -486,7 +486,7 @@ cdef class Disk(Blocks):
 
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil:
         """Under stripe and lock: clear up to HOLD blocks of a leaf from block[0] on, which moves behind them."""
-        cdef uint64_t first = block[0], last = min(end, block[0] + HOLD)
+        cdef uint64_t first = block[0], last = min(end, block[0] + HOLD), pages
         cdef uint64_t* root = self.root()
         cdef uint64_t* leaf
         if root == NULL:
@@ -504,7 +504,8 @@ cdef class Disk(Blocks):
         if leaf == NULL:
             self.pool.tables.prune(root, first)
             return self._no_room(first)
-        while block[0] < last:
+        pages = self.pool.store.slab.pages_used
+        while block[0] < last and pages < self.pool.store.slab.pages_used + HOLD_PAGES:
             if leaf[block[0] % LEAF_BLOCKS] != hole_word(self.pool.seed, block[0]):
                 self._swap(leaf, block[0], hole_word(self.pool.seed, block[0]), False)
             block[0] += 1

@@ -12,6 +12,7 @@ from libc.stdint cimport uint64_t
 
 cdef enum:
     HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
+    HOLD_PAGES = 16  # that go back to the system under one hold, one by one if it comes to that: some 2 us each
     LOOKS = 4096  # children of branches passed over under one hold: about 3 us
     WATCHED = 1
     PAUSED = 2
@@ -30,6 +31,7 @@ cdef extern from * nogil:
         pthread_mutex_t mutex;
         int waiting;
         int tested;
+        uint64_t turns;          /* taken by others than runs so often */
         uint64_t began_ns;       /* of the hold under way; these three while WATCHED */
         uint64_t longest_ns;
         const char* longest_in;  /* the function that ended the longest hold */
@@ -43,6 +45,7 @@ cdef extern from * nogil:
         pthread_mutexattr_destroy(&attributes);
         lock->waiting = 0;
         lock->tested = tested;
+        lock->turns = 0;
         lock->began_ns = lock->longest_ns = 0;
         lock->longest_in = "";
     }
@@ -71,6 +74,7 @@ cdef extern from * nogil:
             pthread_mutex_lock(&lock->mutex);
             __atomic_sub_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
         }
+        lock->turns++;
         lock_taken(lock);
     }
     static inline void lock_take_behind(Lock* lock) {
@@ -96,6 +100,7 @@ cdef extern from * nogil:
     """
     ctypedef struct Lock:
         int tested
+        uint64_t turns
         uint64_t longest_ns
         const char* longest_in
     void lock_init(Lock*, int tested)

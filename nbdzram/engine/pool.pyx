@@ -29,7 +29,7 @@ from nbdzram.engine.format cimport (
 )
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.ledger cimport ledger_count
-from nbdzram.engine.lock cimport HOLD, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.opening cimport Opening
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
@@ -259,6 +259,9 @@ cdef class Pool:
         names = [disk.name for disk in self._disks if disk.number == self.rotten_export]
         return f"block {self.rotten_block} of export {names[0]!r}" if names else "of an export that was removed"
 
+    def turns(self) -> int:
+        return self.lock.turns
+
     def reset_mem_used_max(self) -> None:
         lock_take(&self.lock)
         self.store.slab.pages_max = self.store.slab.pages_used
@@ -453,6 +456,7 @@ cdef class Pool:
         cdef uint64_t* words
         cdef uint32_t handle
         cdef int index
+        cdef uint64_t pages
         if not self._still(left, LOOKS // HOLD):
             return False
         if self.tables.drop_share(place, level, number):
@@ -470,7 +474,10 @@ cdef class Pool:
                 handle = self.tables.handle_at(words[index], first + index)
                 publish64(words + index, hole_word(self.seed, first + index))
                 if handle:
+                    pages = self.store.slab.pages_used
                     self.store.release(handle)
+                    if self.store.slab.pages_used < pages and not self._still(left, LOOKS // HOLD_PAGES):
+                        return False
         self.tables.give_node(place, level, number)
         return True
 

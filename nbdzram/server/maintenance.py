@@ -1,8 +1,12 @@
 """Runs that improve a pool, off the event loop: fold, compact, recompress, check.
 
-One run at a time a pool, on a thread of the pool's own at the lowest priority; the others wait in a queue, and say for
-whom. A run goes in slices; between two slices the thread sleeps as the processor budget asks, and looks whether the
-run was paused or ended. The event loop only polls the run's counters, for progress.
+One run at a time a pool, on a thread of the pool's own; the others wait in a queue, and say for whom. A run goes in
+slices; between two slices the thread sleeps as the processor budget asks, and looks whether the run was paused or ended.
+The event loop only polls the run's counters, for progress.
+
+The thread has the priority of every other: one of a lower keeps the pool's lock while whoever is more important uses
+the processor, and a client waits for both. So it is the budget that gives way: while clients come to the pool, a run
+rests as long as it works.
 
     event loop   run() ── queue ── thread ── poll every PROGRESS_SECONDS ── report
     thread                 step step pause step step pause ... report
@@ -16,8 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +31,10 @@ from nbdzram.errors import EngineError, RunCancelled, UserError
 from nbdzram.server.runs import LIVE, Run, RunState, Ticket
 from nbdzram.status import RunOptions, RunReport, RunStatus, RunSummary, RunTotals
 
-LOWEST_PRIORITY = 19
 PROGRESS_SECONDS = 0.1  # smooth to the eye, cheap to send
-SLICE_SECONDS = 0.005  # the interpreter lock and the pool's are given away at least so often
+SLICE_SECONDS = 0.001  # without a pause: who wakes up on the run's processor may have to wait so long
+BESIDE_CLIENTS_PERCENT = 50  # of one core at most while clients come: every slice is followed by as long a rest
+FEW_TURNS = 4  # of a pool's lock in a slice and its rest: who only looks at counters is no client
 FIRST_SLICE = 256  # objects; then the budget follows the time a slice takes
 RECENT_RUNS = 20  # what a page shows, and `nbdzram runs` of those that have ended
 MIN_SLICE, MAX_SLICE = 16, 1 << 16
@@ -42,6 +45,9 @@ class Counted(Protocol):
 
     def stats(self) -> PoolStats:
         """Its counters now."""
+
+    def turns(self) -> int:
+        """How often others than runs have had its lock."""
 
 
 Progress = Callable[[RunStatus, RunStatus | None], None]
@@ -69,9 +75,7 @@ class Maintenance:
         self._ended: deque[RunStatus] = deque(maxlen=RECENT_RUNS)
         self._turn = asyncio.Condition()  # notified when the queue gets shorter, or somebody in it was told to end
         self._stopping = False
-        self._executor = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=f"maintain-{name}", initializer=_lower_priority
-        )
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"maintain-{name}")
 
     @property
     def running(self) -> str | None:
@@ -192,19 +196,20 @@ class Maintenance:
                 progress(ticket.status(), None)
         return work.result()
 
-    @staticmethod
-    def _work(run: Run, ticket: Ticket) -> float:
+    def _work(self, run: Run, ticket: Ticket) -> float:
         """On the thread: every slice. Gives the processor seconds."""
         budget, began = FIRST_SLICE, time.thread_time()
-        more = True
+        more, turns = True, self._pool.turns()
         while more and not ticket.ended.is_set():
             wall, cpu = time.monotonic(), time.thread_time()
             more = run.step(budget)
             used = time.thread_time() - cpu
             elapsed = time.monotonic() - wall
             budget = next_budget(budget, elapsed)
-            if ticket.cpu_percent < 100:
-                ticket.ended.wait(pause_seconds(used, ticket.cpu_percent))
+            before, turns = turns, self._pool.turns()
+            percent = share_percent(ticket.cpu_percent, turns - before)
+            if percent < 100:
+                ticket.ended.wait(pause_seconds(used, percent))
             if not ticket.going.is_set():
                 ticket.going.wait()
         return time.thread_time() - began
@@ -228,11 +233,11 @@ def next_budget(budget: int, elapsed_seconds: float) -> int:
     return budget
 
 
+def share_percent(cpu_percent: int, turns: int) -> int:
+    """The share of a core for the next slice, when so many turns of the lock were others' since the last."""
+    return min(cpu_percent, BESIDE_CLIENTS_PERCENT) if turns > FEW_TURNS else cpu_percent
+
+
 def pause_seconds(used_seconds: float, cpu_percent: int) -> float:
     """How long to sleep after `used_seconds` of processor time, so that it is cpu_percent of one core's time."""
     return used_seconds * (100 / cpu_percent - 1)
-
-
-def _lower_priority() -> None:
-    with contextlib.suppress(PermissionError):  # some sandboxes forbid even this; the processor budget remains
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

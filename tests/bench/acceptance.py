@@ -20,7 +20,7 @@ from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
-from tests.bench import onlookers, scrape, strangers
+from tests.bench import holds, onlookers, scrape, strangers
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
@@ -349,12 +349,27 @@ def measure_scrape(directory: Path, effort: Effort) -> list[Figure]:
     return figures
 
 
+def measure_holds(_: Path, effort: Effort) -> list[Figure]:
+    """How long anybody keeps a pool's lock or a disk's stripe: processor time, the longest of each round."""
+    figures = []
+    for case, measure in holds.CASES.items():
+        rounds = [measure() for _ in range(effort.rounds)]
+        nothing = median([holds.of_nothing() / 1000 for _ in range(effort.rounds)])
+        for kind in rounds[0]:
+            longest = [each[kind] for each in rounds]
+            detail = f"{holds.where(max(longest)[1])}; a hold that does nothing {nothing:.0f} us"
+            figure = median([held_ns / 1000 for held_ns, _ in longest])
+            figures.append(Figure(f"longest hold of a {kind}'s lock, {case}, us", figure, 100.0, False, detail))
+    return figures
+
+
 MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "speed": measure_speed,
     "copy": measure_copy,
     "tls": measure_tls,
     "latency": measure_latency,
     "hostile": measure_hostility,
+    "holds": measure_holds,
     "memory": measure_memory,
     "scrape": measure_scrape,
 }

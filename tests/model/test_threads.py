@@ -3,6 +3,10 @@
 Each block holds a number: a write stores a new one, a read returns one. For a register to be linearizable, a read must
 return a number whose write had begun before the read ended, and no number that had been overwritten (by a write that
 finished) before the read began. Writers of one block take turns, so "overwritten" is a matter of the order of numbers.
+
+A request up to OFFLOAD_SIZE keeps the interpreter lock, and then no two would ever meet: here every one gives it away
+(offload_from). Where a mistake needs a thread between two of another's steps, threads step aside at the locks
+(Pool.test_locks).
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from __future__ import annotations
 import random
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from nbdzram.engine.check import Check
+from nbdzram.engine.disk import OFFLOAD_SIZE, offload_from
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
@@ -22,9 +27,16 @@ from nbdzram.errors import PoolFull
 from tests.unit.engine.blocks import BLOCK, run
 
 GROUPS = 4
-GROUP_BLOCKS = 20  # 80 KiB: above OFFLOAD_SIZE, so requests give the interpreter lock away and threads really meet
+GROUP_BLOCKS = 20
 BLOCKS = GROUPS * GROUP_BLOCKS
 WRITES = 1000
+
+
+@pytest.fixture(autouse=True)
+def small_requests_meet_too() -> Iterator[None]:
+    offload_from(0)
+    yield
+    offload_from(OFFLOAD_SIZE)
 
 
 def numbered(number: int) -> bytes:
@@ -119,11 +131,11 @@ def test_blocks_are_linearizable_while_the_pool_is_folded_and_compacted(inline_d
 def test_partial_writes_to_one_block_never_lose_each_others_bytes() -> None:
     pool = Pool()
     disk = pool.create("disk", 32 << 20)
+    pool.test_locks(pause=True)
     threads, rounds = 4, 300
     part = BLOCK // threads
 
     def write(thread: int) -> None:
-        # So short a write keeps the interpreter lock: these take turns. The next test's, of 80 KiB, really meet.
         for turn in range(rounds):
             disk.write(thread * part, bytes([turn % 251 + 1]) * part)
             found = disk.read(thread * part, part)
@@ -131,6 +143,183 @@ def test_partial_writes_to_one_block_never_lose_each_others_bytes() -> None:
 
     in_threads(*(lambda thread=thread: write(thread) for thread in range(threads)))
     assert disk.read(0, BLOCK) == bytes([(rounds - 1) % 251 + 1]) * BLOCK
+
+
+def test_a_write_of_a_part_never_brings_back_what_a_whole_write_replaced() -> None:
+    """It reads the block, and stores it changed: nobody may replace the block in between."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    pool.test_locks(pause=True)
+    rounds = 400
+    over = threading.Event()
+
+    def write_whole() -> None:
+        try:
+            for turn in range(1, rounds):
+                disk.write(0, struct.pack("<Q", turn) * (BLOCK // 8))
+                assert disk.read(BLOCK // 2, BLOCK // 2) == struct.pack("<Q", turn) * (BLOCK // 16)
+                disk.trim(0, BLOCK)
+                assert disk.read(BLOCK // 2, BLOCK // 2) == bytes(BLOCK // 2)
+        finally:
+            over.set()
+
+    def write_part() -> None:
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            disk.write(8, struct.pack("<Q", turn))
+
+    in_threads(write_whole, write_part, write_part)
+    pool.check()
+
+
+def test_zeroes_of_a_part_and_of_whole_blocks_meet_writes_in_one_leaf() -> None:
+    """Four threads, four blocks of one leaf, each kind of change: every block ends as its own thread left it."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    twin = None
+    pool.test_locks(pause=True)
+
+    def change(block: int) -> None:
+        for turn in range(150):
+            disk.write(block * BLOCK, numbered(turn * 4 + block))
+            disk.zero(block * BLOCK + 100, 200)
+            disk.trim(block * BLOCK, BLOCK)
+            assert disk.read(block * BLOCK, BLOCK) == bytes(BLOCK)
+            disk.zero(block * BLOCK, BLOCK, no_hole=True)
+            disk.write(block * BLOCK, numbered(turn))
+            assert number_of(disk.read(block * BLOCK, BLOCK)) == turn
+
+    in_threads(*(lambda block=block: change(block) for block in range(4)))
+    twin = pool.clone(disk, "twin")
+    assert twin.stats().stored == 4 * BLOCK
+    pool.check()
+
+
+def test_counters_are_those_of_one_moment() -> None:
+    """A block is an object or same-filled, and a write that changes which is either before the counters or behind."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    count = 64
+    kinds = [b"".join(random.Random(number).randbytes(BLOCK) for number in range(count)), bytes([7]) * BLOCK * count]
+    disk.write(0, kinds[0])
+    over = threading.Event()
+
+    def write() -> None:
+        try:
+            for turn in range(1500):
+                disk.write(0, kinds[turn % 2])
+        finally:
+            over.set()
+
+    def look() -> None:
+        while not over.is_set():
+            stats = pool.stats()
+            assert stats.objects + stats.same_pages == count
+            assert stats.orig_data_size == count * BLOCK
+
+    in_threads(write, look)
+
+
+def test_clones_are_made_between_two_changes_of_their_source() -> None:
+    """What a clone counts is what it has."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    over = threading.Event()
+
+    def write() -> None:
+        choose = random.Random(1)
+        while not over.is_set():
+            block = choose.randrange(512)
+            disk.write(block * BLOCK, numbered(choose.randrange(1, 60)))
+            disk.trim(choose.randrange(512) * BLOCK, BLOCK)
+
+    def clone() -> None:
+        try:
+            for number in range(400):
+                twin = pool.clone(disk, f"twin {number}")
+                stored = sum(length for length, bits in twin.extents(0, 32 << 20, 1 << 20) if not bits & 1)
+                assert twin.stats().stored == stored
+                pool.delete(twin)
+        finally:
+            over.set()
+
+    in_threads(clone, write)
+    pool.check()
+
+
+def test_runs_of_several_threads_take_turns_step_by_step() -> None:
+    """Each goes on with what it knows from its last step, and another's would change it under a decoding."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    pool.test_locks(pause=True)
+    content = b"".join(half(number % 150) for number in range(600))
+    disk.write(0, content)
+
+    def keep_house(kind: Callable[[Pool], Fold | Compact | Recompress]) -> None:
+        for turn in range(4):
+            disk.write((turn * 120) * BLOCK, content[turn * 120 * BLOCK :][: 100 * BLOCK])
+            run(kind(pool), 30)
+
+    in_threads(*(lambda kind=kind: keep_house(kind) for kind in (Fold, Fold, Recompress, Recompress, Compact)))
+    assert disk.read(0, len(content)) == content
+    run(Fold(pool))
+    run(Check(pool))
+    assert pool.stats().objects == 150
+
+
+def half(number: int) -> bytes:
+    return random.Random(number).randbytes(1500) + bytes(BLOCK - 1500)
+
+
+def test_a_handle_that_is_another_objects_by_now_is_not_moved_as_the_old_one() -> None:
+    """Compaction looks at a cell before it has the lock; then the object may be gone, and its handle used again."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    pool.test_locks(pause=True)
+    over = threading.Event()
+    held = 300
+
+    def fresh(number: int) -> bytes:
+        return struct.pack("<Q", number) + random.Random(number).randbytes(500 + number % 7 * 400) + bytes(8)
+
+    def write(seed: int) -> None:
+        choose = random.Random(seed)
+        try:
+            for turn in range(1500):
+                block = choose.randrange(held) * 2 + seed
+                disk.write(block * BLOCK, fresh(turn * 1000 + block).ljust(BLOCK, b"\0"))
+                found = disk.read(block * BLOCK, BLOCK)
+                assert found == fresh(turn * 1000 + block).ljust(BLOCK, b"\0")
+                if choose.random() < 0.5:
+                    disk.trim(choose.randrange(held) * 2 * BLOCK + seed * BLOCK, BLOCK)
+        finally:
+            over.set()
+
+    def compact() -> None:
+        while not over.is_set():
+            run(Compact(pool), 1 << 20)
+
+    in_threads(lambda: write(0), lambda: write(1), compact)
+    run(Check(pool))
+
+
+def test_more_threads_decode_at_once_than_decoders_are_kept() -> None:
+    """A hundred threads, and sixty-four idle decoders: the others are made and freed, and each is one thread's."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    content = b"".join((b"%d prose and verse " % number * 300)[:BLOCK] for number in range(64))
+    disk.write(0, content)
+    run(Recompress(pool))
+    assert pool.stats().compr_by_codec["zstd"] > 0
+
+    def read(seed: int) -> None:
+        choose = random.Random(seed)
+        for _ in range(30):
+            block = choose.randrange(48)
+            assert disk.read(block * BLOCK, 16 * BLOCK) == content[block * BLOCK : (block + 16) * BLOCK]
+
+    in_threads(*(lambda seed=seed: read(seed) for seed in range(100)))
 
 
 def test_long_unaligned_writes_of_several_threads_meet_in_shared_blocks() -> None:
