@@ -1,4 +1,4 @@
-"""The engine's tests once more, with the data plane built for the address and undefined-behaviour sanitizers."""
+"""The engine's tests once more, built for the address and undefined-behaviour sanitizers, with every assertion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_engine_is_clean_under_the_sanitizers(tmp_path: Path) -> None:
     copy = tmp_path / "project"
     ignore = shutil.ignore_patterns("*.so", "*.c", ".git", ".venv", ".cache", "build", "__pycache__")
     shutil.copytree(PROJECT, copy, ignore=ignore)
-    environment = {**os.environ, "NBDZRAM_SANITIZE": "address,undefined", "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "NBDZRAM_SANITIZE": "address,undefined", "NBDZRAM_DEBUG": "1", "PYTHONPATH": str(copy)}
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(build, cwd=copy, env=environment, check=True, capture_output=True)
     built = next((copy / "nbdzram/engine").glob("pool.*.so"))
