@@ -22,6 +22,7 @@ from nbdzram.engine.check import Check
 from nbdzram.engine.disk import OFFLOAD_SIZE, offload_from
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import PoolFull
 from tests.unit.engine.blocks import BLOCK, run
@@ -37,6 +38,7 @@ def small_requests_meet_too() -> Iterator[None]:
     offload_from(0)
     yield
     offload_from(OFFLOAD_SIZE)
+    pause_at_publish(False)
 
 
 def numbered(number: int) -> bytes:
@@ -203,11 +205,12 @@ def test_counters_are_those_of_one_moment() -> None:
     count = 64
     kinds = [b"".join(random.Random(number).randbytes(BLOCK) for number in range(count)), bytes([7]) * BLOCK * count]
     disk.write(0, kinds[0])
+    pause_at_publish(True)
     over = threading.Event()
 
     def write() -> None:
         try:
-            for turn in range(1500):
+            for turn in range(60):
                 disk.write(0, kinds[turn % 2])
         finally:
             over.set()
@@ -225,18 +228,19 @@ def test_clones_are_made_between_two_changes_of_their_source() -> None:
     """What a clone counts is what it has."""
     pool = Pool()
     disk = pool.create("disk", 32 << 20)
+    pause_at_publish(True)
     over = threading.Event()
 
     def write() -> None:
         choose = random.Random(1)
         while not over.is_set():
-            block = choose.randrange(512)
-            disk.write(block * BLOCK, numbered(choose.randrange(1, 60)))
-            disk.trim(choose.randrange(512) * BLOCK, BLOCK)
+            block = choose.randrange(480)
+            disk.write(block * BLOCK, numbered(choose.randrange(1, 60)) * 32)
+            disk.trim(choose.randrange(480) * BLOCK, 32 * BLOCK)
 
     def clone() -> None:
         try:
-            for number in range(400):
+            for number in range(200):
                 twin = pool.clone(disk, f"twin {number}")
                 stored = sum(length for length, bits in twin.extents(0, 32 << 20, 1 << 20) if not bits & 1)
                 assert twin.stats().stored == stored
