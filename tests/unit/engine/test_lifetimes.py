@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -106,28 +107,28 @@ def test_a_write_that_was_judged_by_an_earlier_size_stores_nothing_behind_the_en
     disk = pool.create("disk", 2 * LEAF)
     pool.test_locks(pause=True)
     offload_from(0)
-    over = threading.Event()
-    refused = []
+    over, begun = threading.Event(), threading.Event()
 
     def write(seed: int) -> None:
-        choose = random.Random(seed)
+        """So long that the export shrinks while it goes on."""
+        content = half_random(seed, 300) * (LEAF // BLOCK - 2) + b"and a part"
         while not over.is_set():
-            offset = choose.randrange(2 * LEAF - 3 * BLOCK)
-            try:
-                disk.write(offset, half_random(seed, 300) * 2 + b"and a part")
-            except ValueError:
-                refused.append(offset)
+            begun.set()
+            with contextlib.suppress(ValueError):
+                disk.write(LEAF + seed, content)
 
     def resize() -> None:
         try:
-            while len(refused) < 200:
+            for _ in range(60):
+                begun.clear()
+                disk.resize(2 * LEAF)
+                begun.wait()
                 disk.resize(LEAF + 1000)
                 pool.check()
-                disk.resize(2 * LEAF)
         finally:
             over.set()
 
-    in_threads(resize, *(lambda seed=seed: write(seed) for seed in range(3)))
+    in_threads(resize, *(lambda seed=seed: write(seed) for seed in range(2)))
     disk.resize(LEAF + 1000)
     disk.resize(2 * LEAF)
     assert disk.read(LEAF + 1000, LEAF - 1000) == bytes(LEAF - 1000)
