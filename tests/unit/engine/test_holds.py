@@ -60,6 +60,19 @@ def test_empty_places_of_branches_are_passed_over_a_few_at_a_time(walk: str) -> 
     pool.check()
 
 
+@pytest.mark.parametrize("branch", range(1, 12))
+def test_a_walk_finds_a_leaf_at_which_a_hold_ends(branch: int) -> None:
+    """Between two leaves lie the rests of three branches on the way up and of two on the way down: LOOKS, and a few."""
+    top = CHILDREN * BRANCH
+    pool = Pool()
+    disk = pool.create("disk", 16 * top)
+    disk.write(0, text(1))
+    disk.write((branch + 1) * top - LEAF, text(2))
+    assert disk.usage().stored == 2 * BLOCK
+    disk.trim(BLOCK, 16 * top - BLOCK)
+    assert disk.usage().stored == BLOCK
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 39, 40])
 def test_a_walk_that_let_the_lock_go_passes_over_nothing(count: int) -> None:
     pool = Pool()
