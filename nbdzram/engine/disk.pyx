@@ -488,10 +488,9 @@ cdef class Disk(Blocks):
         """Under stripe and lock: clear up to HOLD blocks of a leaf from block[0] on, which moves behind them."""
         cdef uint64_t first = block[0], last = min(end, block[0] + HOLD), pages
         cdef uint64_t* root = self.root()
-        cdef uint64_t* leaf
+        cdef uint64_t* leaf = self.pool.tables.leaf(root, first) if root != NULL else NULL
         if root == NULL:
             return EIO
-        leaf = self.pool.tables.leaf(root, first)
         if leaf == NULL:
             block[0] = end
             return 0
