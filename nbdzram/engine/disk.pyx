@@ -62,9 +62,8 @@ def _open_disk(Pool pool, uint32_t number, uint64_t stored, uint64_t same):
 
 def _clear_behind(Disk disk):
     """What lies behind the end is none of the export; for Pool, as it opens."""
-    cdef uint64_t reach = SIZE_MAX
-    if disk.clear_behind(reach):
-        disk.pool.directory.publish(disk.number, SHRINKING_FROM, reach)  # without memory: it is cleared before the export grows
+    if disk.clear_behind(SIZE_MAX):  # without memory: it is cleared before the export grows
+        disk.pool.directory.publish(disk.number, SHRINKING_FROM, SIZE_MAX)
 
 
 def _test_stripes(Disk disk):
@@ -81,8 +80,7 @@ def _longest_stripe(Disk disk):
 
 
 def offload_from(size: int, /) -> None:
-    """Let requests over `size` bytes give the interpreter lock away; OFFLOAD_SIZE by default. For tests of threads, which
-    would never meet in a small request."""
+    """Let requests over `size` bytes give the interpreter lock away. For tests: in small requests threads never meet."""
     global _offload
     _offload = size
 
@@ -217,8 +215,7 @@ cdef class Disk(Blocks):
 
     cdef int _read_block(self, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil:
         """`count` bytes of a block from its byte `start`."""
-        cdef uint8_t encoded[BLOCK]
-        cdef uint8_t whole[BLOCK]
+        cdef uint8_t encoded[BLOCK], whole[BLOCK]
         cdef uint8_t* decoded = target if count == BLOCK else whole
         cdef uint64_t* root
         cdef uint64_t* leaf
@@ -321,9 +318,9 @@ cdef class Disk(Blocks):
         self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source, uint64_t end
     ) noexcept nogil:
         """Read the block, change a part, store it. Holds the stripe from the first to the last."""
-        cdef uint8_t whole[BLOCK]
-        cdef uint8_t encoded[BLOCK]
+        cdef uint8_t whole[BLOCK], encoded[BLOCK]
         cdef Prepared prepared
+        cdef uint32_t stored
         cdef int error = self._read_block(block, 0, BLOCK, whole)
         if error:
             return error
@@ -334,28 +331,36 @@ cdef class Disk(Blocks):
         else:
             memcpy(whole + start, source, count)
         prepare(self.pool, self.salt, whole, 1, encoded, &prepared)
-        return self._commit(block, 1, &prepared, end)
+        return self._commit(block, 1, &prepared, end, &stored)
 
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil:
         """Replace up to RUN whole blocks of one leaf."""
         cdef uint8_t encoded[RUN * BLOCK]
         cdef Prepared prepared[RUN]
+        cdef uint32_t stored
         cdef int error
         while True:
             prepare(self.pool, self.salt, source, count, encoded, prepared)
             lock_take(self._stripe(first))
-            error = self._commit(first, count, prepared, (first + count) * BLOCK)
+            error = self._commit(first, count, prepared, (first + count) * BLOCK, &stored)
             lock_leave(self._stripe(first))
             if error != ENOSPC or not make_room(self.pool):
                 return error
+            # Not from the beginning: what is stored again leaves a gap, which would count as room made, for ever.
+            first += stored
+            count -= stored
+            source += stored * BLOCK
 
-    cdef int _commit(self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end) noexcept nogil:
+    cdef int _commit(
+        self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end, uint32_t* stored
+    ) noexcept nogil:
         """Give blocks of one leaf their new content, in order, up to the first that fails, unless what is written ends
-        (in bytes of the export) behind its end. Holds the stripe."""
+        (in bytes of the export) behind its end; how many are `stored`. Holds the stripe."""
         cdef uint64_t* root
         cdef uint64_t* leaf = NULL
-        cdef uint32_t index = 0
+        cdef uint32_t index
         cdef int error = 0
+        stored[0] = 0
         must(first % LEAF_BLOCKS + count <= LEAF_BLOCKS, b"what is committed at once lies in one leaf")
         lock_take(&self.pool.lock)
         root = self.root()
@@ -365,14 +370,13 @@ cdef class Disk(Blocks):
             error = EINVAL
         else:
             leaf = self.pool.tables.leaf_for_write(root, first)
-        while leaf != NULL and index < count and self._replace(leaf, first + index, &prepared[index]):
-            index += 1
-        if index < count and error == 0:
+        while leaf != NULL and stored[0] < count and self._replace(leaf, first + stored[0], &prepared[stored[0]]):
+            stored[0] += 1
+        if stored[0] < count and error == 0:
             error = self._no_room(first)
             self.pool.tables.prune(root, first)
-        while index < count:
+        for index in range(stored[0], count):
             abandon(self.pool, &prepared[index])
-            index += 1
         lock_leave(&self.pool.lock)
         return error
 
@@ -416,7 +420,7 @@ cdef class Disk(Blocks):
         cdef uint64_t first = (offset + BLOCK - 1) // BLOCK
         cdef uint64_t last = end // BLOCK
         cdef Prepared zeroes[RUN]
-        cdef uint32_t count
+        cdef uint32_t count, stored
         cdef int error = 0
         if length == 0:
             return 0
@@ -426,22 +430,18 @@ cdef class Disk(Blocks):
             error = self._write_part(first - 1, offset % BLOCK, BLOCK - offset % BLOCK, NULL)
         if error == 0 and end % BLOCK:
             error = self._write_part(last, 0, end % BLOCK, NULL)
-        if error:
-            return error
-        if not no_hole:
-            return self._clear(first, last)
+        if error or not no_hole:
+            return error or self._clear(first, last)
         for count in range(RUN):
             prepare_zeroes(&zeroes[count])
         while first < last:
             count = <uint32_t>min(min(last - first, <uint64_t>RUN), LEAF_BLOCKS - first % LEAF_BLOCKS)
             lock_take(self._stripe(first))
-            error = self._commit(first, count, zeroes, (first + count) * BLOCK)
+            error = self._commit(first, count, zeroes, (first + count) * BLOCK, &stored)
             lock_leave(self._stripe(first))
-            if error == ENOSPC and make_room(self.pool):
-                continue
-            if error:
+            if error and not (error == ENOSPC and make_room(self.pool)):
                 return error
-            first += count
+            first += stored
         return 0
 
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:

@@ -69,13 +69,11 @@ cdef class ObjectStore:
         """Store a new object with one holder. Its handle, or 0 when there is no room; nothing changed then."""
         cdef uint32_t unit, slot, handle
         cdef Cell* cell
-        if not self.slab.alloc(length, &unit, &slot):
-            return 0
+        # The slot last: to free one again would leave spare pages, which look like room to a write that is refused.
         handle = self.cells.alloc()
-        if handle == 0 or not self.index.reserve(handle):
+        if handle == 0 or not self.index.reserve(handle) or not self.slab.alloc(length, &unit, &slot):
             if handle:
                 self.cells.free(handle)
-            self.slab.free(unit, slot)
             return 0
         memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), encoded, length)
         cell = self.cells.cell(handle)

@@ -96,10 +96,12 @@ class Pair:
         disk = self.disk(choice)
         first, end = -(-offset // BLOCK) * BLOCK, (offset + clip(offset, length)[1]) // BLOCK * BLOCK
         offset, length = clip(offset, length)
-        if first < end:
-            self._change(disk, first, bytes(end - first), lambda: disk.trim(offset, length))
-        else:
-            disk.trim(offset, length)
+        may_keep = self.pool.mem_limit or allocations_left() >= 0
+        disk.trim(offset, length)
+        model = self.models[disk.name]
+        for at in range(first, end, BLOCK):  # where a clone shares the table and there is no room to copy, it stays
+            if not may_keep or disk.read(at, BLOCK) != model[at : at + BLOCK]:
+                model[at : at + BLOCK] = bytes(BLOCK)
 
     def read(self, choice: int, offset: int, length: int) -> None:
         disk = self.disk(choice)
