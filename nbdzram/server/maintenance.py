@@ -1,8 +1,8 @@
 """Runs that improve a pool, off the event loop: fold, compact, recompress, check.
 
 One run at a time a pool, on a thread of the pool's own; the others wait in a queue, and say for whom. A run goes in
-slices; between two slices the thread sleeps as the processor budget asks, and looks whether the run was paused or ended.
-The event loop only polls the run's counters, for progress.
+slices; between two slices the thread sleeps as the processor budget asks, and looks whether the run was paused or
+ended. The event loop only polls the run's counters, for progress.
 
 The thread has the priority of every other: one of a lower keeps the pool's lock while whoever is more important uses
 the processor, and a client waits for both. So it is the budget that gives way: while clients come to the pool, a run
