@@ -147,7 +147,7 @@ class Changes:
         await self._remember_pool(config)
         try:
             pool, placed = await asyncio.to_thread(self._open_pool, config)
-        except UserError:
+        except BaseException:
             await self._forget_pool(name)
             raise
         for part in placed:
@@ -166,7 +166,12 @@ class Changes:
                         f"the pool '{config.name}' holds an export '{disk.name}', and there is one of that name "
                         "already; remove that, or choose another name for the pool"
                     )
-            placed = place_exports((), {config.name: pool}, self._memory)
+            removed = {
+                name: known
+                for name, known in self._memory.changes.exports.items()
+                if known.removed and name in self._declared
+            }
+            placed = place_exports((), {config.name: pool}, self._memory, removed=removed)
             closing.pop_all()
             return pool, placed
 
@@ -323,7 +328,7 @@ class Changes:
         await self._remember(name, record)
         try:
             disk = await asyncio.to_thread(make)  # it may have to ask the file system for pages
-        except UserError:
+        except BaseException:
             await self._undo(name, before)
             raise
         export = Placed(name=name, disk=disk, record=record).export()

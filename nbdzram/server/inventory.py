@@ -9,7 +9,8 @@ was changed at run time, and who may attach. The rules, in this order:
 2. A value that was changed at run time holds until its declaration changes (state.py).
 3. Who may attach is what was declared or remembered. Where neither is known, nobody may.
 4. What is declared and not there is made. What is declared larger grows.
-5. What was remembered and not done, because the server was killed between the two, is told and forgotten, or finished.
+5. What was remembered and not done, because the server was killed between the two, is told and forgotten, or finished;
+   a removal never of a disk that only has the removed one's name, and lies in another pool.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
 from nbdzram.engine.disk import Disk
@@ -103,18 +105,26 @@ def require_trust(name: str, pool: Pool, rules: Iterable[Access]) -> None:
         )
 
 
-def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], state: State) -> list[Placed]:
+def place_exports(
+    declared: Iterable[ExportConfig],
+    pools: Mapping[str, Pool],
+    state: State,
+    *,
+    removed: Mapping[str, ExportRecord] = MappingProxyType({}),
+) -> list[Placed]:
     """Every disk that is to be offered, made or found, and remembered with its rules. Raises UserError.
 
-    Writes and syncs a file, and may make or grow disks: not on an event loop.
+    `removed`: what else is declared, and was removed at run time. Writes and syncs a file, and may make or grow disks:
+    not on an event loop.
     """
     found = _found(pools)
     placed: list[Placed] = []
-    removed: dict[str, ExportRecord] = {}
+    removed = dict(removed)
     unmade: list[UserError] = []
     for config in declared:
-        record = effective(config, state.changes.exports.get(config.name))
-        if record.removed:
+        known = state.changes.exports.get(config.name)
+        record = effective(config, known)
+        if record.removed and not _is_another(config.name, known, found):
             log.info(
                 "export %s is declared but was removed at run time; `nbdzram exports add` brings it back", config.name
             )
@@ -122,6 +132,7 @@ def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], s
             if config.name in found:
                 _finish_removal(config.name, found.pop(config.name), pools)
         elif config.name in found:
+            record = dataclasses.replace(record, removed=False)
             placed.append(_find_again(config, record, *found.pop(config.name)))
         else:
             try:
@@ -135,7 +146,7 @@ def place_exports(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], s
                 placed.append(Placed(name=config.name, disk=disk, record=record))
     for name, (disk, pool_name) in found.items():
         known = state.changes.exports.get(name)
-        if known is not None and known.removed:
+        if known is not None and known.removed and not _is_another(name, known, found):
             _finish_removal(name, (disk, pool_name), pools)
         else:
             placed.append(_keep(name, disk, pool_name, known))
@@ -206,6 +217,11 @@ def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:
     return found
 
 
+def _is_another(name: str, known: ExportRecord | None, found: Mapping[str, tuple[Disk, str]]) -> bool:
+    """Whether what was found under the name of a removed disk is not that disk, which lay in another pool."""
+    return known is not None and known.removed and name in found and found[name][1] != known.pool
+
+
 def _find_again(config: ExportConfig, record: ExportRecord, disk: Disk, pool_name: str) -> Placed:
     name = config.name
     if config.private and not disk.private:
@@ -237,7 +253,7 @@ def _find_again(config: ExportConfig, record: ExportRecord, disk: Disk, pool_nam
 
 def _keep(name: str, disk: Disk, pool_name: str, known: ExportRecord | None) -> Placed:
     """A disk that nobody declares."""
-    if known is None:
+    if known is None or known.removed:  # of another disk, then
         log.warning(
             "the export '%s' is neither declared nor remembered, so who may attach is not known: nobody may, until "
             "`nbdzram exports change %s` says who",
@@ -277,7 +293,7 @@ def _remember(
     placed: Iterable[Placed], removed: Mapping[str, ExportRecord], pools: Mapping[str, Pool], state: State
 ) -> None:
     """What is offered and what is removed, and of pools that are not open what was known of them."""
-    records = {part.name: part.record for part in placed} | dict(removed)
+    records = dict(removed) | {part.name: part.record for part in placed}
     for name, known in state.changes.exports.items():
         if name in records:
             continue

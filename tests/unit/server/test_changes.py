@@ -26,7 +26,7 @@ from nbdzram.nbd.constants import Reply
 from nbdzram.server import state as state_module
 from nbdzram.server.exports import Peer, PeerDirectory
 from nbdzram.server.service import Service
-from nbdzram.server.state import FILE_NAME
+from nbdzram.server.state import FILE_NAME, State
 from tests.support.loop_client import WireClient
 from tests.wire import name_and_infos, option
 
@@ -385,6 +385,22 @@ def test_a_pool_that_is_added_again_comes_with_its_disks_and_their_rules(house: 
     tell(story())
 
 
+def test_a_pool_that_is_added_again_brings_back_no_removed_export(house: House) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.add_pool("fast", 0, "fold")
+            await changes.remove_export("disk", force=False)
+            await changes.add_export("disk", MIB, pool="fast", **UNCHANGED)
+            await changes.remove_export("disk", force=False)
+            await changes.remove_pool("fast")
+            await changes.add_pool("fast", 0, "fold")
+            assert house.remembered()["disk"]["removed"]
+        async with house.open():
+            assert house.service.status().exports == ()
+
+    tell(story())
+
+
 # ---- a change is remembered before it is made ----
 
 
@@ -460,13 +476,21 @@ class Delegate:
         return getattr(self._real, name)
 
 
-def test_what_was_remembered_for_a_change_that_failed_is_undone(house: House) -> None:
+@pytest.mark.parametrize("error", [UserError, PoolFull])
+def test_what_was_remembered_for_a_change_that_failed_is_undone(
+    house: House, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story() -> None:
         async with house.open() as changes:
             before = house.remembered()
 
             def refuses(*_: Any, **__: Any) -> None:
-                raise UserError("the directory is full")
+                raise error("the directory is full")
+
+            with monkeypatch.context() as patched, pytest.raises(UserError, match="directory is full"):
+                patched.setattr("nbdzram.server.changes.open_pool", refuses)
+                await changes.add_pool("fast", 0, "fold")
+            assert State(house.state_dir).changes.pools == {}
 
             service = changes._pools["default"]
             pool, service.pool = service.pool, Delegate(service.pool, create=refuses, clone=refuses)

@@ -112,6 +112,21 @@ def test_a_removal_that_a_crash_interrupted_is_finished(tmp_path: Path) -> None:
         assert offered == {}
 
 
+@pytest.mark.parametrize("declared", [(), (declare(),)], ids=["undeclared", "declared"])
+def test_a_removal_takes_no_disk_of_the_same_name_in_another_pool(
+    tmp_path: Path, declared: tuple[ExportConfig, ...]
+) -> None:
+    """An older one, of a pool that was not known when its namesake was removed."""
+    with started(tmp_path, declare(pool="old"), pools=("default", "old")) as offered:
+        offered["disk"].disk.write(0, b"o" * 512)
+    change(tmp_path, "disk", size=8 * MIB, declared=8 * MIB, removed=True)
+    for _ in range(2):
+        with started(tmp_path, *declared, pools=("default", "old")) as offered:
+            assert offered["disk"].record.pool == "old"
+            assert offered["disk"].disk.read(0, 512) == b"o" * 512
+            assert offered["disk"].record.access == (EVERYONE if declared else NOBODY)
+
+
 def test_an_export_in_another_pool_than_declared_is_offered_where_it_lies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
