@@ -109,13 +109,16 @@ class ControlServer:
             self.path.unlink()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        conversation = Conversation(self.path, reader, writer)
+        try:
+            conversation = Conversation(self.path, reader, writer)
+        except OSError as error:  # no descriptor to ask the kernel with, and nobody acts unknown
+            _turn_away(writer, f"cannot tell who connects: {error.strerror}; raise LimitNOFILE= or `ulimit -n`")
+            return
         if not self._make_room():
             text = (
                 f"all {MAX_CONNECTIONS} control connections are at work on requests; wait until one of them has ended"
             )
-            writer.write(messages.failure(None, Code.REFUSED, text))
-            writer.close()
+            _turn_away(writer, text)
             return
         task = asyncio.create_task(self._converse(conversation))
         self._conversations[task] = conversation
@@ -230,6 +233,11 @@ _OUR_BUGS = (
     ValueError,
 )
 """What a request may meet that nobody foresaw: logged with its trace, and the conversation goes on."""
+
+
+def _turn_away(writer: asyncio.StreamWriter, text: str) -> None:
+    writer.write(messages.failure(None, Code.REFUSED, text))
+    writer.close()
 
 
 def _caller_of(path: Path, writer: asyncio.StreamWriter) -> Caller:

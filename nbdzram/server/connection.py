@@ -264,6 +264,10 @@ def peer_of(transport: Any) -> Peer:
 
 def _unix_client(transport: Any) -> str:
     """Who connected, as the kernel says: several local clients are told apart by it."""
-    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as peer:
+    try:
+        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+    except OSError:  # all are in use: it is served all the same
+        return "unix client"
+    with socket.socket(fileno=descriptor) as peer:
         pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return f"unix client (pid {pid}, uid {uid})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -155,6 +156,20 @@ def test_connections_that_all_work_are_let_work_and_the_next_is_told_so(tell: Te
         crowd.end.set()
         for talk in busy:
             assert (await heard(talk))["result"] == "done"
+
+    tell(story)
+
+
+def test_who_cannot_be_known_is_turned_away_with_the_reason(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def story(crowd: Crowd) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("nbdzram.control.server.os.dup", refuse)
+            refused = await heard(await crowd.connect(STATUS))
+        assert "cannot tell who connects: Too many open files; raise" in refused["error"]["message"]
+        assert (await heard(await crowd.connect(STATUS)))["result"] == "here"
 
     tell(story)
 

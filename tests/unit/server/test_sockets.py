@@ -237,6 +237,24 @@ def test_an_ip_client_whose_address_is_gone_is_not_taken_for_a_local_one(stage: 
     assert stage.disk.admits(Peer("x", local=True))
 
 
+def test_a_local_client_of_whom_the_kernel_cannot_be_asked_is_served_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, play: Play
+) -> None:
+    """To ask takes a descriptor, and others may have the last ones."""
+
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr("nbdzram.server.connection.os.dup", refuse)
+        client = await stage.client()
+        monkeypatch.undo()
+        assert [session.peer.text for session in stage.server.sessions] == ["unix client"]
+        await client.close()
+
+    play(story)
+
+
 def test_a_vsock_client_is_local(stage: Stage) -> None:
     peer = peer_of(transport(socket.AF_VSOCK, (3, 1024)))
     stage.disk.set_rules(access=Access(addresses=("127.0.0.0/8",)), read_only=False, description="")
