@@ -26,13 +26,14 @@ pid() { systemctl show --property MainPID --value nbdzram.service; }
 size() { nbdinfo --size nbd://127.0.0.1:10809/disk 2>&1 | grep -o 'refused\\|^[0-9]*$'; }
 fill() { head -c 1048576 /dev/urandom >/root/content; nbdcopy /root/content nbd://127.0.0.1:10809/disk; }
 kept() { nbdcopy nbd://127.0.0.1:10809/disk /root/found; cmp -n 1048576 /root/content /root/found && echo kept; }
-until_active() { until systemctl is-active --quiet nbdzram.service && [ "$(pid)" != "$1" ]; do sleep 0.1; done; }
+another() { local now; now=$(pid); [ "$now" != 0 ] && [ "$now" != "$1" ] && systemctl is-active --quiet nbdzram; }
+until_active() { until another "$1"; do sleep 0.1; done; }
 """
 
 STORY = """
 systemctl enable --now nbdzram; say enabled state
 say serves size
-fill
+say filled fill
 systemctl reload nbdzram; say reloaded state
 systemctl restart nbdzram.socket; say socket_restart_fails echo $?
 say content_after_socket kept
@@ -60,7 +61,7 @@ systemctl daemon-reload
 systemctl enable --now var-lib-nbdzram.mount
 systemctl enable --now nbdzram; say enabled state
 say on_tmpfs stat --file-system --format %T /var/lib/nbdzram
-fill
+say filled fill
 systemctl restart nbdzram; say after_restart kept
 systemctl stop nbdzram; systemctl start nbdzram; say after_stop kept
 was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
@@ -82,13 +83,16 @@ def _run(package: Path, directory: Path, story: str) -> dict[str, str]:
         shutil.copy(package, root / "nbdzram.deb")
         installed = run_in(root, ["dpkg", "--install", "/nbdzram.deb"], seconds=INSTALL_SECONDS)
         assert installed.returncode == 0, installed.stderr
-        return _told(boot(root, WORDS + story))
+        text = boot(root, WORDS + story)
+        print(text)  # all of it, beside the assertion that fails
+        return _told(text)
 
 
 def test_a_server_that_was_stopped_stays_stopped_and_a_socket_never_restarts_it(package: Path, tmp_path: Path) -> None:
     told = _run(package, tmp_path, STORY)
     assert told["enabled"] == told["reloaded"] == told["restarted"] == told["started"] == "active active", told
     assert told["serves"] == told["serves_after_crashes"] == str(1 << 30), told
+    assert told["filled"] == "", told
     assert told["socket_restart_fails"] == "1", told
     assert told["content_after_socket"] == "kept", told
     assert told["empty_after_restart"] != "kept", told
@@ -103,6 +107,7 @@ def test_disks_in_a_tmpfs_of_their_own_outlive_the_server(package: Path, tmp_pat
     told = _run(package, tmp_path, STATE)
     assert told["enabled"] == "active active", told
     assert told["on_tmpfs"] == "tmpfs", told
+    assert told["filled"] == "", told
     for what in ("restart", "stop", "crash", "upgrade"):
         assert told[f"after_{what}"] == "kept", told
     assert told["without_conffile"] == "0", told
