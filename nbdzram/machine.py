@@ -40,9 +40,13 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine as the process sees it whose directory `process` is."""
+    """The machine as the process sees it whose directory `process` is.
+
+    Where file systems are mounted is what `viewer` sees, who looks at them: another process may be in a container.
+    """
 
     process: Path = Path("/proc/self")
+    viewer: Path | None = None  # None: the process itself
 
     def memory(self) -> Share:
         """Bytes of memory."""
@@ -70,11 +74,19 @@ class Machine:
         found = [Share(limit, directory) for limit, directory in limits if limit is not None]
         return min(found, key=lambda share: share.amount, default=None)
 
+    def unit(self) -> str | None:
+        """The service of systemd in whose cgroup the process is. None: it is in none, or in a container's."""
+        for _, cgroup in self._memberships():
+            names = [name for name in PurePosixPath(cgroup).parts if name.endswith((".service", ".scope"))]
+            if names and names[-1].endswith(".service") and not names[-1].startswith("user@"):
+                return names[-1]
+        return None
+
     def keeps_in_memory(self, path: Path) -> bool:
         """Whether what is stored there never reaches a disk. False where it cannot be told."""
         device = path.stat().st_dev
         name = f"{os.major(device)}:{os.minor(device)}"
-        lines = _text(self.process / "mountinfo").splitlines()
+        lines = _text((self.viewer or self.process) / "mountinfo").splitlines()
         kinds = {line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2] == name}
         return bool(kinds) and kinds <= MEMORY_FILE_SYSTEMS
 
@@ -98,7 +110,7 @@ class Machine:
 
     def _mounts(self, controller: str | None) -> Iterator[tuple[str, Path]]:
         """Where version 2, or a controller's hierarchy of version 1, is mounted: from which cgroup on, and where."""
-        for line in _text(self.process / "mountinfo").splitlines():
+        for line in _text((self.viewer or self.process) / "mountinfo").splitlines():
             place, _, kind = line.partition(" - ")
             kind, _, options = kind.split(" ", 2)
             wanted = kind == "cgroup2" if controller is None else kind == "cgroup" and controller in options.split(",")

@@ -89,6 +89,16 @@ class Patient:
     kernel: Kernel = Kernel()
     source: str | None = None  # the configuration's file
     processes: Path = Path("/proc")
+    settings: Path = Path("/sys/kernel/mm/transparent_hugepage")
+
+    @property
+    def process(self) -> Path:
+        """The directory of the server's process; none that exists where its number is another's (containers)."""
+        if self.server is not None:
+            place = self.processes / str(self.server.pid)
+            if _text(place / "comm").strip() == "nbdzram":
+                return place
+        return self.processes / "unseen"
 
 
 def running_server(control: Path | None) -> ServerStatus | None:
@@ -144,6 +154,19 @@ def server(patient: Patient) -> Iterator[Finding]:
         yield Finding(Level.WARN, "server", says, "restart the server")
     else:
         yield Finding(Level.OK, "server", f"runs as pid {status.pid}; exports: {len(status.exports)}")
+
+
+def huge_pages(patient: Patient) -> Iterator[Finding]:
+    """A page of 2 MiB is given back whole or not at all; pools decline them, file systems may give them even so."""
+    setting = _chosen(patient.settings / "enabled")
+    if not setting:
+        yield Finding(Level.OK, "huge pages", "this kernel has no transparent ones")
+    elif _chosen(patient.settings / "shmem_enabled") == "force":
+        says = "every tmpfs is made of huge pages, a state directory there too: what blocks free stays taken"
+        remedy = f"echo never > {patient.settings / 'shmem_enabled'}, and mount the state directory without huge="
+        yield Finding(Level.WARN, "huge pages", says, remedy)
+    else:
+        yield Finding(Level.OK, "huge pages", f"transparent ones: {setting}; pools decline them")
 
 
 def client(patient: Patient) -> Iterator[Finding]:
@@ -258,7 +281,7 @@ def swap(patient: Patient) -> Iterator[Finding]:
     if patient.server is None:
         yield Finding(Level.OK, "swap", "no server runs here whose blocks could be swapped out")
         return
-    status = _text(patient.processes / str(patient.server.pid) / "status")
+    status = _text(patient.process / "status")
     found = re.search(r"^VmSwap:\s+(\d+) kB", status, re.MULTILINE)
     swapped = int(found[1]) << 10 if found else 0
     if swapped:
@@ -320,15 +343,10 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     descriptors,
     addresses,
     certificates,
+    huge_pages,
     client,
 )
-"""In the order in which they are told."""
-
-
-def examine(patient: Patient) -> Iterator[Finding]:
-    """Every finding."""
-    for check in CHECKS:
-        yield from check(patient)
+"""Of a configuration, in the order in which they are told. Those of a server that runs: nbdzram/cli/vitals.py."""
 
 
 def _expiry(path: Path, now: datetime) -> Finding:
@@ -387,6 +405,11 @@ def _cannot_listen(address: TcpAddress) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def _chosen(setting: Path) -> str:
+    """The word in brackets, as the kernel marks it: always [madvise] never."""
+    return "".join(re.findall(r"\[(\w+)\]", _text(setting))[:1])
 
 
 def _free(directory: Path) -> int:

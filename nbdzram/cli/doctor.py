@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import ANY_PATH, control_option, json_option, print_json
-from nbdzram.cli.diagnosis import Finding, Level, Patient, examine, running_server
+from nbdzram.cli.diagnosis import CHECKS, Finding, Level, Patient, running_server
+from nbdzram.cli.vitals import VITALS
+from nbdzram.config import ServerConfig
 from nbdzram.settings import load
 
 COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
@@ -27,7 +29,7 @@ WIDEST = 100
     "--config",
     metavar="FILE",
     type=ANY_PATH,
-    help="The configuration that `serve` would be given.",
+    help="Look at this configuration, which `serve` would be given, and not at the server that runs.",
 )
 @json_option
 @control_option
@@ -35,12 +37,17 @@ WIDEST = 100
 def command(context: click.Context, *, config: Path | None, as_json: bool, control: Path | None) -> None:
     """Look for what would keep a server from running well on this machine.
 
-    It looks at libraries, memory, limits, ports, certificates, and what attaching needs, and changes nothing. The
-    exit code is 1 if something fails; warnings do not count.
+    Of a server that runs it looks at what that has: pools, state, unit, threads, descriptors, addresses, certificates.
+    With -c, or when none runs, at what a configuration asks for and this machine has. It changes nothing. The exit code
+    is 1 if something fails; warnings do not count.
     """
-    settled = load(config, os.environ, {})
-    source = str(config) if config else os.environ.get("NBDZRAM_CONFIG") or None
-    found = list(examine(Patient(settled, running_server(control), source=source)))
+    server = running_server(control)
+    if server is not None and config is None:
+        patient, checks = Patient(ServerConfig(), server), VITALS
+    else:
+        source = str(config) if config else os.environ.get("NBDZRAM_CONFIG") or None
+        patient, checks = Patient(load(config, os.environ, {}), server, source=source), CHECKS
+    found = [finding for check in checks for finding in check(patient)]
     if as_json:
         print_json(found)
     else:

@@ -219,6 +219,7 @@ def test_too_few_tasks_for_the_threads_warn(monkeypatch: pytest.MonkeyPatch, amo
 def test_a_server_that_is_swapped_out_is_warned_of(tmp_path: Path, told: str, level: Level) -> None:
     place = tmp_path / str(SERVER.pid)
     place.mkdir()
+    (place / "comm").write_text("nbdzram\n")
     (place / "status").write_text(f"Name:\tnbdzram\nVmRSS:\t 9 kB\n{told}\n")
     (finding,) = diagnosis.swap(Patient(QUIET, SERVER, processes=tmp_path))
     assert (finding.level, "2M" in finding.says) == (level, level is Level.WARN)
