@@ -6,6 +6,7 @@ with a runtime directory of its own, asks after a service that systemd started u
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,9 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
             return read_path(named)  # as `serve` reads the same variable
         except ValueError as error:
             raise ConfigError(f"NBDZRAM_CONTROL: {error}") from None
+    configured = _configured(environment)
+    if configured is not None:
+        return configured
     looked_at = [directory / SOCKET_NAME for directory in _directories(environment)]
     closed = []
     for path in looked_at:
@@ -58,6 +62,20 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
     raise ServerUnreachable(
         f"no server found: no control socket at {places}; start `nbdzram serve` or name it with --control"
     )
+
+
+def _configured(environment: Mapping[str, str]) -> Path | None:
+    """What the file says that NBDZRAM_CONFIG names, as in a container, whose health check asks in this way.
+
+    A file that this user may not read, or that is wrong, names nothing: a server that runs is still looked for.
+    """
+    if not environment.get("NBDZRAM_CONFIG"):
+        return None
+    from nbdzram.settings import load  # noqa: PLC0415 - a command without the variable does without it
+
+    with contextlib.suppress(ConfigError):
+        return load(None, {"NBDZRAM_CONFIG": environment["NBDZRAM_CONFIG"]}, {}).control
+    return None
 
 
 def not_ours(path: Path) -> ServerUnreachable:

@@ -377,6 +377,23 @@ def test_a_client_finds_the_socket_or_says_where_it_looked(tmp_path: Path) -> No
     assert socket_for_client({"NBDZRAM_CONTROL": "/named"}) == Path("/named")
 
 
+def test_a_client_asks_at_the_socket_that_the_configuration_names(tmp_path: Path) -> None:
+    """The file that NBDZRAM_CONFIG names, which `serve` reads too; one that cannot be read names nothing."""
+    file = tmp_path / "nbdzram.toml"
+    environment = {"NBDZRAM_CONFIG": str(file), "XDG_RUNTIME_DIR": str(tmp_path)}
+    beside = socket_for_server(environment)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(beside))
+        for content in ("", "control = 7\n", "no TOML"):
+            file.write_text(content)
+            assert socket_for_client(environment) == beside
+        file.unlink()
+        assert socket_for_client(environment) == beside
+        file.write_text('control = "/elsewhere/own.sock"\n')
+        assert socket_for_client(environment) == Path("/elsewhere/own.sock")
+        assert socket_for_client(environment | {"NBDZRAM_CONTROL": "/named"}) == Path("/named")
+
+
 def test_an_answer_of_another_version_is_refused_in_one_sentence() -> None:
     payload = json.loads(to_json(SERVER))
     payload["surprise"] = 1
