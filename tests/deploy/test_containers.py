@@ -1,4 +1,4 @@
-"""Docker, Compose and Kubernetes: no engine and no cluster runs here, so their own linters and schemas speak."""
+"""Docker, Compose and Kubernetes: their own linters and schemas speak. tests/deploy/test_image.py runs the image."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def test_image_builds_in_one_stage_and_runs_in_another_as_nobody() -> None:
 
 def test_image_copies_all_that_the_build_needs_and_dockerignore_lets_it_through() -> None:
     """Every source of COPY exists and is not ignored, and what pyproject.toml and setup.py name is among them."""
-    patterns = [
-        line[1:] for line in DOCKERFILE.with_suffix(".dockerignore").read_text().splitlines() if line[:1] == "!"
-    ]
+    patterns = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"]
     copied: set[str] = set()
     for word, rest in _instructions():
         if word == "COPY" and not rest.startswith("--from"):

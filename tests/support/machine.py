@@ -6,8 +6,11 @@ What runs in it is a chroot, a container of systemd-nspawn in which systemd is t
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,13 +21,15 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache"
 BOOTSTRAP_SECONDS = 1800
 BOOT_SECONDS = 300
 MACHINE_ID = "uninitialized\n"  # machine-id(5): systemd makes one at the first boot
+AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
+PIP_REACHES_BY = ("index-url", "extra-index-url", "proxy", "trusted-host", "default-timeout", "timeout")
 
 
 def require_base(release: str, *packages: str) -> Path:
     """The root directory of a minimal Debian with these packages. Nobody writes to it."""
     require_root("makes and enters a root directory")
     debootstrap = require_program("debootstrap", package="debootstrap")
-    base = CACHE / f"base-{release}-{len(packages)}"
+    base = CACHE / f"base-{release}-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:8]}"
     if not base.exists():
         making = base.with_suffix(".making")
         shutil.rmtree(making, ignore_errors=True)
@@ -58,12 +63,31 @@ def layer_over(base: Path, directory: Path) -> Iterator[Path]:
         subprocess.run(["umount", directory], check=True)
 
 
+def reach_packages(root: Path) -> None:
+    """Let apt and pip in `root` reach what this machine's own reach, by the same servers, proxies and authorities."""
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    shutil.copy(Path("/", AUTHORITIES), root / AUTHORITIES)
+    told = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout
+    (root / "etc/apt/apt.conf.d/99-as-outside").write_text(told)
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    settings = {"cert": f"/{AUTHORITIES}"}
+    for key, value in re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", told, re.MULTILINE):
+        if key in PIP_REACHES_BY and "file:" not in value:
+            settings[key] = value
+    (root / "etc/pip.conf").write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
+
+
 def run_in(root: Path, words: Sequence[str], *, seconds: float) -> subprocess.CompletedProcess[str]:
     """A command in a chroot, in namespaces of its own for mounts and processes: nothing of it stays."""
+    return subprocess.run(enter(root, words), capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def enter(root: Path, words: Sequence[str]) -> list[str]:
+    """The command that runs `words` in a chroot so; whoever kills it kills all that runs there."""
     isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={root}/proc"]
-    return subprocess.run(
-        [*isolate, "chroot", root, *words], capture_output=True, text=True, timeout=seconds, check=False
-    )
+    return [*isolate, "chroot", str(root), *words]
 
 
 def boot(root: Path, trial: str) -> str:
