@@ -346,7 +346,7 @@ cdef class Disk(Blocks):
             lock_leave(self._stripe(first))
             if error != ENOSPC or not make_room(self.pool):
                 return error
-            # Not from the beginning: what is stored again leaves a gap, which would count as room made, for ever.
+            # Not from the beginning: what is stored again takes the room that was made.
             first += stored
             count -= stored
             source += stored * BLOCK

@@ -47,6 +47,10 @@ from nbdzram.errors import ArenaError
 
 cdef enum:
     ENTRY_SIZE = 512  # of an export directory entry, which a root stands in
+    FETCH_AHEAD = 24  # cells on their way from memory while a leaf is copied
+
+cdef extern from * nogil:
+    void __builtin_prefetch(const void*)
 
 
 @cython.final
@@ -339,6 +343,10 @@ cdef class Tables:
         cdef int index
         memcpy(words, self.words(source), PAGE_SIZE)
         for index in range(BRANCH_CHILDREN):
+            if level == 0 and index + FETCH_AHEAD < LEAF_BLOCKS:
+                handle = entry_handle(words[index + FETCH_AHEAD])
+                if handle < self.store.cells.high:
+                    __builtin_prefetch(self.store.cells.cell(handle))
             if level:
                 if self.is_word(words[index], level, first + index):
                     self.acquire(page_of(words[index]))
@@ -405,7 +413,7 @@ cdef class Tables:
         """Whether the unit holds nodes; its other pages are free nodes then."""
         cdef int index
         cdef uint32_t page
-        cdef bint found = False
+        cdef bint found = False, has_room
         if (<uint64_t>unit + 1) * UNIT_PAGES * 4 > self.refs.committed:
             return False
         for index in range(UNIT_PAGES):
@@ -413,11 +421,13 @@ cdef class Tables:
                 found = True
         if not found:
             return False
+        # Also where every page is a node: each of them may be free one day.
+        has_room = region_ensure(&self.free_nodes, (self.nodes + self.free_count + UNIT_PAGES) * 4)
         for index in range(UNIT_PAGES):
             page = unit * UNIT_PAGES + index
             if self.parents(page) == 0:
                 self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
-                if region_ensure(&self.free_nodes, (self.nodes + self.free_count + 1) * 4):
+                if has_room:
                     (<uint32_t*>self.free_nodes.base)[self.free_count] = page
                     self.free_count += 1
         return True

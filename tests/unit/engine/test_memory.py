@@ -311,22 +311,6 @@ def test_a_write_that_lacks_one_page_of_two_is_refused_and_does_not_try_for_ever
         assert pool.stats().failed_writes == 1
 
 
-def test_a_long_write_that_is_refused_has_stored_its_beginning_once() -> None:
-    """What it stored is not stored again when room was made: the gap that leaves would be room made, for ever."""
-    for pages in range(300, 340):
-        pool = Pool(mem_limit=pages * BLOCK)
-        disk = pool.create("disk", SIZE)
-        end = fill_to_the_limit(disk, lambda number: half_random(number, 1900 if number % 3 else 900))
-        for number in range(0, end, 5):
-            disk.trim(number * BLOCK, BLOCK)
-        new = b"".join((noise if number % 2 else half_random)(number + 5000) for number in range(64))
-        with contextlib.suppress(PoolFull):
-            while True:
-                disk.write(end * BLOCK, new)
-                end += 64
-        pool.check()
-
-
 def test_compaction_works_in_a_pool_that_is_exactly_full() -> None:
     """Also where what is left of a class has to move into a zspage that is still to be made."""
     pool = Pool(mem_limit=2 << 20)
