@@ -20,7 +20,10 @@ def test_a_mistake_can_still_be_made(mutant: Mutant) -> None:
     assert mutant.applied_to(text) != text
     assert mutant.tests
     for words in mutant.tests:
-        assert (PROJECT / words.partition("::")[0]).exists(), words
+        file, _, name = words.partition("::")
+        assert (PROJECT / file).exists(), words
+        function = name.partition("[")[0].rpartition("::")[2]
+        assert not function or f"def {function}(" in (PROJECT / file).read_text(encoding="utf-8"), words
 
 
 def test_names_are_unique() -> None:
