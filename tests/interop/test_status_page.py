@@ -108,7 +108,7 @@ def test_the_page_says_when_the_server_is_gone(serve: Callable[..., Nbdzram], br
 
 
 def test_a_full_pool_is_seen_at_once(serve: Callable[..., Nbdzram], browser: Browser) -> None:
-    server = serve({"disk": "64M"}, arguments=("--mem-limit", "1M"), metrics=True)
+    server = serve({"disk": "64M"}, arguments=("--mem-limit", "4M"), metrics=True)
     browser.open(page_of(server))
     browser.wait_for("document.getElementById('pools').innerText.includes('0 % of the limit')")
     assert browser.evaluate("document.querySelectorAll('#pools .bad').length") == 0
@@ -117,7 +117,7 @@ def test_a_full_pool_is_seen_at_once(serve: Callable[..., Nbdzram], browser: Bro
     browser.wait_for("document.querySelectorAll('#pools .bad').length === 2")
     shown = browser.evaluate("[...document.querySelectorAll('#pools .bad')].map(one => one.innerText)")
     # A sixteenth is kept for making room, and figures for strangers are rounded down.
-    assert re.fullmatch(r"9[0-4] % of the limit of 1 MiB", shown[0])
+    assert re.fullmatch(r"9[4-9] % of the limit of 4 MiB", shown[0])
     assert shown[1:] == ["refused at the limit1 write"]
 
 
