@@ -130,7 +130,11 @@ class Changes:
 
     async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
         """Open a pool: a new, empty one, or with what its arena in the state directory holds. Raises UserError."""
-        return await self._alone(self._add_pool(_pool_config(name, mem_limit, dedup)))
+        return await self.declare_pool(_pool_config(name, mem_limit, dedup))
+
+    async def declare_pool(self, config: PoolConfig) -> PoolStatus:
+        """The same, with all that a declaration says. Raises UserError."""
+        return await self._alone(self._add_pool(config))
 
     async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
         """Set a pool's limit, which leaves what is stored as it is, or when equal blocks meet. Raises UserError."""

@@ -99,7 +99,7 @@ class Reload:
         for pool in new.pools:
             if pool.name not in self._pools:
                 yield self._add_pool(pool)
-            elif pool != known.get(pool.name):
+            elif dataclasses.replace(pool, tell_sharing=False) != _without_sharing(known.get(pool.name)):
                 yield self._change_pool(pool)
         declared = {export.name: export for export in self.config.exports}
         there = {export.name: export for export in self._exports}
@@ -112,12 +112,14 @@ class Reload:
                 yield self._add_export(export)
 
     def _add_pool(self, pool: PoolConfig) -> Step:
-        return f"pool {pool.name} added", lambda: self._changes.add_pool(pool.name, pool.mem_limit, pool.dedup.value)
+        return f"pool {pool.name} added", lambda: self._changes.declare_pool(pool)
 
     def _change_pool(self, pool: PoolConfig) -> Step:
-        return f"pool {pool.name} changed", lambda: self._changes.change_pool(
-            pool.name, pool.mem_limit, pool.dedup.value
-        )
+        async def change() -> None:
+            await self._changes.change_pool(pool.name, pool.mem_limit, pool.dedup.value)
+            self._pools[pool.name].pool.verify = pool.verify
+
+        return f"pool {pool.name} changed", change
 
     def _add_export(self, export: ExportConfig) -> Step:
         return f"export {export.name} added", lambda: self._changes.add_export(
@@ -136,6 +138,11 @@ class Reload:
             raise ConfigError(
                 f"the export '{name}' lies in the pool '{there.pool_name}', but is declared in '{wanted.pool}'; "
                 "declare it where it lies, or copy its content to an export of another name"
+            )
+        if wanted.private and not there.disk.private:
+            raise ConfigError(
+                f"the export '{name}' is declared private, but was made without: its blocks may be shared already; "
+                "remove and add it, or copy its content to a private export"
             )
         if wanted.size_bytes < size:
             raise ConfigError(
@@ -176,3 +183,14 @@ def _needs_restart(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
     yield from (name for name in _differing(old, new) if name not in APPLIED)
     yield from (f"limits.{name}" for name in _differing(old.limits, new.limits) if name in FIXED_LIMITS)
     yield from ("tls.mode" for _ in range(old.tls.mode is not new.tls.mode))
+    before = {pool.name: pool.tell_sharing for pool in old.pools}
+    yield from (
+        f"pools.{pool.name}.tell_sharing"
+        for pool in new.pools
+        if pool.tell_sharing != before.get(pool.name, pool.tell_sharing)
+    )
+
+
+def _without_sharing(pool: PoolConfig | None) -> PoolConfig | None:
+    """A declaration without what only a restart changes."""
+    return pool and dataclasses.replace(pool, tell_sharing=False)

@@ -32,6 +32,7 @@ WRONG = {
     "an odd size": (GOOD + "[exports.other]\nsize = 1000\n", "is not the size of a disk"),
     "a disk that shrinks": (GOOD.replace('"8M"\ndes', '"4M"\ndes'), "has 8M, but is declared with 4M"),
     "a disk in another pool": (GOOD + 'pool = "fast"\n[pools.fast]\n', "lies in the pool 'default', but is declared"),
+    "a disk that was not private": (GOOD + "private = true\n", "is declared private, but was made without"),
     "a pool that is not there": (GOOD + 'pool = "fast"\n', "asks for the pool 'fast'"),
     "a pool's wrong name": (GOOD + '[pools."a/b"]\n', "is not a pool's name"),
     "a wrong limit of a pool": (GOOD + "[pools.default]\nmem_limit = '150%'\n", "percentage"),
@@ -136,6 +137,18 @@ def test_what_is_declared_no_more_stays_and_what_needs_a_restart_is_named(tmp_pa
         assert answer == {"changed": [], "kept": ["export kept"], "restart": ["log_level"]}  # a flag says `metrics`
         assert set(server.exports()) == {"kept", "disk"}
         assert server.command_line("exports", "remove", "kept", "--yes").returncode == 0
+
+
+def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:
+    sharing = "tell_sharing = true\n"
+    with configured(tmp_path) as server:
+        server.write(GOOD + "[pools.default]\nverify = false\n" + sharing + "[pools.fast]\n" + sharing)
+        answer = json.loads(server.command_line("reload", "--json").stdout)
+        assert answer["changed"] == ["pool default changed", "pool fast added"]
+        assert answer["restart"] == ["pools.default.tell_sharing"]
+        pools = json.loads(server.command_line("pools", "list", "--json").stdout)
+        found = {pool["name"]: pool["tells_sharing"] for pool in pools}
+        assert found == {"default": False, "fast": True}
 
 
 def test_what_was_changed_at_run_time_stays_where_the_file_did_not_change(tmp_path: Path) -> None:
