@@ -299,6 +299,13 @@ FOLD = Row(
             (Query(f"max by (instance, pool, kind) ({pool('maintenance_wait_seconds')})", OF_POOL_AND_KIND),),
             width=12,
         ),
+        Panel(
+            "Runs that wait for their turn",
+            "One run at a time works on a pool. `nbdzram runs` tells which one, and ends or holds it.",
+            "short",
+            (Query(total(pool("maintenance_waiting_runs"), "instance", "pool"), "{{instance}} {{pool}}"),),
+            width=12,
+        ),
     ),
 )  # fmt: skip
 
@@ -380,12 +387,13 @@ ERRORS = Row(
         ),
         Panel(
             "Failed I/O, as zram counts it",
-            "The fields of io_stat, per second.",
+            "The fields of io_stat, per second, and reads that found bytes other than those written.",
             "reqps",
             (
                 Query(total(rate(export("failed_reads_total"))), "failed reads"),
                 Query(total(rate(export("failed_writes_total"))), "failed writes"),
                 Query(total(rate(export("invalid_io_total"))), "invalid"),
+                Query(total(rate(pool("rotten_blocks_total"))), "reads of rotten blocks"),
             ),
         ),
         Panel(

@@ -68,7 +68,7 @@ def test_a_pool_far_above_its_limit_is_told_in_words_that_fit(tmp_path: Path) ->
     """A limit can be set below what is in use: 1457 % of a limit is no way of being full."""
     rules = [str(RULES / name) for name in ("recording.yml", "alerts.yml")]
     series = [
-        {"series": 'nbdzram_mem_used_total_bytes{instance="a",pool="default"}', "values": "1457x10"},
+        {"series": 'nbdzram_memory_used_bytes{instance="a",pool="default"}', "values": "1457x10"},
         {"series": 'nbdzram_mem_limit_bytes{instance="a",pool="default"}', "values": "100x10"},
     ]
     (alert,) = (alert for alert in ALERTS if alert["alert"] == "NbdzramPoolNearLimit")
