@@ -304,7 +304,7 @@ FOLD = Row(
             "One run at a time works on a pool. `nbdzram runs` tells which one, and ends or holds it.",
             "short",
             (Query(total(pool("maintenance_waiting_runs"), "instance", "pool"), "{{instance}} {{pool}}"),),
-            width=12,
+            width=24,
         ),
     ),
 )  # fmt: skip

@@ -78,6 +78,10 @@ class Engine(ServerProcess):
             self.run("rm", "--force", "--volumes", *containers)
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(COMMAND_SECONDS) == 0, self.log
+        for namespace in (self.directory / "running" / "netns").glob("*"):
+            subprocess.run(
+                ["umount", namespace], check=True
+            )  # the engine leaves it mounted, and in nobody's way to remove
         shutil.rmtree(self.directory / "images")  # gigabytes: vfs copies a whole image for each layer
 
     def _run(
