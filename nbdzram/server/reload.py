@@ -99,7 +99,7 @@ class Reload:
         for pool in new.pools:
             if pool.name not in self._pools:
                 yield self._add_pool(pool)
-            elif dataclasses.replace(pool, tell_sharing=False) != _without_sharing(known.get(pool.name)):
+            elif _without_sharing(pool) != _without_sharing(known.get(pool.name)):
                 yield self._change_pool(pool)
         declared = {export.name: export for export in self.config.exports}
         there = {export.name: export for export in self._exports}

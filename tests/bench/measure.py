@@ -59,14 +59,15 @@ def timed_load(
     seconds: int,
     block: str = "4k",
     depth: int = 32,
+    connections: int = 1,
     tls: TrustingUser | None = None,
 ) -> Load:
-    """kind: fio's, as randread, write or randrw (half and half), over the first `size` bytes."""
+    """kind: fio's, as randread, write or randrw (half and half), over the first `size` bytes; `depth` a connection."""
     before = server.cpu_seconds()
     job = fio(
         server,
         *(f"--rw={kind}", f"--bs={block}", f"--iodepth={depth}", f"--size={size}"),
-        *("--time_based", f"--runtime={seconds}"),
+        *(f"--numjobs={connections}", "--group_reporting", "--time_based", f"--runtime={seconds}"),
         tls=tls,
     )
     spent = server.cpu_seconds() - before

@@ -31,7 +31,7 @@ from pathlib import Path
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from tests.bench.content import CACHE
-from tests.bench.measure import MIB, fill, fio
+from tests.bench.measure import MIB, fill, timed_load
 from tests.support.pki import Pki
 from tests.support.programs import require_program, run
 from tests.support.reach import TrustingUser, tls_arguments, trusting_user
@@ -116,20 +116,20 @@ def peers(directory: Path) -> Iterator[tuple[str, ServerProcess]]:
 
 
 def loaded(
-    server: ServerProcess, load: Load, connections: int, seconds: float, tls: TrustingUser | None = None
+    server: ServerProcess, load: Load, connections: int, seconds: int, tls: TrustingUser | None = None
 ) -> tuple[float, float, float]:
     """Requests a second, processors used by the server, and the 99th percentile in microseconds."""
-    before = server.cpu_seconds()
-    job = fio(
+    found = timed_load(
         server,
-        *(f"--rw={load.kind}", f"--bs={load.block}", f"--iodepth={load.depth}", f"--size={SIZE}"),
-        *(f"--numjobs={connections}", "--group_reporting", "--time_based", f"--runtime={seconds}"),
+        load.kind,
+        SIZE,
+        seconds=seconds,
+        block=load.block,
+        depth=load.depth,
+        connections=connections,
         tls=tls,
     )
-    spent = server.cpu_seconds() - before
-    directions = [job[name] for name in ("read", "write") if job[name]["total_ios"]]
-    p99 = max(direction["clat_ns"]["percentile"]["99.000000"] for direction in directions) / 1000
-    return sum(direction["iops"] for direction in directions), spent / seconds, p99
+    return found.iops, found.iops * found.cpu_us / 1e6, found.p99_us
 
 
 def columns(most: int) -> list[int]:
@@ -140,7 +140,7 @@ SMALL = (Load("randread", "4k", 32), Load("randwrite", "4k", 32))
 LARGE = (Load("read", "256k", 8), Load("write", "256k", 8))
 
 
-def measure_connections(directory: Path, seconds: float, most: int, loads: Sequence[Load]) -> Iterator[Cell]:
+def measure_connections(directory: Path, seconds: int, most: int, loads: Sequence[Load]) -> Iterator[Cell]:
     """Each server with more and more connections."""
     for name, server in peers(directory):
         with server:
@@ -153,7 +153,7 @@ def measure_connections(directory: Path, seconds: float, most: int, loads: Seque
                     yield Cell(f"{load.block} {load.kind}", name, str(count), rate, processors, p99)
 
 
-def measure_alone(directory: Path, seconds: float, _: int) -> Iterator[Cell]:
+def measure_alone(directory: Path, seconds: int, _: int) -> Iterator[Cell]:
     """Depth 1 on one connection, where a swapping or booting client lives."""
     for name, server in peers(directory):
         with server:
@@ -163,7 +163,7 @@ def measure_alone(directory: Path, seconds: float, _: int) -> Iterator[Cell]:
                 yield Cell("4k, depth 1", name, kind, rate, processors, p99)
 
 
-def measure_separate(directory: Path, seconds: float, most: int) -> Iterator[Cell]:
+def measure_separate(directory: Path, seconds: int, most: int) -> Iterator[Cell]:
     """Eight servers of ours, a connection each: what nothing shared would give."""
     count = min(SEPARATE, most)
     group = Separate(directory, count)
@@ -180,7 +180,7 @@ def measure_separate(directory: Path, seconds: float, most: int) -> Iterator[Cel
         group.stop()
 
 
-def measure_tls(directory: Path, seconds: float, most: int) -> Iterator[Cell]:
+def measure_tls(directory: Path, seconds: int, most: int) -> Iterator[Cell]:
     """The same over TLS on TCP."""
     pki = Pki(directory / "pki")
     files = pki.client_directory(directory / "client", None)
@@ -211,7 +211,7 @@ def content(seed: int) -> bytes:
     return b"".join(dice.randbytes(2048) + bytes(2048) for _ in range(ENGINE_STEP // 4096))
 
 
-def busy_threads(works: Sequence[Callable[[], int]], seconds: float) -> float:
+def busy_threads(works: Sequence[Callable[[], int]], seconds: int) -> float:
     """Blocks a second of all of them together; each work does some and says how many blocks it was."""
     done = [0] * len(works)
     stop = threading.Event()
@@ -262,7 +262,7 @@ def filled_pools(count: int) -> Iterator[list[Disk]]:
         yield disks
 
 
-def measure_engine(_: Path, seconds: float, __: int) -> Iterator[Cell]:
+def measure_engine(_: Path, seconds: int, __: int) -> Iterator[Cell]:
     """Threads in one pool, and in a pool each."""
     processors = len(os.sched_getaffinity(0))
     counts = [count for count in (1, 2, 4, 8, 16) if count <= processors]
@@ -279,7 +279,7 @@ def measure_engine(_: Path, seconds: float, __: int) -> Iterator[Cell]:
                     )
 
 
-TABLES: dict[str, Callable[[Path, float, int], Iterator[Cell]]] = {
+TABLES: dict[str, Callable[[Path, int, int], Iterator[Cell]]] = {
     "small": partial(measure_connections, loads=SMALL),
     "separate": measure_separate,
     "large": partial(measure_connections, loads=LARGE),
@@ -302,7 +302,7 @@ def print_tables(cells: Sequence[Cell]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scaling", description="Measure what more cores bring.")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each cell")
+    parser.add_argument("--seconds", type=int, default=2, help="of each cell")
     parser.add_argument("--most-connections", type=int, default=MOST_CONNECTIONS, metavar="N")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; default all")
     given = parser.parse_args()

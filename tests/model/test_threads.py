@@ -25,6 +25,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import PoolFull
+from tests.support.threads import in_threads
 from tests.unit.engine.blocks import BLOCK, run
 
 GROUPS = 4
@@ -60,27 +61,6 @@ def number_of(block: bytes) -> int:
     number: int = struct.unpack_from("<Q", block)[0]
     assert block == (numbered(number) if number else bytes(BLOCK)), f"a block that begins with {number} is a mixture"
     return number
-
-
-def in_threads(*jobs: Callable[[], None]) -> None:
-    """Run them all at once; the first failure is raised."""
-    failures: list[BaseException] = []
-    barrier = threading.Barrier(len(jobs))
-
-    def guarded(job: Callable[[], None]) -> None:
-        try:
-            barrier.wait()
-            job()
-        except BaseException as failure:  # noqa: BLE001 -- handed to the main thread
-            failures.append(failure)
-
-    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 @pytest.mark.parametrize("inline_dedup", [False, True])

@@ -18,6 +18,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import EngineError, PoolFull
+from tests.support.threads import in_threads
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 MIB = 1 << 20
@@ -349,22 +350,3 @@ def test_a_trim_frees_only_nodes_that_are_empty() -> None:
         assert twin.read(offset, BLOCK) == half_random(number)
     pool.delete(disk)
     pool.check()
-
-
-def in_threads(*jobs: Callable[[], None]) -> None:
-    """Run them all at once; the first failure is raised."""
-    failures: list[BaseException] = []
-
-    def guarded(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as failure:  # noqa: BLE001 -- handed to the main thread
-            failures.append(failure)
-
-    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
