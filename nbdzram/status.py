@@ -83,6 +83,28 @@ class ExportLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportRenaming:
+    """What came of renaming an export."""
+
+    old_name: str
+    export: ExportStatus
+    old_name_declared: bool  # the configuration still knows the export by its old name
+    remembered: bool  # there is a state directory
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        yield f"renamed {self.old_name} to {self.export.name}"
+        if not self.old_name_declared:
+            return
+        old, new = self.old_name, self.export.name
+        yield f"{old} is declared in the configuration: " + (
+            f"declare it as {new}; until then the next start offers {new} as it is, and makes no {old}"
+            if self.remembered
+            else f"the next start makes it again, empty, unless it is declared as {new}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RunTotals:
     """All runs of one kind (fold, compact, ...) on one pool since the server started."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -116,6 +117,13 @@ def cpu_option(command: Command) -> Command:
         show_default=True,
         help="Share of one processor core to use; while clients are served, 50 at most.",
     )(command)
+
+
+def in_other_words(command: click.Command, name: str, *, epilog: str) -> click.Command:
+    """The same command under another name, with an example of its own."""
+    other = copy.copy(command)
+    other.name, other.epilog = name, epilog
+    return other
 
 
 def connect(control: Path | None) -> ControlClient:

@@ -1,4 +1,4 @@
-"""`nbdzram exports`: list, add, change, remove, resize and reset exports of a running server."""
+"""`nbdzram exports`: list, add, change, rename, remove, resize and reset exports of a running server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nbdzram.cli.common import (
     print_json,
     remove_named,
 )
-from nbdzram.status import ExportStatus, from_json
+from nbdzram.status import ExportRenaming, ExportStatus, from_json
 from nbdzram.units import format_size
 
 
@@ -63,7 +63,7 @@ def rules_options(command: Command) -> Command:
 
 @click.group("exports", epilog="\b\nExamples:\n  nbdzram exports list\n  nbdzram exports add scratch 10G")
 def command() -> None:
-    """List, add, change, remove, resize and reset exports of a running server.
+    """List, add, change, rename, remove, resize and reset exports of a running server.
 
     With --state-dir the server remembers these changes.
     """
@@ -160,6 +160,25 @@ def change(
             "--description."
         )
     _change("exports.change", control, as_json, "changed", name=name, **given)
+
+
+@command.command("rename", epilog="Example: nbdzram exports rename scratch build-trees")
+@click.argument("name", shell_complete=export_names)
+@click.argument("new_name")
+@json_option
+@control_option
+def rename(*, name: str, new_name: str, as_json: bool, control: Path | None) -> None:
+    """Offer a disk under another name, with its content and its rules.
+
+    Clients that are attached go on; who connects from now on asks for NEW_NAME. Metrics and logs name it so, too.
+    """
+    with connect(control) as client:
+        answer = client.call("exports.rename", name=name, new_name=new_name)
+    if as_json:
+        return print_json(answer)
+    for line in from_json(ExportRenaming, answer).lines():
+        click.echo(line)
+    return None
 
 
 @command.command("remove", epilog="Example: nbdzram exports remove scratch")

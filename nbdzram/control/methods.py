@@ -16,6 +16,7 @@ from nbdzram.engine.stats import DiskUsage
 from nbdzram.status import (
     ClientStatus,
     ExportLoss,
+    ExportRenaming,
     ExportStatus,
     PoolStatus,
     ReloadReport,
@@ -101,6 +102,9 @@ class Changes(Protocol):
         allow_certificates: Sequence[str] | None,
     ) -> ExportStatus:
         """Set an export's rules and description; what is not given stays. Who no longer qualifies is ended."""
+
+    async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
+        """Offer an export under another name; who is attached goes on."""
 
     async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
         """What shrinking an export to size_bytes, or to nothing, would destroy; nothing is changed."""
@@ -227,6 +231,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
     async def change(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.change_export(**given)
 
+    async def rename(given: Mapping[str, Any], _: Progress) -> Any:
+        return await changes.rename_export(**given)
+
     async def lose(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.lose_export(**given)
 
@@ -289,6 +296,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
             add,
         ),
         "exports.change": Method({"name": name, **rules}, change),
+        "exports.rename": Method({"name": name, "new_name": new_name}, rename),
         "exports.lose": Method(
             {"name": name, "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX))}, lose, is_act=False
         ),

@@ -128,6 +128,20 @@ cdef class Blocks:
         lock_leave(&self.pool.lock)
         return lives
 
+    def _rename(self, str name, bytes encoded) -> bool:
+        """Bear another name, which nobody else in the pool has. False: there is no room for it beside the old one."""
+        cdef bint lives, done = False
+        lock_take(&self.pool.lock)
+        lives = self.root() != NULL
+        if lives:
+            done = self.pool.directory.rename(self.number, <const char*>encoded, <uint32_t>len(encoded))
+        lock_leave(&self.pool.lock)
+        if not lives:
+            raise EngineError(f"cannot rename export {self.name!r}: it was deleted")
+        if done:
+            self.name = name
+        return done
+
     @property
     def size_bytes(self):
         return self.size

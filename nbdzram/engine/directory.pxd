@@ -16,7 +16,9 @@ cdef struct Head:
     uint64_t shrinking_from  # above size: blocks from the size up to here may still be stored
     uint32_t generation      # of those that this entry has been, the how manieth this one is
     uint32_t name_length
-    uint64_t unused[2]
+    uint32_t name_place      # n: it begins at byte n - 1 of its room, and is checked alone; 0: at 0, with all the room
+    uint32_t unused_half
+    uint64_t unused
     uint64_t serial
     uint64_t check           # of all before it, and of the name
 
@@ -50,8 +52,11 @@ cdef class Directory:
     ) noexcept nogil
     cdef void share(self, uint32_t number, uint32_t source) noexcept nogil
     cdef void publish(self, uint32_t number, Field field, uint64_t value) noexcept nogil
+    cdef bint rename(self, uint32_t number, const char* name, uint32_t name_length) noexcept nogil
     cdef void finish_deletion(self, uint32_t number) noexcept nogil
     cdef str name_of(self, uint32_t number)
+    cdef bint _has_name(self, const Head* head) noexcept nogil
+    cdef uint32_t _room_beside(self, const Head* head, uint32_t length) noexcept nogil
     cdef Head* _next(self, uint32_t number) noexcept nogil
     cdef void _turn(self, uint32_t number, Head* head) noexcept nogil
     cdef uint64_t _check(self, uint32_t number, const Head* head) noexcept nogil

@@ -24,6 +24,14 @@ Shrinking takes three changes, as clearing takes long:
 
 Who finds shrinking_from above the size goes on clearing: on opening, and before the export may grow.
 
+An export gets another name where the one that counts is not, in the same room:
+
+    name_place = where the name is     from here on the head checks the name alone, and not the rest of its room
+    the bytes of the new name          beside the old one, at the room's beginning or its end; nobody reads them
+    name_place, name_length            true from here on
+
+So both names together must fit the room. Longer ones go by way of a short one, each step whole in itself.
+
 Not locked here: the pool's lock covers every call.
 """
 
@@ -83,7 +91,7 @@ cdef class Directory:
                     return False
             return True
         return (is_checked(self.seed, KEY_CURRENT, number, entry.current) and head.serial == entry.current >> 17
-                and head.check == self._check(number, head) and head.name_length <= NAME_MAX)
+                and self._has_name(head) and head.check == self._check(number, head))
 
     cdef bint make_room(self, uint32_t number) noexcept nogil:
         """Make sure that an entry can be written, after those before it. False when the file system is full."""
@@ -106,6 +114,7 @@ cdef class Directory:
         head.shrinking_from = 0
         head.generation += 1
         head.name_length = name_length
+        head.name_place = 0
         self._turn(number, head)
 
     cdef void share(self, uint32_t number, uint32_t source) noexcept nogil:
@@ -136,13 +145,46 @@ cdef class Directory:
             head.shrinking_from = value
         self._turn(number, head)
 
+    cdef bint rename(self, uint32_t number, const char* name, uint32_t name_length) noexcept nogil:
+        """Give an export another name. False where there is no room for it beside the one that it has."""
+        cdef Head* head = self.head(number)
+        cdef uint32_t place = self._room_beside(head, name_length)
+        must(head.state == ENTRY_LIVE, b"only a live export is renamed")
+        if place == 0:
+            return False
+        if head.name_place == 0:
+            head = self._next(number)
+            head.name_place = 1
+            self._turn(number, head)
+        memcpy(self.entry(number).name + place - 1, name, name_length)
+        head = self._next(number)
+        head.name_place = place
+        head.name_length = name_length
+        self._turn(number, head)
+        return True
+
     cdef void finish_deletion(self, uint32_t number) noexcept nogil:
         """Nothing hangs on the entry any more."""
         publish64(&self.entry(number).root, branch_word(self.seed, TOP_LEVEL + 1, number, 0))
         self.publish(number, STATE, ENTRY_FREE)
 
     cdef str name_of(self, uint32_t number):
-        return self.entry(number).name[:self.head(number).name_length].decode()
+        cdef Head* head = self.head(number)
+        cdef const char* name = self.entry(number).name + (head.name_place - 1 if head.name_place else 0)
+        return name[:head.name_length].decode()
+
+    cdef bint _has_name(self, const Head* head) noexcept nogil:
+        """Whether what a head says of its name lies in the room of names."""
+        if head.name_place == 0:
+            return head.name_length <= NAME_MAX
+        return head.name_length <= NAME_MAX and head.name_place - 1 <= NAME_ROOM - head.name_length
+
+    cdef uint32_t _room_beside(self, const Head* head, uint32_t length) noexcept nogil:
+        """The place for a name of so many bytes that leaves the one of `head` whole; 0: there is none."""
+        cdef uint32_t first = head.name_place - 1 if head.name_place else 0
+        if length <= first:
+            return 1
+        return NAME_ROOM - length + 1 if length <= NAME_ROOM - first - head.name_length else 0
 
     cdef Head* _next(self, uint32_t number) noexcept nogil:
         """The other head, as the one that counts but for its serial: to be changed and turned to."""
@@ -162,6 +204,9 @@ cdef class Directory:
     cdef uint64_t _check(self, uint32_t number, const Head* head) noexcept nogil:
         """What a head's check is to be."""
         cdef uint64_t found = digest(<const unsigned char*>head, CHECKED_SIZE, self.seed ^ number)
-        if head.state != ENTRY_FREE:
-            found = mix(found, digest(<const unsigned char*>self.entry(number).name, NAME_ROOM, self.seed))
-        return found
+        cdef const unsigned char* name = <const unsigned char*>self.entry(number).name
+        if head.state == ENTRY_FREE:
+            return found
+        if head.name_place:
+            return mix(found, digest(name + head.name_place - 1, head.name_length, self.seed))
+        return mix(found, digest(name, NAME_ROOM, self.seed))

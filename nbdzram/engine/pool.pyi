@@ -67,6 +67,12 @@ class Pool:
 
         Raises EngineError when `source` is gone, and as create does.
         """
+    def rename(self, disk: Disk, name: str) -> None:
+        """Give an export another name; whoever reads and writes it goes on. Whole, or not there after a kill.
+
+        Raises ExportExists, EngineError when it is gone, UserError where both names have over 256 bytes together, and a
+        short one in between helps.
+        """
     def delete(self, disk: Disk) -> None:
         """Forget an export and free what nobody else holds. May take long: call it off the event loop.
 

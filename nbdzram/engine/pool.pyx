@@ -24,7 +24,7 @@ from nbdzram.engine.arena cimport PAGE_SIZE, Arena, pages_for
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT, VERSION,
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, NAME_ROOM, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT, VERSION,
     Superblock, dictionary_length, identity_of,
 )
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
@@ -429,6 +429,21 @@ cdef class Pool:
         if any(disk.name == name for disk in self._disks):
             raise ExportExists(f"export {name!r} exists in this pool; choose another name or remove it first")
         return encoded
+
+    def rename(self, disk, name: str) -> None:
+        encoded = self._valid_name(name)
+        if disk.pool is not self:
+            raise ValueError(f"export {disk.name!r} is none of this pool's")
+        if not users_enter(&self.users):
+            raise EngineError(f"cannot rename export {disk.name!r}: its pool was closed")
+        try:
+            if not disk._rename(name, encoded):
+                raise UserError(
+                    f"cannot rename export {disk.name!r}: its name and the new one have over {NAME_ROOM} bytes together; "
+                    "give it a short name first"
+                )
+        finally:
+            users_leave(&self.users)
 
     def delete(self, disk) -> None:
         cdef uint32_t number = disk.number

@@ -42,7 +42,7 @@ from nbdzram.server.inventory import (
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
-from nbdzram.status import ExportLoss, ExportStatus, PoolStatus
+from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus, PoolStatus
 from nbdzram.units import format_size
 
 DETACH = "detach, or end what is attached with --force"
@@ -268,6 +268,10 @@ class Changes:
         wanted = _Wanted(read_only, description, allow_addresses, allow_certificates)
         return await self._alone(self._change_export(name, wanted))
 
+    async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
+        """Offer an export under another name; who is attached goes on. Raises NoSuchExport, ExportExists, UserError."""
+        return await self._alone(self._rename_export(name, new_name))
+
     async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
         """Grow, or with `yes` or `force` shrink, an export. Raises NoSuchExport, UserError."""
         return await self._alone(self._resize_export(name, _valid(values.export_size, size_bytes), yes, force))
@@ -348,6 +352,25 @@ class Changes:
         export.set_rules(access=record.access, read_only=record.read_only, description=record.description)
         await self._nbd.end(export.unqualified())
         return export.status()
+
+    async def _rename_export(self, name: str, new_name: str) -> ExportRenaming:
+        export = self._exports.get(name)
+        self._require_free_name(new_name)
+        record = self._record(export)
+        declared = name in self._declared
+        renamed = dataclasses.replace(record, declared=self._declaration(new_name))
+        of_old = dataclasses.replace(record, removed=True) if declared else None
+        before = self._memory.changes.exports
+        await asyncio.to_thread(self._memory.remember_renaming, new_name, renamed, name, of_old)
+        try:
+            await asyncio.to_thread(self._pools[export.pool_name].pool.rename, export.disk, new_name)
+        except BaseException:
+            await asyncio.to_thread(self._memory.remember_exports, before)
+            raise
+        self._exports.rename(name, new_name)
+        await self._try_to_remember(new_name, renamed)  # or the next change does, or the next start
+        remembered = self._memory.directory is not None
+        return ExportRenaming(name, export.status(), old_name_declared=declared, remembered=remembered)
 
     async def _resize_export(self, name: str, size_bytes: int, yes: bool, force: bool) -> ExportStatus:
         export = self._exports.get(name)

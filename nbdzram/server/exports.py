@@ -187,6 +187,13 @@ class Exports:
             raise NoSuchExport(f"export {export.name!r} does not admit this client any more")
         return export
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Offer it under another name, in its place among the others. Who is attached stays. Raises NoSuchExport."""
+        export = self.get(name)
+        assert new_name not in self._by_name
+        export.name = new_name
+        self._by_name = {other.name: other for other in self._by_name.values()}
+
     def remove(self, name: str) -> Export:
         """Offer it no more; closing its connections is for NbdServer.detach. Raises NoSuchExport."""
         export = self.get(name)

@@ -10,7 +10,8 @@ was changed at run time, and who may attach. The rules, in this order:
 3. Who may attach is what was declared or remembered. Where neither is known, nobody may.
 4. What is declared and not there is made. What is declared larger grows.
 5. What was remembered and not done, because the server was killed between the two, is told and forgotten, or finished;
-   a removal never of a disk that only has the removed one's name, and lies in another pool.
+   a removal never of a disk that only has the removed one's name, and lies in another pool. Renaming is finished first:
+   of a declared disk that was renamed the old name is remembered as removed.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def place_exports(
     not on an event loop.
     """
     found = _found(pools)
+    _finish_renaming(found, pools, state)
     placed: list[Placed] = []
     removed = dict(removed)
     unmade: list[UserError] = []
@@ -278,8 +280,20 @@ def _keep(name: str, disk: Disk, pool_name: str, known: ExportRecord | None) -> 
             "the export '%s' was to be resized to %s when the server ended; it has %s",
             *(name, format_size(known.size_bytes), format_size(disk.size_bytes)),
         )
-    record = dataclasses.replace(known, pool=pool_name, size_bytes=disk.size_bytes)
+    record = dataclasses.replace(known, pool=pool_name, size_bytes=disk.size_bytes, renamed_from=None)
     return Placed(name=name, disk=disk, record=record)
+
+
+def _finish_renaming(found: dict[str, tuple[Disk, str]], pools: Mapping[str, Pool], state: State) -> None:
+    """The server ended between remembering a new name and giving it to the disk."""
+    for name, known in state.changes.exports.items():
+        old = known.renamed_from
+        if old is None or name in found or old not in found or found[old][1] != known.pool:
+            continue
+        log.info("the renaming of the export '%s' to '%s', which the server's end interrupted, is finished", old, name)
+        disk, pool_name = found.pop(old)
+        pools[pool_name].rename(disk, name)
+        found[name] = disk, pool_name
 
 
 def _finish_removal(name: str, where: tuple[Disk, str], pools: Mapping[str, Pool]) -> None:

@@ -32,6 +32,7 @@ FILE_NAME = "changes.json"
 ARENA_SUFFIX = ".pool"
 FORMAT = 2
 FORMAT_WITHOUT_RULES = 1
+ADDED: dict[str, Any] = {"renamed_from": None}  # to an export's entry, and what one without it means
 REMEDY = "restore it, or remove it: run-time changes are forgotten then, and nobody may attach to undeclared disks"
 
 
@@ -56,6 +57,7 @@ class ExportRecord:
     access: Access
     removed: bool
     declared: Declared | None  # None: the configuration did not know the export
+    renamed_from: str | None = None  # the name that its disk may still have: it is being renamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +125,21 @@ class State:
 
     def remember_export(self, name: str, record: ExportRecord | None) -> None:
         """Note an export durably, or forget it. Raises UserError, and then nothing is noted."""
-        exports = {other: kept for other, kept in self.changes.exports.items() if other != name}
+        exports = {
+            other: dataclasses.replace(kept, renamed_from=None)  # it was renamed, or is not to be, by now
+            for other, kept in self.changes.exports.items()
+            if other != name
+        }
         if record is not None:
             exports[name] = record
+        self.remember_exports(exports)
+
+    def remember_renaming(self, name: str, record: ExportRecord, old: str, of_old: ExportRecord | None) -> None:
+        """Note durably that the export `old` is to be `name`, and what is known of `old` then. Raises UserError."""
+        exports = {other: kept for other, kept in self.changes.exports.items() if other not in (name, old)}
+        exports[name] = dataclasses.replace(record, renamed_from=old)
+        if of_old is not None:
+            exports[old] = of_old
         self.remember_exports(exports)
 
     def remember_exports(self, exports: Mapping[str, ExportRecord]) -> None:
@@ -171,6 +185,7 @@ def _read(path: Path) -> Remembered:
         )
     if found == FORMAT_WITHOUT_RULES:
         _add_unknown_rules(payload)
+    _add_what_came_later(payload)
     remembered = from_json(Remembered, payload, f"the file {path}")
     try:
         _validate(remembered)
@@ -192,6 +207,15 @@ def _add_unknown_rules(payload: dict[str, Any]) -> None:
         entry["declared"] = None if size is None else {**said, "size_bytes": size, "access": access}
 
 
+def _add_what_came_later(payload: dict[str, Any]) -> None:
+    """Of format 2, what its first writers did not know."""
+    exports = payload.get("exports")
+    for entry in exports.values() if isinstance(exports, dict) else ():
+        if isinstance(entry, dict):
+            for name, value in ADDED.items():
+                entry.setdefault(name, value)
+
+
 def _validate(remembered: Remembered) -> None:
     """Hold every value to what flags, TOML and control are held to. Raises ValueError, which names the entry."""
     for name, record in remembered.exports.items():
@@ -200,6 +224,7 @@ def _validate(remembered: Remembered) -> None:
             (values.export_name, name),
             (values.pool_name, record.pool),
             (values.description, record.description),
+            *((values.export_name, old) for old in (record.renamed_from,) if old is not None),
             (values.several(values.network), list(record.access.addresses)),
             (values.several(values.certificate_name), list(record.access.certificates)),
         ]

@@ -73,6 +73,15 @@ def delete(name: str) -> Step:
     return step
 
 
+def rename(name: str, new_name: str) -> Step:
+    def step(told: Told) -> None:
+        if told.pool:
+            told.pool.rename(told.disk(name), new_name)
+        told.contents = {new_name if each == name else each: held for each, held in told.contents.items()}
+
+    return step
+
+
 def write(name: str, offset: int, content: bytes) -> Step:
     def step(told: Told) -> None:
         if told.pool:
@@ -179,6 +188,19 @@ STORIES: dict[str, list[Step]] = {
         resize("twin", LEAF),
         resize("twin", SIZE),
     ],
+    "names": [
+        create("disk"),
+        write("disk", 0, blocks(1, 2)),
+        rename("disk", "other"),
+        rename("other", "disk" * 60),
+        write("disk" * 60, BLOCK, blocks(3)),
+        rename("disk" * 60, "disk"),
+        resize("disk", SIZE + BLOCK),
+        create("other"),
+        rename("other", "another"),
+        delete("disk"),
+        create("o" * 255),
+    ],
 }
 """Each in so many words as its kind of publication needs: every moment of it is tried."""
 
@@ -224,6 +246,7 @@ def verify(path: Path, before: Contents, after: Contents, where: str) -> None:
     with Pool(path=str(path)) as pool:
         run(Check(pool))
         found = {disk.name: disk.read(0, disk.size_bytes) for disk in pool.disks()}
+        assert len(found) in {len(before), len(after)}, f"{sorted(found)} are there, {where}"
         for name in before.keys() | after.keys():
             if name not in found:
                 assert name not in before or name not in after, f"{name} is missing, {where}"

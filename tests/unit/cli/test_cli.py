@@ -250,6 +250,19 @@ def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
     assert (taken.code, "there is an export 'disk' already" in taken.err) == (1, True)
 
 
+def test_a_disk_is_renamed_listed_and_removed_in_few_letters(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    assert server.run("exports", "add", "scratch", "1M").code == 0
+    assert server.run("exports", "rename", "scratch", "trees").out == "renamed scratch to trees\n"
+    assert server.run("ls").out == server.run("exports", "list").out
+    assert [export["name"] for export in json.loads(server.run("ls", "--json").out)] == ["disk", "trees"]
+    assert server.run("rm", "trees").out == "removed trees\n"
+    assert server.run("exports", "rename", "trees", "scratch").code == 4
+    told = server.run("exports", "rename", "disk", "root").out.splitlines()
+    assert told[0] == "renamed disk to root"
+    assert told[1].startswith("disk is declared in the configuration: the next start makes it again, empty")
+
+
 def test_run_time_changes_are_there_after_a_restart(start: Start, tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     server = start("-e", "disk=1M", "--state-dir", state)

@@ -26,6 +26,7 @@ from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
 from nbdzram.status import (
     ClientStatus,
     ExportLoss,
+    ExportRenaming,
     ExportStatus,
     PoolStatus,
     ReloadReport,
@@ -83,6 +84,10 @@ class RecordedOperations:
 
     async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
         return ExportLoss(name=name, size_bytes=1 << 30, stored_bytes=size_bytes, alone_bytes=None, clients=())
+
+    async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
+        self.asked.append((name, new_name))
+        return ExportRenaming(name, EXPORT, old_name_declared=True, remembered=False)
 
     async def remove_export(self, name: str, *, force: bool) -> None:
         self.asked.append((name, force))
@@ -264,6 +269,7 @@ def test_a_wrong_request_gets_its_code(path: Path, line: bytes, code: int) -> No
         ("exports.add", {"name": "a", "size_bytes": 4096, "description": "\udce9"}),
         ("exports.add", {"name": "a", "size_bytes": 4096, "pool": 7}),
         ("exports.copy", {"source": "a", "name": "b\n"}),
+        ("exports.rename", {"name": "a", "new_name": "b\n"}),
         ("exports.change", {"name": "a", "description": "d" * 4097}),
         ("exports.change", {"name": "a", "allow_addresses": ["10.0.0.1/8"]}),
         ("exports.change", {"name": "a", "allow_addresses": [7]}),

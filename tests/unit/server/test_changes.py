@@ -539,6 +539,7 @@ def test_what_the_engine_refuses_is_a_refusal_and_no_bug(house: House) -> None:
         ("exports", "resize", "disk", "1M", "--yes"),
         ("exports", "remove", "disk", "--yes"),
         ("exports", "change", "disk", "--allow-address", "10.0.0.0/8"),
+        ("exports", "rename", "disk", "other"),
         ("clone", "disk", "other"),
         ("pools", "add", "fast"),
     ],

@@ -1,0 +1,8 @@
+"""`nbdzram rm`: `nbdzram exports remove` in fewer letters."""
+
+from __future__ import annotations
+
+from nbdzram.cli import exports
+from nbdzram.cli.common import in_other_words
+
+command = in_other_words(exports.remove, "rm", epilog="Example: nbdzram rm scratch")
