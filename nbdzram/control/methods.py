@@ -121,6 +121,9 @@ class Changes(Protocol):
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export."""
 
+    async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
+        """Offer a snapshot EXPORT@NAME of each export that clients may write, all of one moment, or none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -249,6 +252,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
     async def copy(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.copy_export(**given)
 
+    async def take_moment(given: Mapping[str, Any], _: Progress) -> Any:
+        return await changes.take_moment(**given)
+
     return {
         "status": Method({}, status, is_act=False),
         "usage": Method({}, usage, is_act=False),
@@ -306,4 +312,5 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
         ),
         "exports.reset": Method({"name": name, "force": force}, reset),
         "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, copy),
+        "moments.take": Method({"name": new_name}, take_moment),
     }

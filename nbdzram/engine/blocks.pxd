@@ -19,6 +19,7 @@ cdef class Blocks:
     cdef uint32_t generation
     cdef bint made_read_only
     cdef bint gone           # deleted, or its pool is closed
+    cdef readonly bint concealed  # not offered yet (directory.pyx): for who fills it alone
     cdef bint resizing
     cdef uint64_t salt       # of the folding domain
     cdef uint64_t size
@@ -33,6 +34,8 @@ cdef class Blocks:
     cdef uint64_t* root(self) noexcept nogil
     cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil
     cdef uint64_t end_block(self) noexcept nogil
+    cdef void share_concealed(self, Blocks twin) noexcept nogil
+    cdef void _share(self, Blocks twin) noexcept nogil
     cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil
     cdef bint is_wrong(self) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil

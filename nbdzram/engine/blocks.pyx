@@ -21,9 +21,9 @@ from enum import IntFlag
 
 from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
-from nbdzram.engine.directory cimport STATE, Head
+from nbdzram.engine.directory cimport CONCEALED, STATE, Head
 from nbdzram.engine.domain cimport domain_of, salt_of
-from nbdzram.engine.format cimport ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
+from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
@@ -68,6 +68,7 @@ cdef class Blocks:
         self.generation = self.head().generation
         self.name = pool.directory.name_of(number)
         self.made_read_only = self.head().flags & READ_ONLY_FLAG != 0
+        self.concealed = self.head().state == ENTRY_DELETING
         self.salt = salt_of(domain_of(self.head().flags))
         self.size = self.head().size
         self.stored = stored
@@ -85,7 +86,8 @@ cdef class Blocks:
 
     cdef uint64_t* root(self) noexcept nogil:
         """Under the pool's lock: where the export's block table is named; NULL: the export is gone."""
-        if self.gone or self.head().state != ENTRY_LIVE or self.head().generation != self.generation:
+        if self.gone or self.head().generation != self.generation or self.head().state != (
+                ENTRY_DELETING if self.concealed else ENTRY_LIVE):
             return NULL
         return &self._entry.root
 
@@ -103,16 +105,25 @@ cdef class Blocks:
         lock_take(&self.pool.lock)
         root = self.root()
         if root != NULL:
-            self.pool.directory.share(twin.number, self.number)
-            self.pool.tables.share(root, &twin._entry.root)
-            twin.size = self.size
-            twin.stored = self.stored
-            twin.same = self.same
-            self.pool.blocks_stored += self.stored
-            self.pool.blocks_same += self.same
+            self._share(twin)
             self.pool.directory.publish(twin.number, STATE, ENTRY_LIVE)
         lock_leave(&self.pool.lock)
         return root != NULL
+
+    cdef void share_concealed(self, Blocks twin) noexcept nogil:
+        """Under the lock: the same, with a twin that nobody is offered yet (moment.pyx). This one is there."""
+        self._share(twin)
+        self.pool.directory.publish(twin.number, CONCEALED, CONCEALED_FILLING)
+        twin.concealed = True
+
+    cdef void _share(self, Blocks twin) noexcept nogil:
+        self.pool.directory.share(twin.number, self.number)
+        self.pool.tables.share(self.root(), &twin._entry.root)
+        twin.size = self.size
+        twin.stored = self.stored
+        twin.same = self.same
+        self.pool.blocks_stored += self.stored
+        self.pool.blocks_same += self.same
 
     def _retire(self, bint deleting) -> bool:
         """Every later request fails: the export is being deleted, or the pool closes. False: it was gone before."""

@@ -160,7 +160,7 @@ cdef class Check(Run):
 
     def _whose(self) -> str:
         """The first block that cannot be read, in words, when something does not hold; empty if all can."""
-        for disk in self.pool.disks():
+        for disk in self.pool.all_disks():
             block = disk.first_unreadable(self.rotten)
             if block is not None:
                 return f"block {block} of export {disk.name!r} is not what was written: "
@@ -247,7 +247,7 @@ cdef class Check(Run):
     def _begin_counting(self):
         """Take the censuses, from whichever check has them, and count from the beginning."""
         cells, zspages, nodes = CellCensus(self.store), ZspageCensus(self.store.slab), NodeCensus(self.tables)
-        self.disks = self.pool.disks()
+        self.disks = self.pool.all_disks()
         self.in_export = False
         lock_take(&self.pool.lock)
         self.cells = self.store.cells.census = cells
@@ -549,7 +549,7 @@ cdef class Check(Run):
         """The pool's blocks are those of its exports, all at one moment."""
         cdef uint64_t stored = 0, same = 0
         cdef Disk disk
-        disks = self.pool.disks()
+        disks = self.pool.all_disks()
         lock_take(&self.pool.lock)
         for disk in disks:
             stored += disk.stored

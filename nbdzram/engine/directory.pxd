@@ -8,6 +8,8 @@ cdef enum Field:
     STATE
     SIZE
     SHRINKING_FROM
+    CONCEALED
+    IDENTITY
 
 cdef struct Head:
     uint32_t state
@@ -17,8 +19,8 @@ cdef struct Head:
     uint32_t generation      # of those that this entry has been, the how manieth this one is
     uint32_t name_length
     uint32_t name_place      # n: it begins at byte n - 1 of its room, and is checked alone; 0: at 0, with all the room
-    uint32_t unused_half
-    uint64_t unused
+    uint32_t concealed       # beside DELETING: see format.pxd
+    uint64_t identity        # of the content, while it may not change: see Directory.identity; 0: none
     uint64_t serial
     uint64_t check           # of all before it, and of the name
 
@@ -52,9 +54,13 @@ cdef class Directory:
     ) noexcept nogil
     cdef void share(self, uint32_t number, uint32_t source) noexcept nogil
     cdef void publish(self, uint32_t number, Field field, uint64_t value) noexcept nogil
-    cdef bint rename(self, uint32_t number, const char* name, uint32_t name_length) noexcept nogil
+    cdef bint is_kept(self, uint32_t number) noexcept nogil
+    cdef uint64_t identity(self, uint32_t number) noexcept nogil
+    cdef void identify(self, uint32_t number, uint64_t identity) noexcept nogil
     cdef void finish_deletion(self, uint32_t number) noexcept nogil
     cdef str name_of(self, uint32_t number)
+    cdef uint64_t _life(self, uint32_t number) noexcept nogil
+    cdef bint rename(self, uint32_t number, const char* name, uint32_t name_length) noexcept nogil
     cdef bint _has_name(self, const Head* head) noexcept nogil
     cdef uint32_t _room_beside(self, const Head* head, uint32_t length) noexcept nogil
     cdef Head* _next(self, uint32_t number) noexcept nogil

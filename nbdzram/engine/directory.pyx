@@ -7,7 +7,9 @@
     head    state   flags   size   shrinking_from   generation   serial   check
 
     FREE ── write ──> FREE ── LIVE ── DELETING ── FREE
-                               └── size, shrinking_from, root
+                       │       │└── size, shrinking_from, root
+                       │     STATE (reveal)
+                       └── conceal ── DELETING, and what it is beside that
 
 To change a field is to fill the other head, check and all, and then to store `current`: one word, which makes true all of
 it or nothing. A head's check covers the name too while there is an export, so that an entry that was damaged is not
@@ -15,6 +17,10 @@ another one. The root is a place in a block table like any other: table.pyx publ
 
 An entry is written while it is free, and nobody reads it then. Of one that is used for the first time `current` is 0
 until its first head is whole; an export's head is of a later serial.
+
+An export that becomes visible with others at once, or not at all, is concealed until then: its entry says DELETING, so
+that opening ends it, as it ends any deletion that was cut off. Once it is whole it says so too, and opening keeps it for
+whoever remembers that it was to be revealed.
 
 Shrinking takes three changes, as clearing takes long:
 
@@ -42,7 +48,8 @@ from libc.string cimport memcpy, memset
 from nbdzram.engine.arena cimport PAGE_SIZE, Arena
 from nbdzram.engine.codec cimport digest
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, HEADS, KEY_CURRENT, NAME_MAX, NAME_ROOM, checked_word, is_checked, mix,
+    CONCEALED_WHOLE, ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, HEADS, KEY_CURRENT, KEY_IDENTITY, NAME_MAX,
+    NAME_ROOM, UNCONCEALED, checked_word, is_checked, mix,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport publish64
@@ -112,6 +119,8 @@ cdef class Directory:
         head.flags = flags
         head.size = size
         head.shrinking_from = 0
+        head.concealed = UNCONCEALED
+        head.identity = 0
         head.generation += 1
         head.name_length = name_length
         head.name_place = 0
@@ -120,7 +129,7 @@ cdef class Directory:
     cdef void share(self, uint32_t number, uint32_t source) noexcept nogil:
         """Give an entry that is written and still free the size of another; its root is for Tables.share."""
         cdef Head* head = self._next(number)
-        must(head.state == ENTRY_FREE and self.state(source) == ENTRY_LIVE, b"a clone that is none yet is made of a live export")
+        must(head.state == ENTRY_FREE and self.state(source) != ENTRY_FREE, b"a clone that is none yet is made of an export")
         head.size = self.head(source).size
         head.shrinking_from = self.head(source).shrinking_from
         self._turn(number, head)
@@ -139,10 +148,16 @@ cdef class Directory:
         cdef Head* head = self._next(number)
         if field == STATE:
             head.state = <uint32_t>value
+            head.concealed = UNCONCEALED
         elif field == SIZE:
             head.size = value
-        else:
+        elif field == SHRINKING_FROM:
             head.shrinking_from = value
+        elif field == CONCEALED:
+            head.state = ENTRY_DELETING
+            head.concealed = value
+        else:
+            head.identity = value
         self._turn(number, head)
 
     cdef bint rename(self, uint32_t number, const char* name, uint32_t name_length) noexcept nogil:
@@ -162,6 +177,27 @@ cdef class Directory:
         head.name_length = name_length
         self._turn(number, head)
         return True
+
+    cdef bint is_kept(self, uint32_t number) noexcept nogil:
+        """Whether opening keeps an entry that is held: an export, or one that is whole and only not revealed yet."""
+        return self.state(number) == ENTRY_LIVE or (
+            self.state(number) == ENTRY_DELETING and self.head(number).concealed == CONCEALED_WHOLE)
+
+    cdef uint64_t identity(self, uint32_t number) noexcept nogil:
+        """48 bits that all copies of this content have, and no other; 0: none.
+
+        Bound to the entry's generation: a program that knows nothing of identities copies the word into its next one.
+        """
+        cdef uint64_t word = self.head(number).identity
+        return word >> 16 if word and is_checked(self.seed, KEY_IDENTITY, self._life(number), word) else 0
+
+    cdef void identify(self, uint32_t number, uint64_t identity) noexcept nogil:
+        """Say which content this is; 0: it changes again."""
+        self.publish(number, IDENTITY,
+                     checked_word(self.seed, KEY_IDENTITY, self._life(number), identity) if identity else 0)
+
+    cdef uint64_t _life(self, uint32_t number) noexcept nogil:
+        return <uint64_t>self.head(number).generation << 32 | number
 
     cdef void finish_deletion(self, uint32_t number) noexcept nogil:
         """Nothing hangs on the entry any more."""

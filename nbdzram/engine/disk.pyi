@@ -35,6 +35,9 @@ class Disk:
     def private(self) -> bool:
         """Its blocks share objects with its own and its clones' alone (domain.pxd)."""
     @property
+    def concealed(self) -> bool:
+        """It is not offered (moment.pyi)."""
+    @property
     def number(self) -> int:
         """Its place in the pool's export directory."""
     def read(self, offset: int, length: int) -> bytes: ...

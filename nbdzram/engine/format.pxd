@@ -24,12 +24,18 @@ cdef enum:
 
     READ_ONLY_FLAG = 1
 
+    # What an entry that says DELETING is beside that: an export that is not offered yet. Who knows nothing of it deletes it.
+    UNCONCEALED = 0
+    CONCEALED_FILLING = 1  # none of it will ever be offered if the process is killed now
+    CONCEALED_WHOLE = 2    # whoever remembers that it was to be offered may reveal it
+
     # What a word belongs to, so that one is never taken for another: levels of block tables (0 .. 4) come first.
     KEY_ROOT = 8
     KEY_FILL = 9
     KEY_DICTIONARY = 10
     KEY_STRENGTH = 11
     KEY_CURRENT = 12
+    KEY_IDENTITY = 13
 
     CHECK_MASK = 0xFFFF  # of a word with a check of 16 bits
 

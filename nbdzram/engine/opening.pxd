@@ -31,7 +31,7 @@ cdef class Opening:
     cdef uint64_t wrong           # entries of leaves that are not right
     cdef char complaint[COMPLAINT]
 
-    cdef bint _is_live(self, uint32_t number) noexcept nogil
+    cdef bint _is_kept(self, uint32_t number) noexcept nogil
     cdef str _name_of(self, uint32_t number)
     cdef bint _is_too_large(self, uint64_t size) noexcept nogil
     cdef bint _survey(self) noexcept nogil

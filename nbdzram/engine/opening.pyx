@@ -67,7 +67,7 @@ cdef class Opening:
             self._refuse(self.complaint.decode())
         names = set()
         for number in range(self.exports_high):
-            if self._is_live(number):
+            if self._is_kept(number):
                 name = self._name_of(number)
                 if name in names:
                     self._refuse(f"two exports are named {name!r}")
@@ -84,22 +84,23 @@ cdef class Opening:
         if not self.arena.admit_writes():
             raise ArenaError(f"the system refuses to write to {self.arena.path}, now that it is read")
         for number in range(self.exports_high):
-            if self.directory.is_held(number) and self.directory.state(number) == ENTRY_DELETING:
+            if (self.directory.is_held(number) and self.directory.state(number) == ENTRY_DELETING
+                    and not self._is_kept(number)):
                 self.directory.finish_deletion(number)
         self._open_dictionaries()
         with nogil:
             self._count_cells()
             self._free_units()
         for number in range(self.exports_high):
-            if self._is_live(number):
+            if self._is_kept(number):
                 stored = same = 0
                 self.tables.count(self.directory.entry(number).root, TOP_LEVEL + 1, number, &stored, &same)
                 exports.append((number, stored, same))
         return exports
 
-    cdef bint _is_live(self, uint32_t number) noexcept nogil:
-        """Whether an entry of the directory is an export."""
-        return self.directory.is_held(number) and self.directory.state(number) == ENTRY_LIVE
+    cdef bint _is_kept(self, uint32_t number) noexcept nogil:
+        """Whether an entry of the directory is an export, or is to be one."""
+        return self.directory.is_held(number) and self.directory.is_kept(number)
 
     cdef str _name_of(self, uint32_t number):
         return self.directory.name_of(number)
@@ -193,7 +194,7 @@ cdef class Opening:
                 snprintf(self.complaint, COMPLAINT, "the size of export number %u cannot be one", number)
                 return False
             self.exports_high = number + 1
-            if self.directory.state(number) == ENTRY_LIVE and not self._walk(
+            if self._is_kept(number) and not self._walk(
                     number, self.directory.entry(number).root, TOP_LEVEL + 1, number):
                 return False
         return True

@@ -57,6 +57,7 @@ cdef class Pool:
     cdef uint32_t exports_high  # export directory entries below have been used
     cdef uint8_t held[EXPORTS_MAX]  # by number: somebody has the disk of this directory entry in hand
     cdef list _disks
+    cdef object making          # a lock: from choosing a directory entry and a name until they are the disk's
 
     cdef void read_counters(self, Counters* now) noexcept nogil
     cdef uint64_t pages_in_all(self) noexcept nogil

@@ -59,7 +59,10 @@ class Pool:
     def turns(self) -> int:
         """How often others than runs have had the pool's lock: whether clients come."""
     def reset_mem_used_max(self) -> None: ...
-    def disks(self) -> list[Disk]: ...
+    def disks(self) -> list[Disk]:
+        """The exports."""
+    def all_disks(self) -> list[Disk]:
+        """Those, and the concealed ones (moment.pyi)."""
     def create(self, name: str, size_bytes: int, *, read_only: bool = False, private: bool = False) -> Disk:
         """A new, empty export of the pool. Raises ExportExists, UserError (bad size or name, directory full)."""
     def clone(self, source: Disk, name: str, *, read_only: bool = False) -> Disk:

@@ -19,6 +19,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 import os
+import threading
 
 from nbdzram.engine.arena cimport PAGE_SIZE, Arena, pages_for
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
@@ -75,6 +76,7 @@ cdef class Pool:
                   verify: bool = True, tell_sharing: bool = False, clock: int = 0,
                   fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
         self._disks = []
+        self.making = threading.RLock()
         self.arena = Arena(path, _reserve_for(mem_limit))
         lock_init(&self.lock, 0)
         lock_init(&self.maintenance, 0)
@@ -347,6 +349,9 @@ cdef class Pool:
     # -- exports -------------------------------------------------------------------------------------------------
 
     def disks(self):
+        return [disk for disk in self._disks if not disk.concealed]
+
+    def all_disks(self):
         return list(self._disks)
 
     def create(self, name: str, size_bytes: int, *, read_only: bool = False, private: bool = False):
@@ -356,32 +361,42 @@ cdef class Pool:
         return self._add(name, source.size_bytes, read_only, False, source)
 
     def _add(self, name, size_bytes, read_only, private, source):
-        encoded = self._valid_name(name)
-        if not 0 <= size_bytes <= SIZE_MAX:
-            raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
         if source is not None and source.pool is not self:
             raise ValueError(f"export {source.name!r} is none of this pool's")
         if not users_enter(&self.users):
             raise EngineError(f"export {name!r}: its pool was closed")
         try:
-            return self._make(name, encoded, size_bytes, read_only, private, source)
+            with self.making:
+                return self._make(name, size_bytes, read_only, private, source)
         finally:
             users_leave(&self.users)
 
-    def _make(self, name, bytes encoded, size_bytes, read_only, private, source):
-        cdef uint32_t number = self._free_entry(name)
+    def _make(self, name, size_bytes, read_only, private, source):
+        disk = self._written(name, size_bytes, read_only, private, source)
+        if source is None:
+            self.directory.publish(disk.number, STATE, ENTRY_LIVE)
+        elif not source._share_with(disk):
+            raise EngineError(f"cannot clone export {source.name!r}: it was deleted")
+        self._disks.append(disk)
+        return disk
+
+    def _written(self, name, size_bytes, read_only, private, alike):
+        """The disk of an entry that is written and no export yet, of the folding domain of `alike` if that is given.
+
+        The caller holds `making` until the name is among those of _disks.
+        """
+        cdef bytes encoded = self._valid_name(name)
+        cdef uint32_t number
+        if not 0 <= size_bytes <= SIZE_MAX:
+            raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
+        number = self._free_entry(name)
         cdef uint32_t flags = (self._free_domain() if private else COMMON_DOMAIN) << DOMAIN_SHIFT
-        if source is not None:
-            flags = domain_of(self.directory.head(source.number).flags) << DOMAIN_SHIFT
+        if alike is not None:
+            flags = domain_of(self.directory.head(alike.number).flags) << DOMAIN_SHIFT
         self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes,
                              flags | (READ_ONLY_FLAG if read_only else 0))
         disk = self._disk_of(number, 0, 0)
         self._use_export_entry(number)
-        if source is None:
-            self.directory.publish(number, STATE, ENTRY_LIVE)
-        elif not source._share_with(disk):
-            raise EngineError(f"cannot clone export {source.name!r}: it was deleted")
-        self._disks.append(disk)
         return disk
 
     cdef uint32_t _free_domain(self):
@@ -431,17 +446,17 @@ cdef class Pool:
         return encoded
 
     def rename(self, disk, name: str) -> None:
-        encoded = self._valid_name(name)
         if disk.pool is not self:
             raise ValueError(f"export {disk.name!r} is none of this pool's")
         if not users_enter(&self.users):
             raise EngineError(f"cannot rename export {disk.name!r}: its pool was closed")
         try:
-            if not disk._rename(name, encoded):
-                raise UserError(
-                    f"cannot rename export {disk.name!r}: its name and the new one have over {NAME_ROOM} bytes together; "
-                    "give it a short name first"
-                )
+            with self.making:
+                if not disk._rename(name, self._valid_name(name)):
+                    raise UserError(
+                        f"cannot rename export {disk.name!r}: its name and the new one have over {NAME_ROOM} bytes "
+                        "together; give it a short name first"
+                    )
         finally:
             users_leave(&self.users)
 

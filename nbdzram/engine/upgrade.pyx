@@ -70,7 +70,7 @@ cdef class OldOpening(Opening):
 
     # -- the survey ----------------------------------------------------------------------------------------------
 
-    cdef bint _is_live(self, uint32_t number) noexcept nogil:
+    cdef bint _is_kept(self, uint32_t number) noexcept nogil:
         return self.directory.is_held(number) and self.directory.entry(number).old_state == ENTRY_LIVE
 
     cdef str _name_of(self, uint32_t number):
@@ -190,7 +190,7 @@ cdef class OldOpening(Opening):
         """Which nodes there will be. False without memory."""
         cdef uint32_t number
         for number in range(self.exports_high):
-            if self._is_live(number):
+            if self._is_kept(number):
                 self._plan_node(self.directory.entry(number).old_root, TOP_LEVEL, 0)
         return not self.out_of_memory
 

@@ -20,12 +20,13 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nbdzram import values
 from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, PoolConfig, ServerConfig
+from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, ExportExists, NoSuchExport, UserError
@@ -251,6 +252,10 @@ class Changes:
         """
         return await self._alone(self._copy_export(source, name, read_only=read_only))
 
+    async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
+        """Offer EXPORT@NAME for each export that clients may write, all of one moment, or none. Raises UserError."""
+        return await self._alone(self._take_moment(name))
+
     async def change_export(
         self,
         name: str,
@@ -322,13 +327,50 @@ class Changes:
         original = self._exports.get(source)
         self._require_free_name(name)
         pool = self._pools[original.pool_name].pool
-        record = dataclasses.replace(
+        record = self._copy_record(original, name, read_only=read_only)
+        return await self._make(name, record, lambda: pool.clone(original.disk, name, read_only=read_only))
+
+    def _copy_record(self, original: Export, name: str, *, read_only: bool) -> ExportRecord:
+        return dataclasses.replace(
             self._record(original),
             read_only=read_only,
-            description=f"{'snapshot' if read_only else 'clone'} of {source}",
+            description=f"{'snapshot' if read_only else 'clone'} of {original.name}",
             declared=self._declaration(name),
         )
-        return await self._make(name, record, lambda: pool.clone(original.disk, name, read_only=read_only))
+
+    async def _take_moment(self, name: str) -> tuple[ExportStatus, ...]:
+        originals = {f"{export.name}@{name}": export for export in self._exports if not export.read_only}
+        if not originals:
+            raise UserError("there is no export that clients may write, so there is nothing to take a snapshot of")
+        for fresh in originals:
+            self._require_free_name(fresh)
+        records = {fresh: self._copy_record(export, fresh, read_only=True) for fresh, export in originals.items()}
+        sources = [export.disk for export in originals.values()]
+        disks = await asyncio.to_thread(moment.snapshot_together, sources, list(originals))
+        return tuple(export.status() for export in await self._offer_together(disks, records))
+
+    async def _offer_together(self, disks: Sequence[Disk], records: Mapping[str, ExportRecord]) -> list[Export]:
+        """Offer concealed disks, all or none: to remember them is what makes it true (engine/moment)."""
+
+        def remember() -> None:
+            for disk in disks:
+                moment.finish(disk)
+            self._memory.remember_exports({**self._memory.changes.exports, **records})
+
+        def reveal() -> None:
+            for disk in disks:
+                moment.reveal(disk)
+
+        try:
+            await asyncio.to_thread(remember)
+        except BaseException:
+            await asyncio.to_thread(moment.discard, disks)
+            raise
+        await asyncio.to_thread(reveal)
+        offered = [Placed(name=disk.name, disk=disk, record=records[disk.name]).export() for disk in disks]
+        for export in offered:
+            self._exports.add(export)
+        return offered
 
     async def _make(self, name: str, record: ExportRecord, make: Callable[[], Disk]) -> ExportStatus:
         """Remember, make and offer a disk."""

@@ -9,7 +9,8 @@ was changed at run time, and who may attach. The rules, in this order:
 2. A value that was changed at run time holds until its declaration changes (state.py).
 3. Who may attach is what was declared or remembered. Where neither is known, nobody may.
 4. What is declared and not there is made. What is declared larger grows.
-5. What was remembered and not done, because the server was killed between the two, is told and forgotten, or finished;
+5. Disks that were to be offered together (engine/moment), and are whole, are if they are remembered; the rest goes.
+6. What was remembered and not done, because the server was killed between the two, is told and forgotten, or finished;
    a removal never of a disk that only has the removed one's name, and lies in another pool. Renaming is finished first:
    of a declared disk that was renamed the old name is remembered as removed.
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
+from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
@@ -118,6 +120,7 @@ def place_exports(
     `removed`: what else is declared, and was removed at run time. Writes and syncs a file, and may make or grow disks:
     not on an event loop.
     """
+    _reveal_remembered(pools, state)
     found = _found(pools)
     _finish_renaming(found, pools, state)
     placed: list[Placed] = []
@@ -204,6 +207,18 @@ def declared_export(config: ExportConfig) -> Declared:
         description=config.description,
         access=config.access,
     )
+
+
+def _reveal_remembered(pools: Mapping[str, Pool], state: State) -> None:
+    """The server ended while it offered several disks together: all of them if they are remembered, or none."""
+    for pool_name, pool in pools.items():
+        for disk in moment.concealed(pool):
+            known = state.changes.exports.get(disk.name)
+            if known is not None and not known.removed and known.pool == pool_name:
+                moment.reveal(disk)
+            else:
+                log.info("the export '%s' is not offered: the server ended before those that belong with it", disk.name)
+                pool.delete(disk)
 
 
 def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:

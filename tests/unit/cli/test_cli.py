@@ -102,6 +102,17 @@ def test_stat_prints_zramctls_columns(start: Start) -> None:
     assert server.run("stat", "-n", "-b", "-o", "MEM-LIMIT").out.splitlines()[0] == str(512 << 20)
 
 
+def test_snapshot_takes_all_exports_of_one_moment(start: Start) -> None:
+    server = start("-e", "vm1=1M", "-e", "vm2=1M", "-e", "golden=1M,ro")
+    done = server.run("snapshot", "--all", "monday")
+    assert done.out == "snapshot vm1@monday is offered\nsnapshot vm2@monday is offered\n"
+    told = json.loads(server.run("snapshot", "--all", "tuesday", "--json").out)
+    assert [(export["name"], export["read_only"]) for export in told] == [("vm1@tuesday", True), ("vm2@tuesday", True)]
+    assert server.run("snapshot", "--all", "monday").code == 1
+    for wrong in (["vm1"], ["vm1", "copy", "--all", "monday"], []):
+        assert server.run("snapshot", *wrong).code == 2
+
+
 def test_stat_explains_where_memory_went(start: Start) -> None:
     server = start("-e", "disk=1M", "--mem-limit", "1M")
     told = server.run("stat", "--memory").out

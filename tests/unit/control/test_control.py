@@ -137,6 +137,10 @@ class RecordedOperations:
         self.asked.append((source, name, read_only))
         return EXPORT
 
+    async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
+        self.asked.append((name,))
+        return (EXPORT,)
+
 
 @contextlib.asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[RecordedOperations]:

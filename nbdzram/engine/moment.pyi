@@ -1,0 +1,39 @@
+from collections.abc import Sequence
+
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+
+def concealed(pool: Pool) -> list[Disk]:
+    """The disks of a pool that are not offered: being filled, or whole and found so on opening."""
+
+def prepare(
+    pool: Pool, name: str, size_bytes: int, *, read_only: bool = False, private: bool = False, alike: Disk | None = None
+) -> Disk:
+    """A new, empty disk that is concealed, and deleted by the next opening until it is finished.
+
+    alike: it is of that disk's folding domain. Raises as Pool.create does.
+    """
+
+def snapshot_together(sources: Sequence[Disk], names: Sequence[str], *, read_only: bool = True) -> list[Disk]:
+    """Concealed copies of disks, of any pools, as they are at one moment: each answered write is in, no later one.
+
+    Raises UserError, ExportExists, EngineError (one is gone); then there is none.
+    """
+
+def finish(disk: Disk) -> None:
+    """Say of a concealed disk that it is whole: opening keeps it from now on. Raises EngineError when it is gone."""
+
+def reveal(disk: Disk) -> None:
+    """Make a concealed disk an export as any other. Raises EngineError when it is gone."""
+
+def discard(disks: Sequence[Disk]) -> None:
+    """Delete disks that are not going to be offered. May take long."""
+
+def identity(disk: Disk) -> int:
+    """48 bits that every copy of its content has, here and elsewhere, and no other content; 0: none."""
+
+def identify(disk: Disk, wanted: int) -> None:
+    """Give a disk that will not change an identity, or take it away (0) before it changes."""
+
+def new_identity() -> int:
+    """One that no content has."""

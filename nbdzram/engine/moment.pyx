@@ -1,0 +1,174 @@
+"""Disks that become visible together or not at all, and the one moment at which several are copied.
+
+    prepare              an empty disk, FILLING        a kill from here on: the next opening deletes it
+    snapshot_together    copies, of one moment
+    finish               it is WHOLE                   a kill from here on: opening keeps it, concealed
+    reveal               it is an export
+
+Between finish and reveal whoever offers disks (the server) remembers durably that these are to be offered. That is the
+store that makes it true for all of them; a server that starts reveals what is remembered and deletes the rest.
+
+One moment: the locks of all pools at stake are held together while the roots are shared, a microsecond for each disk.
+Every write that was answered before is in the copies, and none that began afterwards. This is the only place in which two
+locks of a kind are held, so their order (by address) is nobody else's business.
+"""
+
+from libc.stdint cimport uint64_t
+
+import contextlib
+import os
+
+from nbdzram.engine.directory cimport CONCEALED, STATE
+from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.format cimport CONCEALED_FILLING, CONCEALED_WHOLE, ENTRY_LIVE
+from nbdzram.engine.lock cimport Lock, lock_leave, lock_take
+from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.users cimport users_enter, users_leave
+
+from nbdzram.errors import EngineError, UserError
+
+cdef enum:
+    POOLS_MAX = 64  # whose locks are held together: more than a machine has use for
+
+
+def concealed(Pool pool):
+    return [disk for disk in pool.all_disks() if disk.concealed]
+
+
+def prepare(Pool pool, name, size_bytes, *, read_only=False, private=False, alike=None):
+    with _inside([pool]):
+        disk = pool._written(name, size_bytes, read_only, private, alike)
+        _conceal(disk)
+        pool._disks.append(disk)
+        return disk
+
+
+def snapshot_together(list sources, list names, *, read_only=True):
+    cdef list twins = []
+    pools = list({id(source.pool): source.pool for source in sources}.values())
+    if len(pools) > POOLS_MAX:
+        raise UserError(f"a moment of disks in {len(pools)} pools: at most {POOLS_MAX}; take some of them later")
+    if len(set(names)) < len(names):
+        raise UserError("two copies of one moment have the same name")
+    with _inside(pools):
+        for source, name in zip(sources, names, strict=True):
+            twins.append(source.pool._written(name, source.size_bytes, read_only, False, source))
+            with nogil:  # thousands of them take long, and the event loop is to have its turns
+                pass
+        missing = _share_all(sources, twins, pools)
+        if missing is not None:
+            raise EngineError(f"cannot copy export {missing.name!r}: it was deleted")
+        for twin in twins:
+            (<Pool>twin.pool)._disks.append(twin)
+        return twins
+
+
+@contextlib.contextmanager
+def _inside(pools):
+    """In these pools, and alone in making disks there."""
+    with contextlib.ExitStack() as stack:
+        for pool in sorted(pools, key=id):
+            _enter(pool)
+            stack.callback(_leave, pool)
+            stack.enter_context((<Pool>pool).making)
+        yield
+
+
+def finish(Disk disk):
+    """Nothing of it is missing any more."""
+    _publish(disk, CONCEALED, CONCEALED_WHOLE, True)
+
+
+def reveal(Disk disk):
+    """It is an export from now on."""
+    _publish(disk, STATE, ENTRY_LIVE, False)
+
+
+def discard(list disks):
+    """Delete disks that are not going to be offered."""
+    for disk in disks:
+        disk.pool.delete(disk)
+
+
+def identity(Disk disk):
+    cdef uint64_t found = 0
+    lock_take(&disk.pool.lock)
+    if disk.root() != NULL:
+        found = disk.pool.directory.identity(disk.number)
+    lock_leave(&disk.pool.lock)
+    return found
+
+
+def identify(Disk disk, uint64_t wanted):
+    lock_take(&disk.pool.lock)
+    if disk.root() != NULL:
+        disk.pool.directory.identify(disk.number, wanted)
+    lock_leave(&disk.pool.lock)
+
+
+def new_identity():
+    return int.from_bytes(os.urandom(6), "little") or 1
+
+
+cdef _enter(Pool pool):
+    if not users_enter(&pool.users):
+        raise EngineError("its pool was closed")
+
+
+cdef _leave(Pool pool):
+    users_leave(&pool.users)
+
+
+cdef _conceal(Disk disk):
+    lock_take(&disk.pool.lock)
+    disk.pool.directory.publish(disk.number, CONCEALED, CONCEALED_FILLING)
+    disk.concealed = True
+    lock_leave(&disk.pool.lock)
+
+
+cdef _publish(Disk disk, field, uint64_t value, bint concealed):
+    lock_take(&disk.pool.lock)
+    lives = disk.root() != NULL
+    if lives:
+        disk.pool.directory.publish(disk.number, field, value)
+        disk.concealed = concealed
+    lock_leave(&disk.pool.lock)
+    if not lives:
+        raise EngineError(f"export {disk.name!r} is gone")
+
+
+cdef _share_all(list sources, list twins, list pools):
+    """Give each twin, at one moment, what its source holds then; or nothing is done, and gives a source that was gone."""
+    cdef Lock* locks[POOLS_MAX]
+    cdef int count = 0, index
+    cdef Py_ssize_t at, all_of_them = len(twins)
+    cdef Disk source, twin
+    cdef Pool pool
+    missing = None
+    for pool in pools:
+        locks[count] = &pool.lock
+        count += 1
+    _sort(locks, count)
+    for index in range(count):
+        lock_take(locks[index])
+    for at in range(all_of_them):  # nothing in here makes a Python object
+        source = <Disk>sources[at]
+        if source.root() == NULL:
+            missing = source
+    for at in range(all_of_them if missing is None else 0):
+        source = <Disk>sources[at]
+        twin = <Disk>twins[at]
+        source.share_concealed(twin)
+    for index in range(count):
+        lock_leave(locks[index])
+    return missing
+
+
+cdef void _sort(Lock** locks, int count) noexcept nogil:
+    """By address; a handful."""
+    cdef int index, other
+    for index in range(1, count):
+        other = index
+        while other and locks[other - 1] > locks[other]:
+            locks[other - 1], locks[other] = locks[other], locks[other - 1]
+            other -= 1

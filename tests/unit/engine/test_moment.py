@@ -1,0 +1,184 @@
+"""Copies of several disks at one moment, which become visible together or not at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine import moment
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import EngineError, ExportExists
+from tests.support.threads import in_threads
+from tests.unit.engine.blocks import BLOCK, noise, text
+
+MIB = 1 << 20
+
+
+def offered(pool: Pool) -> list[str]:
+    return [disk.name for disk in pool.disks()]
+
+
+def named(pool: Pool, name: str) -> Disk:
+    return next(disk for disk in pool.all_disks() if disk.name == name)
+
+
+def test_copies_of_a_moment_hold_what_was_there_and_are_not_offered_until_revealed() -> None:
+    with Pool() as pool:
+        disks = [pool.create(f"disk{number}", MIB) for number in range(3)]
+        for number, disk in enumerate(disks):
+            disk.write(0, text(number))
+        copies = moment.snapshot_together(disks, ["a", "b", "c"])
+        disks[0].write(0, text(9))
+        assert offered(pool) == ["disk0", "disk1", "disk2"]
+        pool.check()
+        for copy in copies:
+            moment.finish(copy)
+            moment.reveal(copy)
+        assert offered(pool)[3:] == ["a", "b", "c"]
+        assert [copy.read(0, BLOCK) for copy in copies] == [text(0), text(1), text(2)]
+        assert all(copy.read_only for copy in copies)
+        pool.check()
+
+
+def test_a_moment_is_one_point_over_several_pools() -> None:
+    """A writer numbers its writes and alternates between two disks: a later number is never in a copy without the one
+    before it."""
+    pools = [Pool(), Pool()]
+    disks = [pool.create("disk", MIB) for pool in pools]
+    over = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            disks[number % 2].write(0, number.to_bytes(8, "little") * 512)
+
+    def look() -> None:
+        for turn in range(200):
+            copies = moment.snapshot_together(disks, [f"copy{turn}"] * 1 + [f"other{turn}"])
+            numbers = [int.from_bytes(copy.read(0, 8), "little") for copy in copies]
+            assert abs(numbers[0] - numbers[1]) == 1 or numbers == [0, 0], numbers
+            moment.discard(copies)
+        over.set()
+
+    in_threads(write, look)
+    for pool in pools:
+        pool.check()
+        pool.close()
+
+
+def test_a_deleted_source_leaves_no_copy_of_the_others() -> None:
+    with Pool() as pool:
+        disks = [pool.create("one", MIB), pool.create("two", MIB)]
+        disks[0].write(0, noise(1))
+        pool.delete(disks[1])
+        with pytest.raises(EngineError, match="cannot copy export 'two': it was deleted"):
+            moment.snapshot_together(disks, ["a", "b"])
+        assert [disk.name for disk in pool.all_disks()] == ["one"]
+        pool.check()
+        pool.create("a", MIB)
+
+
+def test_a_concealed_disk_has_its_name_to_itself() -> None:
+    with Pool() as pool:
+        moment.prepare(pool, "coming", MIB)
+        with pytest.raises(ExportExists):
+            pool.create("coming", MIB)
+        with pytest.raises(ExportExists):
+            moment.snapshot_together([pool.create("disk", MIB)], ["coming"])
+        with pytest.raises(ExportExists):
+            moment.prepare(pool, "disk", MIB)
+
+
+def fill(pool: Pool) -> Disk:
+    disk = moment.prepare(pool, "coming", MIB)
+    disk.write(0, noise(7))
+    return disk
+
+
+def finish(pool: Pool) -> None:
+    moment.finish(fill(pool))
+
+
+def reveal(pool: Pool) -> None:
+    finish(pool)
+    moment.reveal(named(pool, "coming"))
+
+
+def delete(pool: Pool) -> None:
+    finish(pool)
+    pool.delete(named(pool, "coming"))
+
+
+@pytest.mark.parametrize(
+    ("story", "concealed", "exports"),
+    [(fill, [], ["disk"]), (finish, ["coming"], ["disk"]), (reveal, [], ["disk", "coming"]), (delete, [], ["disk"])],
+)
+def test_what_is_whole_is_kept_concealed_by_the_next_opening_and_what_is_not_goes(
+    tmp_path: Path, story: Callable[[Pool], object], concealed: list[str], exports: list[str]
+) -> None:
+    path = str(tmp_path / "arena")
+    with Pool(path=path) as pool:
+        pool.create("disk", MIB).write(0, text(1))
+        story(pool)
+    with Pool(path=path) as pool:
+        pool.check()
+        assert offered(pool) == exports
+        assert [disk.name for disk in moment.concealed(pool)] == concealed
+        for disk in moment.concealed(pool):
+            assert disk.read(0, BLOCK) == noise(7)
+            moment.reveal(disk)
+            assert disk.read(0, BLOCK) == noise(7)
+        held = pool.stats().objects
+    with Pool(path=path) as pool:
+        assert offered(pool) == exports + concealed
+        assert pool.stats().objects == held == len(offered(pool))
+        pool.check()
+
+
+def test_an_entry_that_was_concealed_is_an_export_like_any_other_when_it_is_used_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "arena")
+    with Pool(path=path) as pool:
+        disk = fill(pool)
+        moment.finish(disk)
+        moment.identify(disk, 5)
+        pool.delete(disk)
+        number = disk.number
+        del disk
+        fresh = pool.create("fresh", MIB)
+        assert (fresh.number, moment.identity(fresh)) == (number, 0)
+    with Pool(path=path) as pool:
+        assert offered(pool) == ["fresh"]
+
+
+def test_an_identity_outlives_the_process_and_can_be_taken_away(tmp_path: Path) -> None:
+    path = str(tmp_path / "arena")
+    identity = moment.new_identity()
+    with Pool(path=path) as pool:
+        disk = pool.create("disk", MIB)
+        assert moment.identity(disk) == 0
+        moment.identify(disk, identity)
+        clone = pool.clone(disk, "clone")
+        assert moment.identity(clone) == 0
+    with Pool(path=path) as pool:
+        disk = named(pool, "disk")
+        assert moment.identity(disk) == identity
+        moment.identify(disk, 0)
+        assert moment.identity(disk) == 0
+
+
+def test_the_hold_of_a_moment_grows_by_a_microsecond_or_so_a_disk() -> None:
+    """Not timed: counted is that the content's size plays no part, since only roots are shared."""
+    with Pool() as pool:
+        disks = [pool.create(f"disk{number}", 64 * MIB) for number in range(8)]
+        for disk in disks:
+            disk.write(0, b"".join(noise(number) for number in range(64)))
+        before = pool.stats()
+        moment.snapshot_together(disks, [f"copy{number}" for number in range(8)])
+        after = pool.stats()
+        assert after.objects == before.objects
+        assert after.metadata - before.metadata <= 2 * BLOCK  # the directory's page
