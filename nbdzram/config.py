@@ -46,6 +46,14 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class LogTarget(StrEnum):
+    """Where the log goes."""
+
+    STDERR = "stderr"
+    SYSLOG = "syslog"
+    NULL = "null"
+
+
 class Dedup(StrEnum):
     """When equal objects meet: only in a fold, or already at the write."""
 
@@ -196,5 +204,7 @@ class ServerConfig:
     metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
     metrics_hosts: tuple[str, ...] = ()  # names that requests may be sent to, beside addresses and this machine's own
     control: Path | None = None  # None: nbdzram.sock under the runtime directory
+    pidfile: Path | None = None  # has the process's number while it serves
+    log: LogTarget = LogTarget.STDERR
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT

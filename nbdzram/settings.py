@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from nbdzram import values
@@ -28,6 +29,7 @@ from nbdzram.config import (
     Limits,
     LogFormat,
     LogLevel,
+    LogTarget,
     MaintenanceConfig,
     PoolConfig,
     ServerConfig,
@@ -53,6 +55,7 @@ class Given:
 
 
 Layer = dict[LeafPath, Given]
+NO_DEFAULTS: Mapping[LeafPath, Given] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ KEYS = (
     Key(("state_dir",), values.path, "directory whose files let disks outlive the process"),
     Key(("default_export",), values.export_name, "the export that the empty name means"),
     Key(("list_exports",), values.boolean, "whether clients may list the exports"),
+    Key(("pidfile",), values.path, "file that has the process's number while it serves"),
+    Key(("log",), values.choice(LogTarget), "stderr, syslog or null: where the log goes"),
     Key(("log_level",), values.choice(LogLevel), "debug, info, warning or error"),
     Key(("log_format",), values.choice(LogFormat), "text, or json: an object a line"),
     Key(("tls", "mode"), values.choice(TlsMode), "off, on or require"),
@@ -144,9 +149,11 @@ _BY_PATH = {key.path: key for key in KEYS}
 _NAMED = {"pools": values.pool_name, "exports": values.export_name}
 
 
-def load(file: Path | None, environment: Mapping[str, str], flags: Layer) -> ServerConfig:
-    """The configuration from all its sources. Raises ConfigError."""
-    layer: Layer = {}
+def load(
+    file: Path | None, environment: Mapping[str, str], flags: Layer, defaults: Mapping[LeafPath, Given] = NO_DEFAULTS
+) -> ServerConfig:
+    """The configuration from all its sources; what none of them says is as in `defaults`. Raises ConfigError."""
+    layer: Layer = dict(defaults)
     named = file or _file_from(environment)
     for source in _files(named) if named is not None else ():
         layer |= read_toml(source)

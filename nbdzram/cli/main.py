@@ -108,12 +108,10 @@ def front(*, control: str | None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; the exit code."""
     try:
-        front.main(args=arguments, prog_name="nbdzram", standalone_mode=False)
+        answer = front.main(args=arguments, prog_name="nbdzram", standalone_mode=False)
     except UserError as error:
         _complain(str(error))
         return error.exit_code
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -124,7 +122,7 @@ def run(arguments: list[str]) -> int:
             raise
         _complain(f"cannot write the output: {error.strerror}; free some space, or send it elsewhere")
         return UserError.exit_code
-    return 0
+    return answer if isinstance(answer, int) else 0  # what a command exits with; click's main gives it back
 
 
 def _complain(sentence: str) -> None:

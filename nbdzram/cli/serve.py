@@ -22,10 +22,11 @@ import click
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.cli.perils import perils
+from nbdzram.cli.processes import parent_watched, pid_file, private_place, run_command, told_to_commands
 from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, ServerConfig, TcpAddress, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
-from nbdzram.settings import Given, Layer, export_layers, load
+from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ log = logging.getLogger("nbdzram.server")
 STDOUT = 1
 GREETED_EXPORTS = 20  # what a screen takes
 FORCED_EXIT = 128 + signal.SIGTERM
+NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "run")
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "mem_limit": ("pools", "default", "mem_limit"),
@@ -48,6 +50,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "state_dir": ("state_dir",),
     "default_export": ("default_export",),
     "metrics_hosts": ("metrics_hosts",),
+    "pidfile": ("pidfile",),
+    "log": ("log",),
     "log_level": ("log_level",),
     "log_format": ("log_format",),
     "fold_interval": ("maintenance", "fold"),
@@ -68,7 +72,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "serve",
     epilog="\b\nExamples:\n  nbdzram serve -e disk=1G\n"
     "  nbdzram serve -e vm1=20G -e vm2=20G --mem-limit 50% --fold-interval auto\n"
-    "  nbdzram serve -c /etc/nbdzram/nbdzram.toml --check-config",
+    "  nbdzram serve -c /etc/nbdzram/nbdzram.toml --check-config\n"
+    "  nbdzram serve -e disk=1G --run 'nbdinfo $uri'",
 )
 @click.option(
     "-c",
@@ -130,10 +135,22 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--tls-key", metavar="FILE", help="Its private key, PEM.")
 @click.option("--tls-client-ca", metavar="FILE", help="Clients need a certificate signed by this authority.")
 @click.option("--tls-psk-file", metavar="FILE", help="Pre-shared keys, a line NAME:HEXKEY each.")
+@click.option("--pidfile", metavar="FILE", help="Write the process's number there while it serves.")
+@click.option("--log", metavar="stderr|syslog|null", help="Where the log goes.  [default: stderr]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option("--log-format", metavar="text|json", help="Lines for people, or a JSON object each.  [default: text]")
 @click.option(
     "--stdin", "on_stdin", is_flag=True, help="Serve the one client whose socket is standard input, as inetd does."
+)
+@click.option(
+    "--run",
+    "run",
+    metavar="COMMAND",
+    help="Serve while the shell's COMMAND runs, and end with its status. It finds $uri, $unixsocket, $port and "
+    "$exportname; unless told otherwise the server listens on a unix socket of its own, without metrics.",
+)
+@click.option(
+    "--exit-with-parent", is_flag=True, help="End, as on SIGTERM, when the process ends that started this one."
 )
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
@@ -145,33 +162,41 @@ def command(
     sockets: tuple[str, ...],
     vsock: str | None,
     on_stdin: bool,
+    run: str | None,
+    exit_with_parent: bool,
     check_config: bool,
     **flags: str | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once; SIGHUP reads the TLS files again. Every flag has a key in the TOML file and a
-    variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
+    A second signal ends at once; SIGHUP reads the configuration again. Every flag but those for one run alone (--run,
+    --exit-with-parent, --stdin, --check-config) has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
+    the environment, and the environment over the file.
     """
+    parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e")
     layer |= _listen_layer(port, addresses, sockets, vsock)
     for name, value in flags.items():
         if value is not None:
             layer[FLAGS[name]] = Given(value, f"--{name.replace('_', '-')}")
 
-    def reread() -> ServerConfig:
-        return load(config, os.environ, layer)
+    with private_place() if run is not None else contextlib.nullcontext(NO_DEFAULTS) as defaults:
 
-    settled = reread()
-    if check_config:
-        _check_tls_files(settled.tls)
-        for line in _describe_config(settled):
-            click.echo(line)
-        return None
-    if on_stdin:
-        named = {"metrics", "control"} & {name for name, value in flags.items() if value is not None}
-        return serve_stdin(settled, forbidden=sorted(named))
-    return serve(settled, reread)
+        def reread() -> ServerConfig:
+            return load(config, os.environ, layer, defaults)
+
+        settled = reread()
+        if check_config:
+            _check_tls_files(settled.tls)
+            for line in _describe_config(settled):
+                click.echo(line)
+            return
+        if on_stdin:
+            given = {**flags, "run": run, "exit-with-parent": parent}
+            serve_stdin(settled, forbidden=[name for name in NOT_ON_STDIN if given[name] is not None])
+            return
+        status = serve(settled, reread, run=run, parent=parent)
+    raise click.exceptions.Exit(status)
 
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
@@ -182,9 +207,13 @@ def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
     from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
 
     if forbidden:
-        raise ConfigError(f"--stdin serves one client without metrics and control; leave out --{forbidden[0]}")
+        raise ConfigError(f"--stdin serves one client and nothing beside it; leave out --{forbidden[0]}")
     client = take_stdin()
-    with _threads_allowed(), open_logbook(config.log_level, config.log_format, os.environ):
+    with (
+        _threads_allowed(),
+        open_logbook(config.log, config.log_level, config.log_format, os.environ),
+        pid_file(config.pidfile),
+    ):
         uvloop.run(_serve_stdin(config, client))
 
 
@@ -192,7 +221,7 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     from nbdzram.server.service import Service  # noqa: PLC0415
 
     service = Service(config)
-    told_to_stop = _watch_signals(service.hang_up)
+    told_to_stop = _watch_signals(service)
     await service.start(listen=False)
     served = asyncio.create_task(service.serve_socket(client))
     stopping = asyncio.create_task(told_to_stop.wait())
@@ -204,17 +233,23 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     await served  # it has ended: the client left, or was drained
 
 
-def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> None:
-    """Run until a signal. Raises UserError when something cannot start."""
+def serve(
+    config: ServerConfig, reread: Callable[[], ServerConfig], *, run: str | None = None, parent: int | None = None
+) -> int:
+    """Run until a signal, until the process `parent` ends, or as long as the command `run` does; the exit status.
+
+    Raises UserError when something cannot start.
+    """
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
 
     _name_process()
-    with _threads_allowed(), open_logbook(config.log_level, config.log_format, os.environ):
+    with _threads_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
-        uvloop.run(_serve(config, reread, print_in_background().put))
+        status: int = uvloop.run(_serve(config, reread, run, parent))
+        return status
 
 
 def _name_process() -> None:
@@ -250,7 +285,7 @@ def print_in_background() -> LineWriter:
     return LineWriter(STDOUT, encoding=encoding, failed=failed)
 
 
-async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], say: Callable[[str], None]) -> None:
+async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], run: str | None, parent: int | None) -> int:
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
@@ -258,7 +293,7 @@ async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], say: 
     from nbdzram.server.service import Service  # noqa: PLC0415
 
     service = Service(config, reread)
-    told_to_stop = _watch_signals(service.hang_up)
+    told_to_stop = _watch_signals(service)
     audit = Audit(config.state_dir)
     control = ControlServer(
         config.control or socket_for_server(os.environ), method_table(service, service.changes), audit
@@ -270,20 +305,49 @@ async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], say: 
         try:
             if metrics is not None:
                 await metrics.start()
-            for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
-                say(line)
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.hang_up)
-            notify_supervisor("READY=1")
-            await told_to_stop.wait()
-            notify_supervisor("STOPPING=1")
+            with _parent_or_nobody(parent, told_to_stop), pid_file(config.pidfile):
+                if run is not None:  # whose output is its own: there is no greeting
+                    notify_supervisor("READY=1")
+                    environment = told_to_commands(service.status(), config.default_export, control.path)
+                    return await run_command(run, environment, told_to_stop)
+                say = print_in_background().put
+                for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
+                    say(line)
+                notify_supervisor("READY=1")
+                await told_to_stop.wait()
+                return 0
         finally:
+            notify_supervisor("STOPPING=1")
+            stored = sum(export.stored_bytes for export in service.status().exports)
             await service.stop()
+            _tell_the_end(config.state_dir, stored)
             if metrics is not None:
                 await metrics.stop()
     finally:
         await control.stop()
+
+
+@contextlib.contextmanager
+def _parent_or_nobody(parent: int | None, told_to_stop: asyncio.Event) -> Iterator[None]:
+    def ended() -> None:
+        if not told_to_stop.is_set():
+            log.info("the process that started this one has ended; stopping")
+        told_to_stop.set()
+
+    with parent_watched(parent, ended) if parent is not None else contextlib.nullcontext():
+        yield
+
+
+def _tell_the_end(state_dir: Path | None, stored: int) -> None:
+    """Whoever stopped it reads what became of the disks."""
+    if state_dir is not None:
+        log.info("stopped; the disks stay in %s", state_dir)
+    elif stored:
+        log.info("stopped; %s of content is gone with it: --state-dir keeps disks", format_size(stored))
+    else:
+        log.info("stopped")
 
 
 def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:
@@ -323,19 +387,23 @@ def notify_supervisor(message: str) -> None:
             log.warning("cannot notify %s: %s", address, error.strerror)
 
 
-def _watch_signals(reload: Callable[[], None]) -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets. The second ends the process at once. SIGHUP calls `reload`."""
+def _watch_signals(service: Service) -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets, and says so. The second ends the process at once.
+
+    SIGHUP lets the service read its configuration again.
+    """
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(number: int) -> None:
         if told.is_set():
             os._exit(FORCED_EXIT)
+        log.info("%s: %s; a second signal ends at once", signal.Signals(number).name, service.what_a_stop_does())
         told.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, service.hang_up)
     return told
 
 

@@ -14,10 +14,12 @@ Known limits: a line that is lost is lost for all readers; a limit a cause is sh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import select
+import socket
 import threading
 import time
 import traceback
@@ -27,9 +29,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from nbdzram.config import LogFormat, LogLevel
+from nbdzram.config import LogFormat, LogLevel, LogTarget
+from nbdzram.errors import UserError
 
 STDERR = 2
+SYSTEM_LOG = "/dev/log"
+DAEMON = 3 << 3  # the facility, beside the level (RFC 3164, section 4.1.1)
 
 LINES_A_MINUTE = 10
 """Of one cause: enough to see who and what it is. Whoever causes more is a crowd, of which the number is told."""
@@ -53,12 +58,21 @@ _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 class Logbook(logging.Handler):
     """Takes records from any thread. A context manager: what it holds is written before it ends."""
 
-    def __init__(self, descriptor: int, shape: Callable[[logging.LogRecord], Iterator[str]]) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        shape: Callable[[logging.LogRecord], Iterator[str]],
+        *,
+        line_a_write: bool = False,
+        failed: Callable[[OSError], None] = lambda _: None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self._release = release
         self._shape = shape
         self._causes = Causes()
         self._closed = False
-        self.writer = LineWriter(descriptor, self._overdue)
+        self.writer = LineWriter(descriptor, self._overdue, line_a_write=line_a_write, failed=failed)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's lines, or count it. Under the handler's lock."""
@@ -80,6 +94,7 @@ class Logbook(logging.Handler):
         for line in self._tell(float("inf")):
             self.writer.put(line)
         self.writer.close(CLOSE_SECONDS)
+        self._release()
         super().close()
 
     def __enter__(self) -> Self:
@@ -156,11 +171,13 @@ class LineWriter:
         overdue: Callable[[], list[str]] = list,
         *,
         encoding: str = "utf-8",
+        line_a_write: bool = False,
         failed: Callable[[OSError], None] = lambda _: None,
     ) -> None:
         self._descriptor = descriptor
         self._overdue = overdue
         self._encoding = encoding
+        self._line_a_write = line_a_write
         self._failed = failed
         self._lines: deque[str] = deque()
         self._lost = 0  # and not yet told
@@ -205,11 +222,12 @@ class LineWriter:
             if time.monotonic() - asked >= OVERDUE_SECONDS:
                 lines += self._overdue()
                 asked = time.monotonic()
-            self._write(lines)
+            for piece in lines if self._line_a_write else ["\n".join(lines)] if lines else []:
+                self._write(piece + "\n")
 
-    def _write(self, lines: list[str]) -> None:
-        """All of them, or as many as can be; what fails is lost."""
-        left = memoryview("".join(line + "\n" for line in lines).encode(self._encoding, "backslashreplace"))
+    def _write(self, text: str) -> None:
+        """All of it, or as much as can be; what fails is lost."""
+        left = memoryview(text.encode(self._encoding, "backslashreplace"))
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
@@ -222,13 +240,51 @@ class LineWriter:
                 return
 
 
-def open_logbook(level: LogLevel, form: LogFormat, environment: Mapping[str, str]) -> Logbook:
-    """Send what this process logs from `level` on to standard error."""
-    book = Logbook(STDERR, shaper(form, goes_to_journal(STDERR, environment)))
+def open_logbook(target: LogTarget, level: LogLevel, form: LogFormat, environment: Mapping[str, str]) -> Logbook:
+    """Send what this process logs from `level` on to `target`. Raises UserError."""
+    if target is LogTarget.SYSLOG:
+        book = _system_log(form)
+    elif target is LogTarget.NULL:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        book = Logbook(nowhere, shaper(form, journal=False), release=lambda: os.close(nowhere))
+    else:
+        book = Logbook(STDERR, shaper(form, goes_to_journal(STDERR, environment)))
     root = logging.getLogger()
     root.addHandler(book)
     root.setLevel(level.name)
     return book
+
+
+def _system_log(form: LogFormat) -> Logbook:
+    """The machine's own log, as syslog(3) writes to it: a datagram a line. What is said while it restarts is lost."""
+    log_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def connect_again(_: OSError) -> None:
+        with contextlib.suppress(OSError):
+            log_socket.connect(SYSTEM_LOG)
+
+    try:
+        log_socket.connect(SYSTEM_LOG)
+    except OSError as error:
+        log_socket.close()
+        raise UserError(
+            f"no system log answers at {SYSTEM_LOG} ({error.strerror}); start one, or say --log stderr"
+        ) from error
+    return Logbook(
+        log_socket.fileno(), _for_syslog(form), line_a_write=True, failed=connect_again, release=log_socket.close
+    )
+
+
+def _for_syslog(form: LogFormat) -> Callable[[logging.LogRecord], Iterator[str]]:
+    body = _json if form is LogFormat.JSON else _text
+
+    def lines(record: logging.LogRecord) -> Iterator[str]:
+        heading = (
+            f"<{DAEMON + _priority(record.levelno)}>{time.strftime('%b %e %H:%M:%S', time.localtime(record.created))}"
+        )
+        return (f"{heading} nbdzram[{os.getpid()}]: {line}" for line in body(record))
+
+    return lines
 
 
 def goes_to_journal(descriptor: int, environment: Mapping[str, str]) -> bool:

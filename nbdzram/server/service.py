@@ -94,6 +94,14 @@ class Service:
         """Serve one connected client until it leaves."""
         await self._nbd.serve_socket(client)
 
+    def what_a_stop_does(self) -> str:
+        """In words, for whoever tells the server to stop."""
+        attached = len(list(self._nbd.sessions))
+        if not attached:
+            return "nobody is attached; stopping"
+        clients = "1 client has" if attached == 1 else f"{attached} clients have"
+        return f"stopping once {clients} the answers to what was begun, {self._config.limits.drain_seconds:g} s at most"
+
     async def stop(self) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
         self._draining = True

@@ -35,7 +35,15 @@ LEVELS = (
 
 APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
 RESERVED = {
-    "asyncio": {"server", "control.audit", "control.server", "metrics.http", "metrics.answers", "cli.serve"},
+    "asyncio": {
+        "server",
+        "control.audit",
+        "control.server",
+        "metrics.http",
+        "metrics.answers",
+        "cli.processes",
+        "cli.serve",
+    },
     "uvloop": {"cli.serve"},
     "click": {"cli"},
     "rich": {"cli"},

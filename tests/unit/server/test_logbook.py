@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import select
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import LogFormat, LogLevel
+from nbdzram.config import LogFormat, LogLevel, LogTarget
+from nbdzram.errors import UserError
 from nbdzram.server import logbook
 from nbdzram.server.logbook import LINES_A_MINUTE, QUEUED_LINES, Causes, LineWriter, Logbook, printable, shaper
 
@@ -243,11 +245,56 @@ def test_a_message_that_cannot_be_made_ends_nobody(pipe: Pipe) -> None:
     assert pipe.read_all() == "a log line could not be made from '%d'\n"
 
 
+def test_the_machines_own_log_gets_a_datagram_a_line_and_finds_it_again_when_it_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "log"
+    monkeypatch.setattr(logbook, "SYSTEM_LOG", str(place))
+    root, name = logging.getLogger(), "nbdzram.server"
+    before = root.level
+    try:
+        with pytest.raises(UserError, match=r"no system log answers at .*; start one, or say --log stderr"):
+            logbook.open_logbook(LogTarget.SYSLOG, LogLevel.INFO, LogFormat.TEXT, {})
+        system_log = _listening(place)
+        with logbook.open_logbook(LogTarget.SYSLOG, LogLevel.INFO, LogFormat.TEXT, {}) as book:
+            logging.getLogger(name).warning("first\nline")
+            logging.getLogger(name).info("second")
+            told = [system_log.recv(4096).decode() for _ in range(2)]
+            system_log.close()
+            place.unlink()
+            logging.getLogger(name).info("while it restarts")
+            while not book.writer.lost_total:
+                os.sched_yield()
+            system_log = _listening(place)
+            logging.getLogger(name).info("finds no reader, and the next one")
+            while book.writer.lost_total < 2:
+                os.sched_yield()
+            logging.getLogger(name).info("third")
+            told.append(system_log.recv(4096).decode())
+        system_log.close()
+    finally:
+        root.setLevel(before)
+    heading = rf"<(\d+)>\w{{3}} [ \d]\d \d\d:\d\d:\d\d nbdzram\[{os.getpid()}\]: "
+    found = [re.fullmatch(heading + r"(.*)\n", line) for line in told]
+    assert [match and match.groups() for match in found] == [
+        ("28", r"WARNING nbdzram.server: first\nline"),
+        ("30", "INFO nbdzram.server: second"),
+        ("30", "INFO nbdzram.server: third"),
+    ]
+
+
+def _listening(place: Path) -> socket.socket:
+    system_log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    system_log.settimeout(PATIENCE_SECONDS)
+    system_log.bind(str(place))
+    return system_log
+
+
 def test_the_level_is_the_one_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.level
     try:
-        with logbook.open_logbook(LogLevel.WARNING, LogFormat.TEXT, {}):
+        with logbook.open_logbook(LogTarget.STDERR, LogLevel.WARNING, LogFormat.TEXT, {}):
             logging.getLogger("nbdzram.server").info("unsaid")
             logging.getLogger("nbdzram.server").warning("said")
     finally:

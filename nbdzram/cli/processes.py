@@ -1,0 +1,117 @@
+"""The processes around a server: the one that started it, the one that it runs, and the file that has its number.
+
+They behave as nbdkit's --exit-with-parent, --run and --pidfile do (nbdkit(1), nbdkit-captive(1)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from nbdzram.cli.hints import Address
+from nbdzram.errors import UserError
+from nbdzram.settings import Given, Layer
+from nbdzram.status import ServerStatus
+
+KILLED = 128  # and the signal's number: as shells tell it
+
+
+@contextlib.contextmanager
+def pid_file(path: Path | None) -> Iterator[None]:
+    """In here `path` has our number; another's that took its place meanwhile is left alone. Raises UserError."""
+    if path is None:
+        yield
+        return
+    number = f"{os.getpid()}\n"
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(number, encoding="ascii")
+        fresh.replace(path)  # nobody reads half of it
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise UserError(
+            f"cannot write the process's number to {path}: {error.strerror}; name another file with --pidfile"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            if path.read_text(encoding="ascii") == number:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def parent_watched(parent: int, ended: Callable[[], None]) -> Iterator[None]:
+    """In here, on an event loop, `ended` is called when the process `parent`, ours, ends. Raises UserError.
+
+    A descriptor of it and not prctl(2)'s signal, which comes already when the thread ends that started us.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(parent)
+    except ProcessLookupError:
+        descriptor = -1
+    except OSError as error:
+        raise UserError(
+            f"cannot watch the parent process {parent}: {error.strerror}; leave out --exit-with-parent"
+        ) from error
+    if descriptor < 0 or os.getppid() != parent:  # it has ended, and its number may be another's by now
+        ended()
+    else:
+        loop.add_reader(descriptor, ended)
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def private_place() -> Iterator[Layer]:
+    """For a server that only one command uses: where it listens unless it is told, in a directory that goes again."""
+    directory = Path(tempfile.mkdtemp(prefix="nbdzram-"))
+    try:
+        yield {
+            ("listen",): Given([f"unix:{directory / 'nbd.sock'}"], "--run"),
+            ("control",): Given(str(directory / "control.sock"), "--run"),
+            ("metrics",): Given("off", "--run"),
+        }
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def told_to_commands(status: ServerStatus, default_export: str | None, control: Path) -> dict[str, str]:
+    """What a command finds in its environment: nbdkit's names, and where our own commands ask."""
+    names = [export.name for export in status.exports]
+    export = default_export if default_export in names else (names or [""])[0]
+    addresses = [Address.of(uri) for uri in status.uris]
+    paths = [address.path for address in addresses if address.path is not None]
+    ports = [str(address.port) for address in addresses if address.path is None and address.kernel_can_attach]
+    return {
+        "uri": addresses[0].uri(export) if addresses else "",
+        "unixsocket": paths[0] if paths else "",
+        "port": ports[0] if ports else "",
+        "exportname": export,
+        "NBDZRAM_CONTROL": str(control),
+    }
+
+
+async def run_command(command: str, environment: Mapping[str, str], told_to_stop: asyncio.Event) -> int:
+    """Run a shell's command until it ends; its exit status. Who is told to stop tells the command, and waits for it."""
+    process = await asyncio.create_subprocess_shell(command, env={**os.environ, **environment})
+    ended = asyncio.create_task(process.wait())
+    stopping = asyncio.create_task(told_to_stop.wait())
+    await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not ended.done():
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+    code = await ended
+    return code if code >= 0 else KILLED - code

@@ -1,0 +1,204 @@
+"""A server and the processes around it: the command that it runs, its parent, and who looks for its number."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbdzram.cli.processes import parent_watched, pid_file, told_to_commands
+from nbdzram.errors import UserError
+from tests.support.nbd_client import Client
+from tests.unit.cli.conftest import NBDZRAM, Done, Server, clean_environment, run
+from tests.unit.records import SERVER
+
+Start = Callable[..., Server]
+
+
+def private(directory: Path, *words: str) -> Done:
+    """A server of one command, its temporary files in `directory`."""
+    environment = clean_environment() | {"TMPDIR": str(directory)}
+    done = subprocess.run(
+        [*NBDZRAM, "serve", *words], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+# -- --run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_finds_the_server_and_its_status_is_the_servers(tmp_path: Path) -> None:
+    asks = f"{sys.executable} -m nbdzram exports list"
+    done = private(
+        tmp_path, "-e", "disk=1M", "--run", f'echo "$uri" "$unixsocket" "[$port]" "$exportname"; {asks}; exit 7'
+    )
+    first, *listed = done.out.splitlines()
+    uri, path, port, name = first.split()
+    assert (uri, port, name) == (f"nbd+unix:///disk?socket={path}", "[]", "disk")
+    assert Path(path).parent.parent == tmp_path
+    assert listed[1].split()[0] == "disk"  # the command line asks this server
+    assert done.code == 7
+    assert list(tmp_path.iterdir()) == []  # its place is gone with it
+
+
+def test_a_command_that_a_signal_ended_gives_what_shells_give(tmp_path: Path) -> None:
+    assert private(tmp_path, "-e", "disk=1M", "--run", "kill -9 $$").code == 128 + signal.SIGKILL
+    assert private(tmp_path, "-e", "disk=1M", "--run", "true").code == 0
+
+
+def test_a_command_finds_the_address_that_was_asked_for(tmp_path: Path) -> None:
+    with_port = private(
+        tmp_path, "-e", "a=1M", "-e", "b=1M", "--default-export", "b", "-p", "0", "--run", "echo $uri $port"
+    )
+    uri, port = with_port.out.split()
+    assert (int(port) > 0, uri) == (True, f"nbd://127.0.0.1:{port}/b")
+    path = tmp_path / "n.sock"
+    assert private(tmp_path, "-U", str(path), "--run", 'echo "$unixsocket [$exportname]"').out == f"{path} []\n"
+
+
+def test_a_server_that_is_told_to_stop_tells_its_command_and_waits_for_it(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    command = f"trap 'echo told > {said}; exit 3' TERM; echo up; while :; do sleep 0.01; done"
+    process = subprocess.Popen(
+        [*NBDZRAM, "serve", "-e", "disk=1M", "--run", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, said.read_text()) == (3, "told\n"), told
+
+
+def test_a_server_on_standard_input_runs_no_command(tmp_path: Path) -> None:
+    for words in (("--run", "true"), ("--exit-with-parent",)):
+        done = private(tmp_path, "--stdin", *words)
+        assert (done.code, f"leave out {words[0]}" in done.err) == (2, True)
+
+
+def test_a_server_that_no_address_leads_to_tells_empty_ones() -> None:
+    told = told_to_commands(replace(SERVER, uris=("nbd+vsock://1:10809",)), None, Path("c.sock"))
+    assert (told["unixsocket"], told["port"], told["exportname"]) == ("", "", SERVER.exports[0].name)
+    assert told_to_commands(replace(SERVER, uris=(), exports=()), "gone", Path("c.sock")) == {
+        "uri": "",
+        "unixsocket": "",
+        "port": "",
+        "exportname": "",
+        "NBDZRAM_CONTROL": "c.sock",
+    }
+
+
+# -- --pidfile -------------------------------------------------------------------------------------------------------
+
+
+def test_the_process_number_stands_in_a_file_while_it_serves(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.pid"
+    file.write_text("what a server left that was killed\n")
+    server = start("-e", "disk=1M", "--pidfile", str(file))
+    assert file.read_text() == f"{server.process.pid}\n"  # whoever has read the greeting finds it
+    assert server.stop() == 0
+    assert list(tmp_path.glob("*nbdzram.pid*")) == []
+
+
+def test_a_file_that_is_another_servers_by_now_stays(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    with pid_file(file):
+        file.write_text("1\n")
+    assert file.read_text() == "1\n"
+
+
+def test_a_server_whose_number_cannot_be_written_does_not_serve(tmp_path: Path) -> None:
+    done = private(tmp_path, "-e", "disk=1M", "--pidfile", str(tmp_path / "no" / "pid"), "--run", "echo served")
+    assert (done.code, done.out) == (1, "")
+    assert "cannot write the process's number to" in done.err.splitlines()[-1]
+    assert "name another file with --pidfile" in done.err
+
+
+# -- --exit-with-parent ----------------------------------------------------------------------------------------------
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    path, file = tmp_path / "n.sock", tmp_path / "pid"
+    words = ["serve", "-e", "disk=1M", "-U", str(path), "--metrics", "off", "--control", str(tmp_path / "c.sock")]
+    code = f"""
+import subprocess, sys
+served = subprocess.Popen({[*NBDZRAM, *words, "--exit-with-parent", "--pidfile", str(file)]}, stdout=subprocess.PIPE)
+served.stdout.readline()
+"""
+    ours, theirs = os.pipe()  # ends when all have ended who hold it
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, timeout=60, env=clean_environment())
+    os.close(theirs)
+    with os.fdopen(ours) as told:
+        assert "the process that started this one has ended; stopping" in told.read()
+    assert not path.exists()
+    assert not file.exists()
+
+
+def test_a_parent_that_had_ended_before_is_found_out() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+
+    async def look(parent: int) -> bool:
+        ended = asyncio.Event()
+        with parent_watched(parent, ended.set):
+            return ended.is_set()
+
+    assert asyncio.run(look(child.pid))
+    assert asyncio.run(look(os.getpid()))  # somebody, but not our parent
+    assert not asyncio.run(look(os.getppid()))
+
+
+def test_a_machine_that_cannot_watch_a_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "pidfd_open", refuses)
+
+    async def look() -> None:
+        with parent_watched(os.getppid(), lambda: None):
+            pass
+
+    with pytest.raises(UserError, match="leave out --exit-with-parent"):
+        asyncio.run(look())
+
+
+# -- what a stop says ------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_what_it_does_and_what_it_did(start: Start, tmp_path: Path) -> None:
+    server = start("-e", "disk=1M", "--log-level", "info")
+    client = Client(server.socket, "disk")
+    with client.socket:
+        client.write(0, b"x" * 4096)
+        server.process.send_signal(signal.SIGINT)
+        server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
+    told = server.log.read_text()
+    assert "SIGINT: stopping once 1 client has the answers to what was begun, 10 s at most; a second signal" in told
+    assert "stopped; 4K of content is gone with it: --state-dir keeps disks" in told
+    kept = start("-e", "disk=1M", "--state-dir", str(tmp_path / "state"))
+    assert kept.stop() == 0
+    assert "SIGTERM: nobody is attached; stopping; a second signal ends at once" in kept.log.read_text()
+    assert f"stopped; the disks stay in {tmp_path / 'state'}" in kept.log.read_text()
+
+
+# -- --log -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_may_go_nowhere(tmp_path: Path) -> None:
+    assert private(tmp_path, "-e", "disk=1M", "--log", "null", "--run", "true").err == ""
+    assert private(tmp_path, "-e", "disk=1M", "--run", "true").err != ""
+
+
+def test_a_log_of_another_kind_is_a_usage_error() -> None:
+    done = run("serve", "--log", "paper", "--check-config")
+    assert (done.code, "it is one of stderr, syslog, null" in done.err) == (2, True)
