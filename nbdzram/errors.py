@@ -45,6 +45,10 @@ class RunCancelled(UserError):
     exit_code = 130  # as if it had been interrupted here
 
 
+class StreamError(UserError):
+    """A stream that is damaged, cut off, or of a kind that this program does not know."""
+
+
 class CodecUnavailable(UserError):
     """A compressor's C functions cannot be found."""
 

@@ -325,6 +325,11 @@ def fingerprint_of(bytes block, uint64_t seed = 0) -> int:
     return fingerprint(block, seed)
 
 
+def digest_of(const uint8_t[::1] content not None, uint64_t seed) -> int:
+    """XXH3, 64 bits, of anything."""
+    return digest(&content[0], len(content), seed) if len(content) else digest(NULL, 0, seed)
+
+
 def _prove() -> None:
     """A round trip of each codec against the wheel's Python API, both ways."""
     block = (bytes(range(256)) * 7 + os.urandom(512) + b"nbdzram " * 224)[:BLOCK]

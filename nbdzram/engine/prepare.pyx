@@ -43,6 +43,24 @@ cdef void prepare(
             _encode(pool, source + index * BLOCK, encoded + index * BLOCK, &blocks[index])
 
 
+cdef bint prepare_encoded(
+    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind, Prepared* prepared
+) noexcept nogil:
+    """A block that comes encoded already, and not from a client. Whether the pool has it: then that is used, whatever else
+    the pool does at the write."""
+    cdef uint8_t found[BLOCK]
+    prepared.handle = 0
+    prepared.kind = kind
+    prepared.word = _fingerprint(pool, salt, block)
+    _find_equal(pool, block, 1, found, prepared)
+    if prepared.handle:
+        return True
+    prepared.kind = kind
+    prepared.source = encoded
+    prepared.length = length
+    return False
+
+
 cdef void prepare_zeroes(Prepared* block) noexcept nogil:
     """A block of zeroes, stored and no hole."""
     block.kind = KIND_FILL
@@ -69,8 +87,13 @@ cdef void _recognize(Pool pool, uint64_t salt, const uint8_t* source, Prepared* 
     if same_filled(source, &block.word):
         return
     block.kind = CODEC_LZ4
-    block.word = (fingerprint(source, pool.seed) & pool.fingerprint_mask) ^ salt
+    block.word = _fingerprint(pool, salt, source)
     pool.store.index.prefetch_bucket(block.word)
+
+
+cdef inline uint64_t _fingerprint(Pool pool, uint64_t salt, const uint8_t* block) noexcept nogil:
+    """What a block of a folding domain with this salt is found by."""
+    return (fingerprint(block, pool.seed) & pool.fingerprint_mask) ^ salt
 
 
 cdef void _encode(Pool pool, const uint8_t* source, uint8_t* encoded, Prepared* block) noexcept nogil:

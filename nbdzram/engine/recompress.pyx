@@ -25,22 +25,19 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.arena cimport UNIT_SIZE, Region, region_free, region_reserve, units_of
+from nbdzram.engine.arena cimport UNIT_SIZE, Region, region_free, region_reserve
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, digest, zstd_compress, zstd_free_cdict,
-    zstd_free_compressor, zstd_free_ddict, zstd_new_cdict, zstd_new_compressor, zstd_new_ddict, zstd_train,
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict, zstd_free_compressor,
+    zstd_new_cdict, zstd_new_compressor, zstd_train,
 )
+from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, keep_dictionary
 from nbdzram.engine.disk cimport Disk
-from nbdzram.engine.format cimport (
-    KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit, dictionary_word,
-)
-from nbdzram.engine.ledger cimport ledger_give, ledger_take
+from nbdzram.engine.format cimport KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
-from nbdzram.engine.store cimport dictionary_pages
 from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, LEAF_BLOCKS, age_of, is_hole
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -48,11 +45,9 @@ from nbdzram.errors import EngineError, UserError
 
 cdef enum:
     SMALLEST_DICTIONARY = 32 << 10
-    LARGEST_DICTIONARY = 4 * UNIT_SIZE  # see above; twice as much gains another 2 % at most
     DICTIONARY_SHARE = 128     # of the pool's compressed bytes: one of so many
     SAMPLES = 4096             # 16 MiB: zdict.h asks for a hundred times the dictionary, and gains little beyond
     FEWEST_SAMPLES = 256
-    NO_DICTIONARY = -1
     ENCODING_WORK = 1 << 10    # of an entry that is passed over: 20 to 60 ns beside 20 us at level 1 and 2 ms at 19
 
 MIN_LEVEL, MAX_LEVEL = 1, 22  # zstd.h: ZSTD_maxCLevel()
@@ -302,11 +297,11 @@ cdef class Recompress(Run):
             count = self._sample(samples)
             if count >= FEWEST_SAMPLES:
                 length = zstd_train(content, size, samples, count)
-        if length and not self._keep(content, <uint32_t>length):
-            length = 0
+        if length:
+            self.dictionary = keep_dictionary(self.pool, content, <uint32_t>length)
         free(samples)
         free(content)
-        return length != 0
+        return self.dictionary != NO_DICTIONARY
 
     cdef uint32_t _sample(self, uint8_t* samples) noexcept nogil:
         """Blocks of objects spread evenly over the handles; how many."""
@@ -328,49 +323,6 @@ cdef class Recompress(Run):
                 count += 1
             handle += stride
         return count
-
-    cdef bint _keep(self, const uint8_t* content, uint32_t length) noexcept nogil:
-        """Give it the next number. False when there is no room, or no number: a reader may be decoding with an old one.
-
-        Its units are ours from the moment that they are taken, so it is written, and loaded, without the lock: that takes
-        a millisecond. Only runs use numbers up, and one at a time (the maintenance lock).
-        """
-        cdef int number = 0
-        cdef uint32_t count = units_of(length)
-        cdef uint32_t unit = 0
-        cdef uint32_t extra
-        cdef void* ddict
-        while number < CODEC_DICTS and self.pool.superblock.dictionary[number]:
-            number += 1
-        if number == CODEC_DICTS:
-            return False
-        ddict = zstd_new_ddict(content, length)
-        if ddict == NULL:
-            return False
-        lock_take_behind(&self.pool.lock)
-        if ledger_take(&self.pool.arena.ledger, dictionary_pages(length)):
-            unit = self.pool.arena.take_run(count) if count > 1 else self.pool.arena.take()
-            if unit == 0:
-                ledger_give(&self.pool.arena.ledger, dictionary_pages(length))
-        lock_leave(&self.pool.lock)
-        if unit == 0 or not self.pool.arena.commit(<uint64_t>unit * UNIT_SIZE, length):
-            zstd_free_ddict(ddict)
-            lock_take_behind(&self.pool.lock)
-            for extra in range(count if unit else 0):
-                self.pool.arena.give(unit + extra)
-            if unit:
-                ledger_give(&self.pool.arena.ledger, dictionary_pages(length))
-            lock_leave(&self.pool.lock)
-            return False
-        memcpy(self.pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)
-        lock_take_behind(&self.pool.lock)
-        self.pool.store.ddicts[number] = ddict
-        self.pool.superblock.digest[number] = digest(content, length, self.pool.seed)
-        publish64(&self.pool.superblock.dictionary[number], dictionary_word(
-            self.pool.seed, number, unit, length, self.pool.superblock.digest[number]))
-        lock_leave(&self.pool.lock)
-        self.dictionary = number
-        return True
 
 
 cdef bint _is_compressed(uint32_t kind) noexcept nogil:

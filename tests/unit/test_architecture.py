@@ -1,6 +1,6 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
-    cli -> {server, control, metrics} -> rates -> status -> {nbd, engine} -> {settings, values} -> config
+    cli -> {server, control, metrics} -> rates -> status -> stream -> {nbd, engine} -> {settings, values} -> config
         -> {units, errors, machine, slices}
 
 Packages of one level do not import each other.
@@ -25,6 +25,7 @@ LEVELS = (
     ("settings",),
     ("engine",),
     ("nbd",),
+    ("stream",),
     ("status",),
     ("rates",),
     ("server", "control", "metrics"),
@@ -34,6 +35,7 @@ LEVELS = (
 """From the bottom up: a package imports what stands above it here, and itself. engine and nbd are kept apart below."""
 
 APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
+APART |= {("stream", "nbd"), ("stream", "settings"), ("nbd", "stream")}
 RESERVED = {
     "asyncio": {
         "server",

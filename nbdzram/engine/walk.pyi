@@ -1,0 +1,29 @@
+from nbdzram.engine.disk import Disk
+
+class Told:
+    """Which objects of a pool a stream has told: two bits a handle at most."""
+
+    def __init__(self) -> None: ...
+    @property
+    def objects(self) -> int: ...
+    @property
+    def object_bytes(self) -> int:
+        """Encoded, as they are stored."""
+
+class Walk:
+    """The blocks of a concealed copy that are not what they are in `origin`, a copy too; None: all is a hole there.
+
+    Of one thread at a time. Needs some hundred KiB, and what `told` needs.
+    """
+
+    def __init__(self, disk: Disk, origin: Disk | None, told: Told) -> None: ...
+    def step(self) -> tuple[int, int, int, bytes, bytes] | None:
+        """Enough for a record of objects and one of blocks; None when all is told.
+
+        The block that the runs begin at, how many blocks they tell, bits of the dictionaries that the objects need, the
+        objects that were not told yet, and the runs. Raises EngineError: a block is not what was written, a copy is
+        gone.
+        """
+    @property
+    def progress(self) -> float:
+        """Of the disk's blocks, the part that is behind."""

@@ -1,0 +1,1 @@
+"""Exports as a sequence of checksummed records: what `send` writes and `receive` reads."""

@@ -1,0 +1,95 @@
+"""Streams from pool to pool without a server: send some disks, receive a stream."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+
+from nbdzram.engine import moment
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+from nbdzram.stream.layout import ExportPart, Origin
+from nbdzram.stream.receiving import Intake, Place, Received, Receiver
+from nbdzram.stream.sending import Progress, Source, send
+
+MOMENT_NS = 1_700_000_000_000_000_000
+
+
+def part(number: int, disk: Disk, **given: object) -> ExportPart:
+    said: dict[str, object] = {
+        "number": number,
+        "name": disk.name,
+        "size_bytes": disk.size_bytes,
+        "read_only": disk.read_only,
+        "domain": 0,
+        "identity": moment.identity(disk),
+        "origin": Origin.HOLES,
+        "origin_number": 0,
+        "origin_name": "",
+        "description": "",
+        "admits_nobody": False,
+        "addresses": (),
+        "certificates": (),
+    }
+    return ExportPart(**{**said, **given})  # type: ignore[arg-type]
+
+
+def sent(
+    *disks: Disk,
+    bases: Mapping[str, Disk] | None = None,
+    progress: Progress | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+    domains: Mapping[str, int] | None = None,
+    origins: Mapping[str, int] | None = None,
+    out: io.BytesIO | None = None,
+) -> bytes:
+    """The stream of disks of one pool; `bases` by the name of the disk, `meanwhile` runs after the moment."""
+    bases, out = bases or {}, out or io.BytesIO()
+    pool = disks[0].pool
+    sources = [*disks, *bases.values()]
+    copies = moment.snapshot_together(sources, [f"\ncopy {number}" for number in range(len(sources))])
+    by_source = dict(zip([disk.name for disk in sources], copies, strict=True))
+    meanwhile()
+    try:
+        told = []
+        for number, disk in enumerate(disks):
+            given: dict[str, object] = {"domain": (domains or {}).get(disk.name, 0)}
+            base = bases.get(disk.name)
+            if base is not None:
+                given |= {"origin": Origin.BASE, "origin_number": moment.identity(base), "origin_name": base.name}
+            elif origins and disk.name in origins:
+                given |= {"origin": Origin.EXPORT, "origin_number": origins[disk.name]}
+            told.append(
+                Source(
+                    part=part(number, disk, **given),
+                    copy=by_source[disk.name],
+                    base=None if base is None else by_source[base.name],
+                )
+            )
+        send([("default", pool, told)], MOMENT_NS, "tests", out.write, progress or Progress())  # type: ignore[arg-type]
+    finally:
+        moment.discard(copies)
+    return out.getvalue()
+
+
+def receive(pool: Pool, stream: bytes, *, prefix: str = "", intake: Intake | None = None) -> list[Received]:
+    """Concealed disks; see `reveal`."""
+
+    def find_base(identity: int) -> Disk | None:
+        return next((disk for disk in pool.disks() if moment.identity(disk) == identity), None)
+
+    receiver = Receiver(lambda name: Place(name, pool, find_base), lambda told: prefix + told.name, intake)
+    return receiver.receive(io.BytesIO(stream).read)
+
+
+def revealed(pool: Pool, stream: bytes, *, prefix: str = "") -> dict[str, Disk]:
+    """The disks of a stream, offered."""
+    disks = [received.disk for received in receive(pool, stream, prefix=prefix)]
+    for disk in disks:
+        moment.finish(disk)
+        moment.reveal(disk)
+    return {disk.name: disk for disk in disks}
+
+
+def whole(disk: Disk) -> bytes:
+    return disk.read(0, disk.size_bytes)
