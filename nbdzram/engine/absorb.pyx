@@ -26,6 +26,7 @@ from nbdzram.engine.cells cimport KIND_FILL
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, find_dictionary, keep_dictionary
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.leaf cimport ANYWHERE, own_leaf
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, prepare_encoded
@@ -305,23 +306,25 @@ cdef class Absorber:
         self, Disk disk, Disk staging, uint64_t* block, uint64_t stop, const uint8_t* numbers
     ) noexcept nogil:
         """Under stripe and lock: up to HOLD of one leaf; block[0] moves behind those that are done."""
-        cdef uint64_t* root = disk.root()
-        cdef uint64_t* staged = staging.root()
+        cdef uint64_t* staged
         cdef uint64_t* leaf
         cdef uint64_t* there
         cdef uint32_t number, handle
-        if root == NULL or staged == NULL:
-            return EIO
-        leaf = self.pool.tables.leaf_for_write(root, block[0])
+        cdef int error
+        leaf = own_leaf(disk, block[0], ANYWHERE, False, &error)
         if leaf == NULL:
-            return disk._no_room(block[0])
+            return error
+        staged = staging.root()
+        if staged == NULL:
+            return EIO
         while block[0] < stop:
             memcpy(&number, numbers, 4)
             there = self.pool.tables.leaf(staged, number)
             handle = self.pool.tables.handle_at(there[number % LEAF_BLOCKS], number) if there != NULL else 0
             if handle == 0:
                 return self._fails(NO_OBJECT, number)
-            self.pool.store.acquire(handle)
+            if not self.pool.store.acquire(handle):
+                return ENOSPC
             disk._swap(leaf, block[0], aged(
                 entry_word(self.pool.seed, block[0], handle, self.pool.store.cells.cell(handle).fingerprint), self.pool.now), False)
             numbers += 4

@@ -28,6 +28,7 @@ cdef class Blocks:
     cdef uint64_t recounted  # blocks below are counted by the check under way
     cdef uint64_t found_stored, found_same  # among them
     cdef bint found_behind   # one that lies behind the end
+    cdef uint64_t summed     # the last of the pool's sums (Pool.sum) that this export's blocks are part of
     cdef uint64_t wrong      # the first of them whose entry is not right; far behind the end when all are
 
     cdef Head* head(self) noexcept nogil
@@ -37,6 +38,8 @@ cdef class Blocks:
     cdef void share_concealed(self, Blocks twin) noexcept nogil
     cdef void _share(self, Blocks twin) noexcept nogil
     cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil
+    cdef void _add(self, int64_t stored, int64_t same) noexcept nogil
+    cdef void sum_up(self) noexcept nogil
     cdef bint is_wrong(self) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
     cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil

@@ -73,6 +73,7 @@ cdef class Blocks:
         self.size = self.head().size
         self.stored = stored
         self.same = same
+        self.summed = pool.sum  # a new one is part of whatever sum is under way, as it adds nothing yet
 
     def __dealloc__(self):
         if self.pool is not None and self._entry != NULL:
@@ -120,10 +121,7 @@ cdef class Blocks:
         self.pool.directory.share(twin.number, self.number)
         self.pool.tables.share(self.root(), &twin._entry.root)
         twin.size = self.size
-        twin.stored = self.stored
-        twin.same = self.same
-        self.pool.blocks_stored += self.stored
-        self.pool.blocks_same += self.same
+        twin._add(self.stored, self.same)
 
     def _retire(self, bint deleting) -> bool:
         """Every later request fails: the export is being deleted, or the pool closes. False: it was gone before."""
@@ -132,9 +130,7 @@ cdef class Blocks:
         lives = self.root() != NULL
         if lives and deleting:
             self.pool.directory.publish(self.number, STATE, ENTRY_DELETING)
-            self.pool.blocks_stored -= self.stored
-            self.pool.blocks_same -= self.same
-            self.stored = self.same = 0
+            self._add(-<int64_t>self.stored, -<int64_t>self.same)
         self.gone = True
         lock_leave(&self.pool.lock)
         return lives
@@ -171,13 +167,27 @@ cdef class Blocks:
 
     cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil:
         """A block came to be stored (1), or is no more (-1), and same-filled."""
+        self._add(stored, same)
+        if block < self.recounted:
+            self.found_stored += stored
+            self.found_same += same
+
+    cdef void _add(self, int64_t stored, int64_t same) noexcept nogil:
+        """So many blocks more in the export, the pool, and the sum over all exports once this one is part of it."""
         self.stored += stored
         self.same += same
         self.pool.blocks_stored += stored
         self.pool.blocks_same += same
-        if block < self.recounted:
-            self.found_stored += stored
-            self.found_same += same
+        if self.summed == self.pool.sum:
+            self.pool.sum_stored += stored
+            self.pool.sum_same += same
+
+    cdef void sum_up(self) noexcept nogil:
+        """Under the pool's lock: become part of the sum over all exports that is under way, once."""
+        if self.summed != self.pool.sum:
+            self.summed = self.pool.sum
+            self.pool.sum_stored += self.stored
+            self.pool.sum_same += self.same
 
     def stats(self):
         cdef uint64_t stored, same

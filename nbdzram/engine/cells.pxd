@@ -11,6 +11,7 @@ cdef enum:
 
     REFS_SHIFT = 55
     REFS_MAX = 511
+    CHUNK = 16  # handles whose holders beyond REFS_MAX are counted side by side: one line of a cache
 
     SEGMENT_CELLS = 65536
     SEGMENT_UNITS = 16
@@ -58,11 +59,10 @@ cdef class Cells:
     cdef uint64_t live
     cdef uint64_t directory_pages  # of `segments`, that are in use
     cdef uint64_t cell_pages
-    cdef uint32_t* spill_handles
-    cdef uint32_t* spill_counts
-    cdef uint32_t spill_capacity
-    cdef uint32_t spill_used
-    cdef bint spill_lost
+    cdef Region chunk_of      # of uint32_t, by handle // CHUNK: the chunk of these handles; 0: none
+    cdef Region chunks        # of CHUNK times uint32_t: holders beyond REFS_MAX. Of a free one the first is the next free one
+    cdef uint32_t chunks_high # chunks 1 .. chunks_high have been used
+    cdef uint32_t chunk_free  # 0: none
     cdef Census census        # of a check under way, else None
 
     cdef Cell* cell(self, uint32_t handle) noexcept nogil
@@ -75,6 +75,8 @@ cdef class Cells:
     cdef bint ready(self) noexcept nogil
     cdef void free(self, uint32_t handle) noexcept nogil
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil
+    cdef bint can_count(self, uint32_t handle, uint64_t count) noexcept nogil
+    cdef bint take_chunk(self, uint32_t handle) noexcept nogil
     cdef void add_refs(self, uint32_t handle, uint64_t count) noexcept nogil
     cdef bint drop_ref(self, uint32_t handle) noexcept nogil
     cdef uint64_t pages(self) noexcept nogil
@@ -83,6 +85,7 @@ cdef class Cells:
     cdef bint _make_room(self, uint32_t handle) noexcept nogil
     cdef uint64_t _directory_page(self, uint32_t handle) noexcept nogil
     cdef bint _take_page(self, uint64_t offset) noexcept nogil
-    cdef uint32_t _spill_find(self, uint32_t handle) noexcept nogil
-    cdef bint _spill_grow(self) noexcept nogil
-    cdef void _spill_remove(self, uint32_t place) noexcept nogil
+    cdef uint32_t* _beyond(self, uint32_t handle) noexcept nogil
+    cdef uint32_t* _chunk(self, uint32_t number) noexcept nogil
+    cdef bint _ensure(self, Region* region, uint64_t size) noexcept nogil
+    cdef void _give_chunk(self, uint32_t handle) noexcept nogil

@@ -17,7 +17,9 @@ Invariants
    The entries that lead to a cell check its fingerprint, and its fingerprint checks the bytes; a fill checks itself.
 2. refs is derived. It counts the block table entries that lead to a cell, directly or through forwards, so that an
    object's refs is the number of its sharers and a cell lives exactly as long as something leads to it.
-3. refs above REFS_MAX continue in the spill table: they are rare, and nine bits keep a block's cost below 32 bytes.
+3. refs above REFS_MAX continue in a chunk beside the arena: they are rare, and nine bits keep a block's cost below 32
+   bytes. Whoever adds holders makes sure first that they can be counted (can_count): one that is not would free an object
+   too early, or keep it for ever.
 4. A link is derived: of a free cell the next free one, of an object in the index the next of its bucket.
 
 Not locked here: the pool's lock covers every call.
@@ -25,12 +27,12 @@ Not locked here: the pool's lock covers every call.
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_SIZE, Arena, pages_for, region_ensure, region_free, region_reserve,
+    PAGE_SIZE, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
+from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX
@@ -46,13 +48,15 @@ cdef class Cells:
         self.arena = arena
         self.segments = <uint32_t*>(arena.base + directory)
         self.high = 1
-        if not region_reserve(&self.links, handles_max(arena) * sizeof(uint32_t), &arena.ledger):
+        if (not region_reserve(&self.links, handles_max(arena) * sizeof(uint32_t), &arena.ledger)
+                or not region_reserve(&self.chunk_of, (handles_max(arena) // CHUNK + 1) * sizeof(uint32_t), NULL)
+                or not region_reserve(&self.chunks, (handles_max(arena) + 2 * CHUNK) * sizeof(uint32_t), NULL)):
             raise ArenaError("cannot reserve addresses for handles; raise ulimit -v")
 
     def __dealloc__(self):
         region_free(&self.links)
-        free(self.spill_handles)
-        free(self.spill_counts)
+        region_free(&self.chunk_of)
+        region_free(&self.chunks)
 
     cdef Cell* cell(self, uint32_t handle) noexcept nogil:
         return <Cell*>(self.arena.base + <uint64_t>self.segments[handle >> 16] * UNIT_SIZE) + (handle & 0xFFFF)
@@ -149,108 +153,89 @@ cdef class Cells:
 
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil:
         cdef uint64_t inline_refs = self.cell(handle).word >> REFS_SHIFT
-        cdef uint32_t place
-        if inline_refs == REFS_MAX and self.spill_used:
-            place = self._spill_find(handle)
-            if self.spill_handles[place] == handle:
-                return inline_refs + self.spill_counts[place]
-        return inline_refs
+        cdef uint32_t* beyond = self._beyond(handle) if inline_refs == REFS_MAX else NULL
+        return inline_refs + (beyond[0] if beyond != NULL else 0)
+
+    cdef bint can_count(self, uint32_t handle, uint64_t count) noexcept nogil:
+        """Make sure that so many holders more can be added. False without memory."""
+        return (self.cell(handle).word >> REFS_SHIFT) + count <= REFS_MAX or self.take_chunk(handle)
 
     cdef void add_refs(self, uint32_t handle, uint64_t count) noexcept nogil:
         cdef Cell* cell = self.cell(handle)
         cdef uint64_t room = REFS_MAX - (cell.word >> REFS_SHIFT)
         cdef uint64_t inline_refs = min(room, count)
-        cdef uint32_t place
+        cdef uint32_t* beyond
         self.changes(handle)
         cell.word += inline_refs << REFS_SHIFT
-        count -= inline_refs
-        if count == 0:
-            return
-        if (self.spill_used + 1) * 4 >= self.spill_capacity * 3 and not self._spill_grow():
-            # Without memory to count, an object with many sharers is kept for ever rather than freed too early.
-            self.spill_lost = True
-            return
-        place = self._spill_find(handle)
-        if self.spill_handles[place] != handle:
-            self.spill_handles[place] = handle
-            self.spill_counts[place] = 0
-            self.spill_used += 1
-        self.spill_counts[place] += <uint32_t>count
+        if count > inline_refs:
+            beyond = self._beyond(handle)
+            must(beyond != NULL, b"a holder is added where it can be counted")
+            beyond[0] += <uint32_t>(count - inline_refs)
 
     cdef bint drop_ref(self, uint32_t handle) noexcept nogil:
         """One holder less. True when it was the last."""
         cdef Cell* cell = self.cell(handle)
-        cdef uint32_t place
+        cdef uint32_t* beyond
         self.changes(handle)
         if cell.word >> REFS_SHIFT == REFS_MAX:
-            if self.spill_used:
-                place = self._spill_find(handle)
-                if self.spill_handles[place] == handle:
-                    self.spill_counts[place] -= 1
-                    if self.spill_counts[place] == 0:
-                        self._spill_remove(place)
-                    return False
-            if self.spill_lost:
+            beyond = self._beyond(handle)
+            if beyond != NULL and beyond[0]:
+                beyond[0] -= 1
+                if beyond[0] == 0:
+                    self._give_chunk(handle)
                 return False
         cell.word -= <uint64_t>1 << REFS_SHIFT
         return cell.word >> REFS_SHIFT == 0
 
-    # The spill table: open addressing, linear probing, no tombstones (removal shifts back).
+    cdef uint32_t* _chunk(self, uint32_t number) noexcept nogil:
+        return <uint32_t*>self.chunks.base + <uint64_t>number * CHUNK
 
-    cdef uint32_t _spill_find(self, uint32_t handle) noexcept nogil:
-        cdef uint32_t mask = self.spill_capacity - 1
-        cdef uint32_t place = (handle * <uint32_t>2654435761) & mask
-        while self.spill_handles[place] != 0 and self.spill_handles[place] != handle:
-            place = (place + 1) & mask
-        return place
+    cdef uint32_t* _beyond(self, uint32_t handle) noexcept nogil:
+        """Where a handle's holders beyond REFS_MAX are counted; NULL: no handle of its chunk has any."""
+        cdef uint64_t place = handle // CHUNK
+        if place * sizeof(uint32_t) >= self.chunk_of.pages * PAGE_SIZE or (<uint32_t*>self.chunk_of.base)[place] == 0:
+            return NULL
+        return self._chunk((<uint32_t*>self.chunk_of.base)[place]) + handle % CHUNK
 
-    cdef bint _spill_grow(self) noexcept nogil:
-        cdef uint32_t capacity = max(<uint32_t>64, self.spill_capacity * 2)
-        cdef uint32_t* old_handles = self.spill_handles
-        cdef uint32_t* old_counts = self.spill_counts
-        cdef uint32_t old_capacity = self.spill_capacity
-        cdef uint32_t* handles = <uint32_t*>calloc(capacity, sizeof(uint32_t))
-        cdef uint32_t* counts = <uint32_t*>calloc(capacity, sizeof(uint32_t))
-        cdef uint32_t index, place
-        if handles == NULL or counts == NULL:
-            free(handles)
-            free(counts)
+    cdef bint take_chunk(self, uint32_t handle) noexcept nogil:
+        """Make room for counting a handle's holders beyond REFS_MAX. False without memory.
+
+        Whatever the limit: a fold that could not count would not make room. It is 64 bytes for 512 entries of 8 at least.
+        """
+        cdef uint32_t* place = <uint32_t*>self.chunk_of.base + handle // CHUNK
+        if not self._ensure(&self.chunk_of, (<uint64_t>(handle // CHUNK) + 1) * sizeof(uint32_t)):
             return False
-        # A holder that is not counted is lost for ever: whatever the limit. There are 512 entries of 8 bytes for each of 8.
-        ledger_count(&self.arena.ledger, _spill_pages(capacity) - _spill_pages(self.spill_capacity))
-        self.spill_handles = handles
-        self.spill_counts = counts
-        self.spill_capacity = capacity
-        for index in range(old_capacity):
-            if old_handles[index]:
-                place = self._spill_find(old_handles[index])
-                handles[place] = old_handles[index]
-                counts[place] = old_counts[index]
-        free(old_handles)
-        free(old_counts)
+        if place[0]:
+            return True
+        if self.chunk_free:
+            place[0] = self.chunk_free
+            self.chunk_free = self._chunk(place[0])[0]
+            self._chunk(place[0])[0] = 0
+            return True
+        if not self._ensure(&self.chunks, (<uint64_t>self.chunks_high + 2) * CHUNK * sizeof(uint32_t)):
+            return False
+        self.chunks_high += 1
+        place[0] = self.chunks_high
         return True
 
-    cdef void _spill_remove(self, uint32_t place) noexcept nogil:
-        cdef uint32_t mask = self.spill_capacity - 1
-        cdef uint32_t hole = place
-        cdef uint32_t home
-        self.spill_used -= 1
-        while True:
-            place = (place + 1) & mask
-            if self.spill_handles[place] == 0:
-                break
-            home = (self.spill_handles[place] * <uint32_t>2654435761) & mask
-            # Move it back unless its home lies cyclically behind the hole.
-            if ((place - home) & mask) >= ((place - hole) & mask):
-                self.spill_handles[hole] = self.spill_handles[place]
-                self.spill_counts[hole] = self.spill_counts[place]
-                hole = place
-        self.spill_handles[hole] = 0
+    cdef bint _ensure(self, Region* region, uint64_t size) noexcept nogil:
+        cdef uint64_t pages = region.pages
+        cdef bint done = region_ensure(region, size)
+        ledger_count(&self.arena.ledger, region.pages - pages)
+        return done
+
+    cdef void _give_chunk(self, uint32_t handle) noexcept nogil:
+        """Take a chunk back when it counts nobody."""
+        cdef uint32_t* place = <uint32_t*>self.chunk_of.base + handle // CHUNK
+        cdef uint32_t* counts = self._chunk(place[0])
+        cdef int index
+        for index in range(CHUNK):
+            if counts[index]:
+                return
+        counts[0] = self.chunk_free
+        self.chunk_free = place[0]
+        place[0] = 0
 
     cdef uint64_t pages(self) noexcept nogil:
-        """Pages of cells and their directory, links and spilled counts."""
-        return self.cell_pages + self.directory_pages + self.links.pages + _spill_pages(self.spill_capacity)
-
-
-cdef uint64_t _spill_pages(uint64_t capacity) noexcept nogil:
-    return pages_for(capacity * 2 * sizeof(uint32_t))
+        """Pages of cells and their directory, links and holders beyond REFS_MAX."""
+        return self.cell_pages + self.directory_pages + self.links.pages + self.chunk_of.pages + self.chunks.pages

@@ -31,12 +31,10 @@ cdef class Disk(Blocks):
     ) noexcept nogil
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil
     cdef int _rot(self, uint64_t block) noexcept nogil
-    cdef int _no_room(self, uint64_t block) noexcept nogil
     cdef int _refused(self, int error) noexcept nogil
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil
-    cdef bint _drop_shared_leaf(self, uint64_t first) noexcept nogil
     cdef int _read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil
     cdef int _write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil
     cdef int _zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil

@@ -17,7 +17,7 @@ Invariants
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EBUSY, EINVAL, EIO, ENOSPC
+from libc.errno cimport EBUSY, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -26,13 +26,14 @@ from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
+from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.table cimport (
-    LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, page_of, repeated_of,
+    LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, repeated_of,
     same_entry,
 )
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
@@ -47,7 +48,6 @@ cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 cdef enum:
     OFFLOAD = 65536
-    NOT_BY_A_CLIENT = 0  # of where a write ends: it may lie behind the end
 
 cdef uint64_t _offload = OFFLOAD
 
@@ -324,7 +324,7 @@ cdef class Disk(Blocks):
         cdef int error = self._read_block(block, 0, BLOCK, whole)
         if error:
             return error
-        if end == NOT_BY_A_CLIENT and is_zero(whole + start, count):
+        if end == ANYWHERE and is_zero(whole + start, count):
             return 0  # so a hole stays one, and no room is needed
         if source == NULL:
             memset(whole + start, 0, count)
@@ -356,25 +356,18 @@ cdef class Disk(Blocks):
     ) noexcept nogil:
         """Give blocks of one leaf their new content, in order, up to the first that fails, unless what is written ends
         (in bytes of the export) behind its end; how many are `stored`. Holds the stripe."""
-        cdef uint64_t* root
-        cdef uint64_t* leaf = NULL
+        cdef uint64_t* leaf
         cdef uint32_t index
-        cdef int error = 0
+        cdef int error
         stored[0] = 0
         must(first % LEAF_BLOCKS + count <= LEAF_BLOCKS, b"what is committed at once lies in one leaf")
         lock_take(&self.pool.lock)
-        root = self.root()
-        if root == NULL:
-            error = EIO
-        elif end > self.size:
-            error = EINVAL
-        else:
-            leaf = self.pool.tables.leaf_for_write(root, first)
+        leaf = own_leaf(self, first, end, False, &error)
         while leaf != NULL and stored[0] < count and self._replace(leaf, first + stored[0], &prepared[stored[0]]):
             stored[0] += 1
         if stored[0] < count and error == 0:
-            error = self._no_room(first)
-            self.pool.tables.prune(root, first)
+            error = ENOSPC
+            self.pool.tables.prune(self.root(), first)
         for index in range(stored[0], count):
             abandon(self.pool, &prepared[index])
         lock_leave(&self.pool.lock)
@@ -398,10 +391,6 @@ cdef class Disk(Blocks):
             entry = aged(entry_word(self.pool.seed, block_number, handle, block.word), self.pool.now)
         self._swap(leaf, block_number, entry, same)
         return True
-
-    cdef int _no_room(self, uint64_t block) noexcept nogil:
-        """Under the pool's lock: why a block's leaf cannot be had: there is no room, or nobody knows it any more."""
-        return EIO if self.pool.tables.is_lost(self.root(), block) else ENOSPC
 
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil:
         """Under the pool's lock: give a block its new entry and release what the old one held. Cannot fail."""
@@ -476,7 +465,7 @@ cdef class Disk(Blocks):
         while block < end and error == 0:
             lock_take(self._stripe(first))
             lock_take(&self.pool.lock)
-            if block == first and end - first == LEAF_BLOCKS and self._drop_shared_leaf(first):
+            if block == first and end - first == LEAF_BLOCKS and drop_shared_leaf(self, first):
                 block = end
             else:
                 error = self._clear_some(&block, end)
@@ -489,6 +478,7 @@ cdef class Disk(Blocks):
         cdef uint64_t first = block[0], last = min(end, block[0] + HOLD), pages
         cdef uint64_t* root = self.root()
         cdef uint64_t* leaf = self.pool.tables.leaf(root, first) if root != NULL else NULL
+        cdef int error = 0
         if root == NULL:
             return EIO
         if leaf == NULL:
@@ -497,12 +487,9 @@ cdef class Disk(Blocks):
         while block[0] < last and leaf[block[0] % LEAF_BLOCKS] == hole_word(self.pool.seed, block[0]):
             block[0] += 1  # a leaf that a clone shares is not copied for holes
         if block[0] < last:
-            self.pool.arena.ledger.making_room = True
-            leaf = self.pool.tables.leaf_for_write(root, first)
-            self.pool.arena.ledger.making_room = False
+            leaf = own_leaf(self, first, ANYWHERE, True, &error)
         if leaf == NULL:
-            self.pool.tables.prune(root, first)
-            return self._no_room(first)
+            return error
         pages = self.pool.store.slab.pages_used
         while block[0] < last and pages < self.pool.store.slab.pages_used + HOLD_PAGES:
             if leaf[block[0] % LEAF_BLOCKS] != hole_word(self.pool.seed, block[0]):
@@ -511,31 +498,6 @@ cdef class Disk(Blocks):
         if block[0] == end:
             self.pool.tables.prune(root, first)
         return 0
-
-    cdef bint _drop_shared_leaf(self, uint64_t first) noexcept nogil:
-        """Under stripe and lock: forget a leaf that a clone shares; its objects stay as they are. False: it is ours alone,
-        or there is no room to say so."""
-        cdef uint64_t* root = self.root()
-        cdef uint64_t* place
-        cdef uint32_t page
-        cdef uint64_t entry
-        cdef int index
-        if root == NULL or not self.pool.tables.leaf_is_shared(root, first):
-            return False
-        self.pool.arena.ledger.making_room = True
-        place = self.pool.tables.place_of(root, first)
-        self.pool.arena.ledger.making_room = False
-        if place == NULL or page_of(place[0]) == 0:
-            return False
-        page = page_of(place[0])
-        if not self.pool.tables.drop_share(place, 1, first >> LEAF_SHIFT):
-            return False
-        for index in range(LEAF_BLOCKS):
-            entry = self.pool.tables.words(page)[index]
-            if not is_hole(entry) and self.pool.tables.is_right(entry, first + index):
-                self._count(first + index, -1, -<int64_t>self.pool.tables.is_same(entry))
-        self.pool.tables.prune(root, first)
-        return True
 
     # -- the size ------------------------------------------------------------------------------------------------
 
@@ -586,7 +548,7 @@ cdef class Disk(Blocks):
         if error == 0 and block < behind:
             self._shrunk_to(behind * BLOCK)
             lock_take(self._stripe(block))
-            error = self._store_part(block, self.size % BLOCK, BLOCK - self.size % BLOCK, NULL, NOT_BY_A_CLIENT)
+            error = self._store_part(block, self.size % BLOCK, BLOCK - self.size % BLOCK, NULL, ANYWHERE)
             lock_leave(self._stripe(block))
         if error == 0:
             self._shrunk_to(0)

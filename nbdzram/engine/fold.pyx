@@ -94,8 +94,11 @@ cdef class Fold(Run):
                 other = self.pool.store.index.find(fingerprint, other)
                 continue
             turns = self.pool.store.index.turns
-            self.pool.store.acquire(suspect)
-            self.pool.store.acquire(other)
+            if not self.pool.store.acquire(suspect):
+                return  # without memory to count: it stays a suspect
+            if not self.pool.store.acquire(other):
+                self.pool.store.release(suspect)
+                return
             equal = self._same_block(suspect, other)
             following = self.pool.store.index.find(fingerprint, other)
             suspect_lives = self.pool.store.cells.refs(suspect) > 1
@@ -147,10 +150,13 @@ cdef class Fold(Run):
         """Two equal objects become one: the shorter stays, of equals the one that is linked."""
         cdef uint32_t suspect_length = length_of(self.pool.store.cells.cell(suspect).word)
         cdef uint32_t other_length = length_of(self.pool.store.cells.cell(other).word)
-        cdef uint32_t loser = suspect
+        cdef bint turned = suspect_length < other_length
+        cdef uint32_t loser = other if turned else suspect
+        cdef uint32_t winner = suspect if turned else other
         cdef uint64_t pages = self.pool.store.pages_folded
-        if suspect_length < other_length:
-            loser = other
+        if not self.pool.store.cells.can_count(winner, self.pool.store.cells.refs(loser)):
+            return  # without memory to count: it stays a suspect
+        if turned:
             self.pool.store.index.clear_pending(suspect)
             self.pool.store.index.remove(other)
             self.pool.store.index.link(suspect)
@@ -163,7 +169,7 @@ cdef class Fold(Run):
             return
         self._count(loser)
         self.pool.store.index.clear_pending(loser)
-        self.pool.store.merge(loser, suspect if loser == other else other)
+        self.pool.store.merge(loser, winner)
         self.pages += self.pool.store.pages_folded - pages
 
     cdef void _count(self, uint32_t loser) noexcept nogil:

@@ -3,9 +3,8 @@
 # Two kinds of takers. Runs take the pool's lock a million times in a row, and a plain mutex would let them: whoever unlocks
 # and locks again wins against a waiter that must first wake up. So they step back while a client waits (lock_take_behind).
 #
-# Every hold is bounded: HOLD entries, cells or zspages, or LOOKS children of branches, whatever a client has written. One
-# is longer: the copy of a leaf that a clone shares counts 512 holders, whose cells are fetched ahead (30 us where none of
-# them is in a cache, 50 without that; 7 us where they are).
+# Every hold is bounded: HOLD entries, cells or zspages, or LOOKS words of nodes of which none leads to a cell, whatever a
+# client has written.
 # Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a processor is not the
 # holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after it leaves one, so that
 # threads meet where they seldom would. Off, both cost a comparison of a word on the line that the mutex stands in.
@@ -15,7 +14,7 @@ from libc.stdint cimport uint64_t
 cdef enum:
     HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
     HOLD_PAGES = 16  # that go back to the system under one hold, one by one if it comes to that: some 2 us each
-    LOOKS = 4096  # children of branches passed over under one hold: about 3 us
+    LOOKS = 4096  # words of nodes passed over under one hold: about 3 us
     WATCHED = 1
     PAUSED = 2
 

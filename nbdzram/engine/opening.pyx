@@ -21,7 +21,7 @@ from libc.stdio cimport snprintf
 
 from nbdzram.engine.arena cimport UNIT_PAGES, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve, units_of
 from nbdzram.engine.cells cimport (
-    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
+    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_MAX, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
     target_of, unit_of,
 )
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT, digest, zstd_new_ddict
@@ -276,6 +276,9 @@ cdef class Opening:
             return False
         for handle in range(1, self.store.cells.high):
             word = self.store.cells.cell(handle).word
+            if (<uint32_t*>self.holders.base)[handle] > REFS_MAX and not self.store.cells.take_chunk(handle):
+                snprintf(self.complaint, COMPLAINT, "no memory for its handles")
+                return False
             if (<uint32_t*>self.holders.base)[handle] == 0 or not _is_object(word):
                 continue
             self.used[kind_of(word)] += 1

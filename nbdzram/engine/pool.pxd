@@ -46,6 +46,8 @@ cdef class Pool:
     cdef uint32_t now           # in units of age (table.pxd)
     cdef uint64_t blocks_stored
     cdef uint64_t blocks_same
+    cdef uint64_t sum              # number of the sum over all exports that is under way, or was the last (check.pyx)
+    cdef uint64_t sum_stored, sum_same
     cdef uint64_t failed_writes
     cdef uint64_t rotten         # blocks found not to be what was written
     cdef uint32_t rotten_export  # number of the last one's export

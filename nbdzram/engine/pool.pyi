@@ -35,6 +35,8 @@ class Pool:
         """
     @mem_limit.setter
     def mem_limit(self, limit: int) -> None: ...
+    def require_limit(self, limit: int) -> None:
+        """Whether mem_limit may be set so. Raises UserError."""
     @property
     def inline_dedup(self) -> bool:
         """A write whose content is already stored is folded before it is compressed."""

@@ -35,7 +35,8 @@ from nbdzram.engine.opening cimport Opening
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
 from nbdzram.engine.table cimport (
-    AGE_MASK, AGE_SECONDS, BRANCH_CHILDREN, BRANCH_SHIFT, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, hole_word, is_hole, page_of,
+    AGE_MASK, AGE_SECONDS, BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, hole_word,
+    is_hole, page_of,
 )
 from nbdzram.engine.upgrade cimport OldOpening
 from nbdzram.engine.users cimport users_close, users_end, users_enter, users_init, users_leave, users_leaving
@@ -50,7 +51,7 @@ cdef uint64_t NO_BLOCK = <uint64_t>-1
 cdef bytes MAGIC = b"NBDZRAM\n"
 
 cdef enum:
-    AGED_PAGES = 64  # looked at for entries grown old, whenever the clock is told: 30 us
+    AGED_PAGES = 64  # looked at for entries grown old, whenever the clock is told: 30 us, LOOKS entries a hold
 
 # Addresses that a pool reserves. A zspage may use one page of its unit's sixteen: so many times the limit always suffice.
 # Without a limit that would be too much: a process has 128 TiB, and on a machine with a terabyte seven pools used them up.
@@ -219,6 +220,13 @@ cdef class Pool:
 
     @mem_limit.setter
     def mem_limit(self, limit: int):
+        self.require_limit(limit)
+        cdef uint64_t pages = pages_for(limit)
+        lock_take(&self.lock)
+        self.arena.ledger.limit = pages
+        lock_leave(&self.lock)
+
+    def require_limit(self, limit: int) -> None:
         if limit < 0:
             raise ValueError(f"mem_limit {limit} is negative")
         most = self.arena.reserved // COMPACTED_FACTOR
@@ -227,10 +235,6 @@ cdef class Pool:
                 f"mem_limit {limit} is over {most} bytes: this pool reserved addresses for so much when it was opened; "
                 "restart the server with the larger limit"
             )
-        cdef uint64_t pages = pages_for(limit)
-        lock_take(&self.lock)
-        self.arena.ledger.limit = pages
-        lock_leave(&self.lock)
 
     @property
     def inline_dedup(self):
@@ -251,9 +255,10 @@ cdef class Pool:
     def set_clock(self, seconds: int) -> None:
         self.now = seconds // AGE_SECONDS & AGE_MASK
         if self.tables is not None:
-            lock_take(&self.lock)
-            self.tables.age_on(AGED_PAGES, self.now)
-            lock_leave(&self.lock)
+            for _ in range(AGED_PAGES * LEAF_BLOCKS // LOOKS):
+                lock_take(&self.lock)
+                self.tables.age_on(LOOKS // LEAF_BLOCKS, self.now)
+                lock_leave(&self.lock)
 
     def last_rot(self):
         if self.rotten_block == NO_BLOCK:

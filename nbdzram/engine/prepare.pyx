@@ -143,9 +143,9 @@ cdef void _take_in_hand(Pool pool, Prepared* block) noexcept nogil:
     """Under the lock: hold the object that may be equal; where and what its bytes are, at this moment."""
     cdef uint64_t word
     block.handle = pool.store.index.first(block.word)
-    if block.handle == 0:
+    if block.handle == 0 or not pool.store.acquire(block.handle):
+        block.handle = 0
         return
-    pool.store.acquire(block.handle)
     block.shift = pool.shift
     pool.in_hand[block.shift] += 1
     word = pool.store.cells.cell(block.handle).word

@@ -221,13 +221,12 @@ cdef class Recompress(Run):
         cdef uint64_t pages
         if not self._is_worth_trying(kind) or self.pool.store.was_tried(handle):
             return
-        if age < self.idle or not self.pool.store.is_sound(first, handle):
+        if age < self.idle or not self.pool.store.is_sound(first, handle) or not self.pool.store.acquire(handle):
             self._expect(0)
             return
         self._expect(1)
         self._done += ENCODING_WORK
         self.seen += 1
-        self.pool.store.acquire(handle)
         memcpy(encoded, self.pool.store.bytes_at(word), length)
         lock_leave(&self.pool.lock)
         # What goes is proved to be what was written: of rot, a new encoding would make truth.

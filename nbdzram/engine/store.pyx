@@ -118,10 +118,13 @@ cdef class ObjectStore:
             self.slab.offset_of(unit_of(word), slot_of(word), length_of(word)) + length_of(word)
             <= <uint64_t>self.arena.unit_high * UNIT_SIZE)
 
-    cdef void acquire(self, uint32_t handle) noexcept nogil:
-        """One holder more of a handle, and of everything that it leads through."""
+    cdef bint acquire(self, uint32_t handle) noexcept nogil:
+        """One holder more of a handle, and of everything that it leads through. False: no memory to count it; nothing
+        changed then."""
         cdef uint64_t word = self.cells.cell(handle).word
         cdef uint64_t refs
+        if not self._can_count(handle):
+            return False
         while kind_of(word) == KIND_FORWARD:
             self.cells.add_refs(handle, 1)
             handle = target_of(word)
@@ -132,6 +135,15 @@ cdef class ObjectStore:
                 self.shared_objects += 1
             self.shared_bytes += length_of(word)
         self.cells.add_refs(handle, 1)
+        return True
+
+    cdef bint _can_count(self, uint32_t handle) noexcept nogil:
+        """Make sure that a handle, and everything that it leads through, can have one holder more."""
+        cdef uint64_t word = self.cells.cell(handle).word
+        while kind_of(word) == KIND_FORWARD and self.cells.can_count(handle, 1):
+            handle = target_of(word)
+            word = self.cells.cell(handle).word
+        return kind_of(word) != KIND_FORWARD and self.cells.can_count(handle, 1)
 
     cdef void release(self, uint32_t handle) noexcept nogil:
         """One holder less; what nothing leads to any more is freed."""
@@ -188,7 +200,7 @@ cdef class ObjectStore:
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil:
         """Fold: `loser` becomes a forward to `winner`, whose content is equal, and its bytes are freed.
 
-        Neither is a forward; the loser stands in the index no more, and the winner does.
+        Neither is a forward; the loser stands in the index no more, and the winner does and can count the loser's holders.
         """
         cdef Cell* cell = self.cells.cell(loser)
         cdef uint64_t word = cell.word

@@ -78,6 +78,16 @@ cdef inline uint64_t branch_word(uint64_t seed, int level, uint64_t number, uint
     """What names a node, or none, in word `number` of `level`."""
     return <uint64_t>page << 32 | <uint32_t>mix(mix(seed, place_key(level, number)) ^ page, seed + level)
 
+cdef struct LeafCopy:
+    # A leaf that several tables have, on its way to being one of a table's own. No place names the copy before it is
+    # whole, but what stands in it holds what it names, as in any node.
+    uint32_t page      # 0: none is under way
+    uint32_t source
+    uint64_t first     # block of its first entry
+    uint32_t done      # entries below are copied
+    bint refused       # there is no memory to count who holds what it names
+    bint goes_on       # there is more to do, once the lock was let go
+
 cdef class Tables:
     cdef Arena arena
     cdef ObjectStore store
@@ -96,7 +106,8 @@ cdef class Tables:
     cdef uint64_t* next_leaf(self, uint64_t* root, uint64_t* block, uint64_t end) noexcept nogil
     cdef bint is_lost(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef uint64_t* place_of(self, uint64_t* root, uint64_t block) noexcept nogil
-    cdef uint64_t* leaf_for_write(self, uint64_t* root, uint64_t block) noexcept nogil
+    cdef uint64_t* own_leaf_on(self, uint64_t* root, uint64_t block, LeafCopy* copy) noexcept nogil
+    cdef bint forget_copy_on(self, LeafCopy* copy) noexcept nogil
     cdef bint leaf_is_shared(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef bint is_right(self, uint64_t entry, uint64_t block) noexcept nogil
     cdef uint32_t handle_at(self, uint64_t entry, uint64_t block) noexcept nogil
@@ -122,6 +133,9 @@ cdef class Tables:
     cdef bint is_word(self, uint64_t word, int level, uint64_t number) noexcept nogil
     cdef bint reserve_refs(self, uint32_t unit) noexcept nogil
     cdef uint32_t _take(self, int level) noexcept nogil
+    cdef void _free(self, uint32_t page) noexcept nogil
     cdef bint _own(self, uint64_t* root, uint64_t* place, int level, uint64_t block) noexcept nogil
     cdef void _clear(self, uint32_t page, int level, uint64_t block) noexcept nogil
-    cdef void _copy(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil
+    cdef void _copy_branch(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil
+    cdef void _copy_leaf_on(self, LeafCopy* copy) noexcept nogil
+    cdef bint _name_copy(self, uint64_t* place, LeafCopy* copy) noexcept nogil

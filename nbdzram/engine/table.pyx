@@ -16,11 +16,15 @@ cell). So a word that was cleared, changed, or copied from elsewhere is seen whe
 the same place, so what they share is right for all of them. An export that was never written has no node at all.
 
 A clone takes the root of its source. A node with several parents is copied by the first write below it, and what a
-copy points at gets one holder more: so a clone costs nothing at first and 4 KiB for 2 MiB written later.
+copy points at gets one holder more: so a clone costs nothing at first and 4 KiB for 2 MiB written later. A branch is
+copied at once, as its 512 children are looked at in about 2 us; a leaf, whose cells lie anywhere, HOLD entries a hold
+(LeafCopy), while its writer holds the stripe: what several have does not change, and only its writer can make the
+table name another leaf there.
 
 Invariants
 1. refs of a node counts the places that name it (parents and export directory); only a node with one is ever changed.
-2. A node is filled before its number is published by one store in its parent.
+2. A node is filled before its number is published by one store in its parent. Until then it has its one parent in
+   advance, and is counted among those that a write has in hand (Pool.in_hand).
 3. A free node's page reads as zeroes.
 4. A node that names nothing is freed by whoever took its last name away (prune); a kill may leave some.
 5. An entry that is not right holds nothing: no count knows of it. It is kept as it is until its block is written.
@@ -38,7 +42,7 @@ from nbdzram.engine.arena cimport (
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.ledger cimport ledger_give, ledger_take
-from nbdzram.engine.lock cimport LOOKS
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport ObjectStore
@@ -47,7 +51,6 @@ from nbdzram.errors import ArenaError
 
 cdef enum:
     ENTRY_SIZE = 512  # of an export directory entry, which a root stands in
-    FETCH_AHEAD = 24  # cells on their way from memory while a leaf is copied
 
 cdef extern from * nogil:
     void __builtin_prefetch(const void*)
@@ -243,6 +246,10 @@ cdef class Tables:
             self._is_empty(page, level - 1, number << (level * BRANCH_SHIFT) if level <= TOP_LEVEL else 0),
             b"a node that is freed names nothing")
         publish64(place, branch_word(self.seed, level, number, 0))
+        self._free(page)
+
+    cdef void _free(self, uint32_t page) noexcept nogil:
+        """Take back a node that no place names any more, or none named yet."""
         self._changes(page)
         self.node(page)[0] = 0
         self.nodes -= 1
@@ -307,7 +314,8 @@ cdef class Tables:
         return True
 
     cdef bint _own(self, uint64_t* root, uint64_t* place, int level, uint64_t block) noexcept nogil:
-        """Make the node that the word at `place` names exist, and be named by it alone. False: no room, or not right."""
+        """Make the node that the word at `place` names exist, and be named by it alone; no leaf that others have, which
+        takes several holds. False: no room, or not right."""
         cdef uint64_t number = self._number(root, level, block)
         cdef uint32_t old = page_of(place[0])
         cdef uint32_t fresh
@@ -315,11 +323,12 @@ cdef class Tables:
             return False
         if old and self.parents(old) == 1:
             return True
+        must(old == 0 or level > 1, b"a leaf is copied a few entries at a time")
         fresh = self._take(level - 1)
         if fresh == 0:
             return False
         if old:
-            self._copy(fresh, old, level - 1, block)
+            self._copy_branch(fresh, old, level - 1, block)
             self._changes(old)
             self.node(old)[0] -= 1
         else:
@@ -335,25 +344,15 @@ cdef class Tables:
         for index in range(BRANCH_CHILDREN):
             words[index] = branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index)
 
-    cdef void _copy(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil:
-        """Make a page the twin of a node: what that names has one holder more. What is not right stays so, and holds none."""
+    cdef void _copy_branch(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil:
+        """Make a page the twin of a branch: its children have one parent more. What is not right stays so, and has none."""
         cdef uint64_t* words = self.words(page)
         cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
-        cdef uint32_t handle
         cdef int index
         memcpy(words, self.words(source), PAGE_SIZE)
         for index in range(BRANCH_CHILDREN):
-            if level == 0 and index + FETCH_AHEAD < LEAF_BLOCKS:
-                handle = entry_handle(words[index + FETCH_AHEAD])
-                if handle < self.store.cells.high:
-                    __builtin_prefetch(self.store.cells.cell(handle))
-            if level:
-                if self.is_word(words[index], level, first + index):
-                    self.acquire(page_of(words[index]))
-            else:
-                handle = self.handle_at(words[index], first + index)
-                if handle:
-                    self.store.acquire(handle)
+            if self.is_word(words[index], level, first + index):
+                self.acquire(page_of(words[index]))
 
     cdef uint64_t* place_of(self, uint64_t* root, uint64_t block) noexcept nogil:
         """The word of level 1 that names the block's leaf, every branch above owned. NULL: no room, or not right."""
@@ -365,12 +364,79 @@ cdef class Tables:
             place = self.words(page_of(place[0])) + ((block >> ((level - 1) * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
         return place
 
-    cdef uint64_t* leaf_for_write(self, uint64_t* root, uint64_t block) noexcept nogil:
-        """The 512 entries among which `block` is, to change. NULL when there is no room, or the block is lost."""
+    cdef uint64_t* own_leaf_on(self, uint64_t* root, uint64_t block, LeafCopy* copy) noexcept nogil:
+        """The 512 entries among which `block` is, to change, under its stripe.
+
+        NULL: the leaf is being copied, and the caller lets the lock go before it calls again (copy.goes_on); or there is
+        no room, or the block is lost.
+        """
         cdef uint64_t* place = self.place_of(root, block)
-        if place == NULL or not self._own(root, place, 1, block):
-            return NULL
-        return self.words(page_of(place[0]))
+        cdef uint32_t old = page_of(place[0]) if place != NULL else 0
+        cdef bint right = place != NULL and self.is_word(place[0], 1, block >> LEAF_SHIFT)
+        cdef bint shared = right and old != 0 and self.parents(old) > 1
+        copy.goes_on = True
+        if copy.page and (copy.refused or not shared or copy.source != old):
+            self.forget_copy_on(copy)  # or the others are gone, or there is no room for a branch any more
+        elif shared and copy.page == 0 and not copy.refused:
+            copy.page = self._take(0)
+            copy.source, copy.first, copy.done = old, block & ~<uint64_t>(LEAF_BLOCKS - 1), 0
+            copy.goes_on = copy.page != 0
+        elif shared and copy.page and copy.done < LEAF_BLOCKS:
+            self._copy_leaf_on(copy)
+        else:
+            copy.goes_on = False
+            if right and not copy.refused and (
+                    self._name_copy(place, copy) if shared else self._own(root, place, 1, block)):
+                return self.words(page_of(place[0]))
+        return NULL
+
+    cdef void _copy_leaf_on(self, LeafCopy* copy) noexcept nogil:
+        """Copy HOLD entries more: what they name has one holder more. What is not right stays so, and holds none."""
+        cdef uint64_t* words = self.words(copy.page)
+        cdef uint64_t* source = self.words(copy.source)
+        cdef uint32_t stop = copy.done + HOLD
+        cdef uint32_t handle
+        cdef uint32_t index
+        for index in range(copy.done, stop):
+            handle = entry_handle(source[index])
+            if handle < self.store.cells.high:
+                __builtin_prefetch(self.store.cells.cell(handle))
+        while copy.done < stop and not copy.refused:
+            handle = self.handle_at(source[copy.done], copy.first + copy.done)
+            copy.refused = handle and not self.store.acquire(handle)
+            if not copy.refused:
+                words[copy.done] = source[copy.done]
+                copy.done += 1
+
+    cdef bint _name_copy(self, uint64_t* place, LeafCopy* copy) noexcept nogil:
+        """Let the copy, which is whole, take the place of its source."""
+        must(copy.done == LEAF_BLOCKS, b"a node is filled before it is named")
+        self._changes(copy.source)
+        self.node(copy.source)[0] -= 1
+        self._changes(copy.page)
+        publish64(place, branch_word(self.seed, 1, copy.first >> LEAF_SHIFT, copy.page))
+        copy.page = 0
+        return True
+
+    cdef bint forget_copy_on(self, LeafCopy* copy) noexcept nogil:
+        """Undo some of a copy that nobody needs. True: there is more of it, once the lock was let go."""
+        cdef uint64_t pages = self.store.slab.pages_used
+        cdef uint32_t stop = copy.done - min(copy.done, <uint32_t>HOLD)
+        cdef uint32_t handle
+        cdef uint64_t* words
+        if copy.page == 0:
+            return False
+        words = self.words(copy.page)
+        while copy.done > stop and pages < self.store.slab.pages_used + HOLD_PAGES:
+            copy.done -= 1
+            handle = self.handle_at(words[copy.done], copy.first + copy.done)
+            words[copy.done] = 0
+            if handle:
+                self.store.release(handle)
+        if copy.done == 0:
+            self._free(copy.page)
+            copy.page = 0
+        return copy.page != 0
 
     # -- counting ------------------------------------------------------------------------------------------------
 

@@ -11,20 +11,22 @@ A request up to OFFLOAD_SIZE keeps the interpreter lock, and then no two would e
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from nbdzram.engine.check import Check
-from nbdzram.engine.disk import OFFLOAD_SIZE, offload_from
+from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, offload_from
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
-from nbdzram.errors import PoolFull
+from nbdzram.errors import EngineError, PoolFull
 from tests.support.threads import in_threads
 from tests.unit.engine.blocks import BLOCK, run
 
@@ -349,6 +351,87 @@ def test_clones_taken_and_dropped_while_their_source_is_written_are_points_in_ti
 
     in_threads(write, clone)
     assert len(pool.disks()) == 1
+    pool.check()
+
+
+def test_a_leaf_that_several_write_drop_and_delete_at_once_is_each_ones_own_afterwards() -> None:
+    """Its copy takes several holds of the lock: the others may change theirs, or go, and a check looks between them."""
+    pool = Pool()
+    pool.test_locks(pause=True)
+    leaf = 512 * BLOCK
+    content = b"".join(numbered(number + 1) for number in range(512))
+    disk = pool.create("disk", 2 * leaf)
+    disk.write(0, content)
+    over = threading.Event()
+
+    def live(seed: int) -> None:
+        choose = random.Random(seed)
+        for turn in range(80):
+            twin = pool.clone(disk, f"twin {seed} {turn}")
+            block = choose.randrange(512)
+            match choose.randrange(4):
+                case 0:
+                    twin.write(block * BLOCK, numbered(turn + 1))
+                    assert twin.read(block * BLOCK, BLOCK) == numbered(turn + 1)
+                case 1:
+                    twin.trim(block * BLOCK, BLOCK)
+                    assert twin.stats().stored == 511 * BLOCK
+                case 2:
+                    twin.trim(0, leaf)
+                    assert twin.stats().stored == 0
+                case _:
+                    in_threads(partial(write_or_be_gone, twin, block), partial(pool.delete, twin))
+                    continue
+            pool.delete(twin)
+
+    def write_or_be_gone(twin: Disk, block: int) -> None:
+        with contextlib.suppress(EngineError):
+            twin.write(block * BLOCK, numbered(1))
+
+    def live_all() -> None:
+        try:
+            in_threads(*(lambda seed=seed: live(seed) for seed in range(3)))
+        finally:
+            over.set()
+
+    def check() -> None:
+        while not over.is_set():
+            run(Check(pool, contents=False), 100)
+
+    in_threads(live_all, check)
+    assert disk.read(0, leaf) == content
+    pool.check()
+    objects = pool.stats().objects
+    pool.delete(disk)
+    assert objects
+    assert pool.stats().objects == 0
+    assert pool.stats().orig_data_size == 0
+
+
+def test_the_sum_over_many_exports_is_that_of_one_moment() -> None:
+    """A check adds them up a few at a time, and is told what is stored, trimmed, cloned or deleted meanwhile."""
+    pool = Pool()
+    pool.test_locks(pause=True)
+    disks = [pool.create(f"disk {number}", 1 << 20) for number in range(150)]
+    over = threading.Event()
+
+    def change(seed: int) -> None:
+        choose = random.Random(seed)
+        while not over.is_set():
+            disk = choose.choice(disks)
+            disk.write(0, numbered(choose.randrange(1, 9)) * 32)
+            twin = pool.clone(disk, f"twin {seed}")
+            choose.choice(disks).trim(0, 1 << 20)
+            pool.delete(twin)
+
+    def check() -> None:
+        try:
+            for _ in range(6):
+                run(Check(pool, contents=False), 1 << 16)
+        finally:
+            over.set()
+
+    in_threads(check, *(partial(change, seed) for seed in range(3)))
     pool.check()
 
 

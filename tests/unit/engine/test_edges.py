@@ -6,10 +6,12 @@ import random
 
 import pytest
 
+from nbdzram.engine.arena import fail_allocation
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.estimate import Estimate
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
+from nbdzram.errors import PoolFull
 from nbdzram.nbd.constants import MetaContext, ReplyStyle
 from nbdzram.server.status import StatusRequest, status_reply
 from tests.unit.engine.blocks import BLOCK, half_random, run, text
@@ -121,3 +123,49 @@ def test_descriptors_of_32_bits_end_in_a_whole_block_and_those_of_64_do_not() ->
     assert first(ReplyStyle.STRUCTURED, (8 << 32) + BLOCK, 4) == (1 << 32) - BLOCK
     assert first(ReplyStyle.STRUCTURED, (8 << 32) + 2 * BLOCK, 4) == (1 << 32) - 2 * BLOCK
     assert first(ReplyStyle.EXTENDED, 0, 8) == 9 << 32
+
+
+def test_a_holder_that_cannot_be_counted_is_refused_and_nothing_is_kept_for_ever() -> None:
+    """Without memory for the 512th holder of its objects a shared leaf is not copied; once there is some, it is."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    blocks = 64
+    disk.write(0, b"".join(text(number + 1) for number in range(blocks)))
+    for number in range(MOST_HOLDERS - 1):
+        pool.clone(disk, f"twin {number}").trim(100 * BLOCK, BLOCK)
+        pool.disks()[-1].write(100 * BLOCK, text(0))
+    content = disk.read(0, 128 * BLOCK)
+    refused = 0
+    for allocations in range(20):
+        twin = pool.clone(disk, "refused")
+        fail_allocation(allocations)
+        try:
+            twin.write(0, text(0))
+        except PoolFull:
+            refused += 1
+            assert twin.read(0, 128 * BLOCK) == content
+        fail_allocation(-1)
+        pool.check()
+        twin.write(0, text(0))
+        assert twin.read(0, 128 * BLOCK) == text(0) + content[BLOCK:]
+        pool.delete(twin)
+    assert refused
+    for twin in pool.disks():
+        pool.delete(twin)
+    assert pool.stats().objects == 0
+    pool.check()
+
+
+def test_a_fold_leaves_for_the_next_one_what_it_cannot_count() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    for allocations in range(3):
+        disk.write(0, text(allocations) * (MOST_HOLDERS + 10))
+        for _ in range(2):
+            fail_allocation(allocations)
+            run(Fold(pool))
+            fail_allocation(-1)
+            pool.check()
+        assert pool.stats().objects == 1
+    disk.trim(0, SIZE)
+    assert pool.stats().objects == 0

@@ -22,6 +22,15 @@ LEAF = LEAF_BLOCKS * BLOCK
 BRANCH = CHILDREN * LEAF  # 2 GiB
 SIZE = 1 << 42
 
+CHANGES_OF_A_SHARED_LEAF: dict[str, Callable[[Disk], object]] = {
+    "write": lambda disk: disk.write(7 * BLOCK, text(1)),
+    "a part of a block": lambda disk: disk.write(7 * BLOCK + 1, b"part"),
+    "zero": lambda disk: disk.zero(7 * BLOCK, BLOCK, no_hole=True),
+    "trim": lambda disk: disk.trim(7 * BLOCK, BLOCK),
+    "trim all of it": lambda disk: disk.trim(0, LEAF),
+}
+EXPORTS = 300
+
 WALKS: dict[str, Callable[[Pool, Disk], object]] = {
     "trim": lambda _, disk: disk.trim(0, disk.size_bytes),
     "extents": lambda _, disk: disk.extents(0, disk.size_bytes, 1 << 20),
@@ -92,4 +101,62 @@ def test_a_walk_that_let_the_lock_go_passes_over_nothing(count: int) -> None:
     assert disk.usage().stored == len(found) * BLOCK
     disk.trim(0, SIZE)
     assert disk.extents(0, SIZE, 10) == [(SIZE, Extent.HOLE | Extent.ZERO)]
+    pool.check()
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_A_SHARED_LEAF)
+def test_a_leaf_that_a_clone_shares_is_copied_or_dropped_a_few_blocks_at_a_time(change: str) -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    for block in range(LEAF_BLOCKS):
+        disk.write(block * BLOCK, half_random(block, 100))
+    twin = pool.clone(disk, "twin")
+    before = disk.read(0, LEAF)
+    assert turns_of(pool, lambda: CHANGES_OF_A_SHARED_LEAF[change](disk)) >= LEAF_BLOCKS // HOLD_COUNT
+    assert disk.read(0, LEAF) != before
+    assert twin.read(0, LEAF) == before
+    pool.check()
+
+
+def test_a_leaf_is_copied_once_for_all_that_is_written_to_it() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, text(1) * LEAF_BLOCKS)
+    pool.clone(disk, "twin")
+    disk.write(0, text(2))
+    assert turns_of(pool, lambda: disk.write(BLOCK, text(3))) < LEAF_BLOCKS // HOLD_COUNT
+
+
+def test_the_blocks_of_all_exports_are_summed_a_few_exports_at_a_time() -> None:
+    def turns_beside(exports: int) -> int:
+        pool = Pool()
+        for number in range(exports):
+            pool.create(f"disk {number}", SIZE).write(0, text(number))
+        return turns_of(pool, pool.check) - exports  # each export's count begins with a turn of its own
+
+    assert turns_beside(EXPORTS) - turns_beside(1) >= EXPORTS // HOLD_COUNT
+
+
+def test_ages_are_looked_after_a_few_leaves_at_a_time() -> None:
+    pool = Pool()
+    assert turns_of(pool, lambda: pool.set_clock(60)) >= 64 * LEAF_BLOCKS // LOOKS
+
+
+def test_what_counts_many_holders_grows_by_a_page_and_never_all_at_once() -> None:
+    """A clone that is written adds a holder to each object of its leaf: all pass what a cell counts at once."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    leaves, more_than_a_cell_counts = 5, 520
+    for block in range(leaves * LEAF_BLOCKS):
+        disk.write(block * BLOCK, text(block + 1))
+    grown = []
+    for number in range(more_than_a_cell_counts):
+        twin = pool.clone(disk, f"twin {number}")
+        twin.trim(0, BLOCK)  # copies the branches, which are pages too
+        for leaf in range(1, leaves):
+            before = pool.stats().memory_used
+            twin.trim(leaf * LEAF, BLOCK)
+            grown.append(pool.stats().memory_used - before)
+    leaf, counts, their_places = BLOCK, BLOCK, BLOCK
+    assert max(grown) <= leaf + counts + their_places
     pool.check()
