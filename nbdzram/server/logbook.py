@@ -1,12 +1,13 @@
 """The server's log: lines that strangers cause, written where nobody may be reading.
 
-    whoever logs ──admit──> one line of text ──queue──> writer, a thread ──> standard error
-                   │ or counted                 │ or counted
+    whoever logs ──admit──> record ──> one line of text ──queue──> writer, a thread ──> standard error
+                   │ or counted                            │ or counted
 
 1. Who logs never waits: no system call on the way, and no lock that is held over one. The event loop logs through here.
 2. A line has one line's room: what is not printable is written as an escape, what is long is cut.
 3. A cause says LINES_A_MINUTE lines in a minute. What it said beyond is counted, and told when the minute is over. The
    cause is the message before its arguments are filled in, so that there are as many as there are places that log.
+   Our own loggers ask before they make a record: of 5 us that a line costs which is not told, 0.5 are left.
 4. The queue holds QUEUED_LINES. What finds it full is lost, counted, and told when somebody reads again.
 
 Known limits: a line that is lost is lost for all readers; a limit a cause is shared by all peers.
@@ -24,10 +25,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from nbdzram.config import LogFormat, LogLevel, LogTarget
 from nbdzram.errors import UserError
@@ -42,6 +43,9 @@ LINES_A_MINUTE = 10
 LINES_A_MINUTE_OF: Mapping[str, int] = {"nbdzram.attached": 600, "nbdzram.audit": 6000}
 """Loggers of what an operator wants line by line: a rack that boots attaches ten clients a second, and a script that
 makes a thousand disks has each of its acts told."""
+
+OURS = ("nbdzram.server", "nbdzram.attached", "nbdzram.control", "nbdzram.audit", "nbdzram.metrics")
+"""The package's loggers: those that ask before they make a record."""
 
 MINUTE_SECONDS = 60.0
 CAUSES = 512  # told apart; the package has a tenth of it. Libraries that fill in their messages themselves share one
@@ -71,14 +75,29 @@ class Logbook(logging.Handler):
         self._release = release
         self._shape = shape
         self._causes = Causes()
+        self._asked: frozenset[str] = frozenset()  # loggers that ask first
         self._closed = False
         self.writer = LineWriter(descriptor, self._overdue, line_a_write=line_a_write, failed=failed)
 
+    def let_ask(self, loggers: Iterable[logging.Logger]) -> None:
+        """Let loggers, which were made as their modules were imported, ask first until the book is closed."""
+        for logger in loggers:
+            logger.__class__ = AskingLogger
+            assert isinstance(logger, AskingLogger)
+            logger.book = self
+            self._asked |= {logger.name}
+
+    def admit(self, logger: str, message: object) -> bool:
+        """Whether a logger's message is to be told; else it is counted. From any thread."""
+        with self.lock:  # type: ignore[union-attr] # Handler makes one
+            limit = LINES_A_MINUTE_OF.get(logger, LINES_A_MINUTE)
+            return self._causes.admit(logger, message, limit, time.monotonic())
+
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's lines, or count it. Under the handler's lock."""
-        limit = LINES_A_MINUTE_OF.get(record.name, LINES_A_MINUTE)
-        if not self._causes.admit(record, limit, time.monotonic()):
+        if record.name not in self._asked and not self.admit(record.name, record.msg):
             return
+        self._causes.told(record)
         try:
             lines = list(self._shape(record))
         except Exception:  # noqa: BLE001 - a message that cannot be made is our bug, and no reason to end a client
@@ -91,6 +110,8 @@ class Logbook(logging.Handler):
         if self._closed:  # logging closes every handler once more at exit
             return
         self._closed = True
+        for name in self._asked:
+            logging.getLogger(name).__class__ = logging.Logger
         for line in self._tell(float("inf")):
             self.writer.put(line)
         self.writer.close(CLOSE_SECONDS)
@@ -116,24 +137,46 @@ class Logbook(logging.Handler):
         return [line for record in ended for line in self._shape(record)]
 
 
+class AskingLogger(logging.Logger):
+    """Asks its book before it makes a record. What logs calls it as any other."""
+
+    book: Logbook
+
+    def _log(self, level: int, msg: object, args: Any, *more: Any, **given: Any) -> None:
+        if self.book.admit(self.name, msg):
+            super()._log(level, msg, args, *more, **given)
+
+
 class Causes:
     """How often each cause was told in its minute. The caller holds a lock."""
 
     def __init__(self) -> None:
         self._minutes: dict[tuple[str, str], _Minute] = {}
 
-    def admit(self, record: logging.LogRecord, limit: int, now: float) -> bool:
-        """Whether a record is to be told. `now`: monotonic seconds."""
-        cause = (record.name, str(record.msg))
-        if cause not in self._minutes and len(self._minutes) >= CAUSES:
-            cause = (record.name if len(self._minutes) < 2 * CAUSES else "", "")
-        minute = self._minutes.setdefault(cause, _Minute(now))
+    def admit(self, logger: str, message: object, limit: int, now: float) -> bool:
+        """Whether a message is to be told. `now`: monotonic seconds."""
+        cause = (logger, str(message))
+        minute = self._minutes.get(cause)
+        if minute is None:
+            minute = self._minutes.setdefault(self._shared(cause), _Minute(now))
         minute.count += 1
         if minute.count > limit:
             minute.untold += 1
             return False
-        minute.last = record
         return True
+
+    def told(self, record: logging.LogRecord) -> None:
+        """A message that was admitted is told: what was the last of its cause."""
+        cause = (record.name, str(record.msg))
+        minute = self._minutes.get(cause) or self._minutes.get(self._shared(cause))
+        if minute:  # else it was over in between
+            minute.last = record
+
+    def _shared(self, cause: tuple[str, str]) -> tuple[str, str]:
+        """What a new cause is counted as: where there are too many, with its logger's others, or with all."""
+        if len(self._minutes) < CAUSES:
+            return cause
+        return (cause[0] if len(self._minutes) < 2 * CAUSES else "", "")
 
     def ended(self, now: float) -> list[logging.LogRecord]:
         """Forget the minutes that are over; a record for each that has something to tell."""
@@ -249,6 +292,7 @@ def open_logbook(target: LogTarget, level: LogLevel, form: LogFormat, environmen
         book = Logbook(nowhere, shaper(form, journal=False), release=lambda: os.close(nowhere))
     else:
         book = Logbook(STDERR, shaper(form, goes_to_journal(STDERR, environment)))
+    book.let_ask(map(logging.getLogger, OURS))
     root = logging.getLogger()
     root.addHandler(book)
     root.setLevel(level.name)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,21 +134,56 @@ def test_closing_waits_for_a_reader_no_longer_than_it_says(pipe: Pipe, monkeypat
 
 def test_a_cause_is_told_so_often_in_a_minute_and_then_counted() -> None:
     causes = Causes()
-    admitted = [causes.admit(record("%s: refused", number), LINES_A_MINUTE, 100.0) for number in range(500)]
+    admitted = [causes.admit("one", "%s: refused", LINES_A_MINUTE, 100.0) for _ in range(500)]
     assert admitted == [True] * LINES_A_MINUTE + [False] * (500 - LINES_A_MINUTE)
-    assert causes.admit(record("something else"), LINES_A_MINUTE, 100.0)  # each cause has its own
+    causes.told(record("%s: refused", 9, name="one"))
+    assert causes.admit("one", "something else", LINES_A_MINUTE, 100.0)  # each cause has its own
     assert causes.ended(159.0) == []
     (told,) = causes.ended(160.0)
     assert told.getMessage() == f"{500 - LINES_A_MINUTE} more like this within a minute: 9: refused"
     assert told.levelno == logging.WARNING
-    assert causes.admit(record("%s: refused", 1), LINES_A_MINUTE, 161.0)  # a new minute
+    assert causes.admit("one", "%s: refused", LINES_A_MINUTE, 161.0)  # a new minute
 
 
 def test_causes_that_somebody_invents_take_no_memory_without_end() -> None:
     causes = Causes()
     for number in range(100_000):
-        causes.admit(record(f"invented {number}", name=f"library {number}"), LINES_A_MINUTE, 0.0)
+        causes.admit(f"library {number}", f"invented {number}", LINES_A_MINUTE, 0.0)
     assert len(causes._minutes) <= 2 * logbook.CAUSES + 1
+
+
+def test_a_line_that_is_not_told_is_counted_before_a_record_is_made_of_it(pipe: Pipe, logger: logging.Logger) -> None:
+    made: list[str] = []
+
+    class Record(logging.LogRecord):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            made.append(self.getMessage())
+
+    logging.setLogRecordFactory(Record)
+    try:
+        with Logbook(pipe.writer, shaper(LogFormat.TEXT, journal=False)) as book:
+            logger.addHandler(book)
+            book.let_ask([logger])
+            for number in range(LINES_A_MINUTE + 5):
+                logger.warning("%d failed", number)
+            logger.info("another cause")
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+    assert made == [*(f"{number} failed" for number in range(LINES_A_MINUTE)), "another cause"]
+    text = pipe.read_all()
+    assert text.count("failed\n") == LINES_A_MINUTE + 1
+    assert "5 more like this within a minute: 9 failed\n" in text
+    assert type(logger) is logging.Logger  # a book that is closed asks nobody any more
+
+
+def test_every_logger_of_the_package_asks_first() -> None:
+    package = Path(logbook.__file__).parent.parent
+    named = {name for file in package.rglob("*.py") for name in re.findall(r'getLogger\("(.+?)"\)', file.read_text())}
+    assert named == set(logbook.OURS)
+    with logbook.open_logbook(LogTarget.STDERR, LogLevel.WARNING, LogFormat.TEXT, {}):
+        assert {type(logging.getLogger(name)) for name in named} == {logbook.AskingLogger}
+    assert {type(logging.getLogger(name)) for name in named} == {logging.Logger}
 
 
 def test_what_was_counted_is_told_when_the_server_ends(pipe: Pipe, logger: logging.Logger) -> None:
