@@ -277,6 +277,14 @@ class Changes:
         """Offer an export under another name; who is attached goes on. Raises NoSuchExport, ExportExists, UserError."""
         return await self._alone(self._rename_export(name, new_name))
 
+    def rules_of(self, name: str) -> ExportRecord:
+        """An export's rules as they are, for restore_rules. Raises NoSuchExport."""
+        return self._record(self._exports.get(name))
+
+    async def restore_rules(self, name: str, record: ExportRecord) -> None:
+        """Give an export back the rules that it had, also that nobody is admitted. Raises NoSuchExport, UserError."""
+        await self._alone(self._set_rules(self._exports.get(name), record))
+
     async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
         """Grow, or with `yes` or `force` shrink, an export. Raises NoSuchExport, UserError."""
         return await self._alone(self._resize_export(name, _valid(values.export_size, size_bytes), yes, force))
@@ -321,7 +329,8 @@ class Changes:
         others = [export for export in self._exports if export.pool_name == pool_name and export.name != name]
         rules = [export.access for export in others if not export.disk.private]
         if pool.inline_dedup or name is None:
-            require_trust(pool_name, pool, [*rules, *([access] if access is not None else [])])
+            rules += [access] if access is not None else []
+            require_trust(pool_name, rules, tells_sharing=pool.tells_sharing)
 
     async def _copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         original = self._exports.get(source)
@@ -390,10 +399,13 @@ class Changes:
         record = wanted.applied_to(self._record(export))
         if not export.disk.private:
             self._require_trust(export.pool_name, name, record.access)
-        await self._remember(name, record)
+        await self._set_rules(export, record)
+        return export.status()
+
+    async def _set_rules(self, export: Export, record: ExportRecord) -> None:
+        await self._remember(export.name, record)
         export.set_rules(access=record.access, read_only=record.read_only, description=record.description)
         await self._nbd.end(export.unqualified())
-        return export.status()
 
     async def _rename_export(self, name: str, new_name: str) -> ExportRenaming:
         export = self._exports.get(name)

@@ -154,6 +154,10 @@ class Exports:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is an export of exactly this name."""
+        return name in self._by_name
+
     def add(self, export: Export) -> None:
         """Offer it. Raises ExportExists."""
         if export.name in self._by_name:

@@ -93,16 +93,16 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
     )
 
 
-def require_trust(name: str, pool: Pool, rules: Iterable[Access]) -> None:
+def require_trust(pool: str, rules: Iterable[Access], *, tells_sharing: bool) -> None:
     """Refuse inline folding between exports that admit different clients, unless the pool tells sharing anyway.
 
     `rules` are those of its exports that are not private, which are never found inline. How long a write takes tells
     whether somebody else has the block: nothing is compressed then. Raises UserError.
     """
     known = {access for access in rules if not access.nobody}
-    if len(known) > 1 and not pool.tells_sharing:
+    if len(known) > 1 and not tells_sharing:
         raise UserError(
-            f"the pool '{name}' folds inline, and its exports would admit different clients: the time of a write tells "
+            f"the pool '{pool}' folds inline, and its exports would admit different clients: the time of a write tells "
             'each what the others store; use dedup = "fold", one access list, a pool for each, or say '
             "tell_sharing = true for the pool in the configuration"
         )
@@ -167,7 +167,7 @@ def _fold_later_between_strangers(name: str, pool: Pool, placed: Iterable[Placed
     if pool.inline_dedup:
         try:
             mixed = (part for part in placed if part.record.pool == name and not part.disk.private)
-            require_trust(name, pool, (part.record.access for part in mixed))
+            require_trust(name, (part.record.access for part in mixed), tells_sharing=pool.tells_sharing)
         except UserError as error:
             log.error("%s; until then it folds when a fold runs", error)
             pool.inline_dedup = False

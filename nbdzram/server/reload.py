@@ -1,13 +1,20 @@
 """Reading the configuration again while the server runs.
 
     read ──> judge ──> apply ──> answer
-      │        │
-      └────────┴─ an error: one sentence, and nothing was changed
+      │        │         │
+      └────────┴─────────┴─ an error: one sentence, and nothing is changed
 
 Everything that can be wrong with a configuration is found before the first change is made: `judge` compares it with the
-one in use and with what there is, and gives the steps. Only what is declared otherwise than before is changed, so that
-what was changed at run time stays where the configuration did not (state.py). Nothing is removed: what is declared no
-more stays offered until somebody removes it. What cannot change while clients are served is named in the answer.
+one in use and with what there is, and gives the steps. What is left is want of memory, or of room to remember a change:
+then the steps that were taken are undone, the last one first. Growing comes last of all, as it cannot be undone without
+destroying what a client may have written there by then.
+
+Only what is declared otherwise than before is changed, so that what was changed at run time stays where the
+configuration did not (state.py). Nothing is removed: what is declared no more stays offered until somebody removes it.
+What cannot change while clients are served is named in the answer.
+
+A pool folds inline only between exports that admit the same clients (inventory.require_trust). So it begins to after
+the rules have changed and ends to before; where it goes on, it rests meanwhile, as rules change one export at a time.
 """
 
 from __future__ import annotations
@@ -15,20 +22,31 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from nbdzram.config import ExportConfig, PoolConfig, ServerConfig, TlsMode
+from nbdzram.config import Dedup, ExportConfig, PoolConfig, ServerConfig, TlsMode
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.server.changes import Changes
-from nbdzram.server.exports import Export, Exports
+from nbdzram.server.exports import Exports
+from nbdzram.server.inventory import require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.status import ReloadReport
 from nbdzram.units import format_size
 
-Step = tuple[str, Callable[[], Awaitable[Any]]]
-"""What is told of a change, and the change."""
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A change, what is told of it (nothing: it is a part of others), and how it is undone."""
+
+    says: str
+    make: Callable[[], Awaitable[Any]]
+    undo: Callable[[], Awaitable[Any]] | None = None
+
 
 APPLIED = frozenset({"exports", "pools", "maintenance", "limits", "tls", "default_export", "list_exports"})
 """Of ServerConfig: what a reload changes. All else takes effect at the next start."""
@@ -68,15 +86,14 @@ class Reload:
             steps = list(self._judge(new))
             old = self.config
             self._changes.declare(new)
-            changed: list[str] = []
-            for says, step in steps:
+            for index, step in enumerate(steps):
                 try:
-                    await step()
-                except UserError as error:  # no memory, or no room to remember it: the next reload tries it again
+                    await step.make()
+                except UserError as error:  # the next reload tries it again
                     self._changes.declare(old)
-                    told = "; ".join(changed) or "nothing"
-                    raise UserError(f"{says}: {error}; changed before it: {told}") from error
-                changed.append(says)
+                    left = "; ".join([says async for says in _undo(steps[:index])]) or "nothing"
+                    raise UserError(f"{step.says}: {error}; changed is {left}") from error
+            changed = [step.says for step in steps if step.says]
             self.config = new
             self._nbd.adopt(new)
             now = asyncio.get_running_loop().time()
@@ -96,44 +113,46 @@ class Reload:
         if new.tls.mode is not TlsMode.OFF:
             self._nbd.try_certificates(new.tls)
         known = {pool.name: pool for pool in self.config.pools}
-        for pool in new.pools:
-            if pool.name not in self._pools:
-                yield self._add_pool(pool)
-            elif _without_sharing(pool) != _without_sharing(known.get(pool.name)):
-                yield self._change_pool(pool)
+        added = [pool for pool in new.pools if pool.name not in self._pools]
+        changed = [
+            pool
+            for pool in new.pools
+            if pool.name in self._pools and _without_sharing(pool) != _without_sharing(known.get(pool.name))
+        ]
         declared = {export.name: export for export in self.config.exports}
-        there = {export.name: export for export in self._exports}
-        for export in new.exports:
-            if export == declared.get(export.name):
-                continue
-            if export.name in there:
-                yield from self._change_export(export, there[export.name])
-            else:
-                yield self._add_export(export)
+        exports = [export for export in new.exports if export != declared.get(export.name)]
+        for pool in changed:
+            self._require_limit(pool)
+        for export in exports:
+            self._require_possible(export)
+        self._require_trust({pool.name: pool for pool in (*added, *changed)}, exports)
+        # The pools in which rules may change while they fold inline
+        resting = [name for name in {export.pool: None for export in exports} if self._folds_inline(name)]
+        inline = [pool for pool in changed if pool.dedup is Dedup.INLINE]
+        yield from map(self._add_pool, added)
+        yield from map(self._rest, resting)
+        yield from (self._change_pool(pool) for pool in changed if pool not in inline)
+        for export in exports:
+            yield from self._change_rules(export) if export.name in self._exports else (self._add_export(export),)
+        yield from map(self._change_pool, inline)
+        yield from (self._go_on(name) for name in resting if name not in {pool.name for pool in changed})
+        yield from chain.from_iterable(self._grow(export) for export in exports if export.name in self._exports)
 
-    def _add_pool(self, pool: PoolConfig) -> Step:
-        return f"pool {pool.name} added", lambda: self._changes.declare_pool(pool)
+    # ---- what cannot be ----
 
-    def _change_pool(self, pool: PoolConfig) -> Step:
-        async def change() -> None:
-            await self._changes.change_pool(pool.name, pool.mem_limit, pool.dedup.value)
-            self._pools[pool.name].pool.verify = pool.verify
+    def _folds_inline(self, pool: str) -> bool:
+        return pool in self._pools and self._pools[pool].pool.inline_dedup
 
-        return f"pool {pool.name} changed", change
+    def _require_limit(self, wanted: PoolConfig) -> None:
+        try:
+            self._pools[wanted.name].pool.require_limit(wanted.mem_limit)
+        except UserError as error:
+            raise ConfigError(f"the pool '{wanted.name}': {error}") from None
 
-    def _add_export(self, export: ExportConfig) -> Step:
-        return f"export {export.name} added", lambda: self._changes.add_export(
-            export.name,
-            export.size_bytes,
-            pool=export.pool,
-            read_only=export.read_only,
-            description=export.description,
-            allow_addresses=export.access.addresses,
-            allow_certificates=export.access.certificates,
-        )
-
-    def _change_export(self, wanted: ExportConfig, there: Export) -> Iterator[Step]:
-        name, size = wanted.name, there.disk.size_bytes
+    def _require_possible(self, wanted: ExportConfig) -> None:
+        if wanted.name not in self._exports:
+            return
+        there, name = self._exports.get(wanted.name), wanted.name
         if wanted.pool != there.pool_name:
             raise ConfigError(
                 f"the export '{name}' lies in the pool '{there.pool_name}', but is declared in '{wanted.pool}'; "
@@ -144,28 +163,110 @@ class Reload:
                 f"the export '{name}' is declared private, but was made without: its blocks may be shared already; "
                 "remove and add it, or copy its content to a private export"
             )
-        if wanted.size_bytes < size:
+        if wanted.size_bytes < there.disk.size_bytes:
             raise ConfigError(
-                f"the export '{name}' has {format_size(size)}, but is declared with {format_size(wanted.size_bytes)}; "
-                "declare its size, or shrink it with `nbdzram exports resize`"
+                f"the export '{name}' has {format_size(there.disk.size_bytes)}, but is declared with "
+                f"{format_size(wanted.size_bytes)}; declare its size, or shrink it with `nbdzram exports resize`"
             )
-        if wanted.size_bytes > size:
-            yield (
-                f"export {name} grown to {format_size(wanted.size_bytes)}",
-                lambda: self._changes.resize_export(name, wanted.size_bytes, yes=False, force=False),
-            )
-        rules = (wanted.read_only, wanted.description, wanted.access)
-        if rules != (there.read_only, there.description, there.access):
-            yield (
-                f"export {name} changed",
+
+    def _require_trust(self, pools: Mapping[str, PoolConfig], exports: Iterable[ExportConfig]) -> None:
+        """Whether all pools that will fold inline may, with the rules that their exports will have."""
+        rules = {one.name: (one.pool_name, one.access) for one in self._exports if not one.disk.private}
+        for one in exports:
+            if not one.private and (one.name in rules or one.name not in self._exports):
+                rules[one.name] = (one.pool, one.access)
+        for name in {pool for pool, _ in rules.values()}:
+            inline = pools[name].dedup is Dedup.INLINE if name in pools else self._folds_inline(name)
+            if not inline:
+                continue
+            tells = self._pools[name].pool.tells_sharing if name in self._pools else pools[name].tell_sharing
+            try:
+                require_trust(name, [access for pool, access in rules.values() if pool == name], tells_sharing=tells)
+            except UserError as error:
+                raise ConfigError(str(error)) from None
+
+    # ---- the steps ----
+
+    def _add_pool(self, pool: PoolConfig) -> Step:
+        return Step(
+            f"pool {pool.name} added",
+            lambda: self._changes.declare_pool(pool),
+            lambda: self._changes.remove_pool(pool.name),
+        )
+
+    def _change_pool(self, wanted: PoolConfig) -> Step:
+        pool = self._pools[wanted.name].pool
+        before = (pool.mem_limit, Dedup.INLINE if pool.inline_dedup else Dedup.FOLD, pool.verify)
+
+        async def become(mem_limit: int, dedup: Dedup, verify: bool) -> None:
+            await self._changes.change_pool(wanted.name, mem_limit, dedup.value)
+            pool.verify = verify
+
+        return Step(
+            f"pool {wanted.name} changed",
+            partial(become, wanted.mem_limit, wanted.dedup, wanted.verify),
+            partial(become, *before),
+        )
+
+    def _rest(self, name: str) -> Step:
+        return Step("", partial(self._fold_inline, name, False), partial(self._fold_inline, name, True))
+
+    def _go_on(self, name: str) -> Step:
+        return Step("", partial(self._fold_inline, name, True), partial(self._fold_inline, name, False))
+
+    async def _fold_inline(self, name: str, on: bool) -> None:
+        self._pools[name].pool.inline_dedup = on
+
+    def _add_export(self, export: ExportConfig) -> Step:
+        return Step(
+            f"export {export.name} added",
+            lambda: self._changes.add_export(
+                export.name,
+                export.size_bytes,
+                pool=export.pool,
+                read_only=export.read_only,
+                description=export.description,
+                allow_addresses=export.access.addresses,
+                allow_certificates=export.access.certificates,
+            ),
+            lambda: self._changes.remove_export(export.name, force=False),
+        )
+
+    def _change_rules(self, wanted: ExportConfig) -> Iterator[Step]:
+        there = self._exports.get(wanted.name)
+        before = self._changes.rules_of(wanted.name)
+        if (wanted.read_only, wanted.description, wanted.access) != (there.read_only, there.description, there.access):
+            yield Step(
+                f"export {wanted.name} changed",
                 lambda: self._changes.change_export(
-                    name,
+                    wanted.name,
                     read_only=wanted.read_only,
                     description=wanted.description,
                     allow_addresses=wanted.access.addresses,
                     allow_certificates=wanted.access.certificates,
                 ),
+                lambda: self._changes.restore_rules(wanted.name, before),
             )
+
+    def _grow(self, wanted: ExportConfig) -> Iterator[Step]:
+        if wanted.size_bytes > self._exports.get(wanted.name).disk.size_bytes:
+            yield Step(
+                f"export {wanted.name} grown to {format_size(wanted.size_bytes)}",
+                lambda: self._changes.resize_export(wanted.name, wanted.size_bytes, yes=False, force=False),
+            )
+
+
+async def _undo(steps: Sequence[Step]) -> AsyncIterator[str]:
+    """Take steps back, the last one first; what is told of those that stay."""
+    for step in reversed(steps):
+        try:
+            if step.undo is not None:
+                await step.undo()
+                continue
+        except UserError as error:
+            log.warning("%s, and cannot be undone: %s", step.says, error)
+        if step.says:
+            yield step.says
 
 
 def _differing(old: Any, new: Any) -> Iterator[str]:

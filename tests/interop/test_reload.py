@@ -107,9 +107,9 @@ def test_exports_pools_access_and_limits_change_while_clients_are_served(tmp_pat
         assert server.command_line("reload").stdout.splitlines() == [
             "pool fast added",
             "pool default changed",
-            "export disk grown to 16M",
             "export disk changed",
             "export new added",
+            "export disk grown to 16M",
             "maintenance",
             "default_export",
             "limits.connections",
@@ -129,6 +129,84 @@ def test_exports_pools_access_and_limits_change_while_clients_are_served(tmp_pat
         assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
 
 
+POOLS = """
+[exports.kept]
+size = "8M"
+[exports.disk]
+size = "8M"
+pool = "fast"
+[pools.default]
+[pools.fast]
+"""
+
+WRONG_POOLS = {
+    "a limit over the addresses of a pool, behind a right one": (
+        POOLS.replace("[pools.default]", "[pools.default]\nmem_limit = '32M'") + "mem_limit = '7T'\n",
+        "the pool 'fast': mem_limit 7696581394432 is over",
+    ),
+    "folding inline between what will be strangers": (
+        POOLS.replace("[pools.default]", "[pools.default]\ndedup = 'inline'")
+        + "[exports.stranger]\nsize = '1M'\nallow_addresses = ['10.0.0.0/8']\n",
+        "the pool 'default' folds inline, and its exports would admit different clients",
+    ),
+    "a new pool for strangers that folds inline": (
+        POOLS
+        + "[pools.new]\ndedup = 'inline'\n"
+        + "[exports.one]\nsize = '1M'\npool = 'new'\nallow_addresses = ['10.0.0.0/8']\n"
+        + "[exports.other]\nsize = '1M'\npool = 'new'\n",
+        "the pool 'new' folds inline",
+    ),
+}
+
+
+def pools_of(server: Configured) -> dict[str, Any]:
+    told = json.loads(server.command_line("pools", "list", "--json").stdout)
+    return {pool["name"]: (pool["stats"]["mem_limit"], pool["dedup"]) for pool in told}
+
+
+@pytest.mark.parametrize("mistake", WRONG_POOLS)
+def test_a_mistake_in_a_later_pool_changes_no_earlier_one(tmp_path: Path, mistake: str) -> None:
+    text, told = WRONG_POOLS[mistake]
+    with configured(tmp_path, POOLS) as server:
+        exports, pools = server.exports(), pools_of(server)
+        server.write(text.replace("[exports.kept]", '[exports.kept]\ndescription = "changed"', 1))
+        refused = server.command_line("reload", check=False)
+        assert told in refused.stderr
+        assert server.exports() == exports
+        assert pools_of(server) == pools
+
+
+def test_what_fails_as_it_is_made_undoes_what_was_made_before(tmp_path: Path) -> None:
+    """A pool whose file is none is found to be that as it is opened: the pool before it goes again."""
+    state = tmp_path / "state"
+    with configured(tmp_path, GOOD, "--state-dir", str(state)) as server:
+        exports, pools = server.exports(), pools_of(server)
+        (state / "broken.pool").write_bytes(b"no arena".ljust(65536))
+        server.write(GOOD.replace("first", "second") + "[pools.added]\n[pools.broken]\n")
+        refused = server.command_line("reload", check=False)
+        assert "pool broken added: " in refused.stderr
+        assert refused.stderr.endswith("; changed is nothing\n")
+        assert server.exports() == exports
+        assert pools_of(server) == pools
+        assert not (state / "added.pool").exists()
+        (state / "broken.pool").unlink()
+        assert server.command_line("reload").stdout.splitlines() == [
+            "pool added added",
+            "pool broken added",
+            "export disk changed",
+        ]
+
+
+def test_all_rules_of_a_pool_that_folds_inline_change_at_once(tmp_path: Path) -> None:
+    """In between its exports admit different clients, one after another: what counts is what is declared."""
+    inline = GOOD + "[pools.default]\ndedup = 'inline'\n"
+    with configured(tmp_path, inline) as server:
+        server.write(inline.replace('size = "8M"', "size = '8M'\nallow_addresses = ['127.0.0.0/8']"))
+        assert server.command_line("reload").stdout == "export kept changed\nexport disk changed\n"
+        assert pools_of(server)["default"] == (0, "inline")
+        assert {export["allow_addresses"][0] for export in server.exports().values()} == {"127.0.0.0/8"}
+
+
 def test_what_is_declared_no_more_stays_and_what_needs_a_restart_is_named(tmp_path: Path) -> None:
     with configured(tmp_path) as server:
         disk = "[exports.disk]\nsize = '8M'\ndescription = 'first'\n"
@@ -144,7 +222,7 @@ def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:
     with configured(tmp_path) as server:
         server.write(GOOD + "[pools.default]\nverify = false\n" + sharing + "[pools.fast]\n" + sharing)
         answer = json.loads(server.command_line("reload", "--json").stdout)
-        assert answer["changed"] == ["pool default changed", "pool fast added"]
+        assert answer["changed"] == ["pool fast added", "pool default changed"]
         assert answer["restart"] == ["pools.default.tell_sharing"]
         pools = json.loads(server.command_line("pools", "list", "--json").stdout)
         found = {pool["name"]: pool["tells_sharing"] for pool in pools}
