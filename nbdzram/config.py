@@ -172,13 +172,14 @@ class ExportConfig:
     """A disk offered by name."""
 
     name: str
-    size_bytes: int
+    size_bytes: int  # 0: as large as the disk in its image
     pool: str = DEFAULT_POOL
     read_only: bool = False
     description: str = ""
     allow_addresses: tuple[str, ...] = ()  # CIDR; empty admits everyone
     allow_certificates: tuple[str, ...] = ()  # common or DNS names; empty admits everyone
     private: bool = False  # its blocks share objects with its own and its clones' alone
+    image: Path | None = None  # what a new disk is filled from before it is offered
 
     @property
     def access(self) -> Access:

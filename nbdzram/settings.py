@@ -132,6 +132,7 @@ KEYS = (
     Key(("pools", "*", "verify"), values.boolean, "false: deliver what is stored without checking it"),
     Key(("pools", "*", "tell_sharing"), values.boolean, "true: clients may find out what others in the pool store"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
+    Key(("exports", "*", "image"), values.path, "image file that a new disk is loaded from; its size may be left out"),
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
     Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),
     Key(("exports", "*", "private"), values.boolean, "true: its blocks are never folded with other exports'"),
@@ -194,36 +195,85 @@ def read_environment(environment: Mapping[str, str]) -> Layer:
         if variable is not None and environment.get(variable):
             path = tuple(DEFAULT_POOL if word == "*" else word for word in key.path)
             layer[path] = Given(environment[variable], variable)
-    variable = f"{ENVIRONMENT_PREFIX}EXPORTS"
-    return layer | export_layers(environment.get(variable, "").split(), variable)
-
-
-def export_layers(specifications: Iterable[str], origin: str) -> Layer:
-    """Several NAME=SIZE[,ro][,pool=POOL] of one origin as a layer. Raises ConfigError, also for a name given twice."""
-    layer: Layer = {}
-    for specification in specifications:
-        export = export_layer(specification, origin)
-        for path in export.keys() & layer.keys():
-            raise ConfigError(f"{origin}: export '{path[1]}' is given twice; give each disk a name of its own")
-        layer |= export
+    for noun, layers in (("POOLS", pool_layers), ("EXPORTS", export_layers)):
+        variable = ENVIRONMENT_PREFIX + noun
+        layer |= layers(environment.get(variable, "").split(), variable)
     return layer
 
 
+def export_layers(specifications: Iterable[str], origin: str) -> Layer:
+    """Several exports of one origin as a layer. Raises ConfigError, also for a name given twice."""
+    return _layers(export_layer, specifications, origin, "export '{}' is given twice; give each disk a name of its own")
+
+
+def pool_layers(specifications: Iterable[str], origin: str) -> Layer:
+    """Several pools of one origin as a layer. Raises ConfigError, also for a name given twice."""
+    return _layers(pool_layer, specifications, origin, "pool '{}' is given twice; say all of it at once")
+
+
 def export_layer(specification: str, origin: str) -> Layer:
-    """NAME=SIZE[,ro][,pool=POOL] as a layer. Raises ConfigError."""
-    match = _EXPORT.fullmatch(specification)
+    """NAME=SIZE[,ro][,private][,pool=POOL], or NAME=@IMAGE[,size=SIZE] and so on, as a layer. Raises ConfigError."""
+    match = _EXPORT_OF_IMAGE.fullmatch(specification) or _EXPORT.fullmatch(specification)
     if match is None:
-        raise ConfigError(f"{origin}: '{specification}' is not NAME=SIZE, such as disk=1G")
-    name, size, options = match["name"], match["size"], match["options"].split(",")[1:]
-    layer: Layer = {("exports", name, "size"): Given(size, origin)}
-    for option in options:
-        key, _, content = option.partition("=")
-        if option == "ro":
-            layer["exports", name, "read_only"] = Given(True, origin)
-        elif key == "pool":
-            layer["exports", name, "pool"] = Given(content, origin)
+        raise ConfigError(f"{origin}: '{specification}' is not NAME=SIZE, such as disk=1G, and not NAME=@IMAGE")
+    name, source = match["name"], match["size"]
+    of_image = source.startswith("@")
+    layer: Layer = {
+        ("exports", name, "image" if of_image else "size"): Given(
+            source.removeprefix("@") if of_image else source, origin
+        )
+    }
+    valued = {"pool": "'pool=NAME'"} | ({"size": "'size=SIZE'"} if of_image else {})
+    words = {"ro": "read_only", "private": "private"}
+    return layer | _options(match["options"], ("exports", name), words, valued, origin)
+
+
+def pool_layer(specification: str, origin: str) -> Layer:
+    """NAME[=LIMIT][,inline][,unverified][,tell-sharing] as a layer. Raises ConfigError."""
+    head, _, options = specification.partition(",")
+    name, limited, limit = head.partition("=")
+    if not name or (limited and not limit):
+        raise ConfigError(f"{origin}: '{specification}' is not NAME or NAME=LIMIT, such as fast=4G")
+    layer: Layer = {("pools", name): Given({}, origin)}
+    if limited:
+        layer["pools", name, "mem_limit"] = Given(limit, origin)
+    said: dict[str, tuple[str, object]] = {
+        "inline": ("dedup", "inline"),
+        "unverified": ("verify", False),
+        "tell-sharing": ("tell_sharing", True),
+    }
+    for option in options.split(",") if options else ():
+        if option not in said:
+            raise ConfigError(f"{origin}: '{option}' is not allowed behind a pool; {', '.join(map(repr, said))} are")
+        key, value = said[option]
+        layer["pools", name, key] = Given(value, origin)
+    return layer
+
+
+def _layers(layer_of: Callable[[str, str], Layer], specifications: Iterable[str], origin: str, complaint: str) -> Layer:
+    layer: Layer = {}
+    for specification in specifications:
+        found = layer_of(specification, origin)
+        named = {path[:2] for path in layer}
+        for path in found:
+            if path[:2] in named:
+                raise ConfigError(f"{origin}: {complaint.format(path[1])}")
+        layer |= found
+    return layer
+
+
+def _options(text: str, path: LeafPath, words: Mapping[str, str], valued: Mapping[str, str], origin: str) -> Layer:
+    """What stands behind a size: words that are keys with the value true, and NAME=VALUE. Raises ConfigError."""
+    layer: Layer = {}
+    for option in text.split(",")[1:]:
+        key, equals, content = option.partition("=")
+        if option in words:
+            layer[*path, words[option]] = Given(True, origin)
+        elif equals and key in valued:
+            layer[*path, key] = Given(content, origin)
         else:
-            raise ConfigError(f"{origin}: '{option}' is not allowed behind a size; 'ro' and 'pool=NAME' are")
+            *rest, last = [*map(repr, words), *valued.values()]
+            raise ConfigError(f"{origin}: '{option}' is not allowed behind a size; {', '.join(rest)} and {last} are")
     return layer
 
 
@@ -256,10 +306,10 @@ def build(layer: Layer) -> ServerConfig:
 
 
 def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, PoolConfig]) -> ExportConfig:
-    if "size" not in given:
+    if "size" not in given and "image" not in given:
         origin = next(item.origin for path, item in layer.items() if path[:2] == ("exports", name))
         raise ConfigError(f"{origin}: export '{name}' has no size; add size = \"1G\"")
-    export = ExportConfig(name=name, size_bytes=given.pop("size"), **given)
+    export = ExportConfig(name=name, size_bytes=given.pop("size", 0), **given)
     if export.pool not in pools:
         origin = layer["exports", name, "pool"].origin
         known = ", ".join(sorted(pools))
@@ -348,6 +398,7 @@ def _leaves(table: Mapping[str, object], path: LeafPath) -> Iterator[tuple[LeafP
 
 # A name may contain "=": the size stands behind the last one that has no comma before it.
 _EXPORT = re.compile(r"(?P<name>[^=]+(?:=[^=,]*)*)=(?P<size>[^=,]+)(?P<options>(?:,.*)?)", re.DOTALL)
+_EXPORT_OF_IMAGE = re.compile(r"(?P<name>[^,]+?)=(?P<size>@[^,]+)(?P<options>(?:,.*)?)", re.DOTALL)
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
 _LINE = re.compile(rf"\s*(?:\[\s*(?P<table>{_DOTTED})\s*\]|(?P<key>{_DOTTED})\s*=)")

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +24,18 @@ from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import parent_watched, pid_file, private_place, run_command, told_to_commands
-from nbdzram.config import DEFAULT_METRICS_PORT, DEFAULT_PORT, ServerConfig, TcpAddress, TlsConfig, TlsMode
+from nbdzram.config import (
+    DEFAULT_METRICS_PORT,
+    DEFAULT_PORT,
+    ExportConfig,
+    ServerConfig,
+    TcpAddress,
+    TlsConfig,
+    TlsMode,
+)
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
-from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load
+from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ log = logging.getLogger("nbdzram.server")
 
 STDOUT = 1
 GREETED_EXPORTS = 20  # what a screen takes
+LOADING_SILENCE_MICROSECONDS = 300_000_000  # in which systemd lets the next percent of an image take
 FORCED_EXIT = 128 + signal.SIGTERM
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "run")
 
@@ -72,6 +82,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "serve",
     epilog="\b\nExamples:\n  nbdzram serve -e disk=1G\n"
     "  nbdzram serve -e vm1=20G -e vm2=20G --mem-limit 50% --fold-interval auto\n"
+    "  nbdzram serve -e root=@debian.qcow2 --pool fast=4G -e tmp=20G,pool=fast\n"
     "  nbdzram serve -c /etc/nbdzram/nbdzram.toml --check-config\n"
     "  nbdzram serve -e disk=1G --run 'nbdinfo $uri'",
 )
@@ -82,7 +93,22 @@ FLAGS: dict[str, tuple[str, ...]] = {
     type=click.Path(path_type=Path, readable=False),  # reading it says why it cannot
     help="TOML file; the *.toml files in conf.d beside it are read after it.",
 )
-@click.option("-e", "--export", "exports", metavar="NAME=SIZE[,ro][,pool=POOL]", multiple=True, help="Offer a disk.")
+@click.option(
+    "-e",
+    "--export",
+    "exports",
+    metavar="NAME=SIZE|NAME=@IMAGE",
+    multiple=True,
+    help="Offer a disk: a new one, or one that is loaded from an image file (by qemu-img). Behind it may stand ,ro "
+    ",private ,pool=POOL and behind an image ,size=SIZE.",
+)
+@click.option(
+    "--pool",
+    "pools",
+    metavar="NAME[=LIMIT]",
+    multiple=True,
+    help="Have a pool beside the default one. Behind it may stand ,inline ,unverified ,tell-sharing.",
+)
 @click.option(
     "-p",
     "--port",
@@ -157,6 +183,7 @@ def command(
     *,
     config: Path | None,
     exports: tuple[str, ...],
+    pools: tuple[str, ...],
     port: int | None,
     addresses: tuple[str, ...],
     sockets: tuple[str, ...],
@@ -174,7 +201,7 @@ def command(
     the environment, and the environment over the file.
     """
     parent = os.getppid() if exit_with_parent else None
-    layer = export_layers(exports, "-e")
+    layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
     layer |= _listen_layer(port, addresses, sockets, vsock)
     for name, value in flags.items():
         if value is not None:
@@ -183,7 +210,7 @@ def command(
     with private_place() if run is not None else contextlib.nullcontext(NO_DEFAULTS) as defaults:
 
         def reread() -> ServerConfig:
-            return load(config, os.environ, layer, defaults)
+            return _with_image_sizes(load(config, os.environ, layer, defaults))
 
         settled = reread()
         if check_config:
@@ -223,6 +250,8 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     service = Service(config)
     told_to_stop = _watch_signals(service)
     await service.start(listen=False)
+    for export in service.changes.unloaded():
+        await _load_image(service, export, told_to_stop)
     served = asyncio.create_task(service.serve_socket(client))
     stopping = asyncio.create_task(told_to_stop.wait())
     try:
@@ -300,9 +329,14 @@ async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], run: 
     )
     metrics = _metrics_server(config, service)
     await control.start()
+    serves = False
     try:
-        await service.start()
+        await service.start(listen=False)
         try:
+            for export in service.changes.unloaded():
+                await _load_image(service, export, told_to_stop)
+            await service.listen()
+            serves = True
             if metrics is not None:
                 await metrics.start()
             gc.collect()
@@ -322,11 +356,53 @@ async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], run: 
             notify_supervisor("STOPPING=1")
             stored = sum(export.stored_bytes for export in service.status().exports)
             await service.stop()
-            _tell_the_end(config.state_dir, stored)
+            if serves:
+                _tell_the_end(config.state_dir, stored)
             if metrics is not None:
                 await metrics.stop()
     finally:
         await control.stop()
+
+
+async def _load_image(service: Service, export: ExportConfig, told_to_stop: asyncio.Event) -> None:
+    """Fill a new disk from its image, and say how far that is: on a terminal, and to systemd, which waits as long."""
+    from nbdzram.cli.images import copy, look_at  # noqa: PLC0415 - most do without
+
+    assert export.image is not None
+    image, began = await asyncio.to_thread(look_at, export.image), time.monotonic()
+    says = f"loading the export {export.name} from {image.path}"
+    log.info("%s (%s, %s)", says, image.format, format_size(image.size_bytes))
+    with _progress_line(says) as show:
+
+        def tell(percent: int) -> None:
+            notify_supervisor(f"STATUS={says}: {percent} %\nEXTEND_TIMEOUT_USEC={LOADING_SILENCE_MICROSECONDS}")
+            show(percent)
+
+        status = await service.load(export, lambda uri: copy(image, uri, tell, told_to_stop))
+    log.info(
+        "loaded the export %s: %s stored, in %.1f s",
+        *(export.name, format_size(status.stored_bytes), time.monotonic() - began),
+    )
+
+
+@contextlib.contextmanager
+def _progress_line(says: str) -> Iterator[Callable[[int], None]]:
+    """On a terminal one line that is written over and over, and gone at the end; elsewhere nothing."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        yield lambda percent: click.echo(f"\r{says}: {percent} %", nl=False, err=True)
+    finally:
+        click.echo("\r\033[K", nl=False, err=True)
+
+
+def _with_image_sizes(config: ServerConfig) -> ServerConfig:
+    if all(export.image is None for export in config.exports):
+        return config
+    from nbdzram.cli.images import resolve  # noqa: PLC0415 - most do without
+
+    return resolve(config)
 
 
 @contextlib.contextmanager

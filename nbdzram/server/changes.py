@@ -20,12 +20,11 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from nbdzram import values
-from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, PoolConfig, ServerConfig
+from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, ExportConfig, PoolConfig, ServerConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
@@ -43,6 +42,7 @@ from nbdzram.server.inventory import (
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
+from nbdzram.server.wanted import Wanted, pool_config, valid
 from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus, PoolStatus
 from nbdzram.units import format_size
 
@@ -58,32 +58,6 @@ NEW_EXPORT = ExportRecord(
 log = logging.getLogger("nbdzram.server")
 
 Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is asked of an export; None: as it is. To give one list of its rules says that they are known."""
-
-    read_only: bool | None
-    description: str | None
-    addresses: Sequence[str] | None
-    certificates: Sequence[str] | None
-
-    def applied_to(self, record: ExportRecord) -> ExportRecord:
-        """The record with what is wanted. Raises UserError."""
-        given: dict[str, Any] = {}
-        if self.read_only is not None:
-            given["read_only"] = self.read_only
-        if self.description is not None:
-            given["description"] = _valid(values.description, self.description)
-        lists: dict[str, Any] = {}
-        if self.addresses is not None:
-            lists["addresses"] = _valid(values.several(values.network), list(self.addresses))
-        if self.certificates is not None:
-            lists["certificates"] = _valid(values.several(values.certificate_name), list(self.certificates))
-        if lists:
-            given["access"] = dataclasses.replace(record.access, nobody=False, **lists)
-        return dataclasses.replace(record, **given)
 
 
 class Changes:
@@ -131,7 +105,7 @@ class Changes:
 
     async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
         """Open a pool: a new, empty one, or with what its arena in the state directory holds. Raises UserError."""
-        return await self.declare_pool(_pool_config(name, mem_limit, dedup))
+        return await self.declare_pool(pool_config(name, mem_limit, dedup))
 
     async def declare_pool(self, config: PoolConfig) -> PoolStatus:
         """The same, with all that a declaration says. Raises UserError."""
@@ -184,7 +158,7 @@ class Changes:
         service = self._pool(name)
         pool = service.pool
         now_inline = "inline" if pool.inline_dedup else "fold"
-        config = _pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
+        config = pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
         if config.dedup is Dedup.INLINE:
             self._require_trust(name)
         before = self._memory.changes.pools.get(name)
@@ -242,8 +216,26 @@ class Changes:
         Of a name that the configuration knows, what is not given is as it is declared, or was changed last: removing an
         export and adding it again opens it to nobody new.
         """
-        wanted = _Wanted(read_only, description, allow_addresses, allow_certificates)
+        wanted = Wanted(read_only, description, allow_addresses, allow_certificates)
         return await self._alone(self._add_export(name, size_bytes, pool, wanted, private=private))
+
+    def unloaded(self) -> list[ExportConfig]:
+        """What is declared with an image, is not there, and was not removed at run time."""
+        offered = {export.name for export in self._exports}
+        return [
+            export
+            for export in self._declared.values()
+            if export.image is not None
+            and export.name not in offered
+            and not effective(export, self._memory.changes.exports.get(export.name)).removed
+        ]
+
+    async def load_export(self, config: ExportConfig, fill: Callable[[Disk], Awaitable[None]]) -> ExportStatus:
+        """Make a declared export and offer it once `fill` has filled its disk; if that fails there is none.
+
+        Raises UserError.
+        """
+        return await self._alone(self._load_export(config, fill))
 
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export, with its rules.
@@ -270,7 +262,7 @@ class Changes:
         Who is attached and no longer qualifies is ended, once what it has under way is answered. Raises NoSuchExport,
         UserError.
         """
-        wanted = _Wanted(read_only, description, allow_addresses, allow_certificates)
+        wanted = Wanted(read_only, description, allow_addresses, allow_certificates)
         return await self._alone(self._change_export(name, wanted))
 
     async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
@@ -287,7 +279,7 @@ class Changes:
 
     async def resize_export(self, name: str, size_bytes: int, *, yes: bool, force: bool) -> ExportStatus:
         """Grow, or with `yes` or `force` shrink, an export. Raises NoSuchExport, UserError."""
-        return await self._alone(self._resize_export(name, _valid(values.export_size, size_bytes), yes, force))
+        return await self._alone(self._resize_export(name, valid(values.export_size, size_bytes), yes, force))
 
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
         """Turn every block into a hole, as zram's reset does. Raises NoSuchExport, UserError."""
@@ -305,13 +297,13 @@ class Changes:
         return await self._alone(self._loss(name, size_bytes))
 
     async def _add_export(
-        self, name: str, size_bytes: int, pool: str | None, wanted: _Wanted, *, private: bool | None
+        self, name: str, size_bytes: int, pool: str | None, wanted: Wanted, *, private: bool | None
     ) -> ExportStatus:
         self._require_free_name(name)
         base = NEW_EXPORT
         if name in self._declared:
             base = effective(self._declared[name], self._memory.changes.exports.get(name))
-        size = _valid(values.export_size, size_bytes)
+        size = valid(values.export_size, size_bytes)
         record = wanted.applied_to(dataclasses.replace(base, removed=False, pool=pool or base.pool, size_bytes=size))
         arena = self._pool(record.pool).pool
         alone = (name in self._declared and self._declared[name].private) if private is None else private
@@ -331,6 +323,23 @@ class Changes:
         if pool.inline_dedup or name is None:
             rules += [access] if access is not None else []
             require_trust(pool_name, rules, tells_sharing=pool.tells_sharing)
+
+    async def _load_export(self, config: ExportConfig, fill: Callable[[Disk], Awaitable[None]]) -> ExportStatus:
+        self._require_free_name(config.name)
+        record = effective(config, self._memory.changes.exports.get(config.name))
+        pool = self._pool(record.pool).pool
+        disk = await asyncio.to_thread(
+            lambda: moment.prepare(
+                pool, config.name, config.size_bytes, read_only=record.read_only, private=config.private
+            )
+        )
+        try:
+            await fill(disk)
+        except BaseException:
+            await asyncio.to_thread(moment.discard, [disk])
+            raise
+        (export,) = await self._offer_together([disk], {config.name: record})
+        return export.status()
 
     async def _copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         original = self._exports.get(source)
@@ -394,7 +403,7 @@ class Changes:
         self._exports.add(export)
         return export.status()
 
-    async def _change_export(self, name: str, wanted: _Wanted) -> ExportStatus:
+    async def _change_export(self, name: str, wanted: Wanted) -> ExportStatus:
         export = self._exports.get(name)
         record = wanted.applied_to(self._record(export))
         if not export.disk.private:
@@ -551,7 +560,7 @@ class Changes:
         return self._pools[name]
 
     def _require_free_name(self, name: str) -> None:
-        _valid(values.export_name, name)
+        valid(values.export_name, name)
         if any(export.name == name for export in self._exports):
             raise ExportExists(f"there is an export '{name}' already; choose another name or remove it first")
 
@@ -566,18 +575,3 @@ def _stored_behind(disk: Disk, offset: int) -> int:
         stored += sum(length for length, kind in extents if not kind & Extent.HOLE)
         offset += sum(length for length, _ in extents)
     return stored
-
-
-def _pool_config(name: str, mem_limit: int, dedup: str) -> PoolConfig:
-    return PoolConfig(
-        name=_valid(values.pool_name, name),
-        mem_limit=_valid(values.memory, mem_limit),
-        dedup=_valid(values.dedup, dedup),
-    )
-
-
-def _valid(read: Callable[[object], Outcome], value: object) -> Outcome:
-    try:
-        return read(value)
-    except ValueError as error:
-        raise UserError(str(error)) from None

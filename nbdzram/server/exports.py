@@ -191,6 +191,11 @@ class Exports:
             raise NoSuchExport(f"export {export.name!r} does not admit this client any more")
         return export
 
+    def arrange(self, names: Iterable[str]) -> None:
+        """List those that are there of `names` first, in their order."""
+        first = {name: self._by_name[name] for name in names if name in self._by_name}
+        self._by_name = first | self._by_name
+
     def rename(self, name: str, new_name: str) -> None:
         """Offer it under another name, in its place among the others. Who is attached stays. Raises NoSuchExport."""
         export = self.get(name)

@@ -139,7 +139,7 @@ def place_exports(
         elif config.name in found:
             record = dataclasses.replace(record, removed=False)
             placed.append(_find_again(config, record, *found.pop(config.name)))
-        else:
+        elif config.image is None:  # or else it is made when it is loaded: server/loading.py
             try:
                 disk = pools[record.pool].create(
                     config.name, record.size_bytes, read_only=record.read_only, private=config.private

@@ -151,7 +151,12 @@ class Reload:
 
     def _require_possible(self, wanted: ExportConfig) -> None:
         if wanted.name not in self._exports:
-            return
+            if wanted.image is None:
+                return
+            raise ConfigError(
+                f"the export '{wanted.name}' is to be loaded from an image, which only a start does; restart, or add "
+                "it with `nbdzram exports add` and copy the image to it"
+            )
         there, name = self._exports.get(wanted.name), wanted.name
         if wanted.pool != there.pool_name:
             raise ConfigError(

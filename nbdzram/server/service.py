@@ -11,10 +11,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from nbdzram import __version__
-from nbdzram.config import ServerConfig, Trigger
+from nbdzram.config import ExportConfig, ServerConfig, Trigger
+from nbdzram.engine.disk import Disk
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.server.changes import Changes
@@ -23,6 +24,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
 from nbdzram.server.listener import NbdServer
+from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
 from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
@@ -32,6 +34,7 @@ from nbdzram.server.state import State
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ClientStatus,
+    ExportStatus,
     HistorySample,
     ReloadReport,
     RunOptions,
@@ -89,6 +92,23 @@ class Service:
         self.changes.begin(state)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
+
+    async def listen(self) -> None:
+        """Of a service that was started without: let clients in. Raises UserError."""
+        self._exports.arrange(export.name for export in self._config.exports)  # as if those loaded had been there
+        await self._nbd.start()
+
+    async def load(self, export: ExportConfig, fill: Callable[[str], Awaitable[None]]) -> ExportStatus:
+        """Make a declared export and offer it once `fill` has filled the disk at the URI that it is given.
+
+        Raises UserError, and then there is no such export.
+        """
+
+        async def serve(disk: Disk) -> None:
+            async with served_alone(disk, self._config) as uri:
+                await fill(uri)
+
+        return await self.changes.load_export(export, serve)
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected client until it leaves."""

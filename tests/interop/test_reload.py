@@ -49,6 +49,10 @@ WRONG = {
         GOOD + '[tls]\nmode = "on"\ncertificate = "/nowhere/a.pem"\nkey = "/nowhere/b.pem"\n',
         "No such file",
     ),
+    "an image, which only a start loads": (
+        GOOD + "[exports.other]\nimage = '/etc/passwd'\n",
+        "which only a start does",
+    ),
     "a description that is none": (GOOD.replace('"first"', "7"), "is not text"),
 }
 

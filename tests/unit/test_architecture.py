@@ -43,6 +43,7 @@ RESERVED = {
         "control.server",
         "metrics.http",
         "metrics.answers",
+        "cli.images",
         "cli.processes",
         "cli.serve",
     },

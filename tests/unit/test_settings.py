@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nbdzram import values
-from nbdzram.config import Dedup, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
+from nbdzram.config import Dedup, PoolConfig, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.errors import ConfigError
-from nbdzram.settings import KEYS, Given, export_layer, load
+from nbdzram.settings import KEYS, Given, export_layer, export_layers, load, pool_layers
 
 
 def write(path: Path, text: str) -> Path:
@@ -196,7 +196,7 @@ def test_an_error_from_the_environment_or_a_flag_names_it() -> None:
 
 @pytest.mark.parametrize("text", ["disk", "=1G", "disk=", "disk=1G,rw"])
 def test_a_wrong_export_flag_says_how_it_is_written(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"NAME=SIZE|'ro' and 'pool=NAME'"):
+    with pytest.raises(ConfigError, match=r"NAME=SIZE|'ro', 'private' and 'pool=NAME'"):
         export_layer(text, "-e")
 
 
@@ -253,3 +253,38 @@ def test_the_name_of_a_table_without_keys_is_looked_at_too(tmp_path: Path) -> No
     file.write_text('[pools."a/b"]\n')
     with pytest.raises(ConfigError, match=r"line 1: 'a/b' is not a pool's name"):
         load(file, {}, {})
+
+
+def test_flags_alone_say_pools_and_what_exports_are() -> None:
+    layer = pool_layers(["fast=4G,inline", "plain", "trusted,tell-sharing,unverified"], "--pool")
+    layer |= export_layers(["a=1G,private,pool=fast", "b=@dir/x=1.qcow2,ro,size=2G", "c=@y.raw"], "-e")
+    config = load(None, {}, layer)
+    pools = {pool.name: pool for pool in config.pools}
+    assert (pools["fast"].mem_limit, pools["fast"].dedup) == (4 << 30, "inline")
+    assert pools["plain"] == PoolConfig(name="plain")
+    assert (pools["trusted"].tell_sharing, pools["trusted"].verify) == (True, False)
+    a, b, c = config.exports
+    assert (a.private, a.pool) == (True, "fast")
+    assert (b.image, b.read_only, b.size_bytes) == (Path("dir/x=1.qcow2"), True, 2 << 30)
+    assert (c.image, c.size_bytes) == (Path("y.raw"), 0)
+    assert load(None, {"NBDZRAM_POOLS": "fast=4G,inline plain"}, {}).pools[:2] == config.pools[:2]
+
+
+@pytest.mark.parametrize(
+    ("pools", "exports", "complaint"),
+    [
+        (["fast", "fast=1G"], [], "--pool: pool 'fast' is given twice"),
+        (["fast=1G,big"], [], "--pool: 'big' is not allowed behind a pool; 'inline', 'unverified', 'tell-sharing' are"),
+        (["fast="], [], "--pool: 'fast=' is not NAME or NAME=LIMIT"),
+        (["a/b"], [], "--pool: 'a/b' is not a pool's name"),
+        ([], ["a=1G,size=2G"], "-e: 'size=2G' is not allowed behind a size; 'ro', 'private' and 'pool=NAME' are"),
+        ([], ["a=@x", "a=1G"], "-e: export 'a' is given twice"),
+        ([], ["a=1G,pool=fast"], "asks for the pool 'fast'"),
+    ],
+)
+def test_a_wrong_pool_or_export_on_the_command_line_is_told(
+    pools: list[str], exports: list[str], complaint: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, {}, pool_layers(pools, "--pool") | export_layers(exports, "-e"))
+    assert complaint in str(refused.value)
