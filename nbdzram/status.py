@@ -245,6 +245,31 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SendReport:
+    """A stream that was sent to its end."""
+
+    exports: tuple[str, ...]
+    blocks: int  # stored ones, or those that changed
+    objects: int  # each once, however many blocks hold it
+    object_bytes: int  # of them, as they are stored
+    stream_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveReport:
+    """A stream that was received to its end, and is offered."""
+
+    exports: tuple[str, ...]
+    blocks: int
+    objects: int
+    objects_folded: int  # of them, those that the pool had already
+    object_bytes: int
+    stream_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadReport:
     """What came of reading the configuration again."""
 

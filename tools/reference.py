@@ -194,6 +194,8 @@ JSON_COMMANDS = (
     ("`nbdzram exports list --json`", "a list of [ExportStatus](control.md#exportstatus)"),
     ("`nbdzram pools list --json`", "a list of [PoolStatus](control.md#poolstatus)"),
     ("`nbdzram fold --json` and its kin", "a list of [RunReport](control.md#runreport), one a pool"),
+    ("`nbdzram send --json`", "a [SendReport](control.md#sendreport), on standard error"),
+    ("`nbdzram receive --json`", "a [ReceiveReport](control.md#receivereport)"),
     ("`nbdzram health --json`", "`schema`, `ready`, `version`, `pid`"),
     ("`nbdzram version --json`", "`schema`, `version`, `server_version` (null where none answers)"),
 )

@@ -37,6 +37,8 @@ COMMANDS = {
     "clients": "List the clients that are attached, or end one.",
     "snapshot": "Offer a read-only copy of an export, at once.",
     "clone": "Offer a writable copy of an export, at once.",
+    "send": "Write exports as a stream, for a file or another server.",
+    "receive": "Offer the exports of a stream.",
     "attach": "Attach an export to /dev/nbdN, or show how.",
     "doctor": "Look for what would keep a server from running well here.",
     "estimate": "Tell how much memory disk images would need.",

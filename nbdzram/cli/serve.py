@@ -50,7 +50,7 @@ STDOUT = 1
 GREETED_EXPORTS = 20  # what a screen takes
 LOADING_SILENCE_MICROSECONDS = 300_000_000  # in which systemd lets the next percent of an image take
 FORCED_EXIT = 128 + signal.SIGTERM
-NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "run")
+NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "mem_limit": ("pools", "default", "mem_limit"),
@@ -178,6 +178,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--exit-with-parent", is_flag=True, help="End, as on SIGTERM, when the process ends that started this one."
 )
+@click.option(
+    "--restore",
+    metavar="FILE",
+    type=click.Path(path_type=Path, readable=False),  # as above
+    help="Begin with the exports of a stream, which `send` wrote, unless there are disks already.",
+)
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
     *,
@@ -191,14 +197,15 @@ def command(
     on_stdin: bool,
     run: str | None,
     exit_with_parent: bool,
+    restore: Path | None,
     check_config: bool,
     **flags: str | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
     A second signal ends at once; SIGHUP reads the configuration again. Every flag but those for one run alone (--run,
-    --exit-with-parent, --stdin, --check-config) has a key in the TOML file and a variable NBDZRAM_KEY; flags win over
-    the environment, and the environment over the file.
+    --exit-with-parent, --stdin, --restore, --check-config) has a key in the TOML file and a variable NBDZRAM_KEY; flags
+    win over the environment, and the environment over the file.
     """
     parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
@@ -219,10 +226,10 @@ def command(
                 click.echo(line)
             return
         if on_stdin:
-            given = {**flags, "run": run, "exit-with-parent": parent}
+            given = {**flags, "run": run, "exit-with-parent": parent, "restore": restore}
             serve_stdin(settled, forbidden=[name for name in NOT_ON_STDIN if given[name] is not None])
             return
-        status = serve(settled, reread, run=run, parent=parent)
+        status = serve(settled, reread, run=run, parent=parent, restore=restore)
     raise click.exceptions.Exit(status)
 
 
@@ -263,21 +270,27 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
 
 
 def serve(
-    config: ServerConfig, reread: Callable[[], ServerConfig], *, run: str | None = None, parent: int | None = None
+    config: ServerConfig,
+    reread: Callable[[], ServerConfig],
+    *,
+    run: str | None = None,
+    parent: int | None = None,
+    restore: Path | None = None,
 ) -> int:
     """Run until a signal, until the process `parent` ends, or as long as the command `run` does; the exit status.
 
-    Raises UserError when something cannot start.
+    It begins with what the stream in the file `restore` holds. Raises UserError when something cannot start.
     """
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
+    from nbdzram.server.service import Service  # noqa: PLC0415
 
     _name_process()
     with _threads_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
-        status: int = uvloop.run(_serve(config, reread, run, parent))
+        status: int = uvloop.run(_serve(Service(config, reread, restore_from=restore), config, run, parent))
         return status
 
 
@@ -314,14 +327,12 @@ def print_in_background() -> LineWriter:
     return LineWriter(STDOUT, encoding=encoding, failed=failed)
 
 
-async def _serve(config: ServerConfig, reread: Callable[[], ServerConfig], run: str | None, parent: int | None) -> int:
+async def _serve(service: Service, config: ServerConfig, run: str | None, parent: int | None) -> int:
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
-    from nbdzram.server.service import Service  # noqa: PLC0415
 
-    service = Service(config, reread)
     told_to_stop = _watch_signals(service)
     audit = Audit(config.state_dir)
     control = ControlServer(

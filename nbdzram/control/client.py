@@ -15,6 +15,7 @@ from nbdzram.control.paths import not_ours
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.status import ClientStatus, RunStatus, ServerStatus, from_json
+from nbdzram.stream.pipe import LARGEST_CHUNK, LENGTH
 
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
@@ -69,6 +70,33 @@ class ControlClient:
 
     def call(self, method: str, progress: Progress | None = None, **params: Any) -> Any:
         """The result of one call, as JSON types. Raises UserError and its kin as the server says."""
+        return self._call(method, params, progress, None)
+
+    def call_for_stream(self, method: str, write: Callable[[bytes], None], **params: Any) -> Any:
+        """The same, of a method that sends bytes before it answers, to `write`. What that raises ends the call."""
+
+        def pass_on() -> None:
+            while (length := LENGTH.unpack(self._exactly(LENGTH.size))[0]) > 0:
+                write(self._exactly(length))
+
+        return self._call(method, params, None, pass_on)
+
+    def call_with_stream(self, method: str, read: Callable[[int], bytes], **params: Any) -> Any:
+        """The same, of a method that takes bytes: `read` gives up to so many, none at their end."""
+
+        def pass_in() -> None:
+            content = b"some"
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused: the reason has been sent
+                while content:
+                    content = read(LARGEST_CHUNK)
+                    self._socket.sendall(LENGTH.pack(len(content)), socket.MSG_NOSIGNAL)
+                    self._socket.sendall(content, socket.MSG_NOSIGNAL)
+
+        return self._call(method, params, None, pass_in)
+
+    def _call(
+        self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
+    ) -> Any:
         self._last_id += 1
         try:
             # Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead.
@@ -79,12 +107,20 @@ class ControlClient:
                 if message.get("method") == "progress":
                     if progress is not None:
                         _report(progress, message["params"])
+                elif message.get("method") == "stream" and carry is not None:
+                    carry()
                 elif "error" in message:
                     raise messages.error_of(message["error"])
                 elif message.get("id") == self._last_id:
                     return message.get("result")
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
+
+    def _exactly(self, count: int) -> bytes:
+        content = self._reader.read(count)
+        if len(content) < count:
+            raise self._lost("it closed the connection in the middle of a stream")
+        return content
 
     def _receive(self) -> dict[str, Any]:
         line = self._reader.readline(messages.MAX_REPLY_BYTES)

@@ -4,6 +4,10 @@ One message a line: a JSON-RPC 2.0 object, UTF-8, ended by a newline (JSON text 
 requests one at a time; the server answers each, and before the answer may send `progress` notifications that name
 the request's id. Batches are not offered: there is nothing to gain on a local socket.
 
+Two methods carry a stream of bytes (stream/pipe). The server says `stream`, naming the request's id, and the bytes come
+behind it on the same connection, before the answer: from the server, or from the client. A client's stream that was
+refused in its middle ends the connection, behind the refusal.
+
 Errors: the codes of the JSON-RPC specification, section 5.1; REFUSED is ours and carries in `data` the exit code that
 the command line ends with.
 """
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from nbdzram.errors import ExportExists, NoSuchExport, RunCancelled, ServerUnreachable, UserError
+from nbdzram.errors import ExportExists, NoSuchExport, RunCancelled, ServerUnreachable, StreamError, UserError
 from nbdzram.status import RunStatus, to_json, to_json_pieces
 
 MAX_REQUEST_BYTES = 64 << 10  # a name of 4096 bytes, escaped, in each parameter
@@ -97,10 +101,15 @@ def progress(request_id: object, run: RunStatus, waits_for: RunStatus | None) ->
     return _line({"jsonrpc": "2.0", "method": "progress", "params": params})
 
 
+def stream(request_id: object) -> bytes:
+    """The bytes of a stream come next (stream/pipe): the server's, or it is ready for those of the client."""
+    return _line({"jsonrpc": "2.0", "method": "stream", "params": {"id": request_id}})
+
+
 def error_of(error: Mapping[str, Any]) -> UserError:
     """The exception that an error object stands for on the client's side."""
     known: dict[str, type[UserError]] = {
-        kind.__name__: kind for kind in (NoSuchExport, ExportExists, RunCancelled, ServerUnreachable)
+        kind.__name__: kind for kind in (NoSuchExport, ExportExists, RunCancelled, ServerUnreachable, StreamError)
     }
     data = error.get("data")
     kind = known.get(data.get("kind", ""), UserError) if isinstance(data, dict) else UserError

@@ -19,12 +19,15 @@ from nbdzram.status import (
     ExportRenaming,
     ExportStatus,
     PoolStatus,
+    ReceiveReport,
     ReloadReport,
     RunOptions,
     RunReport,
     RunStatus,
+    SendReport,
     ServerStatus,
 )
+from nbdzram.stream.pipe import Pipe
 
 Progress = Callable[[RunStatus, RunStatus | None], None]
 """Told of a run, and of the one under way while it waits for that."""
@@ -64,6 +67,12 @@ class Operations(Protocol):
 
     async def resume_run(self, number: int) -> RunStatus:
         """Let a paused run go on."""
+
+    async def send_stream(self, exports: Sequence[str], since: str | None, *, pipe: Pipe) -> SendReport:
+        """Write exports, or all, as a stream of one moment; with since, what changed since that snapshot."""
+
+    async def receive_stream(self, prefix: str, pool: str | None, *, pipe: Pipe) -> ReceiveReport:
+        """Offer what a stream holds: all of it when it has ended, or nothing."""
 
 
 class Changes(Protocol):
@@ -135,12 +144,10 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """One method: its parameters, and the call that takes them and gives records or nothing."""
+class Named:
+    """What a method takes, by name."""
 
     parameters: Mapping[str, Parameter]
-    call: Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
-    is_act: bool = True  # an administrative act, of which is noted who did it
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters, complete and of the right types. Raises MessageError."""
@@ -168,6 +175,23 @@ class Method:
         return read
 
 
+@dataclass(frozen=True, slots=True)
+class Method(Named):
+    """One method: its parameters, and the call that takes them and gives records or nothing."""
+
+    call: Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
+    is_act: bool = True  # an administrative act, of which is noted who did it
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMethod(Named):
+    """One that carries bytes, from the server or (`inward`) to it, before it gives its record. It is an act."""
+
+    carry: Callable[[Mapping[str, Any], Pipe], Awaitable[Any]]
+    inward: bool
+    is_act: bool = True
+
+
 _RUN_VALUES = {"level": values.integer(1, 22), "idle_seconds": values.integer(0, 10**9)}
 RUN_OPTIONS = {
     field.name: Parameter(type(field.default), field.default, _RUN_VALUES.get(field.name))
@@ -175,7 +199,7 @@ RUN_OPTIONS = {
 }
 
 
-def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
+def method_table(operations: Operations, changes: Changes) -> dict[str, Method | StreamMethod]:
     """Every method by its name."""
     name, force = Parameter(str), Parameter(bool, False)
     new_name, new_pool = Parameter(str, read=values.export_name), Parameter(str, read=values.pool_name)
@@ -255,6 +279,12 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
     async def take_moment(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.take_moment(**given)
 
+    async def send(given: Mapping[str, Any], pipe: Pipe) -> Any:
+        return await operations.send_stream(**given, pipe=pipe)
+
+    async def receive(given: Mapping[str, Any], pipe: Pipe) -> Any:
+        return await operations.receive_stream(**given, pipe=pipe)
+
     return {
         "status": Method({}, status, is_act=False),
         "usage": Method({}, usage, is_act=False),
@@ -313,4 +343,12 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method]:
         "exports.reset": Method({"name": name, "force": force}, reset),
         "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, copy),
         "moments.take": Method({"name": new_name}, take_moment),
+        "streams.send": StreamMethod(
+            {"exports": Parameter(list, [], values.several(values.text)), "since": Parameter(str, None)},
+            send,
+            inward=False,
+        ),
+        "streams.receive": StreamMethod(
+            {"prefix": Parameter(str, ""), "pool": Parameter(str, None)}, receive, inward=True
+        ),
     }

@@ -21,15 +21,16 @@ import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nbdzram.control import messages
 from nbdzram.control.audit import Act, Audit, Caller
 from nbdzram.control.messages import Code, MessageError, Request
-from nbdzram.control.methods import Method
+from nbdzram.control.methods import Method, StreamMethod
 from nbdzram.errors import NbdzramError, UserError
 from nbdzram.slices import join_in_slices
 from nbdzram.status import RunStatus
+from nbdzram.stream.pipe import Pipe
 
 MAX_CONNECTIONS = 64  # people and scripts of one owner
 MAX_QUEUED_BYTES = 64 << 10  # progress is left out while a client has that much unread
@@ -48,6 +49,7 @@ class Conversation:
         self.writer = writer
         self.caller = _caller_of(path, writer)
         self.spoke = False
+        self.over = False  # after this answer: where its next request would begin is not known
         self.waiting_since: float | None = time.monotonic()  # None: it performs
 
     @property
@@ -80,7 +82,7 @@ class Conversation:
 class ControlServer:
     """Serves the method table on a unix socket of mode 0600."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method], audit: Audit | None = None) -> None:
+    def __init__(self, path: Path, methods: Mapping[str, Method | StreamMethod], audit: Audit | None = None) -> None:
         self.path = path
         self._methods = methods
         self._audit = audit or Audit(None)
@@ -170,6 +172,8 @@ class ControlServer:
                 return None  # the client hung up during a run: nobody waits for the answer
             if answer is not None:
                 await conversation.say(answer)
+            if conversation.over:
+                return None
 
     async def _answer(self, line: bytes, conversation: Conversation) -> bytes | None:
         request = Request("", {}, None)
@@ -190,6 +194,9 @@ class ControlServer:
             known = ", ".join(sorted(self._methods))
             raise MessageError(Code.METHOD_NOT_FOUND, f"no method '{request.method[:80]}'; there are {known}")
         given = method.read(request.params)
+        if isinstance(method, StreamMethod):
+            value = await self._carry(request, method, given, conversation)
+            return "".join(messages.result(request.id, value)).encode()
         writer = conversation.writer
 
         def progress(run: RunStatus, waits_for: RunStatus | None) -> None:
@@ -202,6 +209,40 @@ class ControlServer:
         if request.id is None:
             return None
         return (await join_in_slices(messages.result(request.id, value), partial(asyncio.sleep, 0))).encode()
+
+    async def _carry(
+        self, request: Request, method: StreamMethod, given: Mapping[str, Any], conversation: Conversation
+    ) -> Any:
+        """Let the method read or write the connection itself; asyncio does neither meanwhile."""
+        transport = cast(asyncio.Transport, conversation.writer.transport)
+        pipe = Pipe(socket.socket(fileno=os.dup(conversation.writer.get_extra_info("socket").fileno())))
+
+        async def carry() -> Any:
+            try:
+                return await method.carry(given, pipe)
+            finally:
+                conversation.over = not pipe.settle(inward=method.inward)
+                pipe.close()
+
+        if method.inward:
+            transport.pause_reading()
+        transport.set_write_buffer_limits(high=0)  # so that drain means: all of it is sent
+        try:
+            conversation.writer.write(messages.stream(request.id))
+            await conversation.writer.drain()
+        except BaseException:
+            pipe.close()
+            raise
+        try:
+            return await self._act(request, carry(), conversation.caller)
+        except asyncio.CancelledError:
+            pipe.cancel("the control connection was ended")
+            raise
+        finally:
+            if not transport.is_closing():
+                transport.set_write_buffer_limits()
+                if method.inward:
+                    transport.resume_reading()
 
     async def _act(self, request: Request, call: Awaitable[Any], caller: Caller) -> Any:
         """Perform and note what came of it, in a task of its own: who hangs up ends neither."""

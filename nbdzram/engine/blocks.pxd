@@ -21,7 +21,8 @@ cdef class Blocks:
     cdef bint gone           # deleted, or its pool is closed
     cdef readonly bint concealed  # not offered yet (directory.pyx): for who fills it alone
     cdef bint resizing
-    cdef uint64_t salt       # of the folding domain
+    cdef readonly uint32_t domain  # of folding
+    cdef uint64_t salt       # of that
     cdef uint64_t size
     cdef uint64_t stored
     cdef uint64_t same

@@ -69,7 +69,8 @@ cdef class Blocks:
         self.name = pool.directory.name_of(number)
         self.made_read_only = self.head().flags & READ_ONLY_FLAG != 0
         self.concealed = self.head().state == ENTRY_DELETING
-        self.salt = salt_of(domain_of(self.head().flags))
+        self.domain = domain_of(self.head().flags)
+        self.salt = salt_of(self.domain)
         self.size = self.head().size
         self.stored = stored
         self.same = same
@@ -160,6 +161,21 @@ cdef class Blocks:
     @property
     def private(self):
         return self.salt != 0
+
+    @property
+    def identity(self):
+        cdef uint64_t found = 0
+        lock_take(&self.pool.lock)
+        if self.root() != NULL:
+            found = self.pool.directory.identity(self.number)
+        lock_leave(&self.pool.lock)
+        return found
+
+    def identify(self, uint64_t identity):
+        lock_take(&self.pool.lock)
+        if self.root() != NULL and identity != self.pool.directory.identity(self.number):
+            self.pool.directory.identify(self.number, identity)
+        lock_leave(&self.pool.lock)
 
     def _valid(self, uint64_t offset, uint64_t length):
         if offset > self.size or length > self.size - offset:

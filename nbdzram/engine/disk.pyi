@@ -35,6 +35,14 @@ class Disk:
     def private(self) -> bool:
         """Its blocks share objects with its own and its clones' alone (domain.pxd)."""
     @property
+    def domain(self) -> int:
+        """Of folding: with whose blocks its own may share objects; 0: with those of all that are not private."""
+    @property
+    def identity(self) -> int:
+        """48 bits that every copy of its content has, here and elsewhere, and no other content; 0: none."""
+    def identify(self, identity: int) -> None:
+        """Give a disk that will not change an identity, or take it away (0) before it changes."""
+    @property
     def concealed(self) -> bool:
         """It is not offered (moment.pyi)."""
     @property

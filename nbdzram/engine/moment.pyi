@@ -27,13 +27,10 @@ def reveal(disk: Disk) -> None:
     """Make a concealed disk an export as any other. Raises EngineError when it is gone."""
 
 def discard(disks: Sequence[Disk]) -> None:
-    """Delete disks that are not going to be offered. May take long."""
+    """Delete disks that are not going to be offered, those that are still there. May take long.
 
-def identity(disk: Disk) -> int:
-    """48 bits that every copy of its content has, here and elsewhere, and no other content; 0: none."""
-
-def identify(disk: Disk, wanted: int) -> None:
-    """Give a disk that will not change an identity, or take it away (0) before it changes."""
+    Of a pool that is being closed the next opening deletes them.
+    """
 
 def new_identity() -> int:
     """One that no content has."""

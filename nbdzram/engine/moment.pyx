@@ -85,25 +85,13 @@ def reveal(Disk disk):
 
 
 def discard(list disks):
-    """Delete disks that are not going to be offered."""
+    """Delete disks that are not going to be offered, those of them that are still there."""
     for disk in disks:
-        disk.pool.delete(disk)
-
-
-def identity(Disk disk):
-    cdef uint64_t found = 0
-    lock_take(&disk.pool.lock)
-    if disk.root() != NULL:
-        found = disk.pool.directory.identity(disk.number)
-    lock_leave(&disk.pool.lock)
-    return found
-
-
-def identify(Disk disk, uint64_t wanted):
-    lock_take(&disk.pool.lock)
-    if disk.root() != NULL:
-        disk.pool.directory.identify(disk.number, wanted)
-    lock_leave(&disk.pool.lock)
+        try:
+            if not (<Disk>disk).gone:
+                disk.pool.delete(disk)
+        except EngineError:
+            pass  # the pool closes: the next opening deletes what is concealed
 
 
 def new_identity():

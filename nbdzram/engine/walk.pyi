@@ -10,6 +10,9 @@ class Told:
     def object_bytes(self) -> int:
         """Encoded, as they are stored."""
 
+def leaves_apart(disk: Disk, origin: Disk | None, limit: int) -> int:
+    """How many leaves of a copy (2 MiB each) a walk would look at, up to `limit`. May take milliseconds."""
+
 class Walk:
     """The blocks of a concealed copy that are not what they are in `origin`, a copy too; None: all is a hole there.
 

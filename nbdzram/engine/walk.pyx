@@ -104,18 +104,20 @@ cdef class Walk:
         free(self.objects)
         free(self.runs)
 
+    def _enter(self):
+        if not users_enter(&self.pool.users):
+            raise EngineError("the disk was deleted, or its pool closed")
+
     def step(self):
-        cdef bint inside
         self.objects_size = self.runs_size = 0
         self.blocks = 0
         self.dictionaries = 0
+        self._enter()
         with nogil:
-            inside = users_enter(&self.pool.users)
-            if inside:
-                while self._fill():
-                    pass
-                users_leave(&self.pool.users)
-        if not inside or self.trouble:
+            while self._fill():
+                pass
+            users_leave(&self.pool.users)
+        if self.trouble:
             self._raise()
         if self.runs_size == 0:
             return None
@@ -339,6 +341,24 @@ cdef class Walk:
         head[3] = count >> 8
         self.run_at = self.runs_size
         self.runs_size += RUN_HEAD
+
+
+def leaves_apart(Disk disk not None, Disk origin, uint64_t limit) -> int:
+    """How many leaves of a copy a walk would look at, up to `limit`. May take milliseconds."""
+    cdef Walk walk = Walk(disk, origin, Told())
+    cdef uint64_t* now = NULL
+    cdef uint64_t* before = NULL
+    cdef uint64_t found = 0
+    walk._enter()
+    with nogil:
+        while walk.block < walk.end and found < limit and walk.trouble == NO_TROUBLE:
+            lock_take_behind(&walk.pool.lock)
+            if walk._find_leaves(&now, &before):
+                found += 1
+                walk.block = (walk.block | (LEAF_BLOCKS - 1)) + 1
+            lock_leave(&walk.pool.lock)
+        users_leave(&walk.pool.users)
+    return found if walk.trouble == NO_TROUBLE else limit
 
 
 cdef inline uint64_t* _below(uint64_t* words, uint64_t block, int level) noexcept nogil:

@@ -41,9 +41,12 @@ from nbdzram.server.inventory import (
 )
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
+from nbdzram.server.received import received_record
 from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
+from nbdzram.server.together import offer_together
 from nbdzram.server.wanted import Wanted, pool_config, valid
 from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus, PoolStatus
+from nbdzram.stream.receiving import Received
 from nbdzram.units import format_size
 
 DETACH = "detach, or end what is attached with --force"
@@ -315,14 +318,13 @@ class Changes:
 
         return await self._make(name, record, make)
 
-    def _require_trust(self, pool_name: str, name: str | None = None, access: Access | None = None) -> None:
+    def _require_trust(self, pool_name: str, name: str | None = None, *accesses: Access) -> None:
         """Whether a pool that folds inline may, with an export's rules as they are to be. Raises UserError."""
         pool = self._pools[pool_name].pool
         others = [export for export in self._exports if export.pool_name == pool_name and export.name != name]
         rules = [export.access for export in others if not export.disk.private]
         if pool.inline_dedup or name is None:
-            rules += [access] if access is not None else []
-            require_trust(pool_name, rules, tells_sharing=pool.tells_sharing)
+            require_trust(pool_name, [*rules, *accesses], tells_sharing=pool.tells_sharing)
 
     async def _load_export(self, config: ExportConfig, fill: Callable[[Disk], Awaitable[None]]) -> ExportStatus:
         self._require_free_name(config.name)
@@ -367,28 +369,23 @@ class Changes:
         disks = await asyncio.to_thread(moment.snapshot_together, sources, list(originals))
         return tuple(export.status() for export in await self._offer_together(disks, records))
 
-    async def _offer_together(self, disks: Sequence[Disk], records: Mapping[str, ExportRecord]) -> list[Export]:
-        """Offer concealed disks, all or none: to remember them is what makes it true (engine/moment)."""
-
-        def remember() -> None:
-            for disk in disks:
-                moment.finish(disk)
-            self._memory.remember_exports({**self._memory.changes.exports, **records})
-
-        def reveal() -> None:
-            for disk in disks:
-                moment.reveal(disk)
-
+    async def offer_received(self, received: Sequence[Received]) -> None:
+        """Offer the disks of a stream, all or none, as a part of `alone`. Raises UserError; then they are gone."""
+        disks = [one.disk for one in received]
         try:
-            await asyncio.to_thread(remember)
+            for one in received:
+                self._require_free_name(one.name)
+            records = {one.name: received_record(one, self._declaration(one.name)) for one in received}
+            for pool in {one.place.name for one in received}:
+                lies_there = [one for one in received if one.place.name == pool and not one.disk.private]
+                self._require_trust(pool, "", *(records[one.name].access for one in lies_there))
         except BaseException:
             await asyncio.to_thread(moment.discard, disks)
             raise
-        await asyncio.to_thread(reveal)
-        offered = [Placed(name=disk.name, disk=disk, record=records[disk.name]).export() for disk in disks]
-        for export in offered:
-            self._exports.add(export)
-        return offered
+        await self._offer_together(disks, records)
+
+    async def _offer_together(self, disks: Sequence[Disk], records: Mapping[str, ExportRecord]) -> list[Export]:
+        return await offer_together(disks, records, self._memory, self._exports)
 
     async def _make(self, name: str, record: ExportRecord, make: Callable[[], Disk]) -> ExportStatus:
         """Remember, make and offer a disk."""
@@ -439,6 +436,7 @@ class Changes:
         export = self._exports.get(name)
         before = export.disk.size_bytes
         record = dataclasses.replace(self._record(export), size_bytes=size_bytes)
+        export.disk.identify(0)  # it is other content from here on
         if size_bytes >= before:
             await self._resize(export, record)
             return export.status()
@@ -465,6 +463,7 @@ class Changes:
         export = self._exports.get(name)
         with export.change("reset"):
             await self._end_clients(export, "reset", force=force)
+            export.disk.identify(0)
             await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
         return export.status()
 
@@ -538,6 +537,10 @@ class Changes:
         await self._try_to_remember(name, before)
 
     # ---- parts ----
+
+    async def alone(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Make what somebody else puts together as a change, in turn with all others. Raises UserError."""
+        return await self._alone(change)
 
     async def _alone(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
         """A task of its own: an asker who goes away ends the waiting, not the change."""

@@ -69,6 +69,8 @@ class Export:
     def set_rules(self, *, access: Access, read_only: bool, description: str) -> None:
         """From now on. Who is attached already is not asked again: see `unqualified`. Raises ConfigError."""
         self._networks = tuple(_network(self.name, text) for text in access.addresses)
+        if not read_only and self.disk.identity:
+            self.disk.identify(0)  # what clients write makes it other content
         self.access = access
         self.read_only = read_only
         self.description = description

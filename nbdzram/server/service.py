@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from nbdzram import __version__
 from nbdzram.config import ExportConfig, ServerConfig, Trigger
@@ -29,19 +30,24 @@ from nbdzram.server.maintenance import Maintenance, Progress
 from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.reload import Reload
+from nbdzram.server.restore import restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.state import State
+from nbdzram.server.streams import Streams
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ClientStatus,
     ExportStatus,
     HistorySample,
+    ReceiveReport,
     ReloadReport,
     RunOptions,
     RunReport,
     RunStatus,
+    SendReport,
     ServerStatus,
 )
+from nbdzram.stream.pipe import Pipe
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
@@ -51,8 +57,18 @@ log = logging.getLogger("nbdzram.server")
 class Service:
     """A running server. start() and stop() once; between them the operations that control offers, and `changes`."""
 
-    def __init__(self, config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> None:
-        """`reread` gives the configuration as its sources have it now; None: they cannot be asked again."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        reread: Callable[[], ServerConfig] | None = None,
+        *,
+        restore_from: Path | None = None,
+    ) -> None:
+        """`reread` gives the configuration as its sources have it now; None: they cannot be asked again.
+
+        restore_from: a stream that empty pools are filled from, before anything is offered.
+        """
+        self._restore_from = restore_from
         self._pools: dict[str, PoolService] = {}
         self._run_numbers = itertools.count(1)
         self._exports = Exports(config.default_export)
@@ -60,6 +76,7 @@ class Service:
         self._usages = Usages(self._exports)
         self._history = History(self._exports, self._memory_bytes, config.state_dir)
         self.changes = Changes(config, self._pools, self._exports, self._nbd, self._run_numbers)
+        self._streams = Streams(self.changes, self._exports, self._pools)
         self._reload = Reload(
             config, reread=reread, changes=self.changes, pools=self._pools, exports=self._exports, nbd=self._nbd
         )
@@ -81,6 +98,8 @@ class Service:
         try:
             for name, pool in pools.items():
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
+            if self._restore_from is not None:
+                await asyncio.to_thread(restore, self._restore_from, config.exports, pools, state)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._exports.add(placed.export())
             if listen:
@@ -128,7 +147,7 @@ class Service:
         if self._pulse is not None:
             self._pulse.cancel()
         self._history.stop()
-        await asyncio.gather(self._nbd.drain(), self.changes.stop())
+        await asyncio.gather(self._nbd.drain(), self._streams.stop(), self.changes.stop())
         await self._usages.stop()
         for service in self._pools.values():
             await service.close()
@@ -218,6 +237,14 @@ class Service:
                 for service in services
             ]
         )
+
+    async def send_stream(self, exports: Sequence[str], since: str | None, *, pipe: Pipe) -> SendReport:
+        """Write exports, or all, as a stream of one moment. Raises UserError."""
+        return await self._streams.send(exports, since, pipe)
+
+    async def receive_stream(self, prefix: str, pool: str | None, *, pipe: Pipe) -> ReceiveReport:
+        """Offer what a stream holds: all of it when it has ended, or nothing. Raises UserError."""
+        return await self._streams.receive(prefix, pool, pipe)
 
     async def runs(self) -> tuple[RunStatus, ...]:
         """The runs that wait, are under way, or ended lately, by their numbers."""

@@ -146,7 +146,7 @@ class Receiver:
             pool.discard_staging()
         for received in self._received.values():
             if received.part.identity and received.part.read_only:
-                moment.identify(received.disk, received.part.identity)
+                received.disk.identify(received.part.identity)
 
 
 class _PoolReceiver:
@@ -209,7 +209,7 @@ class _PoolReceiver:
                 raise StreamError(f"the stream is damaged: the export '{part.name}' is made from one that did not come")
             return self._disks[part.origin_number][0]
         if part.origin is Origin.BASE:
-            base = self.place.find_base(part.origin_number)
+            base = self.place.find_base(part.origin_number) if part.origin_number else None
             if base is None:
                 raise StreamError(
                     f"the stream holds what changed in '{part.name}' since '{part.origin_name}', and the pool "

@@ -15,7 +15,7 @@ from nbdzram.cli.main import front
 from nbdzram.config import Limits
 from tests.docs.pages import ROOT, blocks, pages
 
-COMMAND = re.compile(r"(?:^[$#] |; do |&& )(?:sudo )?(nbdzram [^|;&>#\n]*)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^[$#] |; do |&& )(?:sudo )?(nbdzram [^|;&<>#\n]*)", re.MULTILINE)
 CONTINUED = re.compile(r"\\\n\s*")
 NAMED_TEST = re.compile(r"`(test_\w+)`")
 NAMED_FILE = re.compile(r"`((?:tests|deploy|nbdzram|docs)/[\w./-]+)`")

@@ -52,7 +52,7 @@ RESERVED = {
     "rich": {"cli"},
     "prometheus_client": {"metrics.process"},  # hot families are written directly: metrics/exposition.py says why
     "h11": {"metrics.requests"},
-    "socket": {"server", "control", "metrics.http", "metrics.requests", "cli.serve", "cli.diagnosis"},
+    "socket": {"server", "control", "stream.pipe", "metrics.http", "metrics.requests", "cli.serve", "cli.diagnosis"},
     "subprocess": {"cli"},
 }
 LONGEST_FILE = 600

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,17 @@ from nbdzram.status import (
     ExportRenaming,
     ExportStatus,
     PoolStatus,
+    ReceiveReport,
     ReloadReport,
     RunOptions,
     RunReport,
     RunStatus,
+    SendReport,
     ServerStatus,
     from_json,
     to_json,
 )
+from nbdzram.stream.pipe import Pipe
 from tests.unit.records import CLIENT, EXPORT, REPORT, RUNNING, SERVER, USAGE, WAITING
 
 
@@ -136,6 +139,21 @@ class RecordedOperations:
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         self.asked.append((source, name, read_only))
         return EXPORT
+
+    async def send_stream(self, exports: Sequence[str], since: str | None, *, pipe: Pipe) -> SendReport:
+        self.asked.append((*exports, since))
+        pipe.write(b"a stream")
+        pipe.end()
+        return SendReport(tuple(exports), 1, 1, 57, 8, 0.5)
+
+    async def receive_stream(self, prefix: str, pool: str | None, *, pipe: Pipe) -> ReceiveReport:
+        parts = []
+        while part := await asyncio.to_thread(pipe.read, 1 << 16):
+            parts.append(part)
+            if b"bad" in part:
+                raise UserError("the stream is bad")
+        self.asked.append((prefix, pool, b"".join(parts)))
+        return ReceiveReport(("disk",), 1, 1, 0, 57, 8, 0.5)
 
     async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
         self.asked.append((name,))
@@ -411,3 +429,58 @@ def test_an_answer_of_another_version_is_refused_in_one_sentence() -> None:
     del payload["pools"]
     with pytest.raises(UserError, match="'pools'; was it written by another version"):
         from_json(ServerStatus, payload)
+
+
+def test_a_stream_comes_before_the_answer_and_the_connection_goes_on(path: Path) -> None:
+    def act() -> tuple[bytes, Any, ServerStatus]:
+        parts: list[bytes] = []
+        with ControlClient(path) as client:
+            report = client.call_for_stream("streams.send", parts.append, exports=["a", "b"], since="monday")
+            return b"".join(parts), report, client.status()
+
+    (stream, report, status), operations = with_server(path, act)
+    assert (stream, report["exports"], status) == (b"a stream", ["a", "b"], SERVER)
+    assert operations.asked == [("a", "b", "monday")]
+
+
+def test_a_stream_of_the_client_is_taken_to_its_end(path: Path) -> None:
+    pieces = [b"one ", b"two " * 100_000, b"three", b""]
+
+    def act() -> tuple[Any, ServerStatus]:
+        left = iter(pieces)
+        with ControlClient(path) as client:
+            return client.call_with_stream("streams.receive", lambda _: next(left), prefix="new-"), client.status()
+
+    (report, status), operations = with_server(path, act)
+    assert (report["exports"], status) == (["disk"], SERVER)
+    assert operations.asked == [("new-", None, b"".join(pieces))]
+
+
+def test_a_stream_that_is_refused_in_its_middle_tells_why_and_ends_the_connection(path: Path) -> None:
+    """However much of it is still to come: nobody reads that."""
+
+    def act() -> tuple[str, bool]:
+        with ControlClient(path) as client:
+            with pytest.raises(UserError) as told:
+                client.call_with_stream("streams.receive", lambda _: b"bad " * 10_000)
+            with pytest.raises(ServerUnreachable):
+                client.status()
+            return str(told.value), True
+
+    assert with_server(path, act)[0] == ("the stream is bad", True)
+
+
+def test_a_client_that_goes_away_in_its_stream_is_no_end_of_it(path: Path) -> None:
+    def act() -> None:
+        client = ControlClient(path)
+
+        def read(_: int) -> bytes:
+            raise KeyboardInterrupt
+
+        with client, pytest.raises(KeyboardInterrupt):
+            client.call_with_stream("streams.receive", read)
+        with ControlClient(path) as other:
+            other.status()
+
+    _, operations = with_server(path, act)
+    assert operations.asked == []

@@ -145,12 +145,12 @@ def test_an_entry_that_was_concealed_is_an_export_like_any_other_when_it_is_used
     with Pool(path=path) as pool:
         disk = fill(pool)
         moment.finish(disk)
-        moment.identify(disk, 5)
+        disk.identify(5)
         pool.delete(disk)
         number = disk.number
         del disk
         fresh = pool.create("fresh", MIB)
-        assert (fresh.number, moment.identity(fresh)) == (number, 0)
+        assert (fresh.number, fresh.identity) == (number, 0)
     with Pool(path=path) as pool:
         assert offered(pool) == ["fresh"]
 
@@ -160,15 +160,15 @@ def test_an_identity_outlives_the_process_and_can_be_taken_away(tmp_path: Path) 
     identity = moment.new_identity()
     with Pool(path=path) as pool:
         disk = pool.create("disk", MIB)
-        assert moment.identity(disk) == 0
-        moment.identify(disk, identity)
+        assert disk.identity == 0
+        disk.identify(identity)
         clone = pool.clone(disk, "clone")
-        assert moment.identity(clone) == 0
+        assert clone.identity == 0
     with Pool(path=path) as pool:
         disk = named(pool, "disk")
-        assert moment.identity(disk) == identity
-        moment.identify(disk, 0)
-        assert moment.identity(disk) == 0
+        assert disk.identity == identity
+        disk.identify(0)
+        assert disk.identity == 0
 
 
 def test_the_hold_of_a_moment_grows_by_a_microsecond_or_so_a_disk() -> None:

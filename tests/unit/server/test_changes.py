@@ -803,3 +803,18 @@ def test_a_server_killed_anywhere_in_a_moment_offers_all_its_snapshots_or_none(t
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert outcomes == {0, 3}
+
+
+def test_a_snapshot_that_is_resized_or_reset_is_other_content(tmp_path: Path) -> None:
+    async def story() -> None:
+        house = House(tmp_path)
+        async with house.open() as changes:
+            for name in ("one", "two", "three"):
+                await changes.copy_export("disk", name, read_only=True)
+                house.service._exports.get(name).disk.identify(5)
+            await changes.resize_export("one", 16 * MIB, yes=False, force=False)
+            await changes.reset_export("two", force=False)
+            await changes.change_export("three", **{**UNCHANGED, "read_only": False})
+            assert [house.service._exports.get(name).disk.identity for name in ("one", "two", "three")] == [0, 0, 0]
+
+    uvloop.run(story())

@@ -22,7 +22,7 @@ def part(number: int, disk: Disk, **given: object) -> ExportPart:
         "size_bytes": disk.size_bytes,
         "read_only": disk.read_only,
         "domain": 0,
-        "identity": moment.identity(disk),
+        "identity": disk.identity,
         "origin": Origin.HOLES,
         "origin_number": 0,
         "origin_name": "",
@@ -56,7 +56,7 @@ def sent(
             given: dict[str, object] = {"domain": (domains or {}).get(disk.name, 0)}
             base = bases.get(disk.name)
             if base is not None:
-                given |= {"origin": Origin.BASE, "origin_number": moment.identity(base), "origin_name": base.name}
+                given |= {"origin": Origin.BASE, "origin_number": base.identity, "origin_name": base.name}
             elif origins and disk.name in origins:
                 given |= {"origin": Origin.EXPORT, "origin_number": origins[disk.name]}
             told.append(
@@ -76,7 +76,7 @@ def receive(pool: Pool, stream: bytes, *, prefix: str = "", intake: Intake | Non
     """Concealed disks; see `reveal`."""
 
     def find_base(identity: int) -> Disk | None:
-        return next((disk for disk in pool.disks() if moment.identity(disk) == identity), None)
+        return next((disk for disk in pool.disks() if disk.identity == identity), None)
 
     receiver = Receiver(lambda name: Place(name, pool, find_base), lambda told: prefix + told.name, intake)
     return receiver.receive(io.BytesIO(stream).read)

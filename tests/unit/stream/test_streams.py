@@ -204,7 +204,7 @@ def test_a_dictionary_comes_along_and_is_kept_or_its_objects_are_encoded_again(p
 
 def snapshot(disk: Disk, name: str) -> Disk:
     copy = disk.pool.clone(disk, name, read_only=True)
-    moment.identify(copy, moment.new_identity())
+    copy.identify(moment.new_identity())
     return copy
 
 
@@ -226,8 +226,8 @@ def test_since_a_snapshot_only_what_changed_is_sent(pool: Pool, other: Pool) -> 
     arrived = revealed(other, stream)["tuesday"]
     assert whole(arrived) == whole(tuesday)
     assert kinds(arrived) == kinds(tuesday)
-    assert moment.identity(arrived) == moment.identity(tuesday) != 0
-    identities = {moment.identity(monday): whole(monday)}
+    assert arrived.identity == tuesday.identity != 0
+    identities = {monday.identity: whole(monday)}
     assert plain_reader.contents(stream, identities) == {"tuesday": whole(tuesday)}
 
 
@@ -421,3 +421,30 @@ def test_a_stream_that_does_not_fit_leaves_the_pool_as_it_was(pool: Pool) -> Non
         assert [found.name for found in small.all_disks()] == ["kept"]
         assert small.stats().objects == before.objects
         small.check()
+
+
+def test_what_a_stream_says_behind_the_end_of_a_disk_is_none_of_it(other: Pool) -> None:
+    export = EXPORT.replace(struct.pack("<Q", MIB), struct.pack("<Q", 100))
+    blocks = (6, struct.pack("<IIQHHI", 0, 0, 0, 3, 1, 5))
+    end = (7, struct.pack("<IIQQQ", 1, 0, 1, BLOCK, 1))
+    stream = forged((1, HEADER), (2, POOL), (3, export), (5, struct.pack("<I", 0) + OBJECT), blocks, end)
+    disk = revealed(other, stream)["disk"]
+    disk.resize(BLOCK)
+    assert disk.read(0, BLOCK) == noise(1)[:100].ljust(BLOCK, b"\0")
+
+
+def test_a_base_without_identity_is_none(other: Pool) -> None:
+    """A disk that may change has identity 0, and so has nothing in common with another of 0."""
+    other.create("any", MIB)
+    export = EXPORT.replace(struct.pack("<IQ", 0, MIB), struct.pack("<IQ", 2, MIB))
+    with pytest.raises(StreamError, match="no read-only disk with that content"):
+        receive(other, forged((1, HEADER), (2, POOL), (3, export)))
+
+
+def test_blocks_take_no_objects_of_another_folding_domain(other: Pool) -> None:
+    absorber = Absorber(other)
+    staging = moment.prepare(other, "\nstaging", BLOCK << 32)
+    absorber.take_objects(staging, OBJECT)
+    tenant = moment.prepare(other, "tenant", MIB, private=True)
+    with pytest.raises(StreamError, match="of two folding domains"):
+        absorber.take_blocks(tenant, staging, 0, struct.pack("<HHI", 3, 1, 5))

@@ -1,0 +1,47 @@
+"""What a stream says of its exports, held to what a server admits."""
+
+from __future__ import annotations
+
+from nbdzram import values
+from nbdzram.config import Access
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import StreamError
+from nbdzram.server.state import Declared, ExportRecord
+from nbdzram.stream.layout import ExportPart
+from nbdzram.stream.receiving import Place, Received
+
+
+def place_in(name: str, pool: Pool) -> Place:
+    """Where exports go that are received into a pool."""
+
+    def find_base(identity: int) -> Disk | None:
+        return next((disk for disk in pool.disks() if disk.identity == identity), None)
+
+    return Place(name, pool, find_base)
+
+
+def valid_name(prefix: str, part: ExportPart) -> str:
+    """The name of an export that is received, all of whose values are right. Raises StreamError."""
+    try:
+        values.export_size(part.size_bytes)
+        values.description(part.description)
+        values.several(values.network)(list(part.addresses))
+        values.several(values.certificate_name)(list(part.certificates))
+        return values.export_name(prefix + part.name)
+    except ValueError as error:
+        raise StreamError(f"the stream's export {part.name[:80]!r} cannot be offered: {error}") from None
+
+
+def received_record(one: Received, declared: Declared | None) -> ExportRecord:
+    """What is to be remembered of a disk that was received, and what is declared of its name."""
+    part = one.part
+    return ExportRecord(
+        pool=one.place.name,
+        size_bytes=one.disk.size_bytes,
+        read_only=part.read_only,
+        description=part.description,
+        access=Access(addresses=part.addresses, certificates=part.certificates, nobody=part.admits_nobody),
+        removed=False,
+        declared=declared,
+    )

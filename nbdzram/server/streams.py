@@ -1,0 +1,285 @@
+"""Streams of a server's exports: sent to whoever asks, received and offered, or restored before it serves.
+
+    send      moment (concealed copies) ── a thread writes ── copies deleted
+    receive   a thread reads into concealed disks ── all offered together, or deleted
+    restore   the same, before anything is offered, into pools that are empty
+
+Clients go on meanwhile. What a stream needs of the changes' order (names, rules, what is remembered) it does as a
+change, through Changes; the long part between is none.
+
+A copy keeps what clients overwrite meanwhile. That is bounded: the first write that finds no room ends all streams that
+are being sent from its pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from nbdzram import __version__
+from nbdzram.engine import moment
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.walk import leaves_apart
+from nbdzram.errors import ExportExists, NoSuchExport, UserError
+from nbdzram.server.changes import Changes
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.pools import PoolService
+from nbdzram.server.received import place_in, valid_name
+from nbdzram.status import ReceiveReport, SendReport
+from nbdzram.stream.layout import ExportPart, Origin
+from nbdzram.stream.pipe import Pipe
+from nbdzram.stream.receiving import Intake, Place, Received, Receiver
+from nbdzram.stream.sending import Progress, Source, send
+
+MOST_AT_ONCE = 8
+"""Streams: each has a thread, and the copies of its moment."""
+WATCH_SECONDS = 1.0
+ROOM_SAYS = "a write found no room in the pool, and the stream's copies keep some: it was ended"
+STOPS = "the server stops"
+
+CLOSEST_OF = 16
+"""Exports that were told last, from which an origin is chosen: clones come behind what they were made of."""
+LEAVES_LOOKED_AT = 65536
+"""Of a table, while one is: 128 GiB, some milliseconds."""
+
+Outcome = TypeVar("Outcome")
+
+log = logging.getLogger("nbdzram.server")
+
+
+@dataclass(slots=True)
+class _Moment:
+    """Copies that are being sent."""
+
+    copies: list[Disk]
+    pools: list[tuple[str, Pool, list[Source]]] = field(default_factory=list)
+    taken_ns: int = field(default_factory=time.time_ns)
+
+
+class Streams:
+    """Of one server."""
+
+    def __init__(self, changes: Changes, exports: Exports, pools: dict[str, PoolService]) -> None:
+        self._changes = changes
+        self._exports = exports
+        self._pools = pools
+        self._pipes: set[Pipe] = set()
+        self._running: set[asyncio.Task[object]] = set()
+        self._threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix="stream")
+
+    async def stop(self) -> None:
+        """End those under way; nothing of them stays."""
+        for pipe in self._pipes:
+            pipe.cancel(STOPS)
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._threads.shutdown()
+
+    async def send(self, names: Sequence[str], since: str | None, pipe: Pipe) -> SendReport:
+        """Write a stream of these exports, of all if none is named, as they are now. Raises UserError, NoSuchExport."""
+        with self._counted(pipe):
+            taken = await self._changes.alone(self._take(names, since))
+            began, progress = time.monotonic(), Progress()
+            watch = asyncio.create_task(self._watch(taken, pipe))
+
+            def work() -> None:
+                send(taken.pools, taken.taken_ns, f"nbdzram {__version__}", pipe.write, progress)
+                pipe.end()
+
+            try:
+                await self._on_a_thread(work)
+            finally:
+                watch.cancel()
+                await asyncio.shield(self._on_a_thread(lambda: moment.discard(taken.copies)))
+            return SendReport(
+                exports=tuple(source.part.name for _, _, sources in taken.pools for source in sources),
+                blocks=progress.blocks,
+                objects=progress.objects,
+                object_bytes=progress.object_bytes,
+                stream_bytes=progress.bytes_written,
+                seconds=time.monotonic() - began,
+            )
+
+    async def receive(self, prefix: str, pool: str | None, pipe: Pipe) -> ReceiveReport:
+        """Offer what a stream holds, with `prefix` before its names. Raises UserError; then nothing of it stays."""
+        with self._counted(pipe):
+            began, intake = time.monotonic(), Intake()
+            receiver = Receiver(lambda name: self._place(name, pool), lambda part: self._name_for(prefix, part), intake)
+            received = await self._on_a_thread(lambda: receiver.receive(pipe.read))
+            try:
+                await self._changes.alone(self._changes.offer_received(received))
+            except BaseException:
+                await asyncio.shield(self._on_a_thread(receiver.discard))
+                raise
+            return _report(received, intake, time.monotonic() - began)
+
+    # ---- sending ----
+
+    async def _take(self, names: Sequence[str], since: str | None) -> _Moment:
+        """The moment: copies of the exports, and of the bases that the receiver has."""
+        chosen = [self._exports.get(name) for name in dict.fromkeys(names)] if names else list(self._exports)
+        bases = {} if since is None else self._bases(chosen, since, all_of_them=not names)
+        chosen = [export for export in chosen if export not in bases.values()]
+        if not chosen:
+            raise UserError("there is no export to send")
+        return await asyncio.to_thread(self._copy, chosen, bases)
+
+    def _copy(self, chosen: Sequence[Export], bases: dict[Export, Export]) -> _Moment:
+        """On a thread, as a part of a change: nothing of these exports is changed meanwhile but by clients."""
+        for export in (*chosen, *bases.values()):
+            if export.read_only and not export.disk.identity:
+                export.disk.identify(moment.new_identity())
+        disks = [export.disk for export in [*chosen, *dict.fromkeys(bases.values())]]
+        token = os.urandom(8).hex()
+        copies = moment.snapshot_together(disks, [f"\n{token} {number}" for number in range(len(disks))])
+        try:
+            return self._told(copies, chosen, bases, dict(zip(disks, copies, strict=True)))
+        except BaseException:
+            moment.discard(copies)
+            raise
+
+    def _told(
+        self, copies: list[Disk], chosen: Sequence[Export], bases: dict[Export, Export], copy_of: dict[Disk, Disk]
+    ) -> _Moment:
+        """What is to be said of each, pool by pool."""
+        taken = _Moment(copies)
+        domains: dict[int, int] = {}
+        numbers = itertools.count()
+        for pool_name in dict.fromkeys(export.pool_name for export in chosen):
+            sources: list[Source] = []
+            for export in (one for one in chosen if one.pool_name == pool_name):
+                base, copy, disk = bases.get(export), copy_of[export.disk], export.disk
+                domain = domains.setdefault(disk.domain, len(domains) + 1) if disk.private else 0
+                origin = None if base else _closest(copy, [one for one in sources if one.part.domain == domain])
+                part = dataclasses.replace(
+                    _part(export, base, origin), number=next(numbers), size_bytes=copy.size_bytes, domain=domain
+                )
+                sources.append(Source(part=part, copy=copy, base=copy_of[base.disk] if base else None))
+            taken.pools.append((pool_name, self._pools[pool_name].pool, sources))
+        return taken
+
+    def _bases(self, chosen: Sequence[Export], since: str, *, all_of_them: bool) -> dict[Export, Export]:
+        """Of each export the snapshot that the receiver has: SINCE, or EXPORT@SINCE, also for a later EXPORT@OTHER."""
+        known = {export.name: export for export in self._exports}
+        bases = {}
+        for export in chosen:
+            stem = export.name.rpartition("@")[0]
+            candidates = [f"{export.name}@{since}", f"{stem}@{since}", since]
+            found = next((known[name] for name in candidates if name in known and name != export.name), None)
+            if found is None or found.pool_name != export.pool_name:
+                if all_of_them:
+                    continue  # it came later: all of it is new
+                raise NoSuchExport(
+                    f"there is no snapshot '{since}' or '{export.name}@{since}' in the pool '{export.pool_name}'; "
+                    "take one with `nbdzram snapshot`, and send a whole stream of it first"
+                )
+            if not found.read_only:
+                raise UserError(
+                    f"the export '{found.name}' may be written, so nothing can be sent since it; snapshot it"
+                )
+            bases[export] = found
+        return bases
+
+    async def _watch(self, taken: _Moment, pipe: Pipe) -> None:
+        """A stream gives way to writes."""
+        pools = [pool for _, pool, _ in taken.pools]
+        before = [pool.stats().failed_writes for pool in pools]
+        while [pool.stats().failed_writes for pool in pools] == before:  # noqa: ASYNC110 - the engine tells nobody
+            await asyncio.sleep(WATCH_SECONDS)
+        pipe.cancel(ROOM_SAYS)
+
+    # ---- receiving ----
+
+    def _place(self, name: str, wanted: str | None) -> Place:
+        """Where the exports of a pool go. Raises NoSuchExport."""
+        chosen = wanted or name
+        service = self._pools.get(chosen)
+        if service is None:
+            known = ", ".join(sorted(self._pools))
+            raise NoSuchExport(
+                f"there is no pool '{chosen[:80]}' for what the stream holds; there are: {known}; name one with --pool"
+            )
+        return place_in(chosen, service.pool)
+
+    def _name_for(self, prefix: str, part: ExportPart) -> str:
+        """What an export is to be called here. Raises UserError."""
+        name = valid_name(prefix, part)
+        if any(export.name == name for export in self._exports):
+            raise ExportExists(
+                f"there is an export '{name}' already; give those of the stream other names with --prefix, or remove it"
+            )
+        return name
+
+    # ---- parts ----
+
+    @contextlib.contextmanager
+    def _counted(self, pipe: Pipe) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._pipes) >= MOST_AT_ONCE:
+            raise UserError(f"{MOST_AT_ONCE} streams are under way, the most at once; wait until one has ended")
+        self._pipes.add(pipe)
+        self._running.add(task)
+        try:
+            yield
+        finally:
+            self._pipes.discard(pipe)
+            self._running.discard(task)
+
+    async def _on_a_thread(self, work: Callable[[], Outcome]) -> Outcome:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _closest(copy: Disk, others: Sequence[Source]) -> Source | None:
+    """The earlier copy that has most of its table in common with this one; None: there is nothing to gain."""
+    closest, least = None, leaves_apart(copy, None, LEAVES_LOOKED_AT)
+    for other in others[-CLOSEST_OF:]:
+        apart = leaves_apart(copy, other.copy, least)
+        if apart < least:
+            closest, least = other, apart
+    return closest
+
+
+def _part(export: Export, base: Export | None, origin: Source | None) -> ExportPart:
+    """What the stream says of an export before its blocks, but for its number, the copy's size and the domain."""
+    of = (Origin.HOLES, 0, "")
+    if base is not None:
+        of = (Origin.BASE, base.disk.identity, base.name)
+    elif origin is not None:
+        of = (Origin.EXPORT, origin.part.number, origin.part.name)
+    return ExportPart(
+        number=0,
+        name=export.name,
+        size_bytes=0,
+        read_only=export.read_only,
+        domain=0,
+        identity=export.disk.identity,
+        origin=of[0],
+        origin_number=of[1],
+        origin_name=of[2],
+        description=export.description,
+        admits_nobody=export.access.nobody,
+        addresses=export.access.addresses,
+        certificates=export.access.certificates,
+    )
+
+
+def _report(received: Sequence[Received], intake: Intake, seconds: float) -> ReceiveReport:
+    return ReceiveReport(
+        exports=tuple(one.name for one in received),
+        blocks=intake.blocks,
+        objects=intake.objects,
+        objects_folded=intake.objects_folded,
+        object_bytes=intake.object_bytes,
+        stream_bytes=intake.counted.bytes_read,
+        seconds=seconds,
+    )
