@@ -7,7 +7,8 @@
 # client has written.
 # Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a processor is not the
 # holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after it leaves one, so that
-# threads meet where they seldom would. Off, both cost a comparison of a word on the line that the mutex stands in.
+# threads meet where they seldom would; LINGERING keeps a thread that left the lock in a certain function until the test
+# has done what is to happen just then. Off, they cost a comparison of a word on the line that the mutex stands in.
 
 from libc.stdint cimport uint64_t
 
@@ -17,16 +18,20 @@ cdef enum:
     LOOKS = 4096  # words of nodes passed over under one hold: about 3 us
     WATCHED = 1
     PAUSED = 2
+    LINGERING = 4
+    LINGER_NAME = 32  # bytes of the function's
 
 cdef extern from * nogil:
     """
     #include <pthread.h>
     #include <sched.h>
     #include <stdint.h>
+    #include <string.h>
     #include <time.h>
 
     #define NBDZRAM_WATCHED 1
     #define NBDZRAM_PAUSED 2
+    #define NBDZRAM_LINGERING 4
 
     typedef struct {
         pthread_mutex_t mutex;
@@ -36,6 +41,8 @@ cdef extern from * nogil:
         uint64_t began_ns;       /* of the hold under way; these three while WATCHED */
         uint64_t longest_ns;
         const char* longest_in;  /* the function that ended the longest hold */
+        char linger_in[32];      /* what the name of the function ends with, while LINGERING */
+        int lingering;           /* threads that are there */
     } Lock;
 
     static __attribute__((unused)) void lock_init(Lock* lock, int tested) {
@@ -49,6 +56,8 @@ cdef extern from * nogil:
         lock->turns = 0;
         lock->began_ns = lock->longest_ns = 0;
         lock->longest_in = "";
+        lock->linger_in[0] = 0;
+        lock->lingering = 0;
     }
     static __attribute__((unused)) void lock_end(Lock* lock) { pthread_mutex_destroy(&lock->mutex); }
 
@@ -59,6 +68,14 @@ cdef extern from * nogil:
         if (dice % 8) return;
         moment.tv_nsec = dice % 50000;
         nanosleep(&moment, NULL);
+    }
+    static __attribute__((noinline, cold, unused)) void lock_linger(Lock* lock, const char* function) {
+        size_t length = strlen(function), ending = strlen(lock->linger_in);
+        struct timespec moment = {0, 100000};
+        if (!ending || length < ending || strcmp(function + length - ending, lock->linger_in)) return;
+        __atomic_add_fetch(&lock->lingering, 1, __ATOMIC_RELAXED);
+        while (__atomic_load_n(&lock->tested, __ATOMIC_RELAXED) & NBDZRAM_LINGERING) nanosleep(&moment, NULL);
+        __atomic_sub_fetch(&lock->lingering, 1, __ATOMIC_RELAXED);
     }
     static __attribute__((noinline, cold, unused)) uint64_t lock_clock_ns(void) {
         struct timespec now;
@@ -96,6 +113,7 @@ cdef extern from * nogil:
         }
         pthread_mutex_unlock(&lock->mutex);
         if (__builtin_expect(tested & NBDZRAM_PAUSED, 0)) lock_pause();
+        if (__builtin_expect(tested & NBDZRAM_LINGERING, 0)) lock_linger(lock, function);
     }
     #define lock_leave(lock) lock_leave_in(lock, __func__)
     """
@@ -104,6 +122,8 @@ cdef extern from * nogil:
         uint64_t turns
         uint64_t longest_ns
         const char* longest_in
+        char* linger_in
+        int lingering
     void lock_init(Lock*, int tested)
     void lock_end(Lock*)
     void lock_take(Lock*)

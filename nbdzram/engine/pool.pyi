@@ -89,10 +89,13 @@ class Pool:
         """End the pool's use. Waits until nobody is in it; who takes long (a deletion, a trim) stops where it is, and
         the next opening finishes what was begun. Then its disks refuse requests, and a file may be opened again.
         """
-    def test_locks(self, *, watch: bool = False, pause: bool = False) -> None:
+    def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         """For tests. watch: measure every hold of the pool's lock and the disks' stripes. pause: let threads step aside
-        at random before they take a lock and after they leave one.
+        at random before they take a lock and after they leave one. linger: keep who left the pool's lock in a function
+        whose name ends so, until the locks are tested otherwise.
         """
+    def lingering(self) -> int:
+        """How many threads linger."""
     def longest_holds(self) -> dict[str, tuple[int, str]]:
         """Of each kind of lock, the longest hold since it was watched: nanoseconds of processor time, and where."""
     def __enter__(self) -> Self: ...

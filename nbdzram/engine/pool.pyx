@@ -30,7 +30,10 @@ from nbdzram.engine.format cimport (
 )
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.ledger cimport ledger_count
-from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport (
+    HOLD, HOLD_PAGES, LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take,
+)
+from nbdzram.engine.must cimport must
 from nbdzram.engine.opening cimport Opening
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
@@ -525,12 +528,18 @@ cdef class Pool:
         left[0] -= cost
         return not users_leaving(&self.users)
 
-    def test_locks(self, *, watch: bool = False, pause: bool = False) -> None:
+    def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         from nbdzram.engine.disk import _test_stripes
 
-        self.lock.tested = (WATCHED if watch else 0) | (PAUSED if pause else 0)
+        cdef bytes name = linger.encode()
+        must(len(name) < LINGER_NAME, b"the name of a function to linger in has room")
+        memcpy(self.lock.linger_in, <const char*>name, len(name) + 1)
+        self.lock.tested = (WATCHED if watch else 0) | (PAUSED if pause else 0) | (LINGERING if linger else 0)
         for disk in self._disks:
             _test_stripes(disk)
+
+    def lingering(self) -> int:
+        return self.lock.lingering
 
     def longest_holds(self) -> dict:
         from nbdzram.engine.disk import _longest_stripe

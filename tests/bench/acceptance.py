@@ -350,16 +350,13 @@ def measure_scrape(directory: Path, effort: Effort) -> list[Figure]:
 
 
 def measure_holds(_: Path, effort: Effort) -> list[Figure]:
-    """How long anybody keeps a pool's lock or a disk's stripe: processor time, the longest of each round."""
+    """How long anybody keeps a pool's lock or a disk's stripe: processor time, the longest of the quietest round."""
     figures = []
     for case, measure in holds.CASES.items():
-        rounds = [measure() for _ in range(effort.rounds)]
-        nothing = median([holds.of_nothing() / 1000 for _ in range(effort.rounds)])
-        for kind in rounds[0]:
-            longest = [each[kind] for each in rounds]
-            detail = f"{holds.where(max(longest)[1])}; a hold that does nothing {nothing:.0f} us"
-            figure = median([held_ns / 1000 for held_ns, _ in longest])
-            figures.append(Figure(f"longest hold of a {kind}'s lock, {case}, us", figure, 100.0, False, detail))
+        nothing = min(holds.of_nothing() for _ in range(effort.rounds)) / 1000
+        for kind, (held_ns, function) in holds.of_the_quietest_round(measure, effort.rounds).items():
+            detail = f"{holds.where(function)}; a hold that does nothing {nothing:.0f} us"
+            figures.append(Figure(f"longest hold of a {kind}'s lock, {case}, us", held_ns / 1000, 100.0, False, detail))
     return figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 from nbdzram.engine.arena import fail_allocation
 from nbdzram.engine.fold import Compact, Fold
@@ -13,6 +14,7 @@ from nbdzram.errors import UserError
 from tests.model.engine import Pair, random_step
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 
+ROUNDS = 5
 MODEL_STEPS = 3000
 BRANCH = 1 << 31  # what a branch of the lowest level covers
 BRANCHES = 2000  # 4 TiB of export
@@ -87,6 +89,16 @@ CASES = {
 }
 
 
+def of_the_quietest_round(measure: Callable[[], dict[str, tuple[int, str]]], rounds: int) -> dict[str, tuple[int, str]]:
+    """The longest hold of each kind, of the round in which it was shortest.
+
+    Every round does the same, so that its longest hold is at least what the engine takes; the rest is the machine's:
+    interrupts and whoever shares the processor count as the thread's time.
+    """
+    found = [measure() for _ in range(rounds)]
+    return {kind: min(each[kind] for each in found) for kind in found[0]}
+
+
 def max_of(*holds: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
     return {kind: max(each[kind] for each in holds) for kind in holds[0]}
 
@@ -106,7 +118,7 @@ def where(function: str) -> str:
 
 
 if __name__ == "__main__":
-    print(f"a hold that does nothing: {of_nothing() / 1000:.1f} us")
+    print(f"a hold that does nothing: {min(of_nothing() for _ in range(ROUNDS)) / 1000:.1f} us")
     for case, measure in CASES.items():
-        for kind, (longest_ns, function) in measure().items():
+        for kind, (longest_ns, function) in of_the_quietest_round(measure, ROUNDS).items():
             print(f"{case}: {kind} {longest_ns / 1000:.1f} us in {where(function)}")

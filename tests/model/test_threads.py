@@ -15,6 +15,7 @@ import contextlib
 import random
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -34,6 +35,7 @@ GROUPS = 4
 GROUP_BLOCKS = 20
 BLOCKS = GROUPS * GROUP_BLOCKS
 WRITES = 1000
+PATIENCE_SECONDS = 30  # for a thread that never comes
 
 
 @pytest.fixture(autouse=True)
@@ -406,6 +408,67 @@ def test_a_leaf_that_several_write_drop_and_delete_at_once_is_each_ones_own_afte
     assert objects
     assert pool.stats().objects == 0
     assert pool.stats().orig_data_size == 0
+
+
+def lingering(pool: Pool, function: str, job: Callable[[], object], meanwhile: Callable[[], object]) -> None:
+    """Run `job`, and do `meanwhile` while it is in `function`, just after it let the pool's lock go."""
+    pool.test_locks(linger=function)
+
+    def interrupt() -> None:
+        try:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not pool.lingering():
+                assert time.monotonic() < deadline, f"nobody came to {function}"
+                time.sleep(0)
+            meanwhile()
+        finally:
+            pool.test_locks()
+
+    in_threads(lambda: job() and None, interrupt)
+
+
+def test_a_check_waits_for_a_leaf_that_is_being_copied() -> None:
+    """Nobody names the copy yet, and it is a node: judged now, it would be one too many."""
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    disk.write(0, numbered(1) * 512)
+    twin = pool.clone(disk, "twin")
+    check = Check(pool, contents=False)
+
+    def look() -> None:
+        for _ in range(100):
+            assert check.step(1 << 16)  # as it waits, it never ends
+
+    lingering(pool, "own_leaf", lambda: twin.write(0, numbered(2)), look)
+    run(check)
+    pool.check()
+
+
+@pytest.mark.parametrize("gone", ["the suspect", "the other"])
+def test_an_object_that_goes_while_a_fold_decodes_it_is_folded_with_nothing(gone: str) -> None:
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    content = half(1)
+    disk.write(0, content)
+    run(Recompress(pool))  # so that the bytes differ, and both are decoded
+    disk.write(BLOCK, content)
+    lingering(pool, "_same_block", lambda: run(Fold(pool)), lambda: disk.trim(BLOCK * (gone == "the suspect"), BLOCK))
+    pool.check()
+    assert pool.stats().objects == 1
+    assert disk.read(BLOCK * (gone == "the other"), BLOCK) == content
+    disk.trim(0, 2 * BLOCK)
+    assert pool.stats().objects == 0
+
+
+def test_an_object_that_goes_while_it_is_recompressed_is_not_stored_again() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    disk.write(0, half(1))
+    task = Recompress(pool)
+    lingering(pool, "_visit", lambda: run(task), lambda: disk.trim(0, BLOCK))
+    assert task.report()["objects_recompressed"] == 0
+    assert pool.stats().objects == 0
+    pool.check()
 
 
 def test_the_sum_over_many_exports_is_that_of_one_moment() -> None:
