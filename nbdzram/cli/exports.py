@@ -103,7 +103,8 @@ def add(
     """Offer a new, empty disk.
 
     Without --allow-address and --allow-certificate it admits everyone who reaches the server. Of a name that the
-    configuration declares, what is not given is as it is declared.
+    configuration declares, what is not given is as it is declared; of a name that a removed disk had, whom that
+    admitted stays.
     """
     given = {
         "pool": pool,

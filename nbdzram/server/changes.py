@@ -21,6 +21,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from nbdzram import values
@@ -56,7 +57,8 @@ EXTENTS_AT_ONCE = 1024  # of a walk for a loss: what one hold of the pool's lock
 NEW_EXPORT = ExportRecord(
     pool=DEFAULT_POOL, size_bytes=0, read_only=False, description="", access=EVERYONE, removed=False, declared=None
 )
-"""What is not said of an export that is added: it admits everyone who reaches the server."""
+"""What is not said of an export that is added: it admits everyone who reaches the server, or whom one of this name that
+is gone admitted (state.Remembered.former)."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -216,8 +218,8 @@ class Changes:
     ) -> ExportStatus:
         """Make a new, empty export and offer it. Raises UserError, ExportExists.
 
-        Of a name that the configuration knows, what is not given is as it is declared, or was changed last: removing an
-        export and adding it again opens it to nobody new.
+        Of a name that the configuration knows, what is not given is as it is declared, or was changed last; of another,
+        whom it admitted last. So removing an export and adding it again opens it to nobody new.
         """
         wanted = Wanted(read_only, description, allow_addresses, allow_certificates)
         return await self._alone(self._add_export(name, size_bytes, pool, wanted, private=private))
@@ -303,7 +305,7 @@ class Changes:
         self, name: str, size_bytes: int, pool: str | None, wanted: Wanted, *, private: bool | None
     ) -> ExportStatus:
         self._require_free_name(name)
-        base = NEW_EXPORT
+        base = dataclasses.replace(NEW_EXPORT, access=self._memory.changes.former.get(name, EVERYONE))
         if name in self._declared:
             base = effective(self._declared[name], self._memory.changes.exports.get(name))
         size = valid(values.export_size, size_bytes)
@@ -473,10 +475,11 @@ class Changes:
             await self._end_clients(export, "remove", force=force)
             # The arena itself remembers the end of a disk that is not declared.
             record = dataclasses.replace(self._record(export), removed=True) if name in self._declared else None
-            remembered = record is not None and await self._try_to_remember(name, record)
+            remember = partial(self._memory.remember_removal, name, record, export.access)
+            remembered = record is not None and await self._try(name, remember)
             self._exports.remove(name)
             await asyncio.to_thread(self._pools[export.pool_name].pool.delete, export.disk)
-            if not remembered and not await self._try_to_remember(name, record) and record is not None:
+            if not remembered and not await self._try(name, remember) and record is not None:
                 log.warning(
                     "the export %s is removed, but declared, and that could not be remembered: the next start makes it "
                     "again, empty",
@@ -525,8 +528,11 @@ class Changes:
         await asyncio.to_thread(self._memory.remember_export, name, record)
 
     async def _try_to_remember(self, name: str, record: ExportRecord | None) -> bool:
+        return await self._try(name, partial(self._memory.remember_export, name, record))
+
+    async def _try(self, name: str, remember: Callable[[], None]) -> bool:
         try:
-            await self._remember(name, record)
+            await asyncio.to_thread(remember)
         except UserError as error:
             log.warning("the export %s: %s", name, error)
             return False

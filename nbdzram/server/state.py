@@ -33,6 +33,7 @@ ARENA_SUFFIX = ".pool"
 FORMAT = 2
 FORMAT_WITHOUT_RULES = 1
 ADDED: dict[str, Any] = {"renamed_from": None}  # to an export's entry, and what one without it means
+FORMER_MAX = 4096  # as many as a pool has exports; of more, those that went first are forgotten
 REMEDY = "restore it, or remove it: run-time changes are forgotten then, and nobody may attach to undeclared disks"
 
 
@@ -76,6 +77,7 @@ class Remembered:
     format: int = FORMAT
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     pools: dict[str, PoolChange] = field(default_factory=dict)
+    former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
 
 
 class State:
@@ -134,13 +136,35 @@ class State:
             exports[name] = record
         self.remember_exports(exports)
 
+    def remember_removal(self, name: str, record: ExportRecord | None, access: Access) -> None:
+        """Note durably that an export is gone, and whom it admitted: a new one of its name is not opened to others.
+
+        `record`: what is known of one that is declared. Raises UserError, and then nothing is noted.
+        """
+        exports = {other: kept for other, kept in self.changes.exports.items() if other != name}
+        if record is not None:
+            exports[name] = record
+        former = self._former(name, None if record is not None else access)
+        if exports != self.changes.exports or list(former.items()) != list(self.changes.former.items()):
+            self._save(dataclasses.replace(self.changes, exports=exports, former=former))
+
+    def _former(self, name: str, access: Access | None) -> dict[str, Access]:
+        """Whom disks admitted that are gone, when another one is; None: that is known otherwise."""
+        former = {other: kept for other, kept in self.changes.former.items() if other != name}
+        if access is not None and access != EVERYONE:
+            former[name] = access
+        for oldest in list(former)[: max(0, len(former) - FORMER_MAX)]:
+            del former[oldest]
+        return former
+
     def remember_renaming(self, name: str, record: ExportRecord, old: str, of_old: ExportRecord | None) -> None:
         """Note durably that the export `old` is to be `name`, and what is known of `old` then. Raises UserError."""
         exports = {other: kept for other, kept in self.changes.exports.items() if other not in (name, old)}
         exports[name] = dataclasses.replace(record, renamed_from=old)
         if of_old is not None:
             exports[old] = of_old
-        self.remember_exports(exports)
+        former = self._former(old, None if of_old is not None else record.access)
+        self._save(dataclasses.replace(self.changes, exports=exports, former=former))
 
     def remember_exports(self, exports: Mapping[str, ExportRecord]) -> None:
         """Note all exports at once, unless that is what is noted already. Raises UserError."""
@@ -209,6 +233,7 @@ def _add_unknown_rules(payload: dict[str, Any]) -> None:
 
 def _add_what_came_later(payload: dict[str, Any]) -> None:
     """Of format 2, what its first writers did not know."""
+    payload.setdefault("former", {})
     exports = payload.get("exports")
     for entry in exports.values() if isinstance(exports, dict) else ():
         if isinstance(entry, dict):
@@ -225,8 +250,7 @@ def _validate(remembered: Remembered) -> None:
             (values.pool_name, record.pool),
             (values.description, record.description),
             *((values.export_name, old) for old in (record.renamed_from,) if old is not None),
-            (values.several(values.network), list(record.access.addresses)),
-            (values.several(values.certificate_name), list(record.access.certificates)),
+            *_access_checks(record.access),
         ]
         _hold(f"exports.{name[:80]}", checks)
     for name, change in remembered.pools.items():
@@ -234,6 +258,16 @@ def _validate(remembered: Remembered) -> None:
             f"pools.{name[:80]}",
             [(values.pool_name, name), (values.memory, change.mem_limit), (values.dedup, change.dedup)],
         )
+
+    for name, access in remembered.former.items():
+        _hold(f"former.{name[:80]}", [(values.export_name, name), *_access_checks(access)])
+
+
+def _access_checks(access: Access) -> list[tuple[Callable[[Any], Any], Any]]:
+    return [
+        (values.several(values.network), list(access.addresses)),
+        (values.several(values.certificate_name), list(access.certificates)),
+    ]
 
 
 def _hold(entry: str, checks: list[tuple[Callable[[Any], Any], Any]]) -> None:

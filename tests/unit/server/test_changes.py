@@ -301,6 +301,44 @@ def test_a_declared_export_that_is_removed_and_added_again_has_its_declared_rule
     tell(story())
 
 
+def test_an_export_that_nobody_declares_is_removed_and_added_again_for_those_whom_it_admitted(house: House) -> None:
+    rules = {**UNCHANGED, "allow_addresses": ("10.0.0.0/8",)}
+
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.add_export("mine", MIB, pool=None, **rules)
+            await changes.add_export("old", MIB, pool=None, **rules)
+            await changes.rename_export("old", "new")
+            await changes.remove_export("mine", force=False)
+        async with house.open() as changes:
+            for name in ("mine", "old"):
+                await changes.add_export(name, MIB, pool=None, **UNCHANGED)
+                assert house.found(name).allow_addresses == ("10.0.0.0/8",)
+            assert house.found("new").allow_addresses == ("10.0.0.0/8",)
+            await changes.change_export("mine", **{**UNCHANGED, "allow_addresses": ()})
+            await changes.remove_export("mine", force=False)
+            await changes.add_export("mine", MIB, pool=None, **UNCHANGED)
+            assert house.found("mine").admits == "everyone"
+            await changes.add_export("never there", MIB, pool=None, **UNCHANGED)
+            assert house.found("never there").admits == "everyone"
+
+    tell(story())
+
+
+def test_rules_of_exports_that_are_gone_are_kept_for_as_many_names_as_a_pool_has(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    most = state_module.FORMER_MAX
+    for number in range(5):
+        state.remember_removal(f"disk {number}", None, NOBODY)
+    assert list(State(tmp_path).changes.former) == [f"disk {number}" for number in range(5)]
+    state.remember_removal("disk 1", None, NOBODY)
+    assert list(state.changes.former)[-1] == "disk 1"
+    state.changes = replace(state.changes, former={f"disk {number}": NOBODY for number in range(most)})
+    state.remember_removal("one more", None, NOBODY)
+    assert len(state.changes.former) == most
+    assert "disk 0" not in state.changes.former
+
+
 def test_rules_changed_at_run_time_end_who_no_longer_qualifies_and_outlive_a_restart(house: House) -> None:
     async def story() -> None:
         async with house.open() as changes:
