@@ -381,6 +381,8 @@ cdef class Tables:
             copy.page = self._take(0)
             copy.source, copy.first, copy.done = old, block & ~<uint64_t>(LEAF_BLOCKS - 1), 0
             copy.goes_on = copy.page != 0
+            if copy.page:
+                self._copy_leaf_on(copy)
         elif shared and copy.page and copy.done < LEAF_BLOCKS:
             self._copy_leaf_on(copy)
         else:

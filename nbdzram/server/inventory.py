@@ -323,6 +323,7 @@ def _remember(
 ) -> None:
     """What is offered and what is removed, and of pools that are not open what was known of them."""
     records = dict(removed) | {part.name: part.record for part in placed}
+    gone: list[str] = []
     for name, known in state.changes.exports.items():
         if name in records:
             continue
@@ -330,8 +331,9 @@ def _remember(
             records[name] = known
         elif not known.removed:
             log.warning("the export '%s' is remembered and not there: the server ended before it was made", name)
+            gone.append(name)  # or as it was removed
     try:
-        state.remember_exports(records)
+        state.remember_exports(records, gone)
     except UserError as error:
         log.warning(
             "%s; until then a disk that is not declared any more admits whom it admitted before, or nobody", error

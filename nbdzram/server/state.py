@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,18 +144,9 @@ class State:
         exports = {other: kept for other, kept in self.changes.exports.items() if other != name}
         if record is not None:
             exports[name] = record
-        former = self._former(name, None if record is not None else access)
+        former = _former(self.changes.former, name, None if record is not None else access)
         if exports != self.changes.exports or list(former.items()) != list(self.changes.former.items()):
             self._save(dataclasses.replace(self.changes, exports=exports, former=former))
-
-    def _former(self, name: str, access: Access | None) -> dict[str, Access]:
-        """Whom disks admitted that are gone, when another one is; None: that is known otherwise."""
-        former = {other: kept for other, kept in self.changes.former.items() if other != name}
-        if access is not None and access != EVERYONE:
-            former[name] = access
-        for oldest in list(former)[: max(0, len(former) - FORMER_MAX)]:
-            del former[oldest]
-        return former
 
     def remember_renaming(self, name: str, record: ExportRecord, old: str, of_old: ExportRecord | None) -> None:
         """Note durably that the export `old` is to be `name`, and what is known of `old` then. Raises UserError."""
@@ -163,13 +154,16 @@ class State:
         exports[name] = dataclasses.replace(record, renamed_from=old)
         if of_old is not None:
             exports[old] = of_old
-        former = self._former(old, None if of_old is not None else record.access)
+        former = _former(self.changes.former, old, None if of_old is not None else record.access)
         self._save(dataclasses.replace(self.changes, exports=exports, former=former))
 
-    def remember_exports(self, exports: Mapping[str, ExportRecord]) -> None:
-        """Note all exports at once, unless that is what is noted already. Raises UserError."""
-        if exports != self.changes.exports:
-            self._save(dataclasses.replace(self.changes, exports=dict(exports)))
+    def remember_exports(self, exports: Mapping[str, ExportRecord], gone: Iterable[str] = ()) -> None:
+        """Note all exports at once, unless that is what is noted already, and who else is gone. Raises UserError."""
+        former = self.changes.former
+        for name in gone:
+            former = _former(former, name, self.changes.exports[name].access)
+        if (exports, former) != (self.changes.exports, self.changes.former):
+            self._save(dataclasses.replace(self.changes, exports=dict(exports), former=former))
 
     def remember_pool(self, name: str, change: PoolChange | None) -> None:
         """The same for a pool. Raises UserError."""
@@ -190,6 +184,16 @@ class State:
                     "it writable again"
                 ) from error
         self.changes = changes
+
+
+def _former(known: Mapping[str, Access], name: str, access: Access | None) -> dict[str, Access]:
+    """Whom disks admitted that are gone, when another one is; None: that is known otherwise."""
+    former = {other: kept for other, kept in known.items() if other != name}
+    if access is not None and access != EVERYONE:
+        former[name] = access
+    for oldest in list(former)[: max(0, len(former) - FORMER_MAX)]:
+        del former[oldest]
+    return former
 
 
 def _read(path: Path) -> Remembered:

@@ -424,7 +424,10 @@ def lingering(pool: Pool, function: str, job: Callable[[], object], meanwhile: C
         finally:
             pool.test_locks()
 
-    in_threads(lambda: job() and None, interrupt)
+    def work() -> None:
+        job()
+
+    in_threads(work, interrupt)
 
 
 def test_a_check_waits_for_a_leaf_that_is_being_copied() -> None:
@@ -442,6 +445,26 @@ def test_a_check_waits_for_a_leaf_that_is_being_copied() -> None:
     lingering(pool, "own_leaf", lambda: twin.write(0, numbered(2)), look)
     run(check)
     pool.check()
+
+
+@pytest.mark.parametrize("gone", ["its other holder", "its writer"])
+def test_a_leaf_whose_holder_goes_as_it_is_copied_leaves_nothing(gone: str) -> None:
+    pool = Pool()
+    disk = pool.create("disk", 32 << 20)
+    disk.write(0, b"".join(numbered(number + 1) for number in range(512)))
+    twin = pool.clone(disk, "twin")
+
+    def write() -> None:
+        with contextlib.suppress(EngineError):  # of a disk that is deleted by then
+            twin.write(0, numbered(1000))
+
+    lingering(pool, "own_leaf", write, lambda: pool.delete(disk if gone == "its other holder" else twin))
+    pool.check()
+    (left,) = pool.disks()
+    assert number_of(left.read(0, BLOCK)) == (1000 if gone == "its other holder" else 1)
+    assert number_of(left.read(511 * BLOCK, BLOCK)) == 512
+    pool.delete(left)
+    assert pool.stats().objects == 0
 
 
 @pytest.mark.parametrize("gone", ["the suspect", "the other"])

@@ -156,6 +156,19 @@ def test_a_holder_that_cannot_be_counted_is_refused_and_nothing_is_kept_for_ever
     pool.check()
 
 
+def test_who_comes_and_goes_beyond_what_a_cell_counts_takes_no_memory() -> None:
+    pool = Pool(inline_dedup=True)
+    disk = pool.create("disk", SIZE)
+    disk.write(0, text(1))
+    disk.write(BLOCK, text(1) * MOST_HOLDERS)
+    assert pool.stats().objects == 1
+    before = pool.stats().memory_used
+    for _ in range(200):
+        disk.trim(MOST_HOLDERS * BLOCK, BLOCK)
+        disk.write(MOST_HOLDERS * BLOCK, text(1))
+    assert pool.stats().memory_used == before
+
+
 def test_a_fold_leaves_for_the_next_one_what_it_cannot_count() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)

@@ -325,6 +325,22 @@ def test_an_export_that_nobody_declares_is_removed_and_added_again_for_those_who
     tell(story())
 
 
+def test_a_server_that_ends_between_a_removal_and_its_memory_opens_the_name_to_nobody_new(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.add_export("mine", MIB, pool=None, **{**UNCHANGED, "allow_addresses": ("10.0.0.0/8",)})
+            with monkeypatch.context() as ending:
+                ending.setattr(State, "remember_removal", lambda *_: None)
+                await changes.remove_export("mine", force=False)
+        async with house.open() as changes:
+            await changes.add_export("mine", MIB, pool=None, **UNCHANGED)
+            assert house.found("mine").allow_addresses == ("10.0.0.0/8",)
+
+    tell(story())
+
+
 def test_rules_of_exports_that_are_gone_are_kept_for_as_many_names_as_a_pool_has(tmp_path: Path) -> None:
     state = State(tmp_path)
     most = state_module.FORMER_MAX
