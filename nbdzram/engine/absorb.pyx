@@ -185,6 +185,7 @@ cdef class Absorber:
         cdef uint8_t block[BLOCK], again[BLOCK]
         cdef Prepared prepared
         cdef uint32_t stored
+        cdef bint waited = False
         cdef int error = self._decode(number, kind, encoded, length, block)
         if error:
             return error
@@ -199,12 +200,13 @@ cdef class Absorber:
         if length == 0 or length >= HUGE_LENGTH:
             encoded, length, kind = block, BLOCK, CODEC_RAW
         while True:
+            self.pool.keep_short()
             if prepare_encoded(self.pool, staging.salt, block, encoded, length, kind, &prepared):
                 self.objects_folded += 1
             lock_take(staging._stripe(number))
             error = staging._commit(number, 1, &prepared, (<uint64_t>number + 1) * BLOCK, &stored)
             lock_leave(staging._stripe(number))
-            if error != ENOSPC or not make_room(self.pool):
+            if error != ENOSPC or not make_room(self.pool, &waited):
                 break
         self.objects += 1
         self.object_bytes += length
@@ -270,6 +272,7 @@ cdef class Absorber:
         cdef Prepared prepared[RUN]
         cdef uint64_t end = block + count
         cdef uint32_t some, stored
+        cdef bint waited = False
         cdef int error
         for some in range(RUN):
             prepared[some].handle = 0
@@ -277,10 +280,12 @@ cdef class Absorber:
             prepared[some].word = word
         while block < end:
             some = <uint32_t>min(min(end - block, <uint64_t>RUN), LEAF_BLOCKS - block % LEAF_BLOCKS)
+            self.pool.keep_short()
             lock_take(disk._stripe(block))
             error = disk._commit(block, some, prepared, block * BLOCK, &stored)
             lock_leave(disk._stripe(block))
-            if error and not (error == ENOSPC and make_room(self.pool)):
+            waited = waited and stored == 0
+            if error and not (error == ENOSPC and make_room(self.pool, &waited)):
                 return error
             block += stored
         return 0
@@ -289,16 +294,22 @@ cdef class Absorber:
         """Blocks that are objects which have come."""
         cdef uint64_t end = block + count
         cdef uint64_t first = block
-        cdef uint64_t stop
+        cdef uint64_t stop, before
+        cdef bint waited = False
         cdef int error
         while block < end:
             stop = min(min(end, block + HOLD), (block | (LEAF_BLOCKS - 1)) + 1)
-            lock_take(disk._stripe(block))
+            before = block
+            self.pool.keep_short()
+            lock_take(disk._stripe(before))
             lock_take(&self.pool.lock)
-            error = self._refer_some(disk, staging, &block, stop, numbers + (block - first) * 4)
+            error = ENOSPC
+            if self.pool.may_retire():
+                error = self._refer_some(disk, staging, &block, stop, numbers + (block - first) * 4)
             lock_leave(&self.pool.lock)
-            lock_leave(disk._stripe(block))
-            if error and not (error == ENOSPC and make_room(self.pool)):
+            lock_leave(disk._stripe(before))
+            waited = waited and block == before
+            if error and not (error == ENOSPC and make_room(self.pool, &waited)):
                 return error
         return 0
 

@@ -27,6 +27,7 @@ from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.publish cimport amend32
 from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
 from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has
 
@@ -132,7 +133,7 @@ cdef class Blocks:
         if lives and deleting:
             self.pool.directory.publish(self.number, STATE, ENTRY_DELETING)
             self._add(-<int64_t>self.stored, -<int64_t>self.same)
-        self.gone = True
+        amend32(<uint32_t*>&self.gone, 1)  # before anything of it goes: readers without the lock look at it last
         lock_leave(&self.pool.lock)
         return lives
 

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nbdzram.engine.arena cimport Arena, Region
 from nbdzram.engine.census cimport Census
 from nbdzram.engine.format cimport KEY_FILL, check_of
+from nbdzram.engine.limbo cimport Limbo
 
 cdef enum:
     # Kinds beyond the codecs (codec.pxd).
@@ -56,6 +57,9 @@ cdef class Cells:
     cdef Region links         # of uint32_t, by handle
     cdef uint32_t high        # handles 1 .. high-1 have been used
     cdef uint32_t free_head
+    cdef Limbo limbo          # of retired handles: free cells, each linked to the one that was retired after it
+    cdef uint32_t retired_head
+    cdef uint32_t retired_tail
     cdef uint64_t live
     cdef uint64_t directory_pages  # of `segments`, that are in use
     cdef uint64_t cell_pages
@@ -73,6 +77,8 @@ cdef class Cells:
     cdef bint held(self, uint32_t handle) noexcept nogil
     cdef bint begin(self) noexcept nogil
     cdef bint ready(self) noexcept nogil
+    cdef void retire(self, uint32_t handle) noexcept nogil
+    cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil
     cdef void free(self, uint32_t handle) noexcept nogil
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil
     cdef bint can_count(self, uint32_t handle, uint64_t count) noexcept nogil
@@ -81,6 +87,7 @@ cdef class Cells:
     cdef bint drop_ref(self, uint32_t handle) noexcept nogil
     cdef uint64_t pages(self) noexcept nogil
 
+    cdef void _list(self, uint32_t handle) noexcept nogil
     cdef uint64_t directory_at(self, uint32_t segment) noexcept nogil
     cdef bint _make_room(self, uint32_t handle) noexcept nogil
     cdef uint64_t _directory_page(self, uint32_t handle) noexcept nogil

@@ -21,6 +21,9 @@ Invariants
    bytes. Whoever adds holders makes sure first that they can be counted (can_count): one that is not would free an object
    too early, or keep it for ever.
 4. A link is derived: of a free cell the next free one, of an object in the index the next of its bucket.
+5. A cell is free at once when nothing leads to it any more; its handle is another's only when no reader can have it in
+   hand (quiescence.pyx). So for a reader a handle's fingerprint never changes, and its word is the object's, or a forward
+   to an equal one that lives as long, or free: then the entry that led there has changed.
 
 Not locked here: the pool's lock covers every call.
 """
@@ -32,8 +35,9 @@ from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
+from nbdzram.engine.limbo cimport LIMBO_FEW, limbo_count, limbo_due, limbo_ripen
 from nbdzram.engine.must cimport must
-from nbdzram.engine.publish cimport publish32, publish64
+from nbdzram.engine.publish cimport amend64, publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX
 
@@ -71,7 +75,11 @@ cdef class Cells:
 
     cdef uint32_t alloc(self) noexcept nogil:
         """A handle whose cell is free. 0 when there is no memory, or no number, for one more."""
-        cdef uint32_t handle = self.free_head
+        cdef uint32_t handle
+        if self.free_head == 0 and limbo_count(&self.limbo) and (
+                limbo_count(&self.limbo) >= LIMBO_FEW or self.high % CELLS_A_PAGE == 0):
+            self.reclaim(LIMBO_FEW)
+        handle = self.free_head
         if handle:
             self.free_head = self.link(handle)[0]
         else:
@@ -141,13 +149,41 @@ cdef class Cells:
         self.cell_pages = (<uint64_t>self.high + CELLS_A_PAGE - 1) // CELLS_A_PAGE
         return region_ensure(&self.links, (<uint64_t>self.high + 1) * sizeof(uint32_t))
 
-    cdef void free(self, uint32_t handle) noexcept nogil:
-        """Take a handle back; nothing leads to it any more."""
+    cdef void retire(self, uint32_t handle) noexcept nogil:
+        """Nothing leads to a handle any more: its cell is free, and it is another's when no reader can have it in hand."""
         self.changes(handle)
         publish64(&self.cell(handle).word, 0)
+        self.live -= 1
+        if limbo_count(&self.limbo):
+            self.link(self.retired_tail)[0] = handle
+        else:
+            self.retired_head = handle
+        self.retired_tail = handle
+        self.limbo.last += 1
+        self.reclaim(limbo_due(&self.limbo))
+
+    cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil:
+        """Let up to `limit` retired handles be another's that nobody has in hand any more; how many."""
+        cdef uint64_t count = 0
+        cdef uint32_t handle
+        while count < limit and (self.limbo.first < self.limbo.ripe or limbo_ripen(&self.limbo)):
+            handle = self.retired_head
+            self.retired_head = self.link(handle)[0]
+            self.limbo.first += 1
+            self._list(handle)
+            count += 1
+        return count
+
+    cdef void free(self, uint32_t handle) noexcept nogil:
+        """Take a handle back that no reader can have: of an arena that is being opened, or one that was not used yet."""
+        self.changes(handle)
+        publish64(&self.cell(handle).word, 0)
+        self.live -= 1
+        self._list(handle)
+
+    cdef void _list(self, uint32_t handle) noexcept nogil:
         self.link(handle)[0] = self.free_head
         self.free_head = handle
-        self.live -= 1
 
     # -- reference counts ----------------------------------------------------------------------------------------
 
@@ -166,7 +202,7 @@ cdef class Cells:
         cdef uint64_t inline_refs = min(room, count)
         cdef uint32_t* beyond
         self.changes(handle)
-        cell.word += inline_refs << REFS_SHIFT
+        amend64(&cell.word, cell.word + (inline_refs << REFS_SHIFT))
         if count > inline_refs:
             beyond = self._beyond(handle)
             must(beyond != NULL, b"a holder is added where it can be counted")
@@ -184,7 +220,7 @@ cdef class Cells:
                 if beyond[0] == 0:
                     self._give_chunk(handle)
                 return False
-        cell.word -= <uint64_t>1 << REFS_SHIFT
+        amend64(&cell.word, cell.word - (<uint64_t>1 << REFS_SHIFT))
         return cell.word >> REFS_SHIFT == 0
 
     cdef uint32_t* _chunk(self, uint32_t number) noexcept nogil:

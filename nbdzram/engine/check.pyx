@@ -2,7 +2,7 @@
 
     contents    every object is decoded and held against its fingerprint
     count       cells, zspages and nodes: each in itself, then their sums against the counters     ─┐ once for each
-    names       nodes, export directory and cells are walked: who names whom                        │ window of numbers
+    names       nodes, export directory, cells and what is retired are walked: who names whom        │ window of numbers
     judge       names found against names counted, slots found against slots used                  ─┘
     chains      the index leads to objects alone, each in its bucket
     exports     blocks stored and same-filled of each export
@@ -27,11 +27,11 @@ make chains long, and holds with them.
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Region, region_ensure, region_free, region_reserve
+from nbdzram.engine.arena cimport Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
 )
@@ -39,11 +39,12 @@ from nbdzram.engine.census cimport COMPLAINT
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.format cimport ENTRY_FREE
+from nbdzram.engine.limbo cimport limbo_count
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
-from nbdzram.engine.recount cimport CellCensus, NodeCensus, ZspageCensus
+from nbdzram.engine.recount cimport SLOT_WORDS, CellCensus, NodeCensus, ZspageCensus, judge_slots
 from nbdzram.engine.run cimport Run
-from nbdzram.engine.slab cimport MAX_SLOTS, NO_SLOT, NOT_A_ZSPAGE, Slab, ZSpage
+from nbdzram.engine.slab cimport Slab, retired_slot, retired_unit
 from nbdzram.engine.store cimport KINDS, ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle, page_of
 
@@ -52,7 +53,6 @@ from nbdzram.errors import CheckFailed, EngineError
 cdef enum:
     WINDOW = 1 << 24        # handles, and pages: 4 bytes each
     UNIT_WINDOW = 1 << 18   # zspages: a bit a slot, 256 bytes each
-    SLOT_WORDS = MAX_SLOTS // 64
     ALL = -1                # of a sum that has no parts
 
     CONTENTS = 0
@@ -60,19 +60,17 @@ cdef enum:
     NAMES_OF_EXPORTS = 2
     NAMES_IN_NODES = 3
     PLACES = 4
-    JUDGE_CELLS = 5
-    JUDGE_NODES = 6
-    JUDGE_ZSPAGES = 7
-    CHAINS = 8
-    EXPORTS = 9
-    DONE = 10
+    RETIRED = 5
+    JUDGE_CELLS = 6
+    JUDGE_NODES = 7
+    JUDGE_ZSPAGES = 8
+    CHAINS = 9
+    EXPORTS = 10
+    DONE = 11
 
     CONTENT_WORK = 64       # of a number that is counted: decoding and hashing take about 800 ns, counting 10
 
 ctypedef unsigned long long ull  # for printf
-
-cdef extern from * nogil:
-    int __builtin_popcountll(unsigned long long)
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
@@ -111,6 +109,7 @@ cdef class Check(Run):
         self.slab = pool.store.slab
         self.tables = pool.tables
         self.at = 1
+        pool.reclaim_ripe()  # so that what is free is looked at as that
         lock_take(&pool.lock)
         self.contents_end = pool.store.cells.high
         self._total = self._work_of_counting()
@@ -185,6 +184,8 @@ cdef class Check(Run):
             looked = self._walk_nodes(limit)
         elif self.phase == PLACES:
             looked = self._walk_cells(limit)
+        elif self.phase == RETIRED:
+            looked = self._walk_retired(limit)
         elif self.phase == JUDGE_CELLS:
             looked = self._judge_cells(limit)
         elif self.phase == JUDGE_NODES:
@@ -295,7 +296,7 @@ cdef class Check(Run):
 
     cdef bint _sums_agree(self) noexcept nogil:
         """The moment of truth: everything is settled, and the lock is held."""
-        cdef uint64_t zspages = 0, pages = 0
+        cdef uint64_t zspages = 0, pages = 0, retired = 0
         cdef int index
         for index in range(KINDS):
             self._agree("bytes of codec", index, self.store.bytes_of[index], self.cells.bytes_of[index])
@@ -303,9 +304,12 @@ cdef class Check(Run):
             zspages += self.zspages.zspages[index]
             pages += self.zspages.pages[index]
             self._agree("slots used in size class", index, self.slab.classes[index].used, self.zspages.used[index])
-            self._agree("objects in size class", index, self.slab.classes[index].used, self.cells.slots_of[index])
+            self._agree("slots in size class", index, self.slab.classes[index].used,
+                        self.cells.slots_of[index] + self.slab.classes[index].retired)
+            retired += self.slab.classes[index].retired
             self._agree("zspages of size class", index, self.slab.classes[index].zspages, self.zspages.zspages[index])
             self._agree("pages of size class", index, self.slab.classes[index].pages_used, self.zspages.pages[index])
+        self._agree("retired slots", ALL, retired, limbo_count(&self.slab.limbo))
         self._agree("zspages", ALL, self.slab.zspage_count, zspages)
         self._agree("pages", ALL, self.slab.pages_used, pages)
         self._agree("pages in all", ALL, self.pool.arena.ledger.used, self.pool.pages_in_all())
@@ -407,22 +411,41 @@ cdef class Check(Run):
 
     cdef uint32_t _walk_cells(self, uint32_t limit) noexcept nogil:
         """Which slots objects lie in."""
-        cdef uint64_t first = self.window * UNIT_WINDOW
         cdef uint32_t looked = 0
-        cdef uint64_t word, bit
-        cdef uint64_t* place
+        cdef uint64_t word
         while looked < limit and self.at < self.store.cells.high:
             word = self.store.cells.cell(<uint32_t>self.at).word
-            if _is_object(word) and first <= unit_of(word) < self.units_end:
-                place = self.slots + (unit_of(word) - first) * SLOT_WORDS + slot_of(word) // 64
-                bit = <uint64_t>1 << (slot_of(word) & 63)
-                if place[0] & bit and self.zspages.is_settled(unit_of(word)):
-                    snprintf(self.complaint, COMPLAINT, "object %llu lies in slot %u of zspage %u, as another does",
-                             <ull>self.at, slot_of(word), unit_of(word))
-                place[0] |= bit
+            if _is_object(word):
+                self._found_slot("object", unit_of(word), slot_of(word))
             self.at += 1
             looked += 1
         if looked < limit and self.pool.in_hand[1 - self.pool.shift] == 0:
+            self._enter(RETIRED, self.slab.limbo.first)
+        return looked
+
+    cdef void _found_slot(self, const char* what, uint32_t unit, uint32_t slot) noexcept nogil:
+        cdef uint64_t first = self.window * UNIT_WINDOW
+        cdef uint64_t bit = <uint64_t>1 << (slot & 63)
+        cdef uint64_t* place
+        if unit < first or unit >= self.units_end:
+            return
+        place = self.slots + (unit - first) * SLOT_WORDS + slot // 64
+        if place[0] & bit and self.zspages.is_settled(unit):
+            snprintf(self.complaint, COMPLAINT, "%s %llu lies in slot %u of zspage %u, as another does",
+                     what, <ull>self.at, slot, unit)
+        place[0] |= bit
+
+    cdef uint32_t _walk_retired(self, uint32_t limit) noexcept nogil:
+        """Which slots no object lies in any more, and a reader may still see. In a settled zspage none came or went."""
+        cdef uint32_t looked = 0
+        cdef uint64_t item
+        self.at = max(self.at, self.slab.limbo.first)
+        while looked < limit and self.at < self.slab.limbo.last:
+            item = self.slab.retired_item(self.at)
+            self._found_slot("retired slot", retired_unit(item), retired_slot(item))
+            self.at += 1
+            looked += 1
+        if looked < limit:
             self._enter(JUDGE_CELLS, self.window * WINDOW)
         return looked
 
@@ -472,40 +495,14 @@ cdef class Check(Run):
             if not self.zspages.is_settled(self.at):
                 self.changing += 1
             else:
-                looked += self._judge_zspage(
-                    <uint32_t>self.at, self.slots + (self.at - self.window * UNIT_WINDOW) * SLOT_WORDS)
+                looked += judge_slots(
+                    self.slab, <uint32_t>self.at, self.slots + (self.at - self.window * UNIT_WINDOW) * SLOT_WORDS,
+                    self.complaint)
             self.at += 1
             looked += 1
         if looked < limit:
             self._begin_window(self.window + 1)
         return looked
-
-    cdef uint32_t _judge_zspage(self, uint32_t unit, uint64_t* slots) noexcept nogil:
-        """Its used slots are those in which objects lie, and no other; that its list of free ones ends, the census saw."""
-        cdef ZSpage* page = self.slab.zspage(unit)
-        cdef uint32_t found = 0
-        cdef uint32_t free_slots = 0
-        cdef uint32_t slot = page.free_slot
-        cdef int index
-        if page.state_group == NOT_A_ZSPAGE:
-            return 0
-        for index in range(SLOT_WORDS):
-            found += __builtin_popcountll(slots[index])
-        if found != page.used:
-            snprintf(self.complaint, COMPLAINT, "zspage %u: %u slots counted, %u objects found",
-                     unit, <uint32_t>page.used, found)
-        if self.slab.classes[page.size_class].size == PAGE_SIZE:
-            if slots[0] & page.free_slot:
-                snprintf(self.complaint, COMPLAINT, "zspage %u: pages %x are free, and objects lie in some of them",
-                         unit, <uint32_t>page.free_slot)
-            return 0
-        while slot != NO_SLOT and not self.complaint[0]:
-            if slots[slot // 64] >> (slot & 63) & 1:
-                snprintf(self.complaint, COMPLAINT, "zspage %u: slot %u is free, and an object lies in it", unit, slot)
-            slot = (<uint16_t*>(self.slab.arena.base + <uint64_t>unit * UNIT_SIZE
-                                + slot * self.slab.classes[page.size_class].size))[0]
-            free_slots += 1
-        return free_slots
 
     # -- chains --------------------------------------------------------------------------------------------------
 

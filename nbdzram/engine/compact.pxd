@@ -1,3 +1,3 @@
 from nbdzram.engine.pool cimport Pool
 
-cdef bint make_room(Pool pool) noexcept nogil
+cdef bint make_room(Pool pool, bint* waited) noexcept nogil

@@ -28,7 +28,10 @@ from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, unit_of
 from nbdzram.engine.codec cimport CODEC_FREE
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Compaction, Pool
+from nbdzram.engine.publish cimport look64
+from nbdzram.engine.quiescence cimport away, back
 from nbdzram.engine.run cimport Run
+from nbdzram.engine.slab cimport COMPACTED
 
 cdef enum:
     RESTING = 0
@@ -54,10 +57,11 @@ cdef class Compact(Run):
     cdef int64_t returned_before
     cdef uint64_t predicted
     cdef uint64_t moved
-    cdef int64_t returned
+    cdef int64_t pass_returned
 
     def __cinit__(self, Pool pool, *, dry_run: bool = False):
         self.dry_run = dry_run
+        self.cause = COMPACTED
         lock_take(&pool.lock)
         self._total = pool.store.cells.high - 1
         lock_leave(&pool.lock)
@@ -74,10 +78,11 @@ cdef class Compact(Run):
                 lock_leave(&self.pool.maintenance)
 
     def report(self):
-        return {"objects_moved": self.moved, "pages_returned": self.predicted if self.dry_run else max(0, self.returned)}
+        return {"objects_moved": self.moved, "pages_returned": self.predicted if self.dry_run else max(0, self.pass_returned)}
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
         if self.dry_run:
+            self.pool.reclaim()
             lock_take_behind(&self.pool.lock)
             self.predicted = _gain(self.pool)
             lock_leave(&self.pool.lock)
@@ -86,16 +91,17 @@ cdef class Compact(Run):
             if self.pool.compaction.phase != RESTING:  # a write's pass: it ends first, so that this one sees everything
                 _advance(self.pool, budget)
                 return True
+            self.pool.reclaim()  # what was freed is room to move to
             self.begun = True
             self.moved_before = self.pool.compaction.moved_ever
-            self.returned_before = self.pool.compaction.returned_ever
+            self.returned_before = self.pool.store.slab.returned[COMPACTED]
             _begin(self.pool)
             self.number = self.pool.compaction.number
         if self._is_under_way():
             _advance(self.pool, budget)
         self._done = self.pool.compaction.position - 1 if self._is_under_way() else self._total
         self.moved = self.pool.compaction.moved_ever - self.moved_before
-        self.returned = self.pool.compaction.returned_ever - self.returned_before
+        self.pass_returned = self.pool.store.slab.returned[COMPACTED] - self.returned_before
         return self._is_under_way()
 
     cdef bint _is_under_way(self) noexcept nogil:
@@ -103,25 +109,36 @@ cdef class Compact(Run):
         return self.pool.compaction.phase != RESTING and self.pool.compaction.number == self.number
 
 
-cdef bint make_room(Pool pool) noexcept nogil:
-    """Return pages for a write that found no room; whether there are any. The caller holds no lock of the engine."""
+cdef bint make_room(Pool pool, bint* waited) noexcept nogil:
+    """Return pages for a write that found no room; whether there are any. The caller holds no lock of the engine.
+
+    At first what was freed is waited for, as it is had soon: `waited` says that it was, and nothing was stored since. That
+    something was found then proves nothing: it may be the node that the refused write took itself.
+    """
     cdef int64_t before
     cdef uint32_t left = MOST_HANDLES
     cdef bint gained
+    gained = pool.reclaim() and not waited[0]
+    waited[0] = True
+    if gained:
+        return True
+    away()
     lock_take(&pool.maintenance)
-    before = pool.compaction.returned_ever
+    back()
+    before = pool.store.slab.returned[COMPACTED]
     lock_take(&pool.lock)
     gained = pool.store.slab.spare_count != 0
     pool.store.slab.return_spares()
     lock_leave(&pool.lock)
-    while left and pool.compaction.returned_ever - before < ROOM_PAGES:
+    while left and pool.store.slab.returned[COMPACTED] - before < ROOM_PAGES:
         if pool.compaction.phase == RESTING:
             if not _pays(pool):
                 break
             _begin(pool)
         _advance(pool, STEP_HANDLES)
+        pool.reclaim()
         left -= STEP_HANDLES
-    gained = gained or pool.compaction.returned_ever > before
+    gained = gained or pool.store.slab.returned[COMPACTED] > before
     lock_leave(&pool.maintenance)
     return gained
 
@@ -158,7 +175,7 @@ cdef void _begin(Pool pool) noexcept nogil:
     going.size_class = 0
     going.position = 1
     going.marked = 0
-    going.returned = 0
+    going.returned_before = pool.store.slab.returned[COMPACTED]
 
 
 cdef void _advance(Pool pool, uint32_t budget) noexcept nogil:
@@ -171,6 +188,7 @@ cdef void _advance(Pool pool, uint32_t budget) noexcept nogil:
         going.position += 1
         budget -= 1
         if going.position >= going.end:
+            pool.reclaim()  # what was emptied goes, and is not used again
             going.phase = ENDING
     while budget and going.phase == ENDING:
         budget -= _end(pool, min(budget, <uint32_t>HOLD))
@@ -198,20 +216,24 @@ cdef uint32_t _plan(Pool pool, uint32_t limit) noexcept nogil:
 
 cdef void _visit(Pool pool, uint32_t handle) noexcept nogil:
     """Move the object of this handle if its zspage is being emptied."""
-    cdef Compaction* going = &pool.compaction
-    cdef int64_t pages
-    if not _must_move(pool, pool.store.cells.cell(handle).word):  # a hint until the lock is held
+    if not _must_move(pool, look64(&pool.store.cells.cell(handle).word)):  # a hint until the lock is held
         return
+    pool.keep_short()
+    if not _move(pool, handle) and pool.reclaim():  # what was moved before makes room
+        _move(pool, handle)
+
+
+cdef bint _move(Pool pool, uint32_t handle) noexcept nogil:
+    """Whether the object of this handle, if it still had to move, was moved."""
+    cdef bint moved = True
     lock_take_behind(&pool.lock)
     if _must_move(pool, pool.store.cells.cell(handle).word):
-        pages = pool.store.slab.pages_used
         pool.arena.ledger.making_room = True
-        going.moved_ever += pool.store.move(handle)
+        moved = pool.may_retire() and pool.store.move(handle)
         pool.arena.ledger.making_room = False
-        pages -= pool.store.slab.pages_used
-        going.returned += pages
-        going.returned_ever += pages
+        pool.compaction.moved_ever += moved
     lock_leave(&pool.lock)
+    return moved
 
 
 cdef bint _must_move(Pool pool, uint64_t word) noexcept nogil:
@@ -230,8 +252,8 @@ cdef uint32_t _end(Pool pool, uint32_t limit) noexcept nogil:
         going.size_class += 1
     if going.size_class == pool.store.slab.class_count:
         going.phase = RESTING
-        if going.returned > 0:
-            pool.store.pages_compacted += going.returned
+        if pool.store.slab.returned[COMPACTED] > going.returned_before:
+            pool.store.pages_compacted += pool.store.slab.returned[COMPACTED] - going.returned_before
         else:
             going.retry_at = pool.store.slab.freed_ever + FREES_BEFORE_RETRY
     lock_leave(&pool.lock)

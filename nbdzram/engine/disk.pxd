@@ -19,7 +19,6 @@ cdef class Disk(Blocks):
     cdef int _transfer_buffer(self, uint64_t offset, object buffer, bint writing) except -1
     cdef int _transfer(self, uint64_t offset, uint64_t length, uint8_t* place, bint writing) except -1
     cdef Lock* _stripe(self, uint64_t block) noexcept nogil
-    cdef int _read_block(self, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil
     cdef int _commit(
         self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end, uint32_t* stored
@@ -30,12 +29,10 @@ cdef class Disk(Blocks):
         self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source, uint64_t end
     ) noexcept nogil
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil
-    cdef int _rot(self, uint64_t block) noexcept nogil
     cdef int _refused(self, int error) noexcept nogil
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil
-    cdef int _read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil
     cdef int _write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil
     cdef int _zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil
     cdef int _resize(self, uint64_t size) noexcept nogil

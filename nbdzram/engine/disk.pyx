@@ -1,6 +1,6 @@
 """A disk: blocks of an export, read and written through its block table.
 
-READ   lock; entry -> object; copy its encoded bytes; unlock; decode behind the reply header
+READ   no lock: reading.pyx
 WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; lock; own the leaf; for each block store the object, swap the
        entry, release the old object; unlock
 TRIM   leaf by leaf, HOLD entries under a stripe and the lock; nodes that name nothing any more are freed
@@ -32,6 +32,7 @@ from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
 from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.reading cimport read_block, read_range
 from nbdzram.engine.table cimport (
     LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, repeated_of,
     same_entry,
@@ -166,12 +167,7 @@ cdef class Disk(Blocks):
     # -- requests, from any thread ---------------------------------------------------------------------------------
 
     cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
-        cdef int error
-        if not users_enter(&self.pool.users):
-            return EIO
-        error = self._read(offset, length, target)
-        users_leave(&self.pool.users)
-        return error
+        return read_range(self, offset, length, target)
 
     cdef int c_write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil:
         cdef int error
@@ -197,77 +193,6 @@ cdef class Disk(Blocks):
         error = self._refused(self._zero(offset, length, no_hole))
         users_leave(&self.pool.users)
         return error
-
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    cdef int _read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
-        cdef uint64_t done = 0
-        cdef uint32_t start, count
-        cdef int error
-        while done < length:
-            start = (offset + done) % BLOCK
-            count = <uint32_t>min(<uint64_t>BLOCK - start, length - done)
-            error = self._read_block((offset + done) // BLOCK, start, count, target + done)
-            if error:
-                return error
-            done += count
-        return 0
-
-    cdef int _read_block(self, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil:
-        """`count` bytes of a block from its byte `start`."""
-        cdef uint8_t encoded[BLOCK], whole[BLOCK]
-        cdef uint8_t* decoded = target if count == BLOCK else whole
-        cdef uint64_t* root
-        cdef uint64_t* leaf
-        cdef uint64_t entry = 0
-        cdef uint64_t word, fingerprint
-        cdef uint32_t handle, first
-        lock_take(&self.pool.lock)
-        root = self.root()
-        if root == NULL:
-            lock_leave(&self.pool.lock)
-            return EIO
-        leaf = self.pool.tables.leaf(root, block)
-        if leaf != NULL:
-            entry = leaf[block % LEAF_BLOCKS]
-            if not self.pool.tables.is_right(entry, block):
-                return self._rot(block)
-        first = entry_handle(entry)
-        if first == 0:
-            lock_leave(&self.pool.lock)
-            fill(target, count, repeated_of(entry) if entry & 1 else 0, start % 8)
-            return 0
-        if aged(entry, self.pool.now) != entry:
-            leaf[block % LEAF_BLOCKS] = aged(entry, self.pool.now)
-        handle = self.pool.store.resolve(first)
-        word = self.pool.store.cells.cell(handle).word
-        fingerprint = self.pool.store.cells.cell(handle).fingerprint
-        if not self.pool.store.is_sound(first, handle):
-            return self._rot(block)
-        if kind_of(word) == KIND_FILL:
-            lock_leave(&self.pool.lock)
-            fill(target, count, fingerprint, start % 8)
-            return 0
-        if kind_of(word) == CODEC_RAW:
-            memcpy(decoded, self.pool.store.bytes_at(word), BLOCK)
-        else:
-            memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
-        lock_leave(&self.pool.lock)
-        if (kind_of(word) != CODEC_RAW and not self.pool.store.decode(kind_of(word), encoded, length_of(word), decoded)
-                or self.pool.verify_on and not self.pool.store.is_block(decoded, fingerprint)):
-            lock_take(&self.pool.lock)
-            return self._rot(block)
-        if count < BLOCK:
-            memcpy(target, whole + start, count)
-        return 0
-
-    cdef int _rot(self, uint64_t block) noexcept nogil:
-        """Leave the pool's lock: what is stored for a block is not what was written, and nobody is to have it."""
-        self.pool.rotten += 1
-        self.pool.rotten_export = self.number
-        self.pool.rotten_block = block
-        lock_leave(&self.pool.lock)
-        return EIO
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -306,12 +231,14 @@ cdef class Disk(Blocks):
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil:
         """Change a part of a block (to zeroes when source is NULL)."""
         cdef int error
+        cdef bint waited = False
         must(start + count <= BLOCK, b"a part of a block lies inside it")
         while True:
+            self.pool.keep_short()
             lock_take(self._stripe(block))
             error = self._store_part(block, start, count, source, block * BLOCK + start + count)
             lock_leave(self._stripe(block))
-            if error != ENOSPC or not make_room(self.pool):
+            if error != ENOSPC or not make_room(self.pool, &waited):
                 return error
 
     cdef int _store_part(
@@ -321,7 +248,7 @@ cdef class Disk(Blocks):
         cdef uint8_t whole[BLOCK], encoded[BLOCK]
         cdef Prepared prepared
         cdef uint32_t stored
-        cdef int error = self._read_block(block, 0, BLOCK, whole)
+        cdef int error = read_block(self, block, whole)
         if error:
             return error
         if end == ANYWHERE and is_zero(whole + start, count):
@@ -339,12 +266,15 @@ cdef class Disk(Blocks):
         cdef Prepared prepared[RUN]
         cdef uint32_t stored
         cdef int error
+        cdef bint waited = False
         while True:
+            self.pool.keep_short()
             prepare(self.pool, self.salt, source, count, encoded, prepared)
             lock_take(self._stripe(first))
             error = self._commit(first, count, prepared, (first + count) * BLOCK, &stored)
             lock_leave(self._stripe(first))
-            if error != ENOSPC or not make_room(self.pool):
+            waited = waited and stored == 0
+            if error != ENOSPC or not make_room(self.pool, &waited):
                 return error
             # Not from the beginning: what is stored again takes the room that was made.
             first += stored
@@ -356,13 +286,14 @@ cdef class Disk(Blocks):
     ) noexcept nogil:
         """Give blocks of one leaf their new content, in order, up to the first that fails, unless what is written ends
         (in bytes of the export) behind its end; how many are `stored`. Holds the stripe."""
-        cdef uint64_t* leaf
+        cdef uint64_t* leaf = NULL
         cdef uint32_t index
-        cdef int error
+        cdef int error = ENOSPC
         stored[0] = 0
         must(first % LEAF_BLOCKS + count <= LEAF_BLOCKS, b"what is committed at once lies in one leaf")
         lock_take(&self.pool.lock)
-        leaf = own_leaf(self, first, end, False, &error)
+        if self.pool.may_retire():
+            leaf = own_leaf(self, first, end, False, &error)
         while leaf != NULL and stored[0] < count and self._replace(leaf, first + stored[0], &prepared[stored[0]]):
             stored[0] += 1
         if stored[0] < count and error == 0:
@@ -411,6 +342,7 @@ cdef class Disk(Blocks):
         cdef Prepared zeroes[RUN]
         cdef uint32_t count, stored
         cdef int error = 0
+        cdef bint waited = False
         if length == 0:
             return 0
         if first > last:  # inside one block
@@ -425,10 +357,12 @@ cdef class Disk(Blocks):
             prepare_zeroes(&zeroes[count])
         while first < last:
             count = <uint32_t>min(min(last - first, <uint64_t>RUN), LEAF_BLOCKS - first % LEAF_BLOCKS)
+            self.pool.keep_short()
             lock_take(self._stripe(first))
             error = self._commit(first, count, zeroes, (first + count) * BLOCK, &stored)
             lock_leave(self._stripe(first))
-            if error and not (error == ENOSPC and make_room(self.pool)):
+            waited = waited and stored == 0
+            if error and not (error == ENOSPC and make_room(self.pool, &waited)):
                 return error
             first += stored
         return 0
@@ -461,16 +395,23 @@ cdef class Disk(Blocks):
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil:
         """Clear blocks of one leaf, HOLD of them at a time, and free it when nothing is left in it."""
         cdef uint64_t block = first
+        cdef uint64_t waited_at = end
         cdef int error = 0
         while block < end and error == 0:
+            self.pool.keep_short()
             lock_take(self._stripe(first))
             lock_take(&self.pool.lock)
-            if block == first and end - first == LEAF_BLOCKS and drop_shared_leaf(self, first):
+            if not self.pool.may_retire():
+                error = ENOSPC
+            elif block == first and end - first == LEAF_BLOCKS and drop_shared_leaf(self, first):
                 block = end
             else:
                 error = self._clear_some(&block, end)
             lock_leave(&self.pool.lock)
             lock_leave(self._stripe(first))
+            if error == ENOSPC and waited_at != block:  # once a place, see make_room
+                waited_at = block
+                error = 0 if self.pool.reclaim() else ENOSPC
         return error
 
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil:
@@ -547,6 +488,7 @@ cdef class Disk(Blocks):
         cdef int error = self._clear(behind, (reach + BLOCK - 1) // BLOCK)
         if error == 0 and block < behind:
             self._shrunk_to(behind * BLOCK)
+            self.pool.reclaim()  # what was cleared is room
             lock_take(self._stripe(block))
             error = self._store_part(block, self.size % BLOCK, BLOCK - self.size % BLOCK, NULL, ANYWHERE)
             lock_leave(self._stripe(block))

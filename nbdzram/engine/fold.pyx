@@ -24,6 +24,7 @@ from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.run cimport Run
+from nbdzram.engine.slab cimport FOLDED
 
 from nbdzram.engine.compact import Compact
 
@@ -39,11 +40,11 @@ cdef class Fold(Run):
     cdef uint32_t end
     cdef uint64_t merged
     cdef uint64_t freed
-    cdef uint64_t pages
     cdef uint64_t compared
 
     def __cinit__(self, Pool pool, *, dry_run: bool = False):
         self.dry_run = dry_run
+        self.cause = FOLDED
         self.position = 1
         lock_take(&pool.lock)
         self.end = pool.store.cells.high
@@ -54,7 +55,7 @@ cdef class Fold(Run):
         return {
             "objects_merged": self.merged,
             "bytes_freed": self.freed,
-            "pages_returned": self.pages,
+            "pages_returned": self.returned,
             "comparisons": self.compared,
         }
 
@@ -63,6 +64,7 @@ cdef class Fold(Run):
         cdef bint found
         while budget and self.position < self.end:
             budget -= 1
+            self.pool.keep_short()
             lock_take_behind(&self.pool.lock)
             found = self.pool.store.index.next_pending(&self.position)
             if found and self.position < self.end:
@@ -153,7 +155,6 @@ cdef class Fold(Run):
         cdef bint turned = suspect_length < other_length
         cdef uint32_t loser = other if turned else suspect
         cdef uint32_t winner = suspect if turned else other
-        cdef uint64_t pages = self.pool.store.pages_folded
         if not self.pool.store.cells.can_count(winner, self.pool.store.cells.refs(loser)):
             return  # without memory to count: it stays a suspect
         if turned:
@@ -170,7 +171,6 @@ cdef class Fold(Run):
         self._count(loser)
         self.pool.store.index.clear_pending(loser)
         self.pool.store.merge(loser, winner)
-        self.pages += self.pool.store.pages_folded - pages
 
     cdef void _count(self, uint32_t loser) noexcept nogil:
         self.merged += 1

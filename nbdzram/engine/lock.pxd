@@ -126,6 +126,7 @@ cdef extern from * nogil:
         int lingering
     void lock_init(Lock*, int tested)
     void lock_end(Lock*)
+    void lock_pause()
     void lock_take(Lock*)
     void lock_take_behind(Lock*)
     void lock_leave(Lock*)

@@ -23,27 +23,29 @@ cdef struct Compaction:
     uint32_t position   # handles below were visited
     uint32_t end
     uint64_t marked     # zspages to empty
-    int64_t returned    # pages of this pass
+    int64_t returned_before  # this pass: pages (Slab.returned)
     uint64_t moved_ever
-    int64_t returned_ever
     uint64_t retry_at   # after a pass that came to nothing: of Slab.freed_ever
 
 cdef class Pool:
+    # What readers without a lock look at stands on lines of its own: others would be taken from them by every write.
     cdef Arena arena
     cdef ObjectStore store
     cdef Tables tables
     cdef Directory directory
+    cdef uint64_t seed
+    cdef uint32_t now            # in units of age (table.pxd)
+    cdef bint verify_on          # what is read is held against its fingerprint
+    cdef bint pausing            # readers step aside at random (test_locks)
+    cdef char apart[128]
     cdef Lock lock
     cdef Lock maintenance       # held through one step of a fold, compaction or recompression
     cdef bint lock_made
     cdef Users users
     cdef Superblock* superblock
-    cdef uint64_t seed
     cdef uint64_t fingerprint_mask
     cdef bint inline_on
-    cdef bint verify_on          # what is read is held against its fingerprint
     cdef readonly bint tells_sharing
-    cdef uint32_t now           # in units of age (table.pxd)
     cdef uint64_t blocks_stored
     cdef uint64_t blocks_same
     cdef uint64_t sum              # number of the sum over all exports that is under way, or was the last (check.pyx)
@@ -52,6 +54,8 @@ cdef class Pool:
     cdef uint64_t rotten         # blocks found not to be what was written
     cdef uint32_t rotten_export  # number of the last one's export
     cdef uint64_t rotten_block
+    cdef uint64_t looked_again   # blocks that a reader looked at under the lock, as they had changed or were not right
+    cdef uint64_t misread        # ... as what it found did not decode to what it should
     cdef Compaction compaction
     cdef uint64_t inline_folded
     cdef uint32_t shift         # 0 or 1: a check turns it, to tell holders in hand from before
@@ -63,6 +67,10 @@ cdef class Pool:
 
     cdef void read_counters(self, Counters* now) noexcept nogil
     cdef uint64_t pages_in_all(self) noexcept nogil
+    cdef bint may_retire(self) noexcept nogil
+    cdef bint reclaim(self) noexcept nogil
+    cdef void reclaim_ripe(self) noexcept nogil
+    cdef void keep_short(self) noexcept nogil
     cdef void _use_export_entry(self, uint32_t number) noexcept nogil
     cdef uint32_t _free_domain(self)
     cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil

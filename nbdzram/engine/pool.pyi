@@ -60,6 +60,10 @@ class Pool:
     def stats(self) -> PoolStats: ...
     def turns(self) -> int:
         """How often others than runs have had the pool's lock: whether clients come."""
+    def readers_looked_again(self) -> tuple[int, int]:
+        """For tests: blocks that were read again under the lock as they had changed or were not right, and as the bytes
+        that were found were not the object's: rot, or a mistake of ours.
+        """
     def reset_mem_used_max(self) -> None: ...
     def disks(self) -> list[Disk]:
         """The exports."""

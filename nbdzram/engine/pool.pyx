@@ -6,8 +6,10 @@
 
 Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock;
 never the other way, never two of a kind. The interpreter lock is outermost: whoever holds one of these must not ask for
-it, so nothing runs under them that could give it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it
-on a client's way: those work on copies, taken and committed under the lock.
+it, so nothing runs under them that could give it away, not even the making of a Python object. The pool's lock covers
+everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it on a
+client's way. Readers take no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and
+who waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
 
 Authoritative: superblock, both directories, block table nodes, cells, objects. Everything else is derived and rebuilt
 when an arena is opened again. A process killed at any instruction leaves every block with its old or its new content,
@@ -36,6 +38,9 @@ from nbdzram.engine.lock cimport (
 from nbdzram.engine.must cimport must
 from nbdzram.engine.opening cimport Opening
 from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.quiescence cimport calls_ever, grace_begin, grace_wait
+from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim, reclaim_ripe
+from nbdzram.engine.slab cimport FOLDED
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
 from nbdzram.engine.table cimport (
     AGE_MASK, AGE_SECONDS, BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, hole_word,
@@ -111,6 +116,7 @@ cdef class Pool:
         """See pool.pyi. Users that are in are waited for; those that take long go by themselves (users.pxd)."""
         with nogil:
             users_close(&self.users)
+            grace_wait(grace_begin())
         for disk in self._disks:
             disk._retire(False)
         self._disks.clear()
@@ -258,6 +264,7 @@ cdef class Pool:
     def set_clock(self, seconds: int) -> None:
         self.now = seconds // AGE_SECONDS & AGE_MASK
         if self.tables is not None:
+            self.reclaim_ripe()
             for _ in range(AGED_PAGES * LEAF_BLOCKS // LOOKS):
                 lock_take(&self.lock)
                 self.tables.age_on(LOOKS // LEAF_BLOCKS, self.now)
@@ -270,15 +277,20 @@ cdef class Pool:
         return f"block {self.rotten_block} of export {names[0]!r}" if names else "of an export that was removed"
 
     def turns(self) -> int:
-        return self.lock.turns
+        return self.lock.turns + calls_ever()
+
+    def readers_looked_again(self) -> tuple[int, int]:
+        return self.looked_again, self.misread
 
     def reset_mem_used_max(self) -> None:
+        self.reclaim_ripe()
         lock_take(&self.lock)
         self.store.slab.pages_max = self.store.slab.pages_used
         lock_leave(&self.lock)
 
     def stats(self):
         cdef Counters now
+        self.reclaim_ripe()
         lock_take(&self.lock)
         self.read_counters(&now)
         lock_leave(&self.lock)
@@ -327,7 +339,7 @@ cdef class Pool:
         now.pages_max = self.store.slab.pages_max
         now.zspages = self.store.slab.zspage_count
         now.pages_compacted = self.store.pages_compacted
-        now.pages_folded = self.store.pages_folded
+        now.pages_folded = self.store.slab.returned[FOLDED]
         now.huge_now = self.store.huge_now
         now.huge_ever = self.store.huge_ever
         now.objects = self.store.objects
@@ -353,6 +365,18 @@ cdef class Pool:
         for number in range(CODEC_DICTS):
             pages += dictionary_pages(dictionary_length(self.superblock, number))
         return pages
+
+    cdef bint may_retire(self) noexcept nogil:
+        return may_retire(self.store, self.tables)
+
+    cdef bint reclaim(self) noexcept nogil:
+        return reclaim(&self.lock, self.store, self.tables)
+
+    cdef void reclaim_ripe(self) noexcept nogil:
+        reclaim_ripe(&self.lock, self.store, self.tables)
+
+    cdef void keep_short(self) noexcept nogil:
+        keep_short(&self.lock, self.store, self.tables)
 
     # -- exports -------------------------------------------------------------------------------------------------
 
@@ -480,6 +504,7 @@ cdef class Pool:
                 raise EngineError(f"cannot delete export {disk.name!r}: it was deleted")
             self._disks.remove(disk)
             with nogil:
+                self.keep_short()
                 lock_take(&self.lock)
                 if self._drop_tree(&self.directory.entry(number).root, TOP_LEVEL + 1, number, &left):
                     self.directory.publish(number, STATE, ENTRY_FREE)
@@ -523,7 +548,12 @@ cdef class Pool:
         """Let the lock go for a moment when a hold has cost enough. Whether the pool is still open."""
         if left[0] < cost:
             lock_leave(&self.lock)
+            self.keep_short()
             lock_take(&self.lock)
+            while not self.may_retire():
+                lock_leave(&self.lock)
+                self.reclaim()
+                lock_take(&self.lock)
             left[0] = LOOKS
         left[0] -= cost
         return not users_leaving(&self.users)
@@ -531,6 +561,7 @@ cdef class Pool:
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         from nbdzram.engine.disk import _test_stripes
 
+        self.pausing = pause
         cdef bytes name = linger.encode()
         must(len(name) < LINGER_NAME, b"the name of a function to linger in has room")
         memcpy(self.lock.linger_in, <const char*>name, len(name) + 1)

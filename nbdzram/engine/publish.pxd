@@ -1,4 +1,26 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    /* What readers without a lock look at is looked at and changed by these alone: a word at a time, whole, and after a look
+       everything that its publication came after is seen too. amend is for what no kill has to be held against: counts in
+       a word, and words outside an arena. Whoever changes something holds the pool's lock; for ages, exchange64. */
+    static inline uint64_t nbdzram_look64(const uint64_t* place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
+    static inline uint32_t nbdzram_look32(const uint32_t* place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
+    static inline void nbdzram_amend64(uint64_t* place, uint64_t value) { __atomic_store_n(place, value, __ATOMIC_RELEASE); }
+    static inline void nbdzram_amend32(uint32_t* place, uint32_t value) { __atomic_store_n(place, value, __ATOMIC_RELEASE); }
+    static inline int nbdzram_exchange64(uint64_t* place, uint64_t old, uint64_t value) {
+        return __atomic_compare_exchange_n(place, &old, value, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+    }
+    static inline void nbdzram_tally(uint64_t* place) { __atomic_fetch_add(place, 1, __ATOMIC_RELAXED); }
+    """
+    uint64_t look64 "nbdzram_look64" (const uint64_t* place)
+    uint32_t look32 "nbdzram_look32" (const uint32_t* place)
+    void amend64 "nbdzram_amend64" (uint64_t* place, uint64_t value)
+    void amend32 "nbdzram_amend32" (uint32_t* place, uint32_t value)
+    bint exchange64 "nbdzram_exchange64" (uint64_t* place, uint64_t old, uint64_t value)
+    void tally "nbdzram_tally" (uint64_t* place)
+
 cdef void publish64(uint64_t* place, uint64_t value) noexcept nogil
 cdef void publish32(uint32_t* place, uint32_t value) noexcept nogil

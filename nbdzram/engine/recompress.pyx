@@ -38,6 +38,7 @@ from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
+from nbdzram.engine.slab cimport RECOMPRESSED
 from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, LEAF_BLOCKS, age_of, is_hole
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -70,13 +71,13 @@ cdef class Recompress(Run):
     cdef void* compressor
     cdef void* cdict
     cdef uint64_t seen, replaced, before, after
-    cdef int64_t pages       # that went back to the system, less those that were taken
 
     def __cinit__(self, Pool pool, *, level: int = 3, idle_seconds: int = 0, huge_only: bool = False,
                   dictionary: bool = False):
         if not MIN_LEVEL <= level <= MAX_LEVEL:
             raise UserError(f"Zstandard level {level} is outside {MIN_LEVEL} .. {MAX_LEVEL}")
         self.level = level
+        self.cause = RECOMPRESSED
         # A unit more than asked: the one in which a block was used has been going on for nobody knows how long.
         self.idle = min((idle_seconds + AGE_SECONDS - 1) // AGE_SECONDS + 1, AGE_OLDEST) if idle_seconds else 0
         self.huge_only = huge_only
@@ -121,7 +122,7 @@ cdef class Recompress(Run):
             "objects_recompressed": self.replaced,
             "bytes_before": self.before,
             "bytes_after": self.after,
-            "pages_returned": max(<int64_t>0, self.pages),
+            "pages_returned": max(<int64_t>0, self.returned),
             "dictionary_bytes": 0 if self.dictionary == NO_DICTIONARY
             else dictionary_length(self.pool.superblock, self.dictionary),
         }
@@ -180,6 +181,7 @@ cdef class Recompress(Run):
         cdef uint64_t* leaf
         cdef uint32_t handle
         while budget:
+            self.pool.keep_short()
             lock_take_behind(&self.pool.lock)
             leaf = disk.walk(&self.block, end)
             if leaf == NULL:
@@ -218,7 +220,6 @@ cdef class Recompress(Run):
         cdef bint right
         cdef uint32_t better_kind = 0
         cdef uint32_t better_length = 0
-        cdef uint64_t pages
         if not self._is_worth_trying(kind) or self.pool.store.was_tried(handle):
             return
         if age < self.idle or not self.pool.store.is_sound(first, handle) or not self.pool.store.acquire(handle):
@@ -238,7 +239,6 @@ cdef class Recompress(Run):
                                   and memcmp(again, block, BLOCK) == 0):
             better_length = 0
         lock_take_behind(&self.pool.lock)
-        pages = self.pool.store.slab.pages_used
         if not right:
             self.pool.rotten += 1
             self.pool.rotten_export = self.disk.number
@@ -251,7 +251,6 @@ cdef class Recompress(Run):
                 self.replaced += 1
                 self.before += length
                 self.after += better_length
-                self.pages += <int64_t>(pages - self.pool.store.slab.pages_used)
         self.pool.store.release(handle)
 
     cdef uint32_t _encode(self, const uint8_t* block, uint8_t* target, uint32_t limit, uint32_t* kind) noexcept nogil:

@@ -1,9 +1,14 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.census cimport Census
-from nbdzram.engine.slab cimport MAX_CLASSES, Slab, ZSpage
+from nbdzram.engine.slab cimport MAX_CLASSES, MAX_SLOTS, Slab, ZSpage
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
+
+cdef enum:
+    SLOT_WORDS = MAX_SLOTS // 64
+
+cdef uint32_t judge_slots(Slab slab, uint32_t unit, uint64_t* slots, char* complaint) noexcept nogil
 
 cdef class CellCensus(Census):
     cdef ObjectStore store

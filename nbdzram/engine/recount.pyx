@@ -20,6 +20,7 @@ from nbdzram.engine.table cimport Tables
 
 cdef extern from * nogil:
     int __builtin_popcount(unsigned int)
+    int __builtin_popcountll(unsigned long long)
 
 
 @cython.final
@@ -140,3 +141,34 @@ cdef class NodeCensus(Census):
 
     cdef void weigh(self, uint32_t number, int sign) noexcept nogil:
         self.nodes += sign * (self.tables.node(number)[0] != 0)
+
+
+cdef uint32_t judge_slots(Slab slab, uint32_t unit, uint64_t* slots, char* complaint) noexcept nogil:
+    """Complain of a zspage whose used slots are not those that were found (a bit a slot); what that cost.
+
+    That its list of free ones ends, the census saw.
+    """
+    cdef ZSpage* page = slab.zspage(unit)
+    cdef uint32_t found = 0
+    cdef uint32_t free_slots = 0
+    cdef uint32_t slot = page.free_slot
+    cdef int index
+    if page.state_group == NOT_A_ZSPAGE:
+        return 0
+    for index in range(SLOT_WORDS):
+        found += __builtin_popcountll(slots[index])
+    if found != page.used:
+        snprintf(complaint, COMPLAINT, "zspage %u: %u slots counted, %u objects found",
+                 unit, <uint32_t>page.used, found)
+    if slab.classes[page.size_class].size == PAGE_SIZE:
+        if slots[0] & page.free_slot:
+            snprintf(complaint, COMPLAINT, "zspage %u: pages %x are free, and objects lie in some of them",
+                     unit, <uint32_t>page.free_slot)
+        return 0
+    while slot != NO_SLOT and not complaint[0]:
+        if slots[slot // 64] >> (slot & 63) & 1:
+            snprintf(complaint, COMPLAINT, "zspage %u: slot %u is free, and an object lies in it", unit, slot)
+        slot = (<uint16_t*>(slab.arena.base + <uint64_t>unit * UNIT_SIZE
+                            + slot * slab.classes[page.size_class].size))[0]
+        free_slots += 1
+    return free_slots

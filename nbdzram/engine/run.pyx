@@ -6,14 +6,18 @@ A step looks at about `budget` things (handles, zspages, entries), and holds the
 a time, so that no client ever waits for a run. Between two holds, and between two steps, the pool changes under it:
 whatever a run remembers from one hold to the next is a hint until it is looked at again.
 
+What a step retires it sees taken back before it ends, so that a report is exact, and what is retired stays little. The
+maintenance lock is held meanwhile: whoever takes it is not online (quiescence.pyx).
+
 Progress is told in work, not in things: what takes a thousand times as long counts a thousand times, so that the share
 that is done is the share of the time. What was expected and did not come is taken off the total when a run ends.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.slab cimport RELEASED
 from nbdzram.engine.users cimport users_enter, users_leave
 
 from nbdzram.errors import EngineError
@@ -30,12 +34,17 @@ cdef class Run:
 
     def step(self, uint32_t budget = 4096) -> bool:
         cdef bint more
+        cdef int64_t before
         if not users_enter(&self.pool.users):
             raise EngineError("a run cannot go on: its pool was closed")
         try:
             with nogil:
                 lock_take(&self.pool.maintenance)
+                before = self.pool.store.slab.returned[self.cause]
                 more = self._step(budget)
+                if self.cause != RELEASED:
+                    self.pool.reclaim()
+                self.returned += self.pool.store.slab.returned[self.cause] - before
                 lock_leave(&self.pool.maintenance)
             if more or self._go_on():
                 return True

@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena, Region
 from nbdzram.engine.census cimport Census
+from nbdzram.engine.limbo cimport Limbo
 
 cdef enum:
     MIN_SIZE = 32
@@ -23,6 +24,15 @@ cdef enum:
     GROWING_GROUP = GROUPS + 1
     LISTS = GROUPS + 2
 
+    # Why a slot was given up, and on whose account its pages come back.
+    RELEASED = 0
+    FOLDED = 1
+    COMPACTED = 2
+    RECOMPRESSED = 3
+    CAUSES = 4
+
+    RECLAIMED_AT_ONCE = 16  # slots looked through for one that has to be had
+
 cdef struct ZSpage:
     uint32_t next
     uint32_t prev
@@ -37,12 +47,26 @@ cdef struct SizeClass:
     uint32_t pages
     uint32_t slots
     uint32_t head[LISTS]       # first zspage of each list; 0 is none
-    uint64_t used              # slots in use over all its zspages
+    uint64_t used              # slots in use over all its zspages, retired ones among them
+    uint64_t retired           # that no cell names any more, and a reader may still see
     uint64_t reached           # slots below top over all its zspages
     uint64_t left              # of the reached slots: in zspages that are being emptied
     uint64_t pages_used
     uint32_t zspages
     uint32_t groups            # bit per fullness group that is not empty
+
+# What is remembered of a retired slot.
+cdef inline uint64_t retired_word(uint32_t unit, uint32_t slot, int cause) noexcept nogil:
+    return <uint64_t>unit << 13 | slot << 2 | cause
+
+cdef inline uint32_t retired_unit(uint64_t word) noexcept nogil:
+    return <uint32_t>(word >> 13)
+
+cdef inline uint32_t retired_slot(uint64_t word) noexcept nogil:
+    return <uint32_t>(word >> 2) & (MAX_SLOTS - 1)
+
+cdef inline int retired_for(uint64_t word) noexcept nogil:
+    return word & (CAUSES - 1)
 
 cdef class Slab:
     cdef Arena arena
@@ -55,6 +79,10 @@ cdef class Slab:
     cdef uint64_t pages_max
     cdef uint64_t zspage_count
     cdef uint64_t freed_ever   # slots
+    cdef Limbo limbo           # of retired slots (retired_word)
+    cdef uint64_t* retired     # ... a ring
+    cdef int cause             # on whose account slots are taken now
+    cdef int64_t returned[CAUSES]  # pages, less those that were taken
     cdef uint32_t spare_unit   # of the spare pages, where they begin in it, and how many there are
     cdef uint32_t spare_first
     cdef uint32_t spare_count
@@ -64,7 +92,9 @@ cdef class Slab:
     cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
-    cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil
+    cdef void retire(self, uint32_t unit, uint32_t slot, int cause) noexcept nogil
+    cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil
+    cdef uint64_t retired_item(self, uint64_t position) noexcept nogil
     cdef void return_spares(self) noexcept nogil
     cdef uint64_t evacuation_gain(self, int index) noexcept nogil
     cdef bint can_evacuate(self, int index) noexcept nogil
@@ -77,6 +107,8 @@ cdef class Slab:
     cdef void adoption_done(self) noexcept nogil
 
     cdef void _changes(self, uint32_t unit) noexcept nogil
+    cdef bint _needs_page(self, SizeClass* klass) noexcept nogil
+    cdef void _free(self, uint32_t unit, uint32_t slot) noexcept nogil
     cdef bint _new_zspage(self, int klass, uint32_t* unit) noexcept nogil
     cdef void _list_in(self, uint32_t unit, ZSpage* page, int state, int group) noexcept nogil
     cdef void _unlist(self, uint32_t unit, ZSpage* page) noexcept nogil

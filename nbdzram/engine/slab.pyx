@@ -29,18 +29,24 @@ Invariants
    allocation takes from the fullest group. Only where a class has none, a slot above `top` is used, which may need a
    page: so an allocation that is refused for want of a page could not have done without it.
 3. A zspage without objects does not exist: its pages went back to the system when the last object left.
+4. A slot that no cell names any more is retired: it stays used, with the bytes that it has, until no reader can see them
+   (quiescence.pyx); only then is it freed, so that the next object or the list of free slots is written into it, or its
+   page goes back.
 
 Not locked here: the pool's lock covers every call.
 """
 
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
+from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_ripen
+from nbdzram.engine.must cimport must
 
 import zlib
 
@@ -56,9 +62,13 @@ cdef class Slab:
         if not region_reserve(&self.zspages, (arena.reserved // UNIT_SIZE) * sizeof(ZSpage), &arena.ledger) or (
                 not region_ensure(&self.zspages, sizeof(ZSpage))):
             raise ArenaError("cannot reserve addresses for zspage descriptors; raise ulimit -v")
+        self.retired = <uint64_t*>malloc(LIMBO_ROOM * sizeof(uint64_t))
+        if self.retired == NULL:
+            raise MemoryError
         self._make_classes()
 
     def __dealloc__(self):
+        free(self.retired)
         region_free(&self.zspages)
         region_free(&self.adopted)
 
@@ -107,6 +117,10 @@ cdef class Slab:
         cdef int index = self.class_of[length]
         cdef SizeClass* klass = &self.classes[index]
         cdef ZSpage* page
+        cdef int looked = 0
+        # Before a zspage is chosen: it may be the one that goes.
+        while looked < RECLAIMED_AT_ONCE and limbo_count(&self.limbo) and self._needs_page(klass) and self.reclaim(1):
+            looked += 1
         if self.spare_count and self._is_whole(klass):
             unit[0] = self.spare_unit
         elif klass.groups:
@@ -127,6 +141,18 @@ cdef class Slab:
         klass.used += 1
         self._regroup(unit[0], page)
         return True
+
+    cdef bint _needs_page(self, SizeClass* klass) noexcept nogil:
+        """Whether the next slot of a class is one that no object has had, in a page of its own."""
+        cdef uint64_t top
+        if self._is_whole(klass):
+            return self.spare_count == 0
+        if klass.groups:
+            return False
+        if klass.head[GROWING_GROUP] == 0:
+            return True
+        top = self.zspage(klass.head[GROWING_GROUP]).top
+        return self.pages_of(klass, top + 1) > self.pages_of(klass, top)
 
     cdef bint _is_whole(self, SizeClass* klass) noexcept nogil:
         """Whether its slots are whole pages."""
@@ -193,8 +219,10 @@ cdef class Slab:
 
     cdef bint _take_pages(self, SizeClass* klass, uint64_t offset, uint64_t count) noexcept nogil:
         """Make pages of the arena a zspage's. False at the limit, or when the system has none."""
+        cdef uint64_t before = self.pages_used
         if not ledger_take(&self.arena.ledger, count):
             self.return_spares()
+            self.returned[self.cause] += before - self.pages_used
             if not ledger_take(&self.arena.ledger, count):
                 return False
         if not self.arena.commit(offset, count * PAGE_SIZE):
@@ -202,6 +230,7 @@ cdef class Slab:
             return False
         self.pages_used += count
         klass.pages_used += count
+        self.returned[self.cause] -= count
         self.pages_max = max(self.pages_max, self.pages_used)
         return True
 
@@ -241,12 +270,40 @@ cdef class Slab:
         """A fresh zspage's free_slot: an empty list, or a bit for each of its pages."""
         return (1 << klass.slots) - 1 if self._is_whole(klass) else NO_SLOT
 
-    cdef void free(self, uint32_t unit, uint32_t slot) noexcept nogil:
+    cdef void retire(self, uint32_t unit, uint32_t slot, int cause) noexcept nogil:
+        """No cell names a slot any more; it is free when no reader can see it."""
+        must(limbo_has_room(&self.limbo, 1), b"who retires slots looks for room first (reclaim.pyx)")
+        self._changes(unit)
+        self.classes[self.zspage(unit).size_class].retired += 1
+        self.freed_ever += 1
+        self.retired[self.limbo.last & (LIMBO_ROOM - 1)] = retired_word(unit, slot, cause)
+        self.limbo.last += 1
+        self.reclaim(limbo_due(&self.limbo))
+
+    cdef uint64_t retired_item(self, uint64_t position) noexcept nogil:
+        return self.retired[position & (LIMBO_ROOM - 1)]
+
+    cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil:
+        """Free up to `limit` retired slots that nobody sees any more; how many. Their pages are counted for who retired them."""
+        cdef uint64_t count = 0, item
+        cdef uint32_t unit
+        cdef uint64_t pages
+        while count < limit and (self.limbo.first < self.limbo.ripe or limbo_ripen(&self.limbo)):
+            item = self.retired_item(self.limbo.first)
+            unit = retired_unit(item)
+            self.limbo.first += 1
+            self.classes[self.zspage(unit).size_class].retired -= 1
+            pages = self.pages_used
+            self._free(unit, retired_slot(item))
+            self.returned[retired_for(item)] += pages - self.pages_used
+            count += 1
+        return count
+
+    cdef void _free(self, uint32_t unit, uint32_t slot) noexcept nogil:
         """Take a slot back; all pages of a zspage that empties return to the system."""
         cdef ZSpage* page = self.zspage(unit)
         cdef SizeClass* klass = &self.classes[page.size_class]
         self._changes(unit)
-        self.freed_ever += 1
         page.used -= 1
         klass.used -= 1
         if page.used == 0:

@@ -31,7 +31,6 @@ cdef class ObjectStore:
     cdef uint64_t folded
     cdef uint64_t moved
     cdef uint64_t recompressed
-    cdef uint64_t pages_folded
     cdef uint64_t pages_compacted
     cdef Region tried          # a bit a handle: as small as recompression makes it
     cdef int tried_strength    # of that recompression
@@ -59,4 +58,5 @@ cdef class ObjectStore:
     cdef bint adopt(self, uint32_t handle) noexcept nogil
 
     cdef void _count(self, uint64_t word, int sign) noexcept nogil
+    cdef bint _take_slot(self, uint32_t length, uint32_t* unit, uint32_t* slot, int cause) noexcept nogil
     cdef void _forget(self, uint32_t handle, uint64_t word) noexcept nogil

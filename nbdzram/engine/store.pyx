@@ -27,7 +27,7 @@ from nbdzram.engine.domain cimport is_fingerprint_of
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.publish cimport publish64
-from nbdzram.engine.slab cimport Slab
+from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab
 
 from nbdzram.errors import ArenaError
 
@@ -155,16 +155,16 @@ cdef class ObjectStore:
             if kind_of(word) != KIND_FORWARD:
                 break
             if last:
-                self.cells.free(handle)
+                self.cells.retire(handle)
             handle = target_of(word)
         if kind_of(word) == KIND_FILL:
             if last:
-                self.cells.free(handle)
+                self.cells.retire(handle)
         elif last:
             self.index.remove(handle)
             self._forget(handle, word)
-            self.cells.free(handle)
-            self.slab.free(unit_of(word), slot_of(word))
+            self.cells.retire(handle)
+            self.slab.retire(unit_of(word), slot_of(word), RELEASED)
         else:
             self.shared_bytes -= length_of(word)
             if self.cells.cell(handle).word >> REFS_SHIFT == 1:
@@ -206,7 +206,6 @@ cdef class ObjectStore:
         cdef uint64_t word = cell.word
         cdef uint64_t refs = self.cells.refs(loser)
         cdef uint64_t winner_word = self.cells.cell(winner).word
-        cdef uint64_t pages = self.slab.pages_used
         if word >> REFS_SHIFT > 1:
             self.shared_objects -= 1
             self.shared_bytes -= (refs - 1) * length_of(word)
@@ -217,8 +216,7 @@ cdef class ObjectStore:
         self.cells.changes(loser)
         publish64(&cell.word, KIND_FORWARD | <uint64_t>winner << 4 | refs_bits(word))
         self._forget(loser, word)
-        self.slab.free(unit_of(word), slot_of(word))
-        self.pages_folded += pages - self.slab.pages_used
+        self.slab.retire(unit_of(word), slot_of(word), FOLDED)
         self.folded += 1
 
     cdef bint move(self, uint32_t handle) noexcept nogil:
@@ -227,12 +225,12 @@ cdef class ObjectStore:
         cdef uint64_t word = cell.word
         cdef uint32_t unit, slot
         cdef uint32_t length = length_of(word)
-        if not self.slab.alloc(length, &unit, &slot):
+        if not self._take_slot(length, &unit, &slot, COMPACTED):
             return False
         memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), self.bytes_at(word), length)
         self.cells.changes(handle)
         publish64(&cell.word, object_word(kind_of(word), length, slot, unit) | refs_bits(word))
-        self.slab.free(unit_of(word), slot_of(word))
+        self.slab.retire(unit_of(word), slot_of(word), COMPACTED)
         self.moved += 1
         return True
 
@@ -241,7 +239,7 @@ cdef class ObjectStore:
         cdef Cell* cell = self.cells.cell(handle)
         cdef uint64_t word = cell.word
         cdef uint32_t unit, slot
-        if not self.slab.alloc(length, &unit, &slot):
+        if not self._take_slot(length, &unit, &slot, RECOMPRESSED):
             return False
         memcpy(self.arena.base + self.slab.offset_of(unit, slot, length), encoded, length)
         if word >> REFS_SHIFT > 1:
@@ -250,9 +248,17 @@ cdef class ObjectStore:
         publish64(&cell.word, object_word(kind, length, slot, unit) | refs_bits(word))
         self._forget(handle, word)
         self._count(cell.word, 1)
-        self.slab.free(unit_of(word), slot_of(word))
+        self.slab.retire(unit_of(word), slot_of(word), RECOMPRESSED)
         self.recompressed += 1
         return True
+
+    cdef bint _take_slot(self, uint32_t length, uint32_t* unit, uint32_t* slot, int cause) noexcept nogil:
+        """A slot for what lies elsewhere now; a page that it takes is counted against what `cause` returns."""
+        cdef bint taken
+        self.slab.cause = cause
+        taken = self.slab.alloc(length, unit, slot)
+        self.slab.cause = RELEASED
+        return taken
 
     cdef Region begin_trying(self, int strength, Region fresh) noexcept nogil:
         """A recompression begins that is stronger than all before it, and tries everything again. `fresh` is as large as

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from nbdzram.engine.arena cimport Arena, Region
 from nbdzram.engine.census cimport Census
 from nbdzram.engine.format cimport mix
+from nbdzram.engine.limbo cimport Limbo
 from nbdzram.engine.store cimport ObjectStore
 
 cdef enum:
@@ -98,6 +99,8 @@ cdef class Tables:
     cdef Region free_nodes  # of uint32_t: page numbers
     cdef uint32_t free_count
     cdef uint64_t nodes     # in use
+    cdef Limbo limbo        # of retired nodes: pages that no word names any more, and a reader may still see
+    cdef uint32_t* retired  # ... a ring
     cdef uint64_t aging     # the page at which age_on goes on
     cdef uint64_t no_leaf[LEAF_BLOCKS]  # entries that are none: what stands for a leaf that cannot be found
     cdef Census census      # of a check under way, else None
@@ -114,6 +117,7 @@ cdef class Tables:
     cdef void acquire(self, uint32_t page) noexcept nogil
     cdef void share(self, uint64_t* root, uint64_t* twin) noexcept nogil
     cdef bint drop_share(self, uint64_t* place, int level, uint64_t number) noexcept nogil
+    cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil
     cdef void prune(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef void give_node(self, uint64_t* place, int level, uint64_t number) noexcept nogil
     cdef bint is_same(self, uint64_t entry) noexcept nogil
@@ -133,7 +137,7 @@ cdef class Tables:
     cdef bint is_word(self, uint64_t word, int level, uint64_t number) noexcept nogil
     cdef bint reserve_refs(self, uint32_t unit) noexcept nogil
     cdef uint32_t _take(self, int level) noexcept nogil
-    cdef void _free(self, uint32_t page) noexcept nogil
+    cdef void _retire(self, uint32_t page) noexcept nogil
     cdef bint _own(self, uint64_t* root, uint64_t* place, int level, uint64_t block) noexcept nogil
     cdef void _clear(self, uint32_t page, int level, uint64_t block) noexcept nogil
     cdef void _copy_branch(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil

@@ -28,12 +28,16 @@ Invariants
 3. A free node's page reads as zeroes.
 4. A node that names nothing is freed by whoever took its last name away (prune); a kill may leave some.
 5. An entry that is not right holds nothing: no count knows of it. It is kept as it is until its block is written.
+6. A node that nothing names any more is retired: its page keeps what it says until no reader can see it (quiescence.pyx),
+   and counts as used. So who walks down finds nodes only, but perhaps one that the walk's export has left meanwhile, which
+   is another's alone then, and changes with that: reading.pyx looks again whether it has.
 
-Not locked here: the pool's lock covers every call.
+Not locked here: the pool's lock covers every call; readers without it walk by themselves (reading.pyx).
 """
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport (
@@ -42,9 +46,10 @@ from nbdzram.engine.arena cimport (
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.ledger cimport ledger_give, ledger_take
+from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_ripen
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS
 from nbdzram.engine.must cimport must, must_debug
-from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.publish cimport exchange64, look64, publish64
 from nbdzram.engine.store cimport ObjectStore
 
 from nbdzram.errors import ArenaError
@@ -70,8 +75,12 @@ cdef class Tables:
                 or not region_reserve(&self.free_nodes, pages * 4, &self.arena.ledger)
                 or not region_ensure(&self.free_nodes, 1) or not region_ensure(&self.refs_used, 1)):
             raise ArenaError("cannot reserve addresses for block tables; raise ulimit -v")
+        self.retired = <uint32_t*>malloc(LIMBO_ROOM * sizeof(uint32_t))
+        if self.retired == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
+        free(self.retired)
         region_free(&self.refs)
         region_free(&self.refs_used)
         region_free(&self.free_nodes)
@@ -214,12 +223,14 @@ cdef class Tables:
         """A page with one parent, 0 when there is no room."""
         cdef uint32_t unit, page
         cdef int index
+        if self.free_count == 0 and limbo_count(&self.limbo):
+            self.reclaim(HOLD_PAGES)
         if self.free_count == 0:
             unit = self.arena.take()
             if unit == 0:
                 return 0
             # Room for all nodes to be free one day: giving one back must never fail.
-            if (not region_ensure(&self.free_nodes, (self.nodes + UNIT_PAGES) * 4)
+            if (not region_ensure(&self.free_nodes, (self.nodes + limbo_count(&self.limbo) + UNIT_PAGES) * 4)
                     or not self.reserve_refs(unit)):
                 self.arena.give(unit)
                 return 0
@@ -239,24 +250,38 @@ cdef class Tables:
         return page
 
     cdef void give_node(self, uint64_t* place, int level, uint64_t number) noexcept nogil:
-        """Free the node that the word at `place` alone names and that names nothing any more."""
+        """Retire the node that the word at `place` alone names and that names nothing any more."""
         cdef uint32_t page = page_of(place[0])
         must(self.parents(page) == 1, b"a node is freed by the last that names it")
         must_debug(
             self._is_empty(page, level - 1, number << (level * BRANCH_SHIFT) if level <= TOP_LEVEL else 0),
             b"a node that is freed names nothing")
         publish64(place, branch_word(self.seed, level, number, 0))
-        self._free(page)
+        self._retire(page)
 
-    cdef void _free(self, uint32_t page) noexcept nogil:
-        """Take back a node that no place names any more, or none named yet."""
+    cdef void _retire(self, uint32_t page) noexcept nogil:
+        """Give up a node that no place names any more, or none named yet."""
+        must(limbo_has_room(&self.limbo, 1), b"who retires nodes looks for room first (reclaim.pyx)")
         self._changes(page)
         self.node(page)[0] = 0
         self.nodes -= 1
-        ledger_give(&self.arena.ledger, 1)
-        self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
-        (<uint32_t*>self.free_nodes.base)[self.free_count] = page
-        self.free_count += 1
+        self.retired[self.limbo.last & (LIMBO_ROOM - 1)] = page
+        self.limbo.last += 1
+        self.reclaim(limbo_due(&self.limbo))
+
+    cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil:
+        """Free up to `limit` retired nodes that nobody sees any more; how many."""
+        cdef uint64_t count = 0
+        cdef uint32_t page
+        while count < limit and (self.limbo.first < self.limbo.ripe or limbo_ripen(&self.limbo)):
+            page = self.retired[self.limbo.first & (LIMBO_ROOM - 1)]
+            self.limbo.first += 1
+            ledger_give(&self.arena.ledger, 1)
+            self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
+            (<uint32_t*>self.free_nodes.base)[self.free_count] = page
+            self.free_count += 1
+            count += 1
+        return count
 
     cdef void prune(self, uint64_t* root, uint64_t block) noexcept nogil:
         """Free the nodes on the way to a block that name nothing, from the lowest up, as far as this table alone has them."""
@@ -436,7 +461,7 @@ cdef class Tables:
             if handle:
                 self.store.release(handle)
         if copy.done == 0:
-            self._free(copy.page)
+            self._retire(copy.page)
             copy.page = 0
         return copy.page != 0
 
@@ -465,6 +490,7 @@ cdef class Tables:
         """Go on through the leaves, and let no entry grow so old that it looks young again."""
         cdef uint64_t end = self.page_end()
         cdef uint64_t* words
+        cdef uint64_t entry
         cdef int index
         while pages and end:
             if self.aging >= end:
@@ -472,8 +498,9 @@ cdef class Tables:
             if self.node(<uint32_t>self.aging)[0] and self.node(<uint32_t>self.aging)[0] >> LEVEL_SHIFT == 0:
                 words = self.words(<uint32_t>self.aging)
                 for index in range(LEAF_BLOCKS):
-                    if entry_handle(words[index]) and age_of(words[index], now) > AGE_OLDEST:
-                        words[index] = aged(words[index], now - AGE_OLDEST)
+                    entry = look64(words + index)
+                    if entry_handle(entry) and age_of(entry, now) > AGE_OLDEST:
+                        exchange64(words + index, entry, aged(entry, now - AGE_OLDEST))  # not over what a reader notes
             self.aging += 1
             pages -= 1
 
@@ -502,4 +529,4 @@ cdef class Tables:
 
     cdef uint64_t pages(self) noexcept nogil:
         """Pages of nodes, of the counts of their parents and of the list of free ones."""
-        return self.nodes + self.refs_pages + self.refs_used.pages + self.free_nodes.pages
+        return self.nodes + limbo_count(&self.limbo) + self.refs_pages + self.refs_used.pages + self.free_nodes.pages

@@ -1,5 +1,8 @@
 # Who is in a pool: every request, change and step of a run, from its first look at the arena to its last.
 #
+# Readers without a lock are online instead (quiescence.pyx): to be counted would cost all of them the same cache line twice
+# a call. Closing waits for a grace period too.
+#
 # Closing turns newcomers away and waits for those that are in; so whatever comes behind it (the arena's file is another
 # process's) comes when nobody is left. Who takes long looks at users_leaving between two holds of the lock, and goes.
 
@@ -14,6 +17,7 @@ cdef extern from * nogil:
     #define NBDZRAM_USER 2u
 
     typedef struct {
+        char before[128];  /* readers look at it, and are not to wait for what is written beside it */
         uint32_t state;  /* CLOSING, and USER for each that is in */
         sem_t left;      /* posted by the last one out of a closing pool */
     } Users;

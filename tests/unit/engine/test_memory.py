@@ -59,8 +59,8 @@ def test_pages_given_back_before_a_pool_is_opened_again_stay_given_back(tmp_path
         for number in range(256):
             if number % 16 not in (3, 9):
                 disk.trim(number * BLOCK, BLOCK)
+        spare = pool.stats().mem_used_total // BLOCK - 32  # who asks has what was freed taken back
         before = file_pages(path)
-        spare = pool.stats().mem_used_total // BLOCK - 32
     with Pool(path=str(path)) as pool:
         assert pool.stats().mem_used_total == 32 * BLOCK
         assert before - file_pages(path) == spare
