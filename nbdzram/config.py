@@ -148,6 +148,15 @@ class MaintenanceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """Streams of all exports that are kept in a directory, and begun from."""
+
+    directory: Path | None = None  # None: none are taken
+    interval_seconds: float = 60.0
+    keep: int = 2  # chains: a whole one, and what changed since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """Who may attach to an export: whom both lists admit. An empty list admits everyone."""
 
@@ -199,6 +208,7 @@ class ServerConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     limits: Limits = field(default_factory=Limits)
     maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     default_export: str | None = None  # what the empty name means; None: the only export, if there is one
     list_exports: bool = True
     state_dir: Path | None = None  # arenas as files that outlive the process; None: anonymous memory

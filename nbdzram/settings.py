@@ -25,6 +25,7 @@ from nbdzram import values
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
     DEFAULT_POOL,
+    CheckpointConfig,
     ExportConfig,
     Limits,
     LogFormat,
@@ -117,6 +118,9 @@ KEYS = (
     Key(("limits", "connection_bytes"), values.size(65536, GIB), "buffers of one connection"),
     Key(("limits", "total_bytes"), values.size(1 << 20, 1 << 40), "buffers of all connections"),
     Key(("limits", "drain_seconds"), values.seconds(0, 3600), "how long a stop waits for requests under way"),
+    Key(("checkpoint", "directory"), values.path, "directory that checkpoints of all exports are kept in"),
+    Key(("checkpoint", "interval_seconds"), values.interval, "from one checkpoint to the next: 60, 10m or 2h"),
+    Key(("checkpoint", "keep"), values.integer(1, 1000), "chains of checkpoints to keep, each from a whole one on"),
     Key(("maintenance", "fold"), values.trigger("fold"), "off, auto or an interval", True),
     Key(("maintenance", "compact"), values.trigger("compact"), "off, auto or an interval", True),
     Key(("maintenance", "recompress"), values.trigger("recompress"), "off, auto or an interval", True),
@@ -301,6 +305,7 @@ def build(layer: Layer) -> ServerConfig:
         tls=tls,
         limits=Limits(**fields.get(("limits",), {})),
         maintenance=MaintenanceConfig(**fields.get(("maintenance",), {})),
+        checkpoint=CheckpointConfig(**fields.get(("checkpoint",), {})),
         **fields.get((), {}),
     )
 

@@ -205,6 +205,17 @@ class HistorySample:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointStatus:
+    """The checkpoints that the server takes."""
+
+    moment: float | None  # of the newest that is whole, in seconds since the epoch; None: none is yet
+    interval_seconds: float
+    seconds: float  # that the last one took
+    stream_bytes: int  # of the last file
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """The whole server, at one moment."""
 
@@ -227,6 +238,7 @@ class ServerStatus:
     latency_bounds_seconds: tuple[float, ...]
     pools: tuple[PoolStatus, ...]
     exports: tuple[ExportStatus, ...]
+    checkpoint: CheckpointStatus | None = None  # None: no directory is named
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,17 @@ def listen(value: object) -> dict[str, object]:
     return {"tcp": tuple(tcp), "unix": tuple(unix), "vsock": tuple(vsock)}
 
 
+def interval(value: object) -> float:
+    """A time of at least a second, as seconds or 30s, 5m, 2h. In seconds."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
+    if match is None or isinstance(value, bool) or float(match[1]) * _SCALES[match[2]] < 1:
+        raise ValueError(f"{value!r} is not an interval of at least a second, such as 60, 10m or 2h")
+    return float(match[1]) * _SCALES[match[2]]
+
+
+_SCALES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
 def trigger(name: str) -> Callable[[object], dict[str, object]]:
     """A reader of `off`, `auto` or an interval in seconds (or 30s, 5m, 2h) for the maintenance run `name`."""
 
@@ -259,8 +270,7 @@ def trigger(name: str) -> Callable[[object], dict[str, object]]:
         match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
         if match is None or isinstance(value, bool) or float(match[1]) == 0:
             raise ValueError(f"{value!r} is not allowed; it is off, auto, or an interval such as 600, 10m or 2h")
-        scale = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-        return {name: Trigger.INTERVAL, f"{name}_interval_seconds": float(match[1]) * scale}
+        return {name: Trigger.INTERVAL, f"{name}_interval_seconds": float(match[1]) * _SCALES[match[2]]}
 
     return read
 

@@ -24,6 +24,7 @@ def default_of(key: Key) -> str:
         "tls": configuration.TlsConfig(),
         "limits": configuration.Limits(),
         "maintenance": configuration.MaintenanceConfig(),
+        "checkpoint": configuration.CheckpointConfig(),
         "pools": configuration.PoolConfig(),
         "exports": configuration.ExportConfig(name="NAME", size_bytes=512),
     }

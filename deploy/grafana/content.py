@@ -542,7 +542,37 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (OVERVIEW, MEMORY, FOLD, IO, ERRORS, EXPORTS, PROCESS)
+CHECKPOINTS = Row(
+    "Checkpoints",
+    (
+        Panel(
+            "Age of the newest checkpoint",
+            "After a power failure the disks would be those of so long ago. The line is the interval that is wanted.",
+            "s",
+            (
+                Query(f"time() - {server('checkpoint_timestamp_seconds')}", "{{instance}}"),
+                Query(server("checkpoint_interval_seconds"), "{{instance}} interval"),
+            ),
+        ),
+        Panel(
+            "What a checkpoint takes",
+            "Time from the moment of the last one to its file being durable, and how often one failed.",
+            "s",
+            (
+                Query(server("checkpoint_duration_seconds"), "{{instance}}"),
+                Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second"),
+            ),
+        ),
+        Panel(
+            "Size of a checkpoint",
+            "Size of the last file: what changed since the one before, or all of it where a chain begins.",
+            "bytes",
+            (Query(server("checkpoint_size_bytes"), "{{instance}}"),),
+        ),
+    ),
+)  # fmt: skip
+
+ROWS = (OVERVIEW, MEMORY, FOLD, IO, ERRORS, EXPORTS, CHECKPOINTS, PROCESS)
 
 ANNOTATIONS = (
     Annotation(

@@ -69,6 +69,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "recompress_interval": ("maintenance", "recompress"),
     "recompress_age": ("maintenance", "recompress_age_seconds"),
     "cpu_percent": ("maintenance", "cpu_percent"),
+    "checkpoint": ("checkpoint", "directory"),
+    "checkpoint_interval": ("checkpoint", "interval_seconds"),
+    "checkpoint_keep": ("checkpoint", "keep"),
     "tls": ("tls", "mode"),
     "tls_certificate": ("tls", "certificate"),
     "tls_key": ("tls", "key"),
@@ -178,6 +181,13 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--exit-with-parent", is_flag=True, help="End, as on SIGTERM, when the process ends that started this one."
 )
+@click.option(
+    "--checkpoint",
+    metavar="DIR",
+    help="Keep checkpoints of all exports there, and begin from the newest unless there are disks already.",
+)
+@click.option("--checkpoint-interval", metavar="SECONDS", help="From one to the next, also 10m or 2h.  [default: 60]")
+@click.option("--checkpoint-keep", metavar="N", help="Chains to keep, each from a whole one on.  [default: 2]")
 @click.option(
     "--restore",
     metavar="FILE",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.metrics.exposition import Family, Sample, Samples, histogram, labels
-from nbdzram.status import ExportStatus, OperationStatus, RunTotals, ServerStatus
+from nbdzram.status import CheckpointStatus, ExportStatus, OperationStatus, RunTotals, ServerStatus
 
 LATENCY_STEP = 2  # every second of the server's buckets: a factor of four between bounds, 4 us to 4 s
 
@@ -198,6 +198,10 @@ def _of_state_dir(value: Callable[[ServerStatus], int]) -> Samples:
     return _if_known(lambda s: value(s) if s.state_dir_size_bytes else None)
 
 
+def _checkpoint(value: Callable[[CheckpointStatus], float | None]) -> Samples:
+    return _if_known(lambda s: value(s.checkpoint) if s.checkpoint is not None else None)
+
+
 SERVER = (
     Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
     Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
@@ -209,6 +213,11 @@ SERVER = (
     Family("nbdzram_tls_certificate_expiry_timestamp_seconds", "gauge", "When the certificate in use ends; absent without TLS.", _if_known(lambda s: s.certificate_expires_at)),
     Family("nbdzram_state_dir_size_bytes", "gauge", "Size of the state directory's file system; absent without one.", _of_state_dir(lambda s: s.state_dir_size_bytes)),
     Family("nbdzram_state_dir_free_bytes", "gauge", "What is free there; absent without a state directory.", _of_state_dir(lambda s: s.state_dir_free_bytes)),
+    Family("nbdzram_checkpoint_timestamp_seconds", "gauge", "Moment of the newest checkpoint that is whole; absent without one.", _checkpoint(lambda c: c.moment)),
+    Family("nbdzram_checkpoint_interval_seconds", "gauge", "From one checkpoint to the next; absent where none are taken.", _checkpoint(lambda c: c.interval_seconds)),
+    Family("nbdzram_checkpoint_duration_seconds", "gauge", "Time that the last checkpoint took.", _checkpoint(lambda c: c.seconds)),
+    Family("nbdzram_checkpoint_size_bytes", "gauge", "Size of the last checkpoint's file.", _checkpoint(lambda c: c.stream_bytes)),
+    Family("nbdzram_checkpoint_failures_total", "counter", "Checkpoints that could not be taken.", _checkpoint(lambda c: c.failures)),
     Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
 )  # fmt: skip
 

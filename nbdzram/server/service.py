@@ -20,6 +20,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.server.changes import Changes
+from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Exports
 from nbdzram.server.history import History
@@ -30,7 +31,7 @@ from nbdzram.server.maintenance import Maintenance, Progress
 from nbdzram.server.policy import STARTS, Reason, gained
 from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.reload import Reload
-from nbdzram.server.restore import restore
+from nbdzram.server.restore import Restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.state import State
 from nbdzram.server.streams import Streams
@@ -77,6 +78,7 @@ class Service:
         self._history = History(self._exports, self._memory_bytes, config.state_dir)
         self.changes = Changes(config, self._pools, self._exports, self._nbd, self._run_numbers)
         self._streams = Streams(self.changes, self._exports, self._pools)
+        self._checkpoints = Checkpoints(config.checkpoint, self.changes, self._exports, self._pools)
         self._reload = Reload(
             config, reread=reread, changes=self.changes, pools=self._pools, exports=self._exports, nbd=self._nbd
         )
@@ -98,8 +100,8 @@ class Service:
         try:
             for name, pool in pools.items():
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
-            if self._restore_from is not None:
-                await asyncio.to_thread(restore, self._restore_from, config.exports, pools, state)
+            await asyncio.to_thread(self._checkpoints.prepare)
+            moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._exports.add(placed.export())
             if listen:
@@ -109,8 +111,16 @@ class Service:
                 pool.close()
             raise
         self.changes.begin(state)
+        self._checkpoints.start(moment_ns)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
+
+    def _restore(self, restore: Restore) -> int | None:
+        """Fill empty pools. The moment of the checkpoint that they are of, if it was one. Raises UserError."""
+        if self._restore_from is not None:
+            restore.from_file(self._restore_from)
+        directory = self._config.checkpoint.directory
+        return None if directory is None else restore.from_newest(directory)
 
     async def listen(self) -> None:
         """Of a service that was started without: let clients in. Raises UserError."""
@@ -148,6 +158,7 @@ class Service:
             self._pulse.cancel()
         self._history.stop()
         await asyncio.gather(self._nbd.drain(), self._streams.stop(), self.changes.stop())
+        await self._checkpoints.stop()
         await self._usages.stop()
         for service in self._pools.values():
             await service.close()
@@ -199,6 +210,7 @@ class Service:
             latency_bounds_seconds=LATENCY_BOUNDS_SECONDS,
             pools=tuple(service.status(now) for service in self._pools.values()),
             exports=tuple(export.status() for export in self._exports),
+            checkpoint=self._checkpoints.status,
         )
 
     def clients(self) -> tuple[ClientStatus, ...]:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import itertools
 import logging
 import os
 import time
@@ -28,29 +26,23 @@ from typing import TypeVar
 from nbdzram import __version__
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
-from nbdzram.engine.pool import Pool
-from nbdzram.engine.walk import leaves_apart
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.pools import PoolService
 from nbdzram.server.received import place_in, valid_name
+from nbdzram.server.telling import Base, Told, tell
 from nbdzram.status import ReceiveReport, SendReport
-from nbdzram.stream.layout import ExportPart, Origin
+from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.pipe import Pipe
 from nbdzram.stream.receiving import Intake, Place, Received, Receiver
-from nbdzram.stream.sending import Progress, Source, send
+from nbdzram.stream.sending import Progress, send
 
 MOST_AT_ONCE = 8
 """Streams: each has a thread, and the copies of its moment."""
 WATCH_SECONDS = 1.0
 ROOM_SAYS = "a write found no room in the pool, and the stream's copies keep some: it was ended"
 STOPS = "the server stops"
-
-CLOSEST_OF = 16
-"""Exports that were told last, from which an origin is chosen: clones come behind what they were made of."""
-LEAVES_LOOKED_AT = 65536
-"""Of a table, while one is: 128 GiB, some milliseconds."""
 
 Outcome = TypeVar("Outcome")
 
@@ -62,7 +54,7 @@ class _Moment:
     """Copies that are being sent."""
 
     copies: list[Disk]
-    pools: list[tuple[str, Pool, list[Source]]] = field(default_factory=list)
+    pools: Told
     taken_ns: int = field(default_factory=time.time_ns)
 
 
@@ -141,31 +133,14 @@ class Streams:
         disks = [export.disk for export in [*chosen, *dict.fromkeys(bases.values())]]
         token = os.urandom(8).hex()
         copies = moment.snapshot_together(disks, [f"\n{token} {number}" for number in range(len(disks))])
+        copy_of = dict(zip(disks, copies, strict=True))
+        known = {one: Base(base.name, base.disk.identity, copy_of[base.disk]) for one, base in bases.items()}
         try:
-            return self._told(copies, chosen, bases, dict(zip(disks, copies, strict=True)))
+            pools = {name: service.pool for name, service in self._pools.items()}
+            return _Moment(copies, tell(chosen, copy_of, known, pools, {one: one.disk.identity for one in chosen}))
         except BaseException:
             moment.discard(copies)
             raise
-
-    def _told(
-        self, copies: list[Disk], chosen: Sequence[Export], bases: dict[Export, Export], copy_of: dict[Disk, Disk]
-    ) -> _Moment:
-        """What is to be said of each, pool by pool."""
-        taken = _Moment(copies)
-        domains: dict[int, int] = {}
-        numbers = itertools.count()
-        for pool_name in dict.fromkeys(export.pool_name for export in chosen):
-            sources: list[Source] = []
-            for export in (one for one in chosen if one.pool_name == pool_name):
-                base, copy, disk = bases.get(export), copy_of[export.disk], export.disk
-                domain = domains.setdefault(disk.domain, len(domains) + 1) if disk.private else 0
-                origin = None if base else _closest(copy, [one for one in sources if one.part.domain == domain])
-                part = dataclasses.replace(
-                    _part(export, base, origin), number=next(numbers), size_bytes=copy.size_bytes, domain=domain
-                )
-                sources.append(Source(part=part, copy=copy, base=copy_of[base.disk] if base else None))
-            taken.pools.append((pool_name, self._pools[pool_name].pool, sources))
-        return taken
 
     def _bases(self, chosen: Sequence[Export], since: str, *, all_of_them: bool) -> dict[Export, Export]:
         """Of each export the snapshot that the receiver has: SINCE, or EXPORT@SINCE, also for a later EXPORT@OTHER."""
@@ -237,40 +212,6 @@ class Streams:
 
     async def _on_a_thread(self, work: Callable[[], Outcome]) -> Outcome:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-
-def _closest(copy: Disk, others: Sequence[Source]) -> Source | None:
-    """The earlier copy that has most of its table in common with this one; None: there is nothing to gain."""
-    closest, least = None, leaves_apart(copy, None, LEAVES_LOOKED_AT)
-    for other in others[-CLOSEST_OF:]:
-        apart = leaves_apart(copy, other.copy, least)
-        if apart < least:
-            closest, least = other, apart
-    return closest
-
-
-def _part(export: Export, base: Export | None, origin: Source | None) -> ExportPart:
-    """What the stream says of an export before its blocks, but for its number, the copy's size and the domain."""
-    of = (Origin.HOLES, 0, "")
-    if base is not None:
-        of = (Origin.BASE, base.disk.identity, base.name)
-    elif origin is not None:
-        of = (Origin.EXPORT, origin.part.number, origin.part.name)
-    return ExportPart(
-        number=0,
-        name=export.name,
-        size_bytes=0,
-        read_only=export.read_only,
-        domain=0,
-        identity=export.disk.identity,
-        origin=of[0],
-        origin_number=of[1],
-        origin_name=of[2],
-        description=export.description,
-        admits_nobody=export.access.nobody,
-        addresses=export.access.addresses,
-        certificates=export.access.certificates,
-    )
 
 
 def _report(received: Sequence[Received], intake: Intake, seconds: float) -> ReceiveReport:

@@ -1,8 +1,9 @@
 """A process killed right before or behind any publication while it receives a stream: the disks are all there, or none.
 
 The stream brings a disk, a clone of it and what changed since a snapshot that the pool has, into a pool that holds some
-of its content already. The process kills itself at the n-th moment (nbdzram/engine/publish.pyx), for n further and further
-apart, as most of them are alike. The pool is opened as a server opens it that remembered the disks when all were whole.
+of its content already. The process kills itself at the n-th moment (nbdzram/engine/publish.pyx), for n further and
+further apart, as most of them are alike. The pool is opened as a server opens it that remembered the disks when all of
+them were whole.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def receive_until(path: Path, stream: bytes, moment_number: int) -> bool:
         except BaseException:  # noqa: BLE001 - the parent reads the status
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL or status == 0, status
+    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) or status == 0, status
     return status == 0
 
 

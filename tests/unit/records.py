@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.status import (
+    CheckpointStatus,
     ClientStatus,
     ExportStatus,
     MaintenanceStatus,
@@ -150,6 +151,7 @@ SERVER = ServerStatus(
         ),
     ),
     exports=(EXPORT,),
+    checkpoint=CheckpointStatus(moment=1.7e9, interval_seconds=60.0, seconds=0.5, stream_bytes=3 * MIB, failures=1),
 )
 
 REPORT = RunReport(

@@ -346,3 +346,21 @@ def test_clones_cost_next_to_nothing_in_a_stream_and_where_it_arrives(start: Sta
     sizes = [json.loads(server.run("stat", "--json").out)["pools"][0] for server in (here, there)]
     assert sizes[1]["metadata"] < sizes[0]["metadata"] * 1.1
     assert sizes[1]["mem_used_total"] < sizes[0]["mem_used_total"] * 1.1
+
+
+def test_a_server_that_was_killed_begins_from_its_newest_checkpoint(start: Start, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    flags = ("-e", "disk=1M", "--checkpoint", str(kept), "--checkpoint-interval", "1s")
+    server = start(*flags)
+    fill(server, "disk", noise(1))
+    until(lambda: len(list(kept.glob("*.stream"))) == 1)
+    fill(server, "disk", noise(2), at=BLOCK)
+    until(lambda: len(list(kept.glob("*.stream"))) == 2)
+    server.process.kill()
+    server.process.communicate()
+    again = start(*flags)
+    assert content_of(again, "disk")[: 2 * BLOCK] == noise(1) + noise(2)
+    assert "1 exports restored from the checkpoint of 20" in again.log.read_text()
+    fill(again, "disk", noise(3), at=2 * BLOCK)
+    assert again.stop() == 0
+    assert content_of(start(*flags), "disk")[2 * BLOCK : 3 * BLOCK] == noise(3)

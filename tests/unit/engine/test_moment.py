@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.publish import kill_at_publish
 from nbdzram.errors import EngineError, ExportExists
 from tests.support.threads import in_threads
 from tests.unit.engine.blocks import BLOCK, noise, text
@@ -138,6 +140,29 @@ def test_what_is_whole_is_kept_concealed_by_the_next_opening_and_what_is_not_goe
         assert offered(pool) == exports + concealed
         assert pool.stats().objects == held == len(offered(pool))
         pool.check()
+
+
+@pytest.mark.parametrize("begin", [finish, reveal])
+def test_a_disk_whose_deletion_was_killed_is_not_kept_though_it_was_whole(
+    tmp_path: Path, begin: Callable[[Pool], None]
+) -> None:
+    """From behind the first store on, which says that it is being deleted."""
+    for number in range(2, 80):
+        path = str(tmp_path / f"arena{number}")
+        child = os.fork()
+        if child == 0:
+            pool = Pool(path=path)
+            begin(pool)
+            kill_at_publish(number)
+            pool.delete(named(pool, "coming"))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        with Pool(path=path) as pool:
+            assert pool.all_disks() == []
+            assert pool.stats().objects == 0
+        if status == 0:
+            return
+    raise AssertionError("a deletion has fewer stores")
 
 
 def test_an_entry_that_was_concealed_is_an_export_like_any_other_when_it_is_used_again(tmp_path: Path) -> None:

@@ -153,10 +153,14 @@ def test_history_is_told_sample_by_sample() -> None:
 
 
 def test_what_a_server_lacks_has_no_sample() -> None:
-    bare = dataclasses.replace(SERVER, certificate_expires_at=None, state_dir_size_bytes=0, state_dir_free_bytes=0)
+    bare = dataclasses.replace(
+        SERVER, certificate_expires_at=None, state_dir_size_bytes=0, state_dir_free_bytes=0, checkpoint=None
+    )
     gone = {name for name, _ in scrape()} - {name for name, _ in scrape(bare)}
     kinds = ("state_dir_free_bytes", "state_dir_size_bytes", "tls_certificate_expiry_timestamp_seconds")
-    assert gone == {f"nbdzram_{kind}" for kind in kinds}
+    checkpoint = [family.name for family in FAMILIES if family.name.startswith("nbdzram_checkpoint_")]
+    assert gone == {*(f"nbdzram_{kind}" for kind in kinds), *checkpoint}
+    assert len(checkpoint) == 5
     assert scrape()[key("nbdzram_tls_certificate_expiry_timestamp_seconds")] == 1.8e9
 
 

@@ -1,0 +1,61 @@
+"""The files of checkpoints: their names, and which of them a start reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbdzram.errors import UserError
+
+_NAME = re.compile(r"(\d{8})-(?:full|since-(\d{8}))\.stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One file. `since`: the number of the one whose changes it holds; None: it is whole."""
+
+    number: int
+    since: int | None
+    path: Path
+
+
+def name_of(number: int, since: int | None) -> str:
+    """Of the file."""
+    return f"{number:08d}-{'full' if since is None else f'since-{since:08d}'}.stream"
+
+
+def checkpoints_in(directory: Path) -> dict[int, Checkpoint]:
+    """Those that are there, by their numbers. Raises UserError."""
+    try:
+        names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot look into {directory}: {error.strerror}") from error
+    found = {}
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is not None:
+            number, since = int(match[1]), int(match[2]) if match[2] else None
+            found[number] = Checkpoint(number, since, directory / name)
+    return found
+
+
+def chains(known: Mapping[int, Checkpoint]) -> Iterator[list[Checkpoint]]:
+    """The ways to begin, the newest first: a whole one, and those since, each of the one before it."""
+    for number in sorted(known, reverse=True):
+        chain = [known[number]]
+        while (since := chain[-1].since) is not None and since in known and since < chain[-1].number:
+            chain.append(known[since])
+        if chain[-1].since is None:
+            yield chain[::-1]
+
+
+def sync_directory(directory: Path) -> None:
+    """What was renamed and removed in it is so, whatever the power does."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,302 @@
+"""Checkpoints: what a server held at a moment is there again after the power failed, from what is whole on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from nbdzram.config import CheckpointConfig, ExportConfig, PoolConfig, ServerConfig
+from nbdzram.engine.disk import Disk
+from nbdzram.errors import PoolFull, UserError
+from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server.checkpoints import Checkpoints
+from nbdzram.server.service import Service
+from tests.unit.engine.blocks import BLOCK, half_random, noise, text
+
+MIB = 1 << 20
+NEVER = 10**6  # seconds: checkpoints are taken when a test says so
+ADDED: dict[str, Any] = {
+    "pool": None,
+    "read_only": None,
+    "description": None,
+    "allow_addresses": None,
+    "allow_certificates": None,
+}
+
+
+@contextlib.asynccontextmanager
+async def serving(directory: Path, **given: Any) -> AsyncIterator[Service]:
+    """A server in anonymous memory, as after a power failure, with this directory of checkpoints."""
+    config = ServerConfig(
+        exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
+        tcp=(),
+        unix=(),
+        checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
+    )
+    service = Service(replace(config, **given))
+    await service.start(listen=False)
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+def of(service: Service) -> Checkpoints:
+    return service._checkpoints
+
+
+def disk(service: Service, name: str = "disk") -> Disk:
+    return service._exports.get(name).disk
+
+
+def whole(found: Disk) -> bytes:
+    return found.read(0, found.size_bytes)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def as_the_power_left_it(directory: Path, to: Path) -> Path:
+    """The files as they are now, while the server goes on."""
+    shutil.copytree(directory, to)
+    return to
+
+
+def play(story: Callable[[], Any]) -> None:
+    uvloop.run(story())
+
+
+def test_a_server_begins_from_the_newest_checkpoint_and_says_of_when_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1) + noise(2))
+            await service.changes.add_export("other", MIB, **{**ADDED, "allow_addresses": ["10.0.0.0/8"]})
+            await service.changes.take_moment("monday")
+            disk(service, "disk@monday").identify(5)
+            await of(service).take()
+            disk(service).write(BLOCK, half_random(3))
+            disk(service, "other").write(0, text(4))
+            await of(service).take()
+            held = {export.name: whole(export.disk) for export in service._exports}
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.stream_bytes > 2000
+            disk(service).write(0, noise(9))
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left) as service:
+            assert {export.name: whole(export.disk) for export in service._exports} == held
+            assert service._exports.get("other").access.addresses == ("10.0.0.0/8",)
+            assert service._exports.get("disk@monday").read_only
+            assert disk(service, "disk@monday").identity == 5
+            found = service.status().checkpoint
+            assert found == replace(told, seconds=0.0, stream_bytes=0)
+            assert len(service._pools["default"].pool.all_disks()) == 4
+
+    play(story)
+    assert "4 exports restored from the checkpoint of 20" in caplog.text
+
+
+def test_what_changed_is_written_and_what_did_not_is_not(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(200)))
+            await of(service).take()
+            disk(service).write(7 * BLOCK, noise(999))
+            await of(service).take()
+            await of(service).take()
+            assert files(tmp_path) == ["00000001-full.stream", "00000002-since-00000001.stream"]
+            sizes = [(tmp_path / name).stat().st_size for name in files(tmp_path)]
+            assert sizes[0] > 200 * BLOCK
+            assert sizes[1] < 2 * BLOCK
+            await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
+            await of(service).take()  # no block of it, but a size
+            assert files(tmp_path)[2] == "00000003-since-00000002.stream"
+
+    play(story)
+
+
+def test_an_orderly_stop_takes_the_last_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, text(5))
+        async with serving(tmp_path) as service:
+            assert disk(service).read(0, BLOCK) == text(5)
+
+    play(story)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
+            for number in range(3):
+                disk(service).write(number * BLOCK, noise(number))
+                await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        newest = left / "00000003-since-00000002.stream"
+        bent = bytearray(newest.read_bytes())
+        bent[len(bent) // 2] ^= 1
+        newest.write_bytes(bent)
+        async with serving(left) as service:
+            assert disk(service).read(0, 3 * BLOCK) == noise(0) + noise(1) + bytes(BLOCK)
+            assert len(service._pools["default"].pool.all_disks()) == 1
+            await of(service).take()
+            assert files(left)[-1] == "00000004-full.stream"  # its number is no other's
+        first = left / "00000001-full.stream"
+        (left / "00000004-full.stream").unlink(missing_ok=True)
+        for name in files(left):
+            if name > "00000004":
+                (left / name).unlink()
+        first.write_bytes(first.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
+            async with serving(left):
+                raise AssertionError
+
+    play(story)
+    assert "cannot be used: the stream is damaged" in caplog.text
+
+
+def test_a_chain_ends_and_older_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 2)
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            for number in range(7):
+                disk(service).write(0, b"".join(noise(1000 * number + block) for block in range(3)))
+                await of(service).take()
+            assert files(tmp_path) == [
+                "00000005-full.stream",
+                "00000006-since-00000005.stream",
+                "00000007-full.stream",
+            ]
+
+    play(story)
+
+
+def test_a_file_has_its_name_once_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(path: Path, to: Path) -> Path:
+        done.append(f"rename {path.name} {to.name}")
+        return rename(path, to)
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, text(1))
+            monkeypatch.setattr(os, "fsync", note_fsync)
+            monkeypatch.setattr(Path, "rename", note_rename)
+            await of(service).take()
+            monkeypatch.undo()
+
+    play(story)
+    fresh = "00000001-full.new"
+    assert done[:3] == [f"sync {fresh}", f"rename {fresh} 00000001-full.stream", f"sync {tmp_path.name}"]
+
+
+def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+
+            def full(*_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            disk(service).write(BLOCK, text(2))
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoints_module, "_write_all", full)
+                await of(service).take()
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.failures == 1
+            assert files(tmp_path / "kept") == ["00000001-full.stream"]
+            disk(service).write(2 * BLOCK, text(3))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left) as service:
+            assert disk(service).read(0, 3 * BLOCK) == text(1) + text(2) + text(3)
+
+    play(story)
+    assert "a checkpoint failed: [Errno 28]" in caplog.text
+
+
+def test_copies_give_way_to_a_write_that_finds_no_room(tmp_path: Path) -> None:
+    async def story() -> None:
+        pools = (PoolConfig(mem_limit=2 * MIB),)
+        async with serving(tmp_path, pools=pools) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            await of(service).take()
+            with pytest.raises(PoolFull):
+                disk(service).write(0, b"".join(noise(1000 + number) for number in range(300)))
+            while len(service._pools["default"].pool.all_disks()) > 1:  # noqa: ASYNC110 - a condition of the engine
+                await asyncio.sleep(0.01)
+            disk(service).write(0, b"".join(noise(1000 + number) for number in range(300)))
+            await of(service).take()
+            assert "00000002-full.stream" in files(tmp_path)
+
+    play(story)
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / "00000001-full.new").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            assert files(tmp_path) == ["notes.txt"]
+            await of(service).take()
+
+    play(story)
+
+
+def test_pools_that_hold_disks_are_left_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        state = {"state_dir": tmp_path / "state"}
+        async with serving(tmp_path / "kept", **state) as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(0, text(2))
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left, **state) as service:
+            assert disk(service).read(0, BLOCK) == text(2)
+
+    play(story)
+
+
+def test_a_checkpoint_whose_whole_one_is_missing_is_not_begun_from(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
+            await of(service).take()
+            disk(service).write(0, noise(1))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        (left / "00000001-full.stream").unlink()
+        with pytest.raises(UserError, match="the whole ones are missing"):
+            async with serving(left):
+                raise AssertionError
+
+    play(story)
