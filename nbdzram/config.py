@@ -188,6 +188,8 @@ class ExportConfig:
     allow_addresses: tuple[str, ...] = ()  # CIDR; empty admits everyone
     allow_certificates: tuple[str, ...] = ()  # common or DNS names; empty admits everyone
     private: bool = False  # its blocks share objects with its own and its clones' alone
+    snapshots_seconds: float = 0.0  # a snapshot as often as that; 0: none by itself
+    snapshots_keep: int = 24  # of those; older ones are removed
     image: Path | None = None  # what a new disk is filled from before it is offered
 
     @property

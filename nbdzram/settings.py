@@ -13,9 +13,10 @@ table the line named is the one where the table starts.
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -140,6 +141,13 @@ KEYS = (
     Key(("exports", "*", "pool"), values.pool_name, "the pool that holds it"),
     Key(("exports", "*", "read_only"), values.boolean, "true: clients may not write"),
     Key(("exports", "*", "private"), values.boolean, "true: its blocks are never folded with other exports'"),
+    Key(
+        ("exports", "*", "snapshots"),
+        functools.partial(values.pause, "snapshots"),
+        "off, or how often a snapshot EXPORT@auto-TIME is taken by itself, such as 1h",
+        True,
+    ),
+    Key(("exports", "*", "snapshots_keep"), values.integer(1, 1000), "how many of those are kept"),
     Key(("exports", "*", "description"), values.description, "what clients are told of it"),
     Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
     Key(
@@ -227,7 +235,7 @@ def export_layer(specification: str, origin: str) -> Layer:
             source.removeprefix("@") if of_image else source, origin
         )
     }
-    valued = {"pool": "'pool=NAME'"} | ({"size": "'size=SIZE'"} if of_image else {})
+    valued = ["pool", "snapshots", "snapshots_keep", *(["size"] if of_image else [])]
     words = {"ro": "read_only", "private": "private"}
     return layer | _options(match["options"], ("exports", name), words, valued, origin)
 
@@ -266,7 +274,7 @@ def _layers(layer_of: Callable[[str, str], Layer], specifications: Iterable[str]
     return layer
 
 
-def _options(text: str, path: LeafPath, words: Mapping[str, str], valued: Mapping[str, str], origin: str) -> Layer:
+def _options(text: str, path: LeafPath, words: Mapping[str, str], valued: Sequence[str], origin: str) -> Layer:
     """What stands behind a size: words that are keys with the value true, and NAME=VALUE. Raises ConfigError."""
     layer: Layer = {}
     for option in text.split(",")[1:]:
@@ -276,7 +284,7 @@ def _options(text: str, path: LeafPath, words: Mapping[str, str], valued: Mappin
         elif equals and key in valued:
             layer[*path, key] = Given(content, origin)
         else:
-            *rest, last = [*map(repr, words), *valued.values()]
+            *rest, last = [*map(repr, words), *(f"'{name}=...'" for name in valued)]
             raise ConfigError(f"{origin}: '{option}' is not allowed behind a size; {', '.join(rest)} and {last} are")
     return layer
 

@@ -19,7 +19,9 @@ def default_of(key: Key) -> str:
     if key.path == ("listen",):
         return f"`{configuration.TcpAddress().host}:{configuration.DEFAULT_PORT}`"
     if key.path == ("exports", "*", "size"):
-        return "required"
+        return "required, or an image"
+    if key.path == ("exports", "*", "snapshots"):
+        return "`off`"
     owners: dict[str, Any] = {
         "tls": configuration.TlsConfig(),
         "limits": configuration.Limits(),

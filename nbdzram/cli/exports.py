@@ -1,4 +1,4 @@
-"""`nbdzram exports`: list, add, change, rename, remove, resize and reset exports of a running server."""
+"""`nbdzram exports`: list, add, change, rename, remove, resize, reset and roll back exports of a running server."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rules_options(command: Command) -> Command:
 
 @click.group("exports", epilog="\b\nExamples:\n  nbdzram exports list\n  nbdzram exports add scratch 10G")
 def command() -> None:
-    """List, add, change, rename, remove, resize and reset exports of a running server.
+    """List, add, change, rename, remove, resize, reset and roll back exports of a running server.
 
     With --state-dir the server remembers these changes.
     """
@@ -244,6 +244,28 @@ def reset(
                 _tell("reset", answers[-1], as_json=False)
     if as_json:
         print_json(answers if len(answers) > 1 else answers[0])
+
+
+@command.command("rollback", epilog="Example: nbdzram exports rollback disk disk@monday")
+@click.argument("name", shell_complete=export_names)
+@click.argument("snapshot", shell_complete=export_names)
+@yes_option
+@force_option
+@dry_run_option
+@json_option
+@control_option
+def rollback(
+    *, name: str, snapshot: str, yes: bool, force: bool, dry_run: bool, as_json: bool, control: Path | None
+) -> None:
+    """Let a disk hold what SNAPSHOT holds, at once.
+
+    What it held is gone, and its size is the snapshot's; name, rules and counters stay, and so does the snapshot. Asks
+    before content goes; where nobody can be asked, --yes or --force says it beforehand.
+    """
+    with connect(control) as client:
+        if agree(client, "roll back", (name,), yes=yes, force=force, dry_run=dry_run, as_json=as_json):
+            answer = client.call("exports.rollback", name=name, snapshot=snapshot, force=force)
+            _tell("rolled back", answer, as_json=as_json)
 
 
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:

@@ -30,7 +30,7 @@ COMMANDS = {
     "check": "Hold every stored block against its fingerprint.",
     "reload": "Let the server read its configuration again.",
     "runs": "Show, cancel, pause and resume maintenance runs.",
-    "exports": "List, add, change, rename, remove, resize and reset exports.",
+    "exports": "List, add, change, rename, remove, reset and roll back exports.",
     "ls": "List the exports, as `exports list` does.",
     "rm": "Remove exports, as `exports remove` does.",
     "pools": "List, add, remove and limit pools.",

@@ -127,6 +127,9 @@ class Changes(Protocol):
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
         """Empty an export; with force, end who is attached."""
 
+    async def rollback_export(self, name: str, snapshot: str, *, force: bool) -> ExportStatus:
+        """Let an export hold what a snapshot holds; with force, end who is attached."""
+
     async def copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         """Offer a clone, or a snapshot if read_only, of an export."""
 
@@ -273,6 +276,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
     async def reset(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.reset_export(**given)
 
+    async def roll_back(given: Mapping[str, Any], _: Progress) -> Any:
+        return await changes.rollback_export(**given)
+
     async def copy(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.copy_export(**given)
 
@@ -341,6 +347,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
             {"name": name, "size_bytes": size, "yes": Parameter(bool, False), "force": force}, resize
         ),
         "exports.reset": Method({"name": name, "force": force}, reset),
+        "exports.rollback": Method({"name": name, "snapshot": name, "force": force}, roll_back),
         "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, copy),
         "moments.take": Method({"name": new_name}, take_moment),
         "streams.send": StreamMethod(

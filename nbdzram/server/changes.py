@@ -30,6 +30,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, ExportExists, NoSuchExport, UserError
+from nbdzram.server import rollback
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import (
     Placed,
@@ -290,6 +291,10 @@ class Changes:
         """Turn every block into a hole, as zram's reset does. Raises NoSuchExport, UserError."""
         return await self._alone(self._reset_export(name, force=force))
 
+    async def rollback_export(self, name: str, snapshot: str, *, force: bool) -> ExportStatus:
+        """Let an export hold what a snapshot holds, and no more what it held. Raises NoSuchExport, UserError."""
+        return await self._alone(self._rollback_export(name, snapshot, force=force))
+
     async def remove_export(self, name: str, *, force: bool) -> None:
         """Stop offering an export and free what nobody else holds. Raises NoSuchExport, UserError."""
         await self._alone(self._remove_export(name, force=force))
@@ -467,6 +472,15 @@ class Changes:
             await self._end_clients(export, "reset", force=force)
             export.disk.identify(0)
             await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
+        return export.status()
+
+    async def _rollback_export(self, name: str, snapshot: str, *, force: bool) -> ExportStatus:
+        export, source = self._exports.get(name), self._exports.get(snapshot)
+        rollback.require_possible(export, source)
+        with export.change("rolled back"):
+            await self._end_clients(export, "roll back", force=force)
+            await rollback.roll_back(export, source, self._record(export), self._memory)
+        await self._try_to_remember(name, self._record(export))  # that it is done; or the next change does
         return export.status()
 
     async def _remove_export(self, name: str, *, force: bool) -> None:

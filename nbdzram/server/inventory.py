@@ -31,6 +31,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
 from nbdzram.server.exports import Export
+from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
 from nbdzram.units import format_size
 
@@ -122,6 +123,7 @@ def place_exports(
     """
     _reveal_remembered(pools, state)
     found = _found(pools)
+    _finish_rollback(found, state)
     _finish_renaming(found, pools, state)
     placed: list[Placed] = []
     removed = dict(removed)
@@ -213,12 +215,16 @@ def _reveal_remembered(pools: Mapping[str, Pool], state: State) -> None:
     """The server ended while it offered several disks together: all of them if they are remembered, or none."""
     for pool_name, pool in pools.items():
         for disk in moment.concealed(pool):
-            known = state.changes.exports.get(disk.name)
+            known = state.changes.exports.get(disk.name) or _rolled_back_from(disk.name, state)
             if known is not None and not known.removed and known.pool == pool_name:
                 moment.reveal(disk)
             else:
                 log.info("the export '%s' is not offered: the server ended before those that belong with it", disk.name)
                 pool.delete(disk)
+
+
+def _rolled_back_from(name: str, state: State) -> ExportRecord | None:
+    return next((known for known in state.changes.exports.values() if known.rolled_back_from == name), None)
 
 
 def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:
@@ -295,8 +301,21 @@ def _keep(name: str, disk: Disk, pool_name: str, known: ExportRecord | None) -> 
             "the export '%s' was to be resized to %s when the server ended; it has %s",
             *(name, format_size(known.size_bytes), format_size(disk.size_bytes)),
         )
-    record = dataclasses.replace(known, pool=pool_name, size_bytes=disk.size_bytes, renamed_from=None)
+    known = dataclasses.replace(known, renamed_from=None, rolled_back_from=None)
+    record = dataclasses.replace(known, pool=pool_name, size_bytes=disk.size_bytes)
     return Placed(name=name, disk=disk, record=record)
+
+
+def _finish_rollback(found: dict[str, tuple[Disk, str]], state: State) -> None:
+    """The server ended between remembering that a copy takes a disk's place and the end of that."""
+    for name, known in state.changes.exports.items():
+        substitute = known.rolled_back_from
+        if substitute in found and found[substitute][1] == known.pool:
+            log.info("the rollback of the export '%s', which the server's end interrupted, is finished", name)
+            copy, pool_name = found.pop(substitute)
+            old = found.pop(name, (None, ""))[0]
+            put_in_place(old, copy, name)
+            found[name] = copy, pool_name
 
 
 def _finish_renaming(found: dict[str, tuple[Disk, str]], pools: Mapping[str, Pool], state: State) -> None:

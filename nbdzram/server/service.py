@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from nbdzram import __version__
@@ -33,6 +34,7 @@ from nbdzram.server.pools import PoolService, automatic_options
 from nbdzram.server.reload import Reload
 from nbdzram.server.restore import Restore
 from nbdzram.server.runs import LIVE, Ticket
+from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
 from nbdzram.server.streams import Streams
 from nbdzram.server.usage import Usages
@@ -82,6 +84,7 @@ class Service:
         self._reload = Reload(
             config, reread=reread, changes=self.changes, pools=self._pools, exports=self._exports, nbd=self._nbd
         )
+        self._schedule = Schedule(self._exports, self.changes)
         self._reloading: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -158,6 +161,7 @@ class Service:
             self._pulse.cancel()
         self._history.stop()
         await asyncio.gather(self._nbd.drain(), self._streams.stop(), self.changes.stop())
+        await self._schedule.stop()
         await self._checkpoints.stop()
         await self._usages.stop()
         for service in self._pools.values():
@@ -318,6 +322,7 @@ class Service:
                 service.tell_refusals(now)
                 service.tell_rot(now)
                 self._consider(service, now, rate)
+            self._schedule.consider(self._config.exports, datetime.now(UTC).replace(microsecond=0))
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:
         """Start the first run that a policy asks for, unless one is under way."""

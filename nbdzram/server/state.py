@@ -32,7 +32,9 @@ FILE_NAME = "changes.json"
 ARENA_SUFFIX = ".pool"
 FORMAT = 2
 FORMAT_WITHOUT_RULES = 1
-ADDED: dict[str, Any] = {"renamed_from": None}  # to an export's entry, and what one without it means
+ADDED: dict[str, Any] = {"renamed_from": None, "rolled_back_from": None}
+"""To an export's entry, later: what one without it means."""
+
 FORMER_MAX = 4096  # as many as a pool has exports; of more, those that went first are forgotten
 REMEDY = "restore it, or remove it: run-time changes are forgotten then, and nobody may attach to undeclared disks"
 
@@ -59,6 +61,7 @@ class ExportRecord:
     removed: bool
     declared: Declared | None  # None: the configuration did not know the export
     renamed_from: str | None = None  # the name that its disk may still have: it is being renamed
+    rolled_back_from: str | None = None  # the name of the disk that is to take its disk's place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +131,7 @@ class State:
     def remember_export(self, name: str, record: ExportRecord | None) -> None:
         """Note an export durably, or forget it. Raises UserError, and then nothing is noted."""
         exports = {
-            other: dataclasses.replace(kept, renamed_from=None)  # it was renamed, or is not to be, by now
+            other: dataclasses.replace(kept, renamed_from=None, rolled_back_from=None)  # done or undone by now
             for other, kept in self.changes.exports.items()
             if other != name
         }

@@ -196,7 +196,7 @@ def test_an_error_from_the_environment_or_a_flag_names_it() -> None:
 
 @pytest.mark.parametrize("text", ["disk", "=1G", "disk=", "disk=1G,rw"])
 def test_a_wrong_export_flag_says_how_it_is_written(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"NAME=SIZE|'ro', 'private' and 'pool=NAME'"):
+    with pytest.raises(ConfigError, match=r"NAME=SIZE|'ro', 'private', 'pool=...'"):
         export_layer(text, "-e")
 
 
@@ -257,16 +257,19 @@ def test_the_name_of_a_table_without_keys_is_looked_at_too(tmp_path: Path) -> No
 
 def test_flags_alone_say_pools_and_what_exports_are() -> None:
     layer = pool_layers(["fast=4G,inline", "plain", "trusted,tell-sharing,unverified"], "--pool")
-    layer |= export_layers(["a=1G,private,pool=fast", "b=@dir/x=1.qcow2,ro,size=2G", "c=@y.raw"], "-e")
+    layer |= export_layers(
+        ["a=1G,private,pool=fast", "b=@dir/x=1.qcow2,ro,size=2G,snapshots=2h,snapshots_keep=3", "c=@y.raw"], "-e"
+    )
     config = load(None, {}, layer)
     pools = {pool.name: pool for pool in config.pools}
     assert (pools["fast"].mem_limit, pools["fast"].dedup) == (4 << 30, "inline")
     assert pools["plain"] == PoolConfig(name="plain")
     assert (pools["trusted"].tell_sharing, pools["trusted"].verify) == (True, False)
-    a, b, c = config.exports
-    assert (a.private, a.pool) == (True, "fast")
-    assert (b.image, b.read_only, b.size_bytes) == (Path("dir/x=1.qcow2"), True, 2 << 30)
-    assert (c.image, c.size_bytes) == (Path("y.raw"), 0)
+    first, second, third = config.exports
+    assert (first.private, first.pool) == (True, "fast")
+    assert (second.image, second.read_only, second.size_bytes) == (Path("dir/x=1.qcow2"), True, 2 << 30)
+    assert (second.snapshots_seconds, second.snapshots_keep, first.snapshots_seconds) == (7200, 3, 0)
+    assert (third.image, third.size_bytes) == (Path("y.raw"), 0)
     assert load(None, {"NBDZRAM_POOLS": "fast=4G,inline plain"}, {}).pools[:2] == config.pools[:2]
 
 
@@ -277,8 +280,14 @@ def test_flags_alone_say_pools_and_what_exports_are() -> None:
         (["fast=1G,big"], [], "--pool: 'big' is not allowed behind a pool; 'inline', 'unverified', 'tell-sharing' are"),
         (["fast="], [], "--pool: 'fast=' is not NAME or NAME=LIMIT"),
         (["a/b"], [], "--pool: 'a/b' is not a pool's name"),
-        ([], ["a=1G,size=2G"], "-e: 'size=2G' is not allowed behind a size; 'ro', 'private' and 'pool=NAME' are"),
+        (
+            [],
+            ["a=1G,size=2G"],
+            "-e: 'size=2G' is not allowed behind a size; 'ro', 'private', 'pool=...',",
+        ),
         ([], ["a=@x", "a=1G"], "-e: export 'a' is given twice"),
+        ([], ["a=1G,snapshots=auto"], "exports.a.snapshots: 'auto' is not allowed; it is off, or an interval"),
+        ([], ["a=1G,snapshots=1h,snapshots_keep=0"], "exports.a.snapshots_keep: 0 is not a whole number"),
         ([], ["a=1G,pool=fast"], "asks for the pool 'fast'"),
     ],
 )

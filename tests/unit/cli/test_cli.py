@@ -274,6 +274,21 @@ def test_a_disk_is_renamed_listed_and_removed_in_few_letters(start: Start) -> No
     assert told[1].startswith("disk is declared in the configuration: the next start makes it again, empty")
 
 
+def test_a_disk_goes_back_to_a_snapshot_and_asks_first(start: Start) -> None:
+    server = start("-e", "disk=1M,snapshots=1d,snapshots_keep=2")
+    with Client(server.socket, "disk") as client:
+        client.write(0, b"old" * 1024)
+        server.run("snapshot", "disk", "monday")
+        client.write(0, b"new" * 1024)
+    refused = server.run("exports", "rollback", "disk", "monday")
+    assert (refused.code, "to roll back destroys content (disk (4K of content" in refused.err) == (1, True)
+    assert server.run("exports", "rollback", "disk", "monday", "--dry-run").out.startswith("would roll back disk (4K")
+    done = server.run("exports", "rollback", "disk", "monday", "--yes")
+    assert done.out == "rolled back disk (1M in pool default)\n"
+    with Client(server.socket, "disk") as client:
+        assert client.read(0, 3) == b"old"
+
+
 def test_run_time_changes_are_there_after_a_restart(start: Start, tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     server = start("-e", "disk=1M", "--state-dir", state)
@@ -339,7 +354,7 @@ unwanted = {"rich", "nbdzram.cli.common"}
 print(sorted(name for name in sys.modules if name in unwanted or name.startswith("nbdzram.cli.")))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    ours = ["hints", "main", "perils", "serve"]
+    ours = ["hints", "main", "perils", "processes", "serve"]
     assert out.splitlines()[-1] == str([f"nbdzram.cli.{name}" for name in ours])
 
 

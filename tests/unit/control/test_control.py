@@ -100,6 +100,10 @@ class RecordedOperations:
         self.asked.append((name, size_bytes, yes, force))
         return EXPORT
 
+    async def rollback_export(self, name: str, snapshot: str, *, force: bool) -> ExportStatus:
+        self.asked.append((name, snapshot, force))
+        return EXPORT
+
     async def reset_export(self, name: str, *, force: bool) -> ExportStatus:
         self.asked.append((name, force))
         return EXPORT
