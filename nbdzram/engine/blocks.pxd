@@ -41,6 +41,7 @@ cdef class Blocks:
     cdef void _count(self, uint64_t block, int64_t stored, int64_t same) noexcept nogil
     cdef void _add(self, int64_t stored, int64_t same) noexcept nogil
     cdef void sum_up(self) noexcept nogil
+    cdef void reveal(self) noexcept nogil
     cdef bint is_wrong(self) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
     cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil

@@ -115,9 +115,9 @@ cdef class Blocks:
 
     cdef void share_concealed(self, Blocks twin) noexcept nogil:
         """Under the lock: the same, with a twin that nobody is offered yet (moment.pyx). This one is there."""
+        twin.concealed = True
         self._share(twin)
         self.pool.directory.publish(twin.number, CONCEALED, CONCEALED_FILLING)
-        twin.concealed = True
 
     cdef void _share(self, Blocks twin) noexcept nogil:
         self.pool.directory.share(twin.number, self.number)
@@ -190,9 +190,14 @@ cdef class Blocks:
             self.found_same += same
 
     cdef void _add(self, int64_t stored, int64_t same) noexcept nogil:
-        """So many blocks more in the export, the pool, and the sum over all exports once this one is part of it."""
+        """So many blocks more in the export, the pool, and the sum over all exports once this one is part of it.
+
+        A disk that is not offered is none of the pool's content yet: its blocks are told when it is revealed.
+        """
         self.stored += stored
         self.same += same
+        if self.concealed:
+            return
         self.pool.blocks_stored += stored
         self.pool.blocks_same += same
         if self.summed == self.pool.sum:
@@ -203,8 +208,15 @@ cdef class Blocks:
         """Under the pool's lock: become part of the sum over all exports that is under way, once."""
         if self.summed != self.pool.sum:
             self.summed = self.pool.sum
-            self.pool.sum_stored += self.stored
-            self.pool.sum_same += self.same
+            self.pool.sum_stored += 0 if self.concealed else self.stored
+            self.pool.sum_same += 0 if self.concealed else self.same
+
+    cdef void reveal(self) noexcept nogil:
+        """Under the pool's lock: be offered, and counted, from now on."""
+        cdef uint64_t stored = self.stored, same = self.same
+        self.concealed = False
+        self.stored = self.same = 0
+        self._add(stored, same)
 
     def stats(self):
         cdef uint64_t stored, same

@@ -119,7 +119,8 @@ cdef _publish(Disk disk, field, uint64_t value, bint concealed):
     lives = disk.root() != NULL
     if lives:
         disk.pool.directory.publish(disk.number, field, value)
-        disk.concealed = concealed
+        if not concealed:
+            disk.reveal()
     lock_leave(&disk.pool.lock)
     if not lives:
         raise EngineError(f"export {disk.name!r} is gone")

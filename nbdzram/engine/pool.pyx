@@ -180,9 +180,10 @@ cdef class Pool:
         opening.survey()
         for number, stored, same in opening.rebuild():
             self.exports_high = number + 1
-            self.blocks_stored += stored
-            self.blocks_same += same
             self._disks.append(self._disk_of(number, stored, same))
+            if not self._disks[len(self._disks) - 1].concealed:
+                self.blocks_stored += stored
+                self.blocks_same += same
         self.rotten += opening.wrong
 
     def _verify_layout(self):

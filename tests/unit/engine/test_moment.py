@@ -73,6 +73,30 @@ def test_a_moment_is_one_point_over_several_pools() -> None:
         pool.close()
 
 
+def test_what_a_pool_holds_is_told_without_disks_that_are_not_offered(tmp_path: Path) -> None:
+    """Copies that a stream or a checkpoint takes would double it."""
+    path = str(tmp_path / "arena")
+    with Pool(path=path) as pool:
+        disk = pool.create("disk", MIB)
+        disk.write(0, text(1) + b"8 bytes!" * 512)
+        copies = moment.snapshot_together([disk, disk], ["a", "b"])
+        assert (pool.stats().orig_data_size, pool.stats().same_pages) == (2 * BLOCK, 1)
+        pool.check()
+        copies[0].write(2 * BLOCK, text(2))
+        moment.discard(copies[1:])
+        assert pool.stats().orig_data_size == 2 * BLOCK
+        pool.check()
+        moment.finish(copies[0])
+    with Pool(path=path) as pool:
+        assert pool.stats().orig_data_size == 2 * BLOCK
+        pool.check()
+        moment.reveal(named(pool, "a"))
+        assert (pool.stats().orig_data_size, pool.stats().same_pages) == (5 * BLOCK, 2)
+        pool.check()
+        pool.delete(named(pool, "a"))
+        assert (pool.stats().orig_data_size, pool.stats().same_pages) == (2 * BLOCK, 1)
+
+
 def test_a_deleted_source_leaves_no_copy_of_the_others() -> None:
     with Pool() as pool:
         disks = [pool.create("one", MIB), pool.create("two", MIB)]

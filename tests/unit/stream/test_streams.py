@@ -16,13 +16,13 @@ from nbdzram.engine import moment
 from nbdzram.engine.absorb import Absorber
 from nbdzram.engine.check import Check
 from nbdzram.engine.disk import Disk, Extent
-from nbdzram.engine.fold import Fold
+from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.walk import Told, Walk
 from nbdzram.errors import StreamError
 from nbdzram.stream import layout
-from nbdzram.stream.receiving import Intake
+from nbdzram.stream.receiving import Intake, Place, Receiver
 from nbdzram.stream.sending import Progress
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
@@ -161,6 +161,29 @@ def test_it_folds_into_what_is_there(pool: Pool, other: Pool) -> None:
     assert other.stats().objects == before.objects
     assert other.stats().compr_data_size == before.compr_data_size
     assert intake.objects_folded == intake.objects > 0
+
+
+def test_maintenance_goes_on_while_a_stream_arrives(pool: Pool, other: Pool) -> None:
+    """What has come is held by block tables, so that a check counts it and a fold or compaction may move it."""
+    disk = pool.create("disk", 4 * LEAF)
+    disk.write(0, b"".join(half_random(number % 700, 900) for number in range(2000)))
+    source, turns = io.BytesIO(sent(disk)), 0
+
+    def read(count: int) -> bytes:
+        nonlocal turns
+        turns += 1
+        if turns % 8 == 0:
+            run(Fold(other))
+            run(Recompress(other, level=1))
+            run(Compact(other))
+            run(Check(other))
+            other.check()
+        return source.read(min(count, 100_000))
+
+    receiver = Receiver(lambda name: Place(name, other, lambda _: None), lambda told: told.name)
+    (received,) = receiver.receive(read)
+    assert turns > 16
+    assert whole(received.disk) == whole(disk)
 
 
 def test_private_disks_stay_apart_where_they_arrive(pool: Pool, other: Pool) -> None:
