@@ -44,6 +44,7 @@ def tell(
 ) -> Told:
     """What is to be said of each export, by its disk's copy. Looks at tables, some milliseconds: on a thread."""
     told: Told = []
+    exports = sorted(exports, key=lambda export: export not in bases)  # a base says which folding domain it is, there
     domains: dict[int, int] = {}
     numbers = itertools.count()
     for pool_name in dict.fromkeys(export.pool_name for export in exports):

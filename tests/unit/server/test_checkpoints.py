@@ -177,6 +177,7 @@ def test_a_chain_ends_and_older_ones_go(tmp_path: Path, monkeypatch: pytest.Monk
 
     async def story() -> None:
         async with serving(tmp_path) as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 160)))
             for number in range(7):
                 disk(service).write(0, b"".join(noise(1000 * number + block) for block in range(3)))
                 await of(service).take()
@@ -185,6 +186,18 @@ def test_a_chain_ends_and_older_ones_go(tmp_path: Path, monkeypatch: pytest.Monk
                 "00000006-since-00000005.stream",
                 "00000007-full.stream",
             ]
+
+    play(story)
+
+
+def test_a_chain_ends_when_what_changed_is_more_than_the_whole(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            for number in range(4):
+                disk(service).write(0, b"".join(noise(1000 * number + block) for block in range(9)))
+                await of(service).take()
+            names = [name.split("-")[1].removesuffix(".stream") for name in files(tmp_path)]
+            assert names == ["full", "since", "full", "since"]
 
     play(story)
 
