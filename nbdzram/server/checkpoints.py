@@ -31,7 +31,7 @@ from nbdzram.config import CheckpointConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import UserError
+from nbdzram.errors import EngineError, StreamError, UserError
 from nbdzram.server.chains import Checkpoint, checkpoints_in, name_of, sync_directory
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
@@ -85,6 +85,7 @@ class Checkpoints:
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
         self._task: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._status: CheckpointStatus | None = None
 
@@ -133,7 +134,7 @@ class Checkpoints:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self.take(last=True)
-        await self._drop()
+        await self._give_way()
         self._thread.shutdown()
 
     async def _beat(self) -> None:
@@ -143,7 +144,7 @@ class Checkpoints:
             await asyncio.sleep(min(LOOK_SECONDS, max(due - loop.time(), 0.0)))
             if self._refused() != refused:
                 refused = self._refused()
-                await asyncio.shield(asyncio.create_task(self._drop()))
+                await asyncio.shield(asyncio.create_task(self._give_way()))
             if loop.time() >= due:
                 due = loop.time() + self._config.interval_seconds
                 await asyncio.shield(asyncio.create_task(self.take()))
@@ -151,20 +152,25 @@ class Checkpoints:
     def _refused(self) -> int:
         return sum(service.pool.stats().failed_writes for service in self._pools.values())
 
+    async def _give_way(self) -> None:
+        """The copies of the last one go, and the next one is whole."""
+        async with self._turn:
+            await self._drop()
+
     async def _drop(self) -> None:
-        """The copies of the last one go."""
         last, self._last = self._last, None
         if last is not None:
             await self._on_the_thread(lambda: moment.discard(list(last.copies.values())))
 
     async def take(self, *, last: bool = False) -> None:
         """One, now; `last`: the server stops, and nothing is changed any more. A failure is counted and told."""
-        assert self._status is not None
-        try:
-            await self._take(last=last)
-        except (UserError, OSError) as error:
-            self._status = replace(self._status, failures=self._status.failures + 1)
-            log.warning("a checkpoint failed: %s", error)
+        async with self._turn:
+            assert self._status is not None
+            try:
+                await self._take(last=last)
+            except (UserError, EngineError, OSError, MemoryError) as error:
+                self._status = replace(self._status, failures=self._status.failures + 1)
+                log.warning("a checkpoint failed: %s", error)
 
     async def _take(self, *, last: bool) -> None:
         assert self._status is not None
@@ -227,16 +233,16 @@ class Checkpoints:
         known = checkpoints_in(self._directory)
         number = max([0, *known]) + 1
         since = None if taken.whole else self._chain[-1].number
-        progress = Progress()
+        progress, refused = Progress(), self._refused()
         path = self._directory / name_of(number, since)
         with _durable(path) as descriptor, os.fdopen(os.dup(descriptor), "wb", WRITE_AT_ONCE_BYTES) as file:
-            send(
-                taken.told,
-                taken.taken_ns,
-                f"nbdzram {__version__}",
-                lambda content: _write_all(file, content),
-                progress,
-            )
+
+            def write(content: bytes) -> None:
+                if self._refused() != refused:
+                    raise StreamError("a write found no room in a pool, and the copies of this one keep some")
+                _write_all(file, content)
+
+            send(taken.told, taken.taken_ns, f"nbdzram {__version__}", write, progress)
             if self._last is not None and not taken.whole and not progress.blocks and taken.said() == self._last.said():
                 raise _UnchangedError
         if taken.whole:

@@ -8,10 +8,11 @@ import errno
 import logging
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import uvloop
@@ -271,6 +272,69 @@ def test_copies_give_way_to_a_write_that_finds_no_room(tmp_path: Path) -> None:
             assert "00000002-full.stream" in files(tmp_path)
 
     play(story)
+
+
+class Gate:
+    """Holds the first record of a checkpoint that is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        write = checkpoints_module._write_all
+
+        def hold(file: BinaryIO, content: bytes) -> None:
+            self.reached.set()
+            assert self.opened.wait(60)
+            write(file, content)
+
+        monkeypatch.setattr(checkpoints_module, "_write_all", hold)
+
+
+def test_a_stop_waits_for_the_checkpoint_under_way_and_takes_the_last_one_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(0, text(2))
+            gate = Gate(monkeypatch)
+            taking = asyncio.create_task(of(service).take())
+            assert await asyncio.to_thread(gate.reached.wait, 60)
+            disk(service).write(0, text(3))
+
+            async def open_it() -> None:
+                beat = of(service)._task
+                assert beat is not None
+                while not beat.done():  # noqa: ASYNC110 - until the stop is under way
+                    await asyncio.sleep(0.01)
+                gate.opened.set()
+
+            opening = asyncio.create_task(open_it())
+        await asyncio.gather(taking, opening)
+        async with serving(tmp_path) as service:
+            assert disk(service).read(0, BLOCK) == text(3)
+
+    play(story)
+
+
+def test_a_checkpoint_under_way_gives_way_to_a_write_that_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path, pools=(PoolConfig(mem_limit=2 * MIB),)) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            gate = Gate(monkeypatch)
+            taking = asyncio.create_task(of(service).take())
+            assert await asyncio.to_thread(gate.reached.wait, 60)
+            with pytest.raises(PoolFull):
+                disk(service).write(0, b"".join(noise(1000 + number) for number in range(300)))
+            gate.opened.set()
+            await taking
+            disk(service).write(0, b"".join(noise(1000 + number) for number in range(300)))
+            assert files(tmp_path) == []
+
+    play(story)
+    assert "a checkpoint failed: a write found no room" in caplog.text
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
