@@ -213,6 +213,7 @@ class ServerConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     default_export: str | None = None  # what the empty name means; None: the only export, if there is one
     list_exports: bool = True
+    threads: int = 0  # that serve clients; 0: as many as processors that may be used, at most 16
     state_dir: Path | None = None  # arenas as files that outlive the process; None: anonymous memory
     metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
     metrics_hosts: tuple[str, ...] = ()  # names that requests may be sent to, beside addresses and this machine's own

@@ -84,6 +84,7 @@ class Key:
 
 
 GIB = 1 << 30
+MOST_THREADS = 63  # sessions/tally has room for so many, beside the event loop
 _DAY = 86400.0
 
 KEYS = (
@@ -105,6 +106,11 @@ KEYS = (
     Key(("list_exports",), values.boolean, "whether clients may list the exports"),
     Key(("pidfile",), values.path, "file that has the process's number while it serves"),
     Key(("log",), values.choice(LogTarget), "stderr, syslog or null: where the log goes"),
+    Key(
+        ("threads",),
+        values.integer(0, MOST_THREADS),
+        "threads that serve clients; 0: one for each processor, at most 16",
+    ),
     Key(("log_level",), values.choice(LogLevel), "debug, info, warning or error"),
     Key(("log_format",), values.choice(LogFormat), "text, or json: an object a line"),
     Key(("tls", "mode"), values.choice(TlsMode), "off, on or require"),

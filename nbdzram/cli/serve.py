@@ -59,6 +59,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "control": ("control",),
     "state_dir": ("state_dir",),
     "default_export": ("default_export",),
+    "threads": ("threads",),
     "metrics_hosts": ("metrics_hosts",),
     "pidfile": ("pidfile",),
     "log": ("log",),
@@ -150,6 +151,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--control", metavar="PATH", help="Control socket.  [default: nbdzram.sock in the runtime directory]")
 @click.option("--state-dir", metavar="DIR", help="Keep the disks in files there, so that they outlive the process.")
 @click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
+@click.option(
+    "--threads", metavar="N", help="Threads that serve clients.  [default: one for each processor, at most 16]"
+)
 @click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
 @click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
 @click.option(

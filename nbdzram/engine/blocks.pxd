@@ -4,6 +4,14 @@ from nbdzram.engine.directory cimport ExportEntry, Head
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.twins cimport Twins
 
+cdef enum:  # Extent (disk.pyi)
+    HOLE_BIT = 1
+    ZERO_BIT = 2
+    SHARED_BIT = 4
+    HUGE_BIT = 8
+    SAME_FILLED_BIT = 16
+    ALL_BITS = 31
+
 cdef struct Runs:
     # Adjacent blocks of one kind, joined: pairs of length in bytes and bits.
     uint64_t* pairs
@@ -43,6 +51,7 @@ cdef class Blocks:
     cdef void sum_up(self) noexcept nogil
     cdef void reveal(self) noexcept nogil
     cdef bint is_wrong(self) noexcept nogil
+    cdef int c_extents(self, uint64_t offset, uint64_t length, uint32_t mask, uint64_t holds, Runs* runs) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
     cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil
     cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil

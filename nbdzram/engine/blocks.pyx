@@ -12,7 +12,7 @@ Invariants
 3. A directory entry is not used again while somebody holds its disk (Pool.held).
 """
 
-from libc.errno cimport EINVAL, ENOSPC
+from libc.errno cimport EINVAL, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -35,14 +35,6 @@ from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
 from nbdzram.errors import EngineError, PoolFull
-
-cdef enum:
-    HOLE_BIT = 1
-    ZERO_BIT = 2
-    SHARED_BIT = 4
-    HUGE_BIT = 8
-    SAME_FILLED_BIT = 16
-    ALL_BITS = 31
 
 cdef uint64_t NONE_WRONG = <uint64_t>-1
 
@@ -302,40 +294,48 @@ cdef class Blocks:
                 | (HUGE_BIT if kind_of(word) == CODEC_RAW else 0))
 
     def extents(self, uint64_t offset, uint64_t length, size_t limit, uint32_t mask=ALL_BITS):
-        cdef uint64_t at = offset
-        cdef uint64_t end = offset + length
         cdef Runs runs
-        cdef Twins twins
-        cdef uint64_t wanted = 0
-        cdef bint gone = False
-        cdef bint own_sharing = not self.pool.tells_sharing and mask & SHARED_BIT
+        cdef int error
         self._valid(offset, length)
-        if limit == 0 or length == 0:
-            return []
         memset(&runs, 0, sizeof(Runs))
-        memset(&twins, 0, sizeof(Twins))
         runs.limit = limit
         with nogil:
-            if not users_enter(&self.pool.users):
-                gone = True
-            while at < end and not gone and _has_room(&runs):
-                lock_take(&self.pool.lock)
-                if self.root() == NULL:
-                    gone = True
-                else:
-                    at = self._add_extents(at, end, mask, &runs, &twins if own_sharing else NULL, &wanted)
-                lock_leave(&self.pool.lock)
-                if wanted != twins.stretch and not gone:
-                    self._look_for_twins(wanted, &twins)
-            if not gone:
-                users_leave(&self.pool.users)
-            twins_forget(&twins)
+            error = self.c_extents(offset, length, mask, <uint64_t>-1, &runs)
         try:
-            if gone:
+            if error:
                 raise EngineError(f"cannot look at export {self.name!r}: {self._why_gone()}")
             return [(runs.pairs[2 * index], runs.pairs[2 * index + 1]) for index in range(runs.count)]
         finally:
             free(runs.pairs)
+
+    cdef int c_extents(self, uint64_t offset, uint64_t length, uint32_t mask, uint64_t holds, Runs* runs) noexcept nogil:
+        """Add the runs of a range to `runs`, whose `limit` is set, and whose `pairs` the caller frees. 0 or an errno value.
+
+        They end where the list is full, or after so many `holds` of the lock: each gets past HOLD entries, or past as
+        many holes as LOOKS children of branches stand for.
+        """
+        cdef uint64_t at = offset
+        cdef uint64_t end = offset + length
+        cdef uint64_t wanted = 0
+        cdef Twins twins
+        cdef bint own_sharing = not self.pool.tells_sharing and mask & SHARED_BIT
+        cdef bint gone = False
+        if not users_enter(&self.pool.users):
+            return EIO
+        memset(&twins, 0, sizeof(Twins))
+        while at < end and holds and not gone and runs.limit and _has_room(runs):
+            holds -= 1
+            lock_take(&self.pool.lock)
+            if self.root() == NULL:
+                gone = True
+            else:
+                at = self._add_extents(at, end, mask, runs, &twins if own_sharing else NULL, &wanted)
+            lock_leave(&self.pool.lock)
+            if wanted != twins.stretch and not gone:
+                self._look_for_twins(wanted, &twins)
+        users_leave(&self.pool.users)
+        twins_forget(&twins)
+        return EIO if gone else 0
 
     def _raise(self, int error, str verb, offset, length):
         if error == 0:

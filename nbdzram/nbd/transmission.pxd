@@ -2,7 +2,7 @@
 # Sections named are those of doc/proto.md (see constants.py).
 
 from libc.errno cimport ENOSPC
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from "<endian.h>" nogil:
@@ -76,6 +76,7 @@ cdef enum:
     EXTENDED_CHUNK_SIZE = 32
     REPLY_OVERHEAD = 64          # more than any header with the fixed part of its payload
     BLOCK = 4096                 # runs of zeroes are reported in these steps
+    NOT_AN_OFFSET = -1           # of a failure that no offset is known of, or may be told of
 
 ctypedef struct Request:
     uint64_t cookie              # as it lay on the wire: opaque
@@ -184,4 +185,11 @@ cdef inline size_t read_header_size(int style) noexcept nogil:
 cdef size_t finish_read(
     uint8_t* target, int style, uint64_t cookie, uint64_t request_offset, uint64_t offset, uint64_t length, bint whole,
     size_t* last
+) noexcept nogil
+
+cdef size_t put_status(
+    uint8_t* target, const Request* request, int style, uint32_t context, const uint64_t* extents, size_t count, bint done
+) noexcept nogil
+cdef size_t put_error(
+    uint8_t* target, const Request* request, int style, int error, const char* text, size_t length, int64_t failed_at
 ) noexcept nogil

@@ -6,7 +6,9 @@ is too large to inline, and a small Python face for what is rare enough to be bu
 Section names are those of doc/proto.md (see constants).
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from array import array
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -135,64 +137,86 @@ cdef size_t finish_read(
     return <size_t>(write - target)
 
 
-def status_chunk(int style, bytes cookie not None, uint64_t request_offset, int context, list extents not None, bint done):
-    """One BLOCK_STATUS chunk: `extents` is a list of (length in bytes, status bits), none empty.
+cdef size_t put_status(
+    uint8_t* target, const Request* request, int style, uint32_t context, const uint64_t* extents, size_t count, bint done
+) noexcept nogil:
+    """One BLOCK_STATUS chunk of `count` extents, pairs of length in bytes and status bits, none empty; its size.
 
     With extended headers it is BLOCK_STATUS_EXT, which holds 64-bit lengths. Lengths are below 2**32 otherwise.
     """
-    cdef size_t count = len(extents)
     cdef bint wide = style == EXTENDED
-    cdef size_t payload = 8 + 16 * count if wide else 4 + 8 * count
-    assert style != SIMPLE and count > 0 and len(cookie) == 8
-    cdef bytes reply = PyBytes_FromStringAndSize(NULL, chunk_size(style) + payload)
-    cdef uint8_t* target = <uint8_t*>PyBytes_AS_STRING(reply)
-    cdef uint64_t raw
-    cdef uint64_t length
-    cdef uint32_t bits
-    memcpy(&raw, PyBytes_AS_STRING(cookie), 8)
+    cdef uint8_t* start = target
+    cdef size_t index
     target = put_chunk(
-        target, style, raw, request_offset, CHUNK_DONE if done else 0, CHUNK_STATUS_EXT if wide else CHUNK_STATUS, payload
+        target, style, request.cookie, request.offset, CHUNK_DONE if done else 0,
+        CHUNK_STATUS_EXT if wide else CHUNK_STATUS, 8 + 16 * count if wide else 4 + 8 * count,
     )
     store32(target, context)
     target += 4
     if wide:
         store32(target, <uint32_t>count)
         target += 4
-    for length, bits in extents:
+    for index in range(count):
         if wide:
-            store64(target, length)
-            store64(target + 8, bits)
+            store64(target, extents[2 * index])
+            store64(target + 8, extents[2 * index + 1])
             target += 16
         else:
-            store32(target, <uint32_t>length)
-            store32(target + 4, bits)
+            store32(target, <uint32_t>extents[2 * index])
+            store32(target + 4, <uint32_t>extents[2 * index + 1])
             target += 8
-    return reply
+    return target - start
+
+
+cdef size_t put_error(
+    uint8_t* target, const Request* request, int style, int error, const char* text, size_t length, int64_t failed_at
+) noexcept nogil:
+    """An error reply with its explanation (none in a simple reply). `failed_at`: where it failed, or NOT_AN_OFFSET; its size."""
+    cdef uint8_t* start = target
+    cdef bint located = failed_at != NOT_AN_OFFSET
+    if style == SIMPLE:
+        return put_simple(target, request.cookie, error) - target
+    target = put_chunk(
+        target, style, request.cookie, request.offset, CHUNK_DONE, CHUNK_ERROR_OFFSET if located else CHUNK_ERROR,
+        6 + length + (8 if located else 0),
+    )
+    store32(target, error)
+    store16(target + 4, <uint16_t>length)
+    memcpy(target + 6, text, length)
+    target += 6 + length
+    if located:
+        store64(target, failed_at)
+        target += 8
+    return target - start
+
+
+cdef Request _asked(bytes cookie, uint64_t offset):
+    """What a reply repeats of its request."""
+    cdef Request request
+    assert len(cookie) == 8
+    memcpy(&request.cookie, PyBytes_AS_STRING(cookie), 8)
+    request.offset = offset
+    return request
+
+
+def status_chunk(int style, bytes cookie not None, uint64_t request_offset, int context, list extents not None, bint done):
+    """See put_status."""
+    cdef Request request = _asked(cookie, request_offset)
+    cdef bytearray reply = bytearray(EXTENDED_CHUNK_SIZE + 8 + 16 * len(extents))
+    cdef uint8_t[::1] target = reply
+    cdef uint64_t[::1] pairs = array("Q", [number for extent in extents for number in extent])
+    assert style != SIMPLE and extents
+    return bytes(reply[: put_status(&target[0], &request, style, context, &pairs[0], len(extents), done)])
 
 
 def error_reply(int style, bytes cookie not None, uint64_t request_offset, int error, bytes text not None, failed_at=None):
-    """An error reply with its explanation (no explanation in a simple reply). `failed_at`: the offset of the failure."""
-    assert error and len(cookie) == 8
-    cdef bytes reply
-    cdef uint64_t raw
-    cdef uint8_t* target
-    cdef size_t payload = 6 + len(text) + (0 if failed_at is None else 8)
-    memcpy(&raw, PyBytes_AS_STRING(cookie), 8)
-    if style == SIMPLE:
-        reply = PyBytes_FromStringAndSize(NULL, SIMPLE_REPLY_SIZE)
-        put_simple(<uint8_t*>PyBytes_AS_STRING(reply), raw, error)
-        return reply
-    reply = PyBytes_FromStringAndSize(NULL, chunk_size(style) + payload)
-    target = <uint8_t*>PyBytes_AS_STRING(reply)
-    target = put_chunk(
-        target, style, raw, request_offset, CHUNK_DONE, CHUNK_ERROR if failed_at is None else CHUNK_ERROR_OFFSET, payload
-    )
-    store32(target, error)
-    store16(target + 4, <uint16_t>len(text))
-    memcpy(target + 6, PyBytes_AS_STRING(text), len(text))
-    if failed_at is not None:
-        store64(target + 6 + len(text), failed_at)
-    return reply
+    """See put_error."""
+    cdef Request request = _asked(cookie, request_offset)
+    cdef bytearray reply = bytearray(REPLY_OVERHEAD + len(text))
+    cdef uint8_t[::1] target = reply
+    cdef int64_t at = NOT_AN_OFFSET if failed_at is None else failed_at
+    assert error
+    return bytes(reply[: put_error(&target[0], &request, style, error, PyBytes_AS_STRING(text), len(text), at)])
 
 
 def request_at(const uint8_t[::1] source, int style):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-from nbdzram.nbd.constants import Command, CommandFlag, Error
+from nbdzram.nbd.constants import Error
+from nbdzram.nbd.sentences import sentence, wire_error
 
 
 class Verdict(IntEnum):
@@ -40,26 +41,9 @@ class Asked(NamedTuple):
     length: int
 
 
-_ERRORS = {
-    Verdict.UNKNOWN_COMMAND: Error.EINVAL,
-    Verdict.WRONG_FLAGS: Error.EINVAL,
-    Verdict.READ_ONLY: Error.EPERM,
-    Verdict.OUT_OF_RANGE: Error.EINVAL,
-    Verdict.TOO_LONG: Error.EINVAL,
-    Verdict.FRAGMENTED: Error.EOVERFLOW,
-    Verdict.NO_CONTEXT: Error.EINVAL,
-    Verdict.WRONG_SHAPE: Error.EINVAL,
-    Verdict.POOL_FULL: Error.ENOSPC,
-    Verdict.UNREADABLE: Error.EIO,
-    Verdict.NOT_SYNCED: Error.EIO,
-}
-
-
 def error_of(verdict: Verdict, command: int) -> Error:
     """The value on the wire: section "Error values". Past the end, what would store gets ENOSPC."""
-    if verdict is Verdict.OUT_OF_RANGE and command in (Command.WRITE, Command.WRITE_ZEROES):
-        return Error.ENOSPC
-    return _ERRORS[verdict]
+    return Error(wire_error(verdict, command))
 
 
 def explain(verdict: Verdict, asked: Asked, *, size: int, limit: int) -> str:
@@ -67,34 +51,4 @@ def explain(verdict: Verdict, asked: Asked, *, size: int, limit: int) -> str:
 
     `size` is the export's; `limit` the payload limit, or for FRAGMENTED that of unfragmented reads. Bytes.
     """
-    command, flags = asked.command, asked.flags
-    name = command_name(command)
-    what = f"{name} of {asked.length} bytes at {asked.offset}"
-    sentences = {
-        Verdict.OK: f"{what} succeeded",
-        Verdict.UNKNOWN_COMMAND: f"command {command} is not known",
-        Verdict.WRONG_FLAGS: f"{name} with flags {flags:#x} ({flag_names(flags)}) is not allowed here",
-        Verdict.READ_ONLY: f"{what}: the export is read-only",
-        Verdict.OUT_OF_RANGE: f"{what} goes past the end of the export ({size} bytes)",
-        Verdict.TOO_LONG: f"{what}: at most {limit} bytes a request are served",
-        Verdict.FRAGMENTED: f"{what} with DF: at most {limit} bytes are sent unfragmented",
-        Verdict.NO_CONTEXT: f"{what}: SET_META_CONTEXT selected no metadata context for this export",
-        Verdict.WRONG_SHAPE: f"{what} is not a valid form of this request",
-        Verdict.POOL_FULL: f"{what}: the pool is at its memory limit",
-        Verdict.UNREADABLE: f"{what}: stored bytes do not decode",
-        Verdict.NOT_SYNCED: f"{what}: the disk below the state directory did not take what was stored",
-    }
-    return sentences[verdict]
-
-
-def command_name(command: int) -> str:
-    """READ, WRITE... or the number of an unknown command."""
-    try:
-        return Command(command).name
-    except ValueError:
-        return f"command {command}"
-
-
-def flag_names(flags: int) -> str:
-    """FUA|DF...; unknown bits as a number."""
-    return CommandFlag(flags).name or f"{flags:#x}"
+    return sentence(verdict, asked.command, asked.flags, asked.offset, asked.length, size=size, limit=limit)

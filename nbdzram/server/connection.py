@@ -13,12 +13,14 @@ from typing import Any
 
 from nbdzram.errors import NoSuchExport
 from nbdzram.nbd.handshake import Close, Enter, Event, Failure, Handshake, HandshakeError, Send, Upgrade
+from nbdzram.server.attached import Attached, TlsPeer
 from nbdzram.server.channel import TlsChannel
 from nbdzram.server.exports import Peer, PeerDirectory
 from nbdzram.server.hosting import Hosting
 from nbdzram.server.lobby import Origin, origin_of
-from nbdzram.server.session import Session
 from nbdzram.server.tls import certificate_names
+from nbdzram.server.tls_line import TlsLine
+from nbdzram.sessions.line import Line, SocketLine
 
 log = logging.getLogger("nbdzram.server")
 attached_log = logging.getLogger("nbdzram.attached")  # told line by line (server/logbook)
@@ -49,6 +51,7 @@ class Connection(asyncio.BufferedProtocol):
         self._allowed_seconds = 0.0
         self._spoke = False
         self._over = False
+        self._entering: Enter | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     # ---- what the transport calls ----
@@ -156,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._paused or self._over:
             return
         try:
-            event = self._handshake.next_event()
+            event, self._entering = self._entering or self._handshake.next_event(), None
             if event is None:
                 self._transport.resume_reading()
             else:
@@ -184,26 +187,38 @@ class Connection(asyncio.BufferedProtocol):
                 self._enter(event)
 
     def _enter(self, event: Enter) -> None:
-        """Hand the connection over to a Session."""
+        """Attach the client. Its last reply leaves with those of the session, behind what is still on its way."""
         try:
             export = self._hosting.exports.attachable(event.terms.offer, self._peer)
         except NoSuchExport as error:
             raise HandshakeError(Failure.UNKNOWN_EXPORT, str(error)) from None
         if reason := self._hosting.no_place_for(self.origin):
             raise HandshakeError(Failure.CONNECTION_LIMIT, reason)
+        if self._channel is None and self._transport.get_write_buffer_size():
+            self._entering = event  # the socket is given away: first what it owes
+            return
         self._over = True
-        self._transport.write(event.reply)
-        session = Session(self._hosting, export, event.terms, self._peer)
-        self._hosting.promote(self, session)
         self._cancel_deadline()
-        self._transport.set_protocol(session)
-        if self._channel is not None:
+        rest = self._handshake.take_rest()
+        if self._channel is None:
+            line: Line = SocketLine(_copy_of(self._transport.get_extra_info("socket").fileno()))
+            attached = Attached(
+                self._hosting, export, event.terms, self._peer, line=line, greeting=event.reply, rest=rest
+            )
+            self._transport.abort()  # it closes its descriptor of the socket; ours stays
+        else:
+            above = TlsPeer(self._hosting, self._channel)
+            line = TlsLine(self._channel, self._hosting.loop)
+            attached = Attached(
+                self._hosting, export, event.terms, self._peer, line=line, greeting=event.reply, rest=rest
+            )
+            above.serve(attached)
+            self._channel.set_protocol(above)
             self._channel.take_turns(self._hosting.loop.call_soon)
-        self._transport.resume_reading()
-        if self._paused:
-            session.pause_writing()
+            self._channel.resume_reading()
+            self._transport = self._channel = None
         attached_log.info("%s: attached to export %r%s", self._peer.text, export.name, _certified(self._peer))
-        session.start(self._transport, rest=self._handshake.take_rest())
+        self._hosting.promote(self, attached)
 
     def _start_tls(self) -> None:
         """Put TLS between the socket and us (section "STARTTLS")."""
@@ -243,6 +258,14 @@ class Connection(asyncio.BufferedProtocol):
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+
+
+def _copy_of(descriptor: int) -> int:
+    """Another descriptor of the same socket. Raises HandshakeError when all are in use."""
+    try:
+        return os.dup(descriptor)
+    except OSError as error:
+        raise HandshakeError(Failure.CONNECTION_LIMIT, f"no descriptor for one more client: {error.strerror}") from None
 
 
 def _certified(peer: Peer) -> str:

@@ -25,7 +25,7 @@ from nbdzram.server.traffic import Traffic
 from nbdzram.status import ExportStatus
 
 if TYPE_CHECKING:
-    from nbdzram.server.session import Session
+    from nbdzram.server.attached import Attached
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -62,7 +62,7 @@ class Export:
         self.disk = disk
         self.pool_name = pool_name
         self.traffic = Traffic()
-        self.connections: set[Session] = set()
+        self.connections: set[Attached] = set()
         self.changing: str | None = None  # what is being done to it: resized, reset, removed
         self.set_rules(access=access, read_only=read_only, description=description)
 
@@ -89,7 +89,7 @@ class Export:
         certificates = self.access.certificates
         return not certificates or not peer.certificate_names.isdisjoint(certificates)
 
-    def unqualified(self) -> list[Session]:
+    def unqualified(self) -> list[Attached]:
         """Who is attached and, as the rules are now, would not be, or not for writing."""
         return [
             session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -14,23 +15,24 @@ from nbdzram.server.channel import Receiver
 from nbdzram.server.descriptors import places, raise_limit
 from nbdzram.server.exports import Exports
 from nbdzram.server.lobby import Lobby, Origin
-from nbdzram.server.outlet import Scratch
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
-from nbdzram.server.turns import Turns
-from nbdzram.server.workers import Budget, Workers, keep_memory, release_memory
+from nbdzram.sessions.budget import keep_memory, release_memory
+from nbdzram.sessions.plane import Plane
+from nbdzram.sessions.session import Session
 
 if TYPE_CHECKING:
+    from nbdzram.server.attached import Attached
     from nbdzram.server.connection import Connection
-    from nbdzram.server.session import Session
 
 log = logging.getLogger("nbdzram.server")
 
-WORKERS_MOST = 64
-"""More threads than one loop feeds; with those of asyncio (at most 32) they fit into the unit's TasksMax."""
+PROCESSORS_MOST = 32
+"""Large WRITEs are spread over so many at most; with the I/O threads (16, unless the operator says otherwise) and those
+of asyncio (at most 32) they fit into the unit's TasksMax."""
 
-STATUS_QUERIES = 2
-"""Long BLOCK_STATUS requests looked at together: each holds a megabyte or two of Python objects."""
+THREADS_BY_DEFAULT = 16
+"""I/O threads, where there are as many processors: each costs half a megabyte."""
 
 KEPT_PLACES = 16
 """The last places for attached clients, at most an eighth of all: for a source, and half of them for a listener, with
@@ -58,29 +60,33 @@ class Hosting:
         self.limits = config.limits
         self.tls = TlsFiles(config.tls)
         self.policy = _policy(config)
-        self.budget = Budget(config.limits.total_bytes)
-        self.workers = Workers(min(Machine().processors(), WORKERS_MOST))
-        self.scratch = Scratch()
+        processors = Machine().processors()
+        self.plane = Plane(
+            config.threads or min(processors, THREADS_BY_DEFAULT),
+            min(processors, PROCESSORS_MOST),
+            config.limits.total_bytes,
+        )
         self.syncs = Syncs()
-        self.turns = Turns()
         self.receiver = Receiver()
         self.places = places(config.limits.connections, raise_limit())
         self.lobby = Lobby(self.places.haggling, self.loop.call_soon)
         self.haggling: set[Connection] = set()
         self.haggling_buffer = bytearray(HAGGLING_BUFFER_SIZE)
-        self.sessions: dict[Session, Origin] = {}
+        self.attached: dict[int, Attached] = {}  # by their numbers
+        self._origins: dict[int, Origin] = {}
         self._attached_from: Counter[str] = Counter()  # by source, and by listener
         self.accepted = 0
-        self.attached = 0
+        self._numbers = itertools.count(1)
         self.protocol_errors = 0
         self.handshake_failures: Counter[Failure] = Counter()
         self.shutting_down = False
-        self.status_slots = asyncio.Semaphore(STATUS_QUERIES)
         self._release: asyncio.TimerHandle | None = None
         self._rest: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self.loop.add_reader(self.workers.fileno(), self.workers.collect)
+        self._notices_dropped = 0
+        self.loop.add_reader(self.plane.fileno(), self._collect)
+        self.loop.add_reader(self.plane.desk.fileno(), self.plane.desk.turn)
 
     def adopt(self, config: ServerConfig) -> None:
         """Other limits and TLS files, for whoever connects from now on. Raises ConfigError, and keeps the old ones."""
@@ -92,7 +98,7 @@ class Hosting:
     @property
     def connections(self) -> int:
         """Open ones, in the handshake or attached."""
-        return len(self.haggling) + len(self.sessions)
+        return len(self.haggling) + len(self.attached)
 
     def begin(self, connection: Connection) -> None:
         """A connection was accepted."""
@@ -102,7 +108,7 @@ class Hosting:
 
     def no_place_for(self, origin: Origin) -> str:
         """Why nobody from there can be attached now; empty: there is a place."""
-        limit, count = self.places.attached, len(self.sessions)
+        limit, count = self.places.attached, len(self.attached)
         free, kept = limit - count, min(KEPT_PLACES, limit // 8)
         if free <= 0:
             return f"more than {limit} connections"
@@ -112,30 +118,25 @@ class Hosting:
             return f"{count} of {limit} connections: the last {kept // 2} are for other listeners"
         return ""
 
-    def promote(self, connection: Connection, session: Session) -> None:
-        """Its handshake is done: the session goes on."""
+    def promote(self, connection: Connection, attached: Attached) -> None:
+        """Its handshake is done: it is attached, and goes on."""
         self.haggling.discard(connection)
         self.lobby.leave(connection)
-        self.sessions[session] = connection.origin
+        self.attached[attached.number] = attached
+        self._origins[attached.number] = connection.origin
         self._attached_from.update(set(connection.origin))
+        attached.begin()
         if self._rest is None:
             self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions)
 
-    def number_session(self) -> int:
+    def number_client(self) -> int:
         """A number for one more attached client, by which the operator names it: in their order, never used again."""
-        self.attached += 1
-        return self.attached
+        return next(self._numbers)
 
     def end_haggling(self, connection: Connection) -> None:
         """It is gone, or was promoted before."""
         self.haggling.discard(connection)
         self.lobby.leave(connection)
-        self._end()
-
-    def end(self, session: Session) -> None:
-        """It is gone, and nothing is under way for it."""
-        self._attached_from.subtract(set(self.sessions.pop(session)))
-        self._attached_from += Counter()  # forget who has none
         self._end()
 
     async def wait_quiet(self) -> None:
@@ -153,8 +154,10 @@ class Hosting:
             self._release.cancel()
         if self._rest is not None:
             self._rest.cancel()
-        self.loop.remove_reader(self.workers.fileno())
-        self.workers.stop()
+        self._collect()
+        self.loop.remove_reader(self.plane.fileno())
+        self.loop.remove_reader(self.plane.desk.fileno())
+        self.plane.stop()
         self.syncs.close()
 
     def _end(self) -> None:
@@ -164,10 +167,35 @@ class Hosting:
             self._quiet.set()
 
     def _rest_sessions(self) -> None:
-        self.turns.watch()
-        for session in self.sessions:
-            session.rest()
-        self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions) if self.sessions else None
+        self.plane.rest()
+        self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions) if self.attached else None
+
+    def _collect(self) -> None:
+        """Hear what the threads have to tell."""
+        tidings, notices = self.plane.collect()
+        for notice in notices:
+            if attached := self.attached.get(notice[0]):
+                attached.refused(notice)
+        if dropped := self.plane.notices.dropped - self._notices_dropped:
+            log.warning("%d refused requests are not in the log: they came faster than it is written", dropped)
+            self._notices_dropped += dropped
+        for session, ended, sync, gone in tidings:
+            attached = self.attached[session.number]
+            if ended:
+                attached.ended()
+            if sync:
+                attached.wants_sync()
+            if gone:
+                self._bury(attached, session)
+
+    def _bury(self, attached: Attached, session: Session) -> None:
+        """It is gone, and nothing is under way for it."""
+        attached.gone()
+        self.plane.bury(session)
+        del self.attached[attached.number]
+        self._attached_from.subtract(set(self._origins.pop(attached.number)))
+        self._attached_from += Counter()  # forget who has none
+        self._end()
 
     def _release_memory(self) -> None:
         self._release = None

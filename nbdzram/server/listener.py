@@ -15,10 +15,10 @@ from pathlib import Path
 
 from nbdzram.config import ServerConfig, TlsConfig
 from nbdzram.nbd.handshake import Failure
+from nbdzram.server.attached import Attached
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.hosting import Hosting
-from nbdzram.server.session import Session
 from nbdzram.server.sockets import (
     BACKLOG,
     FamilyLacking,
@@ -104,9 +104,9 @@ class NbdServer:
         return self._hosting.tls.expires_at if self._hosting else None
 
     @property
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[Attached]:
         """The attached clients, in the order in which they attached."""
-        return sorted(self._hosting.sessions, key=lambda session: session.number) if self._hosting else []
+        return list(self._hosting.attached.values()) if self._hosting else []
 
     def renew_certificates(self) -> None:
         """Read TLS files that changed now, and not only when the next client comes."""
@@ -138,7 +138,7 @@ class NbdServer:
         """End the connections of an export to which nobody can attach; its disk is unused when this returns."""
         await self.end(list(export.connections))
 
-    async def end(self, sessions: Sequence[Session]) -> None:
+    async def end(self, sessions: Sequence[Attached]) -> None:
         """Answer what they have under way, close them, and wait until none of them uses its disk any more."""
         for session in sessions:
             session.drain()
@@ -159,14 +159,14 @@ class NbdServer:
         hosting.shutting_down = True
         for connection in list(hosting.haggling):
             connection.shut_down()
-        sessions = list(hosting.sessions)
+        sessions = list(hosting.attached.values())
         for session in sessions:
             session.drain()
         await self._wait_closed([session.closed for session in sessions])
         if hosting.haggling:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(hosting.wait_quiet(), HANDSHAKE_GRACE_SECONDS)
-        remaining = list(hosting.sessions)
+        remaining = list(hosting.attached.values())
         if hosting.connections:
             plural = "s are" if hosting.connections > 1 else " is"
             log.info("%d connection%s cut at the end of draining", hosting.connections, plural)

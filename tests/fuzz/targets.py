@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from nbdzram.config import TlsMode
 from nbdzram.nbd.handshake import Close, Enter, Handshake, HandshakeError, Policy, Send, Upgrade
-from tests.fuzz.stage import Stage
 from tests.model.reference import PlainExport, check_status, parse, take_reply
+from tests.support.rehearsal import Stage
 
 EXPORT_SIZE = 64 << 10  # what fits is done at once, so that replies come in order
 BUDGETS = (1 << 30, 0)  # ample, or none: either way nothing waits for a worker, and replies come in order
@@ -78,24 +78,24 @@ def _converse(policy: Policy, pieces: list[bytes], *, tls_active: bool) -> tuple
     return bytes(replies), "open"
 
 
-_stage: list[Stage] = []
+_stages: dict[int, Stage] = {}  # by their budgets
 
 
 def transmit(source: bytes) -> None:
     """A transmission phase: byte 0 chooses style, contexts, budget; byte 1 the split; the rest the client says."""
     if len(source) < 2:
         return
-    if not _stage:
-        _stage.append(Stage(EXPORT_SIZE))
-    stage, said = _stage[0], source[2:]
+    budget, said = BUDGETS[source[0] >> 5 & 1], source[2:]
+    if budget not in _stages:
+        _stages[budget] = Stage(EXPORT_SIZE, budget=budget)
+    stage = _stages[budget]
     style = source[0] % 3
     contexts = 0 if style == 0 else source[0] >> 2 & 3 if source[0] >> 2 & 3 < 3 else 2
     read_only = source[0] & 16 != 0
-    budget = BUDGETS[source[0] >> 5 & 1]
-    whole = stage.play([said], style=style, contexts=contexts, read_only=read_only, budget=budget)
+    whole = stage.play([said], style=style, contexts=contexts, read_only=read_only)
     step = source[1] * 7 + 1
     pieces = [said[at : at + step] for at in range(0, len(said), step)]
-    split = stage.play(pieces, style=style, contexts=contexts, read_only=read_only, budget=budget)
+    split = stage.play(pieces, style=style, contexts=contexts, read_only=read_only)
     assert whole == split, "another split, other replies"
     requests, _ = parse(said, style)
     model = PlainExport(bytearray(stage.content), style, contexts, read_only)

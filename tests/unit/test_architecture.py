@@ -1,7 +1,7 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
-    cli -> {server, control, metrics} -> rates -> status -> stream -> {nbd, engine} -> {settings, values} -> config
-        -> {units, errors, machine, slices}
+    cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
+        -> config -> {units, errors, machine, slices}
 
 Packages of one level do not import each other.
 """
@@ -26,6 +26,7 @@ LEVELS = (
     ("engine",),
     ("nbd",),
     ("stream",),
+    ("sessions",),
     ("status",),
     ("rates",),
     ("server", "control", "metrics"),
@@ -34,8 +35,18 @@ LEVELS = (
 )
 """From the bottom up: a package imports what stands above it here, and itself. engine and nbd are kept apart below."""
 
-APART = {("engine", "nbd"), ("nbd", "engine"), ("engine", "settings"), ("nbd", "settings"), ("server", "settings")}
-APART |= {("stream", "nbd"), ("stream", "settings"), ("nbd", "stream")}
+APART = {
+    ("engine", "nbd"),
+    ("nbd", "engine"),
+    ("engine", "settings"),
+    ("nbd", "settings"),
+    ("server", "settings"),
+    ("sessions", "settings"),
+    ("stream", "nbd"),
+    ("stream", "settings"),
+    ("sessions", "stream"),
+    ("nbd", "stream"),
+}
 RESERVED = {
     "asyncio": {
         "server",

@@ -12,8 +12,6 @@ from nbdzram.engine.estimate import Estimate
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
 from nbdzram.errors import PoolFull
-from nbdzram.nbd.constants import MetaContext, ReplyStyle
-from nbdzram.server.status import StatusRequest, status_reply
 from tests.unit.engine.blocks import BLOCK, half_random, run, text
 
 SIZE = 64 << 20
@@ -105,24 +103,6 @@ def test_an_estimate_counts_a_part_of_a_block_at_an_images_end_as_one(tail: int)
     assert part.figures().blocks == 3
     whole.feed(content)
     assert whole.figures().distinct_objects == part.figures().distinct_objects
-
-
-def test_descriptors_of_32_bits_end_in_a_whole_block_and_those_of_64_do_not() -> None:
-    """A client that counts in 32 bits asks on from there."""
-    pool = Pool()
-    disk = pool.create("disk", 1 << 40)
-    disk.write(9 << 32, text(1))
-
-    def first(style: ReplyStyle, offset: int, entry: int) -> int:
-        request = StatusRequest(b"\0" * 8, offset, (1 << 40) - offset, (MetaContext.ALLOCATION,), one=False)
-        reply = status_reply(disk, style, request)
-        header = {4: 20 + 4, 8: 32 + 8}[entry]
-        return int.from_bytes(reply[header : header + entry])
-
-    assert first(ReplyStyle.STRUCTURED, 0, 4) == (1 << 32) - BLOCK
-    assert first(ReplyStyle.STRUCTURED, (8 << 32) + BLOCK, 4) == (1 << 32) - BLOCK
-    assert first(ReplyStyle.STRUCTURED, (8 << 32) + 2 * BLOCK, 4) == (1 << 32) - 2 * BLOCK
-    assert first(ReplyStyle.EXTENDED, 0, 8) == 9 << 32
 
 
 def test_a_holder_that_cannot_be_counted_is_refused_and_nothing_is_kept_for_ever() -> None:

@@ -16,7 +16,6 @@ from tests.unit.server.conftest import Play, Stage
 from tests.wire import CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, OPT_STARTTLS, REP_ACK, request
 
 BLOCK, KIB, MIB = 4096, 1 << 10, 1 << 20
-OPERATION_LIMIT = 64  # large requests of one connection under way
 TLS_BYTES = 44 * KIB  # charged for a client under TLS
 
 
@@ -28,7 +27,7 @@ def hosting_of(stage: Stage) -> Hosting:
 async def quiet(stage: Stage, used: int = 0) -> None:
     """Until the budget holds exactly `used` bytes again."""
     async with asyncio.timeout(30):
-        while hosting_of(stage).budget.used != used:  # noqa: ASYNC110 - nothing tells of it
+        while hosting_of(stage).plane.budget.used != used:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
 
 
@@ -48,34 +47,12 @@ def test_writes_that_overlap_give_their_whole_budget_back(play: Play) -> None:
             (session,) = stage.disk.connections
             assert not session.busy
         for _ in range(2):
-            session.rest()
+            hosting_of(stage).plane.rest()
+            await client.read(0, 512)  # its thread has rested
         await quiet(stage)
         await client.close()
 
     play(story, Limits(connection_bytes=MIB, total_bytes=8 * MIB))
-
-
-def test_an_inbox_that_has_become_quiet_is_small_again(play: Play) -> None:
-    """It grows while its client is busy, and the connection that stays is charged for nothing a second later."""
-
-    async def story(stage: Stage) -> None:
-        client = await stage.client()
-        content = b"x" * (60 * KIB)
-        for cookie in range(8):
-            client.ask(CMD_WRITE, cookie * 64 * KIB, len(content), cookie=cookie, payload=content)
-        for _ in range(8):
-            await client.answer()
-        (session,) = stage.disk.connections
-        assert hosting_of(stage).budget.used > 0
-        session.rest()
-        assert hosting_of(stage).budget.used > 0
-        session.rest()
-        assert hosting_of(stage).budget.used == 0
-        await client.write(0, content)
-        assert await client.read(0, len(content)) == content
-        await client.close()
-
-    play(story)
 
 
 def test_tls_clients_that_left_are_charged_for_nothing(play: Play, stage: Stage, tmp_path: Path) -> None:
@@ -94,33 +71,10 @@ def test_tls_clients_that_left_are_charged_for_nothing(play: Play, stage: Stage,
         clients = [await attach(stage, context) for _ in range(3)]
         for client in clients:
             assert await client.read(0, 512) == bytes(512)
-        assert hosting_of(stage).budget.used == 3 * TLS_BYTES
+        assert hosting_of(stage).plane.budget.used == 3 * TLS_BYTES
         for left in (2, 1, 0):
             await clients.pop().close()
             await quiet(stage, left * TLS_BYTES)
-
-    play(story)
-
-
-def test_large_requests_of_one_connection_are_limited(play: Play) -> None:
-    """One more than the limit waits in its socket, whatever it asks; it is served when one has come back."""
-
-    async def story(stage: Stage) -> None:
-        workers = hosting_of(stage).workers
-        loop = asyncio.get_running_loop()
-        other = await stage.client()
-        for count, served in ((OPERATION_LIMIT - 1, True), (OPERATION_LIMIT, False)):
-            client = await stage.client(style=0)
-            reads = stage.disk.traffic.operations()["read"].requests
-            loop.remove_reader(workers.fileno())  # nothing comes back meanwhile
-            client.send(request(CMD_TRIM, 0, 2 * MIB) * count + request(CMD_READ, 0, 512, cookie=7))
-            for _ in range(20):
-                await other.write(0, bytes(512))
-            assert (stage.disk.traffic.operations()["read"].requests == reads + 1) is served
-            loop.add_reader(workers.fileno(), workers.collect)
-            await client.reader.readexactly(16 * (count + 1) + 512)
-            await client.close()
-        await other.close()
 
     play(story)
 

@@ -1,4 +1,4 @@
-"""How many threads serve large requests: as many as processors may be used, within bounds."""
+"""How many threads serve clients and large requests: as many as processors may be used, within bounds."""
 
 from __future__ import annotations
 
@@ -8,36 +8,43 @@ import uvloop
 from nbdzram.config import ServerConfig
 from nbdzram.server import hosting
 from nbdzram.server.exports import Exports
-from nbdzram.server.hosting import WORKERS_MOST, Hosting
-from nbdzram.server.workers import Workers
+from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
+from nbdzram.sessions.plane import Plane
 
 TASKS_OF_ASYNCIO = 32  # ThreadPoolExecutor's most: min(32, processors + 4)
 TASKS_MAX = 128  # the least that a unit of systemd has been shipped with
 
 
-@pytest.mark.parametrize(("processors", "threads"), [(3, 3), (256, WORKERS_MOST)])
+@pytest.mark.parametrize(
+    ("configured", "processors", "started"),
+    [
+        (0, 3, (3, 3)),
+        (0, 256, (THREADS_BY_DEFAULT, PROCESSORS_MOST)),
+        (5, 3, (5, 3)),
+        (1, 256, (1, PROCESSORS_MOST)),
+    ],
+)
 def test_processors_that_may_be_used_give_threads_up_to_a_bound(
-    monkeypatch: pytest.MonkeyPatch, processors: int, threads: int
+    monkeypatch: pytest.MonkeyPatch, configured: int, processors: int, started: tuple[int, int]
 ) -> None:
-    started = []
+    asked = []
 
-    class Counted(Workers):
-        def __init__(self, count: int) -> None:
-            started.append(count)
-            super().__init__(1)
+    def counted(threads: int, processors: int, budget_bytes: int) -> Plane:
+        asked.append((threads, processors))
+        return Plane(1, 1, budget_bytes)
 
     class Large:
         def processors(self) -> int:
             return processors
 
     async def story() -> None:
-        Hosting(Exports(None), ServerConfig()).stop()
+        Hosting(Exports(None), ServerConfig(threads=configured)).stop()
 
-    monkeypatch.setattr(hosting, "Workers", Counted)
+    monkeypatch.setattr(hosting, "Plane", counted)
     monkeypatch.setattr(hosting, "Machine", Large)
     uvloop.run(story())
-    assert started == [threads]
+    assert asked == [started]
 
 
 def test_all_threads_fit_into_the_units_limit_of_tasks() -> None:
-    assert WORKERS_MOST + TASKS_OF_ASYNCIO < TASKS_MAX
+    assert THREADS_BY_DEFAULT + PROCESSORS_MOST + TASKS_OF_ASYNCIO < TASKS_MAX

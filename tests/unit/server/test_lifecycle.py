@@ -15,11 +15,11 @@ import pytest
 from nbdzram.config import Access, Limits, ServerConfig, TcpAddress, UnixAddress
 from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
 from nbdzram.nbd.constants import Reply
+from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
-from nbdzram.server.hotpath import Stage as Ending
 from nbdzram.server.listener import NbdServer
-from nbdzram.server.session import Session
 from nbdzram.server.sockets import inherited, open_unix
+from nbdzram.sessions.line import SocketLine
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import OPT_ABORT, OPT_GO, OPT_LIST, client_hello, name_and_infos, option, request
@@ -90,6 +90,7 @@ def test_a_client_that_asks_and_never_reads_is_held_at_bounded_memory(play: Play
     """Its reads are not performed ahead of it; a second client is served meanwhile."""
 
     async def story(stage: Stage) -> None:
+        stage.disk.disk.write(0, b"\x07" * (32 << 20))
         hog = await stage.client()
         other = await stage.client()
         hog.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -97,9 +98,9 @@ def test_a_client_that_asks_and_never_reads_is_held_at_bounded_memory(play: Play
             hog.ask(READ, 0, 32 << 20, cookie=cookie)
         await hog.writer.drain()
         for _ in range(20):
-            assert await other.read(0, 65536) == bytes(65536)
+            assert await other.read(0, 65536) == b"\x07" * 65536
         assert stage.server._hosting is not None
-        assert stage.server._hosting.budget.used < 4 << 20  # its window of pieces, and what its socket queues
+        assert stage.server._hosting.plane.budget.used < 4 << 20  # its window of pieces, and what its socket queues
         assert stage.disk.traffic.operations()["read"].requests == 20
         hog.writer.transport.abort()
         with contextlib.suppress(OSError):
@@ -119,12 +120,14 @@ def test_stopping_answers_what_was_begun_reads_nothing_more_and_closes(stage: St
         client.ask(FLUSH, 0, 0, cookie=2)
         await client.answer()
         await client.answer()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         client.ask(READ, 0, 4 << 20, cookie=3)
         client.send(b"\x25\x60\x95\x13")  # a request that has begun, and must not end in an error
-        (session,) = stage.disk.connections
-        while not session.busy:  # noqa: ASYNC110 - nothing tells of it
+        (attached,) = stage.disk.connections
+        while not attached.busy:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         draining = asyncio.ensure_future(stage.server.drain())
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
         cookie, answer = await client.answer(read_length=4 << 20)
         assert (cookie, answer.error, answer.content) == (3, 0, content)
         assert await client.at_end()
@@ -194,31 +197,6 @@ def test_a_removed_export_is_detached_and_unknown(play: Play) -> None:
     play(story)
 
 
-def test_a_connection_that_is_lost_holds_its_disk_until_its_work_has_come_back(play: Play) -> None:
-    """Nobody may delete a disk, or end the engine, under a thread that still describes it."""
-
-    async def story(stage: Stage) -> None:
-        client = await stage.client(contexts=(b"base:allocation",))
-        (session,) = stage.disk.connections
-        async with session._hosting.status_slots, session._hosting.status_slots:  # so that its thread must wait
-            client.ask(STATUS, 0, 64 << 20, cookie=1)
-            while not session.busy:  # noqa: ASYNC110 - nothing tells of it
-                await asyncio.sleep(0)
-            client.writer.transport.abort()
-            while session.stage < Ending.LOST:
-                session.emit(bytes(20))  # a socket that is not read tells of its end when something is sent
-                session.proceed()
-                await asyncio.sleep(0)
-            assert stage.server.connections == 1
-            detached = asyncio.ensure_future(stage.server.detach(stage.exports.remove("disk")))
-            await asyncio.sleep(0)
-            assert not detached.done()
-        await detached
-        assert stage.server.connections == 0
-
-    play(story)
-
-
 def test_two_connections_see_each_others_writes(play: Play) -> None:
     async def story(stage: Stage) -> None:
         one, two = await stage.client(), await stage.client(style=2)
@@ -261,13 +239,14 @@ def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(client_hello() + option(OPT_GO, name_and_infos(b"disk")))
         await reader.readexactly(18 + 20 + 12 + 20)
-        (ours,) = map(accepted_socket, stage.disk.connections)
-        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
-        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
-        idle, interval, count = (
-            ours.getsockopt(socket.IPPROTO_TCP, what)
-            for what in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-        )
+        (attached,) = stage.disk.connections
+        with accepted_socket(attached) as ours:
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+            idle, interval, count = (
+                ours.getsockopt(socket.IPPROTO_TCP, what)
+                for what in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
         assert idle + interval * count <= 120
         writer.close()
         await writer.wait_closed()
@@ -275,9 +254,11 @@ def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage:
     play(story)
 
 
-def accepted_socket(session: Session) -> socket.socket:
-    found: socket.socket = session._transport.get_extra_info("socket")
-    return found
+def accepted_socket(attached: Attached) -> socket.socket:
+    """Another descriptor of the server's own socket."""
+    line = attached.session.line
+    assert isinstance(line, SocketLine)
+    return socket.socket(fileno=os.dup(line.fileno()))
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "dangling link", "live socket"])

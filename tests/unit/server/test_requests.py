@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
-import threading
-from typing import Any
 
 import pytest
 
 from nbdzram.config import EVERYONE, Limits
 from nbdzram.nbd.constants import Error
 from nbdzram.server.exports import Export
-from nbdzram.server.status import status_reply
 from tests.unit.server.conftest import SIZE, Play, Stage
 from tests.wire import request
 
@@ -301,34 +298,6 @@ def test_a_broken_protocol_ends_the_connection_and_only_that(play: Play, junk: b
     play(story)
 
 
-@pytest.mark.parametrize(
-    "storm",
-    [
-        pytest.param(request(READ, 1 << 62, 1), id="refused"),
-        pytest.param(request(STATUS, 0, 16 << 20), id="status"),
-        pytest.param(request(WRITE, 3, 1) + b"x", id="byte"),
-        pytest.param(request(ZEROES, 0, 1 << 20), id="zeroes"),
-    ],
-)
-def test_thousands_of_small_requests_take_turns_with_others(play: Play, storm: bytes) -> None:
-    """They are many in few bytes, and each is work: somebody who comes later is answered long before the last."""
-
-    async def story(stage: Stage) -> None:
-        hog = await stage.client(contexts=(b"base:allocation", b"nbdzram:fold"))
-        other = await stage.client(b"frozen")
-        hog.send(storm * 3000)
-        await other.read(0, 512)
-        answered = sum(
-            operation.requests + sum(operation.errors.values())
-            for operation in stage.disk.traffic.operations().values()
-        )
-        assert answered < 1500
-        hog.writer.transport.abort()
-        await other.close()
-
-    play(story)
-
-
 def test_long_requests_of_one_connection_leave_the_workers_to_others(play: Play) -> None:
     """64 requests of 8 tasks each do not stand in the queue together: a READ that comes later overtakes most."""
 
@@ -391,15 +360,8 @@ def test_an_unfragmented_read_is_one_chunk_up_to_the_limit(play: Play, style: in
     play(story)
 
 
-def test_block_status_is_a_short_turn(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """256 KiB are described on the loop, more by a thread; a reply has 512 descriptors at most, and is asked on."""
-    threads: list[bool] = []
-
-    def recorded(*arguments: Any) -> bytes:
-        threads.append(threading.current_thread() is not threading.main_thread())
-        return status_reply(*arguments)
-
-    monkeypatch.setattr("nbdzram.server.session.status_reply", recorded)
+def test_block_status_is_a_short_turn(play: Play) -> None:
+    """A reply has 512 descriptors at most, and describes 64 MiB of stored blocks at most; a client asks on."""
 
     async def story(stage: Stage) -> None:
         client = await stage.client(contexts=(b"base:allocation",))
@@ -409,7 +371,9 @@ def test_block_status_is_a_short_turn(play: Play, monkeypatch: pytest.MonkeyPatc
             ((_, payload),) = (await client.call(STATUS, 0, length)).chunks
             described = list(struct.iter_unpack(">II", payload[4:]))
             assert len(described) == min(length // 4096, 512)
-        assert threads == [False, True, True]
+        stage.disk.disk.zero(0, SIZE, no_hole=True)
+        ((_, payload),) = (await client.call(STATUS, 0, SIZE)).chunks
+        assert list(struct.iter_unpack(">II", payload[4:])) == [(64 << 20, 2)]
         await client.close()
 
     play(story)

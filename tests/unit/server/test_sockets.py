@@ -240,15 +240,15 @@ def test_an_ip_client_whose_address_is_gone_is_not_taken_for_a_local_one(stage: 
 def test_a_local_client_of_whom_the_kernel_cannot_be_asked_is_served_all_the_same(
     monkeypatch: pytest.MonkeyPatch, play: Play
 ) -> None:
-    """To ask takes a descriptor, and others may have the last ones."""
+    """To ask takes a descriptor, and others may have the last ones for a moment."""
 
     def refuse(_: int) -> int:
+        monkeypatch.undo()
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def story(stage: Stage) -> None:
         monkeypatch.setattr("nbdzram.server.connection.os.dup", refuse)
         client = await stage.client()
-        monkeypatch.undo()
         assert [session.peer.text for session in stage.server.sessions] == ["unix client"]
         await client.close()
 

@@ -18,10 +18,10 @@ import pytest
 from nbdzram.config import Access, Limits, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
 from nbdzram.nbd.constants import Reply
+from nbdzram.server.attached import Attached
 from nbdzram.server.channel import TlsChannel
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export
-from nbdzram.server.session import Session
 from nbdzram.server.tls import TlsFiles, make_context
 from tests.support.loop_client import WireClient
 from tests.support.pki import Pki
@@ -486,9 +486,9 @@ def test_a_connection_that_ended_leaves_nothing_to_the_garbage_collector(play: P
             await leave(stranger)
         while stage.server.connections > 1:
             assert await other.read(0, 512) == bytes(512)
-        kinds = (Connection, Session, TlsChannel)
+        kinds = (Connection, Attached, TlsChannel)
         assert sorted(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds)) == [
-            "Session",
+            "Attached",
             "TlsChannel",
         ]
         await leave(other)

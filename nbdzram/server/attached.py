@@ -1,0 +1,261 @@
+"""An attached client, as the event loop knows it: who it is, what is told of it, how it is ended.
+
+The session itself is served by a thread (nbdzram.sessions); what it has to tell comes here from Hosting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from nbdzram.nbd.constants import TransmissionFlag
+from nbdzram.nbd.handshake import Terms
+from nbdzram.nbd.verdicts import Asked, Verdict, explain
+from nbdzram.server.channel import TlsChannel
+from nbdzram.sessions.answers import LOGGED_ERRORS, UNFRAGMENTED_LIMIT
+from nbdzram.sessions.line import Line, SocketLine
+from nbdzram.sessions.stage import Ending, Stage
+from nbdzram.sessions.turns import PACE_BYTES, PACE_SECONDS
+from nbdzram.status import ClientStatus
+
+if TYPE_CHECKING:
+    from nbdzram.server.exports import Export, Peer
+    from nbdzram.server.hosting import Hosting
+    from nbdzram.sessions.plane import Notice
+    from nbdzram.sessions.session import Session
+    from nbdzram.sessions.thread import Desk
+
+log = logging.getLogger("nbdzram.server")
+
+LINGER_SECONDS = 5.0
+"""How long a closed TLS connection may take to accept its last replies; sessions/session has the same for others."""
+
+TLS_BYTES = 44 << 10
+"""What a TlsChannel holds, measured over a thousand with OpenSSL 3.5: 33 KiB idle, the rest once it has sent."""
+
+_BROKEN_PROTOCOL = frozenset({Ending.BAD_MAGIC, Ending.LONG_PAYLOAD, Ending.HALF_A_REPLY})
+
+
+class Attached:
+    """One client from the end of its handshake to its last reply."""
+
+    def __init__(
+        self, hosting: Hosting, export: Export, terms: Terms, peer: Peer, *, line: Line, greeting: bytes, rest: bytes
+    ) -> None:
+        self.export = export
+        self.peer = peer
+        self.number = hosting.number_client()
+        self.since = time.time()
+        self.closed: asyncio.Future[None] = hosting.loop.create_future()
+        self._hosting = hosting
+        under_tls = not isinstance(line, SocketLine)
+        self._terms = terms
+        self._sync = hosting.syncs.of(export.disk.pool.path)
+        self._syncing: asyncio.Task[None] | None = None
+        self.session = hosting.plane.attach(
+            line,
+            number=self.number,
+            disk=export.disk,
+            tally=export.traffic,
+            style=terms.style,
+            read_only=export.read_only,
+            contexts=terms.contexts,
+            payload_limit=hosting.limits.payload_bytes,
+            connection_limit=hosting.limits.connection_bytes,
+            syncs=self._sync is not None,
+            greeting=greeting,
+            rest=rest,
+            here=under_tls,
+            line_bytes=TLS_BYTES if under_tls else 0,
+        )
+        export.connections.add(self)
+
+    @property
+    def read_only(self) -> bool:
+        """What the client was told when it attached."""
+        return bool(self._terms.flags & TransmissionFlag.READ_ONLY)
+
+    @property
+    def stage(self) -> Stage:
+        """How far its end has come, a moment ago."""
+        return self.session.stage
+
+    @property
+    def busy(self) -> bool:
+        """Requests of it are under way."""
+        return self.session.in_flight > 0
+
+    def status(self) -> ClientStatus:
+        """What the server tells of it, at this moment."""
+        return ClientStatus(
+            number=self.number,
+            peer=self.peer.text,
+            certificate_names=tuple(sorted(self.peer.certificate_names)),
+            export=self.export.name,
+            read_only=self.read_only,
+            since=self.since,
+            requests=self.session.requests,
+            in_flight=self.session.in_flight,
+            idle_seconds=self.session.idle_seconds,
+        )
+
+    def begin(self) -> None:
+        """Let it be served."""
+        self._hosting.plane.begin(self.session)
+
+    def drain(self) -> None:
+        """Read no more of it; answer what it asked for completely, then close. Nothing happens when it is gone."""
+        if not self.closed.done():
+            self._hosting.plane.drain(self.session)
+
+    def abort(self) -> None:
+        """Cut it. Nothing happens when it is gone."""
+        if not self.closed.done():
+            self._hosting.plane.abort(self.session)
+
+    # ---- what its thread tells, by Hosting ----
+
+    def refused(self, notice: Notice) -> None:
+        """A request was refused, or failed."""
+        _, verdict, command, flags, offset, length, size = notice
+        judged = Verdict(verdict)
+        limit = UNFRAGMENTED_LIMIT if judged is Verdict.FRAGMENTED else self._hosting.limits.payload_bytes
+        log.warning(
+            "%s: %s", self._who, explain(judged, Asked(command, flags, b"", offset, length), size=size, limit=limit)
+        )
+
+    def ended(self) -> None:
+        """Why it ends is known."""
+        cause = Ending(self.session.ending)
+        if cause in _BROKEN_PROTOCOL:
+            self._hosting.protocol_errors += 1
+        if cause is Ending.BAD_MAGIC:
+            log.warning("%s: bad request magic; disconnecting", self._who)
+        elif cause is Ending.LONG_PAYLOAD:
+            log.warning(
+                "%s: a payload of %d bytes: the limit is %d; disconnecting",
+                self._who,
+                self.session.ending_value,
+                self._hosting.limits.payload_bytes,
+            )
+        elif cause is Ending.HALF_A_REPLY:
+            log.warning("%s: stored bytes do not decode in the middle of a reply; disconnecting", self._who)
+        elif cause is Ending.TOO_SLOW:
+            log.warning(
+                "%s: %d bytes of a payload came in %d s while others wait for room, and %d are asked; disconnecting",
+                self._who,
+                self.session.ending_value,
+                PACE_SECONDS,
+                PACE_BYTES,
+            )
+        elif cause is Ending.NO_MEMORY:
+            log.error("%s: the system has no memory for its buffers; disconnecting", self._who)
+
+    def wants_sync(self) -> None:
+        """Answers of it wait until what was stored is on the disk."""
+        if self._syncing is None:
+            self._syncing = self._hosting.loop.create_task(self._synchronise())
+
+    def gone(self) -> None:
+        """Nothing of it is under way any more."""
+        cause = Ending(self.session.ending)
+        if self.session.midway and cause is Ending.LINE_BROKE:
+            reason = os.strerror(self.session.ending_value) if self.session.ending_value else "closed"
+            log.warning("%s: the connection broke in the middle of a request (%s)", self._who, reason)
+        elif self.session.midway and self.session.left:
+            log.warning("%s: the client went away in the middle of a request", self._who)
+        else:
+            broken = cause is Ending.LINE_BROKE and self.session.ending_value not in (0, errno.EPIPE)
+            log.debug(
+                "%s: disconnected (%s)", self._who, os.strerror(self.session.ending_value) if broken else "closed"
+            )
+        if self.session.error_count > LOGGED_ERRORS:
+            log.warning("%s: %d more errors", self._who, self.session.error_count - LOGGED_ERRORS)
+        self.export.connections.discard(self)
+        self.closed.set_result(None)
+
+    @property
+    def _who(self) -> str:
+        return f"{self.peer.text} on export {self.export.name!r}"
+
+    async def _synchronise(self) -> None:
+        """Sync until no answer waits for one. The session is not gone before it has all its answers."""
+        assert self._sync is not None
+        plane, answered = self._hosting.plane, 0
+        while (asked := plane.syncs_asked(self.session)) > answered:
+            failed = False
+            try:
+                await self._sync.synced()
+            except OSError:
+                failed = True
+            plane.synced(self.session, asked, failed)
+            answered = asked
+        self._syncing = None
+
+
+class TlsPeer(asyncio.BufferedProtocol):
+    """Between a TlsChannel and a session that the event loop serves."""
+
+    def __init__(self, hosting: Hosting, channel: TlsChannel) -> None:
+        self._hosting = hosting
+        self._channel: TlsChannel | None = channel
+        self._attached: Attached | None = None
+        self._last: asyncio.TimerHandle | None = None
+
+    def serve(self, attached: Attached) -> None:
+        """Plain bytes belong to this client from now on."""
+        self._attached = attached
+        attached.closed.add_done_callback(self._linger)
+
+    # ---- what the channel calls ----
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        """Where the next bytes go."""
+        return self._desk.buffer(self._session)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came."""
+        self._desk.received(self._session, nbytes)
+
+    def pause_writing(self) -> None:
+        """The peer does not read: the line says LATER."""
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._desk.resumed(self._session)
+
+    def eof_received(self) -> bool:
+        """The peer sends no more. What it asked for completely is still answered."""
+        self._desk.left(self._session)
+        return self._session.stage < Stage.CLOSING
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing can be sent any more."""
+        self._desk.lost(self._session, getattr(exc, "errno", None) or 0)
+        if self._last is not None:
+            self._last.cancel()
+        self._channel = self._attached = None  # they hold us as we hold them
+
+    def expel(self, reason: str) -> None:
+        """It costs more than it may."""
+        assert self._attached is not None
+        log.warning("%s on export %r: %s; disconnecting", self._attached.peer.text, self._attached.export.name, reason)
+        self._attached.abort()
+
+    def _linger(self, _: object) -> None:
+        """The session is gone; the channel may still have its last bytes to send."""
+        if self._channel is not None:
+            self._last = self._hosting.loop.call_later(LINGER_SECONDS, self._channel.abort)
+
+    @property
+    def _desk(self) -> Desk:
+        return self._hosting.plane.desk
+
+    @property
+    def _session(self) -> Session:
+        assert self._attached is not None
+        return self._attached.session

@@ -1,0 +1,1 @@
+"""The transmission phase: attached clients, served by threads that never take the interpreter lock."""

@@ -1,0 +1,29 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from nbdzram.engine.disk cimport Disk
+from nbdzram.nbd.transmission cimport Request
+
+cdef enum:
+    CONTEXTS = 2                  # that there are: MetaContext
+    ALLOCATION = 1
+    FOLD = 2
+    STATUS_PAYLOAD_LIMIT = 4096   # bytes of a BLOCK_STATUS payload: an effect length and context ids
+    DESCRIPTORS = 512             # in one chunk: 8 KiB of reply at most. The protocol lets a server stop early, and a client asks on
+    STRAINED_DESCRIPTORS = 128    # the same while the memory for replies is used up
+    STATUS_ROOM = CONTEXTS * (64 + 16 * DESCRIPTORS)  # bytes of a reply
+    # Looks at the table for one context: 64 MiB of an export where blocks are stored, half a millisecond. Holes are passed
+    # over by whole tables.
+    STATUS_HOLDS = 256
+    STATUS_WINDOW = STATUS_HOLDS * 64 * 4096
+
+cdef struct Contexts:
+    # What SET_META_CONTEXT selected, or a request's payload.
+    uint32_t ids[CONTEXTS]
+    int count
+
+cdef int choose_contexts(
+    const uint8_t* payload, size_t size, const Contexts* offered, Request* request, Contexts* chosen
+) noexcept nogil
+cdef int put_statuses(
+    uint8_t* target, Disk disk, const Request* request, int style, const Contexts* contexts, size_t limit, size_t* size
+) noexcept nogil

@@ -1,0 +1,9 @@
+class Line:
+    """The way to one peer."""
+
+class SocketLine(Line):
+    """A connected socket, which is the line's from now on."""
+
+    def __init__(self, fd: int) -> None: ...
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once it is closed."""

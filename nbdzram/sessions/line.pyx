@@ -1,0 +1,133 @@
+"""The way to one peer: a socket. Tests put a simulated peer in its place, and server/channel one behind TLS.
+
+    take      bytes that came; 0: the peer sends no more
+    give      bytes that the peer takes now, of those that there are; 0 is LATER
+    watch     what to be woken for: bytes that come, room for bytes that go, both, or nothing
+    hang_up   nothing is taken or given any more
+
+A line belongs to the thread that serves it.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t c_send "send"(int, const void*, size_t, int)
+    ssize_t c_recv "recv"(int, void*, size_t, int)
+    enum:
+        MSG_NOSIGNAL
+        MSG_DONTWAIT
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void* ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_ctl(int, int, int, epoll_event*)
+    enum:
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+        EPOLLIN
+        EPOLLOUT
+
+
+cdef enum:
+    DROPPED_READS = 256  # a megabyte: more than a socket holds, as a rule
+
+
+cdef class Line:
+    """See the module's docstring. Each kind of line completes it."""
+
+    cdef void attend(self, int poller, void* session) noexcept nogil:
+        """Let `poller` (epoll's descriptor) wake the thread for it, with `session` as its word."""
+
+    cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil:
+        return BROKEN
+
+    cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil:
+        return BROKEN
+
+    cdef int watch(self, int wanted) noexcept nogil:
+        """0, or the errno of a system that does not do it."""
+        return 0
+
+    cdef void hang_up(self, bint orderly) noexcept nogil:
+        """`orderly`: all was given, and the peer may be told that no more comes."""
+
+
+cdef class SocketLine(Line):
+    """A connected socket, which is ours from now on."""
+
+    def __cinit__(self, int fd):
+        self.fd = fd
+        self.poller = -1
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            c_close(self.fd)
+
+    def fileno(self):
+        """The socket's descriptor; -1 once it is closed."""
+        return self.fd
+
+    cdef void attend(self, int poller, void* session) noexcept nogil:
+        self.poller = poller
+        self.session = session
+
+    cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil:
+        cdef ssize_t taken
+        while True:
+            taken = c_recv(self.fd, target, size, MSG_DONTWAIT)
+            if taken >= 0:
+                return taken
+            if errno == EAGAIN:
+                return LATER
+            if errno != EINTR:
+                self.error = errno
+                return BROKEN
+
+    cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil:
+        cdef ssize_t given
+        while True:
+            given = c_send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if given >= 0:
+                return given
+            if errno == EAGAIN:
+                return LATER
+            if errno != EINTR:
+                self.error = errno
+                return BROKEN
+
+    cdef int watch(self, int wanted) noexcept nogil:
+        """A line that nobody waits for is taken out: the system tells of a broken one whether one asks or not."""
+        cdef epoll_event event
+        cdef int act = EPOLL_CTL_MOD if self.polled else EPOLL_CTL_ADD
+        if wanted == self.watched and self.polled == (wanted != 0):
+            return 0
+        if wanted == 0:
+            act = EPOLL_CTL_DEL
+        event.events = (EPOLLIN if wanted & WATCH_READ else 0) | (EPOLLOUT if wanted & WATCH_WRITE else 0)
+        event.data.ptr = self.session
+        if epoll_ctl(self.poller, act, self.fd, &event) != 0:
+            return errno
+        self.watched = wanted
+        self.polled = wanted != 0
+        return 0
+
+    cdef void hang_up(self, bint orderly) noexcept nogil:
+        """A socket that is closed with unread bytes tells its peer of an error, and forgets replies that it has not sent
+        yet (RFC 1122, section 4.2.2.13); so what came too late to be performed is read, and dropped."""
+        cdef uint8_t dropped[4096]
+        cdef int reads = 0
+        if self.fd < 0:
+            return
+        self.watch(0)
+        while orderly and reads < DROPPED_READS and self.take(dropped, sizeof(dropped)) > 0:
+            reads += 1
+        c_close(self.fd)
+        self.fd = -1

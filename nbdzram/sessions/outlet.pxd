@@ -1,0 +1,34 @@
+from libc.stdint cimport uint8_t
+
+from nbdzram.sessions.budget cimport Budget, Piece
+from nbdzram.sessions.line cimport Line
+
+cdef enum:
+    SCRATCH_SIZE = (256 << 10) + 4096  # the largest step of a reply, with its headers; sockets take about as much at once
+
+cdef struct Scratch:
+    # Where the answers of a turn are put together. One a thread: it is empty between two sessions.
+    uint8_t* bytes
+
+cdef class Outlet:
+    cdef Line line
+    cdef Budget budget
+    cdef Scratch* scratch
+    cdef size_t used          # bytes of the scratch that this session has filled in this turn
+    cdef Piece* first         # what the peer does not take now, in order
+    cdef Piece* last
+    cdef size_t reserved      # charged to the budget for a line that has buffers of its own
+    cdef bint broken          # nothing can be sent any more
+
+    cdef uint8_t* reserve(self, size_t size) noexcept nogil
+    cdef void put(self, const uint8_t* reply, size_t size) noexcept nogil
+    cdef void flush(self) noexcept nogil
+    cdef void send(self, Piece* piece) noexcept nogil
+    cdef void drain(self) noexcept nogil
+    cdef void close(self) noexcept nogil
+    cdef void _keep(self, Piece* piece) noexcept nogil
+    cdef ssize_t _give(self, const uint8_t* source, size_t size) noexcept nogil
+
+    cdef inline bint blocked(self) noexcept nogil:
+        # The peer must read before there is more for it.
+        return self.first != NULL

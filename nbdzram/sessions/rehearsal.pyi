@@ -1,0 +1,35 @@
+from nbdzram.sessions.line import Line
+from nbdzram.sessions.session import Session
+from nbdzram.sessions.thread import Desk
+
+class RehearsalLine(Line):
+    """A line whose peer is a script: tests and the simulator put it in the place of a socket."""
+
+    incoming: bytearray
+    """What the peer has sent, and nobody has taken."""
+    outgoing: bytearray
+    """What it was given."""
+    room: int
+    """Bytes more that it takes."""
+    piece: int
+    """The most bytes that are taken at once."""
+    sends_no_more: bool
+    reset: bool
+    """The connection is broken."""
+    closed: bool
+    closed_in_order: bool
+    watched: int
+    """1: for bytes; 2: for room; 3: for both."""
+    def __init__(self) -> None: ...
+    @property
+    def ready(self) -> bool:
+        """A poller would wake the session for it."""
+
+def serve(desk: Desk, session: Session) -> None:
+    """What a poller's word does: bytes came, or the peer reads again."""
+
+def rest(desk: Desk, session: Session) -> None:
+    """What a second does."""
+
+def age(session: Session, seconds: int) -> None:
+    """Let so many seconds have gone by since it began to close."""

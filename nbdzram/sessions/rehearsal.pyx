@@ -1,0 +1,103 @@
+"""A line whose peer is a script: what tests and the simulator put in the place of a socket.
+
+No thread and no system call: a Desk that nobody waits at serves the sessions, and the test says what happens when.
+"""
+
+from libc.errno cimport ECONNRESET
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
+from nbdzram.sessions.session cimport Session
+from nbdzram.sessions.stage cimport LOST
+from nbdzram.sessions.thread cimport Desk
+
+
+cdef class RehearsalLine(Line):
+    """`incoming` is what the peer has sent, `outgoing` what it was given, `room` how much more it takes."""
+
+    cdef public bytearray incoming
+    cdef public bytearray outgoing
+    cdef public size_t room
+    cdef public size_t piece       # the most bytes that one take gives
+    cdef public bint sends_no_more
+    cdef public bint reset
+    cdef readonly bint closed
+    cdef readonly bint closed_in_order
+    cdef readonly int watched
+
+    def __init__(self):
+        self.incoming = bytearray()
+        self.outgoing = bytearray()
+        self.room = self.piece = <size_t>1 << 40
+
+    @property
+    def ready(self):
+        """A poller would wake the session for it."""
+        if self.closed:
+            return False
+        if self.watched & WATCH_WRITE and (self.room or self.reset):
+            return True
+        return self.watched & WATCH_READ != 0 and (len(self.incoming) > 0 or self.sends_no_more or self.reset)
+
+    cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil:
+        with gil:
+            assert size, "an empty receive buffer"
+            if self.reset:
+                self.error = ECONNRESET
+                return BROKEN
+            size = min(size, min(<size_t>len(self.incoming), self.piece))
+            if size == 0:
+                return 0 if self.sends_no_more else LATER
+            memcpy(target, PyByteArray_AS_STRING(self.incoming), size)
+            del self.incoming[:size]
+            return size
+
+    cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil:
+        with gil:
+            if self.reset:
+                self.error = ECONNRESET
+                return BROKEN
+            assert not self.closed, "sent behind the end"
+            size = min(size, self.room)
+            if size == 0:
+                return LATER
+            self.outgoing += PyBytes_FromStringAndSize(<const char*>source, size)
+            self.room -= size
+            return size
+
+    cdef int watch(self, int wanted) noexcept nogil:
+        self.watched = wanted
+        return 0
+
+    cdef void hang_up(self, bint orderly) noexcept nogil:
+        self.closed = True
+        self.closed_in_order = orderly
+        self.watched = 0
+
+
+def serve(Desk desk not None, Session session not None):
+    """What a poller's word does: bytes came, or the peer reads again."""
+    if session.stage_now >= LOST:
+        return
+    if session.outlet.blocked():
+        session.writable()
+    else:
+        session.readable()
+    desk.after(session)
+    desk.again()
+
+
+def age(Session session not None, int seconds):
+    """Let so many seconds have gone by since it began to close."""
+    session.closing_since -= <uint64_t>seconds * 1000000000
+
+
+def rest(Desk desk not None, Session session not None):
+    """What a second does."""
+    session.round()
+    desk.after(session)
+    desk.again()

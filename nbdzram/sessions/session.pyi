@@ -1,0 +1,36 @@
+from nbdzram.engine.disk import Disk
+from nbdzram.sessions.line import Line
+from nbdzram.sessions.stage import Ending, Stage
+
+class Session:
+    """One attached client, served by a thread. Made by Plane.attach; what is read here was true a moment ago."""
+
+    disk: Disk
+    line: Line
+    number: int
+    stage: Stage
+    requests: int
+    """Taken since it attached."""
+    ending: Ending
+    ending_value: int
+    """LINE_BROKE: errno, or 0. LONG_PAYLOAD, TOO_SLOW: bytes. HALF_A_REPLY: the offset."""
+    left: bool
+    """The peer closed."""
+    @property
+    def in_flight(self) -> int:
+        """Requests that are under way."""
+    @property
+    def storing(self) -> int:
+        """Large WRITEs that the workers store."""
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last request came, or a part of its payload."""
+    @property
+    def midway(self) -> bool:
+        """The peer has begun a request and not finished it; had, when it is lost."""
+    @property
+    def payload_remaining(self) -> int:
+        """Bytes still to come of the payload that is arriving."""
+    @property
+    def error_count(self) -> int:
+        """Requests that were refused or failed."""

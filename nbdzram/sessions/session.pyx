@@ -1,0 +1,594 @@
+"""One attached client: bytes in, engine, answers out. Knows no socket, no thread and no interpreter.
+
+Its thread calls it (thread.pyx): bytes came, the peer reads again, somebody rang. Each call is a turn: every complete
+request in the inbox is validated, performed and answered, and the answers leave with one send; who asks for more than
+TURN at once goes on when others had theirs. Requests are taken in their order. One that is long goes on over several
+turns, as the Job, and what follows it waits; but for large WRITEs, which workers store while a processor is idle.
+
+How a session ends is told by its Stage (session.pxd).
+
+Invariants
+1. Everything here runs on the thread that the session belongs to; workers see Tasks only, and Turns the Turn.
+2. A request is either not yet taken from the inbox, or the Job, or a Store, or waits for a sync, or is answered: never
+   two of these.
+3. While the outlet is blocked (the peer does not read) nothing new is performed. A session then holds at most the
+   inbox, one scratch of answers and one reply that may not be cut, all charged to the Budget. When that is used up,
+   READs go on in steps of SMALL_STEP: who reads its replies is served, who does not holds one step.
+4. A WRITE changes nothing before its payload is complete, except in phase APPLY.
+5. In stage DRAINING every request that came completely is performed and answered, and none other: who connects again
+   and asks again for what was not answered sees no error (QEMU's reconnect-delay, libnbd's reopening).
+6. It is told GONE only when no Task of it is under way and it waits for no sync: until then its disk is in use.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+
+from nbdzram.engine.disk cimport Disk
+from nbdzram.nbd.transmission cimport (
+    BLOCK, BLOCK_STATUS, CHUNK_DONE, DF, DISC, NOT_AN_OFFSET, OK, OUT_OF_RANGE, READ, REPLY_OVERHEAD, SIMPLE, TRIM,
+    UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request, read_header_size, store16, validate,
+    verdict_of,
+)
+from nbdzram.sessions.answers cimport TOLD_BYTES, UNFRAGMENTED
+from nbdzram.sessions.block_status cimport (
+    CONTEXTS, DESCRIPTORS, STATUS_PAYLOAD_LIMIT, STATUS_ROOM, STATUS_WINDOW, STRAINED_DESCRIPTORS, Contexts, choose_contexts,
+    put_statuses,
+)
+from nbdzram.sessions.budget cimport Budget, Piece, free_piece, new_piece
+from nbdzram.sessions.inbox cimport Inbox
+from nbdzram.sessions.line cimport BROKEN, WATCH_READ, WATCH_WRITE, Line
+from nbdzram.sessions.mail cimport bell_answer, bell_ring
+from nbdzram.sessions.notices cimport Notices
+from nbdzram.sessions.outlet cimport Outlet
+from nbdzram.sessions.stage cimport (
+    BAD_MAGIC, CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LONG_PAYLOAD, LOST, NO_MEMORY, OPEN, TOO_SLOW, Ending, Stage,
+    comes_after,
+)
+from nbdzram.sessions.tally cimport Tally, count_done, count_times, monotonic
+from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
+from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, SYNCED
+from nbdzram.sessions.work cimport INLINE_FREE, NONE, SMALL_STEP, STEPS, Work
+from nbdzram.sessions.workers cimport Task, Workers
+
+cdef enum:
+    INLINE_LIMIT = 64 << 10       # READ and WRITE up to here are done at once, in the inbox and the scratch
+    TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 100 microseconds
+    COST_OF_STATUS = 16 << 10     # and more with the range
+    COST_OF_REFUSAL = 16 << 10    # an error reply, its sentence and its notice
+    STORE_LIMIT = 64              # large WRITEs and syncs of one session under way; what follows waits in its socket
+
+cdef uint64_t LINGER_NS = 5000000000  # how long a closed connection may take to accept its last replies before it is cut
+
+
+cdef int64_t cost(const Request* request) noexcept nogil:
+    """What a request takes of a turn, told in bytes of ordinary READs and WRITEs; steps of long ones are charged as they
+    are taken."""
+    cdef uint64_t length = request.length
+    if request.command == BLOCK_STATUS:
+        if request.payload:
+            return TURN
+        return COST_OF_STATUS + min(length, <uint64_t>STATUS_WINDOW) // (STATUS_WINDOW // TURN)
+    if request.command == TRIM or request.command == WRITE_ZEROES:
+        return BLOCK + (length // 8 if length <= INLINE_FREE else 0)
+    if length == 0 or length > INLINE_LIMIT:
+        return REPLY_OVERHEAD
+    if request.command == WRITE and length < BLOCK:
+        return 4 * BLOCK  # its block is decoded and encoded again
+    return max(length, <uint64_t>BLOCK)
+
+
+cdef class Session(Work):
+    """See the module's docstring."""
+
+    def __init__(self, *, uint64_t number, Disk disk not None, Tally tally not None, Line line not None,
+                 Budget budget not None, Workers workers not None, Turns turns not None, Notices notices not None,
+                 int style, bint read_only, contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs,
+                 bytes greeting not None, bytes rest not None):
+        cdef int index
+        self.number = number
+        self.disk = disk
+        self.tally = tally
+        self.budget = budget
+        self.workers = workers
+        self.turns = turns
+        self.notices = notices
+        self.line = line
+        self.inbox = Inbox(budget)
+        self.outlet = Outlet(line, budget)
+        self.rules.size = disk.size
+        self.rules.style = style
+        self.rules.read_only = read_only
+        self.rules.payload_limit = payload_limit
+        self.rules.unfragmented_limit = UNFRAGMENTED
+        self.rules.context_count = self.contexts.count = len(contexts)
+        assert self.contexts.count <= CONTEXTS
+        for index in range(self.contexts.count):
+            self.contexts.ids[index] = contexts[index]
+        self.connection_limit = connection_limit
+        self.syncs = syncs
+        self.kept = (greeting, rest)
+        self.greeting_at, self.greeting_size = <const uint8_t*>PyBytes_AS_STRING(greeting), PyBytes_GET_SIZE(greeting)
+        self.rest_at, self.rest_size = <const uint8_t*>PyBytes_AS_STRING(rest), PyBytes_GET_SIZE(rest)
+        self.started = monotonic()
+        self.turn.bell = &self.bell
+
+    @property
+    def stage(self):
+        """How far its end has come, a moment ago."""
+        return self.stage_now
+
+    @property
+    def in_flight(self):
+        """Requests that are under way."""
+        return self.store_count + self.unsynced_count + (self.job.way != NONE)
+
+    @property
+    def storing(self):
+        """Large WRITEs that the workers store."""
+        return self.store_count
+
+    @property
+    def idle_seconds(self):
+        """Since the last turn, as a rule one in which a request came."""
+        return max(monotonic() - <double>self.started, 0.0) / 1e9
+
+    @property
+    def midway(self):
+        """The peer has begun a request and not finished it; had, when it is lost."""
+        return self.was_midway if self.stage_now >= LOST else self.phase != HEADER or self.inbox.available() > 0
+
+    @property
+    def payload_remaining(self):
+        """Bytes still to come of the payload that is arriving."""
+        return self.remaining
+
+    @property
+    def error_count(self):
+        """Requests that were refused or failed."""
+        return self.errors
+
+    # ---- what the thread calls ----
+
+    cdef void begin(self) noexcept nogil:
+        """Take over from the handshake: send its last reply, and understand what came behind it."""
+        self.outlet.scratch = self.scratch
+        if not self.inbox.open(self.rest_size):
+            self.cut(NO_MEMORY, 0)
+            return
+        memcpy(self.inbox.bytes, self.rest_at, self.rest_size)
+        self.inbox.filled = self.rest_size
+        self.outlet.put(self.greeting_at, self.greeting_size)
+        self.run()
+
+    cdef void readable(self) noexcept nogil:
+        """The line has bytes, or its end."""
+        cdef ssize_t came
+        cdef size_t room
+        if self.stage_now != OPEN:
+            return
+        if self.phase == PAYLOAD:
+            came = self.line.take(self.payload.bytes + (self.payload.size - self.remaining), self.remaining)
+        else:
+            room = self.inbox.room()
+            if room == 0:
+                self.settle()
+                return
+            came = self.line.take(self.inbox.bytes + self.inbox.filled, room)
+        if came > 0:
+            self.arrived(came)
+        elif came == 0:
+            self.hung_up()
+        elif came == BROKEN:
+            self.broke(self.line.error)
+
+    cdef void arrived(self, size_t size) noexcept nogil:
+        """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn goes."""
+        if self.stage_now != OPEN:
+            return
+        if self.phase == PAYLOAD:
+            self.remaining -= size
+            turn_left(&self.turn.remaining, self.remaining)
+        else:
+            self.inbox.filled += size
+            self.inbox.rested = False
+        if self.later and self.phase == HEADER:
+            self.settle()  # our turn is over
+        else:
+            self.run()
+
+    cdef void writable(self) noexcept nogil:
+        """The peer reads again."""
+        if self.stage_now >= LOST:
+            return
+        self.outlet.drain()
+        if self.outlet.blocked():
+            self.settle()
+        else:
+            self.run()
+
+    cdef void go_on(self) noexcept nogil:
+        """The next turn of who had more to do than one allows."""
+        if self.stage_now < LOST:
+            self.run()
+
+    cdef void answer_bell(self) noexcept nogil:
+        """Do what was wished. BURY comes last of all wishes, and after its answer nobody may touch us any more."""
+        cdef int wishes = bell_answer(&self.bell)
+        if wishes & ATTACH:
+            self.begin()
+        if wishes & SYNCED:
+            self.answer_synced()
+        if self.stage_now < LOST:
+            if wishes & SYNCED:
+                self.run()
+        if self.stage_now < LOST:
+            if wishes & EXPEL:
+                self.cut(TOO_SLOW, self.turn.sent)
+            elif wishes & ABORT:
+                self.cut(CUT, 0)
+            elif wishes & DRAIN:
+                self.drain()
+            elif wishes & GO_ON:
+                self.run()
+        if wishes & BURY:
+            bell_ring(&self.tidings, BURIED)
+
+
+    cdef void welcome(self, Task* task) noexcept nogil:
+        """A part of a large WRITE was stored, or not."""
+        self.take_home(task)
+        if self.stage_now < LOST:
+            self.run()
+
+    cdef void round(self) noexcept nogil:
+        """Called once a second: give back what a quiet session does not need, and wait no longer for who never reads."""
+        if self.stage_now < LOST:
+            self.inbox.rest()
+        if self.stage_now == CLOSING and monotonic() - self.closing_since > LINGER_NS:
+            self.lose(False)
+
+    cdef void hung_up(self) noexcept nogil:
+        """The peer sends no more. What it asked for completely is still answered."""
+        self.left = True
+        self.end(LEFT, 0)
+        self.drain()
+
+    cdef void broke(self, int error) noexcept nogil:
+        """The line is gone."""
+        if self.stage_now < LOST:
+            self.end(LINE_BROKE, error)
+            self.lose(False)
+
+    cdef bint may_go(self) noexcept nogil:
+        """Is nothing of ours under way any more?"""
+        return self.stage_now == LOST and not self.busy()
+
+    # ---- how it ends ----
+
+    cdef bint move(self, Stage stage) noexcept nogil:
+        """Go on to `stage`. False: the session is there already, or further."""
+        if not comes_after(stage, self.stage_now):
+            return False
+        self.stage_now = stage
+        return True
+
+
+    cdef void drain(self) noexcept nogil:
+        """Read no more; perform and answer what was asked for completely."""
+        if self.move(DRAINING):
+            self.run()
+
+    cdef void halt(self, Ending cause, int64_t value) noexcept nogil:
+        """Read no more and perform no more; answer what is under way."""
+        self.end(cause, value)
+        self.move(HALTED)
+
+    cdef void cut(self, Ending cause, int64_t value) noexcept nogil:
+        """End at once."""
+        self.end(cause, value)
+        self.lose(False)
+
+    cdef void lose(self, bint orderly) noexcept nogil:
+        """Nothing is sent any more, and nothing held but what the workers work on."""
+        if self.stage_now >= LOST:
+            return
+        self.was_midway = self.phase != HEADER or self.inbox.available() > 0
+        self.move(LOST)
+        self.line.hang_up(orderly)
+        self.outlet.close()
+        self.turns.leave(&self.turn)
+        free_piece(self.payload, self.budget)
+        self.payload = NULL
+        self.drop_work()
+        self.inbox.close()
+
+    # ---- the loop over requests ----
+
+    cdef void run(self) noexcept nogil:
+        self.later = False
+        self.started = monotonic()
+        self.allowance = TURN
+        while self.advance():
+            pass
+        self.outlet.flush()
+        if self.counts.untimed_any:
+            count_times(self.counts, monotonic() - self.started)
+        self.settle()
+
+    cdef bint advance(self) noexcept nogil:
+        """Understand a little more of what came. False: nothing can be done now."""
+        cdef uint64_t size
+        if self.outlet.broken or self.stage_now >= CLOSING:
+            return False
+        if self.outlet.blocked() and not (self.phase == PAYLOAD and self.remaining == 0):
+            return False
+        if self.job.way != NONE:
+            return self.step()
+        if self.stage_now >= HALTED:
+            self.inbox.taken = self.inbox.filled
+            return False
+        if self.phase == HEADER:
+            if not self.take_request():
+                return False
+            self.requests += 1
+            return True
+        if self.phase == APPLY:
+            return self.apply_payload()
+        if self.phase == SKIP:
+            size = min(<uint64_t>self.inbox.available(), self.remaining)
+            self.inbox.taken += size
+            self.remaining -= size
+        if self.remaining:
+            return False
+        self.end_payload()
+        return True
+
+    cdef bint take_request(self) noexcept nogil:
+        """Take one request from the inbox: validate, then perform and reply, or start what does so later."""
+        cdef Request* request = &self.request
+        cdef int size
+        cdef int verdict
+        if self.store_count + self.unsynced_count >= STORE_LIMIT:
+            return False
+        size = parse_request(self.inbox.front(), self.inbox.available(), self.rules.style, request)
+        if size == 0:
+            return False
+        if self.allowance <= 0:
+            self.later = True
+            return False
+        if size < 0:
+            self.halt(BAD_MAGIC, 0)
+            return False
+        if request.payload > self.rules.payload_limit:
+            self.halt(LONG_PAYLOAD, request.payload)
+            return False
+        self.rules.size = self.disk.size
+        verdict = validate(request, &self.rules)
+        if verdict != OK:
+            return self.begin_skip(size, verdict)
+        self.allowance -= size + cost(request)
+        if request.command == READ:
+            return self.take_read(size)
+        if request.command == WRITE:
+            return self.take_write(size)
+        if request.command == BLOCK_STATUS:
+            return self.take_status(size)
+        if self.outlet.reserve(TOLD_BYTES) == NULL:
+            return False
+        self.inbox.taken += size
+        if request.command == DISC:
+            self.halt(LEFT, 0)
+        elif request.command == TRIM or request.command == WRITE_ZEROES:
+            self.start_job(STEPS, NULL)
+        else:  # FLUSH and CACHE: every write that was answered is in the engine, and everything is in memory
+            self.conclude(request)
+        return True
+
+    cdef bint take_read(self, int size) noexcept nogil:
+        cdef Request* request = &self.request
+        cdef size_t last = 0
+        cdef size_t reply
+        cdef uint8_t* target
+        if request.length > INLINE_LIMIT or (request.length > SMALL_STEP and self.budget.strained()):
+            self.inbox.taken += size
+            self.start_read()
+            return True
+        target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
+        if target == NULL:
+            return False
+        self.inbox.taken += size
+        if request.length == 0:
+            self.conclude(request)
+            return True
+        if self.disk.c_read(request.offset, request.length, target + read_header_size(self.rules.style)):
+            self.refuse(request, UNREADABLE, self.started, NOT_AN_OFFSET)
+            return True
+        reply = finish_read(
+            target, self.rules.style, request.cookie, request.offset, request.offset, request.length,
+            request.flags & DF != 0, &last
+        )
+        if self.rules.style != SIMPLE:
+            store16(target + last + 4, CHUNK_DONE)
+        self.outlet.used += reply
+        count_done(self.counts, READ, request.length)
+        return True
+
+    cdef bint take_write(self, int size) noexcept nogil:
+        cdef Request* request = &self.request
+        cdef size_t whole = size + request.payload
+        cdef int error
+        if request.payload > INLINE_LIMIT or (whole > self.inbox.size and not self.inbox.grow(whole)):
+            return self.begin_payload(size)
+        if self.inbox.available() < whole or self.outlet.reserve(TOLD_BYTES) == NULL:
+            return False
+        error = self.disk.c_write(request.offset, request.length, self.inbox.front() + size)
+        self.inbox.taken += whole
+        if error:
+            self.refuse(request, verdict_of(error), self.started, NOT_AN_OFFSET)
+        else:
+            self.conclude(request)
+        return True
+
+    cdef bint take_status(self, int size) noexcept nogil:
+        cdef Request* request = &self.request
+        cdef Request asked = request[0]
+        cdef Contexts chosen = self.contexts
+        cdef int verdict = OK
+        if request.payload > STATUS_PAYLOAD_LIMIT:
+            return self.begin_skip(size, WRONG_SHAPE)
+        if self.inbox.available() < size + request.payload or self.outlet.reserve(STATUS_ROOM) == NULL:
+            return False
+        if request.payload:
+            verdict = choose_contexts(self.inbox.front() + size, request.payload, &self.contexts, request, &chosen)
+        if verdict == OK and request.length == 0:
+            verdict = WRONG_SHAPE
+        if verdict == OK and (request.offset > self.rules.size or request.length > self.rules.size - request.offset):
+            verdict = OUT_OF_RANGE
+        self.inbox.taken += size + asked.payload
+        if verdict != OK:
+            self.refuse(&asked, verdict, self.started, NOT_AN_OFFSET)
+        else:
+            self.answer_status(&chosen)
+        return True
+
+    cdef void answer_status(self, const Contexts* contexts) noexcept nogil:
+        cdef size_t reply
+        cdef size_t limit = STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
+        if put_statuses(
+            self.outlet.reserve(STATUS_ROOM), self.disk, &self.request, self.rules.style, contexts, limit, &reply
+        ):
+            self.refuse(&self.request, UNREADABLE, self.started, NOT_AN_OFFSET)
+            return
+        self.outlet.used += reply
+        count_done(self.counts, BLOCK_STATUS, self.request.length)
+
+
+    # ---- payloads ----
+
+    cdef bint begin_payload(self, int size) noexcept nogil:
+        """A payload that does not fit the inbox: into a buffer of its own, or stored as it arrives."""
+        cdef size_t ready
+        cdef uint64_t length = self.request.payload
+        cdef bint room = self.budget.take_payload(length)
+        cdef Piece* payload = NULL
+        if self.payload_bytes and (not room or self.payload_bytes + length > self.connection_limit):
+            if room:
+                self.budget.give_back(length)
+            return False  # until payloads of our own are stored
+        if room:
+            payload = new_piece(length, length)
+            if payload == NULL:
+                self.budget.give_back(length)
+        self.inbox.taken += size
+        self.remaining = length
+        self.verdict = OK
+        if payload == NULL:
+            self.phase = APPLY
+            if length > INLINE_LIMIT:
+                self.turns.enter(&self.turn, length)
+            return True
+        ready = min(<uint64_t>self.inbox.available(), length)
+        memcpy(payload.bytes, self.inbox.front(), ready)
+        self.inbox.taken += ready
+        self.remaining -= ready
+        self.payload = payload
+        self.phase = PAYLOAD
+        if self.remaining:
+            self.turns.hold(&self.turn, self.remaining)
+        return True
+
+    cdef bint begin_skip(self, int size, int verdict) noexcept nogil:
+        """Refuse a request; the answer follows its payload, as a client expects that is still sending."""
+        self.inbox.taken += size
+        self.remaining = self.request.payload
+        self.verdict = verdict
+        self.phase = SKIP
+        self.allowance -= COST_OF_REFUSAL
+        return True
+
+    cdef bint apply_payload(self) noexcept nogil:
+        """Store what has come of a payload that has no buffer, whole blocks at a time."""
+        cdef uint64_t size = min(<uint64_t>self.inbox.available(), self.remaining)
+        cdef uint64_t offset = self.request.offset + self.request.length - self.remaining
+        if not may_go_on(&self.turn):
+            return False
+        if self.allowance <= 0:
+            self.later = True
+            return False
+        if size < self.remaining:
+            size -= min(size, (offset + size) % BLOCK)
+        if size == 0 and self.remaining:
+            return False
+        if self.verdict == OK:
+            self.verdict = verdict_of(self.disk.c_write(offset, size, self.inbox.front()))
+        self.allowance -= size
+        self.inbox.taken += size
+        self.remaining -= size
+        turn_left(&self.turn.remaining, self.remaining)
+        if self.remaining == 0:
+            self.end_payload()
+        return True
+
+    cdef void end_payload(self) noexcept nogil:
+        cdef Phase phase = self.phase
+        cdef Piece* payload = self.payload
+        self.phase = HEADER
+        self.payload = NULL
+        if phase == APPLY or phase == PAYLOAD:
+            self.turns.leave(&self.turn)
+        if phase == PAYLOAD:
+            if payload.size > INLINE_LIMIT and self.workers.idle():
+                self.start_store(payload)
+            else:
+                self.start_job(STEPS, payload)
+        elif self.verdict == OK:
+            self.conclude(&self.request)
+        else:
+            self.refuse(&self.request, self.verdict, self.started, NOT_AN_OFFSET)
+
+
+    # ---- when to read, when to end ----
+
+    cdef void settle(self) noexcept nogil:
+        """Read on only while there is something we could do with it; end when there is nothing left to do."""
+        cdef int error
+        if self.stage_now >= LOST:
+            return
+        if self.outlet.broken:
+            self.cut(LINE_BROKE if self.line.error else NO_MEMORY, self.line.error)
+            return
+        if self.inbox.taken and self.inbox.filled == self.inbox.size and not self.outlet.blocked():
+            self.inbox.grow(self.inbox.size + 1)  # one read filled it: a busy connection
+        if self.stage_now != OPEN and self.spent() and self.move(CLOSING):
+            self.closing_since = monotonic()
+        if self.stage_now == CLOSING and not self.outlet.blocked():
+            self.lose(True)
+            return
+        error = self.line.watch(self.wanted())
+        if error:
+            self.cut(LINE_BROKE, error)
+
+    cdef int wanted(self) noexcept nogil:
+        cdef int wanted = WATCH_WRITE if self.outlet.blocked() else 0
+        if self.stage_now != OPEN or self.outlet.blocked() or self.job.way != NONE:
+            return wanted
+        if self.phase == APPLY and not may_go_on(&self.turn):
+            return wanted
+        if self.phase == HEADER and (
+            self.store_count + self.unsynced_count >= STORE_LIMIT or self.inbox.available() == self.inbox.size
+        ):
+            return wanted
+        return wanted | WATCH_READ
+
+
+    cdef bint spent(self) noexcept nogil:
+        """Nothing is under way, and nothing that came can still be performed."""
+        if self.busy() or self.job.way != NONE:
+            return False
+        if self.stage_now >= HALTED:
+            return True
+        if self.phase == APPLY and not may_go_on(&self.turn):
+            return False
+        return not self.later and (not self.outlet.blocked() or self.inbox.available() == 0)

@@ -1,0 +1,304 @@
+"""A thread of the data plane: one poller, the sessions that it serves, no interpreter lock, ever.
+
+    wait ─> lines that are ready ─> mail ─> who has more to do ─> wait, or not at all while somebody has
+
+A Desk is all of that but the waiting: the event loop has one too, for the clients whose line it serves itself (TLS).
+
+Invariants
+1. A session is served by the desk that it was mailed to, from ATTACH to BURY, and touched by nobody else but for its two
+   bells, its turn, its tasks, and the counters that others may read.
+2. Whoever has more to do than one turn allows waits in a queue; each round serves those that stood there when it began.
+"""
+
+import threading
+
+from cpython.buffer cimport PyBUF_WRITE
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from nbdzram.sessions.mail cimport (
+    ROUND, STORED, WISH, Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take, mail_waits,
+)
+from nbdzram.sessions.outlet cimport SCRATCH_SIZE
+from nbdzram.sessions.session cimport PAYLOAD, Session
+from nbdzram.sessions.stage cimport GONE, LOST
+from nbdzram.sessions.tally cimport monotonic
+from nbdzram.sessions.wishes cimport GONE_NOW
+from nbdzram.sessions.work cimport Store
+from nbdzram.sessions.workers cimport Task, Workers
+
+cdef extern from "Python.h":
+    object PyMemoryView_FromMemory(char*, Py_ssize_t, int)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void* ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int)
+    int epoll_ctl(int, int, int, epoll_event*)
+    int epoll_wait(int, epoll_event*, int, int)
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLLIN
+        EPOLLOUT
+        EPOLLHUP
+        EPOLLERR
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int)
+
+cdef extern from * nogil:
+    """
+    static inline void counter_add(uint64_t* counter, uint64_t by) {  /* one writer */
+        __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + by, __ATOMIC_RELAXED);
+    }
+    static inline void counter_raise(uint64_t* counter, uint64_t to) {
+        if (to > __atomic_load_n(counter, __ATOMIC_RELAXED)) __atomic_store_n(counter, to, __ATOMIC_RELAXED);
+    }
+    static inline uint64_t counter_read(uint64_t* counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
+    static inline uint64_t counter_reset(uint64_t* counter) { return __atomic_exchange_n(counter, 0, __ATOMIC_RELAXED); }
+    """
+    void counter_add(uint64_t* counter, uint64_t by)
+    void counter_raise(uint64_t* counter, uint64_t to)
+    uint64_t counter_read(uint64_t* counter)
+    uint64_t counter_reset(uint64_t* counter)
+
+cdef enum:
+    READY = 64            # lines that one wait tells of
+    FOR_EVER = -1
+
+
+cdef class Desk:
+    """See the module's docstring."""
+
+    def __cinit__(self, int number, Workers workers not None):
+        cdef int error
+        self.poller = self.box.event = -1
+        self.number = number
+        self.workers = workers
+        error = mail_open(&self.box)
+        if error:
+            raise OSError(error, "eventfd")
+        bell_hang(&self.bell, &self.box, ROUND, NULL)
+        self.scratch.bytes = <uint8_t*>malloc(SCRATCH_SIZE)
+        if self.scratch.bytes == NULL:
+            raise MemoryError("no memory for a thread's answers")
+
+    def __dealloc__(self):
+        mail_close(&self.box)
+        free(self.scratch.bytes)
+
+    def fileno(self):
+        """Readable when there is mail."""
+        return self.box.event
+
+    def busy_seconds(self):
+        """Spent in turns, since the start."""
+        return counter_read(&self.busy_ns) / 1e9
+
+    def longest_turn_seconds(self):
+        """The longest turn since this was last asked."""
+        return counter_reset(&self.longest_ns) / 1e9
+
+    def turn(self):
+        """For the desk of the event loop: what mail and turns are there to be seen to."""
+        cdef uint64_t began = self.begin_turn()
+        mail_quiet(&self.box)
+        self.take_mail()
+        self.take_turns()
+        self.again()
+        self.end_turn(began)
+
+    # ---- for a line that the event loop serves ----
+
+    def buffer(self, Session session not None):
+        """Where the next bytes of its client belong."""
+        cdef size_t room
+        if session.phase == PAYLOAD:
+            return PyMemoryView_FromMemory(
+                <char*>session.payload.bytes + (session.payload.size - session.remaining), session.remaining, PyBUF_WRITE
+            )
+        room = session.inbox.room()
+        return PyMemoryView_FromMemory(<char*>session.inbox.bytes + session.inbox.filled, room, PyBUF_WRITE)
+
+    def received(self, Session session not None, size_t size):
+        """`size` bytes came there."""
+        cdef uint64_t began = self.begin_turn()
+        session.arrived(size)
+        self.after(session)
+        self.again()
+        self.end_turn(began)
+
+    def resumed(self, Session session not None):
+        """The client reads again."""
+        cdef uint64_t began = self.begin_turn()
+        session.writable()
+        self.after(session)
+        self.again()
+        self.end_turn(began)
+
+    def left(self, Session session not None):
+        """The client sends no more."""
+        cdef uint64_t began = self.begin_turn()
+        session.hung_up()
+        self.after(session)
+        self.again()
+        self.end_turn(began)
+
+    def lost(self, Session session not None, int error):
+        """The line is gone; an errno says why, or 0."""
+        session.broke(error)
+        self.after(session)
+
+    cdef void again(self) noexcept nogil:
+        """The loop has other things to do in between: let it come back to who has more to do."""
+        if self.first_ready != NULL:
+            bell_ring(&self.bell, AGAIN)
+
+    cdef uint64_t begin_turn(self) noexcept nogil:
+        """Be counted among who is at work; the time."""
+        self.workers.begin()
+        return monotonic()
+
+    cdef void end_turn(self, uint64_t began) noexcept nogil:
+        cdef uint64_t now = monotonic()
+        self.workers.end()
+        counter_add(&self.busy_ns, now - began)
+        counter_raise(&self.longest_ns, now - began)
+
+    cdef void take_mail(self) noexcept nogil:
+        """Open every letter that is there."""
+        cdef Letter* letter = mail_take(&self.box) if mail_waits(&self.box) else NULL
+        cdef Letter* following
+        cdef void* session
+        while letter != NULL:
+            following = letter.next
+            if letter.kind == WISH:
+                if not (<Session>letter.owner).linked and (<Session>letter.owner).stage_now < LOST:
+                    self.admit(<Session>letter.owner)
+                session = letter.owner
+                if (<Session>session).stage_now == GONE:
+                    (<Session>session).answer_bell()  # and after that it may be no more
+                else:
+                    (<Session>session).answer_bell()
+                    self.after(<Session>session)
+            elif letter.kind == STORED:
+                session = (<Store*>(<Task*>letter.owner).store).session
+                (<Session>session).welcome(<Task*>letter.owner)
+                self.after(<Session>session)
+            else:
+                self.rounds(bell_answer(&self.bell))
+            letter = following
+
+    cdef void rounds(self, uint32_t wishes) noexcept nogil:
+        cdef void* session = self.first
+        cdef void* following
+        if wishes & REST:
+            while session != NULL:
+                following = (<Session>session).next
+                (<Session>session).round()
+                self.after(<Session>session)
+                session = following
+        if wishes & FINISH:
+            self.finished = True
+
+    cdef void take_turns(self) noexcept nogil:
+        """Serve those that have more to do, once each."""
+        cdef void* session = self.first_ready
+        cdef void* following
+        self.first_ready = self.last_ready = NULL
+        while session != NULL:
+            following = (<Session>session).next_ready
+            (<Session>session).queued = False
+            (<Session>session).go_on()
+            self.after(<Session>session)
+            session = following
+
+    cdef void admit(self, Session session) noexcept nogil:
+        """It was mailed to us."""
+        session.linked = True
+        session.scratch = &self.scratch
+        session.line.attend(self.poller, <void*>session)
+        session.before = NULL
+        session.next = self.first
+        if self.first != NULL:
+            (<Session>self.first).before = <void*>session
+        self.first = <void*>session
+
+    cdef void after(self, Session session) noexcept nogil:
+        """After each call of a session: it may have more to do, or be gone."""
+        if session.later and not session.queued:
+            session.queued = True
+            session.next_ready = NULL
+            if self.first_ready == NULL:
+                self.first_ready = <void*>session
+            else:
+                (<Session>self.last_ready).next_ready = <void*>session
+            self.last_ready = <void*>session
+        if session.linked and not session.queued and session.may_go():
+            self.part(session)
+
+    cdef void part(self, Session session) noexcept nogil:
+        """Nothing of it is under way any more: the event loop will have it buried."""
+        if session.before == NULL:
+            self.first = session.next
+        else:
+            (<Session>session.before).next = session.next
+        if session.next != NULL:
+            (<Session>session.next).before = session.before
+        session.linked = False
+        session.move(GONE)
+        bell_ring(&session.tidings, GONE_NOW)
+
+
+cdef class IoThread(Desk):
+    """A desk with a poller and a thread of its own."""
+
+    def __init__(self, int number, Workers workers not None):
+        cdef epoll_event event
+        self.poller = epoll_create1(EPOLL_CLOEXEC)
+        event.events = EPOLLIN
+        event.data.ptr = NULL  # the mailbox
+        if self.poller < 0 or epoll_ctl(self.poller, EPOLL_CTL_ADD, self.box.event, &event) != 0:
+            raise OSError(errno, "epoll")
+        self.thread = threading.Thread(target=self._run, name=f"nbdzram-io-{number}", daemon=True)
+        self.thread.start()
+
+    def __dealloc__(self):
+        if self.poller >= 0:
+            c_close(self.poller)
+
+    def stop(self):
+        """End the thread. All its sessions are buried."""
+        bell_ring(&self.bell, FINISH)
+        self.thread.join()
+
+    def _run(self):
+        with nogil:
+            self.serve()
+
+    cdef void serve(self) noexcept nogil:
+        cdef epoll_event events[READY]
+        cdef uint64_t began
+        cdef int count, index
+        cdef void* session
+        while not self.finished:
+            count = epoll_wait(self.poller, events, READY, FOR_EVER if self.first_ready == NULL else 0)
+            began = self.begin_turn()
+            for index in range(max(count, 0)):
+                session = events[index].data.ptr
+                if session == NULL:
+                    mail_quiet(&self.box)
+                elif (<Session>session).stage_now < LOST:
+                    if events[index].events & (EPOLLIN | EPOLLHUP | EPOLLERR) and not (<Session>session).outlet.blocked():
+                        (<Session>session).readable()
+                    else:
+                        (<Session>session).writable()
+                    self.after(<Session>session)
+            self.take_mail()
+            self.take_turns()
+            self.end_turn(began)

@@ -1,0 +1,272 @@
+"""Long requests: one Job at a time, which goes on over several turns, and large WRITEs that workers store meanwhile.
+
+    start_job ──> step, step, ... ──> finish_job        what follows in the inbox waits
+    start_store ──> hand_out ──> workers ──> take_home, take_home, ... ──> finish_store
+
+Invariants
+1. Everything here runs on the session's thread; workers see Tasks, and a Task under way keeps its Store, and the session.
+2. A Job that has begun is finished once, or dropped with the session; a Store likewise, when its last Task is home.
+3. Of a READ no more is made than the peer takes: a step of it, or a reply that may not be cut, charged to the budget.
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from nbdzram.nbd.transmission cimport (
+    BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
+    finish_read, put_chunk, put_simple, read_header_size, store16, store64, verdict_of,
+)
+from nbdzram.sessions.answers cimport must_last
+from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
+from nbdzram.sessions.stage cimport HALF_A_REPLY, LOST
+from nbdzram.sessions.tally cimport count_timed, monotonic
+from nbdzram.sessions.workers cimport Task
+
+cdef enum:
+    STORE_STEP = 64 << 10         # of a large WRITE that is stored here: some 100 microseconds
+    FREE_STEP = 4 << 20           # of TRIM and WRITE_ZEROES, which touch tables only: about as long
+    TASKS_OF_STORE = 8            # of one large WRITE: enough for every core, without hogging the queue
+    TASKS_OF_SESSION = 16         # others' tasks wait behind so few
+
+
+cdef class Work(Answers):
+    """See the module's docstring."""
+
+    cdef void start_job(self, Way way, Piece* piece) noexcept nogil:
+        self.job.request = self.request
+        self.job.started = self.started
+        self.job.cursor = 0
+        self.job.piece = piece
+        self.job.way = way
+
+    cdef void start_read(self) noexcept nogil:
+        """A long READ. A simple reply, and one with DF, has one header before all of its content: it is made whole where
+        there is memory, and else its header goes ahead."""
+        cdef Request* request = &self.request
+        cdef uint64_t whole = request.length + REPLY_OVERHEAD
+        cdef Piece* piece
+        cdef uint8_t header[REPLY_OVERHEAD]
+        cdef uint8_t* end
+        if self.rules.style != SIMPLE and not request.flags & DF:
+            self.start_job(CHUNKS, NULL)
+            return
+        if self.budget.take(whole):
+            piece = new_piece(whole, whole)
+            if piece != NULL:
+                self.start_job(WHOLE, piece)
+                return
+            self.budget.give_back(whole)
+        if self.rules.style == SIMPLE:
+            end = put_simple(header, request.cookie, 0)
+        else:
+            end = put_chunk(
+                header, self.rules.style, request.cookie, request.offset, 0, CHUNK_DATA, 8 + request.length
+            )
+            store64(end, request.offset)
+            end += 8
+        self.outlet.put(header, end - header)
+        self.start_job(STREAM, NULL)
+
+    cdef bint step(self) noexcept nogil:
+        """Do a part of the job. False: the peer must read first, or our turn is over."""
+        cdef Request* request = &self.job.request
+        cdef uint64_t offset = request.offset + self.job.cursor
+        cdef uint64_t rest = request.length - self.job.cursor
+        cdef uint64_t length = STEP
+        cdef int error
+        if self.allowance <= 0:
+            self.later = True
+            return False
+        if rest == 0:
+            self.finish_job(OK, 0)
+            return True
+        if request.command == READ:
+            if self.job.way != WHOLE and self.budget.strained():
+                length = SMALL_STEP
+            return self.step_read(min(rest, length - offset % BLOCK))  # cut between blocks
+        if request.command == WRITE:
+            length = min(rest, <uint64_t>STORE_STEP - offset % BLOCK)
+            error = self.disk.c_write(offset, length, self.job.piece.bytes + self.job.cursor)
+            self.allowance -= length
+        else:
+            length = min(rest, <uint64_t>FREE_STEP - offset % BLOCK)
+            if request.command == TRIM:
+                error = self.disk.c_trim(offset, length)
+            else:
+                error = self.disk.c_zero(offset, length, request.flags & NO_HOLE != 0)
+            if request.length > INLINE_FREE:
+                self.allowance -= BLOCK + length // 8
+        self.job.cursor += length
+        if error:
+            self.finish_job(verdict_of(error), offset)
+        elif length == rest:
+            self.finish_job(OK, 0)
+        return True
+
+    cdef bint step_read(self, uint64_t length) noexcept nogil:
+        """The next `length` bytes of a long READ."""
+        cdef Request* request = &self.job.request
+        cdef uint64_t offset = request.offset + self.job.cursor
+        cdef size_t header = read_header_size(self.rules.style)
+        cdef size_t last = 0
+        cdef uint8_t* target
+        if self.job.way == WHOLE:
+            target = self.job.piece.bytes + header + self.job.cursor
+        else:
+            target = self.outlet.reserve(length + REPLY_OVERHEAD)
+            if target == NULL:
+                return False
+            if self.job.way == CHUNKS:
+                target += header
+        self.allowance -= length
+        if self.disk.c_read(offset, length, target):
+            self.finish_job(UNREADABLE, offset)
+            return True
+        self.job.cursor += length
+        if self.job.way == STREAM:
+            self.outlet.used += length
+        elif self.job.way == CHUNKS:
+            target -= header
+            self.outlet.used += finish_read(
+                target, self.rules.style, request.cookie, request.offset, offset, length, False, &last
+            )
+            if self.job.cursor == request.length:
+                store16(target + last + 4, CHUNK_DONE)
+        if self.job.cursor == request.length:
+            self.finish_job(OK, 0)
+        elif self.job.way != WHOLE:
+            self.outlet.flush()
+        return True
+
+    cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil:
+        """Answer it, once."""
+        cdef Job job = self.job
+        cdef size_t last = 0
+        self.job.way = NONE
+        self.job.piece = NULL
+        if verdict != OK:
+            free_piece(job.piece, self.budget)
+            if job.way == STREAM:
+                # Section "Simple replies": after a header without error only a disconnect can tell; a chunk's too.
+                count_timed(self.counts, READ, verdict, job.request.length, monotonic() - job.started)
+                self.end(HALF_A_REPLY, failed_at)
+                self.outlet.broken = True
+                return
+            self.refuse(&job.request, verdict, job.started, failed_at)
+            return
+        if job.way == WHOLE:
+            job.piece.end = finish_read(
+                job.piece.bytes, self.rules.style, job.request.cookie, job.request.offset, job.request.offset,
+                job.request.length, True, &last
+            )
+            if self.rules.style != SIMPLE:
+                store16(job.piece.bytes + last + 4, CHUNK_DONE)
+            self.outlet.send(job.piece)
+        elif job.way == STREAM and self.rules.style != SIMPLE:
+            self.reply_success(&job.request)
+        elif job.way == STEPS:
+            free_piece(job.piece, self.budget)
+            if job.request.command == TRIM:
+                self.counts.blocks_trimmed += job.request.length // BLOCK
+            if self.syncs and must_last(&job.request):
+                self.wait_for_sync(&job.request, job.started)
+                return
+            self.reply_success(&job.request)
+        count_timed(self.counts, job.request.command, OK, job.request.length, monotonic() - job.started)
+
+    cdef void start_store(self, Piece* payload) noexcept nogil:
+        cdef Store* store = <Store*>calloc(1, sizeof(Store))
+        cdef Store** end = &self.stores
+        if store == NULL:  # then without
+            self.start_job(STEPS, payload)
+            return
+        store.session = <void*>self
+        store.request = self.request
+        store.started = self.started
+        store.payload = payload
+        while end[0] != NULL:
+            end = &end[0].next
+        end[0] = store
+        self.store_count += 1
+        self.payload_bytes += payload.size
+        self.hand_out()
+
+    cdef void hand_out(self) noexcept nogil:
+        """Give the workers as many tasks as the limits allow."""
+        cdef Store* store = self.stores
+        cdef Task* task
+        while store != NULL:
+            while (store.cursor < store.request.length and store.verdict == OK and store.in_flight < TASKS_OF_STORE
+                   and self.tasks < TASKS_OF_SESSION):
+                task = <Task*>malloc(sizeof(Task))
+                if task == NULL:
+                    if self.tasks == 0:  # nothing comes home that would bring us here again
+                        self.fall_apart()
+                    return
+                task.home = self.bell.home
+                task.store = store
+                task.disk = <void*>self.disk
+                task.offset = store.request.offset + store.cursor
+                task.length = min(<uint64_t>STEP - task.offset % BLOCK, store.request.length - store.cursor)
+                task.source = store.payload.bytes + store.cursor
+                store.cursor += task.length
+                store.in_flight += 1
+                self.tasks += 1
+                self.workers.submit(task)
+            store = store.next
+
+    cdef void finish_store(self, Store* store) noexcept nogil:
+        """All of it came home: answer, once."""
+        cdef Store** place = &self.stores
+        cdef Store done = store[0]
+        while place[0] != store:
+            place = &place[0].next
+        place[0] = store.next
+        free(store)
+        self.store_count -= 1
+        self.payload_bytes -= done.payload.size
+        free_piece(done.payload, self.budget)
+        if self.stage_now >= LOST:
+            return
+        if done.verdict != OK:
+            self.refuse(&done.request, done.verdict, done.started, done.failed_at)
+        elif self.syncs and must_last(&done.request):
+            self.wait_for_sync(&done.request, done.started)
+        else:
+            self.reply_success(&done.request)
+            count_timed(self.counts, WRITE, OK, done.request.length, monotonic() - done.started)
+
+    cdef void take_home(self, Task* task) noexcept nogil:
+        """A part of a large WRITE was stored, or not."""
+        cdef Store* store = <Store*>task.store
+        self.tasks -= 1
+        store.in_flight -= 1
+        store.done += task.length
+        if task.error and store.verdict == OK:
+            store.verdict = verdict_of(task.error)
+            store.failed_at = task.offset
+        free(task)
+        if store.in_flight == 0 and (
+            store.done == store.request.length or store.verdict != OK or self.stage_now >= LOST
+        ):
+            self.finish_store(store)
+        if self.stage_now < LOST:
+            self.hand_out()
+
+    cdef bint busy(self) noexcept nogil:
+        """Requests are with the workers, or wait for a sync."""
+        return self.stores != NULL or self.unsynced != NULL
+
+    cdef void drop_work(self) noexcept nogil:
+        """The session is lost: what nobody works on any more is forgotten."""
+        cdef Store* store = self.stores
+        cdef Store* following
+        free_piece(self.job.piece, self.budget)
+        self.job.piece = NULL
+        self.job.way = NONE
+        self.later = False
+        while store != NULL:
+            following = store.next
+            if store.in_flight == 0:
+                self.finish_store(store)
+            store = following

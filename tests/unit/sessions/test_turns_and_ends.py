@@ -1,0 +1,280 @@
+"""Sessions on a stage of their own, a step at a time: whose turn it is, what is held, and how a session ends."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from nbdzram.config import Limits
+from nbdzram.sessions.rehearsal import age, rest, serve
+from nbdzram.sessions.stage import Ending
+from nbdzram.sessions.stage import Stage as Ends
+from tests.support.rehearsal import Client, Stage
+from tests.wire import CMD_BLOCK_STATUS, CMD_DISC, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, request
+
+BLOCK, KIB, MIB = 4096, 1 << 10, 1 << 20
+SIZE = 64 * MIB
+SCRATCH = 260 * KIB  # answers of one turn
+STORE_LIMIT = 64  # large WRITEs, and answers that wait for a sync, of one session
+SIMPLE_REPLY = 16
+TURN_OF_REQUESTS = 70  # that one turn answers at most, of those that cost the least of these: 1 MiB / 16 KiB, and some
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage(SIZE)
+    yield made
+    for client in made.clients.values():
+        client.line.reset = True
+        made.plane.abort(client.session)
+    made.close()
+
+
+def answered(client: Client) -> int:
+    return client.session.requests
+
+
+def stage_of(client: Client) -> Ends:
+    """How far its end has come."""
+    return client.session.stage
+
+
+@pytest.mark.parametrize(
+    "storm",
+    [
+        pytest.param(request(CMD_READ, 1 << 62, 1), id="refused"),
+        pytest.param(request(CMD_BLOCK_STATUS, 0, 16 << 20), id="status"),
+        pytest.param(request(CMD_WRITE, 3, 1) + b"x", id="byte"),
+        pytest.param(request(CMD_WRITE_ZEROES, 0, 1 << 20), id="zeroes"),
+    ],
+)
+def test_thousands_of_small_requests_take_turns_with_others(stage: Stage, storm: bytes) -> None:
+    """They are many in few bytes, and each is work: however many are there, a turn answers a few dozen of them."""
+    hog, other = stage.attach(style=1, contexts=2), stage.attach(style=0)
+    hog.send(storm * 60_000)
+    for _ in range(40):  # its inbox grows
+        serve(stage.desk, hog.session)
+        stage.desk.turn()
+    other.send(request(CMD_READ, 0, 512))
+    before = answered(hog)
+    serve(stage.desk, hog.session)
+    serve(stage.desk, other.session)
+    assert len(other.line.outgoing) == SIMPLE_REPLY + 512
+    assert answered(hog) - before <= TURN_OF_REQUESTS
+    stage.desk.turn()
+    assert answered(hog) - before <= 2 * TURN_OF_REQUESTS
+
+
+@pytest.mark.parametrize("command", [CMD_READ, CMD_TRIM, CMD_WRITE_ZEROES])
+def test_a_long_request_is_served_in_turns(stage: Stage, command: int) -> None:
+    """While it is under way, others are served after each of its turns, and it ends all the same."""
+    stage.disk.write(0, b"\x07" * SIZE)
+    hog, other = stage.attach(style=0), stage.attach(style=0)
+    hog.send(request(command, 0, SIZE))
+    serve(stage.desk, hog.session)
+    assert hog.session.in_flight == 1
+    other.send(request(CMD_READ, 0, 512))
+    serve(stage.desk, other.session)
+    assert len(other.line.outgoing) == SIMPLE_REPLY + 512
+    assert hog.session.in_flight == 1
+    stage.settle()
+    assert hog.session.in_flight == 0
+    assert len(hog.line.outgoing) == SIMPLE_REPLY + (SIZE if command == CMD_READ else 0)
+
+
+@pytest.mark.parametrize("style", [0, 1, 2])
+def test_who_asks_and_does_not_read_holds_a_scratch_and_is_served_when_it_reads(stage: Stage, style: int) -> None:
+    stage.disk.write(0, b"\x07" * SIZE)
+    hog = stage.attach(style=style)
+    hog.line.room = 0
+    for cookie in range(40):
+        hog.send(request(CMD_READ, 0, 200 * KIB, cookie=cookie, extended=style == 2))
+    stage.settle()
+    assert stage.plane.budget.used <= SCRATCH + 8 * KIB
+    assert hog.line.watched == 2, "nothing more is read of it"
+    assert answered(hog) <= 2
+    hog.line.room = 1 << 40
+    stage.settle()
+    assert answered(hog) == 40
+    assert stage.plane.budget.used == 0
+    assert len(hog.line.outgoing) >= 40 * 200 * KIB
+
+
+def test_an_inbox_that_has_become_quiet_is_small_again(stage: Stage) -> None:
+    """It grows while its client is busy, and the session that stays is charged for nothing two seconds later."""
+    client = stage.attach(style=0)
+    for cookie in range(8):
+        client.send(request(CMD_WRITE, cookie * 64 * KIB, 60 * KIB, cookie=cookie) + b"x" * (60 * KIB))
+    stage.settle()
+    assert answered(client) == 8
+    assert stage.plane.budget.used > 0
+    rest(stage.desk, client.session)
+    assert stage.plane.budget.used > 0
+    rest(stage.desk, client.session)
+    assert stage.plane.budget.used == 0
+    client.send(request(CMD_WRITE, 0, 60 * KIB) + b"y" * (60 * KIB))
+    stage.settle()
+    assert stage.disk.read(0, 60 * KIB) == b"y" * (60 * KIB)
+
+
+def test_answers_that_wait_for_a_sync_are_limited_and_given_in_order(stage: Stage) -> None:
+    """One more than the limit waits in its socket, whatever it asks; a sync answers who came before it alone."""
+    client = stage.attach(style=0, syncs=True)
+    for cookie in range(STORE_LIMIT):
+        client.send(request(CMD_FLUSH, 0, 0, cookie=cookie))
+    client.send(request(CMD_READ, 0, 512, cookie=99))
+    stage.settle()
+    assert client.line.outgoing == b""
+    assert answered(client) == STORE_LIMIT
+    stage.plane.synced(client.session, 3, False)
+    stage.settle()
+    replies = struct.unpack(">" + "IIQ" * 3, client.line.outgoing[: 3 * SIMPLE_REPLY])
+    assert replies[2::3] == (0, 1, 2)
+    assert replies[1::3] == (0, 0, 0)
+    assert len(client.line.outgoing) == 4 * SIMPLE_REPLY + 512, "now the READ has its place"
+    stage.plane.synced(client.session, stage.plane.syncs_asked(client.session), True)
+    stage.settle()
+    failed = client.line.outgoing[4 * SIMPLE_REPLY + 512 :]
+    assert [error for _, error, _ in struct.iter_unpack(">IIQ", failed)] == [5] * (STORE_LIMIT - 3)
+
+
+def test_a_session_that_is_lost_is_not_gone_before_its_work_has_come_back(stage: Stage) -> None:
+    """Nobody may delete a disk, or end the engine, while something is under way for it."""
+    client = stage.attach(style=0, syncs=True)
+    client.send(request(CMD_FLUSH, 0, 0))
+    stage.settle()
+    client.line.reset = True
+    stage.settle()
+    assert stage_of(client) == Ends.LOST
+    assert client.session.number in stage.clients
+    stage.plane.synced(client.session, 1, False)
+    stage.settle()
+    assert client.over
+    assert client.session.number not in stage.clients
+    assert stage.plane.budget.used == 0
+
+
+def test_draining_answers_what_came_completely_and_nothing_else(stage: Stage) -> None:
+    """A long READ is under way, a WRITE stands complete behind it, another has begun: that one is as if never sent."""
+    stage.disk.write(0, b"\x07" * SIZE)
+    client = stage.attach(style=0)
+    client.line.room = 100 * KIB
+    client.send(request(CMD_READ, 0, 4 * MIB, cookie=1))
+    client.send(request(CMD_WRITE, 0, 512, cookie=2) + b"w" * 512)
+    client.send(request(CMD_WRITE, BLOCK, 512, cookie=3) + b"n" * 100)
+    stage.settle()
+    stage.plane.drain(client.session)
+    stage.settle()
+    client.send(b"n" * 412)  # too late
+    assert not client.line.closed
+    client.line.room = 1 << 40
+    stage.settle()
+    assert client.line.closed_in_order
+    assert client.over
+    assert len(client.line.outgoing) == SIMPLE_REPLY + 4 * MIB + SIMPLE_REPLY
+    assert stage.disk.read(0, 512) == b"w" * 512
+    assert stage.disk.read(BLOCK, 512) == b"\x07" * 512
+    assert stage.plane.budget.used == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "ending", "value"),
+    [
+        (b"x" * 28, Ending.BAD_MAGIC, 0),
+        (request(CMD_WRITE, 0, 128 * MIB), Ending.LONG_PAYLOAD, 128 * MIB),
+        (request(2, 0, 0), Ending.LEFT, 0),
+    ],
+)
+def test_how_a_session_ends_is_told_and_what_was_asked_before_is_answered(
+    stage: Stage, sent: bytes, ending: Ending, value: int
+) -> None:
+    client = stage.attach(style=0)
+    client.send(request(CMD_READ, 0, 512) + sent + request(CMD_READ, 0, 512))
+    stage.settle()
+    assert client.over
+    assert (client.session.ending, client.session.ending_value) == (ending, value)
+    assert len(client.line.outgoing) == SIMPLE_REPLY + 512
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_closing_client_has_some_seconds_to_take_its_last_replies(stage: Stage, *, reads: bool) -> None:
+    """Then it is cut; meanwhile it is not gone."""
+    client = stage.attach(style=0)
+    client.line.room = 8
+    client.send(request(CMD_READ, 0, 512) + request(CMD_DISC, 0, 0))
+    stage.settle()
+    assert stage_of(client) == Ends.CLOSING
+    for seconds in (0, 4):
+        age(client.session, seconds)
+        rest(stage.desk, client.session)
+    assert not client.over
+    if reads:
+        client.line.room = 1 << 20
+    age(client.session, 2)
+    stage.settle()
+    rest(stage.desk, client.session)
+    assert client.line.closed
+    assert client.line.closed_in_order is reads
+    stage.settle()
+    assert client.over
+
+
+def test_descriptors_of_32_bits_end_in_a_whole_block_and_those_of_64_do_not(stage: Stage) -> None:
+    """A client that counts in 32 bits asks on from there."""
+    stage.disk = stage.pool.create("far", 1 << 40)
+    stage.disk.write(9 << 32, b"\x07" * BLOCK)
+
+    def first(style: int, offset: int, length: int) -> int:
+        client = stage.attach(style=style, contexts=1)
+        client.send(request(CMD_BLOCK_STATUS, offset, length, extended=style == 2))
+        stage.settle()
+        at, size = (32 + 8, 8) if style == 2 else (20 + 4, 4)
+        return int.from_bytes(client.line.outgoing[at : at + size])
+
+    longest = (1 << 32) - 1
+    assert first(1, 0, longest) == (1 << 32) - BLOCK
+    assert first(1, (8 << 32) + BLOCK, longest) == (1 << 32) - BLOCK
+    assert first(1, (8 << 32) + 2 * BLOCK, longest) == (1 << 32) - 2 * BLOCK
+    assert first(2, 0, 1 << 40) == 9 << 32
+
+
+@pytest.mark.parametrize("processors", [1, 3])
+@pytest.mark.parametrize("mem_limit", [0, 1 * MIB])
+def test_a_large_write_is_answered_once_whoever_stores_it(processors: int, mem_limit: int) -> None:
+    """With workers and without, on a pool that takes it and on one that does not; what was charged comes back."""
+    stage = Stage(SIZE, processors=processors)
+    stage.pool.mem_limit = mem_limit
+    content = random.Random(1).randbytes(4 * MIB)
+    client = stage.attach(style=1, limits=Limits(connection_bytes=64 * MIB))
+    for cookie in range(4):
+        client.send(request(CMD_WRITE, cookie * 4 * MIB, len(content), cookie=cookie) + content)
+    stage.settle()
+    errors = client.session.error_count
+    assert (errors > 0) == (mem_limit > 0)
+    assert answered(client) == 4
+    assert stage.plane.budget.used <= 256 * KIB
+    if not mem_limit:
+        assert stage.disk.read(12 * MIB, 4 * MIB) == content
+    client.line.sends_no_more = True
+    stage.settle()
+    assert client.over
+    assert stage.plane.budget.used == 0
+    stage.close()
+
+
+def test_a_session_lost_while_workers_store_gives_everything_back() -> None:
+    stage = Stage(SIZE, processors=3)
+    content = b"\x07" * (8 * MIB)
+    for _ in range(10):
+        client = stage.attach(style=0)
+        client.send(request(CMD_WRITE, 0, len(content)) + content)
+        while client.line.ready:
+            serve(stage.desk, client.session)
+        stage.plane.abort(client.session)
+        stage.settle()
+        assert client.over
+        assert stage.plane.budget.used == 0
+    stage.close()
