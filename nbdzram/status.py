@@ -205,6 +205,16 @@ class HistorySample:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadStatus:
+    """A thread that serves clients. Thread 0 is the event loop, which serves those behind TLS."""
+
+    number: int
+    clients: int
+    busy_seconds: float  # in turns, since the start
+    longest_turn_seconds: float  # of the last interval
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointStatus:
     """The checkpoints that the server takes."""
 
@@ -239,6 +249,7 @@ class ServerStatus:
     pools: tuple[PoolStatus, ...]
     exports: tuple[ExportStatus, ...]
     checkpoint: CheckpointStatus | None = None  # None: no directory is named
+    threads: tuple[ThreadStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.metrics.exposition import Family, Sample, Samples, histogram, labels
-from nbdzram.status import CheckpointStatus, ExportStatus, OperationStatus, RunTotals, ServerStatus
+from nbdzram.status import CheckpointStatus, ExportStatus, OperationStatus, RunTotals, ServerStatus, ThreadStatus
 
 LATENCY_STEP = 2  # every second of the server's buckets: a factor of four between bounds, 4 us to 4 s
 
@@ -121,6 +121,15 @@ def _codecs(status: ServerStatus) -> Iterator[Sample]:
             yield labels(pool=pool.name, codec=codec), size
 
 
+def _threads(value: Callable[[ThreadStatus], float]) -> Samples:
+    @_labelled("thread")
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for thread in status.threads:
+            yield labels(thread=str(thread.number)), value(thread)
+
+    return samples
+
+
 @_labelled("cause")
 def _handshake_failures(status: ServerStatus) -> Iterator[Sample]:
     for cause, count in status.handshake_failures.items():
@@ -208,6 +217,9 @@ SERVER = (
     Family("nbdzram_handshake_failures_total", "counter", "Handshakes that failed, by cause.", _handshake_failures),
     Family("nbdzram_protocol_errors_total", "counter", "Connections ended because the peer broke the protocol.", _server(lambda s: s.protocol_errors)),
     Family("nbdzram_event_loop_lag_seconds", "gauge", "How late the event loop woke at the last sample.", _server(lambda s: s.event_loop_lag_seconds)),
+    Family("nbdzram_io_thread_clients", "gauge", "Clients that a thread serves; thread 0, the event loop, serves those behind TLS.", _threads(lambda t: t.clients)),
+    Family("nbdzram_io_thread_busy_seconds_total", "counter", "Time that a thread spent in turns.", _threads(lambda t: t.busy_seconds)),
+    Family("nbdzram_io_thread_longest_turn_seconds", "gauge", "Longest turn of a thread in the last interval.", _threads(lambda t: t.longest_turn_seconds)),
     Family("nbdzram_connections_limit", "gauge", "Connections that may be open at once.", _server(lambda s: s.connections_limit)),
     Family("nbdzram_tls_files_usable", "gauge", "Whether the TLS files on disk are those in use; 0: they changed and cannot be used.", _server(lambda s: int(s.tls_files_usable))),
     Family("nbdzram_tls_certificate_expiry_timestamp_seconds", "gauge", "When the certificate in use ends; absent without TLS.", _if_known(lambda s: s.certificate_expires_at)),

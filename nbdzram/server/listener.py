@@ -31,6 +31,7 @@ from nbdzram.server.sockets import (
     uri_of,
 )
 from nbdzram.server.tls import TlsFiles
+from nbdzram.status import ThreadStatus
 
 log = logging.getLogger("nbdzram.server")
 
@@ -107,6 +108,14 @@ class NbdServer:
     def sessions(self) -> list[Attached]:
         """The attached clients, in the order in which they attached."""
         return list(self._hosting.attached.values()) if self._hosting else []
+
+    def threads(self) -> tuple[ThreadStatus, ...]:
+        """The threads that serve clients; their longest turns are those since this was last asked."""
+        plane = self._hosting.plane if self._hosting else None
+        return tuple(
+            ThreadStatus(desk.number, desk.sessions, desk.busy_seconds(), desk.longest_turn_seconds())
+            for desk in ((plane.desk, *plane.threads) if plane else ())
+        )
 
     def renew_certificates(self) -> None:
         """Read TLS files that changed now, and not only when the next client comes."""

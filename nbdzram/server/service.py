@@ -49,6 +49,7 @@ from nbdzram.status import (
     RunStatus,
     SendReport,
     ServerStatus,
+    ThreadStatus,
 )
 from nbdzram.stream.pipe import Pipe
 
@@ -90,6 +91,7 @@ class Service:
         self._started_at = 0.0
         self._started = 0.0
         self._lag_seconds = 0.0
+        self._threads: tuple[ThreadStatus, ...] = ()
         self._requests_seen = 0
         self._draining = False
 
@@ -211,6 +213,7 @@ class Service:
             state_dir_size_bytes=self._history.state_dir_size_bytes,
             state_dir_free_bytes=self._history.state_dir_free_bytes,
             event_loop_lag_seconds=self._lag_seconds,
+            threads=self._threads,
             latency_bounds_seconds=LATENCY_BOUNDS_SECONDS,
             pools=tuple(service.status(now) for service in self._pools.values()),
             exports=tuple(export.status() for export in self._exports),
@@ -315,6 +318,7 @@ class Service:
             await asyncio.sleep(TICK_SECONDS)
             now = loop.time()
             self._lag_seconds = max(now - due, 0.0)
+            self._threads = self._nbd.threads()
             requests = sum(export.traffic.total_requests() for export in self._exports)
             rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
             for service in self._pools.values():

@@ -17,6 +17,7 @@ from nbdzram.status import (
     RunSummary,
     RunTotals,
     ServerStatus,
+    ThreadStatus,
 )
 
 MIB = 1 << 20
@@ -144,6 +145,7 @@ SERVER = ServerStatus(
     state_dir_size_bytes=1024 * MIB,
     state_dir_free_bytes=300 * MIB,
     event_loop_lag_seconds=0.0004,
+    threads=(ThreadStatus(0, 1, 0.5, 0.0001), ThreadStatus(1, 2, 12.25, 0.0007)),
     latency_bounds_seconds=(0.0001, 0.001),
     pools=(
         PoolStatus(
