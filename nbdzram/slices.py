@@ -1,7 +1,7 @@
 """Long texts, made on the event loop without holding it.
 
 A scrape of a hundred exports is 600 KB of text. A thread would not help: it holds the interpreter's lock for 5 ms at a
-time, ten times as long as a slice here. So whoever makes a text yields it in pieces, and clients are served between
+time, fifty times as long as a slice here. So whoever makes a text yields it in pieces, and clients are served between
 two slices.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
-SLICE_SECONDS = 0.0005  # a client that comes meanwhile waits so long at most, as it would for two others' requests
+SLICE_SECONDS = 0.0001
+"""A client that comes meanwhile waits so long, and for what a piece takes. Short slices cost nothing that was measured:
+a scrape of 100 exports takes 7.8 ms of processor time with 0.5, 0.2, 0.1 and 0.05 ms."""
 
 
 Pause = Callable[[], Awaitable[None]]
