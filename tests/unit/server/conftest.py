@@ -15,6 +15,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.listener import NbdServer
 from tests.support.loop_client import WireClient
+from tests.unit.server.house import House
 
 SIZE = 96 << 20
 
@@ -76,3 +77,8 @@ def play(stage: Stage) -> Play:
         uvloop.run(whole())
 
     return run
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)

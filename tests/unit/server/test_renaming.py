@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +13,9 @@ from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.metrics.families import EXPORT
 from nbdzram.nbd.constants import Reply
 from nbdzram.server.state import State
-from tests.unit.server.test_changes import MIB, UNCHANGED, Delegate, House, tell
+from tests.unit.server.house import MIB, UNCHANGED, Delegate, House, tell
 
 RULES: dict[str, Any] = {**UNCHANGED, "description": "build trees", "allow_addresses": ("127.0.0.0/8",)}
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
 
 
 def refuses(*_: Any) -> None:

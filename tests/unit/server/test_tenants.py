@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +9,10 @@ import pytest
 from nbdzram.config import Dedup, ExportConfig, PoolConfig
 from nbdzram.errors import UserError
 from tests.unit.engine.blocks import BLOCK, noise
-from tests.unit.server.test_changes import MIB, UNCHANGED, House, tell
+from tests.unit.server.house import MIB, UNCHANGED, House, tell
 
 RULES = UNCHANGED | {"allow_addresses": ["10.0.0.0/8"]}
 INLINE = (PoolConfig(dedup=Dedup.INLINE),)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
 
 
 def strangers(**more: Any) -> tuple[ExportConfig, ...]:

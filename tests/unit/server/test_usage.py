@@ -12,20 +12,19 @@ from nbdzram.server.usage import Usages
 BLOCK = bytes(range(256)) * 16
 
 
+def offered(pool: Pool, *names: str) -> Exports:
+    """New disks of 1 MiB, which admit everyone."""
+    exports = Exports()
+    for name in names:
+        disk = pool.create(name, 1 << 20)
+        exports.add(Export(name=name, disk=disk, pool_name="default", access=EVERYONE, read_only=False))
+    return exports
+
+
 def test_a_walk_tells_what_each_exports_blocks_cost() -> None:
     async def act() -> None:
         with Pool() as pool:
-            exports = Exports()
-            for name in ("one", "two"):
-                exports.add(
-                    Export(
-                        name=name,
-                        disk=pool.create(name, 1 << 20),
-                        pool_name="default",
-                        access=EVERYONE,
-                        read_only=False,
-                    )
-                )
+            exports = offered(pool, "one", "two")
             exports.get("one").disk.write(0, BLOCK + bytes(4096))
             found = await Usages(exports).now()
             assert found == {export.name: export.disk.usage() for export in exports}
@@ -38,16 +37,7 @@ def test_a_walk_tells_what_each_exports_blocks_cost() -> None:
 def test_askers_share_a_walk_and_none_starts_after_stop() -> None:
     async def act() -> None:
         with Pool() as pool:
-            exports = Exports()
-            exports.add(
-                Export(
-                    name="disk",
-                    disk=pool.create("disk", 1 << 20),
-                    pool_name="default",
-                    access=EVERYONE,
-                    read_only=False,
-                )
-            )
+            exports = offered(pool, "disk")
             usages = Usages(exports)
             first, second = await asyncio.gather(usages.now(), usages.now())
             assert first is second  # whoever waited got the walk that was under way
@@ -63,10 +53,9 @@ def test_an_export_that_is_new_has_its_figures_at_once() -> None:
 
     async def act() -> None:
         with Pool() as pool:
-            exports = Exports()
-            disk = pool.create("disk", 1 << 20)
+            exports = offered(pool, "disk")
+            disk = exports.get("disk").disk
             disk.write(0, BLOCK)
-            exports.add(Export(name="disk", disk=disk, pool_name="default", access=EVERYONE, read_only=False))
             usages = Usages(exports)
             assert (await usages.now())["disk"].unique > 0
             clone = pool.clone(disk, "clone")
@@ -82,16 +71,7 @@ def test_an_export_that_is_new_has_its_figures_at_once() -> None:
 def test_who_cannot_wait_gets_the_last_walk_with_its_age_and_the_next_begins() -> None:
     async def act() -> None:
         with Pool() as pool:
-            exports = Exports()
-            exports.add(
-                Export(
-                    name="disk",
-                    disk=pool.create("disk", 1 << 20),
-                    pool_name="default",
-                    access=EVERYONE,
-                    read_only=False,
-                )
-            )
+            exports = offered(pool, "disk")
             usages = Usages(exports)
             assert usages.so_far() == ({}, None)
             while usages.so_far()[1] is None:  # noqa: ASYNC110 - nothing but time passes between two looks
