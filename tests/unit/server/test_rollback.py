@@ -18,7 +18,7 @@ from nbdzram.nbd.constants import Reply
 from nbdzram.server import rollback as rollback_module
 from nbdzram.server.rollback import SUBSTITUTE
 from nbdzram.server.schedule import Schedule
-from tests.unit.server.test_changes import MIB, UNCHANGED, House, tell
+from tests.unit.server.house import MIB, UNCHANGED, House, tell
 
 NOON = datetime(2026, 11, 27, 12, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
