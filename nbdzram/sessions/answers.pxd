@@ -15,6 +15,16 @@ cdef enum:
     LOGGED = 10                   # errors of one session; who errs more often is summed up when it leaves
     TOLD_BYTES = REPLY_OVERHEAD + SENTENCE_SIZE  # of the longest answer without content
 
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    /* Who sees the number sees also how that sync ended, which is written before it. */
+    static inline void syncs_tell(uint64_t* done, uint64_t to) { __atomic_store_n(done, to, __ATOMIC_RELEASE); }
+    static inline uint64_t syncs_told(uint64_t* done) { return __atomic_load_n(done, __ATOMIC_ACQUIRE); }
+    """
+    void syncs_tell(uint64_t* done, uint64_t to)
+    uint64_t syncs_told(uint64_t* done)
+
 cdef struct Unsynced:
     # A request that is answered when a sync that began after it has ended.
     Unsynced* next

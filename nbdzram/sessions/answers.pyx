@@ -107,7 +107,7 @@ cdef class Answers:
         """Answer all whose sync has ended."""
         cdef Unsynced* waiting
         cdef int verdict
-        while self.unsynced != NULL and self.unsynced.number <= self.syncs_done:
+        while self.unsynced != NULL and self.unsynced.number <= syncs_told(&self.syncs_done):
             waiting = self.unsynced
             self.unsynced = waiting.next
             self.unsynced_count -= 1

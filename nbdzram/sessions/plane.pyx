@@ -9,6 +9,7 @@ The event loop's thread only. What a session tells comes once for each time that
 from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.disk cimport Disk
+from nbdzram.sessions.answers cimport syncs_tell
 from nbdzram.sessions.budget cimport Budget
 from nbdzram.sessions.line cimport Line
 from nbdzram.sessions.mail cimport Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take
@@ -96,7 +97,7 @@ cdef class Plane:
     def synced(self, Session session not None, uint64_t number, bint failed):
         """A sync has ended that began when answers up to `number` waited for it."""
         session.syncs_failed = failed
-        session.syncs_done = number
+        syncs_tell(&session.syncs_done, number)
         bell_ring(&session.bell, SYNCED)
 
     def rest(self):

@@ -69,7 +69,7 @@ cdef class Session(Work):
     cdef bint take_read(self, int size) noexcept nogil
     cdef bint take_write(self, int size) noexcept nogil
     cdef bint take_status(self, int size) noexcept nogil
-    cdef void answer_status(self, const Contexts* contexts) noexcept nogil
+    cdef void answer_status(self, const Contexts* contexts, uint8_t* target) noexcept nogil
     cdef bint begin_payload(self, int size) noexcept nogil
     cdef bint begin_skip(self, int size, int verdict) noexcept nogil
     cdef bint apply_payload(self) noexcept nogil

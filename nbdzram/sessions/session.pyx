@@ -228,10 +228,11 @@ cdef class Session(Work):
                 self.cut(TOO_SLOW, self.turn.sent)
             elif wishes & ABORT:
                 self.cut(CUT, 0)
-            elif wishes & DRAIN:
-                self.drain()
-            elif wishes & GO_ON:
-                self.run()
+            else:
+                if wishes & DRAIN:
+                    self.drain()
+                if wishes & GO_ON and self.stage_now < LOST:
+                    self.run()
         if wishes & BURY:
             bell_ring(&self.tidings, BURIED)
 
@@ -251,6 +252,8 @@ cdef class Session(Work):
 
     cdef void hung_up(self) noexcept nogil:
         """The peer sends no more. What it asked for completely is still answered."""
+        if self.stage_now >= LOST:  # perhaps GONE, and then nobody listens to what we tell
+            return
         self.left = True
         self.end(LEFT, 0)
         self.drain()
@@ -436,9 +439,13 @@ cdef class Session(Work):
         cdef Request asked = request[0]
         cdef Contexts chosen = self.contexts
         cdef int verdict = OK
+        cdef uint8_t* target
         if request.payload > STATUS_PAYLOAD_LIMIT:
             return self.begin_skip(size, WRONG_SHAPE)
-        if self.inbox.available() < size + request.payload or self.outlet.reserve(STATUS_ROOM) == NULL:
+        if self.inbox.available() < size + request.payload:
+            return False
+        target = self.outlet.reserve(STATUS_ROOM)  # once: the budget, and with it the answer, may change at any moment
+        if target == NULL:
             return False
         if request.payload:
             verdict = choose_contexts(self.inbox.front() + size, request.payload, &self.contexts, request, &chosen)
@@ -450,15 +457,13 @@ cdef class Session(Work):
         if verdict != OK:
             self.refuse(&asked, verdict, self.started, NOT_AN_OFFSET)
         else:
-            self.answer_status(&chosen)
+            self.answer_status(&chosen, target)
         return True
 
-    cdef void answer_status(self, const Contexts* contexts) noexcept nogil:
+    cdef void answer_status(self, const Contexts* contexts, uint8_t* target) noexcept nogil:
         cdef size_t reply
         cdef size_t limit = STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
-        if put_statuses(
-            self.outlet.reserve(STATUS_ROOM), self.disk, &self.request, self.rules.style, contexts, limit, &reply
-        ):
+        if put_statuses(target, self.disk, &self.request, self.rules.style, contexts, limit, &reply):
             self.refuse(&self.request, UNREADABLE, self.started, NOT_AN_OFFSET)
             return
         self.outlet.used += reply

@@ -118,6 +118,8 @@ cdef class Desk:
     def buffer(self, Session session not None):
         """Where the next bytes of its client belong."""
         cdef size_t room
+        if session.stage_now >= LOST:  # what comes behind the end has no place: what held it is freed
+            return PyMemoryView_FromMemory(<char*>self.scratch.bytes, 0, PyBUF_WRITE)
         if session.phase == PAYLOAD:
             return PyMemoryView_FromMemory(
                 <char*>session.payload.bytes + (session.payload.size - session.remaining), session.remaining, PyBUF_WRITE

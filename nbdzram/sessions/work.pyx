@@ -161,7 +161,9 @@ cdef class Work(Answers):
             )
             if self.rules.style != SIMPLE:
                 store16(job.piece.bytes + last + 4, CHUNK_DONE)
+            count_timed(self.counts, READ, OK, job.request.length, monotonic() - job.started)
             self.outlet.send(job.piece)
+            return
         elif job.way == STREAM and self.rules.style != SIMPLE:
             self.reply_success(&job.request)
         elif job.way == STEPS:

@@ -278,3 +278,50 @@ def test_a_session_lost_while_workers_store_gives_everything_back() -> None:
         assert client.over
         assert stage.plane.budget.used == 0
     stage.close()
+
+
+@pytest.mark.parametrize("end", ["drain", "abort"])
+def test_a_lost_session_takes_no_bytes_of_a_payload_that_had_begun(stage: Stage, end: str) -> None:
+    """The loop may bring bytes of a TLS client whose session ended a moment ago: there is no place for them."""
+    client = stage.attach(style=0)
+    client.send(request(CMD_WRITE, 0, 1 * MIB) + b"w" * (100 * KIB))
+    stage.settle()
+    assert client.session.payload_remaining > 0
+    (stage.plane.drain if end == "drain" else stage.plane.abort)(client.session)
+    stage.desk.turn()
+    assert stage_of(client) >= Ends.LOST
+    assert len(stage.desk.buffer(client.session)) == 0
+    stage.desk.received(client.session, 0)
+    stage.settle()
+    assert stage.plane.budget.used == 0
+
+
+def test_a_session_that_is_gone_has_nothing_more_to_tell(stage: Stage) -> None:
+    """Whoever heard of its end has forgotten it: the end of a TLS stream comes later, and is no tidings."""
+    client = stage.attach(style=0)
+    stage.plane.drain(client.session)
+    stage.settle()
+    assert client.over
+    stage.desk.left(client.session)
+    stage.desk.resumed(client.session)
+    stage.desk.lost(client.session, 0)
+    assert stage.plane.collect() == ([], [])
+
+
+def test_a_turn_that_comes_with_a_second_wish_to_drain_is_taken() -> None:
+    """Rings that meet are one letter: a session that drains already still hears that its turn has come."""
+    stage = Stage(SIZE, budget=2 * MIB)
+    first, second = stage.attach(style=0), stage.attach(style=0)
+    for client in (first, second):
+        client.send(request(CMD_WRITE, 0, 24 * MIB) + b"w" * BLOCK)
+        stage.settle()
+    assert stage.plane.turns.waiting == 1
+    stage.plane.drain(second.session)
+    stage.settle()
+    assert stage_of(second) == Ends.DRAINING
+    stage.plane.abort(first.session)  # whose end rings: go on
+    stage.plane.drain(second.session)
+    stage.settle()
+    assert first.over
+    assert second.over
+    stage.close()
