@@ -192,6 +192,10 @@ class Attached:
                 await self._sync.synced()
             except OSError:
                 failed = True
+            except Exception as error:  # noqa: BLE001
+                # No thread for it, say: nobody knows of anything on the disk, and who waits is answered all the same.
+                failed = True
+                self._hosting.loop.call_exception_handler({"message": f"{self._who}: no sync", "exception": error})
             plane.synced(self.session, asked, failed)
             answered = asked
         self._syncing = None
@@ -209,7 +213,13 @@ class TlsPeer(asyncio.BufferedProtocol):
     def serve(self, attached: Attached) -> None:
         """Plain bytes belong to this client from now on."""
         self._attached = attached
+        self._hosting.open_channel(self)
         attached.closed.add_done_callback(self._linger)
+
+    @property
+    def closing(self) -> bool:
+        """The session is gone, and the connection is not."""
+        return self._attached is not None and self._attached.closed.done()
 
     # ---- what the channel calls ----
 
@@ -239,6 +249,7 @@ class TlsPeer(asyncio.BufferedProtocol):
         if self._last is not None:
             self._last.cancel()
         self._channel = self._attached = None  # they hold us as we hold them
+        self._hosting.close_channel(self)
 
     def expel(self, reason: str) -> None:
         """It costs more than it may."""

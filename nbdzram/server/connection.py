@@ -197,28 +197,37 @@ class Connection(asyncio.BufferedProtocol):
         if self._channel is None and self._transport.get_write_buffer_size():
             self._entering = event  # the socket is given away: first what it owes
             return
+        try:
+            attached = Attached(
+                self._hosting,
+                export,
+                event.terms,
+                self._peer,
+                line=self._line(),
+                greeting=event.reply,
+                rest=self._handshake.take_rest(),
+            )
+        except (OSError, MemoryError) as error:  # all descriptors are in use: of the socket, or of the arena to sync
+            text = f"nothing left to serve one more client with: {error or 'no memory'}"
+            raise HandshakeError(Failure.CONNECTION_LIMIT, text) from None
         self._over = True
         self._cancel_deadline()
-        rest = self._handshake.take_rest()
         if self._channel is None:
-            line: Line = SocketLine(_copy_of(self._transport.get_extra_info("socket").fileno()))
-            attached = Attached(
-                self._hosting, export, event.terms, self._peer, line=line, greeting=event.reply, rest=rest
-            )
             self._transport.abort()  # it closes its descriptor of the socket; ours stays
         else:
             above = TlsPeer(self._hosting, self._channel)
-            line = TlsLine(self._channel, self._hosting.loop)
-            attached = Attached(
-                self._hosting, export, event.terms, self._peer, line=line, greeting=event.reply, rest=rest
-            )
             above.serve(attached)
             self._channel.set_protocol(above)
             self._channel.take_turns(self._hosting.loop.call_soon)
-            self._channel.resume_reading()
             self._transport = self._channel = None
         attached_log.info("%s: attached to export %r%s", self._peer.text, export.name, _certified(self._peer))
         self._hosting.promote(self, attached)
+
+    def _line(self) -> Line:
+        """What a session has of the connection. Raises OSError when there is no descriptor for it."""
+        if self._channel is None:
+            return SocketLine(os.dup(self._transport.get_extra_info("socket").fileno()))
+        return TlsLine(self._channel, self._hosting.loop)
 
     def _start_tls(self) -> None:
         """Put TLS between the socket and us (section "STARTTLS")."""
@@ -258,14 +267,6 @@ class Connection(asyncio.BufferedProtocol):
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-
-
-def _copy_of(descriptor: int) -> int:
-    """Another descriptor of the same socket. Raises HandshakeError when all are in use."""
-    try:
-        return os.dup(descriptor)
-    except OSError as error:
-        raise HandshakeError(Failure.CONNECTION_LIMIT, f"no descriptor for one more client: {error.strerror}") from None
 
 
 def _certified(peer: Peer) -> str:

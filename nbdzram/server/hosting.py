@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nbdzram.config import ServerConfig
@@ -22,7 +23,7 @@ from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.session import Session
 
 if TYPE_CHECKING:
-    from nbdzram.server.attached import Attached
+    from nbdzram.server.attached import Attached, TlsPeer
     from nbdzram.server.connection import Connection
 
 log = logging.getLogger("nbdzram.server")
@@ -73,6 +74,7 @@ class Hosting:
         self.haggling: set[Connection] = set()
         self.haggling_buffer = bytearray(HAGGLING_BUFFER_SIZE)
         self.attached: dict[int, Attached] = {}  # by their numbers
+        self._channels: set[TlsPeer] = set()  # of attached clients, and of those whose last replies are on their way
         self._origins: dict[int, Origin] = {}
         self._attached_from: Counter[str] = Counter()  # by source, and by listener
         self.accepted = 0
@@ -99,6 +101,11 @@ class Hosting:
     def connections(self) -> int:
         """Open ones, in the handshake or attached."""
         return len(self.haggling) + len(self.attached)
+
+    @property
+    def closing(self) -> int:
+        """Clients behind TLS whose sessions are gone, but for replies on their way."""
+        return sum(peer.closing for peer in self._channels)
 
     def begin(self, connection: Connection) -> None:
         """A connection was accepted."""
@@ -139,8 +146,17 @@ class Hosting:
         self.lobby.leave(connection)
         self._end()
 
+    def open_channel(self, peer: TlsPeer) -> None:
+        """A client behind TLS is attached."""
+        self._channels.add(peer)
+
+    def close_channel(self, peer: TlsPeer) -> None:
+        """Its connection is gone, which comes later than the end of its session: first its last replies leave."""
+        self._channels.discard(peer)
+        self._end()
+
     async def wait_quiet(self) -> None:
-        """Until no connection is open."""
+        """Until no connection is open, nor closing with replies that have not left."""
         await self._quiet.wait()
 
     def fail_handshake(self, cause: Failure) -> None:
@@ -150,6 +166,7 @@ class Hosting:
     def stop(self) -> None:
         """End the workers. No connection is open."""
         assert not self.connections
+        assert not self._channels
         if self._release is not None:
             self._release.cancel()
         if self._rest is not None:
@@ -163,7 +180,7 @@ class Hosting:
     def _end(self) -> None:
         if self._release is None:
             self._release = self.loop.call_later(RELEASE_SECONDS, self._release_memory)
-        if not self.connections:
+        if not self.connections and not self._channels:
             self._quiet.set()
 
     def _rest_sessions(self) -> None:
@@ -175,22 +192,29 @@ class Hosting:
         tidings, notices = self.plane.collect()
         for notice in notices:
             if attached := self.attached.get(notice[0]):
-                attached.refused(notice)
+                self._heed(attached.refused, notice)
         if dropped := self.plane.notices.dropped - self._notices_dropped:
             log.warning("%d refused requests are not in the log: they came faster than it is written", dropped)
             self._notices_dropped += dropped
         for session, ended, sync, gone in tidings:
             attached = self.attached[session.number]
             if ended:
-                attached.ended()
+                self._heed(attached.ended)
             if sync:
-                attached.wants_sync()
+                self._heed(attached.wants_sync)
             if gone:
                 self._bury(attached, session)
 
+    def _heed(self, hear: Callable[..., None], *told: object) -> None:
+        """What is told is told once: a mistake of ours in one client's tidings must not lose those of others."""
+        try:
+            hear(*told)
+        except Exception as error:  # noqa: BLE001
+            self.loop.call_exception_handler({"message": "what a client's thread told", "exception": error})
+
     def _bury(self, attached: Attached, session: Session) -> None:
         """It is gone, and nothing is under way for it."""
-        attached.gone()
+        self._heed(attached.gone)
         self.plane.bury(session)
         del self.attached[attached.number]
         self._attached_from.subtract(set(self._origins.pop(attached.number)))

@@ -79,6 +79,11 @@ class NbdServer:
         return self._hosting.connections if self._hosting else 0
 
     @property
+    def closing(self) -> int:
+        """Clients behind TLS that are gone, but for replies on their way to them."""
+        return self._hosting.closing if self._hosting else 0
+
+    @property
     def connections_accepted(self) -> int:
         """Since the start."""
         return self._hosting.accepted if self._hosting else 0
@@ -155,7 +160,8 @@ class NbdServer:
             await self._wait_closed([session.closed for session in sessions])
         for session in sessions:
             session.abort()
-        await asyncio.gather(*(session.closed for session in sessions))
+        if sessions:  # to wait, and not to gather: who gives up waiting for us must not cancel what a thread will tell
+            await asyncio.wait([session.closed for session in sessions])
 
     async def drain(self) -> None:
         """Stop accepting, answer what was begun, read nothing more, close everything."""
@@ -184,7 +190,6 @@ class NbdServer:
         for connection in list(hosting.haggling):
             connection.abort()
         await hosting.wait_quiet()
-        await asyncio.gather(*(session.closed for session in [*sessions, *remaining]))
         hosting.stop()
         self._hosting = None
 

@@ -17,7 +17,7 @@ cdef class TlsLine(Line):
     def __init__(self, TlsChannel channel not None, loop):
         self.channel = channel
         self.loop = loop
-        self.reading = True
+        self.reading = False  # as the handshake leaves it: the session has no place for bytes before it begins
 
     cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil:
         with gil:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -19,6 +20,7 @@ from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.sockets import inherited, open_unix
+from nbdzram.server.syncs import Syncs
 from nbdzram.sessions.line import SocketLine
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
@@ -353,3 +355,70 @@ def test_an_export_for_certificates_hides_from_everyone_else(stage: Stage) -> No
 def test_a_network_that_is_none_is_refused_with_its_value(stage: Stage) -> None:
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1/8"):
         restricted(stage, addresses=("10.0.0.1/8",))
+
+
+@pytest.mark.parametrize("lacking", ["socket", "arena"])
+def test_a_client_for_whom_there_is_no_descriptor_is_closed_and_counted(
+    play: Play, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """One for the session's socket, or one to sync the arena with: it hears of it at once, and others are served."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def story(stage: Stage) -> None:
+        client = await WireClient.connect(stage.path)
+        with monkeypatch.context() as broken:
+            broken.setattr(*{"socket": (os, "dup"), "arena": (Syncs, "of")}[lacking], refuse)
+            client.send(option(OPT_GO, name_and_infos(b"disk")))
+            async with asyncio.timeout(20):
+                await client.reader.read()
+        assert stage.server.handshake_failures["connection_limit"] == 1
+        await client.close()
+        again = await stage.client()
+        assert await again.read(0, 512) == bytes(512)
+        await again.close()
+
+    play(story)
+
+
+def test_who_gives_up_waiting_for_a_client_to_end_leaves_it_as_it_is(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        client.ask(READ, 0, 64 << 20)
+        (attached,) = stage.server.sessions
+        while not attached.session.requests:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        attached.drain = lambda: None  # type: ignore[method-assign]  # it takes its time
+        attached.abort = lambda: None  # type: ignore[method-assign]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stage.server.end([attached]), 0.05)
+        assert not attached.closed.done()
+        await client.close()
+        await attached.closed
+        assert stage.server.connections == 0
+
+    play(story, Limits(drain_seconds=0.01))
+
+
+def test_a_mistake_in_what_one_client_tells_loses_nobody_elses(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(stage: Stage) -> None:
+        told: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        clients = [await stage.client() for _ in range(3)]
+
+        def stumble(_: Attached) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Attached, "ended", stumble)
+        for client in clients:
+            client.ask(DISC, 0, 0)
+        for client in clients:
+            assert await client.at_end()
+            await client.close()
+        async with asyncio.timeout(20):
+            while stage.server.sessions:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert len(told) == 3
+
+    play(story)

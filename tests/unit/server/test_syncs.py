@@ -196,3 +196,29 @@ def test_where_a_file_lies_is_read_from_the_mounts(tmp_path: Path) -> None:
     assert machine("tmpfs", here).keeps_in_memory(tmp_path)
     assert not machine("ext4", here).keeps_in_memory(tmp_path)
     assert not machine("ramfs", lambda _: "99:99").keeps_in_memory(tmp_path), "unknown counts as a disk"
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_a_sync_that_cannot_begin_is_an_answer_and_not_a_client_that_waits_for_ever(
+    play: Play, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread can be started, say: the FLUSH fails, the next one is tried, and the client leaves as ever."""
+
+    async def story(stage: Stage) -> None:
+        told: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        client = await stage.client(b"lasting")
+        with monkeypatch.context() as broken:
+
+            async def refuse(_: ArenaSync) -> None:
+                raise RuntimeError("can't start new thread")
+
+            broken.setattr(ArenaSync, "synced", refuse)
+            async with asyncio.timeout(20):
+                assert (await client.call(CMD_FLUSH, 0, 0)).error == Error.EIO
+        assert len(told) == 1
+        disk.gate.set()
+        assert (await client.call(CMD_FLUSH, 0, 0)).error == 0
+        await client.close()
+
+    play(story)

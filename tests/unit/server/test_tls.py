@@ -614,3 +614,87 @@ def test_a_file_that_cannot_be_used_is_named(certificate: tuple[Path, Path], tmp
         TlsFiles(with_file(config, wrong, junk))
     with pytest.raises(ConfigError, match=r"missing\.pem"):
         TlsFiles(with_file(config, wrong, tmp_path / "missing.pem"))
+
+
+@pytest.mark.parametrize("style", [0, 1])
+def test_what_comes_behind_go_is_served_however_much_it_is(play: Play, secure: Secure, pki: Pki, style: int) -> None:
+    """More than the handshake takes at once, and then silence: the rest lies in OpenSSL, not in the socket."""
+    secure()
+
+    async def story(stage: Stage) -> None:
+        hand = await by_hand(stage, pki.client_context())
+        content = pattern(100_000)
+        said = (option(STRUCTURED_REPLY) if style else b"") + GO_DISK
+        said += request(WRITE, 0, len(content), cookie=7) + content + request(FLUSH, 0, 0, cookie=8)
+        ciphertext = hand.encrypt(said)
+        hand.client.send(ciphertext)
+        answered = (20 if style else 0) + GO_REPLIES + 2 * (20 if style else 16)
+        async with asyncio.timeout(20):
+            replies = await hand.read(answered)
+        assert len(replies) == answered
+        assert stage.disk.disk.read(0, len(content)) == content
+        await leave(hand.client)
+
+    play(story)
+
+
+def test_the_server_does_not_end_before_the_last_replies_have_left(play: Play, secure: Secure, pki: Pki) -> None:
+    """The session has given all to TLS and is gone; what the socket did not take is with the transport."""
+    secure()
+
+    async def story(stage: Stage) -> None:
+        for size in range(64 << 10, 2 * MIB, 32 << 10):  # one of these ends in what the socket just does not take
+            hand = await by_hand(stage, pki.client_context())
+            hand.client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            hand.client.send(hand.encrypt(GO_DISK + request(READ, 0, size) + request(DISC, 0, 0)))
+            while not stage.server.sessions:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            (attached,) = stage.server.sessions
+            while not attached.session.requests:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            if attached.closed.done() and stage.server.closing:
+                break
+            hand.client.writer.transport.abort()
+            await attached.closed
+        else:
+            pytest.fail("no reply was ever left with the transport")
+        ending = asyncio.create_task(stage.server.drain())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not ending.done()
+        hand.client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert len(await hand.read(GO_REPLIES + 16 + size + 1)) == GO_REPLIES + 16 + size
+        await leave(hand.client)
+        await ending
+
+    play(story)
+
+
+@pytest.mark.parametrize("command", ["end", "abort"])
+def test_a_client_that_is_cut_in_a_stream_of_large_writes_takes_nobody_with_it(
+    play: Play, secure: Secure, pki: Pki, command: str
+) -> None:
+    secure()
+
+    async def story(stage: Stage) -> None:
+        other = await attach(stage, pki.client_context())
+        for _ in range(5):
+            hand = await by_hand(stage, pki.client_context())
+            hand.client.send(hand.encrypt(GO_DISK + request(WRITE, 0, 24 * MIB)))
+            await hand.read(GO_REPLIES)
+            attached = stage.server.sessions[-1]
+            hand.client.send(hand.encrypt(bytes(16 * MIB)))
+            while attached.session.payload_remaining in (0, 24 * MIB):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            if command == "end":
+                await stage.server.end([attached])
+            else:
+                attached.abort()
+                await attached.closed
+            await leave(hand.client)
+            assert await other.read(0, 512) == bytes(512)
+        await leave(other)
+
+    play(story)
