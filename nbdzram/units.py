@@ -7,7 +7,10 @@ K and KiB are 1024, KB is 1000; case does not matter. Arithmetic is exact; only 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 LETTERS = "KMGTPE"
 BLOCK_BYTES = 4096
@@ -26,6 +29,8 @@ def parse_size(text: str, *, of: int | None = None) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"'{text}' is not a size; allowed is {ALLOWED}")
+    from fractions import Fraction  # noqa: PLC0415 - most commands read no size
+
     number = Fraction(match["number"])
     if match["unit"] == "%":
         return _share(text, number, of)

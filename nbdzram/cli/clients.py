@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.columns import Column, render
+from nbdzram.cli.columns import Column, render, screen_width
 from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
 from nbdzram.status import ClientStatus
 
@@ -47,7 +47,7 @@ def list_(*, export: str | None, as_json: bool, control: Path | None) -> None:
         found = [one for one in client.clients() if export in (None, one.export)]
     if as_json:
         return print_json(found)
-    for line in render(COLUMNS, found):
+    for line in render(COLUMNS, found, width=screen_width()):
         click.echo(line)
     return None
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nbdzram.errors import ConfigError
 from nbdzram.units import format_size
+
+INDENT = "    "  # of what of a row goes on in the next line
 
 Row = TypeVar("Row")
 Cell = str | int | None
@@ -44,8 +46,12 @@ def render(
     in_bytes: bool = False,
     headings: bool = True,
     raw: bool = False,
+    width: int | None = None,
 ) -> list[str]:
-    """The table's lines. Numbers stand right, text left; raw separates by one blank and marks empty cells with '-'."""
+    """The table's lines. Numbers stand right, text left; raw separates by one blank and marks empty cells with '-'.
+
+    Where rows are longer than `width` each goes on in a second line, indented, between two columns.
+    """
     cells = [[_text(column, column.cell(row), in_bytes) for column in columns] for row in rows]
     if headings:
         cells.insert(0, [column.heading for column in columns])
@@ -53,17 +59,52 @@ def render(
         return [" ".join(text.replace(" ", "\\x20") or "-" for text in line) for line in cells]
     widths = [max((_width(line[index]) for line in cells), default=0) for index in range(len(columns))]
     left = [not rows or any(isinstance(column.cell(row), str) for row in rows) for column in columns]
-    return [
-        " ".join(
-            text + " " * (width - _width(text)) if is_left else text.rjust(width)
-            for text, width, is_left in zip(line, widths, left, strict=True)
-        ).rstrip()
+    padded = [
+        [
+            text + " " * (wide - _width(text)) if is_left else text.rjust(wide)
+            for text, wide, is_left in zip(line, widths, left, strict=True)
+        ]
         for line in cells
     ]
+    return [line for row in padded for line in _folded(row, _breaks(widths, width))]
+
+
+def screen_width() -> int | None:
+    """Of the terminal that standard output is; None: it is none, and lines may be as long as they are."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def _breaks(widths: Sequence[int], width: int | None) -> list[slice]:
+    """Which columns stand in one line."""
+    begins, used = [0], 0
+    for index, wide in enumerate(widths):
+        if width is not None and used + wide > width and index > begins[-1]:
+            begins.append(index)
+            used = len(INDENT)
+        used += wide + 1
+    return [slice(begin, end) for begin, end in zip(begins, [*begins[1:], len(widths)], strict=True)]
+
+
+def _folded(row: Sequence[str], breaks: Sequence[slice]) -> Iterator[str]:
+    first, *more = (" ".join(row[part]).rstrip() for part in breaks)
+    yield first
+    yield from (INDENT + text for text in more if text)
 
 
 def _width(text: str) -> int:
     """The terminal's columns that it takes: two for a wide character, none for a mark on the one before."""
+    if text.isascii():
+        return len(text)
+    import unicodedata  # noqa: PLC0415 - most tables have only ASCII
+
     return sum(0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF") for one in text)
 
 

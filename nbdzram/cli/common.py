@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-from nbdzram.cli.columns import Column, Row, render
-from nbdzram.cli.objects import text_of
+from nbdzram.cli.columns import Column, Row, render, screen_width
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import UserError
 from nbdzram.status import ServerStatus
-from nbdzram.values import export_size, path
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +32,10 @@ class OurPath(click.ParamType[Path]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Whoever opens it says better why it cannot."""
+        if isinstance(value, str) and value and "~" not in value and "\0" not in value:
+            return Path(value)
+        from nbdzram.values import path  # noqa: PLC0415 - which the configuration comes with
+
         try:
             return value if isinstance(value, Path) else path(value)
         except ValueError as error:
@@ -53,6 +56,8 @@ class Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it as zramctl reads sizes."""
+        from nbdzram.values import export_size  # noqa: PLC0415 - the same
+
         try:
             return export_size(value)
         except ValueError as error:
@@ -121,9 +126,7 @@ def cpu_option(command: Command) -> Command:
 
 def in_other_words(command: click.Command, name: str, *, epilog: str) -> click.Command:
     """The same command under another name, with an example of its own."""
-    other = copy.copy(command)
-    other.name, other.epilog = name, epilog
-    return other
+    return click.Command(name, callback=command.callback, params=command.params, help=command.help, epilog=epilog)
 
 
 def connect(control: Path | None) -> ControlClient:
@@ -134,6 +137,8 @@ def connect(control: Path | None) -> ControlClient:
 
 def print_json(value: Any) -> None:
     """Print for programs, readable for people; records are objects."""
+    from nbdzram.cli.objects import text_of  # noqa: PLC0415 - people read tables
+
     click.echo(text_of(value))
 
 
@@ -149,7 +154,7 @@ def list_rows(
         rows = pick(client.status())
     if as_json:
         return print_json(rows)
-    for line in render(columns, rows):
+    for line in render(columns, rows, width=screen_width()):
         click.echo(line)
     return None
 

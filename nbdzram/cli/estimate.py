@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbdzram.cli.columns import Column, render
+from nbdzram.cli.columns import Column, render, screen_width
 from nbdzram.cli.common import ANY_PATH, json_option, print_json
 from nbdzram.engine.stats import BLOCK_SIZE
 from nbdzram.errors import UserError
@@ -104,7 +104,7 @@ def describe(images: list[Image], figures: Figures, holes: int, sample: int) -> 
         Column("HOW", "", lambda row: row[1]),
     ]
     rows = [(name.upper(), HOW.get(name, ""), need) for name, need in figures.needs.items()]
-    yield from render(columns, rows)
+    yield from render(columns, rows, width=screen_width())
 
 
 HOW = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from nbdzram.cli.columns import Cell, Column, render
+from nbdzram.cli.columns import Cell, Column, render, screen_width
 from nbdzram.cli.common import connect, print_json
 from nbdzram.engine.stats import PoolStats
 from nbdzram.status import RunReport, RunStatus, from_json
@@ -129,7 +129,7 @@ def describe(report: RunReport) -> Iterator[str]:
         Column("AFTER", "", _cell(report.after), True),
         Column("CHANGE", "", lambda figure: _change(figure[1](report.after) - figure[1](report.before))),
     ]
-    yield from render(columns, MEMORY_FIGURES)
+    yield from render(columns, MEMORY_FIGURES, width=screen_width())
     fragmentation = report.after.mem_used_total - report.after.compr_data_size
     if report.kind != "compact" and fragmentation > max(HINT_BYTES, report.after.mem_used_total // HINT_SHARE):
         yield f"{format_size(fragmentation)} of the memory used are gaps: `nbdzram compact` gives most of them back"

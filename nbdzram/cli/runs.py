@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nbdzram.cli.columns import Column, render
+from nbdzram.cli.columns import Column, render, screen_width
 from nbdzram.cli.common import connect, control_option, json_option, print_json
 from nbdzram.control.client import ControlClient
 from nbdzram.status import RunStatus, from_json
@@ -86,7 +86,7 @@ def show(*, as_json: bool, control: Path | None) -> None:
         return print_json(answer)
     if not answer:
         return click.echo("no run waits, is under way, or ended since the server started")
-    for line in render(COLUMNS, [from_json(RunStatus, run) for run in answer]):
+    for line in render(COLUMNS, [from_json(RunStatus, run) for run in answer], width=screen_width()):
         click.echo(line)
     return None
 

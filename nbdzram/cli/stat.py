@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.columns import Cell, Column, choose, render
+from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
 from nbdzram.cli.common import connect, control_option, export_names, json_option, pool_names
 from nbdzram.cli.objects import rows_object, stat_object, text_of
 from nbdzram.control.client import ControlClient
@@ -215,7 +215,8 @@ def command(
             return _mm_stat_line(status)
         if io_stat:
             return _io_stat_line(status)
-        return "\n".join(render(chosen, shown, in_bytes=in_bytes, headings=not noheadings, raw=raw))
+        width = screen_width()
+        return "\n".join(render(chosen, shown, in_bytes=in_bytes, headings=not noheadings, raw=raw, width=width))
 
     with connect(control) as client:
         if watch_seconds is None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nbdzram.errors import ConfigError, ServerUnreachable, UserError
-from nbdzram.values import path as read_path
 
 SOCKET_NAME = "nbdzram.sock"
 SYSTEM_DIRECTORY = Path("/run/nbdzram")
@@ -37,6 +36,8 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
     """The control socket of the server that runs here. Raises ServerUnreachable, ConfigError."""
     named = environment.get("NBDZRAM_CONTROL")
     if named:
+        from nbdzram.values import path as read_path  # noqa: PLC0415 - a command without the variable does without it
+
         try:
             return read_path(named)  # as `serve` reads the same variable
         except ValueError as error:

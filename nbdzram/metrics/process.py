@@ -11,6 +11,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import lz4
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
@@ -23,7 +24,9 @@ from prometheus_client import (
 from nbdzram import __version__
 
 CARRIERS = ("uvloop", "lz4", "xxhash", "zstandard")
-"""The packages whose compiled code serves requests: their versions stand beside ours in nbdzram_build_info."""
+"""The packages whose compiled code serves requests: their versions stand beside ours in nbdzram_build_info.
+
+That of LZ4 itself is another: the package lz4 4.x carries liblz4 1.9 or 1.10, or uses the system's."""
 
 
 class ProcessMetrics:
@@ -37,7 +40,8 @@ class ProcessMetrics:
         build = Info(
             "nbdzram_build", "The version that runs, and those of the libraries below it", registry=self._registry
         )
-        build.info({"version": __version__} | {name: _version(name) for name in CARRIERS})
+        carriers = {name: _version(name) for name in CARRIERS}
+        build.info({"version": __version__, "liblz4": lz4.library_version_string(), **carriers})
 
     def families(self) -> list[tuple[str, str, str]]:
         """Name, type and help of each, for the reference."""

@@ -358,6 +358,25 @@ print(sorted(name for name in sys.modules if name in unwanted or name.startswith
     assert out.splitlines()[-1] == str([f"nbdzram.cli.{name}" for name in ours])
 
 
+UNNEEDED = {
+    *("asyncio", "decimal", "fractions", "rich", "unicodedata"),
+    *(f"nbdzram.{name}" for name in ("cli.objects", "config", "machine", "rates", "server", "settings", "values")),
+}
+"""Of a command that asks a server and prints a table: reading sizes and configurations, JSON, a loop are for others."""
+
+
+def test_a_command_that_asks_a_server_imports_little() -> None:
+    """A call takes as long as its imports."""
+    code = f"""
+import sys
+from nbdzram.cli.main import run
+assert run(["ls", "--control", "/nowhere/nbdzram.sock"]) == 3
+print(sorted(sys.modules.keys() & {UNNEEDED!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_systemd_is_told_when_the_server_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from nbdzram.cli.columns import Column, legible, render
 from nbdzram.cli.view import Frame, screen
 from nbdzram.rates import Rates
 from tests.support.programs import require_program
+from tests.support.terminal import Terminal
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment
 from tests.unit.records import EXPORT, MIB, SERVER
 
@@ -84,6 +86,44 @@ def test_every_line_of_the_screen_can_be_written(encoding: str) -> None:
     assert ("#" in told) == (encoding in {"ascii", "latin-1"})
     if encoding == "ascii":
         assert "6 us" in told
+
+
+def test_a_row_that_is_too_long_goes_on_between_two_columns() -> None:
+    columns: list[Column[str]] = [
+        Column("NAME", "", lambda name: name),
+        Column("LENGTH", "", len),
+        Column("TWICE", "", lambda name: name * 2),
+        Column("NONE", "", lambda _: None),
+    ]
+    rows = ["abc", "磁盘磁盘磁盘"]
+    assert render(columns, rows, width=40) == [
+        "NAME         LENGTH",
+        "    TWICE                    NONE",
+        "abc               3",
+        "    abcabc",
+        "磁盘磁盘磁盘      6",
+        "    磁盘磁盘磁盘磁盘磁盘磁盘",
+    ]
+    assert render(columns, rows, width=49) == render(columns, rows)  # it fits
+    assert len(render(columns, rows, width=48)) > 3
+    assert len(render(columns, rows, width=1)) == 4 + 3 + 3  # a column a line, and of an empty one none
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_line_of_a_table_is_wrapped_by_a_narrow_terminal(start: Start, tmp_path: Path, width: int) -> None:
+    server = start("-e", "disk=1G", "-e", "a-disk-with-a-long-name=20G")
+    server.run("exports", "change", "disk", "--description", "thirty characters of something")
+    asked = (("ls",), ("stat",), ("pools", "list"))
+    script = " && ".join(shlex.join([*NBDZRAM, *words]) for words in asked)
+    environment = clean_environment() | {"NBDZRAM_CONTROL": str(server.control)}
+    terminal = Terminal(tmp_path, ["sh", "-c", script], environment, width=width)
+    try:
+        terminal.wait_for("ended with 0")
+        assert [line for line in terminal.text().splitlines() if len(line) > width] == []
+    finally:
+        terminal.close()
+    whole = server.run("ls").out  # to a pipe every row is a line
+    assert len(whole.splitlines()) == 3
 
 
 def test_what_is_legible_stays_as_it_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import urllib.error
 import urllib.request
@@ -103,7 +104,8 @@ def test_the_process_describes_itself_once_with_the_librarys_own_collectors() ->
     assert found[key("process_cpu_seconds_total")] > 0
     (build,) = (dict(pairs) for name, pairs in found if name == "nbdzram_build_info")
     assert build["version"] == __version__
-    assert set(build) == {"version", *CARRIERS}
+    assert set(build) == {"version", "liblz4", *CARRIERS}
+    assert re.fullmatch(r"1\.\d+\.\d+", build["liblz4"])  # the library's own, and not that of the package around it
     assert "python_info" in {name for name, _ in found}
 
 
