@@ -7,6 +7,7 @@ need. Exit codes: 0 done, 1 failed, 2 usage, 3 server unreachable, 4 no such exp
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -62,6 +63,7 @@ class Front(click.Group):
             return None
         command = importlib.import_module(f"nbdzram.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        gc.enable()  # a command may run for long
         return command
 
     def resolve_command(

@@ -377,6 +377,21 @@ print(sorted(sys.modules.keys() & {UNNEEDED!r}))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_imports_make_no_garbage_and_commands_may() -> None:
+    """Nothing is looked for while modules are imported; a server that runs for months looks for it."""
+    code = """
+import gc, sys
+sys.argv = ["nbdzram", "version"]
+from nbdzram import __main__
+import nbdzram.cli.main
+nbdzram.cli.main.run = lambda words: print(gc.isenabled()) or real(words)
+real = lambda words: nbdzram.cli.main.front.get_command(None, "version") and print(gc.isenabled())
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_systemd_is_told_when_the_server_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
