@@ -325,3 +325,17 @@ def test_a_turn_that_comes_with_a_second_wish_to_drain_is_taken() -> None:
     assert first.over
     assert second.over
     stage.close()
+
+
+def test_what_waits_for_its_turn_at_the_end_of_file_is_answered(stage: Stage) -> None:
+    """More stands in the inbox than two turns answer when the peer says that it sends no more."""
+    client = stage.attach(style=0)
+    client.send(request(CMD_READ, 1 << 62, 1) * 200)
+    client.line.sends_no_more = True
+    serve(stage.desk, client.session)
+    assert answered(client) < 200
+    serve(stage.desk, client.session)
+    assert not client.line.closed
+    stage.settle()
+    assert client.over
+    assert len(client.line.outgoing) == 200 * SIMPLE_REPLY
