@@ -503,7 +503,7 @@ PROCESS = Row(
         ),
         Panel(
             "Event loop lag",
-            "How late the event loop woke. Every client waits as long.",
+            "How late the event loop woke: handshakes, commands and clients behind TLS wait as long.",
             "s",
             (Query(server("event_loop_lag_seconds"), "{{instance}}"),),
             width=6,
@@ -538,6 +538,27 @@ PROCESS = Row(
             "short",
             (Query(total(server("build_info"), "version", "lz4"), "nbdzram {{version}}, lz4 {{lz4}}"),),
             Kind.NAMES,
+        ),
+        Panel(
+            "Threads that serve clients",
+            "Share of time at work; thread 0 is the event loop, which serves those behind TLS.",
+            "percentunit",
+            (Query(rate(server("io_thread_busy_seconds_total")), "{{instance}} thread {{thread}}"),),
+            width=8,
+        ),
+        Panel(
+            "Longest turn",
+            "How long a client may wait for another one of its thread.",
+            "s",
+            (Query(server("io_thread_longest_turn_seconds"), "{{instance}} thread {{thread}}"),),
+            width=8,
+        ),
+        Panel(
+            "Clients a thread",
+            "Newcomers go to the thread with the fewest.",
+            "short",
+            (Query(server("io_thread_clients"), "{{instance}} thread {{thread}}"),),
+            width=8,
         ),
     ),
 )  # fmt: skip

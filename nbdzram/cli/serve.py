@@ -316,7 +316,10 @@ def _name_process() -> None:
 
 @contextlib.contextmanager
 def _threads_allowed() -> Iterator[None]:
-    """Turn the refusal of a thread, which may come from whoever starts one, into a UserError."""
+    """Set up memory before there is any thread, and turn the refusal of one into a UserError."""
+    from nbdzram.sessions.budget import keep_memory  # noqa: PLC0415
+
+    keep_memory()
     try:
         yield
     except RuntimeError as error:
@@ -325,7 +328,7 @@ def _threads_allowed() -> Iterator[None]:
         allowed = Machine().tasks()
         limit = f"{allowed} allows {allowed.amount} tasks" if allowed else "see `ulimit -u`"
         raise UserError(
-            f"cannot start the threads that serve large requests: {limit}; raise TasksMax= of the unit, "
+            f"cannot start the threads that serve clients: {limit}; raise TasksMax= of the unit, "
             "--pids-limit of the container, or the user's limit"
         ) from None
 
