@@ -43,7 +43,8 @@ class Image:
     def with_word(self, at: int, word: bytes) -> Image:
         page = bytearray(self.pages.get(at // PAGE * PAGE, ZERO_PAGE))
         page[at % PAGE : at % PAGE + 8] = word
-        return Image({**self.pages, at // PAGE * PAGE: bytes(page)}, self.size)
+        others = {start: content for start, content in self.pages.items() if start != at // PAGE * PAGE}
+        return Image(others | ({at // PAGE * PAGE: bytes(page)} if any(page) else {}), self.size)
 
 
 @dataclass(frozen=True)
