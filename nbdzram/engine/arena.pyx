@@ -28,6 +28,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
 from nbdzram.engine.ledger cimport Ledger, ledger_give, ledger_take
+from nbdzram.engine.publish cimport amend32
 
 import os
 import resource
@@ -321,7 +322,7 @@ cdef class Arena:
         # Room for giving them back, which must never fail.
         if not region_ensure(&self.free_units, (first + <uint64_t>count) * sizeof(uint32_t)):
             return 0
-        self.unit_high = first + count
+        amend32(&self.unit_high, first + count)
         return first
 
     cdef uint32_t take(self) noexcept nogil:

@@ -20,13 +20,15 @@ cdef struct Runs:
     size_t limit
 
 cdef class Blocks:
+    # What readers look at, and nobody writes beside it.
     cdef readonly Pool pool
     cdef readonly uint32_t number
+    cdef bint gone           # deleted, or its pool is closed
+    cdef ExportEntry* _entry  # for root, readers and what changes it alone: it may be another's once this disk is gone
+    cdef char apart[128]
     cdef readonly str name
-    cdef ExportEntry* _entry  # for _root and what changes it alone: it may be another's once this disk is gone
     cdef uint32_t generation
     cdef bint made_read_only
-    cdef bint gone           # deleted, or its pool is closed
     cdef readonly bint concealed  # not offered yet (directory.pyx): for who fills it alone
     cdef bint resizing
     cdef readonly uint32_t domain  # of folding

@@ -348,11 +348,11 @@ cdef class Blocks:
         if error == EINVAL:
             raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")
         raise EngineError(f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: "
-                          + (self._why_gone() if self.gone or users_leaving(&self.pool.users)
+                          + (self._why_gone() if self.gone or self.pool.closing
                              else "what is stored there is not what was written; run nbdzram check"))
 
     def _why_gone(self):
-        return "its pool was closed" if users_leaving(&self.pool.users) else "it was deleted"
+        return "its pool was closed" if self.pool.closing else "it was deleted"
 
     cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil:
         """Find the objects that several blocks of a stretch (counted from 1) hold. Takes the lock, HOLD blocks at a time."""

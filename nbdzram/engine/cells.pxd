@@ -52,10 +52,12 @@ cdef inline uint64_t handles_max(Arena arena) noexcept nogil:
     return min(<uint64_t>1 << 32, arena.reserved // sizeof(Cell))
 
 cdef class Cells:
+    # What readers look at, and others seldom write beside it.
     cdef Arena arena
     cdef uint32_t* segments   # in the arena: first unit of each segment
-    cdef Region links         # of uint32_t, by handle
     cdef uint32_t high        # handles 1 .. high-1 have been used
+    cdef char apart[128]
+    cdef Region links         # of uint32_t, by handle
     cdef uint32_t free_head
     cdef Limbo limbo          # of retired handles: free cells, each linked to the one that was retired after it
     cdef uint32_t retired_head

@@ -35,9 +35,9 @@ from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
-from nbdzram.engine.limbo cimport LIMBO_FEW, limbo_count, limbo_due, limbo_ripen
+from nbdzram.engine.limbo cimport LIMBO_FEW, limbo_count, limbo_due, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.must cimport must
-from nbdzram.engine.publish cimport amend64, publish32, publish64
+from nbdzram.engine.publish cimport amend32, amend64, publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX
 
@@ -86,7 +86,7 @@ cdef class Cells:
             handle = self.high
             if handle == <uint32_t>-1 or not self._make_room(handle):
                 return 0
-            self.high += 1
+            amend32(&self.high, self.high + 1)
         self.changes(handle)
         self.live += 1
         return handle
@@ -159,7 +159,7 @@ cdef class Cells:
         else:
             self.retired_head = handle
         self.retired_tail = handle
-        self.limbo.last += 1
+        limbo_one_more(&self.limbo)
         self.reclaim(limbo_due(&self.limbo))
 
     cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil:
@@ -169,7 +169,7 @@ cdef class Cells:
         while count < limit and (self.limbo.first < self.limbo.ripe or limbo_ripen(&self.limbo)):
             handle = self.retired_head
             self.retired_head = self.link(handle)[0]
-            self.limbo.first += 1
+            limbo_one_less(&self.limbo)
             self._list(handle)
             count += 1
         return count

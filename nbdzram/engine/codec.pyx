@@ -27,13 +27,6 @@ cdef extern from "dlfcn.h" nogil:
     void* dlsym(void*, const char*)
     int RTLD_NOW, RTLD_LOCAL
 
-cdef extern from "pthread.h" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-
 ctypedef int (*lz4_compress_fn)(const char*, char*, int, int, int) noexcept nogil
 ctypedef int (*lz4_decompress_fn)(const char*, char*, int, int) noexcept nogil
 ctypedef uint64_t (*xxh3_fn)(const void*, size_t, uint64_t) noexcept nogil
@@ -52,7 +45,7 @@ cdef lz4_compress_fn LZ4_compress_fast
 cdef lz4_decompress_fn LZ4_decompress_safe
 cdef xxh3_fn XXH3_64bits_withSeed
 cdef new_fn ZSTD_createCCtx, ZSTD_createDCtx
-cdef free_fn ZSTD_freeCCtx, ZSTD_freeCDict, ZSTD_freeDDict
+cdef free_fn ZSTD_freeCCtx, ZSTD_freeDCtx, ZSTD_freeCDict, ZSTD_freeDDict
 cdef set_fn ZSTD_CCtx_setParameter, ZSTD_DCtx_setParameter
 cdef reset_fn ZSTD_CCtx_reset
 cdef ref_fn ZSTD_CCtx_refCDict, ZSTD_DCtx_refDDict
@@ -73,12 +66,30 @@ cdef enum:
     ZSTD_reset_session_only = 1
     ZSTD_f_zstd1_magicless = 1
 
-    DECODERS = 64  # idle decompression contexts kept, one for each thread that decodes at once
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <stddef.h>
+    /* A thread that decodes keeps its context: what all shared would be the lock that readers do without. */
+    static __thread void* nbdzram_decoder = NULL;
+    static pthread_key_t nbdzram_decoder_key;
+    static size_t (*nbdzram_decoder_free)(void*);
+    static void nbdzram_decoder_left(void* decoder) {  /* its thread ended */
+        nbdzram_decoder = NULL;
+        nbdzram_decoder_free(decoder);
+    }
+    static int nbdzram_decoders_begin(void) { return pthread_key_create(&nbdzram_decoder_key, nbdzram_decoder_left); }
+    static void nbdzram_decoder_keep(void* decoder) {  /* unheard of at the thread's end it would stay for ever: 100 KB */
+        if (pthread_setspecific(nbdzram_decoder_key, decoder) == 0) nbdzram_decoder = decoder;
+    }
+    """
+    void* nbdzram_decoder
+    free_fn nbdzram_decoder_free
+    int nbdzram_decoders_begin()
+    void nbdzram_decoder_keep(void*)
 
-cdef void* _decoders[DECODERS]
-cdef int _decoder_count = 0
-cdef pthread_mutex_t _decoder_lock
-pthread_mutex_init(&_decoder_lock, NULL)
+if nbdzram_decoders_begin():
+    raise MemoryError("no memory for the decoders of threads")
 
 
 cdef uint64_t fingerprint(const uint8_t* block, uint64_t seed) noexcept nogil:
@@ -164,35 +175,19 @@ cdef int zstd_compress(void* context, const void* cdict, const uint8_t* block, u
 
 cdef bint zstd_decompress(const void* ddict, const uint8_t* source, int length, uint8_t* block) noexcept nogil:
     """Decode one block with or without a digested dictionary. False when the bytes are not one."""
-    global _decoder_count
-    cdef void* context = NULL
-    cdef size_t decoded
-    pthread_mutex_lock(&_decoder_lock)
-    if _decoder_count:
-        _decoder_count -= 1
-        context = _decoders[_decoder_count]
-    pthread_mutex_unlock(&_decoder_lock)
+    cdef void* context = nbdzram_decoder
+    cdef size_t decoded = 0
     if context == NULL:
         context = ZSTD_createDCtx()
         if context == NULL:
             return False
         ZSTD_DCtx_setParameter(context, ZSTD_d_format, ZSTD_f_zstd1_magicless)
-    if ZSTD_isError(ZSTD_DCtx_refDDict(context, ddict)):
-        decoded = 0
-    else:
+        nbdzram_decoder_keep(context)
+    if not ZSTD_isError(ZSTD_DCtx_refDDict(context, ddict)):
         decoded = ZSTD_decompressDCtx(context, block, BLOCK, source, length)
-    pthread_mutex_lock(&_decoder_lock)
-    if _decoder_count < DECODERS:
-        _decoders[_decoder_count] = context
-        _decoder_count += 1
-        context = NULL
-    pthread_mutex_unlock(&_decoder_lock)
-    if context != NULL:
+    if context != nbdzram_decoder:
         ZSTD_freeDCtx(context)
     return decoded == BLOCK
-
-
-cdef free_fn ZSTD_freeDCtx
 
 
 cdef void* zstd_new_cdict(const uint8_t* content, size_t length, int level) noexcept nogil:
@@ -253,6 +248,7 @@ cdef void* _open(str package, list modules, str system, str probe) except NULL:
 
 def _resolve() -> None:
     global LZ4_compress_fast, LZ4_decompress_safe, XXH3_64bits_withSeed
+    global nbdzram_decoder_free
     global ZSTD_createCCtx, ZSTD_createDCtx, ZSTD_freeCCtx, ZSTD_freeDCtx, ZSTD_freeCDict, ZSTD_freeDDict
     global ZSTD_CCtx_setParameter, ZSTD_DCtx_setParameter, ZSTD_CCtx_refCDict, ZSTD_DCtx_refDDict, ZSTD_CCtx_reset
     global ZSTD_compress2, ZSTD_decompressDCtx, ZSTD_createCDict, ZSTD_createDDict, ZSTD_isError
@@ -269,6 +265,7 @@ def _resolve() -> None:
     ZSTD_createDCtx = <new_fn>_find(library, "ZSTD_createDCtx")
     ZSTD_freeCCtx = <free_fn>_find(library, "ZSTD_freeCCtx")
     ZSTD_freeDCtx = <free_fn>_find(library, "ZSTD_freeDCtx")
+    nbdzram_decoder_free = ZSTD_freeDCtx
     ZSTD_freeCDict = <free_fn>_find(library, "ZSTD_freeCDict")
     ZSTD_freeDDict = <free_fn>_find(library, "ZSTD_freeDDict")
     ZSTD_CCtx_setParameter = <set_fn>_find(library, "ZSTD_CCtx_setParameter")

@@ -13,6 +13,7 @@
 
 from libc.stdint cimport uint64_t
 
+from nbdzram.engine.publish cimport amend64, look64
 from nbdzram.engine.quiescence cimport grace_begin, grace_over
 
 cdef enum:
@@ -28,6 +29,16 @@ cdef struct Limbo:
 
 cdef inline uint64_t limbo_count(const Limbo* limbo) noexcept nogil:
     return limbo.last - limbo.first
+
+cdef inline uint64_t limbo_hint(const Limbo* limbo) noexcept nogil:
+    """limbo_count for who does not hold the lock: what it is now, or was, or far too much."""
+    return look64(&limbo.last) - look64(&limbo.first)
+
+cdef inline void limbo_one_more(Limbo* limbo) noexcept nogil:
+    amend64(&limbo.last, limbo.last + 1)
+
+cdef inline void limbo_one_less(Limbo* limbo) noexcept nogil:
+    amend64(&limbo.first, limbo.first + 1)
 
 cdef inline bint limbo_has_room(const Limbo* limbo, uint64_t count) noexcept nogil:
     """Whether so many more find room in a ring."""

@@ -37,6 +37,7 @@ cdef class Pool:
     cdef uint32_t now            # in units of age (table.pxd)
     cdef bint verify_on          # what is read is held against its fingerprint
     cdef bint pausing            # readers step aside at random (test_locks)
+    cdef uint32_t closing        # readers are turned away
     cdef char apart[128]
     cdef Lock lock
     cdef Lock maintenance       # held through one step of a fold, compaction or recompression

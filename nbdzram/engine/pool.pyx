@@ -37,7 +37,7 @@ from nbdzram.engine.lock cimport (
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.opening cimport Opening
-from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.publish cimport amend32, publish64
 from nbdzram.engine.quiescence cimport calls_ever, grace_begin, grace_wait
 from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim, reclaim_ripe
 from nbdzram.engine.slab cimport FOLDED
@@ -115,6 +115,7 @@ cdef class Pool:
     def close(self) -> None:
         """See pool.pyi. Users that are in are waited for; those that take long go by themselves (users.pxd)."""
         with nogil:
+            amend32(&self.closing, 1)
             users_close(&self.users)
             grace_wait(grace_begin())
         for disk in self._disks:

@@ -36,7 +36,7 @@ from nbdzram.engine.table cimport (
     BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, aged, branch_word, entry_handle, entry_word, hole_word, page_of,
     repeated_of, same_entry,
 )
-from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
+from nbdzram.engine.users cimport users_enter, users_leave
 
 cdef enum:
     QUIET_BLOCKS = 64  # read between two quiescent moments of a long request: some 60 us
@@ -55,7 +55,7 @@ cdef int read_range(Blocks disk, uint64_t offset, uint64_t length, uint8_t* targ
     """Bytes of an export, which lie inside it. 0 or an errno value."""
     cdef int error = EIO
     if online():
-        if not users_leaving(&disk.pool.users):  # who closes it waits for all that are online
+        if not look32(&disk.pool.closing):  # who closes it waits for all that are online
             error = _read_range(disk.pool, disk, offset, length, target, True)
         offline()
     elif users_enter(&disk.pool.users):
@@ -92,7 +92,7 @@ cdef int _read_range(Pool pool, Blocks disk, uint64_t offset, uint64_t length, u
         blocks += 1
         if blocks % QUIET_BLOCKS == 0:
             quiescent()
-            if users_leaving(&disk.pool.users):  # who closes the pool waits for this thread no longer
+            if look32(&disk.pool.closing):  # who closes the pool waits for this thread no longer
                 return EIO
     return error
 
@@ -128,6 +128,8 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
     cdef int level = TOP_LEVEL + 1
     cdef int index = 0
     while level:
+        if pool.pausing:
+            lock_pause()
         places[index] = place
         words[index] = look64(place)
         if words[index] != branch_word(

@@ -13,8 +13,8 @@ Who waits holds neither the pool's lock nor a stripe. It may hold the maintenanc
 
 from libc.stdint cimport uint64_t
 
-from nbdzram.engine.limbo cimport LIMBO_LONG, Limbo, limbo_count, limbo_has_room, limbo_ripe_to
-from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_leave, lock_take
+from nbdzram.engine.limbo cimport LIMBO_LONG, Limbo, limbo_count, limbo_has_room, limbo_hint, limbo_ripe_to
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.quiescence cimport grace_begin, grace_wait, quiescent
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
@@ -26,27 +26,30 @@ cdef bint may_retire(ObjectStore store, Tables tables) noexcept nogil:
 
 
 cdef bint reclaim(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
-    """Wait until nobody sees any more what was retired before, and take it back; whether there was anything."""
+    """Wait until nobody sees any more what was retired before, and take it back; whether there was anything.
+
+    Behind others: it waits anyhow, and runs, which do this too, would take themselves for clients (Lock.turns).
+    """
     cdef Limbo* slots = &store.slab.limbo
     cdef Limbo* handles = &store.cells.limbo
     cdef Limbo* nodes = &tables.limbo
     cdef uint64_t last_slot, last_handle, last_node
     cdef bint anything
-    lock_take(lock)
+    lock_take_behind(lock)
     last_slot, last_handle, last_node = slots.last, handles.last, nodes.last
     anything = limbo_count(slots) != 0 or limbo_count(handles) != 0 or limbo_count(nodes) != 0
     lock_leave(lock)
     if not anything:
         return False
     grace_wait(grace_begin())
-    lock_take(lock)
+    lock_take_behind(lock)
     limbo_ripe_to(slots, last_slot)
     limbo_ripe_to(handles, last_handle)
     limbo_ripe_to(nodes, last_node)
     while slots.first < last_slot or handles.first < last_handle or nodes.first < last_node:
         _take_back(store, tables)
         lock_leave(lock)
-        lock_take(lock)
+        lock_take_behind(lock)
     lock_leave(lock)
     return True
 
@@ -64,7 +67,7 @@ cdef void reclaim_ripe(Lock* lock, ObjectStore store, Tables tables) noexcept no
 cdef void keep_short(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
     """Wait while much is retired: the caller is about to retire more, HOLD things at a time."""
     quiescent()
-    while limbo_count(&store.slab.limbo) > LIMBO_LONG or limbo_count(&tables.limbo) > LIMBO_LONG:  # a hint
+    while limbo_hint(&store.slab.limbo) > LIMBO_LONG or limbo_hint(&tables.limbo) > LIMBO_LONG:
         if not reclaim(lock, store, tables):
             return
 

@@ -69,12 +69,15 @@ cdef inline int retired_for(uint64_t word) noexcept nogil:
     return word & (CAUSES - 1)
 
 cdef class Slab:
+    # What readers look at, and nobody writes beside it.
     cdef Arena arena
+    cdef uint32_t slot_size[MAX_CLASSES]
+    cdef uint8_t class_of[4097]
+    cdef char apart[128]
     cdef Region zspages  # of ZSpage, by unit
     cdef Region adopted  # only while an arena opens: a bit a slot, by unit
     cdef SizeClass classes[MAX_CLASSES]
     cdef int class_count
-    cdef uint8_t class_of[4097]
     cdef uint64_t pages_used
     cdef uint64_t pages_max
     cdef uint64_t zspage_count

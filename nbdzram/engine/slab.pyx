@@ -45,7 +45,7 @@ from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
-from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_ripen
+from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.must cimport must
 
 import zlib
@@ -85,7 +85,7 @@ cdef class Slab:
                 assert klass < MAX_CLASSES
                 assert size < PAGE_SIZE or slots <= 16  # free_slot has a bit for each
                 memset(&self.classes[klass], 0, sizeof(SizeClass))
-                self.classes[klass].size = size
+                self.classes[klass].size = self.slot_size[klass] = size
                 self.classes[klass].pages = pages
                 self.classes[klass].slots = slots
             for length in range(size - SIZE_STEP + 1, size + 1):
@@ -104,7 +104,7 @@ cdef class Slab:
 
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
         """Where an object of `length` bytes in this slot begins: the class follows from the length."""
-        return <uint64_t>unit * UNIT_SIZE + slot * self.classes[self.class_of[length]].size
+        return <uint64_t>unit * UNIT_SIZE + slot * self.slot_size[self.class_of[length]]
 
     cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil:
         """Whether `shorter` bytes lie in a smaller slot than `length` bytes do."""
@@ -277,7 +277,7 @@ cdef class Slab:
         self.classes[self.zspage(unit).size_class].retired += 1
         self.freed_ever += 1
         self.retired[self.limbo.last & (LIMBO_ROOM - 1)] = retired_word(unit, slot, cause)
-        self.limbo.last += 1
+        limbo_one_more(&self.limbo)
         self.reclaim(limbo_due(&self.limbo))
 
     cdef uint64_t retired_item(self, uint64_t position) noexcept nogil:
@@ -291,7 +291,7 @@ cdef class Slab:
         while count < limit and (self.limbo.first < self.limbo.ripe or limbo_ripen(&self.limbo)):
             item = self.retired_item(self.limbo.first)
             unit = retired_unit(item)
-            self.limbo.first += 1
+            limbo_one_less(&self.limbo)
             self.classes[self.zspage(unit).size_class].retired -= 1
             pages = self.pages_used
             self._free(unit, retired_slot(item))

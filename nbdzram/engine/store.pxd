@@ -22,6 +22,7 @@ cdef class ObjectStore:
     cdef void* ddicts[4]
     cdef uint64_t seed              # of the fingerprints
     cdef uint64_t fingerprint_mask  # tests make fingerprints equal
+    cdef char apart[128]            # before it stands what readers look at; behind it what writers count
     cdef uint64_t bytes_of[KINDS]    # bytes of distinct objects, by codec
     cdef uint64_t objects
     cdef uint64_t shared_objects

@@ -46,7 +46,7 @@ from nbdzram.engine.arena cimport (
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.ledger cimport ledger_give, ledger_take
-from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_ripen
+from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.publish cimport exchange64, look64, publish64
@@ -266,7 +266,7 @@ cdef class Tables:
         self.node(page)[0] = 0
         self.nodes -= 1
         self.retired[self.limbo.last & (LIMBO_ROOM - 1)] = page
-        self.limbo.last += 1
+        limbo_one_more(&self.limbo)
         self.reclaim(limbo_due(&self.limbo))
 
     cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil:
@@ -275,7 +275,7 @@ cdef class Tables:
         cdef uint32_t page
         while count < limit and (self.limbo.first < self.limbo.ripe or limbo_ripen(&self.limbo)):
             page = self.retired[self.limbo.first & (LIMBO_ROOM - 1)]
-            self.limbo.first += 1
+            limbo_one_less(&self.limbo)
             ledger_give(&self.arena.ledger, 1)
             self.arena.release(<uint64_t>page * PAGE_SIZE, PAGE_SIZE)
             (<uint32_t*>self.free_nodes.base)[self.free_count] = page

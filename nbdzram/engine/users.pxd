@@ -17,7 +17,6 @@ cdef extern from * nogil:
     #define NBDZRAM_USER 2u
 
     typedef struct {
-        char before[128];  /* readers look at it, and are not to wait for what is written beside it */
         uint32_t state;  /* CLOSING, and USER for each that is in */
         sem_t left;      /* posted by the last one out of a closing pool */
     } Users;

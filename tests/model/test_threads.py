@@ -292,8 +292,8 @@ def test_a_handle_that_is_another_objects_by_now_is_not_moved_as_the_old_one() -
     run(Check(pool))
 
 
-def test_more_threads_decode_at_once_than_decoders_are_kept() -> None:
-    """A hundred threads, and sixty-four idle decoders: the others are made and freed, and each is one thread's."""
+def test_a_hundred_threads_decode_at_once_each_by_itself() -> None:
+    """A decoder is one thread's, which has it to its end."""
     pool = Pool()
     disk = pool.create("disk", 32 << 20)
     content = b"".join((b"%d prose and verse " % number * 300)[:BLOCK] for number in range(64))
