@@ -17,7 +17,7 @@ Start = Callable[..., Server]
 FORCED_EXIT = 128 + signal.SIGTERM
 
 
-def test_a_second_sigterm_ends_a_server_that_drains(start: Start) -> None:
+def test_a_server_that_drains_is_not_healthy_and_a_second_sigterm_ends_it(start: Start) -> None:
     """A client that asked for much and reads nothing keeps the drain going."""
     server = start("-e", "disk=64M")
     client = Client(server.socket, "disk")
@@ -28,6 +28,9 @@ def test_a_second_sigterm_ends_a_server_that_drains(start: Start) -> None:
         with ControlClient(server.control) as control:
             while not control.status().draining:
                 os.sched_yield()
+        health = [*NBDZRAM, "health", "--control", str(server.control)]
+        told = subprocess.run(health, capture_output=True, text=True, env=clean_environment(), check=False)
+        assert (told.returncode, "drains" in told.stderr) == (1, True), told.stderr
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)
         server.process.communicate(timeout=60)
