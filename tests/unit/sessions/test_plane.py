@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import select
 import socket
 import threading
@@ -188,3 +189,28 @@ def test_refusals_are_told_as_they_are_and_a_flood_of_them_is_bounded(house: Hou
     assert set(house.refused) == {(1, 4, CMD_READ, 0, 1 << 40, 512, 64 << 20)}
     assert len(house.refused) == 10
     client.close()
+
+
+def test_a_client_that_left_is_not_remembered(house: House) -> None:
+    """Neither by its thread nor by the plane: who comes and goes costs nothing in the end."""
+    for _ in range(5):
+        client, session = house.client()
+        client.sendall(request(CMD_DISC, 0, 0))
+        assert client.recv(1) == b""
+        client.close()
+        del session
+    house.empty()
+    while remembered := sum(isinstance(thing, Session) for thing in gc.get_objects()):
+        assert select.select([house.plane.fileno()], [], [], 30)[0], f"{remembered} sessions are kept"
+        house.plane.collect()
+
+
+def test_what_came_too_late_to_be_performed_does_not_reset_the_connection(house: House) -> None:
+    """More than an inbox behind a DISC: the client reads its replies, and then the end."""
+    client, session = house.attach()
+    client.sendall(request(CMD_READ, 0, 512) + request(CMD_DISC, 0, 0) + bytes(50 * KIB))
+    house.plane.begin(session)
+    assert len(take(client, SIMPLE_REPLY + 512)) == SIMPLE_REPLY + 512
+    assert client.recv(1) == b""
+    client.close()
+    house.empty()
