@@ -307,6 +307,7 @@ def test_ages_are_noted_beside_writers_and_never_bring_an_old_entry_back() -> No
     met(pool)
 
 
+@pytest.mark.slow
 def test_everything_at_once() -> None:
     """In a pool with little room slots, handles, nodes and pages are used again as soon as may be."""
     pool = paused(fingerprint_mask=0xF, mem_limit=2 << 20, inline_dedup=True)
