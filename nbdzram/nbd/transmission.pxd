@@ -183,8 +183,7 @@ cdef inline size_t read_header_size(int style) noexcept nogil:
     return SIMPLE_REPLY_SIZE if style == SIMPLE else chunk_size(style) + 8
 
 cdef size_t finish_read(
-    uint8_t* target, int style, uint64_t cookie, uint64_t request_offset, uint64_t offset, uint64_t length, bint whole,
-    size_t* last
+    uint8_t* target, int style, const Request* request, uint64_t offset, uint64_t length, bint whole, bint done
 ) noexcept nogil
 
 cdef size_t put_status(

@@ -95,14 +95,12 @@ cdef inline size_t run_length(const uint8_t* source, uint64_t offset, uint64_t l
 
 
 cdef size_t finish_read(
-    uint8_t* target, int style, uint64_t cookie, uint64_t request_offset, uint64_t offset, uint64_t length, bint whole,
-    size_t* last
+    uint8_t* target, int style, const Request* request, uint64_t offset, uint64_t length, bint whole, bint done
 ) noexcept nogil:
     """Make a reply of `length` data bytes that lie at target + read_header_size(style); the reply's size.
 
     Zero blocks leave as OFFSET_HOLE, whose header takes the place of their data: the reply never grows. With `whole` (DF,
-    or a simple reply) there is one content chunk. `last` gets the position of the last chunk's header; no chunk is DONE
-    yet, since the caller knows whether more follow.
+    or a simple reply) there is one content chunk. `done`: no other part of the reply follows.
     """
     cdef size_t header = read_header_size(style)
     cdef uint8_t* source = target + header
@@ -111,25 +109,26 @@ cdef size_t finish_read(
     cdef uint8_t* body
     cdef size_t run
     cdef bint zero = False
-    last[0] = 0
+    cdef int flags = 0
     if style == SIMPLE:
-        put_simple(target, cookie, 0)
+        put_simple(target, request.cookie, 0)
         return header + length
     while source < end:
         run = run_length(source, offset, <uint64_t>(end - source), &zero)
         if whole and run < length:
             run = length
             zero = False
-        last[0] = <size_t>(write - target)
+        if done and source + run == end:
+            flags = CHUNK_DONE
         if zero:
-            body = put_chunk(write, style, cookie, request_offset, 0, CHUNK_HOLE, 12)
+            body = put_chunk(write, style, request.cookie, request.offset, flags, CHUNK_HOLE, 12)
             store64(body, offset)
             store32(body + 8, <uint32_t>run)
             write = body + 12
         else:
             body = write + chunk_size(style)
             memmove(body + 8, source, run)
-            put_chunk(write, style, cookie, request_offset, 0, CHUNK_DATA, 8 + run)
+            put_chunk(write, style, request.cookie, request.offset, flags, CHUNK_DATA, 8 + run)
             store64(body, offset)
             write = body + 8 + run
         source += run
@@ -254,13 +253,7 @@ def verdict_of(request, *, uint64_t size, int style, bint read_only=False, int c
 def read_reply(int style, bytes cookie not None, uint64_t request_offset, uint64_t offset, bytes content not None, *,
                bint whole=False, bint done=True):
     """A READ reply with `content` from `offset`, as the hot path builds it."""
-    cdef size_t last
-    cdef size_t size
-    cdef uint64_t raw
-    memcpy(&raw, PyBytes_AS_STRING(cookie), 8)
+    cdef Request request = _asked(cookie, request_offset)
     cdef bytearray reply = bytearray(read_header_size(style)) + content
     cdef uint8_t[::1] view = reply
-    size = finish_read(&view[0], style, raw, request_offset, offset, len(content), whole, &last)
-    if done and style != SIMPLE:
-        store16(&view[last + 4], CHUNK_DONE)
-    return bytes(view[:size])
+    return bytes(view[: finish_read(&view[0], style, &request, offset, len(content), whole, done)])

@@ -71,7 +71,6 @@ cdef extern from * nogil:
     }
     /* For the receiver of its letter: from here on another ring sends it again. */
     static inline uint32_t bell_answer(Bell* bell) { return __atomic_exchange_n(&bell->wishes, 0, __ATOMIC_ACQ_REL); }
-    static inline int bell_rings(Bell* bell) { return __atomic_load_n(&bell->wishes, __ATOMIC_ACQUIRE) != 0; }
     """
     ctypedef struct Letter:
         Letter* next
@@ -91,7 +90,6 @@ cdef extern from * nogil:
     Letter* mail_take(Mailbox*)
     void bell_ring(Bell*, uint32_t wish)
     uint32_t bell_answer(Bell*)
-    bint bell_rings(Bell*)
 
 cdef inline void bell_hang(Bell* bell, Mailbox* home, int kind, void* owner) noexcept nogil:
     # Before anybody rings it.

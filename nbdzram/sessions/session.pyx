@@ -27,8 +27,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport (
-    BLOCK, BLOCK_STATUS, CHUNK_DONE, DF, DISC, NOT_AN_OFFSET, OK, OUT_OF_RANGE, READ, REPLY_OVERHEAD, SIMPLE, TRIM,
-    UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request, read_header_size, store16, validate,
+    BLOCK, BLOCK_STATUS, DF, DISC, NOT_AN_OFFSET, OK, PAYLOAD_LEN, READ, REPLY_OVERHEAD, TRIM,
+    UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request, read_header_size, validate,
     verdict_of,
 )
 from nbdzram.sessions.answers cimport TOLD_BYTES, UNFRAGMENTED
@@ -209,7 +209,7 @@ cdef class Session(Work):
             self.run()
 
     cdef void go_on(self) noexcept nogil:
-        """The next turn of who had more to do than one allows."""
+        """The next turn: something is there to be done, or what held us up is gone."""
         if self.stage_now < LOST:
             self.run()
 
@@ -220,9 +220,7 @@ cdef class Session(Work):
             self.begin()
         if wishes & SYNCED:
             self.answer_synced()
-        if self.stage_now < LOST:
-            if wishes & SYNCED:
-                self.run()
+            self.go_on()
         if self.stage_now < LOST:
             if wishes & EXPEL:
                 self.cut(TOO_SLOW, self.turn.sent)
@@ -231,17 +229,15 @@ cdef class Session(Work):
             else:
                 if wishes & DRAIN:
                     self.drain()
-                if wishes & GO_ON and self.stage_now < LOST:
-                    self.run()
+                if wishes & GO_ON:
+                    self.go_on()
         if wishes & BURY:
             bell_ring(&self.tidings, BURIED)
-
 
     cdef void welcome(self, Task* task) noexcept nogil:
         """A part of a large WRITE was stored, or not."""
         self.take_home(task)
-        if self.stage_now < LOST:
-            self.run()
+        self.go_on()
 
     cdef void round(self) noexcept nogil:
         """Called once a second: give back what a quiet session does not need, and wait no longer for who never reads."""
@@ -276,7 +272,6 @@ cdef class Session(Work):
             return False
         self.stage_now = stage
         return True
-
 
     cdef void drain(self) noexcept nogil:
         """Read no more; perform and answer what was asked for completely."""
@@ -391,8 +386,6 @@ cdef class Session(Work):
 
     cdef bint take_read(self, int size) noexcept nogil:
         cdef Request* request = &self.request
-        cdef size_t last = 0
-        cdef size_t reply
         cdef uint8_t* target
         if request.length > INLINE_LIMIT or (request.length > SMALL_STEP and self.budget.strained()):
             self.inbox.taken += size
@@ -408,13 +401,9 @@ cdef class Session(Work):
         if self.disk.c_read(request.offset, request.length, target + read_header_size(self.rules.style)):
             self.refuse(request, UNREADABLE, self.started, NOT_AN_OFFSET)
             return True
-        reply = finish_read(
-            target, self.rules.style, request.cookie, request.offset, request.offset, request.length,
-            request.flags & DF != 0, &last
+        self.outlet.used += finish_read(
+            target, self.rules.style, request, request.offset, request.length, request.flags & DF != 0, True
         )
-        if self.rules.style != SIMPLE:
-            store16(target + last + 4, CHUNK_DONE)
-        self.outlet.used += reply
         count_done(self.counts, READ, request.length)
         return True
 
@@ -447,12 +436,11 @@ cdef class Session(Work):
         target = self.outlet.reserve(STATUS_ROOM)  # once: the budget, and with it the answer, may change at any moment
         if target == NULL:
             return False
-        if request.payload:
+        if request.flags & PAYLOAD_LEN:
             verdict = choose_contexts(self.inbox.front() + size, request.payload, &self.contexts, request, &chosen)
-        if verdict == OK and request.length == 0:
-            verdict = WRONG_SHAPE
-        if verdict == OK and (request.offset > self.rules.size or request.length > self.rules.size - request.offset):
-            verdict = OUT_OF_RANGE
+            if verdict == OK:  # now its effect length is known, and is judged as if it stood in the header
+                request.flags &= ~PAYLOAD_LEN
+                verdict = validate(request, &self.rules)
         self.inbox.taken += size + asked.payload
         if verdict != OK:
             self.refuse(&asked, verdict, self.started, NOT_AN_OFFSET)
@@ -468,7 +456,6 @@ cdef class Session(Work):
             return
         self.outlet.used += reply
         count_done(self.counts, BLOCK_STATUS, self.request.length)
-
 
     # ---- payloads ----
 
@@ -553,7 +540,6 @@ cdef class Session(Work):
         else:
             self.refuse(&self.request, self.verdict, self.started, NOT_AN_OFFSET)
 
-
     # ---- when to read, when to end ----
 
     cdef void settle(self) noexcept nogil:
@@ -586,7 +572,6 @@ cdef class Session(Work):
         ):
             return wanted
         return wanted | WATCH_READ
-
 
     cdef bint spent(self) noexcept nogil:
         """Nothing is under way, and nothing that came can still be performed."""

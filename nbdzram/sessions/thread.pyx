@@ -177,16 +177,16 @@ cdef class Desk:
         cdef Letter* letter = mail_take(&self.box) if mail_waits(&self.box) else NULL
         cdef Letter* following
         cdef void* session
+        cdef bint gone
         while letter != NULL:
             following = letter.next
             if letter.kind == WISH:
                 if not (<Session>letter.owner).linked and (<Session>letter.owner).stage_now < LOST:
                     self.admit(<Session>letter.owner)
                 session = letter.owner
-                if (<Session>session).stage_now == GONE:
-                    (<Session>session).answer_bell()  # and after that it may be no more
-                else:
-                    (<Session>session).answer_bell()
+                gone = (<Session>session).stage_now == GONE
+                (<Session>session).answer_bell()
+                if not gone:  # who was may be no more
                     self.after(<Session>session)
             elif letter.kind == STORED:
                 session = (<Store*>(<Task*>letter.owner).store).session

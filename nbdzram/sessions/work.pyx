@@ -13,8 +13,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from nbdzram.nbd.transmission cimport (
-    BLOCK, CHUNK_DATA, CHUNK_DONE, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
-    finish_read, put_chunk, put_simple, read_header_size, store16, store64, verdict_of,
+    BLOCK, CHUNK_DATA, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
+    finish_read, put_chunk, put_simple, read_header_size, store64, verdict_of,
 )
 from nbdzram.sessions.answers cimport must_last
 from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
@@ -108,7 +108,6 @@ cdef class Work(Answers):
         cdef Request* request = &self.job.request
         cdef uint64_t offset = request.offset + self.job.cursor
         cdef size_t header = read_header_size(self.rules.style)
-        cdef size_t last = 0
         cdef uint8_t* target
         if self.job.way == WHOLE:
             target = self.job.piece.bytes + header + self.job.cursor
@@ -128,10 +127,8 @@ cdef class Work(Answers):
         elif self.job.way == CHUNKS:
             target -= header
             self.outlet.used += finish_read(
-                target, self.rules.style, request.cookie, request.offset, offset, length, False, &last
+                target, self.rules.style, request, offset, length, False, self.job.cursor == request.length
             )
-            if self.job.cursor == request.length:
-                store16(target + last + 4, CHUNK_DONE)
         if self.job.cursor == request.length:
             self.finish_job(OK, 0)
         elif self.job.way != WHOLE:
@@ -141,7 +138,6 @@ cdef class Work(Answers):
     cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil:
         """Answer it, once."""
         cdef Job job = self.job
-        cdef size_t last = 0
         self.job.way = NONE
         self.job.piece = NULL
         if verdict != OK:
@@ -156,11 +152,8 @@ cdef class Work(Answers):
             return
         if job.way == WHOLE:
             job.piece.end = finish_read(
-                job.piece.bytes, self.rules.style, job.request.cookie, job.request.offset, job.request.offset,
-                job.request.length, True, &last
+                job.piece.bytes, self.rules.style, &job.request, job.request.offset, job.request.length, True, True
             )
-            if self.rules.style != SIMPLE:
-                store16(job.piece.bytes + last + 4, CHUNK_DONE)
             count_timed(self.counts, READ, OK, job.request.length, monotonic() - job.started)
             self.outlet.send(job.piece)
             return
