@@ -80,11 +80,6 @@ class Attached:
         return bool(self._terms.flags & TransmissionFlag.READ_ONLY)
 
     @property
-    def stage(self) -> Stage:
-        """How far its end has come, a moment ago."""
-        return self.session.stage
-
-    @property
     def busy(self) -> bool:
         """Requests of it are under way."""
         return self.session.in_flight > 0

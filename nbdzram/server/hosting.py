@@ -18,7 +18,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.lobby import Lobby, Origin
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
-from nbdzram.sessions.budget import keep_memory, release_memory
+from nbdzram.sessions.budget import release_memory
 from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.session import Session
 
@@ -55,7 +55,6 @@ class Hosting:
     """Made by NbdServer; lives on its event loop."""
 
     def __init__(self, exports: Exports, config: ServerConfig) -> None:
-        keep_memory()
         self.loop = asyncio.get_running_loop()
         self.exports = exports
         self.limits = config.limits
