@@ -9,7 +9,8 @@ from nbdzram.config import ServerConfig
 from nbdzram.server import hosting
 from nbdzram.server.exports import Exports
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
-from nbdzram.sessions.plane import Plane
+from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
+from nbdzram.settings import MOST_THREADS
 
 TASKS_OF_ASYNCIO = 32  # ThreadPoolExecutor's most: min(32, processors + 4)
 TASKS_MAX = 128  # the least that a unit of systemd has been shipped with
@@ -48,3 +49,8 @@ def test_processors_that_may_be_used_give_threads_up_to_a_bound(
 
 def test_all_threads_fit_into_the_units_limit_of_tasks() -> None:
     assert THREADS_BY_DEFAULT + PROCESSORS_MOST + TASKS_OF_ASYNCIO < TASKS_MAX
+
+
+def test_as_many_threads_may_be_asked_for_as_there_is_room_for() -> None:
+    """settings stands below sessions, and says the number again."""
+    assert MOST_THREADS == MOST_IO_THREADS
