@@ -1,4 +1,4 @@
-"""`nbdzram attach`: the nbd-client line for an export, printed, run, or kept in nbdtab."""
+"""`nbdzram attach`: the nbd-client line for an export, printed, run, or kept in nbdtab; or attached and kept by us."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import platform
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -23,6 +27,13 @@ OLD_CLIENTS_PORT = (
     f"nbd-client before 3.26 (Debian 12 has 3.24) takes port= and connects to {DEFAULT_PORT} all the same "
     "(NetworkBlockDevice/nbd#154): there, serve on that port, or attach with the nbd-client line"
 )
+MOST_CONNECTIONS = 64
+KEPT_CONNECTIONS = 2
+"""With one, the kernel answers a READ whose reply broke off with an error; with two it asks again (nbd_read_stat)."""
+REQUEST_SECONDS = 10
+"""What was in flight when a server went is sent again after so long. A live server answers in milliseconds."""
+DEAD_SECONDS = 600
+"""A machine that serves has booted again by then."""
 NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and libnbd attach without it"
 
 
@@ -30,7 +41,8 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "attach",
     epilog="\b\nExamples:\n  nbdzram attach disk                          # print the line\n"
     "  sudo nbdzram attach disk /dev/nbd0 --run     # run it\n"
-    "  nbdzram attach disk --uri nbd://192.0.2.10 --nbdtab -C 4",
+    "  nbdzram attach disk --uri nbd://192.0.2.10 --nbdtab -C 4\n"
+    "  sudo nbdzram attach disk /dev/nbd0 --persist # and keep it attached",
 )
 @click.argument("export", shell_complete=export_names)
 @click.argument("device", default="/dev/nbd0", type=click.Path(readable=False))
@@ -38,7 +50,36 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
 @click.option("--nbdtab", is_flag=True, help="Print the line of /etc/nbdtab instead.")
 @click.option("--uri", metavar="URI", help="The server's address, if it is not on this machine.")
 @click.option(
-    "-C", "--connections", metavar="N", type=click.IntRange(1, 64), default=1, show_default=True, help="Connections."
+    "-C",
+    "--connections",
+    metavar="N",
+    type=click.IntRange(1, MOST_CONNECTIONS),
+    help="Connections.  [default: 1; 2 with --persist]",
+)
+@click.option(
+    "--persist",
+    is_flag=True,
+    help="Attach it ourselves, stay in the foreground, and connect again whenever a connection dies: requests wait "
+    "instead of failing. Ended by a signal, it detaches the device if nobody uses it.",
+)
+@click.option(
+    "--request-timeout",
+    "request_seconds",
+    metavar="SECONDS",
+    type=click.IntRange(1, 3600),
+    help=f"With --persist: what is not answered by then is sent again, elsewhere.  [default: {REQUEST_SECONDS}]",
+)
+@click.option(
+    "--dead-timeout",
+    "dead_seconds",
+    metavar="SECONDS",
+    type=click.IntRange(1, 1 << 20),
+    help=f"With --persist: without any connection for so long, requests are I/O errors.  [default: {DEAD_SECONDS}]",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["512", "1024", "2048", "4096"]),
+    help="With --persist: the device's sectors, as partition tables count them.  [default: 512]",
 )
 @click.option("--swap", is_flag=True, help="The device will be swap.")
 @click.option(
@@ -56,7 +97,11 @@ def command(
     run_it: bool,
     nbdtab: bool,
     uri: str | None,
-    connections: int,
+    connections: int | None,
+    persist: bool,
+    request_seconds: int | None,
+    dead_seconds: int | None,
+    block_size: str | None,
     swap: bool,
     certificates: Path | None,
     control: Path | None,
@@ -65,6 +110,13 @@ def command(
 
     Without --uri the server on this machine is asked where it listens.
     """
+    if not persist and (request_seconds or dead_seconds or block_size):
+        raise ConfigError(
+            "--request-timeout, --dead-timeout and --block-size are for --persist; nbd-client has its own"
+        )
+    if persist and (nbdtab or certificates):
+        refused = "--nbdtab: its lines are nbd-client's" if nbdtab else "--tls-certificates: the kernel speaks no TLS"
+        raise ConfigError(f"--persist goes not with {refused}")
     address = Address.of(uri) if uri else _local_address(export, control)
     try:
         export_name(export)
@@ -72,9 +124,20 @@ def command(
         raise UserError(str(error)) from None
     if not address.kernel_can_attach:
         raise UserError("nbd-client speaks no vsock; let the server listen on TCP or a unix socket too")
+    if persist and address.over_tls:
+        raise UserError(
+            f"the server at {address.uri(export)} asks for TLS, which the kernel does not speak; --nbdtab gives a line "
+            "whose nbd-client does, and whose requests fail while the server restarts"
+        )
+    if persist:
+        kept = max(connections or KEPT_CONNECTIONS, KEPT_CONNECTIONS)
+        patience = request_seconds or REQUEST_SECONDS, dead_seconds or DEAD_SECONDS
+        return _persist(
+            address, export, _device(device), connections=kept, patience=patience, block_size=int(block_size or 512)
+        )
     if run_it and address.over_tls and certificates is None:
         raise UserError(f"the server at {address.uri(export)} asks for TLS; give --tls-certificates DIR")
-    attachment = Attachment(address, export, _device(device), connections, swap, _credentials(certificates))
+    attachment = Attachment(address, export, _device(device), connections or 1, swap, _credentials(certificates))
     if nbdtab:
         line = attachment.nbdtab_line()
         if address.path is None and address.port != DEFAULT_PORT:
@@ -145,6 +208,11 @@ def missing(attachment: Attachment, certificates: Path | None, kernel: Kernel) -
 def _run(line: list[str], device: str) -> None:
     if os.geteuid() != 0:
         raise UserError(f"attaching needs root; run it with sudo: {shlex.join(line)}")
+    _make_device(device)
+    _call(line, f"attach {device}")
+
+
+def _make_device(device: str) -> None:
     module = Kernel().nbd
     if module is Module.ABSENT and not Path(device).is_block_device():
         raise UserError(NO_MODULE)
@@ -152,7 +220,71 @@ def _run(line: list[str], device: str) -> None:
         _call(["modprobe", "nbd"], "load the kernel module nbd")
     if not Path(device).is_block_device():
         raise UserError(f"{device} is not a block device; the module nbd makes /dev/nbd0 to /dev/nbd15")
-    _call(line, f"attach {device}")
+
+
+def _persist(
+    address: Address, export: str, device: str, *, connections: int, patience: tuple[int, int], block_size: int
+) -> None:
+    """Attach it and stay, until it is detached. Whatever that needs is loaded, and locked, before it is attached."""
+    from nbdzram.cli.greeting import dialler  # noqa: PLC0415 - most attach without
+    from nbdzram.cli.keep import Keeper  # noqa: PLC0415
+    from nbdzram.cli.netlink import NetlinkDevice, Patience  # noqa: PLC0415
+    from nbdzram.cli.supervisor import notify_supervisor  # noqa: PLC0415
+    from nbdzram.residence import stay  # noqa: PLC0415
+
+    if os.geteuid() != 0:
+        raise UserError("attaching needs root; run it with sudo")
+    _make_device(device)
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    kernel = NetlinkDevice(device, address.uri(export), block_size)
+    for refusal in stay():
+        say(f"{refusal}; else a swap or root disk on {device} may wait for this process, and it for the disk")
+    with _signals() as (wake, told):
+        keeper = Keeper(
+            kernel,
+            device,
+            dialler(address, export),
+            connections,
+            Patience(*patience),
+            wake=wake,
+            told_to_leave=told,
+            say=say,
+        )
+        keeper.attach()
+        notify_supervisor("READY=1")
+        say(f"attached {export} to {device}; without a server requests wait {patience[1]} s")
+        say(f"detach it with: nbd-client -d {device}")
+        if not keeper.keep():
+            return say(f"{device} was detached")
+    if keeper.leave():
+        return say(f"detached {device}")
+    return say(
+        f"{device} is in use and stays attached; run this again, or nobody connects it again when its server goes"
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[int, Callable[[], bool]]]:
+    """A descriptor that can be read once SIGTERM or SIGINT came, and whether it did. The second ends the process."""
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, note)
+        try:
+            yield reader.fileno(), lambda: bool(came)
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def _call(line: list[str], purpose: str) -> None:

@@ -24,6 +24,7 @@ from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import parent_watched, pid_file, private_place, run_command, told_to_commands
+from nbdzram.cli.supervisor import notify_supervisor
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
     DEFAULT_PORT,
@@ -476,19 +477,6 @@ def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control:
 
 def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> str:
     return f"  export   {name} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
-
-
-def notify_supervisor(message: str) -> None:
-    """Tell systemd (Type=notify) how far we are; nothing without it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        try:
-            notify.connect("\0" + address[1:] if address.startswith("@") else address)
-            notify.send(message.encode())
-        except OSError as error:
-            log.warning("cannot notify %s: %s", address, error.strerror)
 
 
 def _watch_signals(service: Service) -> asyncio.Event:

@@ -19,9 +19,11 @@ from tests.deploy.grafana import DEPLOY
 from tests.support.nbd_client import Client
 from tests.support.programs import require_program, run
 from tests.support.server import DRAIN_SECONDS, START_SECONDS, Nbdzram, free_port
+from tests.unit.cli.conftest import run as run_cli
 
 UNITS = DEPLOY / "systemd"
 SERVICE = UNITS / "nbdzram.service"
+KEEPER = UNITS / "nbdzram-attach@.service"
 EXAMPLE = UNITS / "nbdzram.toml"
 MAX_EXPOSURE = 1.5
 ROOT = DEPLOY.parent
@@ -34,12 +36,13 @@ def _settings(name: str) -> list[str]:
 
 def test_units_are_correct(tmp_path: Path) -> None:
     """systemd-analyze verify has nothing to say. It wants programs that exist, and the users of this machine."""
-    for unit in UNITS.glob("nbdzram.s[eo]*"):
+    for unit in (*UNITS.glob("nbdzram.s[eo]*"), KEEPER):
         text = unit.read_text().replace("/usr/bin/nbdzram", shutil.which("true") or "/bin/true")
-        (tmp_path / unit.name).write_text(re.sub(r"^(User|Group|SocketUser|SocketGroup)=.*$", "", text, flags=re.M))
+        text = re.sub(r"^(User|Group|SocketUser|SocketGroup)=.*$", "", text, flags=re.M)
+        (tmp_path / unit.name.replace("@", "@nbd0")).write_text(text)
     verify = [require_program("systemd-analyze", package="systemd"), "verify", "--man=no"]
     process = subprocess.run(
-        [*verify, tmp_path / "nbdzram.service", tmp_path / "nbdzram.socket"],
+        [*verify, *(tmp_path / name for name in ("nbdzram.service", "nbdzram.socket", "nbdzram-attach@nbd0.service"))],
         capture_output=True,
         text=True,
         check=False,
@@ -47,6 +50,16 @@ def test_units_are_correct(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert str(tmp_path) not in process.stderr, process.stderr
+
+
+def test_the_keepers_unit_asks_for_what_the_command_takes() -> None:
+    """Its line, with what an operator writes, is read by the command itself, up to where it would need a kernel."""
+    (line,) = re.findall(r"^ExecStart=/usr/bin/nbdzram (.*)$", KEEPER.read_text(), re.MULTILINE)
+    given = {"${EXPORT}": "disk", "${URI}": "nbds://192.0.2.1", "$OPTIONS": "-C 4 --dead-timeout 3600", "%i": "nbd0"}
+    for name, value in given.items():
+        line = line.replace(name, value)
+    done = run_cli(*line.split())
+    assert (done.code, done.err.count("which the kernel does not speak")) == (1, 1), done.err
 
 
 def test_service_is_hardly_exposed() -> None:

@@ -1,7 +1,7 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
     cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
-        -> config -> {units, errors, machine, slices}
+        -> config -> {units, errors, machine, residence, slices}
 
 Packages of one level do not import each other.
 """
@@ -19,7 +19,7 @@ import nbdzram
 
 ROOT = Path(nbdzram.__file__).parent
 LEVELS = (
-    ("errors", "units", "machine", "slices"),
+    ("errors", "units", "machine", "residence", "slices"),
     ("config",),
     ("values",),
     ("settings",),
@@ -63,7 +63,20 @@ RESERVED = {
     "rich": {"cli"},
     "prometheus_client": {"metrics.process"},  # hot families are written directly: metrics/exposition.py says why
     "h11": {"metrics.requests"},
-    "socket": {"server", "control", "stream.pipe", "metrics.http", "metrics.requests", "cli.serve", "cli.diagnosis"},
+    "socket": {
+        "server",
+        "control",
+        "stream.pipe",
+        "metrics.http",
+        "metrics.requests",
+        "cli.serve",
+        "cli.diagnosis",
+        "cli.supervisor",
+        "cli.attach",
+        "cli.greeting",
+        "cli.keep",
+        "cli.netlink",
+    },
     "subprocess": {"cli"},
 }
 LONGEST_FILE = 600

@@ -131,7 +131,99 @@ detach() {
     [ -z "$errors" ] || fail "the kernel complains: $errors"
 }
 
+# --- nbdzram attach --persist: the host ends its server and starts another, again and again
+
+keep_attached() {
+    : >/keeper.log
+    PYTHONHOME=$(cat /python/home) PYTHONPATH=$(cat /python/path) $(cat /python/program) -B -m nbdzram \
+        attach disk /dev/nbd0 --uri "nbd://10.0.2.2:$(argument port)" --persist --request-timeout 3 "$@" >/keeper.log 2>&1 &
+    keeper=$!
+    until grep -q "attached disk" /keeper.log; do
+        kill -0 $keeper 2>/dev/null || fail "the keeper ended: $(cat /keeper.log)"
+    done
+}
+
+# Write and read without pause, and count the rounds, until told to stop; only an error ends it early.
+keep_writing() {
+    round=0
+    while [ ! -e /enough ]; do
+        rm -rf /mnt/busy && cp -r /payload /mnt/busy && sync || break
+        echo 3 >/proc/sys/vm/drop_caches
+        (cd /mnt/busy && sha256sum -c /payload.sha256 >/dev/null) || break
+        round=$((round + 1))
+        echo $round >/rounds
+    done
+    [ -e /enough ] || touch /broken
+}
+
+another_round() {
+    before=$(cat /rounds 2>/dev/null)
+    until [ "$(cat /rounds 2>/dev/null)" != "$before" ]; do
+        [ ! -e /broken ] || fail "an error reached the file system, after: $1; $(cat /keeper.log)"
+        sleep 0.1
+    done
+}
+
+outlive_servers() {
+    step "making ext4"
+    /sbin/mke2fs -q -t ext4 /dev/nbd0 || fail "mke2fs"
+    mount -t ext4 /dev/nbd0 /mnt || fail "mount"
+    keep_writing &
+    writer=$!
+    for how in kill stop; do
+        another_round start
+        step "the server: $how"
+        ask_host $how
+    done
+    another_round stop
+    step "the keeper is killed, and then the server"
+    kill -9 $keeper
+    wait $keeper 2>/dev/null
+    ask_host kill
+    keep_attached
+    grep -q "attached already" /keeper.log || fail "the keeper did not take over: $(cat /keeper.log)"
+    another_round "the keeper was killed"
+    step "told to leave a mounted disk, the keeper leaves it attached"
+    kill -TERM $keeper
+    wait $keeper || fail "the keeper ended with $?"
+    grep -q "stays attached" /keeper.log || fail "$(cat /keeper.log)"
+    another_round "the keeper left"
+    keep_attached
+    another_round "the keeper came back"
+    touch /enough
+    wait $writer
+    check_tree /mnt/busy "after all restarts"
+    umount /mnt || fail "umount"
+    kill -TERM $keeper
+    wait $keeper || fail "the keeper ended with $?: $(cat /keeper.log)"
+    nbd-client -c /dev/nbd0 && fail "still attached"
+}
+
+take_over_from_nbd_client() {
+    step "what nbd-client attached is kept, too, as Debian's initramfs calls it"
+    nbd-client 10.0.2.2 -N disk "$(argument port)" /dev/nbd0 -swap -persist -systemd-mark -connections 2 -timeout 3 ||
+        fail "nbd-client"
+    keep_attached
+    ask_host kill
+    dd if=/payload.sha256 of=/dev/nbd0 bs=4096 conv=sync,fsync 2>/dev/null || fail "dd"
+    nbd-client -d /dev/nbd0 || fail "nbd-client -d"
+    wait $keeper || fail "the keeper ended with $?: $(cat /keeper.log)"
+    grep -q "was detached" /keeper.log || fail "$(cat /keeper.log)"
+}
+
+no_error_in_the_log() {
+    errors=$(dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|corrupt')
+    [ -z "$errors" ] || fail "the kernel complains: $errors"
+}
+
 prepare_machine
+if [ "$(argument work)" = persist ]; then
+    keep_attached
+    outlive_servers
+    take_over_from_nbd_client
+    no_error_in_the_log
+    finish "PASS: ext4 on a disk whose server was killed and stopped, Linux $(uname -r)"
+fi
 attach
 use_as_file_system
 trim_and_remount

@@ -10,6 +10,7 @@ import hashlib
 import re
 import stat
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def _padded(piece: bytes) -> bytes:
     return piece + bytes(-len(piece) % 4)
 
 
-def build_initramfs(kernel: Kernel) -> bytes:
+def build_initramfs(kernel: Kernel, *, with_nbdzram: bool = False) -> bytes:
     archive = Archive()
     for name in ("dev", "proc", "sys", "mnt", "ram", "cgroup"):
         archive.directory(name)
@@ -77,12 +78,47 @@ def build_initramfs(kernel: Kernel) -> bytes:
     archive.program(require_program("mke2fs", package="e2fsprogs"), "sbin/mke2fs")
     for number, (name, module) in enumerate(kernel.modules_for(*MODULES)):
         archive.file(f"modules/{number:02}-{name}.ko", module)
+    if with_nbdzram:
+        add_nbdzram(archive)
     digests = []
     for name, content in payload():
         archive.file(f"payload/{name}", content)
         digests.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
     archive.file("payload.sha256", "".join(digests).encode())
     return archive.finish()
+
+
+def add_nbdzram(archive: Archive) -> None:
+    """This Python with the modules that `nbdzram attach --persist` loads, each where it lies here."""
+    program = str(Path(sys.executable).resolve())
+    root = str(Path(__file__).resolve().parents[3])
+    told = subprocess.run(
+        [sys.executable, "-B", "-c", LOADED],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={"PYTHONPATH": root},
+    ).stdout
+    archive.program(program, program.lstrip("/"))
+    for path in map(Path, told.splitlines()):
+        if path.suffix == ".so":
+            archive.program(str(path), str(path).lstrip("/"))
+        else:
+            archive.file(str(path).lstrip("/"), path.read_bytes())
+    archive.file("python/program", program.encode())
+    archive.file("python/home", sys.base_prefix.encode())
+    archive.file("python/path", f"{root}:{sysconfig.get_path('purelib')}".encode())
+
+
+LOADED = """
+import encodings.ascii, encodings.idna, sys
+from nbdzram.cli import attach, greeting, keep, main, netlink, supervisor
+from nbdzram import __main__, residence
+for module in list(sys.modules.values()):
+    if getattr(module, "__file__", None):
+        print(module.__file__)
+"""
 
 
 def payload() -> Iterator[tuple[str, bytes]]:

@@ -23,16 +23,24 @@ def accelerator() -> list[str]:
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 
-def run_guest(directory: Path, *, port: int, connections: int, actions: Mapping[str, Callable[[], object]]) -> str:
+def run_guest(
+    directory: Path,
+    *,
+    port: int,
+    connections: int = 1,
+    actions: Mapping[str, Callable[[], object]],
+    persist: bool = False,
+) -> str:
     """Boot, let the guest work through its script, and return its console.
 
     port: the server's, on the host's loopback. actions: what the guest may ask for, by name; each ask is answered when
-    the action has returned.
+    the action has returned. persist: the guest attaches by `nbdzram attach --persist`.
     """
+    work = "persist" if persist else "all"
     qemu = require_program("qemu-system-x86_64", package="qemu-system-x86")
     kernel = fetch_kernel()
     initramfs = directory / "initramfs.cpio"
-    initramfs.write_bytes(build_initramfs(kernel))
+    initramfs.write_bytes(build_initramfs(kernel, with_nbdzram=persist))
     console = directory / "console.log"
     asks = directory / "asks.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -53,7 +61,7 @@ def run_guest(directory: Path, *, port: int, connections: int, actions: Mapping[
                 "none",
             ),
             *("-kernel", str(kernel.image), "-initrd", str(initramfs)),
-            *("-append", f"console=ttyS0 quiet panic=-1 nbd.port={port} nbd.connections={connections}"),
+            *("-append", f"console=ttyS0 quiet panic=-1 nbd.port={port} nbd.connections={connections} nbd.work={work}"),
             *("-serial", f"file:{console}"),
             *("-chardev", f"socket,id=asks,path={asks}", "-serial", "chardev:asks"),
             *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="),

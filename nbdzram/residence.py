@@ -1,0 +1,79 @@
+"""Staying in memory: a process that others swap to, or whose root disk it keeps, must need nothing of them to go on.
+
+To write a page of a client's out, the client's machine waits for us; if we waited for a page of ours that lies behind
+that very disk, both would wait for good. The kernel is asked three things, and each may be refused:
+
+    mlockall              pages that are there stay, and those that are touched later too, once they are (MCL_ONFAULT):
+                          what is only reserved costs nothing, and a pool reserves addresses for all that it may hold
+    oom_score_adj         somebody else is ended first when memory runs out
+    PR_SET_IO_FLUSHER     no allocation of this process starts writing dirty pages back, or waits for that
+
+Sources: mlock(2), proc_pid_oom_score_adj(5), PR_SET_IO_FLUSHER(2const).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
+PR_SET_IO_FLUSHER = 57
+OOM_SCORE = -900
+"""As in the unit. -1000 would exempt it for good, and leave the kernel to end everything else before it."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What could not be had, why, and what lets it be had."""
+
+    what: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}; {self.remedy}"
+
+
+def stay() -> list[Refusal]:
+    """Ask for all three; what was refused."""
+    return [refusal for ask in (lock_memory, go_late, flush_nothing) for refusal in ask()]
+
+
+def lock_memory() -> Iterator[Refusal]:
+    """Nothing of this process is swapped out, or read again from the file that it came from."""
+    if _libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        yield Refusal(
+            "memory cannot be locked",
+            f"{os.strerror(ctypes.get_errno())}, RLIMIT_MEMLOCK is {limit} bytes",
+            "LimitMEMLOCK=infinity in the unit, `ulimit -l unlimited`, or --ulimit memlock=-1",
+        )
+
+
+def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_SCORE) -> Iterator[Refusal]:
+    """Lower the score, unless it is lower already."""
+    try:
+        if int(file.read_text()) > score:
+            file.write_text(str(score))
+    except OSError as error:
+        yield Refusal(
+            f"the score of the OOM killer cannot be lowered to {score}",
+            error.strerror or str(error),
+            f"OOMScoreAdjust={score} in the unit, or --oom-score-adj {score}",
+        )
+
+
+def flush_nothing(prctl: Callable[[int, int, int, int, int], int] | None = None) -> Iterator[Refusal]:
+    """A thread that is started later inherits it: ask before there are any."""
+    if (prctl or _libc.prctl)(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        yield Refusal(
+            "allocations may wait for pages that are written back",
+            os.strerror(ctypes.get_errno()),
+            "AmbientCapabilities=CAP_SYS_RESOURCE in the unit, or --cap-add SYS_RESOURCE (Linux 5.6 or newer)",
+        )
