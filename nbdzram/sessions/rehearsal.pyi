@@ -33,3 +33,18 @@ def rest(desk: Desk, session: Session) -> None:
 
 def age(session: Session, seconds: int) -> None:
     """Let so many seconds have gone by since it began to close."""
+
+class Waits:
+    """A thread's patience, with waits that the test makes up."""
+
+    def looks(self, now: int = 0) -> bool:
+        """Would it look, before it sleeps?"""
+
+    def waited(self, nanoseconds: int) -> None:
+        """One request came after so long."""
+
+    def pause(self) -> None:
+        """Requests came several at a time."""
+
+    def bar(self, now: int) -> None:
+        """Somebody else ran on its processor."""

@@ -11,6 +11,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
+from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, patience_looks, patience_pause
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
@@ -101,3 +102,25 @@ def rest(Desk desk not None, Session session not None):
     session.round()
     desk.after(session)
     desk.again()
+
+
+cdef class Waits:
+    """A thread's patience, with waits that the test makes up."""
+
+    cdef Patience patience
+
+    def looks(self, uint64_t now=0):
+        """Would it look, before it sleeps?"""
+        return patience_looks(&self.patience, now)
+
+    def waited(self, uint64_t nanoseconds):
+        """One request came after so long."""
+        patience_learn(&self.patience, nanoseconds)
+
+    def pause(self):
+        """Requests came several at a time."""
+        patience_pause(&self.patience)
+
+    def bar(self, uint64_t now):
+        """Somebody else ran on its processor."""
+        patience_bar(&self.patience, now)

@@ -2,8 +2,16 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.sessions.mail cimport Bell, Letter, Mailbox
 from nbdzram.sessions.outlet cimport Scratch
+from nbdzram.sessions.patience cimport Patience
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.workers cimport Workers
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        void* ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
 
 cdef enum:  # wishes to a thread
     REST = 1     # a second went by
@@ -37,4 +45,9 @@ cdef class Desk:
 
 cdef class IoThread(Desk):
     cdef object thread
+    cdef Patience patience       # with clients that send one request at a time
+    cdef uint64_t served         # requests that the last line to be ready brought
+    cdef bint single             # the last turn was for one line, which brought one request
     cdef void serve(self) noexcept nogil
+    cdef void wake(self, Session session, uint32_t found) noexcept nogil
+    cdef int wait(self, epoll_event* events) noexcept nogil

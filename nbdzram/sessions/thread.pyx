@@ -21,6 +21,7 @@ from nbdzram.sessions.mail cimport (
     ROUND, STORED, WISH, Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take, mail_waits,
 )
 from nbdzram.sessions.outlet cimport SCRATCH_SIZE
+from nbdzram.sessions.patience cimport LOOK_NS, STOLEN_NS, patience_bar, patience_learn, patience_looks, patience_pause
 from nbdzram.sessions.session cimport PAYLOAD, Session
 from nbdzram.sessions.stage cimport GONE, LOST
 from nbdzram.sessions.tally cimport monotonic
@@ -32,11 +33,6 @@ cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char*, Py_ssize_t, int)
 
 cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        void* ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
     int epoll_create1(int)
     int epoll_ctl(int, int, int, epoll_event*)
     int epoll_wait(int, epoll_event*, int, int)
@@ -289,18 +285,50 @@ cdef class IoThread(Desk):
         cdef int count, index
         cdef void* session
         while not self.finished:
-            count = epoll_wait(self.poller, events, READY, FOR_EVER if self.first_ready == NULL else 0)
+            count = self.wait(events)
             began = self.begin_turn()
             for index in range(max(count, 0)):
                 session = events[index].data.ptr
                 if session == NULL:
                     mail_quiet(&self.box)
                 elif (<Session>session).stage_now < LOST:
-                    if events[index].events & (EPOLLIN | EPOLLHUP | EPOLLERR) and not (<Session>session).outlet.blocked():
-                        (<Session>session).readable()
-                    else:
-                        (<Session>session).writable()
-                    self.after(<Session>session)
+                    self.wake(<Session>session, events[index].events)
             self.take_mail()
             self.take_turns()
             self.end_turn(began)
+            self.single = count == 1 and self.served == 1
+
+    cdef void wake(self, Session session, uint32_t found) noexcept nogil:
+        """Its line has bytes, or room, or its end."""
+        cdef uint64_t before = session.requests
+        if found & (EPOLLIN | EPOLLHUP | EPOLLERR) and not session.outlet.blocked():
+            session.readable()
+        else:
+            session.writable()
+        self.served = session.requests - before
+        self.after(session)
+
+    cdef int wait(self, epoll_event* events) noexcept nogil:
+        """How many lines are ready: at once while somebody has more to do, or else as soon as one is."""
+        cdef uint64_t began, now, looked
+        cdef int count = 0
+        if self.first_ready != NULL:
+            return epoll_wait(self.poller, events, READY, 0)
+        if not self.single:
+            patience_pause(&self.patience)
+            return epoll_wait(self.poller, events, READY, FOR_EVER)
+        began = now = monotonic()
+        if patience_looks(&self.patience, began) and self.workers.may_look():
+            while count == 0 and now - began < LOOK_NS:
+                looked = now
+                count = epoll_wait(self.poller, events, READY, 0)
+                now = monotonic()
+                if now - looked > STOLEN_NS:
+                    patience_bar(&self.patience, now)
+                    break
+            self.workers.looked()
+        if count == 0:
+            count = epoll_wait(self.poller, events, READY, FOR_EVER)
+            now = monotonic()
+        patience_learn(&self.patience, now - began)
+        return count

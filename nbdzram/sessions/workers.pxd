@@ -27,10 +27,13 @@ cdef class Workers:
     cdef Task* last
     cdef bint stopping
     cdef int busy            # threads at work: I/O threads in a turn, and workers at a task
+    cdef int looking         # I/O threads that wait and do not sleep
     cdef readonly int processors
     cdef readonly list threads
     cdef bint idle(self) noexcept nogil
     cdef void begin(self) noexcept nogil
     cdef void end(self) noexcept nogil
+    cdef bint may_look(self) noexcept nogil
+    cdef void looked(self) noexcept nogil
     cdef void submit(self, Task* task) noexcept nogil
     cdef void work(self) noexcept nogil

@@ -73,6 +73,17 @@ cdef class Workers:
         """Its turn is over."""
         busy_add(&self.busy, -1)
 
+    cdef bint may_look(self) noexcept nogil:
+        """May an I/O thread keep its processor while it waits? Of every two it may keep one; `looked` ends it."""
+        if busy_now(&self.looking) >= self.processors // 2 or not self.idle():
+            return False
+        busy_add(&self.looking, 1)
+        return True
+
+    cdef void looked(self) noexcept nogil:
+        """What `may_look` allowed is over."""
+        busy_add(&self.looking, -1)
+
     cdef void submit(self, Task* task) noexcept nogil:
         """Queue a task."""
         task.next = NULL

@@ -1,0 +1,72 @@
+# Whether a thread looks again and again before it sleeps, when its client sends one request at a time.
+#
+# To be woken costs between 2 and 60 us, by machine: nothing where client and server take turns on one processor, much where
+# the other processor must be woken first. Whoever keeps many requests under way does not feel it; whoever sends one, waits,
+# and sends the next (a machine that boots, or swaps) pays it for every one. So both ways are tried, for a round of waits
+# each, and the one is kept after which the next request is there sooner; every so often the other gets another round.
+#
+# What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
+# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile.
+
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    SLEEP = 0
+    LOOK = 1
+    LOOK_NS = 50000           # longest: a client in the same rack comes back within it
+    SLOW_NS = 200000          # waits of more, on average, have not their reason in being woken
+    STOLEN_NS = 50000         # between two looks: somebody else ran on our processor
+    BARRED_NS = 20000000      # that we then leave it to them
+    ROUND_WAITS = 64
+    FEWEST_ROUNDS = 16        # that a way is kept before the other is tried again,
+    MOST_ROUNDS = 4096        # twice as many each time that the trial was in vain: a trial is what the slowest 1 % feel
+
+cdef struct Patience:
+    int way                   # SLEEP or LOOK
+    int waits                 # of this round
+    uint64_t waited_ns        # in this round
+    uint64_t mean_ns[2]       # of each way's last round; 0: not tried
+    int rounds                # since the other way was tried
+    int kept                  # how many rounds until it is again
+    bint trial                # this round is one
+    uint64_t barred_until     # monotonic ns: no looks before
+
+cdef inline void patience_pause(Patience* patience) noexcept nogil:
+    # Requests come several at a time, or the thread has other things to do: begin a round anew, asleep.
+    patience.way = SLEEP
+    patience.waits = 0
+    patience.waited_ns = 0
+    patience.trial = False
+
+cdef inline void patience_learn(Patience* patience, uint64_t waited_ns) noexcept nogil:
+    # A wait for one request, after a turn of one.
+    cdef int better
+    patience.waits += 1
+    patience.waited_ns += waited_ns
+    if patience.waits < ROUND_WAITS:
+        return
+    patience.mean_ns[patience.way] = max(patience.waited_ns // ROUND_WAITS, <uint64_t>1)
+    patience.waits = 0
+    patience.waited_ns = 0
+    patience.rounds += 1
+    # An eighth: what looking costs the processor is to be worth it.
+    better = LOOK if 0 < patience.mean_ns[LOOK] < patience.mean_ns[SLEEP] // 8 * 7 else SLEEP
+    if patience.mean_ns[SLEEP] > SLOW_NS:
+        better = SLEEP
+    if patience.trial:
+        patience.kept = FEWEST_ROUNDS if patience.way == better else min(2 * patience.kept, <int>MOST_ROUNDS)
+        patience.rounds = 0
+        patience.trial = False
+    patience.kept = max(patience.kept, <int>FEWEST_ROUNDS)
+    patience.trial = patience.rounds >= patience.kept and (better == LOOK or patience.mean_ns[SLEEP] <= SLOW_NS)
+    patience.way = better if not patience.trial else SLEEP if better == LOOK else LOOK
+
+cdef inline bint patience_looks(Patience* patience, uint64_t now) noexcept nogil:
+    # Look this time?
+    return patience.way == LOOK and now >= patience.barred_until
+
+cdef inline void patience_bar(Patience* patience, uint64_t now) noexcept nogil:
+    # Our processor is wanted by others.
+    patience.barred_until = now + BARRED_NS
+    patience.kept = min(2 * patience.kept, <int>MOST_ROUNDS)
+    patience_pause(patience)

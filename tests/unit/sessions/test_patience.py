@@ -1,0 +1,84 @@
+"""Whether a thread looks again before it sleeps: the way that its clients are served sooner by, found by trying."""
+
+from __future__ import annotations
+
+from nbdzram.sessions.rehearsal import Waits
+
+MICROSECOND = 1_000
+ROUND = 64  # waits that are judged together
+WARM_UP = 20 * ROUND  # until both ways were tried
+LONG = 3000 * ROUND
+BARRED = 20_000 * MICROSECOND
+FEWEST_ROUNDS_OF_WAITS = 16 * ROUND
+
+
+def looks_of(waits: Waits, count: int, *, asleep: int, awake: int) -> int:
+    """Play `count` requests that come after so many nanoseconds; how often the thread looked."""
+    looked = 0
+    for _ in range(count):
+        if waits.looks():
+            looked += 1
+            waits.waited(awake)
+        else:
+            waits.waited(asleep)
+    return looked
+
+
+def test_a_thread_looks_where_being_woken_is_dear() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    assert looks_of(waits, LONG, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) > LONG * 9 // 10
+
+
+def test_a_thread_sleeps_where_looking_is_no_gain_and_tries_ever_more_rarely() -> None:
+    waits = Waits()
+    first = looks_of(waits, WARM_UP, asleep=5 * MICROSECOND, awake=30 * MICROSECOND)
+    assert first == ROUND, "looking was not tried once"
+    assert looks_of(waits, LONG, asleep=5 * MICROSECOND, awake=30 * MICROSECOND) < LONG // 100
+
+
+def test_a_small_gain_is_not_worth_a_processor() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=20 * MICROSECOND, awake=19 * MICROSECOND)
+    assert looks_of(waits, LONG, asleep=20 * MICROSECOND, awake=19 * MICROSECOND) < LONG // 100
+
+
+def test_nobody_looks_for_a_client_that_takes_its_time() -> None:
+    waits = Waits()
+    assert looks_of(waits, LONG, asleep=1000 * MICROSECOND, awake=990 * MICROSECOND) == 0
+
+
+def test_a_client_that_becomes_slow_is_looked_for_no_longer() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    assert waits.looks()
+    assert looks_of(waits, LONG, asleep=1040 * MICROSECOND, awake=1040 * MICROSECOND) < 2 * FEWEST_ROUNDS_OF_WAITS
+
+
+def test_nobody_looks_again_for_a_client_that_was_quick_once() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    waits.pause()
+    assert looks_of(waits, 2 * ROUND, asleep=1000 * MICROSECOND, awake=990 * MICROSECOND) == 0
+
+
+def test_requests_that_come_several_at_a_time_put_it_to_sleep() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    assert waits.looks()
+    waits.pause()
+    assert not waits.looks()
+    assert looks_of(waits, ROUND, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) == 0, (
+        "one round says whether they do again"
+    )
+    assert waits.looks()
+
+
+def test_a_processor_that_others_want_is_left_to_them() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    waits.bar(now=1000)
+    for _ in range(ROUND):
+        waits.waited(40 * MICROSECOND)
+    assert not waits.looks(now=BARRED)
+    assert waits.looks(now=1000 + BARRED)
