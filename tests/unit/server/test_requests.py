@@ -361,7 +361,7 @@ def test_an_unfragmented_read_is_one_chunk_up_to_the_limit(play: Play, style: in
 
 
 def test_block_status_is_a_short_turn(play: Play) -> None:
-    """A reply has 512 descriptors at most, and describes 64 MiB of stored blocks at most; a client asks on."""
+    """A reply has 512 descriptors at most, and describes 16 MiB of stored blocks at most; a client asks on."""
 
     async def story(stage: Stage) -> None:
         client = await stage.client(contexts=(b"base:allocation",))
@@ -373,7 +373,7 @@ def test_block_status_is_a_short_turn(play: Play) -> None:
             assert len(described) == min(length // 4096, 512)
         stage.disk.disk.zero(0, SIZE, no_hole=True)
         ((_, payload),) = (await client.call(STATUS, 0, SIZE)).chunks
-        assert list(struct.iter_unpack(">II", payload[4:])) == [(64 << 20, 2)]
+        assert list(struct.iter_unpack(">II", payload[4:])) == [(16 << 20, 2)]
         await client.close()
 
     play(story)
