@@ -214,6 +214,7 @@ class ServerConfig:
     default_export: str | None = None  # what the empty name means; None: the only export, if there is one
     list_exports: bool = True
     threads: int = 0  # that serve clients; 0: as many as processors that may be used, at most 16
+    swap: bool = False  # clients swap to it: stay in memory, whatever happens
     state_dir: Path | None = None  # arenas as files that outlive the process; None: anonymous memory
     metrics: TcpAddress | None = field(default_factory=lambda: TcpAddress(port=DEFAULT_METRICS_PORT))
     metrics_hosts: tuple[str, ...] = ()  # names that requests may be sent to, beside addresses and this machine's own

@@ -4,7 +4,8 @@ To write a page of a client's out, the client's machine waits for us; if we wait
 that very disk, both would wait for good. The kernel is asked three things, and each may be refused:
 
     mlockall              pages that are there stay, and those that are touched later too, once they are (MCL_ONFAULT):
-                          what is only reserved costs nothing, and a pool reserves addresses for all that it may hold
+                          what is only reserved costs nothing. But it counts against RLIMIT_MEMLOCK: a pool reserves
+                          addresses for all that it may ever hold, which only "no limit" lets it do afterwards
     oom_score_adj         somebody else is ended first when memory runs out
     PR_SET_IO_FLUSHER     no allocation of this process starts writing dirty pages back, or waits for that
 
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
+CAP_IPC_LOCK = 14
 PR_SET_IO_FLUSHER = 57
 OOM_SCORE = -900
 """As in the unit. -1000 would exempt it for good, and leave the kernel to end everything else before it."""
@@ -47,13 +50,29 @@ def stay() -> list[Refusal]:
 
 def lock_memory() -> Iterator[Refusal]:
     """Nothing of this process is swapped out, or read again from the file that it came from."""
-    if _libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
-        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        yield Refusal(
-            "memory cannot be locked",
-            f"{os.strerror(ctypes.get_errno())}, RLIMIT_MEMLOCK is {limit} bytes",
-            "LimitMEMLOCK=infinity in the unit, `ulimit -l unlimited`, or --ulimit memlock=-1",
-        )
+    refusal = may_lock()
+    if refusal is None and _libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
+        refusal = _not_locked(os.strerror(ctypes.get_errno()))
+    if refusal is not None:
+        yield refusal
+
+
+def may_lock(status: Path = Path("/proc/self/status")) -> Refusal | None:
+    """Why this process may not lock all that it will ever map. The soft limit is raised to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if hard == resource.RLIM_INFINITY:
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+        return None
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    if capabilities and int(capabilities[1], 16) >> CAP_IPC_LOCK & 1:
+        return None
+    return _not_locked(f"RLIMIT_MEMLOCK is {hard} bytes, which what pools reserve is far over")
+
+
+def _not_locked(reason: str) -> Refusal:
+    remedy = "LimitMEMLOCK=infinity in the unit, `ulimit -l unlimited`, or --ulimit memlock=-1"
+    return Refusal("memory cannot be locked", reason, remedy)
 
 
 def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_SCORE) -> Iterator[Refusal]:

@@ -111,6 +111,7 @@ KEYS = (
         values.integer(0, MOST_THREADS),
         "threads that serve clients; 0: one for each processor, at most 16",
     ),
+    Key(("swap",), values.boolean, "true: clients swap to its disks, so it stays in memory, and is ended last"),
     Key(("log_level",), values.choice(LogLevel), "debug, info, warning or error"),
     Key(("log_format",), values.choice(LogFormat), "text, or json: an object a line"),
     Key(("tls", "mode"), values.choice(TlsMode), "off, on or require"),

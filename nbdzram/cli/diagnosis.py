@@ -26,6 +26,7 @@ from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
+from nbdzram.residence import may_lock
 from nbdzram.server.certificate import validity
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
@@ -277,9 +278,15 @@ def tasks(_: Patient) -> Iterator[Finding]:
 
 
 def swap(patient: Patient) -> Iterator[Finding]:
-    """Whether stored blocks have gone to the swap, where a read waits for a disk."""
+    """Whether stored blocks have gone to the swap, where a read waits for a disk; or may, where clients swap to it."""
     if patient.server is None:
-        yield Finding(Level.OK, "swap", "no server runs here whose blocks could be swapped out")
+        refusal = may_lock() if patient.config.swap else None
+        if refusal is not None:
+            yield Finding(Level.WARN, "swap", f"swap = true, but {refusal.what}: {refusal.reason}", refusal.remedy)
+        elif patient.config.swap:
+            yield Finding(Level.OK, "swap", "this user may lock memory")
+        else:
+            yield Finding(Level.OK, "swap", "no server runs here whose blocks could be swapped out")
         return
     status = _text(patient.process / "status")
     found = re.search(r"^VmSwap:\s+(\d+) kB", status, re.MULTILINE)
@@ -287,8 +294,10 @@ def swap(patient: Patient) -> Iterator[Finding]:
     if swapped:
         says = f"{format_size(swapped)} of the server are swapped out, and wait for a disk when they are read"
         yield Finding(Level.WARN, "swap", says, "lower --mem-limit, or MemorySwapMax=0 in the unit")
+    elif re.search(r"^VmLck:\s+[1-9]", status, re.MULTILINE):
+        yield Finding(Level.OK, "swap", "the server's memory is locked: clients may swap to it")
     else:
-        yield Finding(Level.OK, "swap", "nothing of the server is swapped out")
+        yield Finding(Level.OK, "swap", "nothing of the server is swapped out; --swap is for clients that swap to it")
 
 
 def addresses(patient: Patient) -> Iterator[Finding]:

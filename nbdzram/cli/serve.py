@@ -36,6 +36,7 @@ from nbdzram.config import (
 )
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
+from nbdzram.residence import stay
 from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers
 from nbdzram.units import format_size
 
@@ -61,6 +62,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "state_dir": ("state_dir",),
     "default_export": ("default_export",),
     "threads": ("threads",),
+    "swap": ("swap",),
     "metrics_hosts": ("metrics_hosts",),
     "pidfile": ("pidfile",),
     "log": ("log",),
@@ -155,6 +157,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--threads", metavar="N", help="Threads that serve clients.  [default: one for each processor, at most 16]"
 )
+@click.option(
+    "--swap",
+    is_flag=True,
+    default=None,
+    help="Clients swap to its disks: lock memory, be ended last when it runs out, wait for no page to be written.",
+)
 @click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
 @click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
 @click.option(
@@ -214,7 +222,7 @@ def command(
     exit_with_parent: bool,
     restore: Path | None,
     check_config: bool,
-    **flags: str | None,
+    **flags: str | bool | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
@@ -302,7 +310,10 @@ def serve(
     from nbdzram.server.service import Service  # noqa: PLC0415
 
     _name_process()
+    refusals = stay() if config.swap else []
     with _threads_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
+        for refusal in refusals:
+            log.warning("--swap: %s", refusal)
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
         status: int = uvloop.run(_serve(Service(config, reread, restore_from=restore), config, run, parent))

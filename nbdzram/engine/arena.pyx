@@ -13,8 +13,8 @@ Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
 2. A page of a file is allocated (commit) before it is touched, read as well as written, because tmpfs takes memory for
    reading a hole too: a full file system is ENOSPC, never SIGBUS. In an arena opened again, `holds` tells which are.
-3. A released page reads as zeroes. It is not resident either, unless the system refuses (locked memory, a file system
-   that makes no holes): then it is cleared where it lies.
+3. A released page reads as zeroes. It is not resident either, locked or not, unless the system refuses (locked memory
+   before Linux 5.18, a file system that makes no holes): then it is cleared where it lies.
 4. A file that was opened again is mapped for reading alone, and keeps its length, until `admit_writes`: whoever is to
    find out whether it is sound cannot change it.
 
@@ -23,7 +23,7 @@ Its pages count in the pool's ledger from its beginning to the highest that was 
 """
 
 cimport cython
-from libc.errno cimport EINTR, ENOSPC, ENXIO, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, EINVAL, ENOSPC, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
@@ -43,6 +43,7 @@ cdef extern from "sys/mman.h" nogil:
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
     int MADV_DONTNEED, MADV_REMOVE, MADV_NOHUGEPAGE, MADV_DONTDUMP
+    int MADV_DONTNEED_LOCKED "24"  # since Linux 5.18, and in no header of Debian 12's
     void* MAP_FAILED
 
 cdef extern from "unistd.h" nogil:
@@ -53,7 +54,7 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "fcntl.h" nogil:
     int fallocate(int, int, long, long)
-    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 cdef extern from "sys/file.h" nogil:
     int flock(int, int)
@@ -154,8 +155,16 @@ cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcep
     cdef uint64_t last = (start + length) & ~(<uint64_t>PAGE_SIZE - 1)
     if last > region.committed:
         last = region.committed
-    if first < last and (_releases_refused or madvise(region.base + first, last - first, MADV_DONTNEED) != 0):
+    if first < last and not _give_back(region.base + first, last - first):
         memset(region.base + first, 0, last - first)
+
+
+cdef bint _give_back(void* start, uint64_t length) noexcept nogil:
+    """Private pages, locked or not. False where the system refuses."""
+    if _releases_refused:
+        return False
+    return madvise(start, length, MADV_DONTNEED) == 0 or (
+        errno == EINVAL and madvise(start, length, MADV_DONTNEED_LOCKED) == 0)
 
 
 cdef void region_free(Region* region) noexcept nogil:
@@ -364,8 +373,13 @@ cdef class Arena:
         cdef uint64_t page
         if length == 0:
             return
-        if not _releases_refused and madvise(
-                self.base + offset, length, MADV_DONTNEED if self.fd < 0 else MADV_REMOVE) == 0:
+        if self.fd < 0:
+            if _give_back(self.base + offset, length):
+                return
+        elif not _releases_refused and (
+                madvise(self.base + offset, length, MADV_REMOVE) == 0
+                or errno == EINVAL  # locked, which nobody minds who asks by the file
+                and self._allocate(offset, length, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) == 0):
             return
         for page in range(offset // PAGE_SIZE, (offset + length) // PAGE_SIZE):
             if self.holds(page * PAGE_SIZE):  # to clear a hole would take a page

@@ -1,0 +1,154 @@
+"""A server that clients swap to stays in memory: locked, ended last, and still giving back what was freed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from nbdzram import residence
+from nbdzram.cli import diagnosis
+from nbdzram.cli.diagnosis import Level, Patient
+from nbdzram.config import ServerConfig
+from tests.support.programs import require_program
+from tests.support.server import Nbdzram
+
+MIB = 1 << 20
+STORED = 48 * MIB
+MEMALLOC_NOIO = 0x00080000  # PF_MEMALLOC_NOIO, include/linux/sched.h: what PR_SET_IO_FLUSHER sets
+FLAGS_FIELD = 6  # of /proc/PID/stat, counted behind the name; proc_pid_stat(5)
+
+SYS_RESOURCE = 24  # capabilities(7)
+
+
+def may(capability: int) -> bool:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> capability & 1)
+
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock all that it maps")
+
+
+def status_of(server: Nbdzram, name: str) -> int:
+    """Bytes."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", Path(f"/proc/{server.pid}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) << 10
+
+
+def file_backed(directory: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in directory.glob("*.pool"))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["anonymous", "file"])
+def test_locked_memory_is_neither_filled_ahead_nor_kept_when_blocks_are_freed(tmp_path: Path, kept: bool) -> None:
+    """Addresses are reserved for all that a pool may hold; and of locked pages the kernel takes back no plain way."""
+    state = Path(f"/dev/shm/nbdzram-test-{os.getpid()}") if kept else tmp_path / "state"
+    arguments = ["--swap", *(["--state-dir", str(state)] if kept else [])]
+    try:
+        with Nbdzram(tmp_path, {"disk": "256M"}, arguments=arguments) as server:
+            assert status_of(server, "VmLck") > 1 << 30, "the pool's addresses are not locked"
+            empty = server.resident_bytes()
+            assert empty < 256 * MIB
+            noise = random.Random(3)
+            with server.client() as client:
+                for offset in range(0, STORED, MIB):
+                    client.write(offset, noise.randbytes(MIB))
+                full = server.resident_bytes()
+                assert full > empty + STORED * 3 // 4
+                client.trim(0, STORED)
+            server.compact()
+            assert server.resident_bytes() < full - STORED * 3 // 4
+            if kept:
+                assert file_backed(state) < STORED // 4
+            assert "cannot be locked" not in server.log
+    finally:
+        for file in state.glob("*") if kept and state.exists() else ():
+            file.unlink()
+        if kept and state.exists():
+            state.rmdir()
+
+
+@pytest.mark.skipif(not may(SYS_RESOURCE), reason="needs CAP_SYS_RESOURCE, which this root lacks")
+def test_every_thread_of_it_waits_for_no_pages_that_are_written_back_and_it_is_ended_last(tmp_path: Path) -> None:
+    with Nbdzram(tmp_path, {"disk": "4M"}, arguments=["--swap"]) as server:
+        with server.client() as client:
+            client.write(0, b"a" * MIB)
+        assert Path(f"/proc/{server.pid}/oom_score_adj").read_text() == f"{residence.OOM_SCORE}\n"
+        stats = [task.read_text() for task in Path(f"/proc/{server.pid}/task").glob("*/stat")]
+        flags = [int(stat.rpartition(")")[2].split()[FLAGS_FIELD]) for stat in stats]
+        assert len(flags) > 2
+        assert all(flag & MEMALLOC_NOIO for flag in flags)
+
+
+def test_it_is_asked_for_before_there_is_a_thread_that_would_go_without(tmp_path: Path) -> None:
+    code = (
+        "import os; from nbdzram.cli import serve; from nbdzram.config import ServerConfig as C, UnixAddress as U\n"
+        "from pathlib import Path as P\n"
+        "serve.stay = lambda: print('threads', len(os.listdir('/proc/self/task')), flush=True) or []\n"
+        "config = C(swap=True, tcp=(), metrics=None, unix=(U(path=P('nbd.sock')),), control=P('control.sock'))\n"
+        "print('status', serve.serve(config, lambda: config, run='true'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["threads", "1", "status", "0"], done.stderr
+
+
+def test_without_swap_nothing_is_locked(tmp_path: Path) -> None:
+    with Nbdzram(tmp_path, {"disk": "4M"}) as server:
+        assert status_of(server, "VmLck") == 0
+
+
+class Powerless(Nbdzram):
+    """A server that may not lock more than 64 KiB, nor lower its score, nor be what writes pages back."""
+
+    def __init__(self, directory: Path, exports: Mapping[str, str | int], arguments: Sequence[str]) -> None:
+        super().__init__(directory, exports, arguments=arguments)
+
+    def environment(self) -> dict[str, str]:
+        if self.command[0] == sys.executable:
+            prlimit = require_program("prlimit", package="util-linux")
+            setpriv = require_program("setpriv", package="util-linux")
+            self.command[:0] = [prlimit, "--memlock=65536:65536", setpriv, "--bounding-set=-ipc_lock,-sys_resource"]
+        return super().environment()
+
+
+def test_what_is_refused_is_a_sentence_each_and_it_serves_all_the_same(tmp_path: Path) -> None:
+    """A pool that could not reserve its addresses any more, because some of the memory was locked, would not start."""
+    with Powerless(tmp_path, {"disk": "4M"}, ["--swap", "--pool", "other=1G"]) as server:
+        with server.client() as client:
+            client.write(0, b"a" * MIB)
+        said = [line for line in server.log.splitlines() if "--swap:" in line]
+        assert status_of(server, "VmLck") == 0
+    assert len(said) == 3
+    for words in ("RLIMIT_MEMLOCK is 65536 bytes.*LimitMEMLOCK=infinity", "OOMScoreAdjust=-900", "CAP_SYS_RESOURCE"):
+        assert any(re.search(words, line) for line in said), said
+
+
+def test_a_soft_limit_is_raised_to_a_hard_one_that_is_none() -> None:
+    limits = [(65536, resource.RLIM_INFINITY)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _: limits[-1])
+        patch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+        assert residence.may_lock() is None
+    assert limits[-1] == (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+def test_doctor_says_beforehand_that_memory_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, not_asked = (Patient(ServerConfig(swap=swap), None) for swap in (True, False))
+    refusal = residence.Refusal("memory cannot be locked", "RLIMIT_MEMLOCK is 8", "LimitMEMLOCK=infinity")
+    monkeypatch.setattr(diagnosis, "may_lock", lambda: refusal)
+    (found,) = diagnosis.swap(asked)
+    assert (found.level, found.remedy) == (Level.WARN, "LimitMEMLOCK=infinity")
+    assert "swap = true, but memory cannot be locked" in found.says
+    assert [finding.level for finding in diagnosis.swap(not_asked)] == [Level.OK]
+    monkeypatch.setattr(diagnosis, "may_lock", lambda: None)
+    assert [finding.says for finding in diagnosis.swap(asked)] == ["this user may lock memory"]
