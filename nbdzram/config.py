@@ -61,6 +61,13 @@ class Dedup(StrEnum):
     INLINE = "inline"
 
 
+class Durability(StrEnum):
+    """What FLUSH and FUA wait for: that the process may end, or that the power may."""
+
+    CHECKPOINT = "checkpoint"
+    FLUSH = "flush"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpAddress:
     """One listening address. An IPv6 host has no brackets here."""
@@ -127,6 +134,7 @@ class PoolConfig:
     mem_limit: int = 0  # bytes; 0 is none
     dedup: Dedup = Dedup.FOLD
     verify: bool = True  # what is read is held against its fingerprint: docs/decisions/0012 has the figures
+    durability: Durability = Durability.CHECKPOINT
     tell_sharing: bool = False  # clients may find out what others in the pool store
 
 

@@ -27,6 +27,7 @@ from nbdzram.config import (
     DEFAULT_METRICS_PORT,
     DEFAULT_POOL,
     CheckpointConfig,
+    Durability,
     ExportConfig,
     Limits,
     LogFormat,
@@ -141,6 +142,11 @@ KEYS = (
         ("pools", "*", "mem_limit"), values.memory, "most memory of the pool, tables included: a size or a share (50%)"
     ),
     Key(("pools", "*", "dedup"), values.dedup, "fold or inline"),
+    Key(
+        ("pools", "*", "durability"),
+        values.choice(Durability),
+        "flush: FLUSH is answered when the disk has what changed; checkpoint: at once",
+    ),
     Key(("pools", "*", "verify"), values.boolean, "false: deliver what is stored without checking it"),
     Key(("pools", "*", "tell_sharing"), values.boolean, "true: clients may find out what others in the pool store"),
     Key(("exports", "*", "size"), values.export_size, "size of the disk"),
@@ -313,14 +319,16 @@ def build(layer: Layer) -> ServerConfig:
     pools.setdefault(DEFAULT_POOL, PoolConfig())
     exports = tuple(_export(name, fields[path], layer, pools) for path, name in _names(fields, "exports"))
     tls = TlsConfig(**fields.get(("tls",), {}))
+    checkpoint = CheckpointConfig(**fields.get(("checkpoint",), {}))
     _check_tls(tls, layer)
+    _check_durability(pools, checkpoint, layer)
     return ServerConfig(
         exports=exports,
         pools=tuple(pools.values()),
         tls=tls,
         limits=Limits(**fields.get(("limits",), {})),
         maintenance=MaintenanceConfig(**fields.get(("maintenance",), {})),
-        checkpoint=CheckpointConfig(**fields.get(("checkpoint",), {})),
+        checkpoint=checkpoint,
         **fields.get((), {}),
     )
 
@@ -338,6 +346,16 @@ def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, 
             f"add [pools.{export.pool}] for one more"
         )
     return export
+
+
+def _check_durability(pools: Mapping[str, PoolConfig], checkpoint: CheckpointConfig, layer: Layer) -> None:
+    for pool in pools.values():
+        if pool.durability is Durability.FLUSH and checkpoint.directory is None:
+            origin = layer["pools", pool.name, "durability"].origin
+            raise ConfigError(
+                f"{origin}: durability = \"flush\" of the pool '{pool.name}' needs a disk to write to; name one with "
+                "--checkpoint DIR, or checkpoint.directory"
+            )
 
 
 def _check_tls(tls: TlsConfig, layer: Layer) -> None:

@@ -226,6 +226,20 @@ class CheckpointStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """What FLUSH waits for in pools whose durability is flush."""
+
+    pools: tuple[str, ...]
+    usable: bool  # False: FLUSH waits for the first checkpoint, or is an I/O error until the next one
+    trouble: str  # why it cannot be used; empty: it can, or begins
+    groups: int  # written and synced since the start; each answers all who waited
+    group_bytes: int
+    segment_bytes: int  # of its file, since the last checkpoint
+    seconds: float  # that the last group took
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """The whole server, at one moment."""
 
@@ -249,6 +263,7 @@ class ServerStatus:
     pools: tuple[PoolStatus, ...]
     exports: tuple[ExportStatus, ...]
     checkpoint: CheckpointStatus | None = None  # None: no directory is named
+    journal: JournalStatus | None = None  # None: FLUSH waits for none
     threads: tuple[ThreadStatus, ...] = ()
 
 

@@ -590,6 +590,31 @@ CHECKPOINTS = Row(
             "bytes",
             (Query(server("checkpoint_size_bytes"), "{{instance}}"),),
         ),
+        Panel(
+            "What a flush waits for",
+            "Time that the journal's last group took, where durability is flush; 0 usable: FLUSH waits or fails.",
+            "s",
+            (
+                Query(server("journal_group_duration_seconds"), "{{instance}}"),
+                Query(server("journal_usable"), "{{instance}} usable"),
+                Query(rate(server("journal_failures_total")), "{{instance}} failures a second"),
+            ),
+        ),
+        Panel(
+            "Groups of the journal",
+            "Groups a second; each answers all who waited.",
+            "ops",
+            (Query(rate(server("journal_groups_total")), "{{instance}}"),),
+        ),
+        Panel(
+            "Bytes of the journal",
+            "Bytes a second that FLUSH brings to the disk, and what a start would read behind the newest checkpoint.",
+            "bytes",
+            (
+                Query(rate(server("journal_written_bytes_total")), "{{instance}} a second"),
+                Query(server("journal_size_bytes"), "{{instance}} size"),
+            ),
+        ),
     ),
 )  # fmt: skip
 

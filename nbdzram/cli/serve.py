@@ -57,6 +57,7 @@ NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 FLAGS: dict[str, tuple[str, ...]] = {
     "mem_limit": ("pools", "default", "mem_limit"),
     "dedup": ("pools", "default", "dedup"),
+    "durability": ("pools", "default", "durability"),
     "metrics": ("metrics",),
     "control": ("control",),
     "state_dir": ("state_dir",),
@@ -201,6 +202,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
 )
 @click.option("--checkpoint-interval", metavar="SECONDS", help="From one to the next, also 10m or 2h.  [default: 60]")
 @click.option("--checkpoint-keep", metavar="N", help="Chains to keep, each from a whole one on.  [default: 2]")
+@click.option(
+    "--durability",
+    metavar="checkpoint|flush",
+    help="flush: FLUSH is answered when the disk of --checkpoint has what changed.  [default: checkpoint]",
+)
 @click.option(
     "--restore",
     metavar="FILE",

@@ -152,12 +152,28 @@ def certificate(patient: Patient) -> Iterator[Finding]:
         yield Finding(Level.OK, "TLS", "no certificate is in use")
 
 
+def journal(patient: Patient) -> Iterator[Finding]:
+    """Whether FLUSH is answered, where it waits for a disk."""
+    found = _server(patient).journal
+    if found is None:
+        yield Finding(Level.OK, "journal", "none: what was flushed ends with the power, or is as old as a checkpoint")
+    elif found.usable:
+        yield Finding(Level.OK, "journal", f"FLUSH is on the disk when it is answered; pools: {', '.join(found.pools)}")
+    elif found.trouble:
+        remedy = "make room there, or start with --checkpoint on another disk; a new checkpoint is tried all the time"
+        yield Finding(Level.FAIL, "journal", f"FLUSH fails: {found.trouble}", remedy)
+    else:
+        says = "FLUSH waits for the first checkpoint of this server"
+        yield Finding(Level.WARN, "journal", says, "wait; the log says if it fails")
+
+
 VITALS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     versions,
     server,
     unit,
     pools,
     state,
+    journal,
     swap,
     threads,
     descriptors,

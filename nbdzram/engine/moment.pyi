@@ -20,6 +20,14 @@ def snapshot_together(sources: Sequence[Disk], names: Sequence[str], *, read_onl
     Raises UserError, ExportExists, EngineError (one is gone); then there is none.
     """
 
+def snapshot_changed(
+    sources: Sequence[Disk], earlier: Sequence[Disk | None], names: Sequence[str], *, read_only: bool = True
+) -> list[Disk | None]:
+    """The same, of one moment, but None for each disk that holds just then what its `earlier` copy holds.
+
+    Compared are roots: a block that was rewritten with the same bytes is a change, a resizing is none. Raises as above.
+    """
+
 def finish(disk: Disk) -> None:
     """Say of a concealed disk that it is whole: opening keeps it from now on. Raises EngineError when it is gone."""
 

@@ -2,6 +2,7 @@
 
     prepare              an empty disk, FILLING        a kill from here on: the next opening deletes it
     snapshot_together    copies, of one moment
+    snapshot_changed     the same, of those that are not what an earlier copy holds
     finish               it is WHOLE                   a kill from here on: opening keeps it, concealed
     reveal               it is an export
 
@@ -23,6 +24,7 @@ from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.format cimport CONCEALED_FILLING, CONCEALED_WHOLE, ENTRY_LIVE
 from nbdzram.engine.lock cimport Lock, lock_leave, lock_take
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.table cimport page_of
 from nbdzram.engine.users cimport users_enter, users_leave
 
 from nbdzram.errors import EngineError, UserError
@@ -55,12 +57,57 @@ def snapshot_together(list sources, list names, *, read_only=True):
             twins.append(source.pool._written(name, source.size_bytes, read_only, False, source))
             with nogil:  # thousands of them take long, and the event loop is to have its turns
                 pass
-        missing = _share_all(sources, twins, pools)
-        if missing is not None:
-            raise EngineError(f"cannot copy export {missing.name!r}: it was deleted")
-        for twin in twins:
-            (<Pool>twin.pool)._disks.append(twin)
+        _require_shared(sources, twins, pools, [])
         return twins
+
+
+def snapshot_changed(list sources, list earlier, list names, *, read_only=True):
+    """See moment.pyi. What differs is looked at twice: to make twins, which takes long, and at the moment itself."""
+    cdef Py_ssize_t at
+    pools = list({id(source.pool): source.pool for source in sources}.values())
+    if len(pools) > POOLS_MAX:
+        raise UserError(f"a moment of disks in {len(pools)} pools: at most {POOLS_MAX}; take some of them later")
+    twins = [None] * len(sources)
+    with _inside(pools):
+        late = _differing(sources, earlier)
+        while late:
+            for at in late:
+                twins[at] = sources[at].pool._written(names[at], sources[at].size_bytes, read_only, False, sources[at])
+                with nogil:  # as above
+                    pass
+            late = _require_shared(sources, twins, pools, earlier)
+        return twins
+
+
+cdef _require_shared(list sources, list twins, list pools, list earlier):
+    """Share with all twins, or say which further ones are needed: nothing is shared then. Raises EngineError."""
+    late = _share_all(sources, twins, pools, earlier)
+    for at in late:
+        if twins[at] is not None:
+            raise EngineError(f"cannot copy export {sources[at].name!r}: it was deleted")
+    if not late:
+        for twin in twins:
+            if twin is not None:
+                (<Pool>twin.pool)._disks.append(twin)
+    return late
+
+
+cdef _differing(list sources, list earlier):
+    """Where a source does not hold what its earlier copy holds, or has none."""
+    return [at for at in range(len(sources)) if earlier[at] is None or _differs(sources[at], earlier[at])]
+
+
+cdef bint _differs(Disk source, Disk copy):
+    cdef bint differs
+    lock_take(&source.pool.lock)
+    differs = not _is_same(source.root(), copy.root())
+    lock_leave(&source.pool.lock)
+    return differs
+
+
+cdef inline bint _is_same(const uint64_t* one, const uint64_t* other) noexcept nogil:
+    """Under the lock: both name the same node, or none: as long as the copy is there, no node of it is changed."""
+    return one != NULL and other != NULL and page_of(one[0]) == page_of(other[0])
 
 
 @contextlib.contextmanager
@@ -126,14 +173,17 @@ cdef _publish(Disk disk, field, uint64_t value, bint concealed):
         raise EngineError(f"export {disk.name!r} is gone")
 
 
-cdef _share_all(list sources, list twins, list pools):
-    """Give each twin, at one moment, what its source holds then; or nothing is done, and gives a source that was gone."""
+cdef _share_all(list sources, list twins, list pools, list earlier):
+    """Give each twin, at one moment, what its source holds then; a source without a twin still holds what its earlier copy
+    does. Where a source is gone, or one without a twin is not that, nothing is done, and all such are named."""
     cdef Lock* locks[POOLS_MAX]
     cdef int count = 0, index
-    cdef Py_ssize_t at, all_of_them = len(twins)
+    cdef Py_ssize_t at, all_of_them = len(twins), late_count = 0
     cdef Disk source, twin
     cdef Pool pool
-    missing = None
+    cdef bint is_late
+    cdef list late = [None] * all_of_them
+    cdef list numbers = list(range(all_of_them))
     for pool in pools:
         locks[count] = &pool.lock
         count += 1
@@ -142,15 +192,21 @@ cdef _share_all(list sources, list twins, list pools):
         lock_take(locks[index])
     for at in range(all_of_them):  # nothing in here makes a Python object
         source = <Disk>sources[at]
-        if source.root() == NULL:
-            missing = source
-    for at in range(all_of_them if missing is None else 0):
-        source = <Disk>sources[at]
-        twin = <Disk>twins[at]
-        source.share_concealed(twin)
+        if twins[at] is None:
+            is_late = not _is_same(source.root(), (<Disk>earlier[at]).root())
+        else:
+            is_late = source.root() == NULL
+        if is_late:
+            late[late_count] = numbers[at]
+            late_count += 1
+    for at in range(all_of_them if late_count == 0 else 0):
+        if twins[at] is not None:
+            source = <Disk>sources[at]
+            twin = <Disk>twins[at]
+            source.share_concealed(twin)
     for index in range(count):
         lock_leave(locks[index])
-    return missing
+    return late[:late_count]
 
 
 cdef void _sort(Lock** locks, int count) noexcept nogil:

@@ -30,3 +30,6 @@ class Walk:
     @property
     def progress(self) -> float:
         """Of the disk's blocks, the part that is behind."""
+
+def blocks_apart(disk: Disk, origin: Disk | None, limit: int) -> int:
+    """How many blocks of a copy a walk would tell, up to `limit`; some of them may have been rewritten as they were."""

@@ -361,6 +361,18 @@ def leaves_apart(Disk disk not None, Disk origin, uint64_t limit) -> int:
     return found if walk.trouble == NO_TROUBLE else limit
 
 
+def blocks_apart(Disk disk not None, Disk origin, uint64_t limit) -> int:
+    """How many blocks of a copy a walk would tell, up to `limit`, or a few more that are the same bytes."""
+    cdef Walk walk = Walk(disk, origin, Told())
+    cdef uint64_t found = 0
+    walk._enter()
+    with nogil:
+        while walk.block < walk.end and found < limit and walk._look():
+            found += walk.found_count
+        users_leave(&walk.pool.users)
+    return found if walk.trouble == NO_TROUBLE else limit
+
+
 cdef inline uint64_t* _below(uint64_t* words, uint64_t block, int level) noexcept nogil:
     """The word of a node that leads to a block; its level."""
     return words + ((block >> (level * BRANCH_SHIFT)) & (LEAF_BLOCKS - 1))

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.metrics.exposition import Family, Sample, Samples, histogram, labels
-from nbdzram.status import CheckpointStatus, ExportStatus, OperationStatus, RunTotals, ServerStatus, ThreadStatus
+from nbdzram.status import (
+    CheckpointStatus,
+    ExportStatus,
+    JournalStatus,
+    OperationStatus,
+    RunTotals,
+    ServerStatus,
+    ThreadStatus,
+)
 
 LATENCY_STEP = 2  # every second of the server's buckets: a factor of four between bounds, 4 us to 4 s
 
@@ -211,6 +219,10 @@ def _checkpoint(value: Callable[[CheckpointStatus], float | None]) -> Samples:
     return _if_known(lambda s: value(s.checkpoint) if s.checkpoint is not None else None)
 
 
+def _journal(value: Callable[[JournalStatus], float]) -> Samples:
+    return _if_known(lambda s: value(s.journal) if s.journal is not None else None)
+
+
 SERVER = (
     Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
     Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
@@ -230,6 +242,12 @@ SERVER = (
     Family("nbdzram_checkpoint_duration_seconds", "gauge", "Time that the last checkpoint took.", _checkpoint(lambda c: c.seconds)),
     Family("nbdzram_checkpoint_size_bytes", "gauge", "Size of the last checkpoint's file.", _checkpoint(lambda c: c.stream_bytes)),
     Family("nbdzram_checkpoint_failures_total", "counter", "Checkpoints that could not be taken.", _checkpoint(lambda c: c.failures)),
+    Family("nbdzram_journal_usable", "gauge", "Whether FLUSH is answered by the journal; 0: it waits for the first checkpoint, or fails. Absent without one.", _journal(lambda j: int(j.usable))),
+    Family("nbdzram_journal_groups_total", "counter", "Groups written and synced; each answers all who waited.", _journal(lambda j: j.groups)),
+    Family("nbdzram_journal_written_bytes_total", "counter", "Bytes of these groups.", _journal(lambda j: j.group_bytes)),
+    Family("nbdzram_journal_size_bytes", "gauge", "What a start would read of the journal behind the newest checkpoint.", _journal(lambda j: j.segment_bytes)),
+    Family("nbdzram_journal_group_duration_seconds", "gauge", "Time that the last group took, from its moment to its being on the disk.", _journal(lambda j: j.seconds)),
+    Family("nbdzram_journal_failures_total", "counter", "Groups that could not be written or synced.", _journal(lambda j: j.failures)),
     Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
 )  # fmt: skip
 

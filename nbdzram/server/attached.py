@@ -54,7 +54,7 @@ class Attached:
         self._hosting = hosting
         under_tls = not isinstance(line, SocketLine)
         self._terms = terms
-        self._sync = hosting.syncs.of(export.disk.pool.path)
+        self._sync = hosting.syncs.of(export.pool_name, export.disk.pool.path)
         self._syncing: asyncio.Task[None] | None = None
         self.session = hosting.plane.attach(
             line,

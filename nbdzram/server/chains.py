@@ -1,4 +1,4 @@
-"""The files of checkpoints: their names, and which of them a start reads."""
+"""The files of checkpoints and of the journal: their names, and which of them a start reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from nbdzram.errors import UserError
 
 _NAME = re.compile(r"(\d{8})-(?:full|since-(\d{8}))\.stream")
+_SEGMENT = re.compile(r"(\d{8})\.journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,37 @@ def name_of(number: int, since: int | None) -> str:
     return f"{number:08d}-{'full' if since is None else f'since-{since:08d}'}.stream"
 
 
-def checkpoints_in(directory: Path) -> dict[int, Checkpoint]:
-    """Those that are there, by their numbers. Raises UserError."""
+def segment_name(number: int) -> str:
+    """Of the file of a journal that begins at the checkpoint of this number."""
+    return f"{number:08d}.journal"
+
+
+def segments_in(directory: Path) -> dict[int, Path]:
+    """The files of the journal that are there, by the numbers of their checkpoints. Raises UserError."""
+    found = {}
+    for name in _names(directory):
+        match = _SEGMENT.fullmatch(name)
+        if match is not None:
+            found[int(match[1])] = directory / name
+    return found
+
+
+def next_number(directory: Path) -> int:
+    """Of a checkpoint: neither one nor a journal had it before. Raises UserError."""
+    return max([0, *checkpoints_in(directory), *segments_in(directory)]) + 1
+
+
+def _names(directory: Path) -> list[str]:
     try:
-        names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+        return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
     except OSError as error:
         raise UserError(f"cannot look into {directory}: {error.strerror}") from error
+
+
+def checkpoints_in(directory: Path) -> dict[int, Checkpoint]:
+    """Those that are there, by their numbers. Raises UserError."""
     found = {}
-    for name in names:
+    for name in _names(directory):
         match = _NAME.fullmatch(name)
         if match is not None:
             number, since = int(match[1]), int(match[2]) if match[2] else None

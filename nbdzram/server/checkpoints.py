@@ -20,25 +20,21 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from nbdzram import __version__
 from nbdzram.config import CheckpointConfig
-from nbdzram.engine import moment
-from nbdzram.engine.disk import Disk
-from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, StreamError, UserError
-from nbdzram.server.chains import Checkpoint, checkpoints_in, name_of, sync_directory
-from nbdzram.server.changes import Changes
-from nbdzram.server.exports import Export, Exports
+from nbdzram.machine import Machine
+from nbdzram.server.chains import Checkpoint, checkpoints_in, name_of, next_number, sync_directory
+from nbdzram.server.exports import Exports
+from nbdzram.server.journal import Journal
+from nbdzram.server.moments import Moment, Moments
 from nbdzram.server.pools import PoolService
-from nbdzram.server.telling import Base, Told, tell
 from nbdzram.status import CheckpointStatus
-from nbdzram.stream.layout import ExportPart, Origin
 from nbdzram.stream.sending import Progress, send
 
 LONGEST_CHAIN = 64
@@ -46,48 +42,31 @@ LONGEST_CHAIN = 64
 LOOK_SECONDS = 1.0
 WRITE_AT_ONCE_BYTES = 1 << 20
 
-Outcome = TypeVar("Outcome")
-
 log = logging.getLogger("nbdzram.server")
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """Copies of a moment, and what is told of them."""
-
-    copies: dict[Disk, Disk]  # by the disk that they are of
-    identities: dict[Disk, int]
-    told: Told
-    taken_ns: int
-    whole: bool  # nothing is told from what the last one has
-
-    def said(self) -> list[ExportPart]:
-        """What is told of the exports beside their blocks: equal if nothing but blocks may have changed."""
-        parts = [source.part for _, _, sources in self.told for source in sources]
-        return [replace(part, identity=0, origin=Origin.HOLES, origin_number=0, origin_name="") for part in parts]
-
-
-class _UnchangedError(Exception):
-    """There is nothing that the last checkpoint does not hold."""
 
 
 class Checkpoints:
     """Of one server. start(), then stop() when all clients have their answers: it takes the last one."""
 
     def __init__(
-        self, config: CheckpointConfig, changes: Changes, exports: Exports, pools: Mapping[str, PoolService]
+        self, config: CheckpointConfig, exports: Exports, pools: Mapping[str, PoolService], durable: Sequence[str] = ()
     ) -> None:
+        """`durable`: the pools whose FLUSH waits for a journal beside the checkpoints."""
         self._config = config
-        self._changes = changes
         self._exports = exports
         self._pools = pools
-        self._last: _Taken | None = None  # what the next one tells its changes from
+        self._moments = Moments(exports, pools, "checkpoint")
+        self._last: Moment | None = None  # what the next one tells its changes from
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._status: CheckpointStatus | None = None
+        self._journal_moments = Moments(exports, pools, "journal")
+        self.journal: Journal | None = None
+        """What FLUSH of the durable pools waits for."""
+        if durable and config.directory is not None:
+            self.journal = Journal(config.directory, self._journal_moments, durable)
 
     @property
     def _directory(self) -> Path:
@@ -99,10 +78,16 @@ class Checkpoints:
         """Of the newest that is whole; None: no directory is named."""
         return self._status
 
-    def prepare(self) -> None:
+    def prepare(self, state_dir: Path | None) -> None:
         """Make the directory usable. Raises UserError."""
         if self._config.directory is None:
             return
+        if self.journal is not None and state_dir is not None and not Machine().keeps_in_memory(state_dir):
+            raise UserError(
+                f'durability = "flush": the state directory {state_dir} lies on a disk, where a power failure leaves '
+                "pools of which nobody knows whether they are whole, and the journal would not be read; put it on a "
+                "tmpfs, or leave it out"
+            )
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for left in self._directory.glob("*.new"):
@@ -133,19 +118,25 @@ class Checkpoints:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        await self.take(last=True)
-        await self._give_way()
-        self._thread.shutdown()
+        await self.take()
+        async with self._turn:
+            await self._drop()
+        if self.journal is not None:
+            await self.journal.close()
+        self._moments.close()
+        self._journal_moments.close()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         due, refused = loop.time() + self._config.interval_seconds, self._refused()
+        if self.journal is not None:
+            due = loop.time()  # FLUSH waits for it
         while True:
             await asyncio.sleep(min(LOOK_SECONDS, max(due - loop.time(), 0.0)))
             if self._refused() != refused:
                 refused = self._refused()
                 await asyncio.shield(asyncio.create_task(self._give_way()))
-            if loop.time() >= due:
+            if loop.time() >= due or (self.journal is not None and self.journal.wants_checkpoint):
                 due = loop.time() + self._config.interval_seconds
                 await asyncio.shield(asyncio.create_task(self.take()))
 
@@ -153,42 +144,51 @@ class Checkpoints:
         return sum(service.pool.stats().failed_writes for service in self._pools.values())
 
     async def _give_way(self) -> None:
-        """The copies of the last one go, and the next one is whole."""
+        """The copies of the last one go, and the next one is whole; those of the journal's last group are made anew."""
         async with self._turn:
             await self._drop()
+        if self.journal is not None:
+            with contextlib.suppress(OSError):
+                await self.journal.synced()
 
     async def _drop(self) -> None:
         last, self._last = self._last, None
-        if last is not None:
-            await self._on_the_thread(lambda: moment.discard(list(last.copies.values())))
+        await self._moments.release(last)
 
-    async def take(self, *, last: bool = False) -> None:
-        """One, now; `last`: the server stops, and nothing is changed any more. A failure is counted and told."""
+    async def take(self) -> None:
+        """One, now. A failure is counted and told."""
         async with self._turn:
             assert self._status is not None
             try:
-                await self._take(last=last)
+                await self._take()
             except (UserError, EngineError, OSError, MemoryError) as error:
                 self._status = replace(self._status, failures=self._status.failures + 1)
                 log.warning("a checkpoint failed: %s", error)
 
-    async def _take(self, *, last: bool) -> None:
+    async def _take(self) -> None:
         assert self._status is not None
-        if not len(self._exports):
+        if not len(self._exports) and self.journal is None:
             return
         began = time.monotonic()
-        taken = await (self._copy() if last else self._changes.alone(self._copy()))
-        try:
-            progress = await self._on_the_thread(lambda: self._write(taken))
-        except _UnchangedError:
-            await self._on_the_thread(lambda: moment.discard(list(taken.copies.values())))
-            self._status = replace(self._status, moment=taken.taken_ns / 1e9, seconds=time.monotonic() - began)
+        number = await self._moments.on_the_thread(lambda: next_number(self._directory))
+        whole = self._last is None or self._is_long()
+        if self.journal is not None:
+            taken = await self.journal.begin_checkpoint(number)
+        else:
+            taken = await self._moments.take(self._last)
+        if taken is self._last:
+            await self._moments.release(taken)
+            self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
+        try:
+            progress = await self._moments.on_the_thread(lambda: self._write(number, taken, whole=whole))
         except BaseException:
-            await self._on_the_thread(lambda: moment.discard(list(taken.copies.values())))
+            await self._moments.release(taken)
             raise
         await self._drop()
         self._last = taken
+        if self.journal is not None:
+            await self.journal.stands(number, taken)
         self._status = replace(
             self._status,
             moment=taken.taken_ns / 1e9,
@@ -200,39 +200,11 @@ class Checkpoints:
         """Another chain is to begin."""
         return len(self._chain) >= LONGEST_CHAIN or sum(self._chain_bytes[1:]) > self._chain_bytes[0]
 
-    async def _copy(self) -> _Taken:
-        exports, whole = list(self._exports), self._last is None or self._is_long()
-        return await self._on_the_thread(lambda: self._copy_all(exports, whole=whole))
-
-    def _copy_all(self, exports: list[Export], *, whole: bool) -> _Taken:
-        disks = [export.disk for export in exports]
-        token = os.urandom(8).hex()
-        copies = moment.snapshot_together(disks, [f"\n{token} {number}" for number in range(len(disks))])
-        taken_ns = time.time_ns()
-        try:
-            identities = {}
-            for disk, copy in zip(disks, copies, strict=True):
-                identities[disk] = disk.identity or moment.new_identity()
-                copy.identify(identities[disk])
-            last = None if whole else self._last
-            bases = {
-                export: Base(export.name, last.identities[export.disk], last.copies[export.disk])
-                for export in exports
-                if last is not None and export.disk in last.copies
-            }
-            copy_of = dict(zip(disks, copies, strict=True))
-            pools: dict[str, Pool] = {name: service.pool for name, service in self._pools.items()}
-            told = tell(exports, copy_of, bases, pools, {export: identities[export.disk] for export in exports})
-            return _Taken(copy_of, identities, told, taken_ns, whole)
-        except BaseException:
-            moment.discard(copies)
-            raise
-
-    def _write(self, taken: _Taken) -> Progress:
-        """On the thread: one file, and away with what is not kept. Raises _UnchangedError."""
+    def _write(self, number: int, taken: Moment, *, whole: bool) -> Progress:
+        """On the thread: one file, and away with what is not kept."""
         known = checkpoints_in(self._directory)
-        number = max([0, *known]) + 1
-        since = None if taken.whole else self._chain[-1].number
+        since = None if whole else self._chain[-1].number
+        told = taken.told_since(None if whole else self._last, self._moments.engine_pools())
         progress, refused = Progress(), self._refused()
         path = self._directory / name_of(number, since)
         with _durable(path) as descriptor, os.fdopen(os.dup(descriptor), "wb", WRITE_AT_ONCE_BYTES) as file:
@@ -242,14 +214,12 @@ class Checkpoints:
                     raise StreamError("a write found no room in a pool, and the copies of this one keep some")
                 _write_all(file, content)
 
-            send(taken.told, taken.taken_ns, f"nbdzram {__version__}", write, progress)
-            if self._last is not None and not taken.whole and not progress.blocks and taken.said() == self._last.said():
-                raise _UnchangedError
-        if taken.whole:
+            send(told, taken.taken_ns, f"nbdzram {__version__}", write, progress, identity=taken.identity)
+        if whole:
             self._chain, self._chain_bytes = [], []
         self._chain.append(Checkpoint(number, since, path))
         self._chain_bytes.append(progress.bytes_written)
-        if taken.whole:
+        if whole:
             self._forget(known)
         return progress
 
@@ -262,9 +232,6 @@ class Checkpoints:
                 with contextlib.suppress(FileNotFoundError):
                     one.path.unlink()
         sync_directory(self._directory)
-
-    async def _on_the_thread(self, work: Callable[[], Outcome]) -> Outcome:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

@@ -54,7 +54,7 @@ RELEASE_SECONDS = 1.0
 class Hosting:
     """Made by NbdServer; lives on its event loop."""
 
-    def __init__(self, exports: Exports, config: ServerConfig) -> None:
+    def __init__(self, exports: Exports, config: ServerConfig, syncs: Syncs | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.exports = exports
         self.limits = config.limits
@@ -66,7 +66,7 @@ class Hosting:
             min(processors, PROCESSORS_MOST),
             config.limits.total_bytes,
         )
-        self.syncs = Syncs()
+        self.syncs = syncs or Syncs()
         self.receiver = Receiver()
         self.places = places(config.limits.connections, raise_limit())
         self.lobby = Lobby(self.places.haggling, self.loop.call_soon)

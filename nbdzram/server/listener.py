@@ -30,6 +30,7 @@ from nbdzram.server.sockets import (
     open_vsock,
     uri_of,
 )
+from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
 from nbdzram.status import ThreadStatus
 
@@ -42,8 +43,10 @@ HANDSHAKE_GRACE_SECONDS = 0.5
 class NbdServer:
     """Serves `exports` at the addresses of `config`. Use on one event loop: start, ..., drain."""
 
-    def __init__(self, exports: Exports, config: ServerConfig) -> None:
+    def __init__(self, exports: Exports, config: ServerConfig, syncs: Syncs | None = None) -> None:
+        """`syncs`: what FLUSH waits for, if that is more than the arenas' disks."""
         self.exports = exports
+        self._syncs = syncs
         self._config = config
         self._hosting: Hosting | None = None
         self._servers: list[asyncio.Server] = []
@@ -58,7 +61,7 @@ class NbdServer:
         assert self._hosting is None
         listeners = inherited(os.environ if environment is None else environment) or self._open()
         try:
-            self._hosting = hosting = Hosting(self.exports, self._config)
+            self._hosting = hosting = Hosting(self.exports, self._config, self._syncs)
         except BaseException:
             close_all(listeners)
             raise
@@ -141,7 +144,7 @@ class NbdServer:
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected socket (inetd's on stdin, say) until it closes."""
         if self._hosting is None:
-            self._hosting = Hosting(self.exports, self._config)
+            self._hosting = Hosting(self.exports, self._config, self._syncs)
         hosting = self._hosting
         client.setblocking(False)
         keep_alive(client)

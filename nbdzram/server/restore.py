@@ -1,24 +1,29 @@
-"""What fills empty pools before anything is offered: a stream (`serve --restore`), or the newest checkpoint."""
+"""What fills empty pools before anything is offered: a stream (`serve --restore`), or the newest checkpoint, and what
+its journal holds beyond it."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from nbdzram.config import ExportConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import NoSuchExport, UserError
+from nbdzram.errors import EngineError, NoSuchExport, StreamError, UserError
 from nbdzram.server.chains import chains, checkpoints_in
 from nbdzram.server.inventory import declared_export
 from nbdzram.server.received import place_in, received_record, valid_name
+from nbdzram.server.replay import apply_all, groups_since
 from nbdzram.server.state import ExportRecord, State
 from nbdzram.server.together import reveal_together
+from nbdzram.stream.journal import Group
 from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.receiving import Place, Received, Receiver
 
@@ -58,8 +63,10 @@ class Restore:
         refused: UserError | None = None
         for chain in chains(known):
             try:
-                count, moment_ns = self._receive([one.path for one in chain])
-            except UserError as error:
+                count, moment_ns = self._receive([one.path for one in chain], directory, chain[-1].number)
+            except StreamError as error:
+                if isinstance(error.__cause__, EngineError):
+                    raise  # it is right, and does not fit: an older one would not be what the exports are
                 log.warning("the checkpoint %s cannot be used: %s", chain[-1].path, error)
                 refused = error
                 continue
@@ -77,41 +84,31 @@ class Restore:
             log.info("%s is not restored: the pool %s holds disks already", source, holding[0])
         return not holding
 
-    def _receive(self, paths: Sequence[Path]) -> tuple[int, int]:
-        """A stream, and those that hold what changed since the one before: how many exports, and of which moment."""
-        token = os.urandom(8).hex()
-        before: list[Received] = []
-        moment_ns = 0
+    def _receive(self, paths: Sequence[Path], journal_in: Path | None = None, number: int = 0) -> tuple[int, int]:
+        """A stream, and those that hold what changed since the one before: how many exports, and of which moment.
+
+        journal_in: the directory with the journal that goes on behind them; `number` is that of the last.
+        """
+        disks = _Arriving(self._pools)
         try:
-            for number, path in enumerate(paths):
-                last = number == len(paths) - 1
-
-                def name(part: ExportPart, number: int = number, *, last: bool = last) -> str:
-                    return valid_name("", part) if last else f"\n{token} {number} {part.number}"
-
-                receiver = Receiver(self._place_among({one.part.identity: one.disk for one in before}), name)
+            for path in paths:
                 with path.open("rb") as file:
-                    received = receiver.receive(file.read)
-                moment.discard([one.disk for one in before])
-                before = received
-                assert receiver.header is not None
-                moment_ns = receiver.header.moment_ns
+                    disks.take_stream(file, all_exports=True)
+            if journal_in is not None:
+                groups = groups_since(journal_in, number, disks.moment_identity)
+                count = apply_all(groups, disks.take_group)
+                if count:
+                    log.info("%d groups of the journal follow the checkpoint", count)
+            received = disks.under_their_names()
         except OSError as error:
+            disks.discard()
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except BaseException:
-            moment.discard([one.disk for one in before])
+            disks.discard()
             raise
-        records = {one.name: self._record(one) for one in before}
-        reveal_together([one.disk for one in before], records, self._state)
-        return len(before), moment_ns
-
-    def _place_among(self, bases: Mapping[int, Disk]) -> Callable[[str], Place]:
-        def place(name: str) -> Place:
-            if name not in self._pools:
-                raise NoSuchExport(f"exports lay in the pool '{name[:80]}', and no such pool is declared")
-            return replace(place_in(name, self._pools[name]), find_base=bases.get)
-
-        return place
+        records = {one.name: self._record(one) for one in received}
+        reveal_together([one.disk for one in received], records, self._state)
+        return len(received), disks.moment_ns
 
     def _record(self, received: Received) -> ExportRecord:
         config = self._declared.get(received.name)
@@ -127,3 +124,59 @@ class Restore:
             removed=False,
             declared=declared,
         )
+
+
+class _Arriving:
+    """Concealed disks, as the streams that came so far say that they are."""
+
+    def __init__(self, pools: Mapping[str, Pool]) -> None:
+        self.moment_ns = 0
+        self.moment_identity = b""
+        self._pools = pools
+        self._token = os.urandom(8).hex()
+        self._numbers = itertools.count()
+        self._received: dict[tuple[str, str], Received] = {}  # by pool and name
+
+    def take_stream(self, file: BinaryIO, *, all_exports: bool, salt: int = 0, alone: bool = True) -> None:
+        """all_exports: those that it does not tell are gone. Raises UserError; then nothing is changed."""
+        bases = {one.part.identity: one.disk for one in self._received.values()}
+        receiver = Receiver(self._place_among(bases), self._name)
+        fresh = {
+            (one.place.name, valid_name("", one.part)): one
+            for one in receiver.receive(file.read, salt=salt, alone=alone)
+        }
+        gone = [one for key, one in self._received.items() if all_exports or key in fresh]
+        self._received = fresh if all_exports else {**self._received, **fresh}
+        moment.discard([one.disk for one in gone])
+        assert receiver.header is not None
+        self.moment_ns, self.moment_identity = receiver.header.moment_ns, receiver.header.identity
+
+    def take_group(self, group: Group) -> None:
+        """The same, of a group that is whole."""
+        with group.open() as file:
+            self.take_stream(file, all_exports=group.head.all_exports, salt=group.salt, alone=False)
+
+    def under_their_names(self) -> list[Received]:
+        """All of them; nothing more comes. Raises UserError."""
+        for key, one in list(self._received.items()):
+            (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
+            self._received[key] = replace(one, name=key[1], disk=disk)
+            disk.identify(one.disk.identity)
+            moment.discard([one.disk])
+        return list(self._received.values())
+
+    def discard(self) -> None:
+        """Nothing of it stays."""
+        moment.discard([one.disk for one in self._received.values()])
+
+    def _name(self, part: ExportPart) -> str:
+        valid_name("", part)
+        return f"\n{self._token} {next(self._numbers)}"
+
+    def _place_among(self, bases: Mapping[int, Disk]) -> Callable[[str], Place]:
+        def place(name: str) -> Place:
+            if name not in self._pools:
+                raise NoSuchExport(f"exports lay in the pool '{name[:80]}', and no such pool is declared")
+            return replace(place_in(name, self._pools[name]), find_base=bases.get)
+
+        return place

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nbdzram import __version__
-from nbdzram.config import ExportConfig, ServerConfig, Trigger
+from nbdzram.config import Durability, ExportConfig, ServerConfig, Trigger
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, UserError
@@ -37,6 +37,7 @@ from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
 from nbdzram.server.streams import Streams
+from nbdzram.server.syncs import Syncs
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
     ClientStatus,
@@ -76,12 +77,16 @@ class Service:
         self._pools: dict[str, PoolService] = {}
         self._run_numbers = itertools.count(1)
         self._exports = Exports(config.default_export)
-        self._nbd = NbdServer(self._exports, config)
+        durable = [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
+        self._checkpoints = Checkpoints(config.checkpoint, self._exports, self._pools, durable)
+        journal = self._checkpoints.journal
+        self._nbd = NbdServer(
+            self._exports, config, Syncs(journals={} if journal is None else dict.fromkeys(durable, journal))
+        )
         self._usages = Usages(self._exports)
         self._history = History(self._exports, self._memory_bytes, config.state_dir)
         self.changes = Changes(config, self._pools, self._exports, self._nbd, self._run_numbers)
         self._streams = Streams(self.changes, self._exports, self._pools)
-        self._checkpoints = Checkpoints(config.checkpoint, self.changes, self._exports, self._pools)
         self._reload = Reload(
             config, reread=reread, changes=self.changes, pools=self._pools, exports=self._exports, nbd=self._nbd
         )
@@ -105,7 +110,7 @@ class Service:
         try:
             for name, pool in pools.items():
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
-            await asyncio.to_thread(self._checkpoints.prepare)
+            await asyncio.to_thread(self._checkpoints.prepare, config.state_dir)
             moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._exports.add(placed.export())
@@ -218,6 +223,7 @@ class Service:
             pools=tuple(service.status(now) for service in self._pools.values()),
             exports=tuple(export.status() for export in self._exports),
             checkpoint=self._checkpoints.status,
+            journal=None if self._checkpoints.journal is None else self._checkpoints.journal.status,
         )
 
     def clients(self) -> tuple[ClientStatus, ...]:

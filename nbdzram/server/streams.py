@@ -31,7 +31,7 @@ from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.pools import PoolService
 from nbdzram.server.received import place_in, valid_name
-from nbdzram.server.telling import Base, Told, tell
+from nbdzram.server.telling import Base, Seen, Told, tell
 from nbdzram.status import ReceiveReport, SendReport
 from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.pipe import Pipe
@@ -134,10 +134,11 @@ class Streams:
         token = os.urandom(8).hex()
         copies = moment.snapshot_together(disks, [f"\n{token} {number}" for number in range(len(disks))])
         copy_of = dict(zip(disks, copies, strict=True))
-        known = {one: Base(base.name, base.disk.identity, copy_of[base.disk]) for one, base in bases.items()}
+        known = {one.disk: Base(base.name, base.disk.identity, copy_of[base.disk]) for one, base in bases.items()}
         try:
             pools = {name: service.pool for name, service in self._pools.items()}
-            return _Moment(copies, tell(chosen, copy_of, known, pools, {one: one.disk.identity for one in chosen}))
+            seen = [Seen.of(export) for export in chosen]
+            return _Moment(copies, tell(seen, copy_of, known, pools, {one.disk: one.disk.identity for one in chosen}))
         except BaseException:
             moment.discard(copies)
             raise

@@ -1,4 +1,5 @@
-"""FLUSH and FUA where the state directory lies on a disk: the arena's pages are written there before the answer.
+"""FLUSH and FUA where something lies on a disk: the arena's pages are written there before the answer, or a journal is
+(journal.py).
 
 What is stored lies in a mapped file, so an answered write outlives the process in any case; the kernel writes the pages
 to a disk when it likes. A sync makes it do so now. It takes milliseconds, so it has a thread of its own, for each pool,
@@ -22,22 +23,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from nbdzram.machine import Machine
 
+NO_JOURNALS: Mapping[str, Sync] = MappingProxyType({})
 
-class ArenaSync:
-    """One arena's file. Used on the event loop only."""
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.identity = _identity(os.fstat(self._descriptor))
-        self._thread = ThreadPoolExecutor(1, "nbdzram-sync")
+class Sync(ABC):
+    """What FLUSH waits for, of a pool. Used on the event loop only."""
+
+    def __init__(self) -> None:
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
-        self._failed: OSError | None = None
 
     async def synced(self) -> None:
         """Return once everything that was stored before this call is on the disk. Raises OSError."""
@@ -45,10 +47,28 @@ class ArenaSync:
             self._next = asyncio.create_task(self._sync_after(self._running))
         await asyncio.shield(self._next)
 
+    @abstractmethod
+    async def _sync(self) -> None:
+        """Bring to the disk what is stored when this is called. Raises OSError."""
+
     async def _sync_after(self, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait({before})
         self._running, self._next = self._next, None
+        await self._sync()
+
+
+class ArenaSync(Sync):
+    """One arena's file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.identity = _identity(os.fstat(self._descriptor))
+        self._thread = ThreadPoolExecutor(1, "nbdzram-sync")
+        self._failed: OSError | None = None
+
+    async def _sync(self) -> None:
         if self._failed is None:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._descriptor)
@@ -66,12 +86,16 @@ class ArenaSync:
 class Syncs:
     """Those of all pools, made when the first client attaches to one."""
 
-    def __init__(self, machine: Machine | None = None) -> None:
+    def __init__(self, machine: Machine | None = None, journals: Mapping[str, Sync] = NO_JOURNALS) -> None:
+        """`journals`: of the pools whose FLUSH waits for a journal, by name."""
         self._machine = machine or Machine()
+        self._journals = journals
         self._by_path: dict[str, ArenaSync] = {}
 
-    def of(self, path: str | None) -> ArenaSync | None:
+    def of(self, pool_name: str, path: str | None) -> Sync | None:
         """What FLUSH waits for; None where there is no disk below."""
+        if pool_name in self._journals:
+            return self._journals[pool_name]
         if path is None or self._machine.keeps_in_memory(Path(path)):
             return None
         known = self._by_path.get(path)

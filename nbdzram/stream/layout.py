@@ -193,13 +193,18 @@ def check_preamble(found: bytes) -> None:
         )
 
 
-def record(number: int, kind: Kind, *parts: bytes) -> tuple[bytes, int]:
-    """A record as it stands in a stream, and its checksum."""
+def record(number: int, kind: Kind, *parts: bytes, salt: int = 0) -> tuple[bytes, int]:
+    """A record as it stands in a stream, and its checksum; `salt` is that of a group of a journal (journal.py)."""
     length = sum(map(len, parts))
     assert length <= LARGEST_BODY, length
     framed = b"".join((FRAME.pack(length, kind, 0), *parts))
-    checksum = digest_of(framed, number)
+    checksum = digest_of(framed, seed_of(salt, number))
     return framed + CHECKSUM.pack(checksum), checksum
+
+
+def seed_of(salt: int, number: int) -> int:
+    """Of a record's checksum."""
+    return salt + number & (1 << 64) - 1
 
 
 def digest_on(digest: int, checksum: int) -> int:

@@ -21,8 +21,12 @@ class Counted:
         self.digest = 0  # of all records that were given out
 
 
-def records(read: Callable[[int], bytes], counted: Counted) -> Iterator[tuple[Kind, memoryview]]:
+def records(
+    read: Callable[[int], bytes], counted: Counted, *, salt: int = 0, alone: bool = True
+) -> Iterator[tuple[Kind, memoryview]]:
     """Each record's kind and body, up to END with it; `read` gives up to so many bytes, none at the end.
+
+    salt: of a group of a journal; alone: nothing is to follow it.
 
     Raises StreamError, for anything that is not exactly what was written.
     """
@@ -35,7 +39,7 @@ def records(read: Callable[[int], bytes], counted: Counted) -> Iterator[tuple[Ki
             raise _damaged(counted.records)
         framed = frame + _exactly(read, length, counted)
         (checksum,) = CHECKSUM.unpack(_exactly(read, CHECKSUM.size, counted))
-        if digest_of(framed, counted.records) != checksum:
+        if digest_of(framed, layout.seed_of(salt, counted.records)) != checksum:
             raise _damaged(counted.records)
         try:
             kind = Kind(number)
@@ -52,7 +56,7 @@ def records(read: Callable[[int], bytes], counted: Counted) -> Iterator[tuple[Ki
         yield kind, memoryview(framed)[FRAME.size :]
         counted.records += 1
         counted.digest = layout.digest_on(counted.digest, checksum)
-    if read(1):
+    if alone and read(1):
         raise StreamError("the stream is damaged: there are bytes behind its end record")
 
 

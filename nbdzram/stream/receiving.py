@@ -72,12 +72,12 @@ class Receiver:
         self._pools: list[_PoolReceiver] = []
         self._received: dict[int, Received] = {}
 
-    def receive(self, read: Callable[[int], bytes]) -> list[Received]:
+    def receive(self, read: Callable[[int], bytes], *, salt: int = 0, alone: bool = True) -> list[Received]:
         """All of it: concealed disks that the caller offers or discards. Raises StreamError, UserError; then nothing is
-        left. Blocks as `read` does, and `read` may raise to end it.
+        left. Blocks as `read` does, and `read` may raise to end it. salt, alone: see records().
         """
         try:
-            for kind, body in records(read, self.intake.counted):
+            for kind, body in records(read, self.intake.counted, salt=salt, alone=alone):
                 self._take(kind, body)
             self._end()
         except EngineError as error:

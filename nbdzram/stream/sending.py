@@ -45,9 +45,10 @@ class Progress:
 class Writer:
     """Numbers the records, and adds them up."""
 
-    def __init__(self, write: Callable[[bytes], None], progress: Progress) -> None:
+    def __init__(self, write: Callable[[bytes], None], progress: Progress, salt: int = 0) -> None:
         self._write = write
         self._progress = progress
+        self._salt = salt
         self._records = 0
         self._digest = 0
 
@@ -58,7 +59,7 @@ class Writer:
 
     def add(self, kind: Kind, *parts: bytes) -> None:
         """One record."""
-        framed, checksum = layout.record(self._records, kind, *parts)
+        framed, checksum = layout.record(self._records, kind, *parts, salt=self._salt)
         self._put(framed)
         self._records += 1
         self._digest = layout.digest_on(self._digest, checksum)
@@ -84,11 +85,17 @@ def send(
     program: str,
     write: Callable[[bytes], None],
     progress: Progress,
+    *,
+    identity: bytes | None = None,
+    salt: int = 0,
 ) -> None:
-    """Write the whole stream. Blocks as `write` does; what that raises ends it. Raises StreamError for rot."""
+    """Write the whole stream. Blocks as `write` does; what that raises ends it. Raises StreamError for rot.
+
+    identity: 16 bytes that name the moment; salt: of a group of a journal.
+    """
     total = sum(len(sources) for _, _, sources in pools)
-    writer = Writer(write, progress)
-    writer.begin(Header(os.urandom(16), moment_ns, len(pools), total, program))
+    writer = Writer(write, progress, salt)
+    writer.begin(Header(identity or os.urandom(16), moment_ns, len(pools), total, program))
     for number, (name, pool, sources) in enumerate(pools):
         writer.add(Kind.POOL, layout.pool_body(PoolPart(number, name)))
         _PoolSender(pool, writer, progress, total).send(sources)

@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nbdzram]:
     file = directory / "nbdzram.toml"
     file.write_text(CONFIGURATION)
     exports: dict[str, str | int] = {"vm1": "64M", "vm2": "64M", "tight": "16M,pool=small"}
-    kept = ["--checkpoint", str(directory / "checkpoints"), "--checkpoint-interval", "1"]
+    kept = ["--checkpoint", str(directory / "checkpoints"), "--checkpoint-interval", "1", "--durability", "flush"]
     with Nbdzram(directory, exports, arguments=["-c", str(file), *kept], metrics=True) as running:
         yield running
 

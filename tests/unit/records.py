@@ -9,6 +9,7 @@ from nbdzram.status import (
     CheckpointStatus,
     ClientStatus,
     ExportStatus,
+    JournalStatus,
     MaintenanceStatus,
     OperationStatus,
     PoolStatus,
@@ -154,6 +155,16 @@ SERVER = ServerStatus(
     ),
     exports=(EXPORT,),
     checkpoint=CheckpointStatus(moment=1.7e9, interval_seconds=60.0, seconds=0.5, stream_bytes=3 * MIB, failures=1),
+    journal=JournalStatus(
+        pools=("default",),
+        usable=True,
+        trouble="",
+        groups=7,
+        group_bytes=5 * MIB,
+        segment_bytes=MIB,
+        seconds=0.003,
+        failures=2,
+    ),
 )
 
 REPORT = RunReport(

@@ -364,3 +364,28 @@ def test_a_server_that_was_killed_begins_from_its_newest_checkpoint(start: Start
     fill(again, "disk", noise(3), at=2 * BLOCK)
     assert again.stop() == 0
     assert content_of(start(*flags), "disk")[2 * BLOCK : 3 * BLOCK] == noise(3)
+
+
+def test_what_a_client_flushed_is_there_when_the_server_was_killed(start: Start, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    flags = ("-e", "disk=1M", "--checkpoint", str(kept), "--durability", "flush")
+    server = start(*flags)
+    with Client(server.socket, "disk") as client:
+        for number in range(20):
+            client.write(number * BLOCK, noise(number))
+            client.flush()
+    server.process.kill()
+    server.process.communicate()
+    again = start(*flags)
+    assert content_of(again, "disk")[: 20 * BLOCK] == b"".join(noise(number) for number in range(20))
+    assert "groups of the journal follow the checkpoint" in again.log.read_text()
+    with Client(again.socket, "disk") as client:
+        client.flush()
+    assert "FLUSH is on the disk when it is answered" in again.run("doctor").out
+
+
+def test_a_durable_pool_without_a_directory_is_a_mistake() -> None:
+    words = [*NBDZRAM, "serve", "-e", "disk=1M", "--durability", "flush", "--check-config"]
+    told = subprocess.run(words, capture_output=True, text=True, env=clean_environment(), check=False)
+    assert told.returncode == 2
+    assert "needs a disk to write to; name one with --checkpoint DIR" in told.stderr

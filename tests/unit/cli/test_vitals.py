@@ -96,6 +96,24 @@ def test_the_state_directory_needs_room_for_what_pools_may_still_take(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("usable", "trouble", "level", "says"),
+    [
+        (True, "", Level.OK, "on the disk when it is answered"),
+        (False, "", Level.WARN, "waits for the first checkpoint"),
+        (False, "the journal in /d failed (Input/output error)", Level.FAIL, "FLUSH fails: the journal in /d"),
+    ],
+)
+def test_a_journal_that_cannot_be_used_is_told(
+    tmp_path: Path, usable: bool, trouble: str, level: Level, says: str
+) -> None:
+    assert SERVER.journal is not None
+    found = only(vitals.journal(patient(tmp_path, journal=replace(SERVER.journal, usable=usable, trouble=trouble))))
+    assert found.level is level
+    assert says in found.says
+    assert "none" in only(vitals.journal(patient(tmp_path, journal=None))).says
+
+
+@pytest.mark.parametrize(
     ("cgroup", "name"),
     [
         (UNIT_CGROUP, "nbdzram.service runs it"),

@@ -73,6 +73,77 @@ def test_a_moment_is_one_point_over_several_pools() -> None:
         pool.close()
 
 
+def test_the_locks_of_several_pools_are_taken_once_for_a_moment_of_all() -> None:
+    """Between two holds a write could be in one copy and the one before it not in the other."""
+    with Pool() as one, Pool() as other:
+        disks = [pool.create("disk", MIB) for pool in (one, other)]
+
+        def turns(*sources: Disk) -> int:
+            before = one.turns()
+            copies = moment.snapshot_together(list(sources), [f"copy{number}" for number in range(len(sources))])
+            taken = one.turns() - before
+            moment.discard(copies)
+            return taken
+
+        assert turns(*disks) == turns(disks[0])
+
+
+def test_a_disk_that_is_what_its_copy_holds_needs_no_other_copy() -> None:
+    with Pool() as pool:
+        disks = [pool.create(f"disk{number}", MIB) for number in range(4)]
+        disks[0].write(0, text(0))
+        first = moment.snapshot_changed(disks, [None] * 4, ["a", "b", "c", "d"])
+        assert None not in first
+        disks[1].write(0, text(1))
+        disks[2].write(0, text(2))
+        disks[2].trim(0, BLOCK)
+        then = moment.snapshot_changed(disks, first, ["e", "f", "g", "h"])
+        assert [copy is not None for copy in then] == [False, True, False, False]
+        assert then[1] is not None
+        assert then[1].read(0, BLOCK) == text(1)
+        disks[0].trim(0, BLOCK)
+        last = moment.snapshot_changed(disks, [first[0], then[1], *first[2:]], ["i", "j", "k", "l"])
+        assert [copy is not None for copy in last] == [True, False, False, False]
+        pool.delete(disks[3])
+        with pytest.raises(EngineError, match="disk3"):
+            moment.snapshot_changed(disks, first, ["m", "n", "o", "p"])
+        assert len(pool.all_disks()) == 3 + 4 + 1 + 1
+        pool.check()
+
+
+def test_what_changes_while_a_moment_is_made_ready_is_in_it() -> None:
+    """As above, with copies from the moment before for what did not change."""
+    with Pool() as pool:
+        disks = [pool.create(f"disk{number}", MIB) for number in range(2)]
+        over = threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not over.is_set():
+                number += 1
+                disks[number % 2].write(0, number.to_bytes(8, "little") * 512)
+
+        def look() -> None:
+            kept: list[Disk | None] = [None, None]
+            for turn in range(1000):
+                copies = moment.snapshot_changed(disks, kept, [f"copy{turn}", f"other{turn}"])
+                gone = [before for before, copy in zip(kept, copies, strict=True) if copy and before]
+                kept = [copy or before for before, copy in zip(kept, copies, strict=True)]
+                moment.discard(gone)
+                numbers = [int.from_bytes(copy.read(0, 8), "little") for copy in kept if copy]
+                assert abs(numbers[0] - numbers[1]) == 1 or numbers == [0, 0], numbers
+            over.set()
+
+        def look_and_end() -> None:
+            try:
+                look()
+            finally:
+                over.set()
+
+        in_threads(write, look_and_end)
+        pool.check()
+
+
 def test_what_a_pool_holds_is_told_without_disks_that_are_not_offered(tmp_path: Path) -> None:
     """Copies that a stream or a checkpoint takes would double it."""
     path = str(tmp_path / "arena")

@@ -156,13 +156,19 @@ def test_history_is_told_sample_by_sample() -> None:
 
 def test_what_a_server_lacks_has_no_sample() -> None:
     bare = dataclasses.replace(
-        SERVER, certificate_expires_at=None, state_dir_size_bytes=0, state_dir_free_bytes=0, checkpoint=None
+        SERVER,
+        certificate_expires_at=None,
+        state_dir_size_bytes=0,
+        state_dir_free_bytes=0,
+        checkpoint=None,
+        journal=None,
     )
     gone = {name for name, _ in scrape()} - {name for name, _ in scrape(bare)}
     kinds = ("state_dir_free_bytes", "state_dir_size_bytes", "tls_certificate_expiry_timestamp_seconds")
-    checkpoint = [family.name for family in FAMILIES if family.name.startswith("nbdzram_checkpoint_")]
+    prefixes = ("nbdzram_checkpoint_", "nbdzram_journal_")
+    checkpoint = [family.name for family in FAMILIES if family.name.startswith(prefixes)]
     assert gone == {*(f"nbdzram_{kind}" for kind in kinds), *checkpoint}
-    assert len(checkpoint) == 5
+    assert len(checkpoint) == 11
     assert scrape()[key("nbdzram_tls_certificate_expiry_timestamp_seconds")] == 1.8e9
 
 

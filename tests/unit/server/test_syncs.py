@@ -174,11 +174,11 @@ def test_a_pool_made_anew_under_the_same_name_is_synced_itself(tmp_path: Path, m
     monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: False)
     file, syncs = tmp_path / "arena", Syncs()
     file.write_bytes(b"x")
-    old = syncs.of(str(file))
-    assert syncs.of(str(file)) is old
+    old = syncs.of("lasting", str(file))
+    assert syncs.of("lasting", str(file)) is old
     kept = file.rename(tmp_path / "old")  # so that its number is not used again
     file.write_bytes(b"y")
-    assert syncs.of(str(file)) is not old
+    assert syncs.of("lasting", str(file)) is not old
     assert kept.exists()
     syncs.close()
 

@@ -1,0 +1,224 @@
+"""The journal: FLUSH and FUA are answered when what changed has reached the disk, whatever becomes of the power.
+
+    FLUSH ─┐                       group under way: moment ── what changed since the last ── fdatasync ──> its answers
+    FLUSH ─┼─> the next group: its moment is taken when that one has ended, and it answers all who came meanwhile
+    FUA   ─┘
+
+A group is a stream, told from the copies of the moment before it: writes, trims, resizes, clones, removals, rules are
+in it as they are in a checkpoint. Groups are appended to a segment (segments.py), which begins at the moment of a
+checkpoint and has its number; a checkpoint that is durable lets the segments before it go.
+
+    BEGINNING   no checkpoint of this server stands yet: FLUSH waits for it
+    OPEN        groups are appended
+    DEAD        a write or a sync failed, so nobody knows what is on the disk: FLUSH is EIO
+
+From BEGINNING and DEAD a checkpoint leads to OPEN, whose moment was taken in that stage and which stands: a new segment
+begins at its moment.
+
+Invariants
+1. A request is answered by a group whose moment was taken after it came (Sync), or because nothing changed since a
+   group that is on the disk.
+2. Each group begins where the one before it ended, across segments: a start applies them until one is not whole.
+3. A segment goes only when a checkpoint of its end, or of a later moment, is durable.
+4. A segment of which a write or a sync failed is never written again: the kernel forgets what it could not write
+   (fsync(2), "EIO"), so a later sync that succeeded would prove nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from nbdzram import __version__
+from nbdzram.errors import EngineError, StreamError, UserError
+from nbdzram.server.chains import segments_in
+from nbdzram.server.moments import Moment, Moments
+from nbdzram.server.segments import SegmentFile, begin_segment, retire_segments
+from nbdzram.server.syncs import Sync
+from nbdzram.status import JournalStatus
+from nbdzram.stream.journal import GroupHead
+from nbdzram.stream.sending import Progress, send
+from nbdzram.units import format_size
+
+Outcome = TypeVar("Outcome")
+
+LONG_BYTES = 256 << 20
+"""Of a segment: a start reads so much in about a second. From then on a checkpoint is due."""
+
+log = logging.getLogger("nbdzram.server")
+
+
+class Journal(Sync):
+    """Of one server. begin_checkpoint() and stands() come from Checkpoints, one pair after another."""
+
+    def __init__(self, directory: Path, moments: Moments, pools: Sequence[str]) -> None:
+        """`pools`: those whose FLUSH waits for it, for people."""
+        super().__init__()
+        self._directory = directory
+        self._moments = moments
+        self._pools = tuple(pools)
+        self._segment: SegmentFile | None = None  # in stage OPEN
+        self._last: Moment | None = None  # what its last group, or its beginning, is of
+        self._dead = ""  # why, in stage DEAD
+        self._decided = asyncio.Event()  # in another stage than BEGINNING
+        self._turn = asyncio.Lock()  # one group, and one change of the segment, after another
+        self._mending: Moment | None = None  # the checkpoint under way began while there was no segment
+        self._stood = 0  # number of the last checkpoint that stands
+        self._sequence = 0
+        self._groups = self._bytes = self._failures = 0
+        self._seconds = 0.0
+
+    @property
+    def status(self) -> JournalStatus:
+        """At this moment."""
+        return JournalStatus(
+            pools=self._pools,
+            usable=self._segment is not None,
+            trouble=self._dead,
+            groups=self._groups,
+            group_bytes=self._bytes,
+            segment_bytes=self._segment.end if self._segment is not None else 0,
+            seconds=self._seconds,
+            failures=self._failures,
+        )
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Without one FLUSH waits or fails, or a start would have to read much."""
+        return self._segment is None or self._segment.end > LONG_BYTES
+
+    async def close(self) -> None:
+        """Nobody waits any more, and the last checkpoint was taken."""
+        self._decided.set()
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        last, self._last = self._last, None
+        await self._moments.release(last)
+
+    # ---- for checkpoints ----
+
+    async def begin_checkpoint(self, number: int) -> Moment:
+        """The moment of a checkpoint, held; what comes after it goes to a segment of its own. Raises UserError,
+        EngineError, OSError.
+        """
+        async with self._turn:
+            if self._segment is not None:
+                await self._commit()
+            if self._segment is None:
+                self._mending = await self._moments.take(self._last)
+                return self._mending
+            self._mending = None
+            assert self._last is not None
+            if self._segment.head.since != self._last.identity or self._segment.head.number != self._stood:
+                fresh = await self._on_the_thread(self._begin_segment(number, self._last))
+                self._segment.close()
+                self._segment = fresh
+            return self._moments.hold(self._last)
+
+    async def stands(self, number: int, moment: Moment) -> None:
+        """The checkpoint is durable, whatever the power does."""
+        async with self._turn:
+            if self._segment is None and self._mending is moment:
+                try:
+                    self._segment = await self._on_the_thread(self._begin_segment(number, moment))
+                except OSError as error:
+                    await self._die(error)
+                    return
+                if self._dead:
+                    log.info("the journal in %s goes on: FLUSH is answered again", self._directory)
+                self._last, self._dead = self._moments.hold(moment), ""
+                self._decided.set()
+            self._stood = number
+            try:
+                await self._on_the_thread(lambda: self._retire(number))
+            except (OSError, UserError) as error:
+                log.warning("old journals in %s stay until the next checkpoint: %s", self._directory, error)
+
+    def _begin_segment(self, number: int, moment: Moment) -> Callable[[], SegmentFile]:
+        return lambda: begin_segment(self._directory, number, moment.identity)
+
+    def _retire(self, number: int) -> None:
+        retire_segments(self._directory, [known for known in segments_in(self._directory) if known < number])
+
+    # ---- groups ----
+
+    async def _sync(self) -> None:
+        await self._decided.wait()
+        async with self._turn:
+            if self._segment is not None:
+                await self._commit()
+            if self._segment is None:
+                raise OSError(errno.EIO, self._dead or "the server stops")
+
+    async def _commit(self) -> None:
+        """Append what changed, if anything did. The journal may die of it. Raises OSError for a group that could not be
+        made; then the next one tells what it would have.
+        """
+        assert self._segment is not None
+        assert self._last is not None
+        began, last, segment, progress = time.monotonic(), self._last, self._segment, Progress()
+        self._sequence += 1  # also of one that fails: what it left must not look like the next one
+        try:
+            moment = await self._moments.take(last)
+        except (EngineError, UserError, MemoryError) as error:
+            raise self._failed(error) from error
+        if moment is last:
+            await self._moments.release(moment)
+            return
+        try:
+            await self._on_the_thread(lambda: self._append(segment, moment, last, progress))
+        except (StreamError, EngineError, MemoryError) as error:
+            await self._moments.release(moment)
+            raise self._failed(error) from error
+        except OSError as error:
+            await self._moments.release(moment)
+            await self._die(error)
+            return
+        self._last = moment
+        await self._moments.release(last)
+        self._groups += 1
+        self._bytes += progress.bytes_written
+        self._seconds = time.monotonic() - began
+
+    def _append(self, segment: SegmentFile, moment: Moment, last: Moment, progress: Progress) -> None:
+        all_exports = not moment.same_roster(last)
+        told = moment.told_since(last, self._moments.engine_pools(), changed_alone=not all_exports)
+        head = GroupHead(
+            sequence=self._sequence, since=last.identity, identity=moment.identity, all_exports=all_exports
+        )
+
+        def write_stream(write: Callable[[bytes], None], salt: int) -> None:
+            program = f"nbdzram {__version__}"
+            send(told, moment.taken_ns, program, write, progress, identity=moment.identity, salt=salt)
+
+        segment.append(head, write_stream)
+
+    def _failed(self, error: Exception) -> OSError:
+        self._failures += 1
+        log.error("FLUSH fails: what changed could not be written to the journal: %s", error)
+        return OSError(errno.EIO, str(error))
+
+    async def _die(self, error: OSError) -> None:
+        """Until a checkpoint stands. What lies on the disk stays there: a start may need it."""
+        self._failures += 1
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += f"; make room there, {format_size(LONG_BYTES)} and that of a whole checkpoint"
+        self._dead = f"the journal in {self._directory} failed ({reason})"
+        log.error("%s: FLUSH and FUA are I/O errors until a new checkpoint stands, which is tried at once", self._dead)
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        self._decided.set()
+        last, self._last = self._last, None
+        await self._moments.release(last)
+
+    async def _on_the_thread(self, work: Callable[[], Outcome]) -> Outcome:
+        return await self._moments.on_the_thread(work)

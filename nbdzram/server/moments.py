@@ -1,0 +1,183 @@
+"""Moments: what a server's exports are at one point, as concealed copies, each told from the one before.
+
+    Moment    roster: each export, and what is told of it beside its blocks
+              kept: for each disk a copy, which moments share for as long as the disk's content stays what it is
+
+Who takes one (a checkpoint, a group of the journal) holds it until the next, and tells what differs: what did not
+change has the same copy. So a moment costs a look at each root, and a copy for each disk that was written since.
+
+Invariants
+1. All exports of a moment are as they were at one point. One that is being reset may be so in part, as when a client
+   trims it.
+2. What is told of an export held while the copies were taken: the roster is read before and after, and where it differs
+   the moment is taken again. So a copy never has another size than its content had.
+3. A copy is deleted when the last moment that has it is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from nbdzram.engine import moment
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import EngineError
+from nbdzram.server.exports import Exports
+from nbdzram.server.pools import PoolService
+from nbdzram.server.telling import Base, Seen, Told, tell
+
+CHANGING_SECONDS = 0.01
+TRIES = 1000
+"""For a moment beside a change, which takes milliseconds, and seconds where a large disk is removed."""
+
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(slots=True)
+class Kept:
+    """A copy, the name of its content, and how many moments have it."""
+
+    copy: Disk
+    identity: int
+    holders: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """`identity` names it, to whoever reads what was told of it."""
+
+    roster: tuple[Seen, ...]
+    kept: Mapping[Disk, Kept]
+    identity: bytes = field(default_factory=lambda: os.urandom(16))
+    taken_ns: int = field(default_factory=time.time_ns)
+
+    def bases(self) -> list[Base]:
+        """What somebody has who was told of it."""
+        kept = [(seen.name, self.kept[seen.disk]) for seen in self.roster]
+        return [Base(name, one.identity, one.copy) for name, one in kept]
+
+    def same_roster(self, other: Moment) -> bool:
+        """Nothing but blocks differs."""
+        return self.roster == other.roster
+
+    def told_since(self, since: Moment | None, pools: Mapping[str, Pool], *, changed_alone: bool = False) -> Told:
+        """What is to be said of it to whoever has `since`; changed_alone: of exports whose blocks may differ. Looks at
+        tables: on a thread.
+        """
+        known = since.kept if since is not None else {}
+        told = [seen for seen in self.roster if not changed_alone or known.get(seen.disk) is not self.kept[seen.disk]]
+        bases = {seen.disk: Base(seen.name, one.identity, one.copy) for seen in told if (one := known.get(seen.disk))}
+        others = [] if since is None or len(bases) == len(told) else since.bases()
+        return tell(
+            told,
+            {seen.disk: self.kept[seen.disk].copy for seen in told},
+            bases,
+            pools,
+            {seen.disk: self.kept[seen.disk].identity for seen in told},
+            also_there=others,
+        )
+
+
+class Moments:
+    """Those of one server. Used on the event loop; `thread` does what takes long, and ends when they do."""
+
+    def __init__(self, exports: Exports, pools: Mapping[str, PoolService], thread_name: str) -> None:
+        self._exports = exports
+        self._pools = pools
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)
+
+    def close(self) -> None:
+        """Nothing is under way any more."""
+        self._thread.shutdown()
+
+    async def take(self, last: Moment | None) -> Moment:
+        """What all exports are now; `last` itself, held once more, if nothing changed.
+
+        Raises UserError, EngineError.
+        """
+        for _ in range(TRIES):
+            roster = self._roster()
+            try:
+                taken = await self.on_the_thread(partial(_copy_changed, roster, last))
+            except EngineError:
+                if self._roster() == roster and all(export.changing is None for export in self._exports):
+                    raise
+                await asyncio.sleep(CHANGING_SECONDS)  # one of them is being removed, or rolled back
+                continue
+            if self._roster() == roster:
+                return _joined(roster, taken, last)
+            await self.on_the_thread(partial(moment.discard, [kept.copy for kept in taken.values()]))
+        raise EngineError("exports are changed all the time; no moment could be taken")
+
+    async def release(self, *moments: Moment | None) -> None:
+        """They are not needed any more."""
+        freed = [kept for one in moments if one is not None for kept in _let_go(one)]
+        if freed:
+            await self.on_the_thread(partial(moment.discard, [kept.copy for kept in freed]))
+
+    def hold(self, held: Moment) -> Moment:
+        """Once more."""
+        return _held(held)
+
+    async def on_the_thread(self, work: Callable[[], Outcome]) -> Outcome:
+        """One after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def engine_pools(self) -> dict[str, Pool]:
+        """Those of the server, by name."""
+        return {name: service.pool for name, service in self._pools.items()}
+
+    def _roster(self) -> tuple[Seen, ...]:
+        return tuple([Seen.of(export) for export in self._exports])
+
+
+def _copy_changed(roster: Sequence[Seen], last: Moment | None) -> dict[Disk, Kept]:
+    """On the thread: copies of the disks that are not what `last` has of them; of one point."""
+    earlier = [_copy_of(seen, last) for seen in roster]
+    token = os.urandom(8).hex()
+    names = [f"\n{token} {number}" for number in range(len(roster))]
+    copies = moment.snapshot_changed([seen.disk for seen in roster], earlier, names)
+    return {
+        seen.disk: Kept(copy, seen.identity or moment.new_identity())
+        for seen, copy in zip(roster, copies, strict=True)
+        if copy is not None
+    }
+
+
+def _copy_of(seen: Seen, last: Moment | None) -> Disk | None:
+    """The copy that will do if no block of the disk changed; None: there is none, or it has another size or name."""
+    kept = last.kept.get(seen.disk) if last is not None else None
+    if kept is None or kept.copy.size_bytes != seen.size_bytes or seen.identity not in (0, kept.identity):
+        return None
+    return kept.copy
+
+
+def _joined(roster: tuple[Seen, ...], taken: Mapping[Disk, Kept], last: Moment | None) -> Moment:
+    """The moment of what was taken, and of what did not change since the last."""
+    if last is not None and not taken and roster == last.roster:
+        return _held(last)
+    known = last.kept if last is not None else {}
+    shared = {seen.disk: known[seen.disk] for seen in roster if seen.disk not in taken}
+    for one in shared.values():
+        one.holders += 1
+    return Moment(roster, {**shared, **taken})
+
+
+def _held(held: Moment) -> Moment:
+    for one in held.kept.values():
+        one.holders += 1
+    return held
+
+
+def _let_go(held: Moment) -> Iterable[Kept]:
+    for kept in held.kept.values():
+        kept.holders -= 1
+        if not kept.holders:
+            yield kept

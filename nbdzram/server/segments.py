@@ -1,0 +1,119 @@
+"""The files of a journal, as they are written: made ready, appended to, synced, and away when a checkpoint stands.
+
+A file is made, or taken from what an earlier one left, under another name, with room for its first groups and its head
+synced; then it is renamed, and the directory synced. So what has its name has its head. Room is allocated ahead, so
+that a sync has no size to write, and a full disk is found before a group begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from nbdzram.server.chains import segment_name, segments_in, sync_directory
+from nbdzram.stream.journal import HEAD_BYTES, GroupHead, SegmentHead, aligned, group_head, salt_of, segment_head
+
+ROOM_BYTES = 16 << 20
+"""Allocated ahead: some thousand small groups."""
+WRITE_AT_ONCE_BYTES = 1 << 20
+SPARE = "spare"
+"""The name of a file that waits to be used again."""
+
+
+class SegmentFile:
+    """One that is being written. Its methods block."""
+
+    def __init__(self, path: Path, descriptor: int, head: SegmentHead) -> None:
+        self.head = head
+        self.path = path
+        self.end = HEAD_BYTES
+        """Behind the last group that was synced."""
+        self._descriptor = descriptor
+        self._room = os.fstat(descriptor).st_size
+
+    def append(self, head: GroupHead, write_stream: Callable[[Callable[[bytes], None], int], None]) -> None:
+        """Write a group and sync it; `write_stream` is given where to write and the salt. What it raises leaves the
+        segment as it was before. Raises OSError: then nobody knows what is on the disk, and it is used no more.
+        """
+        group = _Growing(self, group_head(head, self.head))
+        write_stream(group.write, salt_of(self.head.salt, head.sequence))
+        end = group.flush()
+        os.fdatasync(self._descriptor)
+        self.end = aligned(end)
+
+    def write_at(self, position: int, content: bytes) -> None:
+        """All of it. Raises OSError."""
+        missing = position + len(content) - self._room
+        if missing > 0:
+            more = max(missing, ROOM_BYTES)
+            os.posix_fallocate(self._descriptor, self._room, more)
+            self._room += more
+        view = memoryview(content)
+        while view:
+            written = os.pwrite(self._descriptor, view, position)
+            position, view = position + written, view[written:]
+
+    def close(self) -> None:
+        """It is written no more."""
+        os.close(self._descriptor)
+
+
+class _Growing:
+    """A group that is being written, a large piece at a time."""
+
+    def __init__(self, file: SegmentFile, head: bytes) -> None:
+        self._file = file
+        self._position = file.end
+        self._pending = bytearray(head)
+
+    def write(self, content: bytes) -> None:
+        self._pending += content
+        if len(self._pending) >= WRITE_AT_ONCE_BYTES:
+            self.flush()
+
+    def flush(self) -> int:
+        """Where it ends so far."""
+        self._file.write_at(self._position, bytes(self._pending))
+        self._position += len(self._pending)
+        self._pending.clear()
+        return self._position
+
+
+def begin_segment(directory: Path, number: int, since: bytes) -> SegmentFile:
+    """A segment that is there, empty, whatever the power does. Raises OSError; then it is not."""
+    head = SegmentHead(number=number, salt=int.from_bytes(os.urandom(8), "little"), since=since)
+    path = directory / segment_name(number)
+    fresh = path.with_suffix(".new")
+    if (directory / SPARE).exists():
+        (directory / SPARE).rename(fresh)
+    descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, ROOM_BYTES)
+        file = SegmentFile(path, descriptor, head)
+        file.write_at(0, segment_head(head))
+        os.fsync(descriptor)
+        fresh.rename(path)
+        sync_directory(directory)
+    except BaseException:
+        os.close(descriptor)
+        for left in (fresh, path):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        raise
+    return file
+
+
+def retire_segments(directory: Path, numbers: Iterable[int]) -> None:
+    """Away with these, but for a file that is used again. Raises OSError, UserError."""
+    known = segments_in(directory)
+    for number in sorted(numbers):
+        path = known[number]
+        spare = directory / SPARE
+        found = path.stat()
+        if spare.exists() or found.st_size > ROOM_BYTES or found.st_nlink > 1:  # a damaged one is kept (replay.py)
+            path.unlink()
+        else:
+            path.rename(spare)
+    sync_directory(directory)

@@ -1,0 +1,448 @@
+"""The journal: FLUSH is answered when the disk has what changed, and a start has all that was flushed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.config import CheckpointConfig, Durability, ExportConfig, PoolConfig, ServerConfig
+from nbdzram.errors import PoolFull, UserError
+from nbdzram.machine import Machine
+from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server import segments
+from nbdzram.server.journal import Journal
+from nbdzram.server.service import Service
+from nbdzram.stream.journal import GROUP_MAGIC, Segment
+from tests.support.arena import Arena
+from tests.unit.engine.blocks import BLOCK, noise, text
+from tests.unit.server.test_checkpoints import ADDED, Gate, as_the_power_left_it, disk, files, of, play, whole
+
+MIB = 1 << 20
+NEVER = 10**6
+
+
+@contextlib.asynccontextmanager
+async def serving(directory: Path, *, begun: bool = True, **given: Any) -> AsyncIterator[Service]:
+    """A server whose FLUSH waits for its journal; `begun`: its first checkpoint stands."""
+    config = ServerConfig(
+        exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
+        pools=(PoolConfig(durability=Durability.FLUSH),),
+        tcp=(),
+        unix=(),
+        checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
+    )
+    service = Service(replace(config, **given))
+    await service.start(listen=False)
+    try:
+        if begun:
+            await journal(service).synced()
+        yield service
+    finally:
+        await service.stop()
+
+
+def journal(service: Service) -> Journal:
+    found = of(service).journal
+    assert found is not None
+    return found
+
+
+def groups(directory: Path) -> int:
+    return sum(len(list(Segment(path).groups())) for path in directory.glob("*.journal"))
+
+
+class Platter:
+    """Stands for the disk below fdatasync."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.error = 0
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.opened.set()
+        sync = os.fdatasync
+
+        def fdatasync(descriptor: int) -> None:
+            self.reached.set()
+            assert self.opened.wait(60)
+            self.count += 1
+            if self.error:
+                raise OSError(self.error, os.strerror(self.error))
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+
+async def begun_from(left: Path) -> bytes:
+    """What `disk` holds on a server that begins from there."""
+    async with serving(left, begun=False) as service:
+        return whole(disk(service))
+
+
+def test_what_was_flushed_is_there_after_the_power_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1) + noise(2))
+            await journal(service).synced()
+            disk(service).trim(0, BLOCK)
+            await service.changes.add_export("other", MIB, **{**ADDED, "allow_addresses": ["10.0.0.0/8"]})
+            disk(service, "other").write(BLOCK, noise(3))
+            await journal(service).synced()
+            await service.changes.take_moment("monday")
+            await service.changes.rename_export("other", "second")
+            await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
+            await journal(service).synced()
+            held = {export.name: whole(export.disk) for export in service._exports}
+            disk(service).write(0, text(9))
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left, begun=False) as service:
+            assert {export.name: whole(export.disk) for export in service._exports} == held
+            assert service._exports.get("second").access.addresses == ("10.0.0.0/8",)
+            assert service._exports.get("disk@monday").read_only
+            await journal(service).synced()
+            assert len(service._pools["default"].pool.disks()) == len(held)
+
+    play(story)
+    assert "3 groups of the journal follow the checkpoint" in caplog.text
+
+
+def test_one_group_answers_all_who_came_before_its_moment_and_none_who_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            platter = Platter(monkeypatch)
+            platter.opened.clear()
+            disk(service).write(0, text(1))
+            first = asyncio.ensure_future(journal(service).synced())
+            assert await asyncio.to_thread(platter.reached.wait, 60)
+            disk(service).write(BLOCK, text(2))
+            late = [asyncio.ensure_future(journal(service).synced()) for _ in range(100)]
+            await asyncio.sleep(0)
+            assert not any(one.done() for one in [first, *late])
+            platter.opened.set()
+            await first
+            await asyncio.gather(*late)
+            assert platter.count == 2
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert (await begun_from(left))[: 2 * BLOCK] == text(1) + text(2)
+
+    play(story)
+
+
+def test_a_flush_of_nothing_new_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            platter = Platter(monkeypatch)
+            await journal(service).synced()
+            assert platter.count == 0
+            assert journal(service).status.groups == 1
+
+    play(story)
+
+
+def test_a_flush_waits_for_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        gate = Gate(monkeypatch)
+        async with serving(tmp_path, begun=False) as service:
+            disk(service).write(0, text(1))
+            flush = asyncio.ensure_future(journal(service).synced())
+            assert await asyncio.to_thread(gate.reached.wait, 60)
+            assert not flush.done()
+            assert not journal(service).status.usable
+            gate.opened.set()
+            await flush
+            assert journal(service).status.usable
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [(errno.EIO, "failed (Input/output error)"), (errno.ENOSPC, "make room there, 256M and that of a whole")],
+)
+def test_behind_a_failed_sync_flushes_fail_until_a_new_checkpoint_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int, sentence: str
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            stays = files(tmp_path / "kept")
+            monkeypatch.setattr(checkpoints_module, "LOOK_SECONDS", NEVER)
+            platter = Platter(monkeypatch)
+            platter.error = error
+            disk(service).write(BLOCK, text(2))
+            async with of(service)._turn:  # no checkpoint is taken meanwhile
+                with pytest.raises(OSError, match="the journal in"):
+                    await journal(service).synced()
+                platter.error = 0
+                with pytest.raises(OSError, match="the journal in"):
+                    await journal(service).synced()
+                assert platter.count == 1, "a sync that succeeds after one that failed proves nothing"
+                assert not journal(service).status.usable
+                assert sentence in journal(service).status.trouble
+                assert journal(service).status.failures == 1
+                assert stays == files(tmp_path / "kept"), "what it holds may be needed"
+            await of(service).take()
+            assert journal(service).status.trouble == ""
+            disk(service).write(2 * BLOCK, text(3))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert (await begun_from(left))[: 3 * BLOCK] == text(1) + text(2) + text(3)
+
+    play(story)
+    assert sentence in caplog.text
+    assert "FLUSH is answered again" in caplog.text
+
+
+def test_a_checkpoint_that_began_before_the_journal_died_does_not_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            gate = Gate(monkeypatch)
+            taking = asyncio.create_task(of(service).take())
+            assert await asyncio.to_thread(gate.reached.wait, 60)
+            disk(service).write(BLOCK, text(2))
+            await journal(service).synced()  # in the segment that begins at the moment of the checkpoint under way
+            platter = Platter(monkeypatch)
+            platter.error = errno.EIO
+            disk(service).write(2 * BLOCK, text(3))
+            with pytest.raises(OSError, match="the journal in"):
+                await journal(service).synced()
+            platter.error = 0
+            gate.opened.set()
+            await taking
+            assert not journal(service).status.usable
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            await of(service).take()
+            await journal(service).synced()
+        assert (await begun_from(left))[: 2 * BLOCK] == text(1) + text(2)
+
+    play(story)
+
+
+def test_segments_stay_until_a_checkpoint_behind_them_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+
+            def full(*_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoints_module, "_write_all", full)
+                await of(service).take()
+            disk(service).write(BLOCK, text(2))
+            await journal(service).synced()
+            assert files(tmp_path / "kept") == ["00000001-full.stream", "00000001.journal", "00000002.journal"]
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            await of(service).take()
+            assert files(tmp_path / "kept") == [
+                "00000001-full.stream",
+                "00000003-since-00000001.stream",
+                "00000003.journal",
+                "spare",
+            ]
+        assert (await begun_from(left))[: 2 * BLOCK] == text(1) + text(2)
+
+    play(story)
+
+
+def test_what_a_file_held_before_does_not_look_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            for number in range(5):
+                disk(service).write(number * BLOCK, text(number))
+                await journal(service).synced()
+            await of(service).take()
+            await of(service).take()
+            disk(service).write(0, text(7))
+            await of(service).take()  # the first file is used again
+            journal(service)._sequence = 0  # as of a server that was started again
+            disk(service).write(0, text(8))
+            await journal(service).synced()
+            (used,) = (tmp_path / "kept").glob("*.journal")
+            assert used.read_bytes().count(GROUP_MAGIC) == 5, "the old groups lie behind the new one"
+            assert [group.head.sequence for group in Segment(used).groups()] == [1]
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert (await begun_from(left))[:BLOCK] == text(8)
+
+    play(story)
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize(("bent", "told"), [(1, True), (2, False)])
+def test_a_damaged_group_before_whole_ones_is_told_and_a_torn_last_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bent: int, told: bool
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            for number in range(3):
+                disk(service).write(number * BLOCK, noise(number))
+                await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        path = left / "00000001.journal"
+        starts = [group.start for group in Segment(path).groups()]
+        content = bytearray(path.read_bytes())
+        content[starts[bent] + 2000] ^= 1
+        path.write_bytes(content)
+        held = await begun_from(left)
+        assert held[: 3 * BLOCK] == b"".join(noise(number) for number in range(bent)).ljust(3 * BLOCK, b"\0")
+        assert ("00000001.damaged" in files(left)) == told
+
+    play(story)
+    assert ("what was flushed from there on is lost" in caplog.text) == told
+
+
+def test_a_journal_that_does_not_follow_its_checkpoint_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(0, text(2))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        newest = left / "00000002-since-00000001.stream"
+        newest.write_bytes(newest.read_bytes()[:-1])
+        assert (await begun_from(left))[:BLOCK] == bytes(BLOCK)
+
+    play(story)
+    assert "it begins at a moment that neither the checkpoint nor the journal before it has" in caplog.text
+
+
+def test_groups_that_do_not_fit_are_no_reason_to_begin_without_them(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(700)))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        with pytest.raises(UserError, match="cannot be applied, and without it flushed writes would be lost"):
+            async with serving(left, pools=(PoolConfig(mem_limit=2 * MIB, durability=Durability.FLUSH),)):
+                raise AssertionError
+
+    play(story)
+
+
+def test_a_clone_costs_a_group_next_to_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(500)))
+            await journal(service).synced()
+            before = journal(service).status.group_bytes
+            await service.changes.copy_export("disk", "twin", read_only=False)
+            disk(service, "twin").write(0, text(1))
+            await journal(service).synced()
+            assert journal(service).status.group_bytes - before < 2 * BLOCK
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left, begun=False) as service:
+            assert disk(service, "twin").read(0, 2 * BLOCK) == text(1) + noise(1)
+
+    play(story)
+
+
+def test_a_write_that_finds_no_room_lets_the_copies_of_the_last_group_go(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path, pools=(PoolConfig(mem_limit=2 * MIB, durability=Durability.FLUSH),)) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            await journal(service).synced()
+            for number in range(0, 300, 100):
+                while True:
+                    try:
+                        disk(service).write(number * BLOCK, b"".join(noise(1000 + number + at) for at in range(100)))
+                    except PoolFull:
+                        await asyncio.sleep(0.01)
+                    else:
+                        break
+            await journal(service).synced()
+            assert disk(service).read(299 * BLOCK, BLOCK) == noise(1299)
+
+    play(story)
+
+
+def test_a_long_journal_asks_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbdzram.server.journal.LONG_BYTES", 8 * BLOCK)
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(10)))
+            await journal(service).synced()
+            while groups(tmp_path):  # noqa: ASYNC110 - a condition of another task
+                await asyncio.sleep(0.01)
+
+    play(story)
+
+
+def test_rot_fails_the_flush_and_not_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+    (tmp_path / "state").mkdir()
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            disk(service).write(0, noise(1))
+            with (tmp_path / "state" / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+                arena = Arena(view)
+                place = arena.object_of(1)
+                arena.set_word(place + 8, arena.word(place + 8) ^ 1)
+            with pytest.raises(OSError, match="is not what was written"):
+                await journal(service).synced()
+            assert journal(service).status.usable
+            disk(service).write(0, noise(2))  # which mends it
+            await journal(service).synced()
+
+    play(story)
+    assert "FLUSH fails" in caplog.text
+
+
+def test_a_state_directory_on_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: False)
+
+    async def story() -> None:
+        with pytest.raises(UserError, match=r"the state directory .* lies on a disk"):
+            async with serving(tmp_path / "kept", state_dir=tmp_path / "state"):
+                raise AssertionError
+
+    play(story)
+
+
+def test_a_file_of_the_journal_has_its_name_once_its_head_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(path: Path, to: Path) -> Path:
+        done.append(f"rename {path.name} {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    segments.begin_segment(tmp_path, 3, bytes(16)).close()
+    assert done == ["sync 00000003.new", "rename 00000003.new 00000003.journal", f"sync {tmp_path.name}"]
