@@ -25,7 +25,7 @@ PART ?= 1
 MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory bench-scaling clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory bench-scaling instructions clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-memory: $(VENV)/built ## Measure density on real data against zram and nbd
 
 bench-scaling: $(VENV)/built ## Measure what more connections and processors bring, beside nbdkit and a bare copy (five minutes)
 	@$(BIN)/python -m tests.bench.scaling
+
+instructions: $(VENV)/built ## Count what requests, a fold and a scrape take, and fail where it is over 3 % more than it was
+	@$(BIN)/python -m tests.bench.instructions
 
 clean: ## Remove what was built; downloads in .cache stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

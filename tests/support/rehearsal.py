@@ -35,8 +35,8 @@ class Client:
 class Stage:
     """One small export, played on again and again; every run starts with the same content."""
 
-    def __init__(self, size: int, *, budget: int = 1 << 30, processors: int = 1) -> None:
-        self.pool = Pool()
+    def __init__(self, size: int, *, budget: int = 1 << 30, processors: int = 1, mem_limit: int = 0) -> None:
+        self.pool = Pool(mem_limit=mem_limit)
         self.content = bytes(range(1, 252)) * (size // 251 + 1)
         self.content = self.content[: size // 2] + bytes(size - size // 2)
         self.disk = self.pool.create("disk", size)

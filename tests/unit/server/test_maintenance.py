@@ -412,7 +412,7 @@ def test_a_failed_run_says_why_in_the_list() -> None:
     asyncio.run(act())
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sorted(ENDS))
 def test_a_run_that_has_ended_stays_so(end: RunState) -> None:
     assert end not in MOVES
     ticket = Ticket(1, "fold", "default", RunOptions(), cpu_percent=100, reason="asked")
