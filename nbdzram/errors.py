@@ -53,6 +53,18 @@ class CodecUnavailable(UserError):
     """A compressor's C functions cannot be found."""
 
 
+class TlsUnavailable(UserError):
+    """OpenSSL's C functions cannot be found."""
+
+
+class TlsError(NbdzramError):
+    """TLS with a peer cannot go on, or a file cannot be used for it. The words are OpenSSL's."""
+
+
+class PassPhraseWanted(TlsError):
+    """A key is encrypted, and OpenSSL would ask somebody."""
+
+
 class ArenaError(UserError):
     """The arena's file cannot be opened, is in use, or is not one of ours."""
 

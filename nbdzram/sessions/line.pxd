@@ -1,5 +1,7 @@
 from libc.stdint cimport uint8_t
 
+from nbdzram.sessions.stage cimport Ending
+
 cdef enum:  # what take and give may answer beside a number of bytes
     LATER = -1   # nothing has come; the peer takes nothing now
     BROKEN = -2  # and `error` says why
@@ -10,10 +12,13 @@ cdef enum:  # what a line is watched for
 
 cdef class Line:
     cdef int error               # errno of what broke it
+    cdef Ending cause            # how it broke, if not by `error` alone
+    cdef bint more               # it holds bytes that came, of which no poller tells
     cdef void attend(self, int poller, void* session) noexcept nogil
     cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil
     cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil
     cdef int watch(self, int wanted) noexcept nogil
+    cdef bint finish(self) noexcept nogil
     cdef void hang_up(self, bint orderly) noexcept nogil
 
 cdef class SocketLine(Line):
@@ -22,3 +27,5 @@ cdef class SocketLine(Line):
     cdef int watched
     cdef bint polled             # the poller knows it
     cdef void* session           # what the poller gives back for it
+
+    cdef ssize_t transmit(self, const uint8_t* source, size_t size, int flags) noexcept nogil

@@ -1,8 +1,9 @@
-"""The way to one peer: a socket. Tests put a simulated peer in its place, and server/channel one behind TLS.
+"""The way to one peer: a socket. tls puts OpenSSL before one, and tests a simulated peer in its place.
 
     take      bytes that came; 0: the peer sends no more
     give      bytes that the peer takes now, of those that there are; 0 is LATER
     watch     what to be woken for: bytes that come, room for bytes that go, both, or nothing
+    finish    everything was given: say so, if the line has a word for it. False: not now, when it can be written to
     hang_up   nothing is taken or given any more
 
 A line belongs to the thread that serves it.
@@ -56,6 +57,9 @@ cdef class Line:
         """0, or the errno of a system that does not do it."""
         return 0
 
+    cdef bint finish(self) noexcept nogil:
+        return True
+
     cdef void hang_up(self, bint orderly) noexcept nogil:
         """`orderly`: all was given, and the peer may be told that no more comes."""
 
@@ -63,9 +67,11 @@ cdef class Line:
 cdef class SocketLine(Line):
     """A connected socket, which is ours from now on."""
 
-    def __cinit__(self, int fd):
+    def __cinit__(self):
+        self.fd = self.poller = -1
+
+    def __init__(self, int fd):
         self.fd = fd
-        self.poller = -1
 
     def __dealloc__(self):
         if self.fd >= 0:
@@ -92,9 +98,12 @@ cdef class SocketLine(Line):
                 return BROKEN
 
     cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil:
+        return self.transmit(source, size, 0)
+
+    cdef ssize_t transmit(self, const uint8_t* source, size_t size, int flags) noexcept nogil:
         cdef ssize_t given
         while True:
-            given = c_send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+            given = c_send(self.fd, source, size, MSG_NOSIGNAL | MSG_DONTWAIT | flags)
             if given >= 0:
                 return given
             if errno == EAGAIN:
@@ -127,7 +136,7 @@ cdef class SocketLine(Line):
         if self.fd < 0:
             return
         self.watch(0)
-        while orderly and reads < DROPPED_READS and self.take(dropped, sizeof(dropped)) > 0:
+        while orderly and reads < DROPPED_READS and c_recv(self.fd, dropped, sizeof(dropped), MSG_DONTWAIT) > 0:
             reads += 1
         c_close(self.fd)
         self.fd = -1

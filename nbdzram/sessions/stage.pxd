@@ -19,6 +19,7 @@ cpdef enum Ending:  # why a session ends
     HALF_A_REPLY = 6   # what is stored does not decode, in the middle of a reply that cannot tell it
     TOO_SLOW = 7       # with the bytes that came while others waited
     NO_MEMORY = 8
+    BARREN_RECORDS = 9 # too many TLS records without data: with their number
 
 cdef inline bint comes_after(Stage stage, Stage now) noexcept nogil:
     # May a session that is at `now` go on to `stage`? GONE comes from LOST alone: something may still be under way before.

@@ -22,3 +22,4 @@ class Ending(IntEnum):
     HALF_A_REPLY = 6
     TOO_SLOW = 7
     NO_MEMORY = 8
+    BARREN_RECORDS = 9

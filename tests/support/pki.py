@@ -22,14 +22,17 @@ class Pki:
         may_sign = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
         self._request(self.authority, directory / "ca-key.pem", authority, *may_sign)
 
-    def issue(self, name: str, *, file: str) -> tuple[Path, Path]:
-        """A certificate for `name` and 127.0.0.1, and its key: `file`-cert.pem and `file`-key.pem."""
+    def issue(self, name: str, *, file: str, alternatives: str = "") -> tuple[Path, Path]:
+        """A certificate for `name` and 127.0.0.1, and its key: `file`-cert.pem and `file`-key.pem.
+
+        `alternatives`: other names in place of those, as openssl takes them for subjectAltName.
+        """
         certificate, key = self.directory / f"{file}-cert.pem", self.directory / f"{file}-key.pem"
         self._request(
             certificate,
             key,
             name,
-            *("-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1,IP:::1"),
+            *("-addext", f"subjectAltName={alternatives or f'DNS:{name},IP:127.0.0.1,IP:::1'}"),
             *("-addext", "basicConstraints=critical,CA:FALSE"),
             *("-CA", str(self.authority), "-CAkey", str(self.directory / "ca-key.pem")),
         )

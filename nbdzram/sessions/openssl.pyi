@@ -1,0 +1,2 @@
+def load() -> None:
+    """Find libssl's functions, once. Raises TlsUnavailable."""
