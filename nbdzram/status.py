@@ -206,7 +206,7 @@ class HistorySample:
 
 @dataclass(frozen=True, slots=True)
 class ThreadStatus:
-    """A thread that serves clients. Thread 0 is the event loop, which serves those behind TLS."""
+    """A thread that serves clients."""
 
     number: int
     clients: int

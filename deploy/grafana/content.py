@@ -541,7 +541,7 @@ PROCESS = Row(
         ),
         Panel(
             "Threads that serve clients",
-            "Share of time at work; thread 0 is the event loop, which serves those behind TLS.",
+            "Share of time at work.",
             "percentunit",
             (Query(rate(server("io_thread_busy_seconds_total")), "{{instance}} thread {{thread}}"),),
             width=8,

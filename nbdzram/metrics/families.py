@@ -229,7 +229,7 @@ SERVER = (
     Family("nbdzram_handshake_failures_total", "counter", "Handshakes that failed, by cause.", _handshake_failures),
     Family("nbdzram_protocol_errors_total", "counter", "Connections ended because the peer broke the protocol.", _server(lambda s: s.protocol_errors)),
     Family("nbdzram_event_loop_lag_seconds", "gauge", "How late the event loop woke at the last sample.", _server(lambda s: s.event_loop_lag_seconds)),
-    Family("nbdzram_io_thread_clients", "gauge", "Clients that a thread serves; thread 0, the event loop, serves those behind TLS.", _threads(lambda t: t.clients)),
+    Family("nbdzram_io_thread_clients", "gauge", "Clients that a thread serves.", _threads(lambda t: t.clients)),
     Family("nbdzram_io_thread_busy_seconds_total", "counter", "Time that a thread spent in turns.", _threads(lambda t: t.busy_seconds)),
     Family("nbdzram_io_thread_longest_turn_seconds", "gauge", "Longest turn of a thread in the last interval.", _threads(lambda t: t.longest_turn_seconds)),
     Family("nbdzram_connections_limit", "gauge", "Connections that may be open at once.", _server(lambda s: s.connections_limit)),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Terms
 from nbdzram.nbd.verdicts import Asked, Verdict, explain
-from nbdzram.server.channel import TlsChannel
 from nbdzram.sessions.answers import LOGGED_ERRORS, UNFRAGMENTED_LIMIT
-from nbdzram.sessions.line import Line, SocketLine
-from nbdzram.sessions.stage import Ending, Stage
+from nbdzram.sessions.line import Line
+from nbdzram.sessions.stage import Ending
+from nbdzram.sessions.tls import MOST_BARREN_RECORDS, TlsLine
 from nbdzram.sessions.turns import PACE_BYTES, PACE_SECONDS
 from nbdzram.status import ClientStatus
 
@@ -26,16 +26,11 @@ if TYPE_CHECKING:
     from nbdzram.server.exports import Export, Peer
     from nbdzram.server.hosting import Hosting
     from nbdzram.sessions.plane import Notice
-    from nbdzram.sessions.session import Session
-    from nbdzram.sessions.thread import Desk
 
 log = logging.getLogger("nbdzram.server")
 
-LINGER_SECONDS = 5.0
-"""How long a closed TLS connection may take to accept its last replies; sessions/session has the same for others."""
-
 TLS_BYTES = 44 << 10
-"""What a TlsChannel holds, measured over a thousand with OpenSSL 3.5: 33 KiB idle, the rest once it has sent."""
+"""What a TlsLine may hold: over a thousand 21 KiB with OpenSSL 3.0, 17 more with 3.5, and a record now and then."""
 
 _BROKEN_PROTOCOL = frozenset({Ending.BAD_MAGIC, Ending.LONG_PAYLOAD, Ending.HALF_A_REPLY})
 
@@ -52,7 +47,6 @@ class Attached:
         self.since = time.time()
         self.closed: asyncio.Future[None] = hosting.loop.create_future()
         self._hosting = hosting
-        under_tls = not isinstance(line, SocketLine)
         self._terms = terms
         self._sync = hosting.syncs.of(export.pool_name, export.disk.pool.path)
         self._syncing: asyncio.Task[None] | None = None
@@ -69,8 +63,7 @@ class Attached:
             syncs=self._sync is not None,
             greeting=greeting,
             rest=rest,
-            here=under_tls,
-            line_bytes=TLS_BYTES if under_tls else 0,
+            line_bytes=TLS_BYTES if isinstance(line, TlsLine) else 0,
         )
         export.connections.add(self)
 
@@ -147,6 +140,13 @@ class Attached:
                 PACE_SECONDS,
                 PACE_BYTES,
             )
+        elif cause is Ending.BARREN_RECORDS:
+            log.warning(
+                "%s: %d TLS records without data: at most %d are taken; disconnecting",
+                self._who,
+                self.session.ending_value,
+                MOST_BARREN_RECORDS,
+            )
         elif cause is Ending.NO_MEMORY:
             log.error("%s: the system has no memory for its buffers; disconnecting", self._who)
 
@@ -194,74 +194,3 @@ class Attached:
             plane.synced(self.session, asked, failed)
             answered = asked
         self._syncing = None
-
-
-class TlsPeer(asyncio.BufferedProtocol):
-    """Between a TlsChannel and a session that the event loop serves."""
-
-    def __init__(self, hosting: Hosting, channel: TlsChannel) -> None:
-        self._hosting = hosting
-        self._channel: TlsChannel | None = channel
-        self._attached: Attached | None = None
-        self._last: asyncio.TimerHandle | None = None
-
-    def serve(self, attached: Attached) -> None:
-        """Plain bytes belong to this client from now on."""
-        self._attached = attached
-        self._hosting.open_channel(self)
-        attached.closed.add_done_callback(self._linger)
-
-    @property
-    def closing(self) -> bool:
-        """The session is gone, and the connection is not."""
-        return self._attached is not None and self._attached.closed.done()
-
-    # ---- what the channel calls ----
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        """Where the next bytes go."""
-        return self._desk.buffer(self._session)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Bytes came."""
-        self._desk.received(self._session, nbytes)
-
-    def pause_writing(self) -> None:
-        """The peer does not read: the line says LATER."""
-
-    def resume_writing(self) -> None:
-        """The peer reads again."""
-        self._desk.resumed(self._session)
-
-    def eof_received(self) -> bool:
-        """The peer sends no more. What it asked for completely is still answered."""
-        self._desk.left(self._session)
-        return self._session.stage < Stage.CLOSING
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing can be sent any more."""
-        self._desk.lost(self._session, getattr(exc, "errno", None) or 0)
-        if self._last is not None:
-            self._last.cancel()
-        self._channel = self._attached = None  # they hold us as we hold them
-        self._hosting.close_channel(self)
-
-    def expel(self, reason: str) -> None:
-        """It costs more than it may."""
-        assert self._attached is not None
-        log.warning("%s on export %r: %s; disconnecting", self._attached.peer.text, self._attached.export.name, reason)
-        self._attached.abort()
-
-    def _linger(self, _: object) -> None:
-        """The session is gone; the channel may still have its last bytes to send."""
-        if self._channel is not None:
-            self._last = self._hosting.loop.call_later(LINGER_SECONDS, self._channel.abort)
-
-    @property
-    def _desk(self) -> Desk:
-        return self._hosting.plane.desk
-
-    @property
-    def _session(self) -> Session:
-        assert self._attached is not None
-        return self._attached.session

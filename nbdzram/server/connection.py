@@ -1,4 +1,4 @@
-"""A connection before it is attached to an export: the handshake on a socket, TLS, and its deadline."""
+"""A connection before it is attached to an export: the handshake on a socket, under TLS or not, and its deadline."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from typing import Any
 
 from nbdzram.errors import NoSuchExport
 from nbdzram.nbd.handshake import Close, Enter, Event, Failure, Handshake, HandshakeError, Send, Upgrade
-from nbdzram.server.attached import Attached, TlsPeer
-from nbdzram.server.channel import TlsChannel
+from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Peer, PeerDirectory
 from nbdzram.server.hosting import Hosting
 from nbdzram.server.lobby import Origin, origin_of
-from nbdzram.server.tls import certificate_names
-from nbdzram.server.tls_line import TlsLine
-from nbdzram.sessions.line import Line, SocketLine
+from nbdzram.server.tls_transport import TlsTransport
+from nbdzram.sessions.line import SocketLine
+from nbdzram.sessions.tls import TlsLine
 
 log = logging.getLogger("nbdzram.server")
 attached_log = logging.getLogger("nbdzram.attached")  # told line by line (server/logbook)
@@ -44,7 +43,8 @@ class Connection(asyncio.BufferedProtocol):
         self._peer = Peer("unknown")
         self._handshake = Handshake(PeerDirectory(hosting.exports, self._peer), hosting.policy)
         self._transport: Any = None
-        self._channel: TlsChannel | None = None
+        self._tls: TlsTransport | None = None
+        self._upgrading = False
         self._paused = False
         self._waiting = False
         self._listed = 0
@@ -104,15 +104,13 @@ class Connection(asyncio.BufferedProtocol):
             level = logging.INFO if self._spoke else logging.DEBUG
             log.log(level, "%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
         self._cancel_deadline()
-        self._transport = self._channel = None  # a TlsChannel holds us as we hold it
+        self._transport = self._tls = None  # it holds us as we hold it
         self._hosting.end_haggling(self)
 
-    # ---- what the TLS channel calls ----
+    # ---- what TLS calls ----
 
-    def tls_established(self) -> None:
+    def tls_established(self, names: frozenset[str]) -> None:
         """Haggling begins again, with a peer that may have a certificate."""
-        assert self._channel is not None
-        names = certificate_names(self._channel.ssl_object)
         self._peer = replace(self._peer, certificate_names=names)
         self._handshake.tls_started(PeerDirectory(self._hosting.exports, self._peer))
 
@@ -122,8 +120,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.close()
 
     def expel(self, reason: str) -> None:
-        """It costs more than it may."""
-        self._fail(Failure.TLS, reason)
+        """TLS cannot go on, or the peer costs more than it may."""
+        self._fail(Failure.TLS, f"TLS: {reason}")
         self._transport.abort()
 
     # ---- for the server ----
@@ -159,6 +157,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._paused or self._over:
             return
         try:
+            if self._upgrading:
+                self._start_tls()
+                return
             event, self._entering = self._entering or self._handshake.next_event(), None
             if event is None:
                 self._transport.resume_reading()
@@ -182,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.close()
             case Upgrade(reply):
                 self._transport.write(reply)
-                self._start_tls()
+                self._upgrading = True
             case Enter():
                 self._enter(event)
 
@@ -194,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
             raise HandshakeError(Failure.UNKNOWN_EXPORT, str(error)) from None
         if reason := self._hosting.no_place_for(self.origin):
             raise HandshakeError(Failure.CONNECTION_LIMIT, reason)
-        if self._channel is None and self._transport.get_write_buffer_size():
+        if self._transport.get_write_buffer_size():
             self._entering = event  # the socket is given away: first what it owes
             return
         try:
@@ -203,45 +204,43 @@ class Connection(asyncio.BufferedProtocol):
                 export,
                 event.terms,
                 self._peer,
-                line=self._line(),
+                line=self._tls.line if self._tls else SocketLine(self._descriptor()),
                 greeting=event.reply,
                 rest=self._handshake.take_rest(),
             )
         except (OSError, MemoryError) as error:  # all descriptors are in use: of the socket, or of the arena to sync
-            text = f"nothing left to serve one more client with: {error or 'no memory'}"
-            raise HandshakeError(Failure.CONNECTION_LIMIT, text) from None
+            raise _nothing_left(error) from None
         self._over = True
         self._cancel_deadline()
-        if self._channel is None:
+        if self._tls is None:
             self._transport.abort()  # it closes its descriptor of the socket; ours stays
         else:
-            above = TlsPeer(self._hosting, self._channel)
-            above.serve(attached)
-            self._channel.set_protocol(above)
-            self._channel.take_turns(self._hosting.loop.call_soon)
-            self._transport = self._channel = None
+            self._tls.detach()
+        self._transport = self._tls = None
         attached_log.info("%s: attached to export %r%s", self._peer.text, export.name, _certified(self._peer))
         self._hosting.promote(self, attached)
 
-    def _line(self) -> Line:
-        """What a session has of the connection. Raises OSError when there is no descriptor for it."""
-        if self._channel is None:
-            return SocketLine(os.dup(self._transport.get_extra_info("socket").fileno()))
-        return TlsLine(self._channel, self._hosting.loop)
+    def _descriptor(self) -> int:
+        """Another one of the socket. Raises OSError when all are in use."""
+        return os.dup(self._transport.get_extra_info("socket").fileno())
 
     def _start_tls(self) -> None:
-        """Put TLS between the socket and us (section "STARTTLS")."""
-        below = self._transport
-        self._transport = self._channel = TlsChannel(
-            below=below,
-            above=self,
-            fd=below.get_extra_info("socket").fileno(),
-            context=self._hosting.tls.context(),
-            receiver=self._hosting.receiver,
-            call_soon=self._hosting.lobby.call_soon,
-        )
-        # Bytes that came behind STARTTLS are TLS's: an option in the clear among them is no TLS record.
-        self._channel.start(self._handshake.take_rest())
+        """Put TLS between the socket and us (section "STARTTLS"), once the answer has left."""
+        assert not self._transport.get_write_buffer_size(), "what waits pauses us"
+        self._upgrading = False
+        try:
+            descriptor = self._descriptor()
+            try:
+                # Bytes that came behind STARTTLS are TLS's: an option in the clear among them is no TLS record.
+                line = TlsLine(descriptor, self._hosting.tls.context(), self._handshake.take_rest())
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except (OSError, MemoryError) as error:
+            raise _nothing_left(error) from None
+        self._transport.set_protocol(asyncio.Protocol())
+        self._transport.abort()
+        self._transport = self._tls = TlsTransport(self._hosting.loop, line, self, self._hosting.lobby.call_soon)
 
     def _fail(self, cause: Failure, message: str) -> None:
         if not self._over:
@@ -267,6 +266,11 @@ class Connection(asyncio.BufferedProtocol):
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+
+
+def _nothing_left(error: OSError | MemoryError) -> HandshakeError:
+    text = f"nothing left to serve one more client with: {error or 'no memory'}"
+    return HandshakeError(Failure.CONNECTION_LIMIT, text)
 
 
 def _certified(peer: Peer) -> str:

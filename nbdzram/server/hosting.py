@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from nbdzram.config import ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.nbd.handshake import Failure, Policy
-from nbdzram.server.channel import Receiver
 from nbdzram.server.descriptors import places, raise_limit
 from nbdzram.server.exports import Exports
 from nbdzram.server.lobby import Lobby, Origin
@@ -23,7 +22,7 @@ from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.session import Session
 
 if TYPE_CHECKING:
-    from nbdzram.server.attached import Attached, TlsPeer
+    from nbdzram.server.attached import Attached
     from nbdzram.server.connection import Connection
 
 log = logging.getLogger("nbdzram.server")
@@ -67,13 +66,11 @@ class Hosting:
             config.limits.total_bytes,
         )
         self.syncs = syncs or Syncs()
-        self.receiver = Receiver()
         self.places = places(config.limits.connections, raise_limit())
         self.lobby = Lobby(self.places.haggling, self.loop.call_soon)
         self.haggling: set[Connection] = set()
         self.haggling_buffer = bytearray(HAGGLING_BUFFER_SIZE)
         self.attached: dict[int, Attached] = {}  # by their numbers
-        self._channels: set[TlsPeer] = set()  # of attached clients, and of those whose last replies are on their way
         self._origins: dict[int, Origin] = {}
         self._attached_from: Counter[str] = Counter()  # by source, and by listener
         self.accepted = 0
@@ -87,7 +84,6 @@ class Hosting:
         self._quiet.set()
         self._notices_dropped = 0
         self.loop.add_reader(self.plane.fileno(), self._collect)
-        self.loop.add_reader(self.plane.desk.fileno(), self.plane.desk.turn)
 
     def adopt(self, config: ServerConfig) -> None:
         """Other limits and TLS files, for whoever connects from now on. Raises ConfigError, and keeps the old ones."""
@@ -100,11 +96,6 @@ class Hosting:
     def connections(self) -> int:
         """Open ones, in the handshake or attached."""
         return len(self.haggling) + len(self.attached)
-
-    @property
-    def closing(self) -> int:
-        """Clients behind TLS whose sessions are gone, but for replies on their way."""
-        return sum(peer.closing for peer in self._channels)
 
     def begin(self, connection: Connection) -> None:
         """A connection was accepted."""
@@ -145,17 +136,8 @@ class Hosting:
         self.lobby.leave(connection)
         self._end()
 
-    def open_channel(self, peer: TlsPeer) -> None:
-        """A client behind TLS is attached."""
-        self._channels.add(peer)
-
-    def close_channel(self, peer: TlsPeer) -> None:
-        """Its connection is gone, which comes later than the end of its session: first its last replies leave."""
-        self._channels.discard(peer)
-        self._end()
-
     async def wait_quiet(self) -> None:
-        """Until no connection is open, nor closing with replies that have not left."""
+        """Until no connection is open."""
         await self._quiet.wait()
 
     def fail_handshake(self, cause: Failure) -> None:
@@ -165,21 +147,19 @@ class Hosting:
     def stop(self) -> None:
         """End the workers. No connection is open."""
         assert not self.connections
-        assert not self._channels
         if self._release is not None:
             self._release.cancel()
         if self._rest is not None:
             self._rest.cancel()
         self._collect()
         self.loop.remove_reader(self.plane.fileno())
-        self.loop.remove_reader(self.plane.desk.fileno())
         self.plane.stop()
         self.syncs.close()
 
     def _end(self) -> None:
         if self._release is None:
             self._release = self.loop.call_later(RELEASE_SECONDS, self._release_memory)
-        if not self.connections and not self._channels:
+        if not self.connections:
             self._quiet.set()
 
     def _rest_sessions(self) -> None:

@@ -82,11 +82,6 @@ class NbdServer:
         return self._hosting.connections if self._hosting else 0
 
     @property
-    def closing(self) -> int:
-        """Clients behind TLS that are gone, but for replies on their way to them."""
-        return self._hosting.closing if self._hosting else 0
-
-    @property
     def connections_accepted(self) -> int:
         """Since the start."""
         return self._hosting.accepted if self._hosting else 0
@@ -122,7 +117,7 @@ class NbdServer:
         plane = self._hosting.plane if self._hosting else None
         return tuple(
             ThreadStatus(desk.number, desk.sessions, desk.busy_seconds(), desk.longest_turn_seconds())
-            for desk in ((plane.desk, *plane.threads) if plane else ())
+            for desk in (plane.threads if plane else ())
         )
 
     def renew_certificates(self) -> None:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
-import ssl
 import time
 from pathlib import Path
-from typing import Any
 
 from nbdzram.config import TlsConfig, TlsMode
-from nbdzram.errors import ConfigError
+from nbdzram.errors import ConfigError, PassPhraseWanted, TlsError, TlsUnavailable
 from nbdzram.server.certificate import validity
+from nbdzram.sessions.tls_context import TlsContext
 
 log = logging.getLogger("nbdzram.server")
 
 PSK_LEAST_BYTES = 16
 """128 bits: a shorter key is guessed offline from one recorded handshake (section 9.1 of RFC 4279)."""
 
+PSK_MOST_BYTES = 256
+"""OpenSSL 1.1.1 takes no longer ones (its PSK_MAX_PSK_LEN)."""
+
 SETTLED_SECONDS = 1.0
 """A file that changed less long ago may change once more within one tick of the clock that stamps it."""
+
+_PLAINER = {
+    "key values mismatch": "the key is not that of the certificate",
+    "no start line": "not PEM, or the two exchanged",
+    "PEM lib": "not PEM, or the two exchanged",
+}
+"""OpenSSL's words that say less than is known."""
 
 _Stamp = tuple[tuple[int, int, int, int], ...]
 
@@ -37,14 +45,14 @@ class TlsFiles:
         self._config = config
         self._tried: _Stamp = ()  # the files' stamp at the last try that counts
         self._complaint = ""  # why the files as they are now cannot be used, as it was told
-        self._context: ssl.SSLContext | None = None
+        self._context: TlsContext | None = None
         self.expires_at: float | None = None
         """When the certificate in use ends, in seconds since the epoch; None without one."""
         if config.mode is not TlsMode.OFF:
             self._tried = self._read_stamp()
             self._load()
 
-    def context(self) -> ssl.SSLContext:
+    def context(self) -> TlsContext:
         """For one connection. Files that were replaced on disk count from the next connection on."""
         assert self._context is not None
         self.renew()
@@ -101,68 +109,51 @@ def _settled(stamp: _Stamp) -> bool:
     return not 0 <= age_seconds < SETTLED_SECONDS
 
 
-def make_context(config: TlsConfig) -> ssl.SSLContext:
+def make_context(config: TlsConfig) -> TlsContext:
     """TLS 1.2 or newer (section "TLS versions"). Raises ConfigError."""
     if config.psk_file is None and (config.certificate is None or config.key is None):
         raise ConfigError(f"TLS mode {config.mode} needs a certificate and a key, or a file of pre-shared keys")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION  # a client could make us compute handshakes for ever
-    context.num_tickets = 0  # no NBD client resumes a session; a ticket would only be one more thing to send
+    try:
+        context = TlsContext()
+    except TlsUnavailable as error:
+        raise ConfigError(str(error)) from None
+    except TlsError as error:
+        raise ConfigError(f"TLS: OpenSSL cannot be used as this system configures it: {error}") from None
     if config.certificate is not None and config.key is not None:
         _load_certificate(context, config.certificate, config.key)
     if config.client_ca is not None:
         _require_certificates(context, config.client_ca)
     if config.psk_file is not None:
-        _load_keys(context, config.psk_file)
+        context.use_keys(read_keys(config.psk_file))
     return context
 
 
-class _PassPhraseWantedError(Exception):
-    """OpenSSL would ask somebody."""
-
-
-def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    def nobody() -> str:
-        raise _PassPhraseWantedError
-
+def _load_certificate(context: TlsContext, certificate: Path, key: Path) -> None:
     try:
-        context.load_cert_chain(certificate, key, password=nobody)  # without, OpenSSL asks the terminal, and waits
-    except _PassPhraseWantedError:
+        for path in (certificate, key):
+            path.open("rb").close()  # the system's words for what it does not let us read are better than OpenSSL's
+        context.use_certificate(os.fsencode(certificate), os.fsencode(key))
+    except PassPhraseWanted:
         raise ConfigError(
             f"TLS key {key} is encrypted, and a server has nobody to ask for its pass phrase; "
             f"store it without one, for this user's eyes only: openssl pkey -in {key} -out NEW_KEY"
         ) from None
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, TlsError) as error:
         raise ConfigError(
             f"TLS certificate {certificate} with key {key} cannot be used: {_reason(error)}; "
             "name a certificate chain and the private key that it was made for, both PEM"
         ) from None
 
 
-def _require_certificates(context: ssl.SSLContext, authority: Path) -> None:
+def _require_certificates(context: TlsContext, authority: Path) -> None:
     try:
-        context.load_verify_locations(authority)
-    except (OSError, ssl.SSLError) as error:
+        authority.open("rb").close()
+        context.require_certificates(os.fsencode(authority))
+    except (OSError, TlsError) as error:
         raise ConfigError(
             f"TLS client authority {authority} cannot be used: {_reason(error)}; "
             "name the certificate of the authority that signs clients, PEM"
         ) from None
-    context.verify_mode = ssl.CERT_REQUIRED
-
-
-def _load_keys(context: ssl.SSLContext, file: Path) -> None:
-    """Pre-shared keys, where Python's ssl has them."""
-    install = getattr(context, "set_psk_server_callback", None)
-    if install is None:
-        raise ConfigError(
-            f"TLS keys in {file}: pre-shared keys need Python 3.13 or newer, this is {platform.python_version()};"
-            " use a certificate and a key, or a newer Python"
-        )
-    keys = read_keys(file)
-    # Unknown identities get an empty key, which OpenSSL refuses.
-    install(lambda identity: keys.get(identity or "", b""))
-    context.set_ciphers("DEFAULT:ECDHE+PSK:DHE+PSK:PSK")  # what TLS 1.2 needs; TLS 1.3 has its own
 
 
 def read_keys(file: Path) -> dict[str, bytes]:
@@ -180,30 +171,20 @@ def read_keys(file: Path) -> dict[str, bytes]:
             key = bytes.fromhex(digits)
         except ValueError:
             key = b""
-        if not name or len(key) < PSK_LEAST_BYTES:
+        if not name or "\0" in name or not PSK_LEAST_BYTES <= len(key) <= PSK_MOST_BYTES:
             raise ConfigError(
-                f"TLS keys {file} line {number}: not NAME:HEXKEY with a key of at least {PSK_LEAST_BYTES} bytes"
+                f"TLS keys {file} line {number}: not NAME:HEXKEY with a key of"
+                f" {PSK_LEAST_BYTES} to {PSK_MOST_BYTES} bytes"
             )
         keys[name] = key
     return keys
 
 
-def certificate_names(tls: ssl.SSLObject) -> frozenset[str]:
-    """Common name and DNS names of the peer's verified certificate; empty without one."""
-    certificate: dict[str, Any] = tls.getpeercert() or {}
-    names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
-    for relative in certificate.get("subject", ()):
-        names.update(value for kind, value in relative if kind == "commonName")
-    return frozenset(names)
-
-
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | TlsError) -> str:
     """OpenSSL's words where they say something, ours where they do not."""
-    if not isinstance(error, ssl.SSLError):
+    if isinstance(error, OSError):
         return error.strerror or str(error)
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "the key is not that of the certificate"
-    return (error.reason or "not PEM, or the two exchanged").replace("_", " ").lower()
+    return _PLAINER.get(str(error), str(error))
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -3,7 +3,6 @@ from libc.stdint cimport uint64_t
 from nbdzram.sessions.budget cimport Budget
 from nbdzram.sessions.mail cimport Mailbox
 from nbdzram.sessions.notices cimport Notices
-from nbdzram.sessions.thread cimport Desk
 from nbdzram.sessions.turns cimport Turns
 from nbdzram.sessions.workers cimport Workers
 
@@ -14,5 +13,4 @@ cdef class Plane:
     cdef readonly Turns turns
     cdef readonly Notices notices
     cdef readonly list threads
-    cdef readonly Desk desk
     cdef dict sessions

@@ -23,7 +23,6 @@ class Plane:
     turns: Turns
     notices: Notices
     threads: list[IoThread]
-    desk: Desk
     def __init__(self, threads: int, processors: int, budget_bytes: int) -> None: ...
     def fileno(self) -> int:
         """Readable when `collect` has something to tell."""
@@ -42,10 +41,10 @@ class Plane:
         syncs: bool,
         greeting: bytes,
         rest: bytes,
-        here: bool = False,
         line_bytes: int = 0,
+        desk: Desk | None = None,
     ) -> Session:
-        """Make a session of a client, for the thread with the fewest, or (`here`) for the event loop's `desk`.
+        """Make a session of a client, for the thread with the fewest, or for a `desk` that the caller serves.
 
         `line_bytes`: what the line's own buffers take. The session is served from `begin` on.
         """

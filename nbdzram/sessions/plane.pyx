@@ -46,7 +46,6 @@ cdef class Plane:
         self.notices = Notices()
         bell_hang(&self.notices.bell, &self.box, NOTICED, NULL)
         self.sessions = {}
-        self.desk = Desk(0, self.workers)
         self.threads = [IoThread(number, self.workers) for number in range(1, threads + 1)]
 
     def __dealloc__(self):
@@ -58,15 +57,16 @@ cdef class Plane:
 
     def attach(self, Line line not None, *, uint64_t number, Disk disk, Tally tally, int style, bint read_only, contexts,
                uint64_t payload_limit, uint64_t connection_limit, bint syncs, bytes greeting, bytes rest,
-               bint here=False, size_t line_bytes=0):
-        """Make a session of a client, for the thread with the fewest, or (`here`) for the event loop's `desk`.
+               size_t line_bytes=0, Desk desk=None):
+        """Make a session of a client, for the thread with the fewest, or for a `desk` of the caller's own.
         `line_bytes`: what the line's own buffers take."""
-        cdef Desk desk = self.desk if here else min(self.threads, key=_load)
         cdef Session session = Session(
             number=number, disk=disk, tally=tally, line=line, budget=self.budget, workers=self.workers, turns=self.turns,
             notices=self.notices, style=style, read_only=read_only, contexts=contexts, payload_limit=payload_limit,
             connection_limit=connection_limit, syncs=syncs, greeting=greeting, rest=rest,
         )
+        if desk is None:
+            desk = min(self.threads, key=_load)
         session.counts = tally.of(desk.number)
         bell_hang(&session.bell, &desk.box, WISH, <void*>session)
         bell_hang(&session.tidings, &self.box, TIDINGS, <void*>session)
@@ -104,7 +104,7 @@ cdef class Plane:
         """Once a second: threads give back what quiet sessions do not need, and nobody holds others up."""
         cdef Desk desk
         self.turns.watch()
-        for desk in (self.desk, *self.threads):
+        for desk in self.threads:
             if desk.sessions:
                 bell_ring(&desk.bell, REST)
 

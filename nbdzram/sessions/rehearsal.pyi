@@ -16,6 +16,10 @@ class RehearsalLine(Line):
     sends_no_more: bool
     reset: bool
     """The connection is broken."""
+    untold: bool
+    """The line takes all that was sent at once, and no poller tells of what it holds: as OpenSSL does with records."""
+    mute: bool
+    """It has no room for what it says at its end."""
     closed: bool
     closed_in_order: bool
     watched: int

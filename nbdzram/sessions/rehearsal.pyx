@@ -26,6 +26,8 @@ cdef class RehearsalLine(Line):
     cdef public size_t piece       # the most bytes that one take gives
     cdef public bint sends_no_more
     cdef public bint reset
+    cdef public bint untold        # what comes is held by the line: no poller tells of it once it was told of the first
+    cdef public bint mute          # there is no room for what a line says at its end
     cdef readonly bint closed
     cdef readonly bint closed_in_order
     cdef readonly int watched
@@ -40,8 +42,10 @@ cdef class RehearsalLine(Line):
         """A poller would wake the session for it."""
         if self.closed:
             return False
-        if self.watched & WATCH_WRITE and (self.room or self.reset):
+        if self.watched & WATCH_WRITE and (self.room and not self.mute or self.reset):
             return True
+        if self.more:  # all that was sent is in here already
+            return False
         return self.watched & WATCH_READ != 0 and (len(self.incoming) > 0 or self.sends_no_more or self.reset)
 
     cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil:
@@ -52,9 +56,11 @@ cdef class RehearsalLine(Line):
                 return BROKEN
             size = min(size, min(<size_t>len(self.incoming), self.piece))
             if size == 0:
+                self.more = False
                 return 0 if self.sends_no_more else LATER
             memcpy(target, PyByteArray_AS_STRING(self.incoming), size)
             del self.incoming[:size]
+            self.more = self.untold and (len(self.incoming) > 0 or self.sends_no_more)
             return size
 
     cdef ssize_t give(self, const uint8_t* source, size_t size) noexcept nogil:
@@ -73,6 +79,9 @@ cdef class RehearsalLine(Line):
     cdef int watch(self, int wanted) noexcept nogil:
         self.watched = wanted
         return 0
+
+    cdef bint finish(self) noexcept nogil:
+        return not self.mute
 
     cdef void hang_up(self, bint orderly) noexcept nogil:
         self.closed = True

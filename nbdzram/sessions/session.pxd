@@ -39,6 +39,7 @@ cdef class Session(Work):
     cdef readonly uint64_t requests  # taken since it attached
     cdef readonly bint left      # the peer closed
     cdef bint was_midway         # when it was lost
+    cdef bint unread             # we would read on, and the line holds bytes of which no poller tells
 
     cdef object desk             # of its thread; the event loop's word
     cdef Scratch* scratch

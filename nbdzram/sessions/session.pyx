@@ -166,7 +166,9 @@ cdef class Session(Work):
         """The line has bytes, or its end."""
         cdef ssize_t came
         cdef size_t room
+        self.unread = False
         if self.stage_now != OPEN:
+            self.settle()  # a line that says how it ends, perhaps, to a peer that is gone
             return
         if self.phase == PAYLOAD:
             came = self.line.take(self.payload.bytes + (self.payload.size - self.remaining), self.remaining)
@@ -182,6 +184,8 @@ cdef class Session(Work):
             self.hung_up()
         elif came == BROKEN:
             self.broke(self.line.error)
+        else:
+            self.settle()
 
     cdef void arrived(self, size_t size) noexcept nogil:
         """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn goes."""
@@ -212,6 +216,8 @@ cdef class Session(Work):
         """The next turn: something is there to be done, or what held us up is gone."""
         if self.stage_now < LOST:
             self.run()
+        if self.unread and not self.later:
+            self.readable()
 
     cdef void answer_bell(self) noexcept nogil:
         """Do what was wished. BURY comes last of all wishes, and after its answer nobody may touch us any more."""
@@ -257,7 +263,7 @@ cdef class Session(Work):
     cdef void broke(self, int error) noexcept nogil:
         """The line is gone."""
         if self.stage_now < LOST:
-            self.end(LINE_BROKE, error)
+            self.end(self.line.cause or LINE_BROKE, error)
             self.lose(False)
 
     cdef bint may_go(self) noexcept nogil:
@@ -294,6 +300,7 @@ cdef class Session(Work):
             return
         self.was_midway = self.phase != HEADER or self.inbox.available() > 0
         self.move(LOST)
+        self.unread = False
         self.line.hang_up(orderly)
         self.outlet.close()
         self.turns.leave(&self.turn)
@@ -544,7 +551,7 @@ cdef class Session(Work):
 
     cdef void settle(self) noexcept nogil:
         """Read on only while there is something we could do with it; end when there is nothing left to do."""
-        cdef int error
+        cdef int error, wanted
         if self.stage_now >= LOST:
             return
         if self.outlet.broken:
@@ -554,15 +561,17 @@ cdef class Session(Work):
             self.inbox.grow(self.inbox.size + 1)  # one read filled it: a busy connection
         if self.stage_now != OPEN and self.spent() and self.move(CLOSING):
             self.closing_since = monotonic()
-        if self.stage_now == CLOSING and not self.outlet.blocked():
+        if self.stage_now == CLOSING and not self.outlet.blocked() and self.line.finish():
             self.lose(True)
             return
-        error = self.line.watch(self.wanted())
+        wanted = self.wanted()
+        self.unread = self.line.more and wanted & WATCH_READ != 0
+        error = self.line.watch(wanted)
         if error:
             self.cut(LINE_BROKE, error)
 
     cdef int wanted(self) noexcept nogil:
-        cdef int wanted = WATCH_WRITE if self.outlet.blocked() else 0
+        cdef int wanted = WATCH_WRITE if self.outlet.blocked() or self.stage_now == CLOSING else 0
         if self.stage_now != OPEN or self.outlet.blocked() or self.job.way != NONE:
             return wanted
         if self.phase == APPLY and not may_go_on(&self.turn):

@@ -2,7 +2,7 @@
 
     wait ─> lines that are ready ─> mail ─> who has more to do ─> wait, or not at all while somebody has
 
-A Desk is all of that but the waiting: the event loop has one too, for the clients whose line it serves itself (TLS).
+A Desk is all of that but the waiting: tests serve sessions at one of their own, without a thread.
 
 Invariants
 1. A session is served by the desk that it was mailed to, from ATTACH to BURY, and touched by nobody else but for its two
@@ -12,7 +12,6 @@ Invariants
 
 import threading
 
-from cpython.buffer cimport PyBUF_WRITE
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -22,15 +21,12 @@ from nbdzram.sessions.mail cimport (
 )
 from nbdzram.sessions.outlet cimport SCRATCH_SIZE
 from nbdzram.sessions.patience cimport LOOK_NS, STOLEN_NS, patience_bar, patience_learn, patience_looks, patience_pause
-from nbdzram.sessions.session cimport PAYLOAD, Session
+from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport GONE, LOST
 from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.wishes cimport GONE_NOW
 from nbdzram.sessions.work cimport Store
 from nbdzram.sessions.workers cimport Task, Workers
-
-cdef extern from "Python.h":
-    object PyMemoryView_FromMemory(char*, Py_ssize_t, int)
 
 cdef extern from "<sys/epoll.h>" nogil:
     int epoll_create1(int)
@@ -101,7 +97,7 @@ cdef class Desk:
         return counter_reset(&self.longest_ns) / 1e9
 
     def turn(self):
-        """For the desk of the event loop: what mail and turns are there to be seen to."""
+        """For a desk that nobody waits at: what mail and turns are there to be seen to."""
         cdef uint64_t began = self.begin_turn()
         mail_quiet(&self.box)
         self.take_mail()
@@ -109,51 +105,8 @@ cdef class Desk:
         self.again()
         self.end_turn(began)
 
-    # ---- for a line that the event loop serves ----
-
-    def buffer(self, Session session not None):
-        """Where the next bytes of its client belong."""
-        cdef size_t room
-        if session.stage_now >= LOST:  # what comes behind the end has no place: what held it is freed
-            return PyMemoryView_FromMemory(<char*>self.scratch.bytes, 0, PyBUF_WRITE)
-        if session.phase == PAYLOAD:
-            return PyMemoryView_FromMemory(
-                <char*>session.payload.bytes + (session.payload.size - session.remaining), session.remaining, PyBUF_WRITE
-            )
-        room = session.inbox.room()
-        return PyMemoryView_FromMemory(<char*>session.inbox.bytes + session.inbox.filled, room, PyBUF_WRITE)
-
-    def received(self, Session session not None, size_t size):
-        """`size` bytes came there."""
-        cdef uint64_t began = self.begin_turn()
-        session.arrived(size)
-        self.after(session)
-        self.again()
-        self.end_turn(began)
-
-    def resumed(self, Session session not None):
-        """The client reads again."""
-        cdef uint64_t began = self.begin_turn()
-        session.writable()
-        self.after(session)
-        self.again()
-        self.end_turn(began)
-
-    def left(self, Session session not None):
-        """The client sends no more."""
-        cdef uint64_t began = self.begin_turn()
-        session.hung_up()
-        self.after(session)
-        self.again()
-        self.end_turn(began)
-
-    def lost(self, Session session not None, int error):
-        """The line is gone; an errno says why, or 0."""
-        session.broke(error)
-        self.after(session)
-
     cdef void again(self) noexcept nogil:
-        """The loop has other things to do in between: let it come back to who has more to do."""
+        """Nobody waits at this desk: mail makes its owner come back to who has more to do."""
         if self.first_ready != NULL:
             bell_ring(&self.bell, AGAIN)
 
@@ -229,7 +182,7 @@ cdef class Desk:
 
     cdef void after(self, Session session) noexcept nogil:
         """After each call of a session: it may have more to do, or be gone."""
-        if session.later and not session.queued:
+        if (session.later or session.unread) and not session.queued:
             session.queued = True
             session.next_ready = NULL
             if self.first_ready == NULL:

@@ -13,6 +13,7 @@ from nbdzram.sessions.rehearsal import RehearsalLine, serve
 from nbdzram.sessions.session import Session
 from nbdzram.sessions.stage import Stage as Ending
 from nbdzram.sessions.tally import Tally
+from nbdzram.sessions.thread import Desk
 
 
 class Client:
@@ -41,7 +42,7 @@ class Stage:
         self.content = self.content[: size // 2] + bytes(size - size // 2)
         self.disk = self.pool.create("disk", size)
         self.plane = Plane(1, processors, budget)
-        self.desk = self.plane.desk
+        self.desk = Desk(0, self.plane.workers)
         self.clients: dict[int, Client] = {}
         self._numbers = 0
 
@@ -71,7 +72,7 @@ class Stage:
             syncs=syncs,
             greeting=b"",
             rest=b"",
-            here=True,
+            desk=self.desk,
         )
         self.plane.begin(session)
         self.clients[self._numbers] = Client(line, session)

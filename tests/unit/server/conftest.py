@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from nbdzram.config import EVERYONE, Limits, ServerConfig, UnixAddress
+from nbdzram.config import EVERYONE, Limits, ServerConfig, TlsConfig, TlsMode, UnixAddress
 from nbdzram.engine.pool import Pool
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.listener import NbdServer
 from tests.support.loop_client import WireClient
+from tests.support.pki import Pki
 from tests.unit.server.house import House
 
 SIZE = 96 << 20
@@ -77,6 +78,32 @@ def play(stage: Stage) -> Play:
         uvloop.run(whole())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """An authority that servers and clients trust."""
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="session")
+def certificate(pki: Pki) -> tuple[Path, Path]:
+    """Of a server that is called localhost, and its key."""
+    return pki.issue("localhost", file="server")
+
+
+Secure = Callable[..., None]
+
+
+@pytest.fixture
+def secure(stage: Stage, certificate: tuple[Path, Path]) -> Secure:
+    """Give the stage's server TLS: secure(mode=..., client_ca=...)."""
+
+    def give(*, mode: TlsMode = TlsMode.ON, client_ca: Path | None = None) -> None:
+        tls = TlsConfig(mode=mode, certificate=certificate[0], key=certificate[1], client_ca=client_ca)
+        stage.config = replace(stage.config, tls=tls)
+
+    return give
 
 
 @pytest.fixture

@@ -1,18 +1,22 @@
-"""Pre-shared keys: the file, and the handshake where Python has them."""
+"""Pre-shared keys: the file, and the handshake."""
 
 from __future__ import annotations
 
-import ssl
+import contextlib
+import select
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nbdzram.config import TlsConfig, TlsMode
-from nbdzram.errors import ConfigError
+from nbdzram.errors import ConfigError, TlsError
 from nbdzram.server.tls import make_context, read_keys
+from nbdzram.sessions.tls import TlsLine
+from tests.support.openssl import TLS_1_2, TLS_1_3, OpenSslClient
 
 KEY = "00112233445566778899aabbccddeeff"
-PSK = hasattr(ssl.SSLContext, "set_psk_server_callback")
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def test_keys_are_read_as_psktool_writes_them(keys: Path) -> None:
     assert read_keys(keys) == {"vm1": bytes.fromhex(KEY), "team:vm2": bytes.fromhex(KEY[::-1])}
 
 
-@pytest.mark.parametrize("line", ["vm1", "vm1:", f":{KEY}", "vm1:xyz", "vm1:0011"])
+@pytest.mark.parametrize("line", ["vm1", "vm1:", f":{KEY}", "vm1:xyz", "vm1:0011", f"vm\0:{KEY}", f"vm1:{KEY * 20}"])
 def test_a_line_that_is_no_key_is_named_and_never_shown(keys: Path, line: str) -> None:
     keys.write_text(f"vm0:{KEY}\n{line}\n")
     with pytest.raises(ConfigError, match=r"keys\.psk line 2: not NAME:HEXKEY") as caught:
@@ -34,42 +38,26 @@ def test_a_line_that_is_no_key_is_named_and_never_shown(keys: Path, line: str) -
     assert "0011" not in str(caught.value)
 
 
-@pytest.mark.skipif(PSK, reason="this Python has pre-shared keys")
-def test_an_older_python_says_which_one_is_needed(keys: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Python 3\.13 or newer, this is 3\."):
-        make_context(TlsConfig(mode=TlsMode.ON, psk_file=keys))
-
-
-@pytest.mark.skipif(not PSK, reason="pre-shared keys need Python 3.13")
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])
 @pytest.mark.parametrize(
-    ("name", "key", "admitted"), [("vm1", KEY, True), ("vm1", KEY[::-1], False), ("vm9", KEY, False)]
+    ("name", "key", "admitted"),
+    [("vm1", KEY, True), ("team:vm2", KEY[::-1], True), ("vm1", KEY[::-1], False), ("vm", KEY, False)],
 )
-def test_only_who_knows_the_key_gets_in(
-    keys: Path, version: ssl.TLSVersion, name: str, key: str, admitted: bool
-) -> None:
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_mode = ssl.CERT_NONE
-    client.minimum_version = client.maximum_version = version
-    client.set_ciphers("ALL:PSK")
-    install = getattr(client, "set_psk_client_callback", None)
-    assert install is not None
-    install(lambda _hint: (name, bytes.fromhex(key)))
-    server = make_context(TlsConfig(mode=TlsMode.ON, psk_file=keys))
-    assert shakes_hands(client, server) is admitted
+def test_only_who_knows_the_key_gets_in(keys: Path, newest: int, name: str, key: str, admitted: bool) -> None:
+    context = make_context(TlsConfig(mode=TlsMode.ON, psk_file=keys))
+    ours, theirs = socket.socketpair()
+    line = TlsLine(ours.detach(), context, b"")
+    with ThreadPoolExecutor(1) as pool:
+        client = pool.submit(OpenSslClient, theirs, psk=(name, bytes.fromhex(key)), newest=newest)
+        assert shakes_hands(line) is admitted
+        line.close(orderly=True)
+        assert (client.exception() is None) is admitted
+    theirs.close()
 
 
-def shakes_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> bool:
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
-    for _ in range(4):
-        for end in list(ends):
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-            except ssl.SSLError:
-                return False
-            ends.remove(end)
-    return not ends
+def shakes_hands(line: TlsLine) -> bool:
+    with contextlib.suppress(TlsError, EOFError):
+        while not line.handshake():
+            select.select([line.fileno()], [], [])
+        return True
+    return False

@@ -25,7 +25,6 @@ from nbdzram.server.connection import peer_of
 from nbdzram.server.exports import Exports, Peer, PeerDirectory
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.sockets import BACKLOG, close_all, inherited, open_tcp, open_unix
-from nbdzram.server.tls import certificate_names
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import name_and_infos
@@ -280,16 +279,6 @@ def test_the_empty_name_opens_no_export_that_the_peer_may_not_name(stage: Stage)
     assert directory.find("") is None
     stage.disk.set_rules(access=EVERYONE, read_only=False, description="")
     assert directory.find("") is stage.disk
-
-
-def test_a_certificates_common_and_dns_names_count_and_others_do_not() -> None:
-    certificate = {
-        "subject": ((("commonName", "vm1"),), (("organizationName", "Example"),)),
-        "subjectAltName": (("DNS", "vm1.example"), ("DNS", "*.vm1.example"), ("IP Address", "192.0.2.1"), ("URI", "x")),
-    }
-    tls = SimpleNamespace(getpeercert=lambda: certificate)
-    assert certificate_names(tls) == {"vm1", "vm1.example", "*.vm1.example"}  # type: ignore[arg-type]
-    assert certificate_names(SimpleNamespace(getpeercert=lambda: None)) == frozenset()  # type: ignore[arg-type]
 
 
 # ---- sockets handed over ----

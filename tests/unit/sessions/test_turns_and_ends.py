@@ -280,34 +280,6 @@ def test_a_session_lost_while_workers_store_gives_everything_back() -> None:
     stage.close()
 
 
-@pytest.mark.parametrize("end", ["drain", "abort"])
-def test_a_lost_session_takes_no_bytes_of_a_payload_that_had_begun(stage: Stage, end: str) -> None:
-    """The loop may bring bytes of a TLS client whose session ended a moment ago: there is no place for them."""
-    client = stage.attach(style=0)
-    client.send(request(CMD_WRITE, 0, 1 * MIB) + b"w" * (100 * KIB))
-    stage.settle()
-    assert client.session.payload_remaining > 0
-    (stage.plane.drain if end == "drain" else stage.plane.abort)(client.session)
-    stage.desk.turn()
-    assert stage_of(client) >= Ends.LOST
-    assert len(stage.desk.buffer(client.session)) == 0
-    stage.desk.received(client.session, 0)
-    stage.settle()
-    assert stage.plane.budget.used == 0
-
-
-def test_a_session_that_is_gone_has_nothing_more_to_tell(stage: Stage) -> None:
-    """Whoever heard of its end has forgotten it: the end of a TLS stream comes later, and is no tidings."""
-    client = stage.attach(style=0)
-    stage.plane.drain(client.session)
-    stage.settle()
-    assert client.over
-    stage.desk.left(client.session)
-    stage.desk.resumed(client.session)
-    stage.desk.lost(client.session, 0)
-    assert stage.plane.collect() == ([], [])
-
-
 def test_a_turn_that_comes_with_a_second_wish_to_drain_is_taken() -> None:
     """Rings that meet are one letter: a session that drains already still hears that its turn has come."""
     stage = Stage(SIZE, budget=2 * MIB)
@@ -339,3 +311,61 @@ def test_what_waits_for_its_turn_at_the_end_of_file_is_answered(stage: Stage) ->
     stage.settle()
     assert client.over
     assert len(client.line.outgoing) == 200 * SIMPLE_REPLY
+
+
+def test_what_a_line_holds_is_taken_in_turns_of_its_own(stage: Stage) -> None:
+    """A record is decrypted whole, and the socket has no more to tell of it: nobody else will."""
+    client, other = stage.attach(style=0), stage.attach(style=0)
+    client.line.untold = True
+    client.line.piece = 28
+    client.send(request(CMD_FLUSH, 0, 0) * 50)
+    assert stage.serve(client)
+    assert not client.line.ready
+    assert answered(client) == 1
+    other.send(request(CMD_FLUSH, 0, 0))
+    stage.desk.turn()
+    assert answered(client) == 2
+    assert stage.serve(other)
+    for _ in range(60):
+        stage.desk.turn()
+    assert answered(client) == 50
+    assert len(client.line.outgoing) == 50 * SIMPLE_REPLY
+
+
+def test_a_line_that_holds_bytes_is_left_alone_while_its_peer_does_not_read(stage: Stage) -> None:
+    client = stage.attach(style=0)
+    client.line.untold = True
+    client.line.piece = 28
+    client.line.room = 10
+    client.send(request(CMD_FLUSH, 0, 0) * 50)
+    stage.settle()
+    assert answered(client) == 1
+    assert len(client.line.incoming) == 49 * 28
+    client.line.room = 1 << 30
+    stage.settle()
+    assert answered(client) == 50
+
+
+def test_a_session_waits_until_its_line_has_said_that_no_more_comes(stage: Stage) -> None:
+    """The last replies filled the socket, and TLS has one more word to say."""
+    client = stage.attach(style=0)
+    client.line.mute = True
+    client.send(request(CMD_READ, 0, 4096) + request(CMD_DISC, 0, 0))
+    stage.settle()
+    assert len(client.line.outgoing) == SIMPLE_REPLY + 4096
+    assert stage_of(client) == Ends.CLOSING
+    client.line.mute = False
+    assert stage.serve(client)
+    assert client.line.closed_in_order
+    assert stage_of(client) >= Ends.LOST
+
+
+def test_a_line_that_never_says_its_last_word_is_not_waited_for_for_ever(stage: Stage) -> None:
+    client = stage.attach(style=0)
+    client.line.mute = True
+    client.send(request(CMD_DISC, 0, 0))
+    stage.settle()
+    age(client.session, 6)
+    rest(stage.desk, client.session)
+    stage.settle()
+    assert client.over
