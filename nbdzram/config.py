@@ -152,6 +152,8 @@ class MaintenanceConfig:
     recompress_level: int = 3  # Zstandard's: above it a block costs several times the time and gains a few percent
     recompress_huge_only: bool = False
     recompress_dictionary: bool = False  # trained from the pool's own blocks
+    scrub_seconds: float = 0.0  # every block is looked at as often as that; 0: by no one but `nbdzram check`
+    scrub_cpu_percent: int = 5  # of one core: a TiB takes an hour or two
     cpu_percent: int = 25  # of one core, for each pool's automatic runs; runs that a person asks for take what is idle
 
 

@@ -137,6 +137,13 @@ KEYS = (
     Key(("maintenance", "recompress_level"), values.integer(1, 22), "Zstandard's level for recompression"),
     Key(("maintenance", "recompress_huge_only"), values.boolean, "recompress only blocks that are stored raw"),
     Key(("maintenance", "recompress_dictionary"), values.boolean, "train a dictionary from the pool's own blocks"),
+    Key(
+        ("maintenance", "scrub"),
+        functools.partial(values.pause, "scrub"),
+        "off, or how often every block is held against what was written: 12h, 7d",
+        True,
+    ),
+    Key(("maintenance", "scrub_cpu_percent"), values.integer(1, 100), "share of one core for that"),
     Key(("maintenance", "cpu_percent"), values.integer(1, 100), "share of one core for automatic runs"),
     Key(
         ("pools", "*", "mem_limit"), values.memory, "most memory of the pool, tables included: a size or a share (50%)"

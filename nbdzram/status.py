@@ -180,6 +180,17 @@ class MaintenanceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """Looking for rot, by itself and in checks."""
+
+    objects: int  # decoded since the start
+    blocks: int  # looked at since the start
+    rotten_objects: int  # that the last one found which was finished
+    rotten_blocks: int
+    finished_at: float | None  # in seconds since the epoch; None: none was finished yet
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """One pool."""
 
@@ -188,6 +199,7 @@ class PoolStatus:
     dedup: str
     tells_sharing: bool  # clients may find out what others store: figures for strangers are not rounded
     stats: PoolStats
+    scrub: ScrubStatus
     maintenance: MaintenanceStatus
 
 

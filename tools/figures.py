@@ -20,7 +20,7 @@ def default_of(key: Key) -> str:
         return f"`{configuration.TcpAddress().host}:{configuration.DEFAULT_PORT}`"
     if key.path == ("exports", "*", "size"):
         return "required, or an image"
-    if key.path == ("exports", "*", "snapshots"):
+    if key.path in {("exports", "*", "snapshots"), ("maintenance", "scrub")}:
         return "`off`"
     owners: dict[str, Any] = {
         "tls": configuration.TlsConfig(),

@@ -262,6 +262,8 @@ FOLD = Row(
                 Query(total(rate(pool("inline_folded_total"))), "of them inline"),
                 Query(total(rate(pool("objects_moved_total"))), "moved by compaction"),
                 Query(total(rate(pool("objects_recompressed_total"))), "recompressed"),
+                Query(total(rate(pool("scrub_objects_total"))), "looked at for rot"),
+                Query(total(rate(pool("scrub_blocks_total"))), "blocks looked at for rot"),
             ),
             width=6,
         ),
@@ -294,9 +296,12 @@ FOLD = Row(
         ),
         Panel(
             "Automatic runs wait",
-            "For how long the policy still backs off because earlier runs gained little.",
+            "For how long the policy backs off because earlier runs gained little; and how old the last scrub is.",
             "s",
-            (Query(f"max by (instance, pool, kind) ({pool('maintenance_wait_seconds')})", OF_POOL_AND_KIND),),
+            (
+                Query(f"max by (instance, pool, kind) ({pool('maintenance_wait_seconds')})", OF_POOL_AND_KIND),
+                Query(f"time() - {pool('scrub_timestamp_seconds')}", "{{instance}} {{pool}} last scrub"),
+            ),
             width=12,
         ),
         Panel(
@@ -394,6 +399,7 @@ ERRORS = Row(
                 Query(total(rate(export("failed_writes_total"))), "failed writes"),
                 Query(total(rate(export("invalid_io_total"))), "invalid"),
                 Query(total(rate(pool("rotten_blocks_total"))), "reads of rotten blocks"),
+                Query(total(pool("scrub_rotten_blocks")), "rotten blocks found by the last scrub"),
             ),
         ),
         Panel(

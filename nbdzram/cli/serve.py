@@ -73,6 +73,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "compact_interval": ("maintenance", "compact"),
     "recompress_interval": ("maintenance", "recompress"),
     "recompress_age": ("maintenance", "recompress_age_seconds"),
+    "scrub_interval": ("maintenance", "scrub"),
     "cpu_percent": ("maintenance", "cpu_percent"),
     "checkpoint": ("checkpoint", "directory"),
     "checkpoint_interval": ("checkpoint", "interval_seconds"),
@@ -170,6 +171,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
 )
 @click.option("--recompress-age", metavar="SECONDS", help="Unused for so long, a block rests.  [default: 3600]")
+@click.option("--scrub-interval", metavar="SECONDS|off", help="Look for rot by itself, also 12h or 7d.  [default: off]")
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(
     "--tls", metavar="off|on|require", help="TLS: not at all, for whoever asks, for everyone.  [default: off]"

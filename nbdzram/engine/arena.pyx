@@ -58,7 +58,7 @@ cdef extern from "fcntl.h" nogil:
 
 cdef extern from "sys/file.h" nogil:
     int flock(int, int)
-    int LOCK_EX, LOCK_NB, LOCK_UN
+    int LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 
 ADDRESSES = 1 << 47  # of a process: four levels of page tables, on x86-64 as on arm64 with 48 bits
 
@@ -187,15 +187,19 @@ def _address_limit() -> str:
 cdef class Arena:
     """A mapping of up to `reserve` bytes. path None: anonymous memory. `opened` tells whether the file had content.
 
+    read_only: whatever whole units a file has are mapped for reading, and it stays as it is (salvage.pyx).
+
     Raises ArenaError.
     """
 
-    def __cinit__(self, path: str | None, uint64_t reserve):
+    def __cinit__(self, path: str | None, uint64_t reserve, *, bint read_only=False):
         self.base = NULL
         self.fd = -1
         self.path = path
         self.opened = False
-        if path is not None:
+        if read_only:
+            self._open_to_read(path)
+        elif path is not None:
             self._open_file(path)
         reserve = (reserve + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
         if reserve < 2 * self.mapped:
@@ -216,6 +220,16 @@ cdef class Arena:
         self.unit_high = <uint32_t>(self.mapped // UNIT_SIZE)
         if not region_ensure(&self.free_units, <uint64_t>self.unit_high * sizeof(uint32_t)):
             raise ArenaError(f"no memory to open {path}: {strerror(errno).decode()}; end other programs")
+
+    def _open_to_read(self, path: str):
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ArenaError(f"cannot read {path}: {error.strerror}") from None
+        if flock(self.fd, LOCK_SH | LOCK_NB) != 0:
+            raise ArenaError(f"the arena {path} is in use by another process; stop that server first")
+        self.opened = True
+        self.mapped = os.fstat(self.fd).st_size // UNIT_SIZE * UNIT_SIZE
 
     def _open_file(self, path: str):
         try:

@@ -17,6 +17,7 @@ from nbdzram.status import (
     JournalStatus,
     OperationStatus,
     RunTotals,
+    ScrubStatus,
     ServerStatus,
     ThreadStatus,
 )
@@ -157,7 +158,22 @@ MM_STAT = (
     Family("nbdzram_pages_folded_total", "counter", "Pages that folding gave back.", _pool(lambda s: s.pages_folded)),
 )  # fmt: skip
 
+
+def _scrub(value: Callable[[ScrubStatus], float | None]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for pool in status.pools:
+            known = value(pool.scrub)
+            if known is not None:
+                yield labels(pool=pool.name), known
+
+    return Samples(("pool",), samples)
+
+
 POOL = (
+    Family("nbdzram_scrub_objects_total", "counter", "Objects held against what was written, by scrubs and checks.", _scrub(lambda s: s.objects)),
+    Family("nbdzram_scrub_blocks_total", "counter", "Blocks whose entries they looked at.", _scrub(lambda s: s.blocks)),
+    Family("nbdzram_scrub_rotten_blocks", "gauge", "Blocks that are not what was written, as the last one found that was finished.", _scrub(lambda s: s.rotten_blocks)),
+    Family("nbdzram_scrub_timestamp_seconds", "gauge", "When the last one was finished; absent before.", _scrub(lambda s: s.finished_at)),
     Family("nbdzram_memory_used_bytes", "gauge", "Memory of the pool in all: what the limit bounds.", _pool(lambda s: s.memory_used)),
     Family("nbdzram_metadata_bytes", "gauge", "Memory of tables, handles, indexes and dictionaries.", _pool(lambda s: s.metadata)),
     Family("nbdzram_fragmentation_bytes", "gauge", "Memory of zspages that holds no object.", _pool(lambda s: s.mem_used_total - s.compr_data_size)),

@@ -209,12 +209,16 @@ class Maintenance:
             elapsed = time.monotonic() - wall
             budget = next_budget(budget, elapsed)
             before, turns = turns, self._pool.turns()
-            percent = share_percent(ticket.cpu_percent, turns - before)
+            percent = share_percent(100 if self._is_in_the_way(ticket) else ticket.cpu_percent, turns - before)
             if percent < 100:
                 ticket.ended.wait(pause_seconds(used, percent))
             if not ticket.going.is_set():
                 ticket.going.wait()
         return time.thread_time() - began
+
+    def _is_in_the_way(self, ticket: Ticket) -> bool:
+        """A scrub at its slow pace, and another run waits for its end."""
+        return ticket.kind == "scrub" and len(self._queue) > 1
 
     def _refuse_when_ended(self, ticket: Ticket) -> None:
         if self._stopping:

@@ -7,8 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 
-from nbdzram.config import MaintenanceConfig
-from nbdzram.engine.check import Check
+from nbdzram.config import MaintenanceConfig, Trigger
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
@@ -16,6 +15,7 @@ from nbdzram.errors import UserError
 from nbdzram.server.maintenance import Maintenance, RunFactory
 from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_gain
 from nbdzram.server.runs import Run
+from nbdzram.server.scrubbing import Scrubs
 from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
 from nbdzram.units import format_size
 
@@ -34,8 +34,10 @@ class PoolService:
         self.name = name
         self.pool = pool
         self.policies = _policies(wishes, now)
-        self.maintenance = Maintenance(name, pool, _kinds(pool), numbers)
+        self.scrubs = Scrubs(name, pool)
+        self.maintenance = Maintenance(name, pool, _kinds(pool, self.scrubs), numbers)
         self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
+        self.scrubbing: asyncio.Task[None] | None = None  # the same, of a scrub: others need not wait for that
         self._refusals_told = 0
         self._refusals_wait = now
         self._rot_told = 0
@@ -50,6 +52,7 @@ class PoolService:
             dedup="inline" if self.pool.inline_dedup else "fold",
             tells_sharing=self.pool.tells_sharing,
             stats=self.pool.stats(),
+            scrub=self.scrubs.status(),
             maintenance=MaintenanceStatus(
                 running=self.maintenance.running,
                 done=done,
@@ -114,7 +117,7 @@ def automatic_options(kind: str, wishes: MaintenanceConfig) -> RunOptions:
     )
 
 
-def _kinds(pool: Pool) -> dict[str, RunFactory]:
+def _kinds(pool: Pool, scrubs: Scrubs) -> dict[str, RunFactory]:
     """The engine's runs by name."""
     return {
         "fold": lambda options: Fold(pool, dry_run=options.dry_run),
@@ -122,7 +125,8 @@ def _kinds(pool: Pool) -> dict[str, RunFactory]:
         "recompress": _always_wet(
             "it cannot tell what it would save without doing it", functools.partial(_recompress, pool)
         ),
-        "check": _always_wet("it changes nothing", lambda _: Check(pool)),
+        "check": _always_wet("it changes nothing", lambda _: scrubs.begin_check()),
+        "scrub": _always_wet("it changes nothing", lambda _: scrubs.begin()),
     }
 
 
@@ -150,4 +154,7 @@ def _policies(wishes: MaintenanceConfig, now: float) -> dict[str, Policy]:
         "fold": Policy.new(wishes.fold, wishes.fold_interval_seconds, fold_gain, now),
         "compact": Policy.new(wishes.compact, wishes.compact_interval_seconds, compact_gain, now),
         "recompress": Policy.new(wishes.recompress, wishes.recompress_interval_seconds, recompress_gain, now),
+        "scrub": Policy.new(
+            Trigger.INTERVAL if wishes.scrub_seconds else Trigger.OFF, wishes.scrub_seconds, lambda _: 0, now
+        ),
     }

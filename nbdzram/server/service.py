@@ -331,25 +331,33 @@ class Service:
                 service.pool.set_clock(int(time.time()))  # not the loop's clock: ages outlive the machine's start
                 service.tell_refusals(now)
                 service.tell_rot(now)
+                service.scrubs.tell(time.time())
                 self._consider(service, now, rate)
             self._schedule.consider(self._config.exports, datetime.now(UTC).replace(microsecond=0))
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:
         """Start the first run that a policy asks for, unless one is under way."""
         busy = service.automatic is not None and not service.automatic.done()
+        scrubbing = service.scrubbing is not None and not service.scrubbing.done()
         if (
             busy
-            or service.maintenance.running
+            or (service.maintenance.running and not (scrubbing and service.maintenance.running == "scrub"))
             or all(policy.trigger is Trigger.OFF for policy in service.policies.values())
         ):
             return
         stats = service.pool.stats()
         for kind, policy in service.policies.items():
+            if kind == "scrub" and scrubbing:
+                continue
             reason = policy.decide(now, stats, requests_per_second)
             if reason in STARTS:
                 assert reason is not None
                 expected = policy.expected_gain(stats)
-                service.automatic = asyncio.create_task(self._run_automatic(service, kind, reason, expected))
+                run = asyncio.create_task(self._run_automatic(service, kind, reason, expected))
+                if kind == "scrub":
+                    service.scrubbing = run
+                else:
+                    service.automatic = run
                 return
 
     async def _run_automatic(self, service: PoolService, kind: str, reason: Reason, expected: int) -> None:
@@ -357,7 +365,8 @@ class Service:
         try:
             wishes = self._config.maintenance
             options = automatic_options(kind, wishes)
-            report = await service.maintenance.run(kind, options, cpu_percent=wishes.cpu_percent, reason=reason)
+            percent = wishes.scrub_cpu_percent if kind == "scrub" else wishes.cpu_percent
+            report = await service.maintenance.run(kind, options, cpu_percent=percent, reason=reason)
             freed = gained(report.result)
         except UserError as error:
             log.warning("automatic %s", error)

@@ -83,6 +83,11 @@ class Remembered:
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
 
 
+def remembered_in(directory: Path) -> Remembered:
+    """What a directory remembers, read and no more. Raises UserError, OSError."""
+    return _read(directory / FILE_NAME)
+
+
 class State:
     """The state directory's memory, or none. Its methods write and sync files: not on an event loop."""
 

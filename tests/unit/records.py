@@ -17,6 +17,7 @@ from nbdzram.status import (
     RunStatus,
     RunSummary,
     RunTotals,
+    ScrubStatus,
     ServerStatus,
     ThreadStatus,
 )
@@ -150,7 +151,13 @@ SERVER = ServerStatus(
     latency_bounds_seconds=(0.0001, 0.001),
     pools=(
         PoolStatus(
-            name="default", path=None, dedup="fold", tells_sharing=True, stats=POOL_STATS, maintenance=MAINTENANCE
+            name="default",
+            path=None,
+            dedup="fold",
+            tells_sharing=True,
+            stats=POOL_STATS,
+            scrub=ScrubStatus(objects=9000, blocks=12000, rotten_objects=1, rotten_blocks=2, finished_at=1.75e9),
+            maintenance=MAINTENANCE,
         ),
     ),
     exports=(EXPORT,),

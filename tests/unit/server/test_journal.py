@@ -20,6 +20,7 @@ from nbdzram.config import CheckpointConfig, Durability, ExportConfig, PoolConfi
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
 from nbdzram.server.journal import Journal
 from nbdzram.server.service import Service
@@ -350,14 +351,44 @@ def test_a_clone_costs_a_group_next_to_nothing(tmp_path: Path) -> None:
         async with serving(tmp_path / "kept") as service:
             disk(service).write(0, b"".join(noise(number) for number in range(500)))
             await journal(service).synced()
+            for number in range(20):  # more than what was told last is looked at
+                await service.changes.add_export(f"other{number}", MIB, **ADDED)
+                disk(service, f"other{number}").write(0, noise(number))
+            await journal(service).synced()
             before = journal(service).status.group_bytes
             await service.changes.copy_export("disk", "twin", read_only=False)
             disk(service, "twin").write(0, text(1))
             await journal(service).synced()
-            assert journal(service).status.group_bytes - before < 2 * BLOCK
+            assert journal(service).status.group_bytes - before < 4 * BLOCK
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         async with serving(left, begun=False) as service:
             assert disk(service, "twin").read(0, 2 * BLOCK) == text(1) + noise(1)
+
+    play(story)
+
+
+def test_what_is_told_of_an_export_is_of_the_same_moment_as_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            export, copy_changed = service._exports.get("disk"), moments_module._copy_changed
+            calls: list[Any] = []
+
+            def change_first(*given: Any) -> Any:
+                if not calls:
+                    export.description = "another"
+                    export.disk.write(0, text(1))
+                calls.append(given)
+                return copy_changed(*given)
+
+            monkeypatch.setattr(moments_module, "_copy_changed", change_first)
+            export.disk.write(BLOCK, text(2))
+            await journal(service).synced()
+            last = journal(service)._last
+            assert last is not None
+            assert [seen.description for seen in last.roster] == ["another"]
+            assert len(calls) == 2
 
     play(story)
 

@@ -1,0 +1,52 @@
+"""`nbdzram check --state-dir DIR --salvage FILE`, as an operator types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from tests.unit.cli.conftest import NBDZRAM, clean_environment
+from tests.unit.engine.test_scrub import bend
+from tests.unit.server.test_salvage import fill
+
+
+def check(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
+    command = [*NBDZRAM, "check", *map(str, words)]
+    return subprocess.run(command, capture_output=True, env=clean_environment(), check=False)
+
+
+def test_what_is_lost_is_listed_and_the_rest_is_a_stream(tmp_path: Path) -> None:
+    state, out = tmp_path / "state", tmp_path / "left.stream"
+    fill(state)
+    told = check("--state-dir", state, "--salvage", out)
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert told.stdout.startswith(b"read 3 exports, ")
+    bend(state / "default.pool", 1)
+    told = check("--state-dir", state, "--salvage", tmp_path / "again.stream")
+    assert told.returncode == 1
+    assert b"lost: block 0 of export 'disk'\n" in told.stdout
+    piped = check("--state-dir", state, "--salvage", "-", "--json")
+    assert piped.returncode == 1
+    assert piped.stdout.startswith(b"NBDZRAMS")
+    assert json.loads(piped.stderr)["exports"] == ["disk", "twin", "alone"]
+
+
+def test_a_file_that_is_there_is_left_alone_and_one_that_failed_is_not_left(tmp_path: Path) -> None:
+    state, out = tmp_path / "state", tmp_path / "left.stream"
+    fill(state)
+    out.write_bytes(b"mine")
+    told = check("--state-dir", state, "--salvage", out)
+    assert told.returncode == 1
+    assert b"name a file that is not there yet" in told.stderr
+    assert out.read_bytes() == b"mine"
+    (state / "default.pool").write_bytes(b"")
+    told = check("--state-dir", state, "--salvage", tmp_path / "other.stream")
+    assert b"nothing can be read" in told.stderr
+    assert not (tmp_path / "other.stream").exists()
+
+
+def test_one_option_without_the_other_is_a_mistake(tmp_path: Path) -> None:
+    told = check("--state-dir", tmp_path)
+    assert told.returncode == 2
+    assert b"belong together" in told.stderr
