@@ -80,6 +80,9 @@ cdef class Cells:
     cdef bint begin(self) noexcept nogil
     cdef bint ready(self) noexcept nogil
     cdef void retire(self, uint32_t handle) noexcept nogil
+    cdef void retire_later(self, uint32_t handle) noexcept nogil
+    cdef uint32_t hand_out(self, uint32_t wanted, uint32_t* handles) noexcept nogil
+    cdef void take_back(self, uint32_t handle) noexcept nogil
     cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil
     cdef void free(self, uint32_t handle) noexcept nogil
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil

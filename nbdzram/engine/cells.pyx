@@ -25,7 +25,8 @@ Invariants
    hand (quiescence.pyx). So for a reader a handle's fingerprint never changes, and its word is the object's, or a forward
    to an equal one that lives as long, or free: then the entry that led there has changed.
 
-Not locked here: the pool's lock covers every call.
+Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx), or it is of a
+handle that is the caller's.
 """
 
 cimport cython
@@ -36,7 +37,7 @@ from nbdzram.engine.arena cimport (
 )
 from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
 from nbdzram.engine.limbo cimport LIMBO_FEW, limbo_count, limbo_due, limbo_one_less, limbo_one_more, limbo_ripen
-from nbdzram.engine.must cimport must
+from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.publish cimport amend32, amend64, publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX
@@ -90,6 +91,25 @@ cdef class Cells:
         self.changes(handle)
         self.live += 1
         return handle
+
+    cdef uint32_t hand_out(self, uint32_t wanted, uint32_t* handles) noexcept nogil:
+        """Handles for a kit, which takes the last first and so the lowest; not live yet: one, and as many as need no page
+        more. 0: there is none."""
+        cdef uint32_t count = 0, index
+        while count < wanted and (count == 0 or self.free_head or self.high % CELLS_A_PAGE):
+            handles[count] = self.alloc()
+            if handles[count] == 0:
+                break
+            self.live -= 1
+            count += 1
+        for index in range(count // 2):
+            handles[index], handles[count - 1 - index] = handles[count - 1 - index], handles[index]
+        return count
+
+    cdef void take_back(self, uint32_t handle) noexcept nogil:
+        """A kit gives a handle back, which nobody can have in hand any more."""
+        must_debug(self.cell(handle).word == 0, b"a handle at hand is no object's")
+        self._list(handle)
 
     cdef bint _make_room(self, uint32_t handle) noexcept nogil:
         cdef uint32_t unit
@@ -154,6 +174,10 @@ cdef class Cells:
         self.changes(handle)
         publish64(&self.cell(handle).word, 0)
         self.live -= 1
+        self.retire_later(handle)
+
+    cdef void retire_later(self, uint32_t handle) noexcept nogil:
+        """The same of a handle whose cell is free, and not counted as live."""
         if limbo_count(&self.limbo):
             self.link(self.retired_tail)[0] = handle
         else:

@@ -39,6 +39,7 @@ from nbdzram.engine.census cimport COMPLAINT
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.format cimport ENTRY_FREE
+from nbdzram.engine.kit cimport are_empty, gather_tallies
 from nbdzram.engine.limbo cimport limbo_count
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
@@ -254,6 +255,12 @@ cdef class Check(Run):
         self.disks = self.pool.all_disks()
         self.in_export = False
         lock_take(&self.pool.lock)
+        while not are_empty(&self.pool.sides):  # what is in nobody's hand is counted, and nobody takes anything from now on
+            lock_leave(&self.pool.lock)
+            with nogil:
+                self.pool.reclaim()
+            lock_take(&self.pool.lock)
+        gather_tallies(&self.pool.sides, self.store)
         self.cells = self.store.cells.census = cells
         self.zspages = self.slab.census = zspages
         self.nodes = self.tables.census = nodes

@@ -26,6 +26,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, unit_of
 from nbdzram.engine.codec cimport CODEC_FREE
+from nbdzram.engine.kit cimport gather_slots
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Compaction, Pool
 from nbdzram.engine.publish cimport look64
@@ -200,6 +201,7 @@ cdef uint32_t _plan(Pool pool, uint32_t limit) noexcept nogil:
     cdef uint32_t looked = 1
     lock_take_behind(&pool.lock)
     pool.arena.ledger.making_room = True
+    gather_slots(&pool.sides, pool.store, going.size_class)  # so that nothing is stored in what is to be emptied
     while looked <= limit and pool.store.slab.plan_evacuation(going.size_class):
         looked += 1
     pool.arena.ledger.making_room = False

@@ -1,8 +1,8 @@
 """A disk: blocks of an export, read and written through its block table.
 
 READ   no lock: reading.pyx
-WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; lock; own the leaf; for each block store the object, swap the
-       entry, release the old object; unlock
+WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; beside others, as far as it goes (beside.pyx); what is left with the
+       lock alone: own the leaf; for each block store the object, swap the entry, release the old object; unlock
 TRIM   leaf by leaf, HOLD entries under a stripe and the lock; nodes that name nothing any more are freed
 
 Invariants
@@ -21,6 +21,7 @@ from libc.errno cimport EBUSY, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from nbdzram.engine.beside cimport write_beside
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
@@ -289,8 +290,10 @@ cdef class Disk(Blocks):
         cdef uint64_t* leaf = NULL
         cdef uint32_t index
         cdef int error = ENOSPC
-        stored[0] = 0
         must(first % LEAF_BLOCKS + count <= LEAF_BLOCKS, b"what is committed at once lies in one leaf")
+        stored[0] = write_beside(self.pool, self, first, count, prepared, end)
+        if stored[0] == count:
+            return 0
         lock_take(&self.pool.lock)
         if self.pool.may_retire():
             leaf = own_leaf(self, first, end, False, &error)

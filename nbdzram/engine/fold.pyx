@@ -21,6 +21,7 @@ from libc.string cimport memcmp, memcpy
 
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
+from nbdzram.engine.kit cimport gather_tallies
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.run cimport Run
@@ -47,6 +48,7 @@ cdef class Fold(Run):
         self.cause = FOLDED
         self.position = 1
         lock_take(&pool.lock)
+        gather_tallies(&pool.sides, pool.store)
         self.end = pool.store.cells.high
         self._total = pool.store.index.pending_count
         lock_leave(&pool.lock)

@@ -2,6 +2,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Region
 from nbdzram.engine.cells cimport Cells
+from nbdzram.engine.latch cimport Latch
 
 cdef class Index:
     cdef Cells cells
@@ -12,6 +13,7 @@ cdef class Index:
     cdef uint64_t linked
     cdef uint64_t turns  # splits and merges: they change the order in a chain
     cdef uint64_t pending_count
+    cdef Latch* latches
 
     cdef uint64_t bucket_of(self, uint64_t fingerprint) noexcept nogil
     cdef uint32_t* bucket(self, uint64_t number) noexcept nogil
@@ -30,5 +32,11 @@ cdef class Index:
     cdef uint64_t pages(self) noexcept nogil
 
     cdef void _unlink(self, uint32_t handle) noexcept nogil
-    cdef void _split(self) noexcept nogil
+    cdef bint fit(self, uint32_t limit) noexcept nogil
+    cdef bint fits(self) noexcept nogil
+    cdef Latch* latch(self, uint64_t fingerprint) noexcept nogil
+    cdef bint insert_beside(self, uint32_t handle, uint64_t fingerprint) noexcept nogil
+    cdef bint remove_beside(self, uint32_t handle, uint64_t fingerprint) noexcept nogil
+    cdef void _take_out(self, uint32_t handle, uint64_t fingerprint) noexcept nogil
+    cdef bint _split(self) noexcept nogil
     cdef void _merge(self) noexcept nogil

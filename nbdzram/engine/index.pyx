@@ -15,21 +15,27 @@ Invariants
 2. Linked objects are pairwise different in content. (Equal content has an equal fingerprint, and the second one to
    come is pending until a fold has compared it.)
 
-Not locked here: the pool's lock covers every call.
+Not locked here: the pool's lock covers every call, but for insert_beside and remove_beside, which lock a bucket.
 """
 
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve, region_shrink
 from nbdzram.engine.cells cimport Cells, handles_max
 from nbdzram.engine.ledger cimport Ledger
+from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
 from nbdzram.engine.lock cimport LOOKS
+from nbdzram.engine.must cimport must_debug
+from nbdzram.engine.publish cimport clear_bits, look8, set_bits
 
 from nbdzram.errors import ArenaError
 
 cdef enum:
-    MIN_BUCKETS = 1024
+    MIN_BUCKETS = 1024  # a power of two
+
+assert MIN_BUCKETS >= LATCHES  # so that a bucket has one latch
 
 cdef extern from * nogil:
     int __builtin_ctzll(unsigned long long)
@@ -49,8 +55,12 @@ cdef class Index:
                 or not region_reserve(&self.pending, handles // 8 + 8, ledger)
                 or not region_ensure(&self.heads, MIN_BUCKETS * sizeof(uint32_t)) or not self.reserve(1)):
             raise ArenaError("cannot reserve addresses for the fingerprint index; raise ulimit -v")
+        self.latches = <Latch*>calloc(LATCHES, sizeof(Latch))
+        if self.latches == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
+        free(self.latches)
         region_free(&self.heads)
         region_free(&self.pending)
 
@@ -97,8 +107,7 @@ cdef class Index:
 
     cdef void link(self, uint32_t handle) noexcept nogil:
         cdef uint32_t* head
-        if self.linked * 2 >= <uint64_t>self.buckets * 3:
-            self._split()
+        self.fit(1)
         head = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
         self.cells.link(handle)[0] = head[0]
         head[0] = handle
@@ -112,13 +121,69 @@ cdef class Index:
             self._unlink(handle)
 
     cdef void _unlink(self, uint32_t handle) noexcept nogil:
-        cdef uint32_t* place = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
+        self._take_out(handle, self.cells.cell(handle).fingerprint)
+        self.linked -= 1
+        self.fit(1)
+
+    cdef bint fit(self, uint32_t limit) noexcept nogil:
+        """Split or merge up to `limit` buckets, as linked objects came and went; whether it took that many.
+
+        The count is signed: kits (kit.pyx) may hold back some that came when those that went are counted.
+        """
+        while limit and not self.fits():
+            if <int64_t>self.linked * 2 < <int64_t>self.buckets:
+                self._merge()
+            elif not self._split():
+                return False
+            limit -= 1
+        return limit == 0
+
+    cdef bint fits(self) noexcept nogil:
+        """Whether there are buckets enough, and not too many. Beside others the depot's lock is held."""
+        cdef int64_t linked = <int64_t>self.linked
+        return linked * 2 < <int64_t>self.buckets * 3 and (
+            linked * 2 >= <int64_t>self.buckets or self.buckets == MIN_BUCKETS)
+
+    # -- beside others (beside.pyx): buckets are neither split nor merged there ---------------------------------------
+
+    cdef Latch* latch(self, uint64_t fingerprint) noexcept nogil:
+        """The lock of a bucket, and of others: there are fewer locks than buckets, and both count from the lowest bits."""
+        return self.latches + (fingerprint & (LATCHES - 1))
+
+    cdef bint insert_beside(self, uint32_t handle, uint64_t fingerprint) noexcept nogil:
+        """insert. Whether it was linked; the caller counts."""
+        cdef Latch* latch = self.latch(fingerprint)
+        cdef uint32_t* head
+        cdef bint found
+        latch_take(latch)
+        found = self.first(fingerprint) != 0
+        if found:
+            set_bits(self.pending.base + (handle >> 3), 1 << (handle & 7))
+        else:
+            head = self.bucket(self.bucket_of(fingerprint))
+            self.cells.link(handle)[0] = head[0]
+            head[0] = handle
+        latch_leave(latch)
+        return not found
+
+    cdef bint remove_beside(self, uint32_t handle, uint64_t fingerprint) noexcept nogil:
+        """remove. Whether it was linked; the caller counts."""
+        cdef Latch* latch
+        if look8(self.pending.base + (handle >> 3)) >> (handle & 7) & 1:
+            clear_bits(self.pending.base + (handle >> 3), 1 << (handle & 7))
+            return False
+        latch = self.latch(fingerprint)
+        latch_take(latch)
+        self._take_out(handle, fingerprint)
+        latch_leave(latch)
+        return True
+
+    cdef void _take_out(self, uint32_t handle, uint64_t fingerprint) noexcept nogil:
+        cdef uint32_t* place = self.bucket(self.bucket_of(fingerprint))
         while place[0] != handle:
+            must_debug(place[0] != 0, b"an object that is not pending stands in its bucket")
             place = self.cells.link(place[0])
         place[0] = self.cells.link(handle)[0]
-        self.linked -= 1
-        if self.buckets > MIN_BUCKETS and self.linked * 2 < self.buckets:
-            self._merge()
 
     cdef bint is_pending(self, uint32_t handle) noexcept nogil:
         return ((<uint64_t*>self.pending.base)[handle >> 6] >> (handle & 63)) & 1
@@ -151,14 +216,14 @@ cdef class Index:
         handle[0] = <uint32_t>(stop * 64) if stop < end else self.cells.high
         return False
 
-    cdef void _split(self) noexcept nogil:
+    cdef bint _split(self) noexcept nogil:
         """Share the next bucket in line with a new one at the end. Without memory, or at the limit, the chains just grow."""
         cdef uint32_t fresh = self.buckets
         cdef uint32_t handle, following
         cdef uint32_t* old_head
         cdef uint32_t* new_head
         if fresh == <uint32_t>-1 or not region_ensure(&self.heads, (<uint64_t>fresh + 1) * sizeof(uint32_t)):
-            return
+            return False
         old_head = <uint32_t*>self.heads.base + (fresh - self.half)
         new_head = <uint32_t*>self.heads.base + fresh
         self.turns += 1
@@ -174,6 +239,7 @@ cdef class Index:
             self.cells.link(handle)[0] = new_head[0]
             new_head[0] = handle
             handle = following
+        return True
 
     cdef void _merge(self) noexcept nogil:
         """Undo the last split."""

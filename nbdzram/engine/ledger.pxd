@@ -8,13 +8,17 @@
 # Of the limit KEPT_PAGES are kept for what makes room: objects that compaction moves, nodes that a trim copies. Without
 # them neither could do anything exactly when it is needed.
 #
-# Not locked here: the pool's lock covers every call.
+# Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx). Beside others
+# ledger_is_near is a hint.
 
 from libc.stdint cimport uint64_t
+
+from nbdzram.engine.publish cimport amend64, look64
 
 cdef enum:
     KEPT_PAGES = 16   # what the rest of a size class may need before the zspage is gone that it comes from
     KEPT_SHARE = 16   # a limit so small that this is more than a sixteenth of it keeps a sixteenth
+    NEAR_PAGES = 256  # a limit is near: more than sixteen threads may take for a run of blocks each
 
 cdef struct Ledger:
     uint64_t used
@@ -32,13 +36,17 @@ cdef inline bint ledger_take(Ledger* ledger, uint64_t pages) noexcept nogil:
     """Enter pages that are about to be taken. False at the limit; nothing changed then."""
     if pages > ledger_room(ledger):
         return False
-    ledger.used += pages
+    amend64(&ledger.used, ledger.used + pages)
     return True
 
 cdef inline void ledger_count(Ledger* ledger, uint64_t pages) noexcept nogil:
     """Enter pages that are taken whatever the limit."""
-    ledger.used += pages
+    amend64(&ledger.used, ledger.used + pages)
 
 cdef inline void ledger_give(Ledger* ledger, uint64_t pages) noexcept nogil:
     """Enter pages that are given back."""
-    ledger.used -= pages
+    amend64(&ledger.used, ledger.used - pages)
+
+cdef inline bint ledger_is_near(const Ledger* ledger) noexcept nogil:
+    """Whether so little may be taken that each page is to be given out by whoever has the pool's lock alone."""
+    return ledger.limit != 0 and look64(&ledger.used) + NEAR_PAGES > ledger.limit

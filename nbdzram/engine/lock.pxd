@@ -1,5 +1,7 @@
 # The engine's locks: the pool's and the stripes of its disks (pool.pyx has their order).
 #
+# The pool's has two sides (sides.pxd): taken as a mutex is, it is had alone; writers take it beside each other.
+#
 # Two kinds of takers. Runs take the pool's lock a million times in a row, and a plain mutex would let them: whoever unlocks
 # and locks again wins against a waiter that must first wake up. So they step back while a client waits (lock_take_behind).
 #
@@ -11,6 +13,8 @@
 # has done what is to happen just then. Off, they cost a comparison of a word on the line that the mutex stands in.
 
 from libc.stdint cimport uint64_t
+
+from nbdzram.engine.sides cimport Seat, Sides
 
 cdef enum:
     HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
@@ -37,7 +41,9 @@ cdef extern from * nogil:
         pthread_mutex_t mutex;
         int waiting;
         int tested;
+        Sides* sides;            /* NULL: it has one */
         uint64_t turns;          /* taken by others than runs so often */
+        uint64_t contended;      /* ... so often somebody had it */
         uint64_t began_ns;       /* of the hold under way; these three while WATCHED */
         uint64_t longest_ns;
         const char* longest_in;  /* the function that ended the longest hold */
@@ -53,7 +59,8 @@ cdef extern from * nogil:
         pthread_mutexattr_destroy(&attributes);
         lock->waiting = 0;
         lock->tested = tested;
-        lock->turns = 0;
+        lock->sides = NULL;
+        lock->turns = lock->contended = 0;
         lock->began_ns = lock->longest_ns = 0;
         lock->longest_in = "";
         lock->linger_in[0] = 0;
@@ -83,6 +90,7 @@ cdef extern from * nogil:
         return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
     }
     static inline void lock_taken(Lock* lock) {
+        if (lock->sides) sides_close(lock->sides);
         if (__builtin_expect(lock->tested & NBDZRAM_WATCHED, 0)) lock->began_ns = lock_clock_ns();
     }
     static inline void lock_take(Lock* lock) {
@@ -91,6 +99,7 @@ cdef extern from * nogil:
             __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
             pthread_mutex_lock(&lock->mutex);
             __atomic_sub_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
+            lock->contended++;
         }
         lock->turns++;
         lock_taken(lock);
@@ -111,15 +120,39 @@ cdef extern from * nogil:
             }
             lock->began_ns = 0;
         }
+        if (lock->sides) sides_open(lock->sides);
         pthread_mutex_unlock(&lock->mutex);
         if (__builtin_expect(tested & NBDZRAM_PAUSED, 0)) lock_pause();
         if (__builtin_expect(tested & NBDZRAM_LINGERING, 0)) lock_linger(lock, function);
     }
     #define lock_leave(lock) lock_leave_in(lock, __func__)
+
+    /* Beside others. Who finds it had alone waits its turn, and sits down while it has the mutex itself: nobody is alone then. */
+    static __attribute__((noinline, cold, unused)) void lock_wait_beside(Lock* lock, Seat* seat) {
+        __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
+        pthread_mutex_lock(&lock->mutex);
+        __atomic_sub_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
+        lock->contended++;
+        __atomic_store_n(&seat->inside, 1, __ATOMIC_SEQ_CST);
+        pthread_mutex_unlock(&lock->mutex);
+    }
+    static inline void lock_take_beside(Lock* lock, Seat* seat) {
+        if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
+        if (__builtin_expect(!sides_sit(lock->sides, seat), 0)) lock_wait_beside(lock, seat);
+    }
+    static inline void lock_leave_beside_in(Lock* lock, Seat* seat, const char* function) {
+        int tested = lock->tested;
+        sides_rise(seat);
+        if (__builtin_expect(tested & NBDZRAM_PAUSED, 0)) lock_pause();
+        if (__builtin_expect(tested & NBDZRAM_LINGERING, 0)) lock_linger(lock, function);
+    }
+    #define lock_leave_beside(lock, seat) lock_leave_beside_in(lock, seat, __func__)
     """
     ctypedef struct Lock:
         int tested
+        Sides* sides
         uint64_t turns
+        uint64_t contended
         uint64_t longest_ns
         const char* longest_in
         char* linger_in
@@ -130,3 +163,5 @@ cdef extern from * nogil:
     void lock_take(Lock*)
     void lock_take_behind(Lock*)
     void lock_leave(Lock*)
+    void lock_take_beside(Lock*, Seat*)
+    void lock_leave_beside(Lock*, Seat*)

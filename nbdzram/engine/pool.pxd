@@ -4,6 +4,7 @@ from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.format cimport EXPORTS_MAX, Superblock
 from nbdzram.engine.lock cimport Lock
+from nbdzram.engine.sides cimport Sides
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
 from nbdzram.engine.users cimport Users
@@ -39,6 +40,7 @@ cdef class Pool:
     cdef bint pausing            # readers step aside at random (test_locks)
     cdef uint32_t closing        # readers are turned away
     cdef char apart[128]
+    cdef Sides sides             # of `lock`: writers take it beside each other (beside.pyx)
     cdef Lock lock
     cdef Lock maintenance       # held through one step of a fold, compaction or recompression
     cdef bint lock_made
@@ -72,7 +74,6 @@ cdef class Pool:
     cdef bint reclaim(self) noexcept nogil
     cdef void reclaim_ripe(self) noexcept nogil
     cdef void keep_short(self) noexcept nogil
+    cdef void fit_index(self) noexcept nogil
     cdef void _use_export_entry(self, uint32_t number) noexcept nogil
     cdef uint32_t _free_domain(self)
-    cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil
-    cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil

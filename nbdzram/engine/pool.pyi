@@ -98,6 +98,12 @@ class Pool:
         at random before they take a lock and after they leave one. linger: keep who left the pool's lock in a function
         whose name ends so, until the locks are tested otherwise.
         """
+    def taken_alone(self) -> tuple[int, int]:
+        """How often the pool's lock was taken with everybody else shut out; how often somebody waited. Runs aside.
+
+        For tests and measurements: writes share it (engine/beside.pyx).
+        """
+
     def lingering(self) -> int:
         """How many threads linger."""
     def longest_holds(self) -> dict[str, tuple[int, str]]:

@@ -4,10 +4,11 @@
          -> ObjectStore (objects and handles)     store.pyx -> Slab, Cells, Index
          -> Arena (pages)                         arena.pyx
 
-Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock;
-never the other way, never two of a kind. The interpreter lock is outermost: whoever holds one of these must not ask for
+Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock, a
+latch of the index or the depot's lock; never the other way, never two of a kind. The interpreter lock is outermost: whoever holds one of these must not ask for
 it, so nothing runs under them that could give it away, not even the making of a Python object. The pool's lock covers
-everything below it: tables, cells, index, slots, counters. No compression, hashing or decoding happens under it on a
+everything below it: tables, cells, index, slots, counters. Threads that store blocks as usual take it beside each other
+(sides.pxd, beside.pyx, kit.pyx); everything else has it alone, and is not about them. No compression, hashing or decoding happens under it on a
 client's way. Readers take no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and
 who waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
 
@@ -26,14 +27,16 @@ import threading
 from nbdzram.engine.arena cimport PAGE_SIZE, Arena, pages_for
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
+from nbdzram.engine.drop cimport drop_tree
 from nbdzram.engine.format cimport (
     ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, NAME_ROOM, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT, VERSION,
     Superblock, dictionary_length, identity_of,
 )
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
+from nbdzram.engine.kit cimport gather_tallies, kits_free
 from nbdzram.engine.ledger cimport ledger_count
 from nbdzram.engine.lock cimport (
-    HOLD, HOLD_PAGES, LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take,
+    HOLD, LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.opening cimport Opening
@@ -43,11 +46,10 @@ from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim, reclaim_rip
 from nbdzram.engine.slab cimport FOLDED
 from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
 from nbdzram.engine.table cimport (
-    AGE_MASK, AGE_SECONDS, BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, hole_word,
-    is_hole, page_of,
+    AGE_MASK, AGE_SECONDS, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables,
 )
 from nbdzram.engine.upgrade cimport OldOpening
-from nbdzram.engine.users cimport users_close, users_end, users_enter, users_init, users_leave, users_leaving
+from nbdzram.engine.users cimport users_close, users_end, users_enter, users_init, users_leave
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
@@ -88,6 +90,7 @@ cdef class Pool:
         self.making = threading.RLock()
         self.arena = Arena(path, _reserve_for(mem_limit))
         lock_init(&self.lock, 0)
+        self.lock.sides = &self.sides
         lock_init(&self.maintenance, 0)
         users_init(&self.users)
         self.lock_made = True
@@ -111,6 +114,7 @@ cdef class Pool:
             lock_end(&self.lock)
             lock_end(&self.maintenance)
             users_end(&self.users)
+            kits_free(&self.sides)
 
     def close(self) -> None:
         """See pool.pyi. Users that are in are waited for; those that take long go by themselves (users.pxd)."""
@@ -294,6 +298,7 @@ cdef class Pool:
         cdef Counters now
         self.reclaim_ripe()
         lock_take(&self.lock)
+        gather_tallies(&self.sides, self.store)
         self.read_counters(&now)
         lock_leave(&self.lock)
         dictionary_bytes = sum([now.bytes_of[kind] for kind in range(CODEC_ZSTD_DICT, KINDS)])
@@ -331,7 +336,7 @@ cdef class Pool:
         )
 
     cdef void read_counters(self, Counters* now) noexcept nogil:
-        """Under the lock: all of them at one moment."""
+        """Under the lock, with all tallies gathered: all of them at one moment."""
         memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))
         now.blocks_stored = self.blocks_stored
         now.blocks_same = self.blocks_same
@@ -379,6 +384,13 @@ cdef class Pool:
 
     cdef void keep_short(self) noexcept nogil:
         keep_short(&self.lock, self.store, self.tables)
+
+    cdef void fit_index(self) noexcept nogil:
+        """Make the index as large as its objects ask for, which came and went beside others."""
+        lock_take(&self.lock)
+        gather_tallies(&self.sides, self.store)
+        self.store.index.fit(HOLD)
+        lock_leave(&self.lock)
 
     # -- exports -------------------------------------------------------------------------------------------------
 
@@ -508,57 +520,12 @@ cdef class Pool:
             with nogil:
                 self.keep_short()
                 lock_take(&self.lock)
-                if self._drop_tree(&self.directory.entry(number).root, TOP_LEVEL + 1, number, &left):
+                if drop_tree(&self.lock, &self.users, self.store, self.tables,
+                             &self.directory.entry(number).root, TOP_LEVEL + 1, number, &left):
                     self.directory.publish(number, STATE, ENTRY_FREE)
                 lock_leave(&self.lock)
         finally:
             users_leave(&self.users)
-
-    cdef bint _drop_tree(self, uint64_t* place, int level, uint64_t number, uint32_t* left) noexcept nogil:
-        """Forget what a word of `level` names, that only a dead export leads to. Holds the lock, and lets it go when what is
-        `left` of a hold is used up. False when the pool closes meanwhile: then opening finishes it."""
-        cdef uint64_t first = number << BRANCH_SHIFT if level <= TOP_LEVEL else 0
-        cdef uint64_t* words
-        cdef uint32_t handle
-        cdef int index
-        cdef uint64_t pages
-        if not self._still(left, LOOKS // HOLD):
-            return False
-        if self.tables.drop_share(place, level, number):
-            return True
-        words = self.tables.words(page_of(place[0]))
-        for index in range(BRANCH_CHILDREN):
-            if not self._still(left, 1):
-                return False
-            if level > 1:
-                if page_of(words[index]) and not self._drop_tree(words + index, level - 1, first + index, left):
-                    return False
-            elif not is_hole(words[index]):
-                if not self._still(left, LOOKS // HOLD):
-                    return False
-                handle = self.tables.handle_at(words[index], first + index)
-                publish64(words + index, hole_word(self.seed, first + index))
-                if handle:
-                    pages = self.store.slab.pages_used
-                    self.store.release(handle)
-                    if self.store.slab.pages_used < pages and not self._still(left, LOOKS // HOLD_PAGES):
-                        return False
-        self.tables.give_node(place, level, number)
-        return True
-
-    cdef bint _still(self, uint32_t* left, uint32_t cost) noexcept nogil:
-        """Let the lock go for a moment when a hold has cost enough. Whether the pool is still open."""
-        if left[0] < cost:
-            lock_leave(&self.lock)
-            self.keep_short()
-            lock_take(&self.lock)
-            while not self.may_retire():
-                lock_leave(&self.lock)
-                self.reclaim()
-                lock_take(&self.lock)
-            left[0] = LOOKS
-        left[0] -= cost
-        return not users_leaving(&self.users)
 
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         from nbdzram.engine.disk import _test_stripes
@@ -567,9 +534,13 @@ cdef class Pool:
         cdef bytes name = linger.encode()
         must(len(name) < LINGER_NAME, b"the name of a function to linger in has room")
         memcpy(self.lock.linger_in, <const char*>name, len(name) + 1)
+        self.store.depot.tested = PAUSED if pause else 0
         self.lock.tested = (WATCHED if watch else 0) | (PAUSED if pause else 0) | (LINGERING if linger else 0)
         for disk in self._disks:
             _test_stripes(disk)
+
+    def taken_alone(self) -> tuple[int, int]:
+        return self.lock.turns, self.lock.contended
 
     def lingering(self) -> int:
         return self.lock.lingering

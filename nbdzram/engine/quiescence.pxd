@@ -1,4 +1,4 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef bint online() noexcept nogil
 cdef void offline() noexcept nogil
@@ -8,4 +8,5 @@ cdef void back() noexcept nogil
 cdef uint64_t grace_begin() noexcept nogil
 cdef bint grace_over(uint64_t stamp) noexcept nogil
 cdef void grace_wait(uint64_t stamp) noexcept nogil
+cdef uint32_t thread_number() noexcept nogil
 cdef uint64_t calls_ever() noexcept nogil

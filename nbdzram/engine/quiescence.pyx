@@ -46,11 +46,13 @@ cdef extern from * nogil:
         uint64_t calls;     /* into the engine; for whoever wants to know whether clients come */
         uint32_t depth;     /* of calls within calls */
         uint32_t taken;     /* by a thread that lives */
+        uint32_t number;    /* from 0; no two that live have the same */
         struct Watch* next; /* the older ones; the list only grows */
     } __attribute__((aligned(128))) Watch;  /* two lines: processors fetch them in pairs */
 
     static uint64_t nbdzram_epoch __attribute__((aligned(128))) = 1;
     static Watch* nbdzram_watches __attribute__((aligned(128))) = NULL;
+    static uint32_t nbdzram_watches_ever = 0;
     static __thread Watch* nbdzram_watch = NULL;
     static pthread_key_t nbdzram_watch_key;
     static int nbdzram_waiting = 0;     /* threads, for a grace period; tests wait for them */
@@ -87,6 +89,7 @@ cdef extern from * nogil:
             watch->seen = NBDZRAM_OFFLINE;
             watch->calls = 0;
             watch->taken = 1;
+            watch->number = __atomic_fetch_add(&nbdzram_watches_ever, 1, __ATOMIC_RELAXED);
             watch->next = __atomic_load_n(&nbdzram_watches, __ATOMIC_RELAXED);
             while (!__atomic_compare_exchange_n(&nbdzram_watches, &watch->next, watch, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
         }
@@ -121,6 +124,13 @@ cdef extern from * nogil:
     }
     static void nbdzram_quiescent_now(void) {
         if (nbdzram_watch && nbdzram_watch->depth) nbdzram_quiescent(nbdzram_watch);
+    }
+
+    static uint32_t nbdzram_thread_number(void) {
+        Watch* watch = nbdzram_watch ? nbdzram_watch : nbdzram_watch_take();
+        if (!watch) return UINT32_MAX;
+        __atomic_store_n(&watch->calls, watch->calls + 1, __ATOMIC_RELAXED);
+        return watch->number;
     }
 
     static uint64_t nbdzram_grace_begin(void) {
@@ -178,6 +188,7 @@ cdef extern from * nogil:
     void nbdzram_quiescent_now()
     void nbdzram_away()
     void nbdzram_back()
+    uint32_t nbdzram_thread_number()
     uint64_t nbdzram_grace_begin()
     int nbdzram_grace_over(uint64_t)
     void nbdzram_grace_wait(uint64_t)
@@ -227,6 +238,11 @@ cdef bint grace_over(uint64_t stamp) noexcept nogil:
 cdef void grace_wait(uint64_t stamp) noexcept nogil:
     """Wait for the end of a grace period. The caller holds neither the pool's lock nor a stripe, and nothing in a pool."""
     nbdzram_grace_wait(stamp)
+
+
+cdef uint32_t thread_number() noexcept nogil:
+    """A number that no other thread has that lives: small, as those of threads that ended are given again. It is a call."""
+    return nbdzram_thread_number()
 
 
 cdef uint64_t calls_ever() noexcept nogil:

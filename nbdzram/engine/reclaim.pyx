@@ -11,8 +11,9 @@ A slot, a handle or a node is freed in two steps: retired under the pool's lock,
 Who waits holds neither the pool's lock nor a stripe. It may hold the maintenance lock, which nobody takes who is online.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from nbdzram.engine.kit cimport gather_next, gather_tallies
 from nbdzram.engine.limbo cimport LIMBO_LONG, Limbo, limbo_count, limbo_has_room, limbo_hint, limbo_ripe_to
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.quiescence cimport grace_begin, grace_wait, quiescent
@@ -26,7 +27,8 @@ cdef bint may_retire(ObjectStore store, Tables tables) noexcept nogil:
 
 
 cdef bint reclaim(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
-    """Wait until nobody sees any more what was retired before, and take it back; whether there was anything.
+    """Wait until nobody sees any more what was retired before, and take it back; whether there was anything. What threads
+    had at hand to write with is taken back too.
 
     Behind others: it waits anyhow, and runs, which do this too, would take themselves for clients (Lock.turns).
     """
@@ -35,12 +37,13 @@ cdef bint reclaim(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
     cdef Limbo* nodes = &tables.limbo
     cdef uint64_t last_slot, last_handle, last_node
     cdef bint anything
+    cdef bint gathered = _gather(lock, store)
     lock_take_behind(lock)
     last_slot, last_handle, last_node = slots.last, handles.last, nodes.last
     anything = limbo_count(slots) != 0 or limbo_count(handles) != 0 or limbo_count(nodes) != 0
     lock_leave(lock)
     if not anything:
-        return False
+        return gathered
     grace_wait(grace_begin())
     lock_take_behind(lock)
     limbo_ripe_to(slots, last_slot)
@@ -55,13 +58,33 @@ cdef bint reclaim(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
 
 
 cdef void reclaim_ripe(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
-    """Take back what nobody sees any more."""
+    """Take back what nobody sees any more, and what threads had at hand; and let the index fit what is stored."""
     cdef bint going = True
     quiescent()
+    _gather(lock, store)
     while going:
         lock_take(lock)
         going = _take_back(store, tables)
         lock_leave(lock)
+    going = True
+    while going:
+        lock_take(lock)
+        going = store.index.fit(HOLD)
+        lock_leave(lock)
+
+
+cdef bint _gather(Lock* lock, ObjectStore store) noexcept nogil:
+    """Empty the kits of all threads (kit.pyx), one a hold; whether there was anything."""
+    cdef uint32_t number = 0
+    cdef bint anything = False
+    cdef bint going = True
+    while going:
+        lock_take_behind(lock)
+        gather_tallies(lock.sides, store)
+        going = gather_next(lock.sides, store, &number)
+        lock_leave(lock)
+        anything = anything or going
+    return anything
 
 
 cdef void keep_short(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:

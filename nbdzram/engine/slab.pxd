@@ -96,6 +96,10 @@ cdef class Slab:
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
     cdef void retire(self, uint32_t unit, uint32_t slot, int cause) noexcept nogil
+    cdef void retire_later(self, uint32_t unit, uint32_t slot, int cause) noexcept nogil
+    cdef uint8_t hand_out(self, int index, uint8_t wanted, uint64_t* slots) noexcept nogil
+    cdef void take_back(self, uint64_t item) noexcept nogil
+    cdef bint is_emptied(self, uint32_t index, uint32_t unit) noexcept nogil
     cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil
     cdef uint64_t retired_item(self, uint64_t position) noexcept nogil
     cdef void return_spares(self) noexcept nogil

@@ -33,7 +33,7 @@ Invariants
    (quiescence.pyx); only then is it freed, so that the next object or the list of free slots is written into it, or its
    page goes back.
 
-Not locked here: the pool's lock covers every call.
+Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx).
 """
 
 cimport cython
@@ -47,6 +47,7 @@ from nbdzram.engine.arena cimport (
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
 from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.must cimport must
+from nbdzram.engine.publish cimport look8, look32
 
 import zlib
 
@@ -274,8 +275,12 @@ cdef class Slab:
         """No cell names a slot any more; it is free when no reader can see it."""
         must(limbo_has_room(&self.limbo, 1), b"who retires slots looks for room first (reclaim.pyx)")
         self._changes(unit)
-        self.classes[self.zspage(unit).size_class].retired += 1
         self.freed_ever += 1
+        self.retire_later(unit, slot, cause)
+
+    cdef void retire_later(self, uint32_t unit, uint32_t slot, int cause) noexcept nogil:
+        """The same of a slot that a kit has retired, and counted, before."""
+        self.classes[self.zspage(unit).size_class].retired += 1
         self.retired[self.limbo.last & (LIMBO_ROOM - 1)] = retired_word(unit, slot, cause)
         limbo_one_more(&self.limbo)
         self.reclaim(limbo_due(&self.limbo))
@@ -298,6 +303,29 @@ cdef class Slab:
             self.returned[retired_for(item)] += pages - self.pages_used
             count += 1
         return count
+
+    cdef uint8_t hand_out(self, int index, uint8_t wanted, uint64_t* slots) noexcept nogil:
+        """Slots of a size class for a kit (retired_word), which takes the last first; in use from now on: one, and as many as
+        need no page more. 0: none."""
+        cdef SizeClass* klass = &self.classes[index]
+        cdef uint32_t unit, slot
+        cdef uint8_t count = 0, turned
+        while count < wanted and (count == 0 or not self._needs_page(klass)) and self.alloc(klass.size, &unit, &slot):
+            slots[count] = retired_word(unit, slot, RELEASED)
+            count += 1
+        for turned in range(count // 2):
+            slots[turned], slots[count - 1 - turned] = slots[count - 1 - turned], slots[turned]
+        return count
+
+    cdef void take_back(self, uint64_t item) noexcept nogil:
+        """Free a slot of a kit that nobody sees any more."""
+        cdef uint64_t pages = self.pages_used
+        self._free(retired_unit(item), retired_slot(item))
+        self.returned[RELEASED] += pages - self.pages_used
+
+    cdef bint is_emptied(self, uint32_t index, uint32_t unit) noexcept nogil:
+        """Whether compaction empties a zspage, in which a slot is in use. Beside others: only who is alone marks one."""
+        return look32(&self.classes[index].head[EVACUATION_GROUP]) and look8(&self.zspage(unit).state_group) & 15 == EVACUATING
 
     cdef void _free(self, uint32_t unit, uint32_t slot) noexcept nogil:
         """Take a slot back; all pages of a zspage that empties return to the system."""

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from nbdzram.engine.arena cimport Arena, Region, pages_for
 from nbdzram.engine.cells cimport Cell, Cells
 from nbdzram.engine.index cimport Index
+from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.slab cimport Slab
 
 cdef enum:
@@ -23,6 +24,9 @@ cdef class ObjectStore:
     cdef uint64_t seed              # of the fingerprints
     cdef uint64_t fingerprint_mask  # tests make fingerprints equal
     cdef char apart[128]            # before it stands what readers look at; behind it what writers count
+    cdef Lock depot                 # of slab, cells and ledger among threads that write beside each other (kit.pyx)
+    cdef bint depot_made
+    cdef char counted[128]
     cdef uint64_t bytes_of[KINDS]    # bytes of distinct objects, by codec
     cdef uint64_t objects
     cdef uint64_t shared_objects
@@ -60,4 +64,5 @@ cdef class ObjectStore:
 
     cdef void _count(self, uint64_t word, int sign) noexcept nogil
     cdef bint _take_slot(self, uint32_t length, uint32_t* unit, uint32_t* slot, int cause) noexcept nogil
+    cdef void forget_tried(self, uint32_t handle) noexcept nogil
     cdef void _forget(self, uint32_t handle, uint64_t word) noexcept nogil

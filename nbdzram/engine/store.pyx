@@ -7,7 +7,8 @@
 What may change behind a handle is where the bytes lie (move), how they are encoded (replace) and with whom they are
 shared (merge); never the block that they decode to. Each such change is one store of a cell's word.
 
-Not locked here: the pool's lock covers every call.
+Not locked here: the pool's lock covers every call. Threads that write beside each other put and release objects by
+themselves (beside.pyx).
 """
 
 cimport cython
@@ -26,7 +27,8 @@ from nbdzram.engine.codec cimport (
 from nbdzram.engine.domain cimport is_fingerprint_of
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.ledger cimport ledger_give
-from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.lock cimport lock_end, lock_init
+from nbdzram.engine.publish cimport clear_bits, look8, publish64
 from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab
 
 from nbdzram.errors import ArenaError
@@ -41,12 +43,16 @@ cdef class ObjectStore:
         self.slab = Slab(arena)
         self.cells = Cells(arena, directory)
         self.index = Index(self.cells)
+        lock_init(&self.depot, 0)
+        self.depot_made = True
         if not region_reserve(&self.tried, handles_max(arena) // 8 + 1, &arena.ledger):
             raise ArenaError("cannot reserve addresses for the object store; raise ulimit -v")
 
     def __dealloc__(self):
         cdef int number
         region_free(&self.tried)
+        if self.depot_made:
+            lock_end(&self.depot)
         for number in range(CODEC_DICTS):
             zstd_free_ddict(self.ddicts[number])
 
@@ -61,9 +67,13 @@ cdef class ObjectStore:
         """An object goes: its handle may be another's soon."""
         self._count(word, -1)
         if self.was_tried(handle):
-            self.tried.base[handle >> 3] &= ~(1 << (handle & 7))
+            self.forget_tried(handle)
             if kind_of(word) == CODEC_LZ4:
                 self.tried_bytes -= length_of(word)
+
+    cdef void forget_tried(self, uint32_t handle) noexcept nogil:
+        """What stands beside its bit may be changed by others at the same moment."""
+        clear_bits(self.tried.base + (handle >> 3), 1 << (handle & 7))
 
     cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil:
         """Store a new object with one holder. Its handle, or 0 when there is no room; nothing changed then."""
@@ -271,7 +281,7 @@ cdef class ObjectStore:
         return forgotten
 
     cdef bint was_tried(self, uint32_t handle) noexcept nogil:
-        return handle >> 3 < self.tried.committed and (self.tried.base[handle >> 3] >> (handle & 7)) & 1
+        return handle >> 3 < self.tried.committed and look8(self.tried.base + (handle >> 3)) >> (handle & 7) & 1
 
     cdef void set_tried(self, uint32_t handle) noexcept nogil:
         """Remember that an object, which was not tried before, is as small as this recompression makes it."""

@@ -7,6 +7,7 @@ import random
 from nbdzram.engine.run import Run
 
 BLOCK = 4096
+AT_HAND = 8  # handles that a thread takes at a time to write with; free cells until they are used
 LETTERS = "etaoinshrdlu"
 WORDS = ["".join(random.Random(number).choices(LETTERS, k=3 + number % 7)) for number in range(400)]
 

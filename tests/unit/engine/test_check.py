@@ -19,7 +19,7 @@ from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.run import HOLD_COUNT
 from nbdzram.errors import CheckFailed
 from tests.support.arena import REF, Arena
-from tests.unit.engine.blocks import BLOCK, half_random, noise, run
+from tests.unit.engine.blocks import AT_HAND, BLOCK, half_random, noise, run
 
 
 @contextmanager
@@ -221,4 +221,5 @@ def test_a_check_within_a_check_takes_its_place_and_both_come_to_their_end() -> 
         check.step(20)
         disk.write(turn * BLOCK, noise(turn))
         pool.check()
-    assert run(check)["objects_checked"] == 300
+    # Of those written meanwhile, some may have a handle that a writer had at hand from the beginning (kit.pyx).
+    assert 300 <= run(check)["objects_checked"] <= 300 + AT_HAND

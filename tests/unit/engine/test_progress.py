@@ -11,7 +11,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.run import Run
-from tests.unit.engine.blocks import BLOCK, half_random
+from tests.unit.engine.blocks import AT_HAND, BLOCK, half_random
 
 OBJECTS = 2000
 CLONES = 3
@@ -68,7 +68,7 @@ def test_a_recompression_expects_only_what_no_run_as_strong_has_tried(pool: Pool
     again = Recompress(pool)
     told = shares(again)
     walked = OBJECTS * (1 + CLONES)
-    assert again.total == walked + OBJECTS  # every entry, after every cell
+    assert 0 <= again.total - (walked + OBJECTS) < AT_HAND  # every entry, after every cell
     assert told[-1][1] == 1.0
 
 
@@ -89,7 +89,7 @@ def test_blocks_that_do_not_rest_leave_the_total_when_they_are_passed_over(pool:
 def test_raw_objects_alone_are_expected_of_a_run_for_huge_ones(pool: Pool) -> None:
     run = Recompress(pool, huge_only=True)
     shares(run)
-    assert run.total == OBJECTS * (1 + CLONES) + OBJECTS
+    assert 0 <= run.total - (OBJECTS * (1 + CLONES) + OBJECTS) < AT_HAND
 
 
 def test_objects_that_come_during_a_run_make_its_total_grow(pool: Pool) -> None:

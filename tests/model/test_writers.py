@@ -1,0 +1,440 @@
+"""Writers of one pool go beside each other: what each stored is there, and what the pool counts is what it has.
+
+Threads meet on one leaf, one object, one bucket of the index, one size class, with everything beside them that has the
+pool's lock alone. Where a mistake needs a thread between two of another's steps, threads step aside at the locks and at
+every publication (Pool.test_locks, pause_at_publish).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine.check import Check
+from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, offload_from
+from nbdzram.engine.fold import Compact, Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.publish import pause_at_publish
+from nbdzram.engine.recompress import Recompress
+from nbdzram.errors import EngineError, PoolFull
+from tests.support.threads import in_threads
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+
+MIB = 1 << 20
+LEAF = 512 * BLOCK
+SEATS = 128  # threads that a pool lets write beside each other; those beyond write alone
+SEVERAL = 8
+KEPT_PAGES = 16  # of a limit, for what makes room
+
+
+@pytest.fixture(autouse=True)
+def small_requests_meet_too() -> Iterator[None]:
+    offload_from(0)
+    yield
+    offload_from(OFFLOAD_SIZE)
+    pause_at_publish(False)
+
+
+def meanwhile(*others: Callable[[], object]) -> Callable[[Callable[[], None]], None]:
+    """Do some work, and the others again and again beside it."""
+    over = threading.Event()
+
+    def repeat(other: Callable[[], object]) -> None:
+        while not over.is_set():
+            other()
+
+    def work(job: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                job()
+            finally:
+                over.set()
+
+        in_threads(guarded, *(partial(repeat, other) for other in others))
+
+    return work
+
+
+def alone(pool: Pool, job: Callable[[], None]) -> int:
+    """How often a job takes the pool's lock with everybody else shut out."""
+    before, _ = pool.taken_alone()
+    job()
+    return pool.taken_alone()[0] - before
+
+
+CONTENTS = (
+    half_random(1),
+    half_random(2),
+    text(1),
+    noise(1),
+    half_random(3, 700),
+    struct.pack("<Q", 7) * 512,
+    noise(2),
+)
+"""Few, so that equal ones meet: in a bucket of the index, in a fold, and as one object with many holders."""
+
+
+def test_blocks_that_are_overwritten_shut_nobody_out() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 4 * LEAF)
+    for block in range(2048):
+        disk.write(block * BLOCK, half_random(block))
+
+    def overwrite() -> None:
+        for block in range(2048):
+            disk.write(block * BLOCK, half_random(block + 2048))
+
+    assert alone(pool, overwrite) < 2048 // 50
+    pool.check()
+
+
+def test_blocks_that_are_new_shut_nobody_out_but_for_their_tables() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 4 * LEAF)
+
+    def write() -> None:
+        for block in range(2048):
+            disk.write(block * BLOCK, half_random(block))
+
+    assert alone(pool, write) < 2048 // 20
+    pool.check()
+
+
+@pytest.mark.parametrize("pausing", ["at locks", "at publications"])
+def test_many_threads_in_one_leaf_with_everything_beside_them(pausing: str, tmp_path: Path) -> None:
+    """Each has blocks of its own, and finds in them what it wrote last."""
+    pool = Pool(path=str(tmp_path / "arena"))
+    disk = pool.create("disk", LEAF)
+    pool.test_locks(pause=pausing == "at locks")
+    pause_at_publish(pausing == "at publications")
+    threads, turns = 16, 60
+
+    def write(seed: int) -> None:
+        choose = random.Random(seed)
+        mine = range(seed, 96, threads)
+        holds = dict.fromkeys(mine, bytes(BLOCK))
+        for turn in range(turns):
+            block = choose.choice(mine)
+            match choose.randrange(8):
+                case 0:
+                    disk.trim(block * BLOCK, BLOCK)
+                    holds[block] = bytes(BLOCK)
+                case 1:
+                    disk.zero(block * BLOCK, BLOCK, no_hole=True)
+                    holds[block] = bytes(BLOCK)
+                case 2:
+                    part = struct.pack("<QQ", seed, turn)
+                    disk.write(block * BLOCK + 64, part)
+                    holds[block] = holds[block][:64] + part + holds[block][80:]
+                case _:
+                    holds[block] = choose.choice(CONTENTS)
+                    disk.write(block * BLOCK, holds[block])
+            assert disk.read(block * BLOCK, BLOCK) == holds[block]
+        for block, content in holds.items():
+            assert disk.read(block * BLOCK, BLOCK) == content
+
+    def keep_house() -> None:
+        run(Fold(pool), 20)
+        run(Compact(pool), 20)
+        run(Recompress(pool), 20)
+        run(Check(pool), 200)
+
+    numbers = iter(range(1 << 20))
+
+    def come_and_go() -> None:
+        twin = pool.clone(disk, f"twin {next(numbers)}")
+        first = twin.read(0, 96 * BLOCK)
+        twin.write(BLOCK, CONTENTS[0])
+        assert twin.read(2 * BLOCK, 94 * BLOCK) == first[2 * BLOCK :]
+        pool.delete(twin)
+
+    meanwhile(keep_house, come_and_go, pool.stats)(
+        lambda: in_threads(*(partial(write, seed) for seed in range(threads)))
+    )
+    pool.check()
+    disk.trim(0, LEAF)
+    assert pool.stats().objects == 0
+    assert pool.stats().handles == 0
+    assert pool.stats().mem_used_total == 0
+    pool.close()
+    with Pool(path=str(tmp_path / "arena")) as pool:
+        assert pool.stats().objects == 0
+
+
+def test_an_object_that_many_release_at_once_goes_once() -> None:
+    """The last holder takes it along, whoever that is; the one before leaves it shared no more."""
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+    places = [leaf * LEAF + block * BLOCK for leaf in range(SEVERAL) for block in range(4)]
+    pause_at_publish(True)
+    for turn in range(25):
+        for place in places:
+            disk.write(place, half_random(turn))
+        run(Fold(pool))
+        assert pool.stats().objects == 1
+
+        def replace(leaf: int, turn: int = turn) -> None:
+            for block in range(4):
+                disk.write(leaf * LEAF + block * BLOCK, half_random(1000 + turn * 100 + leaf * 4 + block))
+
+        in_threads(*(partial(replace, leaf) for leaf in range(SEVERAL)))
+        stats = pool.stats()
+        assert (stats.objects, stats.shared_objects, stats.shared_bytes) == (len(places), 0, 0)
+    pool.check()
+
+
+@pytest.mark.parametrize("mask", [0, 0xFFFFFFFF << 32], ids=["equal", "equal in their lower half"])
+def test_objects_of_one_bucket_come_and_go_by_many_threads(mask: int) -> None:
+    """Where fingerprints are equal all objects but one wait for a fold; where half of them is, all are in one chain."""
+    pool = Pool(fingerprint_mask=mask)
+    disk = pool.create("disk", SEVERAL * LEAF)
+    pool.test_locks(pause=True)
+
+    def write(leaf: int) -> None:
+        choose = random.Random(leaf)
+        for turn in range(150):
+            block = choose.randrange(6)
+            disk.write(leaf * LEAF + block * BLOCK, half_random(turn * SEVERAL + leaf))
+            assert disk.read(leaf * LEAF + block * BLOCK, BLOCK) == half_random(turn * SEVERAL + leaf)
+
+    meanwhile(lambda: run(Fold(pool), 3), lambda: run(Check(pool, contents=False), 100))(
+        lambda: in_threads(*(partial(write, leaf) for leaf in range(SEVERAL)))
+    )
+    pool.check()
+
+
+def test_equal_blocks_of_many_threads_at_once_are_one_object_after_a_fold() -> None:
+    """Of those that come at the same moment one is linked in the index; the others wait for a fold."""
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+    for leaf in range(SEVERAL):
+        disk.write(leaf * LEAF, text(leaf))
+    for turn in range(40):
+        pool.test_locks(pause=True)
+        in_threads(*(partial(disk.write, leaf * LEAF, half_random(turn) * 3) for leaf in range(SEVERAL)))
+        pool.test_locks()
+        assert pool.stats().fold_pending == 3 * SEVERAL - 1
+        run(Fold(pool))
+        assert pool.stats().objects == 1
+    pool.check()
+
+
+def test_what_threads_had_at_hand_is_nobodys_when_somebody_asks() -> None:
+    """Many wrote and some of them have ended: what is used is what their blocks need, and no more."""
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+
+    def write(leaf: int) -> None:
+        choose = random.Random(leaf)
+        for turn in range(400):
+            disk.write(leaf * LEAF + turn % 64 * BLOCK, half_random(turn * SEVERAL + leaf, choose.randrange(200, 3000)))
+        for turn in range(64):
+            disk.write(leaf * LEAF + turn * BLOCK, struct.pack("<Q", turn) * 512)
+
+    in_threads(*(partial(write, leaf) for leaf in range(SEVERAL)))
+    stats = pool.stats()
+    assert (stats.handles, stats.objects, stats.mem_used_total, stats.zspages) == (0, 0, 0, 0)
+    pool.check()
+
+
+def test_a_pool_is_as_full_by_many_threads_as_by_one() -> None:
+    """Near the limit nobody keeps anything from others: who is refused would have been refused alone."""
+    limit, blocks = 6 * MIB, 3072
+
+    def filled(threads: int) -> int:
+        with Pool(mem_limit=limit) as pool:
+            disk = pool.create("disk", blocks * BLOCK)
+            for leaf in range(blocks // 512):
+                disk.write(leaf * LEAF, noise(leaf))
+
+            def write(number: int) -> None:
+                for block in range(number, blocks, threads):
+                    with contextlib.suppress(PoolFull):
+                        disk.write(block * BLOCK, noise(block))
+
+            in_threads(*(partial(write, number) for number in range(threads)))
+            pool.check()
+            return disk.stats().stored
+
+    assert filled(SEVERAL) == filled(1)
+
+
+def test_what_a_thread_has_at_hand_is_given_out_before_anybody_is_refused() -> None:
+    """One has pages at hand when the limit is lowered to what is stored; another has room for all that is left."""
+    pool = Pool(mem_limit=64 * MIB)
+    disk = pool.create("disk", 2 * LEAF)
+    stored, more = 128, 8
+    disk.write(LEAF, text(1))
+    for block in range(stored):
+        disk.write(block * BLOCK, noise(block))
+    stats = pool.stats()
+    used = stats.mem_used_total + stats.metadata
+    for block in range(stored):
+        disk.write(block * BLOCK, noise(block + stored))  # each into a page that was freed a while before
+    pool.mem_limit = used + (more + KEPT_PAGES + 1) * BLOCK
+
+    def write() -> None:
+        for block in range(1, more + 1):
+            disk.write(LEAF + block * BLOCK, noise(block))
+
+    in_threads(write)
+    assert pool.stats().failed_writes == 0
+    pool.check()
+
+
+def test_nobody_waits_for_ever_for_a_lock_that_others_want_all_the_time() -> None:
+    """Writers go on beside a storm of those that shut them out, and these beside a storm of writers."""
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+    written = [0] * 4
+    looked = [0] * 3
+    enough = 300
+    over = threading.Event()
+
+    def write(number: int) -> None:
+        while not over.is_set():
+            disk.write(number * LEAF + written[number] % 32 * BLOCK, half_random(written[number]))
+            written[number] += 1
+            if min(written) >= enough and min(looked) >= enough:
+                over.set()
+
+    def look(number: int) -> None:
+        while not over.is_set():
+            disk.stats()
+            looked[number] += 1
+
+    in_threads(*(partial(write, number) for number in range(4)), *(partial(look, number) for number in range(3)))
+    assert min(written) >= enough
+    assert min(looked) >= enough
+
+
+def test_more_threads_than_there_are_seats_write_all_the_same() -> None:
+    pool = Pool()
+    disk = pool.create("disk", 2 * LEAF)
+    threads = SEATS + 20
+    disk.write(0, text(1))
+    everybody = threading.Barrier(threads)
+
+    def write(number: int) -> None:
+        disk.write(number * BLOCK, half_random(number))
+        everybody.wait()  # so that none ends before all have come, and none has another's number
+        disk.write(number * BLOCK, half_random(number + 1000))
+
+    in_threads(*(partial(write, number) for number in range(threads)))
+    for number in range(threads):
+        assert disk.read(number * BLOCK, BLOCK) == half_random(number + 1000)
+    pool.check()
+
+
+@pytest.mark.parametrize("busy", [3, 155])
+def test_a_compaction_is_not_undone_by_what_writers_have_at_hand(busy: int) -> None:
+    """What it empties takes no block of theirs: neither a slot that they held then, nor one that they free later.
+
+    The engine itself says so (must).
+    """
+    pool = Pool()
+    disk = pool.create("disk", 8 * LEAF)
+    for block in range(1240):
+        disk.write(block * BLOCK, half_random(block))
+    for block in range(1240):
+        if block % 8:
+            disk.trim(block * BLOCK, BLOCK)
+    before = pool.stats().zspages
+    compaction, turn = Compact(pool), 0
+    while compaction.step(1):
+        disk.write(turn % busy * 8 * BLOCK, half_random(turn + 5000))
+        turn += 1
+    assert pool.stats().zspages < before
+    pool.check()
+
+
+def test_an_object_that_takes_the_handle_of_a_recompressed_one_is_recompressed_too() -> None:
+    pool = Pool()
+    disk = pool.create("disk", LEAF)
+    blocks = 200
+    for turn in range(4):
+        for block in range(blocks):
+            disk.write(block * BLOCK, text(turn * blocks + block))
+        assert run(Recompress(pool))["objects_seen"] == blocks
+
+
+def test_a_check_counts_what_writers_had_at_hand_as_it_began() -> None:
+    """They had it since the check was asked for, and before it counted anything."""
+    pool = Pool()
+    disk = pool.create("disk", LEAF)
+    for block in range(100):
+        disk.write(block * BLOCK, half_random(block))
+    check = Check(pool, contents=False)
+    for block in range(50):
+        disk.write(block * BLOCK, half_random(block + 1000))
+    run(check)
+    pool.check()
+
+
+def test_a_check_finds_nothing_beside_writers_that_never_pause() -> None:
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+
+    def write(leaf: int, rounds: int = 3000) -> None:
+        choose = random.Random(leaf)
+        for turn in range(rounds):
+            disk.write(leaf * LEAF + choose.randrange(60) * BLOCK, CONTENTS[turn % len(CONTENTS)] * 2)
+
+    meanwhile(lambda: run(Check(pool), 300), lambda: run(Check(pool, contents=False), 3000))(
+        lambda: in_threads(*(partial(write, leaf) for leaf in range(3)))
+    )
+    pool.check()
+
+
+def test_a_long_write_beside_a_resize_stores_nothing_behind_the_end() -> None:
+    """It was judged by the size that was; each of its runs of blocks is held against the one that is."""
+    pool = Pool()
+    disk = pool.create("disk", LEAF)
+    pool.test_locks(pause=True)
+    blocks, left = 512, 16
+    for turn in range(12):
+        disk.resize(LEAF)
+
+        def write(turn: int = turn) -> None:
+            with contextlib.suppress(ValueError):
+                disk.write(0, half_random(turn) * blocks)
+
+        in_threads(write, lambda: disk.resize(left * BLOCK))
+        assert disk.stats().stored <= left * BLOCK
+        pool.check()
+
+
+def test_exports_are_deleted_and_shrunk_under_writers(tmp_path: Path) -> None:
+    """A write to what is gone fails, or is behind an end that is nobody's: nothing of it stays."""
+    pool = Pool(path=str(tmp_path / "arena"))
+    pool.test_locks(pause=True)
+
+    def live(seed: int) -> None:
+        for turn in range(15):
+            disk = pool.create(f"disk {seed} {turn}", LEAF)
+            disk.write(0, half_random(seed) * 64)
+
+            def write(disk: Disk = disk) -> None:
+                with contextlib.suppress(EngineError, ValueError):
+                    for block in range(64):
+                        disk.write(block * BLOCK, half_random(block))
+
+            def end(disk: Disk = disk, turn: int = turn) -> None:
+                if turn % 2:
+                    disk.resize(16 * BLOCK)
+                    assert disk.stats().stored <= 16 * BLOCK
+                pool.delete(disk)
+
+            in_threads(write, end)
+
+    in_threads(*(partial(live, seed) for seed in range(3)))
+    pool.check()
+    stats = pool.stats()
+    assert (stats.objects, stats.handles, stats.mem_used_total, stats.orig_data_size) == (0, 0, 0, 0)
