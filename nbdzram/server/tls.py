@@ -27,7 +27,7 @@ SETTLED_SECONDS = 1.0
 _PLAINER = {
     "key values mismatch": "the key is not that of the certificate",
     "no start line": "not PEM, or the two exchanged",
-    "PEM lib": "not PEM, or the two exchanged",
+    "unsupported": "the key is none that OpenSSL can read",
 }
 """OpenSSL's words that say less than is known."""
 

@@ -85,7 +85,8 @@ class TlsTransport:
     def pause_reading(self) -> None:
         """Deliver no bytes, and take none from the socket."""
         self._paused = True
-        self._loop.remove_reader(self._fd)
+        if self._line is not None:
+            self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
         """Read on."""

@@ -55,7 +55,7 @@ cdef struct OpenSsl:
     void (*BIO_clear_flags)(void*, int) noexcept nogil
     # What went wrong: a queue for each thread.
     void (*ERR_clear_error)() noexcept nogil
-    unsigned long (*ERR_peek_last_error)() noexcept nogil
+    unsigned long (*ERR_peek_error)() noexcept nogil
     const char* (*ERR_reason_error_string)(unsigned long) noexcept nogil
     const char* (*X509_verify_cert_error_string)(long) noexcept nogil
     # Whom a certificate names.

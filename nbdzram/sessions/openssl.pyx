@@ -96,7 +96,7 @@ cdef object _find_all(void* library):
     _find(library, <void**>&openssl.BIO_set_flags, missing, b"BIO_set_flags")
     _find(library, <void**>&openssl.BIO_clear_flags, missing, b"BIO_clear_flags")
     _find(library, <void**>&openssl.ERR_clear_error, missing, b"ERR_clear_error")
-    _find(library, <void**>&openssl.ERR_peek_last_error, missing, b"ERR_peek_last_error")
+    _find(library, <void**>&openssl.ERR_peek_error, missing, b"ERR_peek_error")
     _find(library, <void**>&openssl.ERR_reason_error_string, missing, b"ERR_reason_error_string")
     _find(library, <void**>&openssl.X509_verify_cert_error_string, missing, b"X509_verify_cert_error_string")
     _find(library, <void**>&openssl.X509_free, missing, b"X509_free")

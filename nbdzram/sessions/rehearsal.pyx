@@ -81,7 +81,7 @@ cdef class RehearsalLine(Line):
         return 0
 
     cdef bint finish(self) noexcept nogil:
-        return not self.mute
+        return not self.mute or self.reset
 
     cdef void hang_up(self, bint orderly) noexcept nogil:
         self.closed = True

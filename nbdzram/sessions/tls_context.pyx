@@ -127,8 +127,8 @@ cdef int _by_identity(const void* one, const void* other) noexcept nogil:
 
 
 cdef object reason_of(void* tls):
-    """What OpenSSL says went wrong last on this thread; of a certificate, what about it."""
-    cdef const char* words = openssl.ERR_reason_error_string(openssl.ERR_peek_last_error())
+    """What OpenSSL says went wrong first, and led to the rest; of a certificate, what about it."""
+    cdef const char* words = openssl.ERR_reason_error_string(openssl.ERR_peek_error())
     cdef long verdict = openssl.SSL_get_verify_result(tls) if tls != NULL else 0
     reason = words.decode() if words != NULL else "OpenSSL does not say why"
     if verdict:

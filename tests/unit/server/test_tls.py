@@ -285,6 +285,30 @@ def with_file(config: TlsConfig, key: str, path: Path) -> TlsConfig:
     return replace(config, **changed)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"certificate": "junk"}, "not PEM, or the two exchanged; name"),
+        ({"key": "junk"}, "(not PEM, or the two exchanged|the key is none that OpenSSL can read); name"),
+        ({"certificate": "key", "key": "certificate"}, "not PEM, or the two exchanged; name"),
+        ({"key": "other"}, "the key is not that of the certificate; name"),
+        ({"client_ca": "junk"}, "no certificate or crl found; name"),
+        ({"key": "directory"}, "Is a directory; name"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_sentence(
+    pki: Pki, certificate: tuple[Path, Path], tmp_path: Path, wrong: dict[str, str], said: str
+) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    paths = {"certificate": certificate[0], "key": certificate[1], "junk": tmp_path / "junk.pem", "directory": tmp_path}
+    paths["other"] = pki.issue("other", file="other")[1]
+    config = TlsConfig(mode=TlsMode.ON, certificate=certificate[0], key=certificate[1])
+    for key, which in wrong.items():
+        config = with_file(config, key, paths[which])
+    with pytest.raises(ConfigError, match=said):
+        TlsFiles(config)
+
+
 @pytest.mark.parametrize("wrong", ["certificate", "key", "client_ca"])
 def test_a_file_that_cannot_be_used_is_named(certificate: tuple[Path, Path], tmp_path: Path, wrong: str) -> None:
     junk = tmp_path / "junk.pem"

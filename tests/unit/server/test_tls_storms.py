@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import Limits
 from tests.support.loop_client import WireClient
 from tests.support.pki import Pki
 from tests.support.tls_client import GO_DISK, GO_REPLIES, ByHand, attach, leave
@@ -56,7 +55,7 @@ def test_nobody_is_lost_and_nothing_is_kept_when_clients_are_cut_at_every_stage(
         assert descriptors() <= before
         await leave(witness)
 
-    play(story, Limits(handshake_seconds=0.5))
+    play(story)
 
 
 async def come(client: WireClient, trust: ssl.SSLContext, point: str) -> ByHand:

@@ -369,3 +369,15 @@ def test_a_line_that_never_says_its_last_word_is_not_waited_for_for_ever(stage: 
     rest(stage.desk, client.session)
     stage.settle()
     assert client.over
+
+
+def test_a_peer_that_is_gone_before_the_last_word_is_not_waited_for(stage: Stage) -> None:
+    """The poller tells of it again and again, and nothing is read any more."""
+    client = stage.attach(style=0)
+    client.line.mute = True
+    client.send(request(CMD_DISC, 0, 0))
+    stage.settle()
+    assert stage_of(client) == Ends.CLOSING
+    client.line.reset = True
+    assert stage.serve(client)
+    assert stage_of(client) >= Ends.LOST
