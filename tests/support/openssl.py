@@ -65,6 +65,12 @@ class OpenSslClient:
         assert self._library.SSL_do_handshake(self._tls) == 1
         return self._ciphertext()
 
+    def renegotiate(self) -> bytes:
+        """The record that asks for another handshake, of TLS 1.2 (section 7.4.1 of RFC 5246)."""
+        assert self._library.SSL_renegotiate(self._tls) == 1
+        assert self._library.SSL_do_handshake(self._tls) != 1
+        return self._ciphertext()
+
     def read(self, size: int) -> bytes:
         """Exactly `size` plain bytes."""
         plain = b""

@@ -184,6 +184,21 @@ def test_a_renewed_certificate_counts_from_the_next_connection_on(
     play(story)
 
 
+def test_clients_under_tls_have_threads_as_others_have(play: Play, secure: Secure, pki: Pki, stage: Stage) -> None:
+    """The next one goes to the thread with the fewest, whatever is on the wire."""
+    secure()
+    stage.config = replace(stage.config, threads=2)
+
+    async def story(stage: Stage) -> None:
+        clients = [await attach(stage.path, pki.client_context()), await stage.client()]
+        assert [(thread.number, thread.clients) for thread in stage.server.threads()] == [(1, 1), (2, 1)]
+        for client in clients:
+            assert await client.read(0, 512) == bytes(512)
+            await leave(client)
+
+    play(story)
+
+
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"])
 def test_silence_in_the_tls_handshake_ends_at_the_deadline(play: Play, secure: Secure, sent: bytes) -> None:
     """Nothing at all, or the first bytes of a ClientHello."""

@@ -279,6 +279,18 @@ def test_data_between_them_lets_keys_be_updated_for_ever(context: TlsContext) ->
     theirs.close()
 
 
+def test_another_handshake_is_refused_with_an_alert(context: TlsContext) -> None:
+    """A client could make us compute them for ever; TLS 1.3 has none."""
+    ours, theirs = socket.socketpair()
+    line = TlsLine(ours.detach(), context, b"")
+    client = with_openssl(line, theirs, lambda client: client, newest=TLS_1_2)
+    theirs.sendall(client.renegotiate())
+    assert take(line) is None
+    assert theirs.recv(1 << 16)[:1] == b"\x15"
+    assert line.send(b"still served") == 12
+    theirs.close()
+
+
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_no_session_is_ever_resumed(context: TlsContext, pki: Pki, newest: ssl.TLSVersion) -> None:
     """What a ticket gives back would be one more thing to renew with the certificates."""
