@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nbdzram.cli.columns import render
 from nbdzram.cli.objects import LINE_WIDTH, SCHEMA, rows_object, stat_object, text_of, top_object
 from nbdzram.cli.stat import COLUMNS, Line
 from nbdzram.rates import Rates
@@ -74,6 +75,28 @@ def test_what_does_not_fit_one_line_is_spread_and_says_the_same() -> None:
     value = {"a": list(range(100)), "b": {"c": "x" * 200}, "d": [], "e": {}}
     assert json.loads(text_of(value)) == value
     assert text_of({"a": [1, 2]}) == '{"a": [1, 2]}'
+
+
+def test_a_record_of_a_few_figures_is_one_line() -> None:
+    figures = {"name": "disk", "requests": 123456, "bytes": 7890123456, "errors": {"EINVAL": 12}, "idle": [1, 2, 3]}
+    assert text_of([figures]).splitlines() == [json.dumps([figures])]
+
+
+def test_p99_is_where_the_slowest_hundredth_begins() -> None:
+    slow = replace(EXPORT.operations["read"], latency_counts=(90, 0, 10))
+    export = replace(EXPORT, operations={"read": slow})
+    status = replace(SERVER, exports=(export,), latency_bounds_seconds=(0.001, 0.01, 0.1))
+    told = stat_object(status, {})["exports"][0]["operations"]["read"]
+    assert told["median_seconds"] < 0.001
+    assert 0.01 < told["p99_seconds"] <= 0.1
+
+
+def test_no_limit_reads_as_none_for_people() -> None:
+    (column,) = (column for column in COLUMNS if column.heading == "MEM-LIMIT")
+    pool = replace(SERVER.pools[0], stats=replace(SERVER.pools[0].stats, mem_limit=0))
+    line = Line(pool, None, (), {})
+    assert [text.strip() for text in render([column], [line], headings=False)] == ["none"]
+    assert [text.strip() for text in render([column], [line], headings=False, in_bytes=True)] == ["0"]
 
 
 def test_columns_that_were_asked_for_are_rows_of_plain_numbers() -> None:
