@@ -211,6 +211,20 @@ def test_all_rules_of_a_pool_that_folds_inline_change_at_once(tmp_path: Path) ->
         assert {export["allow_addresses"][0] for export in server.exports().values()} == {"127.0.0.0/8"}
 
 
+def test_rules_that_tell_tenants_of_each_other_are_refused_before_anything_changes(tmp_path: Path) -> None:
+    """An export of a pool that folds inline is to admit others than its neighbour; the file says more before it."""
+    inline = GOOD + "[pools.default]\ndedup = 'inline'\n"
+    with configured(tmp_path, inline) as server:
+        before = server.exports()
+        wrong = inline.replace('"8M"\n', "'8M'\nallow_addresses = ['127.0.0.0/8']\n", 1)
+        server.write(wrong + "[exports.new]\nsize = '1M'\n[pools.fast]\n")
+        refused = server.command_line("reload", check=False)
+        assert refused.returncode != 0
+        assert "inline" in refused.stderr
+        assert server.exports() == before
+        assert set(pools_of(server)) == {"default"}
+
+
 def test_what_is_declared_no_more_stays_and_what_needs_a_restart_is_named(tmp_path: Path) -> None:
     with configured(tmp_path) as server:
         disk = "[exports.disk]\nsize = '8M'\ndescription = 'first'\n"
@@ -252,6 +266,10 @@ def test_a_reload_is_remembered_as_the_declaration_that_it_is(tmp_path: Path) ->
         server.command_line("reload")
     with configured(tmp_path, grown, *state) as server:
         assert server.exports()["disk"]["size_bytes"] == 16 << 20
+        server.write(grown.replace("first", "second"))
+        server.command_line("reload")
+    with configured(tmp_path, grown, *state) as server:  # as it was before the reload
+        assert server.exports()["disk"]["description"] == "first", "a reload was taken for a change at run time"
 
 
 def test_hangup_reloads_and_the_log_says_what_came_of_it(tmp_path: Path) -> None:
