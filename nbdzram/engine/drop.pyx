@@ -7,7 +7,7 @@ drops again.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS, Lock, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS, Lock, lock_leave, lock_take_behind
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim
 from nbdzram.engine.store cimport ObjectStore
@@ -54,15 +54,16 @@ cdef bint drop_tree(
 cdef bint _still(
     Lock* lock, Users* users, ObjectStore store, Tables tables, uint32_t* left, uint32_t cost
 ) noexcept nogil:
-    """Let the lock go for a moment when a hold has cost enough. Whether the pool is still open."""
+    """Let the lock go for a moment when a hold has cost enough, and take it behind clients: a large disk takes thousands of
+    holds. Whether the pool is still open."""
     if left[0] < cost:
         lock_leave(lock)
         keep_short(lock, store, tables)
-        lock_take(lock)
+        lock_take_behind(lock)
         while not may_retire(store, tables):
             lock_leave(lock)
             reclaim(lock, store, tables)
-            lock_take(lock)
+            lock_take_behind(lock)
         left[0] = LOOKS
     left[0] -= cost
     return not users_leaving(users)

@@ -44,6 +44,7 @@ cdef extern from * nogil:
         Sides* sides;            /* NULL: it has one */
         uint64_t turns;          /* taken by others than runs so often */
         uint64_t contended;      /* ... so often somebody had it */
+        uint64_t turns_behind;   /* taken behind them so often */
         uint64_t began_ns;       /* of the hold under way; these three while WATCHED */
         uint64_t longest_ns;
         const char* longest_in;  /* the function that ended the longest hold */
@@ -60,7 +61,7 @@ cdef extern from * nogil:
         lock->waiting = 0;
         lock->tested = tested;
         lock->sides = NULL;
-        lock->turns = lock->contended = 0;
+        lock->turns = lock->contended = lock->turns_behind = 0;
         lock->began_ns = lock->longest_ns = 0;
         lock->longest_in = "";
         lock->linger_in[0] = 0;
@@ -108,6 +109,7 @@ cdef extern from * nogil:
         if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
         while (__atomic_load_n(&lock->waiting, __ATOMIC_RELAXED)) sched_yield();
         pthread_mutex_lock(&lock->mutex);
+        lock->turns_behind++;
         lock_taken(lock);
     }
     static inline void lock_leave_in(Lock* lock, const char* function) {
@@ -153,6 +155,7 @@ cdef extern from * nogil:
         Sides* sides
         uint64_t turns
         uint64_t contended
+        uint64_t turns_behind
         uint64_t longest_ns
         const char* longest_in
         char* linger_in

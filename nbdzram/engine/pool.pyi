@@ -60,6 +60,8 @@ class Pool:
     def stats(self) -> PoolStats: ...
     def turns(self) -> int:
         """How often others than runs have had the pool's lock: whether clients come."""
+    def turns_behind(self) -> int:
+        """How often runs, and deletions, have had the pool's lock, behind clients."""
     def readers_looked_again(self) -> tuple[int, int]:
         """For tests: blocks that were read again under the lock as they had changed or were not right, and as the bytes
         that were found were not the object's: rot, or a mistake of ours.

@@ -285,6 +285,9 @@ cdef class Pool:
     def turns(self) -> int:
         return self.lock.turns + calls_ever()
 
+    def turns_behind(self) -> int:
+        return self.lock.turns_behind
+
     def readers_looked_again(self) -> tuple[int, int]:
         return self.looked_again, self.misread
 

@@ -40,6 +40,8 @@ from nbdzram.stream.sending import Progress, send
 LONGEST_CHAIN = 64
 """Streams that a start has to read; at one a minute about an hour."""
 LOOK_SECONDS = 1.0
+AGAIN_SECONDS = 5.0
+"""After a checkpoint that the journal waited for: another one, where that failed, or the journal is long again."""
 WRITE_AT_ONCE_BYTES = 1 << 20
 
 log = logging.getLogger("nbdzram.server")
@@ -93,6 +95,12 @@ class Checkpoints:
             for left in self._directory.glob("*.new"):
                 left.unlink()
             sync_directory(self._directory)
+            if self.journal is not None and Machine().keeps_in_memory(self._directory):
+                log.warning(
+                    'durability = "flush": %s lies in memory, so what is flushed there ends with the power; name a '
+                    "directory on a disk",
+                    self._directory,
+                )
         except OSError as error:
             raise UserError(
                 f"cannot keep checkpoints in {self._directory}: {error.strerror}; name a directory that this user may "
@@ -129,16 +137,18 @@ class Checkpoints:
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         due, refused = loop.time() + self._config.interval_seconds, self._refused()
-        if self.journal is not None:
-            due = loop.time()  # FLUSH waits for it
+        hurries_from = loop.time()
         while True:
-            await asyncio.sleep(min(LOOK_SECONDS, max(due - loop.time(), 0.0)))
+            hurries = self.journal is not None and self.journal.wants_checkpoint
+            next_at = min(due, hurries_from) if hurries else due
+            await asyncio.sleep(min(LOOK_SECONDS, max(next_at - loop.time(), 0.0)))
             if self._refused() != refused:
                 refused = self._refused()
                 await asyncio.shield(asyncio.create_task(self._give_way()))
-            if loop.time() >= due or (self.journal is not None and self.journal.wants_checkpoint):
+            if loop.time() >= next_at:
                 due = loop.time() + self._config.interval_seconds
                 await asyncio.shield(asyncio.create_task(self.take()))
+                hurries_from = loop.time() + AGAIN_SECONDS
 
     def _refused(self) -> int:
         return sum(service.pool.stats().failed_writes for service in self._pools.values())
@@ -147,7 +157,7 @@ class Checkpoints:
         """The copies of the last one go, and the next one is whole; those of the journal's last group are made anew."""
         async with self._turn:
             await self._drop()
-        if self.journal is not None:
+        if self.journal is not None and self.journal.status.usable:  # or else it waits for the next checkpoint itself
             with contextlib.suppress(OSError):
                 await self.journal.synced()
 

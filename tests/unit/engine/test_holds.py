@@ -41,9 +41,9 @@ WALKS: dict[str, Callable[[Pool, Disk], object]] = {
 
 
 def turns_of(pool: Pool, act: Callable[[], object]) -> int:
-    before = pool.turns()
+    before = pool.turns() + pool.turns_behind()
     act()
-    return pool.turns() - before
+    return pool.turns() + pool.turns_behind() - before
 
 
 @pytest.mark.parametrize("walk", WALKS)
@@ -160,3 +160,17 @@ def test_what_counts_many_holders_grows_by_a_page_and_never_all_at_once() -> Non
     leaf, counts, their_places = BLOCK, BLOCK, BLOCK
     assert max(grown) <= leaf + counts + their_places
     pool.check()
+
+
+def test_who_deletes_a_large_disk_stands_behind_clients() -> None:
+    """Each hold that is taken behind them is none of the turns that others had."""
+
+    def turns_of_deleting(blocks: int) -> int:
+        with Pool() as pool:
+            disk = pool.create("disk", blocks * BLOCK)
+            disk.write(0, b"".join(half_random(number, 100) for number in range(blocks)))
+            before = pool.turns()
+            pool.delete(disk)
+            return pool.turns() - before
+
+    assert turns_of_deleting(4000) <= turns_of_deleting(10) + 2

@@ -412,6 +412,40 @@ def test_a_write_that_finds_no_room_lets_the_copies_of_the_last_group_go(tmp_pat
     play(story)
 
 
+def test_a_flush_is_answered_although_the_first_checkpoint_gave_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "AGAIN_SECONDS", 0.01)
+
+    async def story() -> None:
+        gate = Gate(monkeypatch)
+        pools = (PoolConfig(mem_limit=2 * MIB, durability=Durability.FLUSH),)
+        async with serving(tmp_path, begun=False, pools=pools) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            assert await asyncio.to_thread(gate.reached.wait, 60)
+            with pytest.raises(PoolFull):
+                disk(service).write(0, b"".join(noise(1000 + number) for number in range(300)))
+            flush = asyncio.ensure_future(journal(service).synced())
+            gate.opened.set()
+            async with asyncio.timeout(30):
+                await flush
+
+    play(story)
+
+
+def test_a_journal_in_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+
+    async def story() -> None:
+        async with serving(tmp_path):
+            pass
+
+    play(story)
+    assert "lies in memory, so what is flushed there ends with the power" in caplog.text
+
+
 def test_a_long_journal_asks_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbdzram.server.journal.LONG_BYTES", 8 * BLOCK)
 

@@ -124,6 +124,19 @@ def test_a_node_that_opening_refuses_costs_what_lies_below_it(tmp_path: Path) ->
     assert found["alone"] == held["alone"]
 
 
+def test_a_node_of_another_disk_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    held = fill(tmp_path)
+    with Pool(path=str(tmp_path / "default.pool")) as pool:
+        pool.disks()[0].write(0, text(9))  # from here on they have leaves of their own
+    with (tmp_path / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        arena = Arena(view)
+        ours, other = arena.word_at(0, level=1), arena.word_at(0, level=1, export=1)
+        arena.set_word(ours, arena.word(ours) & 0xFFFFFFFF | arena.word(other) >> 32 << 32)
+    outcome, found = salvaged(tmp_path)
+    assert outcome.lost == [Lost("disk", 0, 512)]
+    assert found["twin"] == held["twin"]
+
+
 def test_an_entry_that_is_not_right_costs_its_block(tmp_path: Path) -> None:
     held = fill(tmp_path)
     with (tmp_path / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
