@@ -123,6 +123,7 @@ class Limits:
     payload_bytes: int = 64 << 20  # the largest READ or WRITE served
     connection_bytes: int = 4 << 20  # queued replies and payloads in flight of one connection, beyond one request
     total_bytes: int = 32 << 20  # the same over all connections; beyond it each has 4 KiB to go on with
+    keep_free: int | None = None  # bytes of memory kept free; None: by what there is, 0: nobody looks (server/headroom)
     drain_seconds: float = 10.0  # how long SIGTERM waits for requests under way
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,7 @@ MEMORY_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 """Hard limits of both versions, and the one above which version 2 stalls a process: no disk should grow past it."""
 
 
+MEMINFO = Path("/proc/meminfo")
 MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs", "hugetlbfs"}
 
 
@@ -36,6 +37,14 @@ class Share:
 
     def __str__(self) -> str:
         return "this machine" if self.cgroup is None else f"the cgroup {self.cgroup}"
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """So many bytes of a share of memory may still be taken; below 0 where too much is."""
+
+    free: int
+    share: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,31 @@ class Machine:
             limits = [_number(directory / name) for name in MEMORY_FILES]
             found += [Share(limit, directory) for limit in limits if limit is not None]
         return min(found, key=lambda share: share.amount)
+
+    def memory_groups(self) -> tuple[Path, ...]:
+        """The directories of the cgroups that may have limits of memory, from the inside out."""
+        return tuple(self._cgroups("memory"))
+
+    def rooms(self, groups: Sequence[Path]) -> list[Room]:
+        """What the machine and each of those cgroups with a limit have left, and page cache that can be dropped."""
+        told = _words(MEMINFO)
+        rooms = [Room(told.get("MemAvailable:", 0) << 10, Share(told.get("MemTotal:", 0) << 10))]
+        for directory in groups:
+            limits = [limit for name in MEMORY_FILES if (limit := _number(directory / name)) is not None]
+            if limits:
+                taken = _number(directory / "memory.current")
+                if taken is None:
+                    taken = _number(directory / "memory.usage_in_bytes") or 0
+                rooms.append(Room(min(limits) - taken + _cached(directory), Share(min(limits), directory)))
+        return rooms
+
+    def stalled_percent(self, groups: Sequence[Path]) -> float:
+        """In how much of the last ten seconds everybody in the innermost cgroup waited for memory; 0: none tells."""
+        files = [*(directory / "memory.pressure" for directory in groups), Path("/proc/pressure/memory")]
+        for text in map(_text, files):
+            if found := re.search(r"^full avg10=(\d+\.\d+)", text, re.MULTILINE):
+                return float(found[1])
+        return 0.0
 
     def processors(self) -> int:
         """Processors that may be used at once: by affinity, and by quota, rounded up. At least one."""
@@ -117,6 +151,22 @@ class Machine:
             if wanted:
                 root, mount = map(_unescape, place.split(" ")[3:5])
                 yield root, Path(mount)
+
+
+def _cached(group: Path) -> int:
+    """Bytes of page cache that the kernel drops before it ends anybody: what was used once, and half of what was again.
+
+    Files on a tmpfs are not among them. Version 1 tells of the groups below in words of their own.
+    """
+    told = _words(group / "memory.stat")
+    inactive, active = (told.get(f"total_{name}_file", told.get(f"{name}_file", 0)) for name in ("inactive", "active"))
+    return inactive + active // 2
+
+
+def _words(file: Path) -> dict[str, int]:
+    """Lines of a name and a number, and maybe a unit."""
+    lines = (line.split() for line in _text(file).splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def _number(file: Path) -> int | None:

@@ -126,6 +126,11 @@ KEYS = (
     Key(("limits", "payload_bytes"), values.size(65536, GIB), "largest READ or WRITE"),
     Key(("limits", "connection_bytes"), values.size(65536, GIB), "buffers of one connection"),
     Key(("limits", "total_bytes"), values.size(1 << 20, 1 << 40), "buffers of all connections"),
+    Key(
+        ("limits", "keep_free"),
+        values.spare,
+        "memory that is left to the machine or cgroup: auto, off, a size or a share; below it writes are refused",
+    ),
     Key(("limits", "drain_seconds"), values.seconds(0, 3600), "how long a stop waits for requests under way"),
     Key(("checkpoint", "directory"), values.path, "directory that checkpoints of all exports are kept in"),
     Key(("checkpoint", "interval_seconds"), values.interval, "from one checkpoint to the next: 60, 10m or 2h"),

@@ -252,6 +252,18 @@ class JournalStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadroomStatus:
+    """What is left of memory, of the cgroup or machine that has the least."""
+
+    whose: str
+    limit_bytes: int
+    free_bytes: int  # with page cache that can be dropped
+    reserve_bytes: int  # what pools do not take
+    short: bool  # pools take no page more
+    shortages: int  # how often that began
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """The whole server, at one moment."""
 
@@ -277,6 +289,7 @@ class ServerStatus:
     checkpoint: CheckpointStatus | None = None  # None: no directory is named
     journal: JournalStatus | None = None  # None: FLUSH waits for none
     threads: tuple[ThreadStatus, ...] = ()
+    headroom: HeadroomStatus | None = None  # None: nobody looks (limits.keep_free)
 
 
 @dataclass(frozen=True, slots=True)

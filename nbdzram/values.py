@@ -93,6 +93,11 @@ def memory(value: object) -> int:
     return _size(value, of=Machine().memory().amount)
 
 
+def spare(value: object) -> int | None:
+    """Memory that is kept free: auto, which is None, off, which is 0, or as a memory limit."""
+    return {"auto": None, "off": 0}[value] if value in ("auto", "off") else memory(value)
+
+
 def export_size(value: object) -> int:
     """The size of a disk: a multiple of a sector, at least one, as large as a block table reaches."""
     number = _size(value, of=None)

@@ -624,7 +624,36 @@ CHECKPOINTS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (OVERVIEW, MEMORY, FOLD, IO, ERRORS, EXPORTS, CHECKPOINTS, PROCESS)
+HEADROOM = Row(
+    "Memory of the machine",
+    (
+        Panel(
+            "What is left of memory",
+            "Of the cgroup or machine that has the least left; page cache that can be dropped is left. Pools take all "
+            "but the reserve.",
+            "bytes",
+            (
+                Query(server("headroom_free_bytes"), "{{instance}} left"),
+                Query(server("headroom_reserve_bytes"), "{{instance}} reserve"),
+                Query(server("headroom_limit_bytes"), "{{instance}} limit"),
+            ),
+        ),
+        Panel(
+            "Memory is short",
+            "While it is 1, writes that need more memory are refused, and pools fold and compact.",
+            "short",
+            (Query(server("memory_short"), "{{instance}}"),),
+        ),
+        Panel(
+            "Shortages",
+            "How often memory became short: often, and it is too little for what is written.",
+            "cps",
+            (Query(rate(server("memory_shortages_total")), "{{instance}}"),),
+        ),
+    ),
+)  # fmt: skip
+
+ROWS = (OVERVIEW, MEMORY, FOLD, IO, ERRORS, EXPORTS, CHECKPOINTS, HEADROOM, PROCESS)
 
 ANNOTATIONS = (
     Annotation(

@@ -96,7 +96,8 @@ def duration(seconds: float) -> str:
 
 def _head(frame: Frame, width: int) -> Iterator[Text]:
     status = frame.status
-    state = ("draining", "yellow") if status.draining else ("serving", "green")
+    short = status.headroom is not None and status.headroom.short
+    state = ("draining", "yellow") if status.draining else ("memory is short", "red") if short else ("serving", "green")
     clients = "1 connection" if status.connections == 1 else f"{status.connections} connections"
     told = f"  up {format_seconds(status.uptime_seconds)}  {clients}"
     left = Text.assemble((f"nbdzram {status.version}", "bold"), "  ", state, told)

@@ -67,6 +67,13 @@ def pools(patient: Patient) -> Iterator[Finding]:
     asked = ServerConfig(pools=tuple(PoolConfig(name=name, mem_limit=limit) for name, limit in limits.items()))
     for peril in memory_perils(asked, machine):
         yield Finding(Level.WARN, "survival", peril.says, peril.remedy)
+    left = status.headroom
+    if left is not None and left.short:
+        free = f"{format_size(left.free_bytes)} of {format_size(left.limit_bytes)}"
+        says = f"memory is short: {free} are left to {left.whose}, and writes that need more are refused"
+        yield Finding(
+            Level.WARN, "memory", says, "trim on the clients, remove exports, or raise MemoryMax= or --memory"
+        )
     for pool in status.pools:
         taken, limit = pool.stats.mem_used_total + pool.stats.metadata, pool.stats.mem_limit
         if limit and taken > NEARLY_FULL * limit:

@@ -11,9 +11,10 @@
 # Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx). Beside others
 # ledger_is_near is a hint.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from nbdzram.engine.publish cimport amend64, look64
+from nbdzram.engine.purse cimport Sum, purse_add, purse_is_near, purse_take
 
 cdef enum:
     KEPT_PAGES = 16   # what the rest of a size class may need before the zspage is gone that it comes from
@@ -23,6 +24,7 @@ cdef enum:
 cdef struct Ledger:
     uint64_t used
     uint64_t limit     # 0: none
+    Sum* purse         # of all pools that share what is left of the machine; NULL: of none
     bint making_room   # whoever holds the lock does: what is kept is for it
 
 cdef inline uint64_t ledger_room(const Ledger* ledger) noexcept nogil:
@@ -36,17 +38,33 @@ cdef inline bint ledger_take(Ledger* ledger, uint64_t pages) noexcept nogil:
     """Enter pages that are about to be taken. False at the limit; nothing changed then."""
     if pages > ledger_room(ledger):
         return False
+    if ledger.purse != NULL and not purse_take(ledger.purse, pages, ledger.making_room):
+        return False
     amend64(&ledger.used, ledger.used + pages)
     return True
 
 cdef inline void ledger_count(Ledger* ledger, uint64_t pages) noexcept nogil:
     """Enter pages that are taken whatever the limit."""
+    if ledger.purse != NULL:
+        purse_add(&ledger.purse.used, <int64_t>pages)
     amend64(&ledger.used, ledger.used + pages)
 
 cdef inline void ledger_give(Ledger* ledger, uint64_t pages) noexcept nogil:
     """Enter pages that are given back."""
+    if ledger.purse != NULL:
+        purse_add(&ledger.purse.used, -<int64_t>pages)
     amend64(&ledger.used, ledger.used - pages)
 
 cdef inline bint ledger_is_near(const Ledger* ledger) noexcept nogil:
     """Whether so little may be taken that each page is to be given out by whoever has the pool's lock alone."""
+    if ledger.purse != NULL and purse_is_near(ledger.purse, NEAR_PAGES):
+        return True
     return ledger.limit != 0 and look64(&ledger.used) + NEAR_PAGES > ledger.limit
+
+cdef inline void ledger_share(Ledger* ledger, Sum* purse) noexcept nogil:
+    """Take from that purse from now on, what is taken already included; NULL: from none."""
+    if ledger.purse != NULL:
+        purse_add(&ledger.purse.used, -<int64_t>ledger.used)
+    ledger.purse = purse
+    if purse != NULL:
+        purse_add(&purse.used, <int64_t>ledger.used)

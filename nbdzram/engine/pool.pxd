@@ -4,6 +4,7 @@ from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.format cimport EXPORTS_MAX, Superblock
 from nbdzram.engine.lock cimport Lock
+from nbdzram.engine.purse cimport Purse
 from nbdzram.engine.sides cimport Sides
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
@@ -49,6 +50,7 @@ cdef class Pool:
     cdef uint64_t fingerprint_mask
     cdef bint inline_on
     cdef readonly bint tells_sharing
+    cdef readonly Purse purse   # keeps what the ledger refers to; None: this pool shares none
     cdef uint64_t blocks_stored
     cdef uint64_t blocks_same
     cdef uint64_t sum              # number of the sum over all exports that is under way, or was the last (check.pyx)

@@ -2,6 +2,7 @@ from types import TracebackType
 from typing import Self
 
 from nbdzram.engine.disk import Disk
+from nbdzram.engine.purse import Purse
 from nbdzram.engine.stats import PoolStats
 
 HUGE_THRESHOLD: int
@@ -35,6 +36,11 @@ class Pool:
         """
     @mem_limit.setter
     def mem_limit(self, limit: int) -> None: ...
+    def share(self, purse: Purse | None) -> None:
+        """Take from this purse too, beside the pool's own limit; from none when it is closed."""
+    @property
+    def purse(self) -> Purse | None:
+        """What it takes from too."""
     def require_limit(self, limit: int) -> None:
         """Whether mem_limit may be set so. Raises UserError."""
     @property

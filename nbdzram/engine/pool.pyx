@@ -34,13 +34,14 @@ from nbdzram.engine.format cimport (
 )
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.kit cimport gather_tallies, kits_free
-from nbdzram.engine.ledger cimport ledger_count
+from nbdzram.engine.ledger cimport ledger_count, ledger_share
 from nbdzram.engine.lock cimport (
     HOLD, LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.opening cimport Opening
 from nbdzram.engine.publish cimport amend32, publish64
+from nbdzram.engine.purse cimport Purse
 from nbdzram.engine.quiescence cimport calls_ever, grace_begin, grace_wait
 from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim, reclaim_ripe
 from nbdzram.engine.slab cimport FOLDED
@@ -122,6 +123,7 @@ cdef class Pool:
             amend32(&self.closing, 1)
             users_close(&self.users)
             grace_wait(grace_begin())
+        self.share(None)
         for disk in self._disks:
             disk._retire(False)
         self._disks.clear()
@@ -250,6 +252,12 @@ cdef class Pool:
                 f"mem_limit {limit} is over {most} bytes: this pool reserved addresses for so much when it was opened; "
                 "restart the server with the larger limit"
             )
+
+    def share(self, Purse purse) -> None:
+        lock_take(&self.lock)
+        ledger_share(&self.arena.ledger, NULL if purse is None else &purse.sum)
+        lock_leave(&self.lock)
+        self.purse = purse
 
     @property
     def inline_dedup(self):

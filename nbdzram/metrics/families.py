@@ -14,6 +14,7 @@ from nbdzram.metrics.exposition import Family, Sample, Samples, histogram, label
 from nbdzram.status import (
     CheckpointStatus,
     ExportStatus,
+    HeadroomStatus,
     JournalStatus,
     OperationStatus,
     RunTotals,
@@ -239,6 +240,10 @@ def _journal(value: Callable[[JournalStatus], float]) -> Samples:
     return _if_known(lambda s: value(s.journal) if s.journal is not None else None)
 
 
+def _headroom(value: Callable[[HeadroomStatus], float]) -> Samples:
+    return _if_known(lambda s: value(s.headroom) if s.headroom is not None else None)
+
+
 SERVER = (
     Family("nbdzram_connections", "gauge", "Connections, handshakes under way included.", _server(lambda s: s.connections)),
     Family("nbdzram_connections_accepted_total", "counter", "Connections since the start.", _server(lambda s: s.connections_total)),
@@ -264,6 +269,11 @@ SERVER = (
     Family("nbdzram_journal_size_bytes", "gauge", "What a start would read of the journal behind the newest checkpoint.", _journal(lambda j: j.segment_bytes)),
     Family("nbdzram_journal_group_duration_seconds", "gauge", "Time that the last group took, from its moment to its being on the disk.", _journal(lambda j: j.seconds)),
     Family("nbdzram_journal_failures_total", "counter", "Groups that could not be written or synced.", _journal(lambda j: j.failures)),
+    Family("nbdzram_headroom_limit_bytes", "gauge", "Memory of the cgroup or machine that has the least left; absent where nobody looks.", _headroom(lambda h: h.limit_bytes)),
+    Family("nbdzram_headroom_free_bytes", "gauge", "What it has left, page cache that can be dropped included.", _headroom(lambda h: h.free_bytes)),
+    Family("nbdzram_headroom_reserve_bytes", "gauge", "What of that pools do not take.", _headroom(lambda h: h.reserve_bytes)),
+    Family("nbdzram_memory_short", "gauge", "Whether memory is short: writes that need more are refused.", _headroom(lambda h: int(h.short))),
+    Family("nbdzram_memory_shortages_total", "counter", "How often memory became short.", _headroom(lambda h: h.shortages)),
     Family("nbdzram_draining", "gauge", "Whether the server is about to end.", _server(lambda s: int(s.draining))),
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
 from nbdzram.units import format_size
 
 REFUSALS_SECONDS = 60.0  # a full pool refuses thousands of writes a second; an operator reads of it once a minute
+NEAR_CEILING_BYTES = 1 << 20  # of what is left of memory: a write that found less was refused for it
 ROT_SECONDS = 60.0  # a disk that is read through names one broken block after the other
 
 log = logging.getLogger("nbdzram.server")
@@ -81,6 +82,9 @@ class PoolService:
             return
         self._refusals_told, self._refusals_wait = stats.failed_writes, now + REFUSALS_SECONDS
         limit = f"its limit is {format_size(stats.mem_limit)}" if stats.mem_limit else "it has no limit of its own"
+        purse = self.pool.purse
+        if purse is not None and 0 < purse.ceiling < purse.used + NEAR_CEILING_BYTES:
+            limit += f", and memory is short: all pools may take {format_size(purse.ceiling)} (limits.keep_free)"
         log.warning(
             "the pool %s refused %d writes for lack of room: it uses %s, %s; see `nbdzram fold`, `compact` and "
             "`recompress`, trim on the clients, or raise it: nbdzram pools limit %s SIZE",

@@ -20,10 +20,12 @@ from nbdzram.config import Durability, ExportConfig, ServerConfig, Trigger
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, UserError
+from nbdzram.machine import Machine
 from nbdzram.server.changes import Changes
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Exports
+from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
 from nbdzram.server.listener import NbdServer
@@ -90,6 +92,13 @@ class Service:
         self._reload = Reload(
             config, reread=reread, changes=self.changes, pools=self._pools, exports=self._exports, nbd=self._nbd
         )
+        self._headroom = Headroom(
+            Machine(),
+            lambda: [service.pool for service in tuple(self._pools.values())],
+            lambda: self._config.limits.keep_free,
+            config.limits.total_bytes,
+        )
+        self._relief = Relief(self._headroom, self._pools)
         self._schedule = Schedule(self._exports, self.changes)
         self._reloading: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
@@ -110,6 +119,7 @@ class Service:
         try:
             for name, pool in pools.items():
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
+            await asyncio.to_thread(self._headroom.start)
             await asyncio.to_thread(self._checkpoints.prepare, config.state_dir)
             moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
@@ -117,6 +127,7 @@ class Service:
             if listen:
                 await self._nbd.start()
         except BaseException:
+            self._headroom.stop()
             for pool in pools.values():
                 pool.close()
             raise
@@ -171,6 +182,7 @@ class Service:
         await self._schedule.stop()
         await self._checkpoints.stop()
         await self._usages.stop()
+        await asyncio.to_thread(self._headroom.stop)
         for service in self._pools.values():
             await service.close()
 
@@ -224,6 +236,7 @@ class Service:
             exports=tuple(export.status() for export in self._exports),
             checkpoint=self._checkpoints.status,
             journal=None if self._checkpoints.journal is None else self._checkpoints.journal.status,
+            headroom=self._headroom.status,
         )
 
     def clients(self) -> tuple[ClientStatus, ...]:
@@ -333,6 +346,7 @@ class Service:
                 service.tell_rot(now)
                 service.scrubs.tell(time.time())
                 self._consider(service, now, rate)
+            self._relief.consider(now)
             self._schedule.consider(self._config.exports, datetime.now(UTC).replace(microsecond=0))
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:

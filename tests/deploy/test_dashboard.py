@@ -125,7 +125,7 @@ def by_title(title: str) -> Json:
 def test_what_tells_trouble_stands_open_and_the_rest_is_folded() -> None:
     rows = {panel["title"]: panel["collapsed"] for panel in placed() if panel["type"] == "row"}
     assert [title for title, folded in rows.items() if not folded] == ["Overview", "Memory", "I/O"]
-    assert len(rows) == 8
+    assert len(rows) == 9
 
 
 def test_graphs_begin_at_zero_and_writes_are_drawn_downwards() -> None:

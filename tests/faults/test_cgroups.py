@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from nbdzram.machine import Machine
 from tests.support.cgroup import cgroup, inside, run_inside
-from tests.support.nbd_client import RequestFailed
+from tests.support.nbd_client import Client, RequestFailed
 from tests.support.server import Nbdzram
 from tests.unit.cli.conftest import NBDZRAM
 
@@ -45,6 +47,67 @@ def test_half_of_the_memory_is_half_of_the_cgroups_and_a_full_disk_is_enospc(tmp
                 client.write(offset, noise.randbytes(MIB))
         assert refused.value.error == errno.ENOSPC
         assert server.process.poll() is None
+
+
+def oom_kills(cage: Path) -> int:
+    """How often the kernel ended somebody in the group."""
+    files = [cage / name for name in ("memory.events", "memory.oom_control")]
+    text = "".join(file.read_text() for file in files if file.exists())
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+
+
+class Writer(threading.Thread):
+    """Writes noise from `start` on until it is refused, and can say what it wrote."""
+
+    def __init__(self, client: Client, number: int) -> None:
+        super().__init__()
+        self.client = client
+        self.number = number
+        self.start_at = number * (1 << 30)
+        self.written = 0
+        self.error: int | None = None
+
+    def piece(self, index: int) -> bytes:
+        return random.Random(self.number << 32 | index).randbytes(MIB)
+
+    def run(self) -> None:
+        try:
+            while self.written < 1 << 30:
+                self.client.write(self.start_at + self.written, self.piece(self.written // MIB))
+                self.written += MIB
+        except RequestFailed as refused:
+            self.error = refused.error
+
+    def reads_back(self, offset: int) -> bool:
+        return self.client.read(self.start_at + offset, MIB) == self.piece(offset // MIB)
+
+
+def test_writers_of_eight_times_the_cgroup_are_refused_and_read_on_and_nothing_is_killed(tmp_path: Path) -> None:
+    """Pools without any limit, four writers at once, folds and compactions beside them; and room again after a trim."""
+    with (
+        cgroup("memory", ROOM) as cage,
+        Caged(tmp_path, {"disk": "4G"}, cage, ["--pool", "other"]) as server,
+        ExitStack() as stack,
+    ):
+        writers = [Writer(stack.enter_context(server.client()), number) for number in range(4)]
+        for writer in writers:
+            writer.start()
+        while any(writer.is_alive() for writer in writers):
+            server.command_line("fold")
+            server.command_line("compact")
+        assert [writer.error for writer in writers] == [errno.ENOSPC] * 4
+        assert sum(writer.written for writer in writers) > ROOM // 2, "it was refused much too early"
+        assert server.process.poll() is None
+        assert oom_kills(cage) == 0
+        for writer in writers:
+            assert all(writer.reads_back(offset) for offset in range(0, writer.written, 8 * MIB))
+        server.wait_until(lambda: "memory is short: " in server.log, 30)
+        server.wait_until(lambda: "memory_short" in server.command_line("runs", "--json").stdout, 30)
+        first = writers[0]
+        first.client.trim(first.start_at, first.written)
+        server.wait_until(lambda: "memory is not short any more" in server.log, 30)
+        first.client.write(first.start_at, first.piece(0))
+        assert first.reads_back(0)
 
 
 def test_a_server_without_a_limit_in_a_cgroup_is_warned_of(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from nbdzram.status import (
     CheckpointStatus,
     ClientStatus,
     ExportStatus,
+    HeadroomStatus,
     JournalStatus,
     MaintenanceStatus,
     OperationStatus,
@@ -147,6 +148,14 @@ SERVER = ServerStatus(
     state_dir_size_bytes=1024 * MIB,
     state_dir_free_bytes=300 * MIB,
     event_loop_lag_seconds=0.0004,
+    headroom=HeadroomStatus(
+        whose="the cgroup /sys/fs/cgroup/a",
+        limit_bytes=512 * MIB,
+        free_bytes=300 * MIB,
+        reserve_bytes=48 * MIB,
+        short=False,
+        shortages=4,
+    ),
     threads=(ThreadStatus(0, 1, 0.5, 0.0001), ThreadStatus(1, 2, 12.25, 0.0007)),
     latency_bounds_seconds=(0.0001, 0.001),
     pools=(
