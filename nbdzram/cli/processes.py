@@ -115,3 +115,14 @@ async def run_command(command: str, environment: Mapping[str, str], told_to_stop
             process.terminate()
     code = await ended
     return code if code >= 0 else KILLED - code
+
+
+async def first_of(*events: asyncio.Event) -> asyncio.Event:
+    """Whichever is set first."""
+    waiting = {asyncio.create_task(event.wait()): event for event in events}
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+    return waiting[done.pop()]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +22,13 @@ import click
 
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
+from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.perils import perils
-from nbdzram.cli.processes import parent_watched, pid_file, private_place, run_command, told_to_commands
+from nbdzram.cli.processes import first_of, parent_watched, pid_file, private_place, run_command, told_to_commands
 from nbdzram.cli.supervisor import notify_supervisor
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
     DEFAULT_PORT,
-    ExportConfig,
     ServerConfig,
     TcpAddress,
     TlsConfig,
@@ -41,7 +41,9 @@ from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, poo
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
+    from nbdzram.cli.takeover import Takeover
     from nbdzram.metrics.http import MetricsServer
+    from nbdzram.server.handover import Handover
     from nbdzram.server.logbook import LineWriter
     from nbdzram.server.service import Service
     from nbdzram.status import ServerStatus
@@ -50,7 +52,6 @@ log = logging.getLogger("nbdzram.server")
 
 STDOUT = 1
 GREETED_EXPORTS = 20  # what a screen takes
-LOADING_SILENCE_MICROSECONDS = 300_000_000  # in which systemd lets the next percent of an image take
 FORCED_EXIT = 128 + signal.SIGTERM
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
@@ -215,6 +216,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
     type=click.Path(path_type=Path, readable=False),  # as above
     help="Begin with the exports of a stream, which `send` wrote, unless there are disks already.",
 )
+@click.option(
+    "--takeover",
+    is_flag=True,
+    help="Go on in place of the server that runs with this state directory, and with its clients, who see a pause. It "
+    "leaves once this one serves, and goes on if that fails. Where none runs, start.",
+)
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
     *,
@@ -229,14 +236,15 @@ def command(
     run: str | None,
     exit_with_parent: bool,
     restore: Path | None,
+    takeover: bool,
     check_config: bool,
     **flags: str | bool | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
     A second signal ends at once; SIGHUP reads the configuration again. Every flag but those for one run alone (--run,
-    --exit-with-parent, --stdin, --restore, --check-config) has a key in the TOML file and a variable NBDZRAM_KEY; flags
-    win over the environment, and the environment over the file.
+    --exit-with-parent, --stdin, --restore, --takeover, --check-config) has a key in the TOML file and a variable
+    NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
     parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
@@ -248,7 +256,7 @@ def command(
     with private_place() if run is not None else contextlib.nullcontext(NO_DEFAULTS) as defaults:
 
         def reread() -> ServerConfig:
-            return _with_image_sizes(load(config, os.environ, layer, defaults))
+            return with_image_sizes(load(config, os.environ, layer, defaults))
 
         settled = reread()
         if check_config:
@@ -260,7 +268,7 @@ def command(
             given = {**flags, "run": run, "exit-with-parent": parent, "restore": restore}
             serve_stdin(settled, forbidden=[name for name in NOT_ON_STDIN if given[name] is not None])
             return
-        status = serve(settled, reread, run=run, parent=parent, restore=restore)
+        status = serve(settled, reread, run=run, parent=parent, restore=restore, takeover=takeover)
     raise click.exceptions.Exit(status)
 
 
@@ -289,7 +297,7 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     told_to_stop = _watch_signals(service)
     await service.start(listen=False)
     for export in service.changes.unloaded():
-        await _load_image(service, export, told_to_stop)
+        await load_image(service, export, told_to_stop)
     served = asyncio.create_task(service.serve_socket(client))
     stopping = asyncio.create_task(told_to_stop.wait())
     try:
@@ -307,15 +315,18 @@ def serve(
     run: str | None = None,
     parent: int | None = None,
     restore: Path | None = None,
+    takeover: bool = False,
 ) -> int:
     """Run until a signal, until the process `parent` ends, or as long as the command `run` does; the exit status.
 
-    It begins with what the stream in the file `restore` holds. Raises UserError when something cannot start.
+    It begins with what the stream in the file `restore` holds, or where the server that runs ends (`takeover`). Raises
+    UserError when something cannot start.
     """
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
+    from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
+    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
-    from nbdzram.server.service import Service  # noqa: PLC0415
 
     _name_process()
     refusals = stay() if config.swap else []
@@ -324,8 +335,15 @@ def serve(
             log.warning("--swap: %s", refusal)
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
-        status: int = uvloop.run(_serve(Service(config, reread, restore_from=restore), config, run, parent))
-        return status
+        begin = functools.partial(_serve, config, reread, run=run, parent=parent, restore=restore)
+        if not takeover:
+            status: int = uvloop.run(begin(None))
+            return status
+        load_what_serves()
+        with take_over(config.control or socket_for_server(os.environ), config.state_dir) as taken:
+            if taken is None:
+                log.info("no server runs here that could be taken over; starting")
+            return int(uvloop.run(begin(taken)))
 
 
 def _name_process() -> None:
@@ -364,7 +382,46 @@ def print_in_background() -> LineWriter:
     return LineWriter(STDOUT, encoding=encoding, failed=failed)
 
 
-async def _serve(service: Service, config: ServerConfig, run: str | None, parent: int | None) -> int:
+async def _serve(
+    config: ServerConfig,
+    reread: Callable[[], ServerConfig],
+    taken: Takeover | None,
+    *,
+    run: str | None,
+    parent: int | None,
+    restore: Path | None,
+) -> int:
+    """Serve until the end; or until another process has taken over, and where that fails go on."""
+    from nbdzram.server.handover import give_away  # noqa: PLC0415
+    from nbdzram.server.service import Service  # noqa: PLC0415
+
+    handed, confirm = (taken.handover, taken.confirm) if taken is not None else (None, None)
+    while True:
+        service = Service(config, reread, restore_from=restore)
+        service.ends_with_a_command = run is not None
+        outcome = await _serve_once(service, config, handed, confirm, run=run, parent=parent)
+        if isinstance(outcome, int):
+            return outcome
+        successor = await asyncio.to_thread(give_away, outcome, service.successor)
+        if successor is not None:
+            log.info("process %d has taken over; leaving", successor)
+            notify_supervisor(f"MAINPID={successor}")
+            outcome.close()
+            return 0
+        log.warning("the process that wanted to take over does not serve; going on")
+        config, handed, confirm, restore = service.config, outcome, None, None
+
+
+async def _serve_once(
+    service: Service,
+    config: ServerConfig,
+    handed: Handover | None,
+    confirm: Callable[[], None] | None,
+    *,
+    run: str | None,
+    parent: int | None,
+) -> int | Handover:
+    """Serve, from `handed` on if that is given: until the end (an exit status), or a takeover (all that was served)."""
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
@@ -378,15 +435,19 @@ async def _serve(service: Service, config: ServerConfig, run: str | None, parent
     metrics = _metrics_server(config, service)
     await control.start()
     serves = False
+    given: Handover | None = None
     try:
         await service.start(listen=False)
         try:
             for export in service.changes.unloaded():
-                await _load_image(service, export, told_to_stop)
-            await service.listen()
-            serves = True
+                await load_image(service, export, told_to_stop)
             if metrics is not None:
                 await metrics.start()
+            await service.listen(handed)  # last: until here nothing that was taken over has been touched
+            serves = True
+            if confirm is not None:
+                with contextlib.suppress(OSError):  # whoever has the arenas serves: by now that is us alone
+                    confirm()
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
             with _parent_or_nobody(parent, told_to_stop), pid_file(config.pidfile):
@@ -398,59 +459,25 @@ async def _serve(service: Service, config: ServerConfig, run: str | None, parent
                 for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
                     say(line)
                 notify_supervisor("READY=1")
-                await told_to_stop.wait()
+                if await first_of(service.taken_over, told_to_stop) is service.taken_over:
+                    given = await service.hand_over()
+                    return given
                 return 0
         finally:
-            notify_supervisor("STOPPING=1")
-            stored = sum(export.stored_bytes for export in service.status().exports)
-            await service.stop()
-            if serves:
-                _tell_the_end(config.state_dir, stored)
+            if given is None:
+                await _stop(service, serves, config.state_dir)
             if metrics is not None:
                 await metrics.stop()
     finally:
         await control.stop()
 
 
-async def _load_image(service: Service, export: ExportConfig, told_to_stop: asyncio.Event) -> None:
-    """Fill a new disk from its image, and say how far that is: on a terminal, and to systemd, which waits as long."""
-    from nbdzram.cli.images import copy, look_at  # noqa: PLC0415 - most do without
-
-    assert export.image is not None
-    image, began = await asyncio.to_thread(look_at, export.image), time.monotonic()
-    says = f"loading the export {export.name} from {image.path}"
-    log.info("%s (%s, %s)", says, image.format, format_size(image.size_bytes))
-    with _progress_line(says) as show:
-
-        def tell(percent: int) -> None:
-            notify_supervisor(f"STATUS={says}: {percent} %\nEXTEND_TIMEOUT_USEC={LOADING_SILENCE_MICROSECONDS}")
-            show(percent)
-
-        status = await service.load(export, lambda uri: copy(image, uri, tell, told_to_stop))
-    log.info(
-        "loaded the export %s: %s stored, in %.1f s",
-        *(export.name, format_size(status.stored_bytes), time.monotonic() - began),
-    )
-
-
-@contextlib.contextmanager
-def _progress_line(says: str) -> Iterator[Callable[[int], None]]:
-    """On a terminal one line that is written over and over, and gone at the end; elsewhere nothing."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    try:
-        yield lambda percent: click.echo(f"\r{says}: {percent} %", nl=False, err=True)
-    finally:
-        click.echo("\r\033[K", nl=False, err=True)
-
-
-def _with_image_sizes(config: ServerConfig) -> ServerConfig:
-    if all(export.image is None for export in config.exports):
-        return config
-    from nbdzram.cli.images import resolve  # noqa: PLC0415 - most do without
-
-    return resolve(config)
+async def _stop(service: Service, serves: bool, state_dir: Path | None) -> None:
+    notify_supervisor("STOPPING=1")
+    stored = sum(export.stored_bytes for export in service.status().exports)
+    await service.stop()
+    if serves:
+        _tell_the_end(state_dir, stored)
 
 
 @contextlib.contextmanager

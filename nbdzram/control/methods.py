@@ -56,6 +56,9 @@ class Operations(Protocol):
     async def reload(self) -> ReloadReport:
         """Read the configuration again. An error in it changes nothing."""
 
+    async def takeover(self, socket: str, format: int, state_dir: str) -> None:  # noqa: A002 - a word of the protocol
+        """Give listeners and clients away to the process that listens on that socket, and end when it serves them."""
+
     async def runs(self) -> tuple[RunStatus, ...]:
         """The runs that wait, are under way, or ended lately, by their numbers."""
 
@@ -234,6 +237,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
     async def reload(_: Mapping[str, Any], __: Progress) -> Any:
         return await operations.reload()
 
+    async def takeover(given: Mapping[str, Any], _: Progress) -> Any:
+        await operations.takeover(**given)
+
     async def runs(_: Mapping[str, Any], __: Progress) -> Any:
         return await operations.runs()
 
@@ -306,6 +312,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
             run,
         ),
         "reload": Method({}, reload),
+        "takeover": Method({"socket": Parameter(str), "format": Parameter(int), "state_dir": Parameter(str)}, takeover),
         "runs": Method({}, runs),
         "runs.cancel": Method({"number": Parameter(int)}, cancel_run),
         "runs.pause": Method({"number": Parameter(int)}, pause_run),

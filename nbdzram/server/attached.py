@@ -9,14 +9,16 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import time
 from typing import TYPE_CHECKING
 
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Terms
 from nbdzram.nbd.verdicts import Asked, Verdict, explain
+from nbdzram.server.handover import Client
 from nbdzram.sessions.answers import LOGGED_ERRORS, UNFRAGMENTED_LIMIT
-from nbdzram.sessions.line import Line
+from nbdzram.sessions.line import Line, SocketLine
 from nbdzram.sessions.stage import Ending
 from nbdzram.sessions.tls import MOST_BARREN_RECORDS, TlsLine
 from nbdzram.sessions.turns import PACE_BYTES, PACE_SECONDS
@@ -46,6 +48,7 @@ class Attached:
         self.number = hosting.number_client()
         self.since = time.time()
         self.closed: asyncio.Future[None] = hosting.loop.create_future()
+        self.carried: Client | None = None  # once it was released
         self._hosting = hosting
         self._terms = terms
         self._sync = hosting.syncs.of(export.pool_name, export.disk.pool.path)
@@ -99,6 +102,12 @@ class Attached:
         """Read no more of it; answer what it asked for completely, then close. Nothing happens when it is gone."""
         if not self.closed.done():
             self._hosting.plane.drain(self.session)
+
+    def release(self) -> None:
+        """As drain, but the connection is not closed: `carried` has it then. One behind TLS is drained."""
+        if not self.closed.done():
+            encrypted = isinstance(self.session.line, TlsLine)
+            (self._hosting.plane.drain if encrypted else self._hosting.plane.release)(self.session)
 
     def abort(self) -> None:
         """Cut it. Nothing happens when it is gone."""
@@ -158,6 +167,8 @@ class Attached:
     def gone(self) -> None:
         """Nothing of it is under way any more."""
         cause = Ending(self.session.ending)
+        if self.session.released:
+            self.carried = self._carry()
         if self.session.midway and cause is Ending.LINE_BROKE:
             reason = os.strerror(self.session.ending_value) if self.session.ending_value else "closed"
             log.warning("%s: the connection broke in the middle of a request (%s)", self._who, reason)
@@ -172,6 +183,21 @@ class Attached:
             log.warning("%s: %d more errors", self._who, self.session.error_count - LOGGED_ERRORS)
         self.export.connections.discard(self)
         self.closed.set_result(None)
+
+    def _carry(self) -> Client:
+        line = self.session.line
+        assert isinstance(line, SocketLine)
+        return Client(
+            export=self.export.name,
+            size_bytes=self.session.disk.size_bytes,
+            style=self._terms.style,
+            contexts=self._terms.contexts,
+            flags=self._terms.flags,
+            peer=self.peer,
+            since=self.since,
+            rest=self.session.take_rest(),
+            connection=socket.socket(fileno=line.detach()),
+        )
 
     @property
     def _who(self) -> str:

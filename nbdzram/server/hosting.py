@@ -119,9 +119,14 @@ class Hosting:
         """Its handshake is done: it is attached, and goes on."""
         self.haggling.discard(connection)
         self.lobby.leave(connection)
+        self.enlist(attached, connection.origin)
+
+    def enlist(self, attached: Attached, origin: Origin) -> None:
+        """It is attached, and goes on."""
+        self._quiet.clear()
         self.attached[attached.number] = attached
-        self._origins[attached.number] = connection.origin
-        self._attached_from.update(set(connection.origin))
+        self._origins[attached.number] = origin
+        self._attached_from.update(set(origin))
         attached.begin()
         if self._rest is None:
             self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions)

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nbdzram.config import ServerConfig, TlsConfig
-from nbdzram.nbd.handshake import Failure
+from nbdzram.nbd.handshake import Failure, Terms
 from nbdzram.server.attached import Attached
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
+from nbdzram.server.handover import Client, Handover
 from nbdzram.server.hosting import Hosting
+from nbdzram.server.lobby import origin_of
 from nbdzram.server.sockets import (
     BACKLOG,
     FamilyLacking,
@@ -32,12 +34,17 @@ from nbdzram.server.sockets import (
 )
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
+from nbdzram.sessions.line import SocketLine
 from nbdzram.status import ThreadStatus
 
 log = logging.getLogger("nbdzram.server")
 
 HANDSHAKE_GRACE_SECONDS = 0.5
 """How long connections in the handshake may still ask for their ERR_SHUTDOWN while the server drains."""
+
+
+REST_SECONDS = 0.5
+"""For how long a client that is handed over may take to come to rest, and once more to be drained: all others wait."""
 
 
 class NbdServer:
@@ -50,16 +57,21 @@ class NbdServer:
         self._config = config
         self._hosting: Hosting | None = None
         self._servers: list[asyncio.Server] = []
+        self._listeners: list[socket.socket] = []
         self._uris: list[str] = []
         self._paths: list[tuple[Path, int]] = []
 
-    async def start(self, environment: Mapping[str, str] | None = None) -> None:
-        """Listen: on sockets handed over in `environment` (LISTEN_FDS), or else on the configured addresses.
+    async def start(self, environment: Mapping[str, str] | None = None, *, handed: Handover | None = None) -> None:
+        """Listen: on sockets handed over by another process (`handed`, with its clients), or in `environment`
+        (LISTEN_FDS), or else on the configured addresses.
 
         Raises UserError for an address that cannot be used, ConfigError for unusable TLS files.
         """
         assert self._hosting is None
-        listeners = inherited(os.environ if environment is None else environment) or self._open()
+        if handed is not None:
+            listeners, self._paths = list(handed.listeners), list(handed.paths)
+        else:
+            listeners = inherited(os.environ if environment is None else environment) or self._open()
         try:
             self._hosting = hosting = Hosting(self.exports, self._config, self._syncs)
         except BaseException:
@@ -70,6 +82,11 @@ class NbdServer:
             keep_alive(listener)
             self._uris.append(uri_of(listener, self._config.tls.mode))
             self._servers.append(await _accept_on(listener, hosting, self._uris[-1]))
+        self._listeners = listeners
+        if handed is not None:
+            hosting.accepted = handed.accepted
+            for client in handed.clients:
+                self._carry_on(client)
 
     @property
     def uris(self) -> list[str]:
@@ -190,6 +207,60 @@ class NbdServer:
         await hosting.wait_quiet()
         hosting.stop()
         self._hosting = None
+
+    def _carry_on(self, client: Client) -> None:
+        """Serve a client that another process gave away. One whose disk is not there, or smaller, is hung up on."""
+        hosting = self._hosting
+        assert hosting is not None
+        export = self.exports.get(client.export) if client.export in self.exports else None
+        if export is None or export.size_bytes < client.size_bytes:
+            log.warning("%s: the export %r is not what it was; disconnecting", client.peer.text, client.export)
+            client.connection.close()
+            return
+        terms = Terms(offer=export, style=client.style, contexts=client.contexts, flags=client.flags)
+        line = SocketLine(client.connection.detach())
+        attached = Attached(hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest)
+        attached.since = client.since
+        hosting.enlist(attached, origin_of("", client.peer.address))
+
+    async def hand_over(self) -> Handover:
+        """Accept nobody more, let every client come to rest, and give up what is served without closing it.
+
+        Who is in the handshake has a moment to end it. Who does not come to rest in time, as he never reads his
+        answers, never sends the rest of a payload, or is behind TLS, is drained, and connects again.
+        """
+        hosting = self._hosting
+        assert hosting is not None
+        listeners = [listener.dup() for listener in self._listeners]
+        for server in self._servers:
+            server.close()
+        hosting.shutting_down = True
+        if hosting.haggling:
+            await asyncio.sleep(HANDSHAKE_GRACE_SECONDS)  # others are served meanwhile
+        for connection in list(hosting.haggling):
+            connection.abort()
+        sessions = list(hosting.attached.values())
+        for session in sessions:
+            session.release()
+        if sessions:
+            ends = [session.closed for session in sessions]
+            await asyncio.wait(ends, timeout=REST_SECONDS)
+            for session in sessions:
+                session.drain()
+            await asyncio.wait(ends, timeout=REST_SECONDS)
+            for session in sessions:
+                session.abort()
+            await asyncio.wait(ends)
+        await hosting.wait_quiet()
+        handed = Handover(
+            listeners=listeners,
+            paths=self._paths,
+            clients=[session.carried for session in sessions if session.carried is not None],
+            accepted=hosting.accepted,
+        )
+        hosting.stop()
+        self._hosting = None
+        return handed
 
     async def _wait_closed(self, futures: list[asyncio.Future[None]]) -> None:
         if futures:

@@ -11,9 +11,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nbdzram import __version__
 from nbdzram.config import Durability, ExportConfig, ServerConfig, Trigger
@@ -25,6 +26,7 @@ from nbdzram.server.changes import Changes
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Exports
+from nbdzram.server.handover import FORMAT, Handover
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
@@ -57,6 +59,8 @@ from nbdzram.status import (
 from nbdzram.stream.pipe import Pipe
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
+
+T = TypeVar("T")
 
 log = logging.getLogger("nbdzram.server")
 
@@ -100,6 +104,9 @@ class Service:
         )
         self._relief = Relief(self._headroom, self._pools)
         self._schedule = Schedule(self._exports, self.changes)
+        self.taken_over = asyncio.Event()
+        self.ends_with_a_command = False  # and cannot be taken over
+        self.successor = Path()  # where the process listens that takes over
         self._reloading: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -143,10 +150,10 @@ class Service:
         directory = self._config.checkpoint.directory
         return None if directory is None else restore.from_newest(directory)
 
-    async def listen(self) -> None:
-        """Of a service that was started without: let clients in. Raises UserError."""
+    async def listen(self, handed: Handover | None = None) -> None:
+        """Of a service that was started without: let clients in, and go on with `handed`. Raises UserError."""
         self._exports.arrange(export.name for export in self._config.exports)  # as if those loaded had been there
-        await self._nbd.start()
+        await self._nbd.start(handed=handed)
 
     async def load(self, export: ExportConfig, fill: Callable[[str], Awaitable[None]]) -> ExportStatus:
         """Make a declared export and offer it once `fill` has filled the disk at the URI that it is given.
@@ -172,19 +179,56 @@ class Service:
         clients = "1 client has" if attached == 1 else f"{attached} clients have"
         return f"stopping once {clients} the answers to what was begun, {self._config.limits.drain_seconds:g} s at most"
 
+    async def takeover(self, socket: str, format: int, state_dir: str) -> None:  # noqa: A002 - as it is told
+        """Another process wants to go on in our place. Raises UserError: it cannot, and nothing happened."""
+        ours = self._config.state_dir
+        theirs = state_dir and await asyncio.to_thread(os.path.realpath, state_dir)
+        if ours is None:
+            raise UserError(
+                "its disks are its own memory, which no other process can go on with; --state-dir keeps disks, and a "
+                "restart with it"
+            )
+        if theirs != await asyncio.to_thread(os.path.realpath, ours):
+            raise UserError(f"its disks lie in {ours.absolute()}, and not in {state_dir or 'memory'}")
+        if format != FORMAT:
+            raise UserError(
+                f"its version {__version__} gives away connections in format {FORMAT}, and was asked for {format}; "
+                "restart it instead"
+            )
+        if self.ends_with_a_command:
+            raise UserError("it ends with the command that it runs (--run)")
+        if self._draining or self.taken_over.is_set():
+            raise UserError("it is ending already")
+        self.successor = Path(socket)
+        self.taken_over.set()
+
+    @property
+    def config(self) -> ServerConfig:
+        """As it is now."""
+        return self._config
+
+    async def hand_over(self) -> Handover:
+        """As stop, but clients that come to rest keep their connections."""
+        return await self._end(self._nbd.hand_over())
+
     async def stop(self) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
+        await self._end(self._nbd.drain())
+
+    async def _end(self, clients: Coroutine[Any, Any, T]) -> T:
         self._draining = True
         if self._pulse is not None:
             self._pulse.cancel()
         self._history.stop()
-        await asyncio.gather(self._nbd.drain(), self._streams.stop(), self.changes.stop())
+        ended: T
+        ended, _, _ = await asyncio.gather(clients, self._streams.stop(), self.changes.stop())
         await self._schedule.stop()
         await self._checkpoints.stop()
         await self._usages.stop()
         await asyncio.to_thread(self._headroom.stop)
         for service in self._pools.values():
             await service.close()
+        return ended
 
     @property
     def _config(self) -> ServerConfig:

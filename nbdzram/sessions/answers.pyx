@@ -34,6 +34,11 @@ cdef bint must_last(const Request* request) noexcept nogil:
 cdef class Answers:
     """See the module's docstring."""
 
+    @property
+    def error_count(self):
+        """Requests that were refused or failed."""
+        return self.errors
+
     def __dealloc__(self):
         cdef Unsynced* waiting
         while self.unsynced != NULL:

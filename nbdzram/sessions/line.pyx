@@ -81,6 +81,11 @@ cdef class SocketLine(Line):
         """The socket's descriptor; -1 once it is closed."""
         return self.fd
 
+    def detach(self):
+        """The socket's descriptor, which is the caller's from now on. Its session has let it go."""
+        fd, self.fd = self.fd, -1
+        return fd
+
     cdef void attend(self, int poller, void* session) noexcept nogil:
         self.poller = poller
         self.session = session

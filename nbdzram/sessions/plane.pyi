@@ -52,6 +52,8 @@ class Plane:
         """Let its thread begin with it."""
     def drain(self, session: Session) -> None:
         """Read no more of it; answer what it asked for completely, then close."""
+    def release(self, session: Session) -> None:
+        """As drain, but behind a payload that is arriving; and the line stays open, for another process."""
     def abort(self, session: Session) -> None:
         """Cut it."""
     def syncs_asked(self, session: Session) -> int:

@@ -19,7 +19,7 @@ from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.tally cimport Tally
 from nbdzram.sessions.thread cimport REST, Desk
 from nbdzram.sessions.turns cimport Turns
-from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, ENDED, GONE_NOW, SYNC, SYNCED
+from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, ENDED, GONE_NOW, RELEASE, SYNC, SYNCED
 from nbdzram.sessions.workers cimport Workers
 
 from nbdzram.sessions.tally import MOST_THREADS
@@ -85,6 +85,10 @@ cdef class Plane:
     def drain(self, Session session not None):
         """Read no more of it; answer what it asked for completely, then close."""
         bell_ring(&session.bell, DRAIN)
+
+    def release(self, Session session not None):
+        """As drain, but what it was in the middle of may come to its end, and the line stays open (Session.released)."""
+        bell_ring(&session.bell, RELEASE)
 
     def abort(self, Session session not None):
         """Cut it."""

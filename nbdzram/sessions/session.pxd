@@ -39,6 +39,10 @@ cdef class Session(Work):
     cdef readonly uint64_t requests  # taken since it attached
     cdef readonly bint left      # the peer closed
     cdef bint was_midway         # when it was lost
+    cdef bint releasing          # its line is to outlive it
+    cdef readonly bint released  # ... and does
+    cdef uint8_t* kept_bytes     # what came behind the last request that was answered
+    cdef size_t kept_size
     cdef bint unread             # we would read on, and the line holds bytes of which no poller tells
 
     cdef object desk             # of its thread; the event loop's word
@@ -63,6 +67,9 @@ cdef class Session(Work):
     cdef void drain(self) noexcept nogil
     cdef void halt(self, Ending cause, int64_t value) noexcept nogil
     cdef void cut(self, Ending cause, int64_t value) noexcept nogil
+    cdef void release(self) noexcept nogil
+    cdef void let_go(self) noexcept nogil
+    cdef bint at_rest(self) noexcept nogil
     cdef void lose(self, bint orderly) noexcept nogil
     cdef void run(self) noexcept nogil
     cdef bint advance(self) noexcept nogil

@@ -16,6 +16,10 @@ class Session:
     """LINE_BROKE: errno, or 0. LONG_PAYLOAD, TOO_SLOW: bytes. HALF_A_REPLY: the offset."""
     left: bool
     """The peer closed."""
+    released: bool
+    """It ended at rest, and its line is open."""
+    def take_rest(self) -> bytes:
+        """Of a released one, once: what came behind the last request that was answered."""
     @property
     def in_flight(self) -> int:
         """Requests that are under way."""

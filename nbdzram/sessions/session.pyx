@@ -17,10 +17,13 @@ Invariants
 4. A WRITE changes nothing before its payload is complete, except in phase APPLY.
 5. In stage DRAINING every request that came completely is performed and answered, and none other: who connects again
    and asks again for what was not answered sees no error (QEMU's reconnect-delay, libnbd's reopening).
-6. It is told GONE only when no Task of it is under way and it waits for no sync: until then its disk is in use.
+6. Released, it ends between two requests, with every answer sent, and its line stays open: whoever goes on begins with
+   what came of the next request.
+7. It is told GONE only when no Task of it is under way and it waits for no sync: until then its disk is in use.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -37,46 +40,23 @@ from nbdzram.sessions.block_status cimport (
     put_statuses,
 )
 from nbdzram.sessions.budget cimport Budget, Piece, free_piece, new_piece
+from nbdzram.sessions.costs cimport COST_OF_REFUSAL, INLINE_LIMIT, STORE_LIMIT, TURN, cost
 from nbdzram.sessions.inbox cimport Inbox
 from nbdzram.sessions.line cimport BROKEN, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.mail cimport bell_answer, bell_ring
 from nbdzram.sessions.notices cimport Notices
 from nbdzram.sessions.outlet cimport Outlet
 from nbdzram.sessions.stage cimport (
-    BAD_MAGIC, CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LONG_PAYLOAD, LOST, NO_MEMORY, OPEN, TOO_SLOW, Ending, Stage,
-    comes_after,
+    BAD_MAGIC, CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LONG_PAYLOAD, LOST, NO_MEMORY, NOT_ENDING, OPEN, TOO_SLOW,
+    Ending, Stage, comes_after,
 )
 from nbdzram.sessions.tally cimport Tally, count_done, count_times, monotonic
 from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
-from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, SYNCED
+from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, RELEASE, SYNCED
 from nbdzram.sessions.work cimport INLINE_FREE, NONE, SMALL_STEP, STEPS, Work
 from nbdzram.sessions.workers cimport Task, Workers
 
-cdef enum:
-    INLINE_LIMIT = 64 << 10       # READ and WRITE up to here are done at once, in the inbox and the scratch
-    TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 100 microseconds
-    COST_OF_STATUS = 16 << 10     # and more with the range
-    COST_OF_REFUSAL = 16 << 10    # an error reply, its sentence and its notice
-    STORE_LIMIT = 64              # large WRITEs and syncs of one session under way; what follows waits in its socket
-
 cdef uint64_t LINGER_NS = 5000000000  # how long a closed connection may take to accept its last replies before it is cut
-
-
-cdef int64_t cost(const Request* request) noexcept nogil:
-    """What a request takes of a turn, told in bytes of ordinary READs and WRITEs; steps of long ones are charged as they
-    are taken."""
-    cdef uint64_t length = request.length
-    if request.command == BLOCK_STATUS:
-        if request.payload:
-            return TURN
-        return COST_OF_STATUS + min(length, <uint64_t>STATUS_WINDOW) // (STATUS_WINDOW // TURN)
-    if request.command == TRIM or request.command == WRITE_ZEROES:
-        return BLOCK + (length // 8 if length <= INLINE_FREE else 0)
-    if length == 0 or length > INLINE_LIMIT:
-        return REPLY_OVERHEAD
-    if request.command == WRITE and length < BLOCK:
-        return 4 * BLOCK  # its block is decoded and encoded again
-    return max(length, <uint64_t>BLOCK)
 
 
 cdef class Session(Work):
@@ -114,20 +94,19 @@ cdef class Session(Work):
         self.started = monotonic()
         self.turn.bell = &self.bell
 
+    def __dealloc__(self):
+        free(self.kept_bytes)
+
+    def take_rest(self):
+        cdef bytes rest = self.kept_bytes[:self.kept_size]
+        free(self.kept_bytes)
+        self.kept_bytes, self.kept_size = NULL, 0
+        return rest
+
     @property
     def stage(self):
         """How far its end has come, a moment ago."""
         return self.stage_now
-
-    @property
-    def in_flight(self):
-        """Requests that are under way."""
-        return self.store_count + self.unsynced_count + (self.job.way != NONE)
-
-    @property
-    def storing(self):
-        """Large WRITEs that the workers store."""
-        return self.store_count
 
     @property
     def idle_seconds(self):
@@ -143,11 +122,6 @@ cdef class Session(Work):
     def payload_remaining(self):
         """Bytes still to come of the payload that is arriving."""
         return self.remaining
-
-    @property
-    def error_count(self):
-        """Requests that were refused or failed."""
-        return self.errors
 
     # ---- what the thread calls ----
 
@@ -233,6 +207,8 @@ cdef class Session(Work):
             elif wishes & ABORT:
                 self.cut(CUT, 0)
             else:
+                if wishes & RELEASE:
+                    self.release()
                 if wishes & DRAIN:
                     self.drain()
                 if wishes & GO_ON:
@@ -284,6 +260,26 @@ cdef class Session(Work):
         if self.move(DRAINING):
             self.run()
 
+    cdef void release(self) noexcept nogil:
+        """As drain, once the payload that is arriving is there; and the line is not closed then."""
+        self.releasing = True
+        if self.stage_now == OPEN:
+            self.run()
+
+    cdef void let_go(self) noexcept nogil:
+        """Nothing is asked for that was not answered: the line is whoever's takes it."""
+        self.kept_size = self.inbox.available()
+        if self.kept_size:
+            self.kept_bytes = <uint8_t*>malloc(self.kept_size)
+            if self.kept_bytes == NULL:
+                self.kept_size = 0
+                self.cut(NO_MEMORY, 0)
+                return
+            memcpy(self.kept_bytes, self.inbox.front(), self.kept_size)
+        self.line.watch(0)
+        self.released = True
+        self.lose(True)
+
     cdef void halt(self, Ending cause, int64_t value) noexcept nogil:
         """Read no more and perform no more; answer what is under way."""
         self.end(cause, value)
@@ -298,10 +294,11 @@ cdef class Session(Work):
         """Nothing is sent any more, and nothing held but what the workers work on."""
         if self.stage_now >= LOST:
             return
-        self.was_midway = self.phase != HEADER or self.inbox.available() > 0
+        self.was_midway = not self.released and (self.phase != HEADER or self.inbox.available() > 0)
         self.move(LOST)
         self.unread = False
-        self.line.hang_up(orderly)
+        if not self.released:
+            self.line.hang_up(orderly)
         self.outlet.close()
         self.turns.leave(&self.turn)
         free_piece(self.payload, self.budget)
@@ -559,8 +556,13 @@ cdef class Session(Work):
             return
         if self.inbox.taken and self.inbox.filled == self.inbox.size and not self.outlet.blocked():
             self.inbox.grow(self.inbox.size + 1)  # one read filled it: a busy connection
+        if self.releasing and self.phase == HEADER:
+            self.move(DRAINING)
         if self.stage_now != OPEN and self.spent() and self.move(CLOSING):
             self.closing_since = monotonic()
+        if self.stage_now == CLOSING and not self.outlet.blocked() and self.at_rest():
+            self.let_go()
+            return
         if self.stage_now == CLOSING and not self.outlet.blocked() and self.line.finish():
             self.lose(True)
             return
@@ -569,6 +571,10 @@ cdef class Session(Work):
         error = self.line.watch(wanted)
         if error:
             self.cut(LINE_BROKE, error)
+
+    cdef bint at_rest(self) noexcept nogil:
+        """To be released, between two requests, and nothing else ends it."""
+        return self.releasing and self.phase == HEADER and self.ending == NOT_ENDING
 
     cdef int wanted(self) noexcept nogil:
         cdef int wanted = WATCH_WRITE if self.outlet.blocked() or self.stage_now == CLOSING else 0

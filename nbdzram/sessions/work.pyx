@@ -32,6 +32,16 @@ cdef enum:
 cdef class Work(Answers):
     """See the module's docstring."""
 
+    @property
+    def in_flight(self):
+        """Requests that are under way."""
+        return self.store_count + self.unsynced_count + (self.job.way != NONE)
+
+    @property
+    def storing(self):
+        """Large WRITEs that the workers store."""
+        return self.store_count
+
     cdef void start_job(self, Way way, Piece* piece) noexcept nogil:
         self.job.request = self.request
         self.job.started = self.started

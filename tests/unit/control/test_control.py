@@ -55,6 +55,9 @@ class RecordedOperations:
     def clients(self) -> tuple[ClientStatus, ...]:
         return (CLIENT,)
 
+    async def takeover(self, socket: str, format: int, state_dir: str) -> None:  # noqa: A002
+        self.asked.append((socket, format, state_dir))
+
     async def disconnect_client(self, number: int) -> None:
         self.asked.append((number,))
 
