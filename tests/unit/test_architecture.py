@@ -60,6 +60,8 @@ RESERVED = {
         "cli.serve",
     },
     "uvloop": {"cli.serve"},
+    "ssl": {"server.certificate"},  # TLS itself is libssl's, without the interpreter lock
+    "_ssl": {"sessions.openssl"},
     "click": {"cli"},
     "rich": {"cli"},
     "prometheus_client": {"metrics.process"},  # hot families are written directly: metrics/exposition.py says why

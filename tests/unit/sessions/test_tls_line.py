@@ -9,6 +9,8 @@ import select
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -359,3 +361,26 @@ def test_a_process_has_one_openssl() -> None:
     with Path("/proc/self/maps").open(encoding="ascii") as maps:
         found = {os.path.realpath(line.split()[-1]) for line in maps if "/libssl" in line}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("libraries", ["[]", "[b'libnowhere.so.3']", "[b'libc.so.6']"])
+def test_without_openssl_the_error_says_what_is_missing(libraries: str) -> None:
+    code = (
+        "import nbdzram.sessions.openssl as found\n"
+        f"found._libraries = lambda: {libraries}\n"
+        "try: found.load()\n"
+        "except found.TlsUnavailable as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    missing = "TLS_server_method" if "libc" in libraries else "libssl"
+    assert said.startswith(f"TLS needs OpenSSL 1.1.1 or newer: {missing} is neither in")
+    assert "serve without TLS" in said
+
+
+def test_the_systems_openssl_is_found_where_python_has_none(tmp_path: Path) -> None:
+    """A Python that was built without ssl, or with one that hides its functions."""
+    (tmp_path / "_ssl.py").write_text("raise ImportError('this Python has no ssl')")
+    code = "from nbdzram.sessions.tls_context import TlsContext; TlsContext(); print('made')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "made\n", done.stderr
