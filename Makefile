@@ -18,6 +18,8 @@ METRICS ?= 127.0.0.1:9809
 # Where `make install` puts things; DESTDIR goes in front, for packagers
 PREFIX ?= /usr/local
 DESTDIR ?=
+# How many tests `make test` runs at a time; they mostly wait for programs that they started
+JOBS ?= 2
 # What `make fuzz` tries on each target
 RUNS ?= 2000000
 # `make mutants` tries one in PART, or those named: make mutants MUTANTS="fold protocol"
@@ -44,7 +46,7 @@ lint: $(VENV)/built $(VENV)/dev ## Check style and types
 	$(BIN)/mypy
 
 test: lint ## Check style and types, then run the tests (minutes)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: lint ## Run every test, the long searches and every mutant too (hours)
 	$(BIN)/pytest

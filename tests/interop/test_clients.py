@@ -179,7 +179,7 @@ def test_fio_mixes_sizes_trims_and_zeroes_in_four_jobs(reach: Reach, tmp_path: P
         jobs.write_text(FIO.format(uri=reach.uri().partition("?tls")[0]))
         if reach.transport == "unix":
             reach.server.unix_path.chmod(0o666)
-            for directory in (*tmp_path.parents[:2], tmp_path, reach.server.directory):
+            for directory in (*tmp_path.parents[:3], tmp_path, reach.server.directory):
                 directory.chmod(0o755)
         process = subprocess.run(
             [fio, "--output-format=json", jobs],

@@ -78,7 +78,12 @@ class Server:
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("NBDZRAM_")}
+    """Without what would be taken for settings, or for the size of a terminal that a command does not have."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("NBDZRAM_") and name not in {"COLUMNS", "LINES"}
+    }
 
 
 def run(*arguments: str) -> Done:
