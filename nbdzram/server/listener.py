@@ -43,7 +43,7 @@ HANDSHAKE_GRACE_SECONDS = 0.5
 """How long connections in the handshake may still ask for their ERR_SHUTDOWN while the server drains."""
 
 
-REST_SECONDS = 0.5
+REST_SECONDS = 3.0
 """For how long a client that is handed over may take to come to rest, and once more to be drained: all others wait."""
 
 
