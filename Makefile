@@ -27,7 +27,7 @@ PART ?= 1
 MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory bench-scaling instructions clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory bench-scaling instructions bundle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-memory: $(VENV)/built ## Measure density on real data against zram and nbd
 
 bench-scaling: $(VENV)/built ## Measure what more connections and processors bring, beside nbdkit and a bare copy (five minutes)
 	@$(BIN)/python -m tests.bench.scaling
+
+bundle: wheel ## Pack bench-scaling with all that it needs, for a larger machine without a network
+	@tools/bundle $(VENV)
 
 instructions: $(VENV)/built ## Count what requests, a fold and a scrape take, and fail where it is over 3 % more than it was
 	@$(BIN)/python -m tests.bench.instructions

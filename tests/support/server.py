@@ -154,7 +154,8 @@ class Nbdzram(ServerProcess):
         # Tests run it from another directory, and its own settings must not leak in.
         root = Path(__file__).resolve().parents[2]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NBDZRAM_")}
-        return inherited | {"PYTHONPATH": str(root)}
+        path = os.pathsep.join([str(root), *filter(None, [inherited.get("PYTHONPATH")])])
+        return inherited | {"PYTHONPATH": path}
 
     def is_ready(self) -> bool:
         # It prints its addresses once it listens on all of them, and how to attach last.
