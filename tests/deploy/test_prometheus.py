@@ -27,6 +27,7 @@ mem_limit = "256M"
 mem_limit = "256K"
 [maintenance]
 fold = "auto"
+scrub = "1"
 compact = "auto"
 """
 
