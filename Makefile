@@ -27,7 +27,7 @@ PART ?= 1
 MUTANTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz wheel dashboards bench bench-memory bench-scaling instructions bundle clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz tsan wheel dashboards bench bench-memory bench-scaling instructions bundle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ install: $(VENV)/built ## Install program, manual and completions below PREFIX=/
 
 fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours (RUNS=2000000)
 	FUZZ_RUNS=$(RUNS) $(BIN)/pytest tests/fuzz -m slow
+
+tsan: $(VENV)/built $(VENV)/dev ## Look for races between threads of the engine, with a build of its own (ten minutes)
+	$(BIN)/pytest -m slow tests/model/test_sanitizers.py -k thread_sanitizer
 
 mutants: $(VENV)/built $(VENV)/dev ## Make mistakes in the code, one at a time, and see which ones no test finds (PART=10: a tenth)
 	@$(BIN)/python -m tests.mutants --part $(PART) $(MUTANTS)

@@ -109,7 +109,7 @@ cdef void _bring_near(Pool pool, const uint64_t* leaf, uint64_t first, uint32_t 
     cdef uint32_t high = look32(&pool.store.cells.high)
     cdef uint32_t index, handle
     for index in range(count):
-        handle = entry_handle(leaf[(first + index) % LEAF_BLOCKS])
+        handle = entry_handle(look64(leaf + (first + index) % LEAF_BLOCKS))
         if handle < high:
             __builtin_prefetch(pool.store.cells.cell(handle))
 

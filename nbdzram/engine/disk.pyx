@@ -27,6 +27,7 @@ from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
+from nbdzram.engine.kit cimport seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
@@ -38,7 +39,8 @@ from nbdzram.engine.table cimport (
     LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, repeated_of,
     same_entry,
 )
-from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
+from nbdzram.engine.sides cimport Seat
+from nbdzram.engine.users cimport users_enter, users_leave, users_leaving, users_rise, users_sit
 
 from nbdzram.engine.blocks import Extent
 from nbdzram.errors import EngineError, PoolFull, UserError
@@ -172,27 +174,30 @@ cdef class Disk(Blocks):
 
     cdef int c_write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil:
         cdef int error
-        if not users_enter(&self.pool.users):
+        cdef Seat* seat = seat_of_thread(&self.pool.sides)
+        if not users_sit(&self.pool.users, seat):
             return EIO
         error = self._write(offset, length, source)
-        users_leave(&self.pool.users)
+        users_rise(&self.pool.users, seat)
         return error
 
     cdef int c_trim(self, uint64_t offset, uint64_t length) noexcept nogil:
         """Whole blocks only: the protocol lets a server keep the rest. It lets it keep all, so no room is no error."""
         cdef int error
-        if not users_enter(&self.pool.users):
+        cdef Seat* seat = seat_of_thread(&self.pool.sides)
+        if not users_sit(&self.pool.users, seat):
             return EIO
         error = self._clear((offset + BLOCK - 1) // BLOCK, (offset + length) // BLOCK)
-        users_leave(&self.pool.users)
+        users_rise(&self.pool.users, seat)
         return 0 if error == ENOSPC else error
 
     cdef int c_zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil:
         cdef int error
-        if not users_enter(&self.pool.users):
+        cdef Seat* seat = seat_of_thread(&self.pool.sides)
+        if not users_sit(&self.pool.users, seat):
             return EIO
         error = self._refused(self._zero(offset, length, no_hole))
-        users_leave(&self.pool.users)
+        users_rise(&self.pool.users, seat)
         return error
 
     # -- writing -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ cdef class Index:
     cdef uint64_t turns  # splits and merges: they change the order in a chain
     cdef uint64_t pending_count
     cdef Latch* latches
+    cdef bint pausing   # threads step aside in the middle of a change (Pool.test_locks)
 
     cdef uint64_t bucket_of(self, uint64_t fingerprint) noexcept nogil
     cdef uint32_t* bucket(self, uint64_t number) noexcept nogil

@@ -26,7 +26,7 @@ from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve, re
 from nbdzram.engine.cells cimport Cells, handles_max
 from nbdzram.engine.ledger cimport Ledger
 from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
-from nbdzram.engine.lock cimport LOOKS
+from nbdzram.engine.lock cimport LOOKS, lock_pause
 from nbdzram.engine.must cimport must_debug
 from nbdzram.engine.publish cimport clear_bits, look8, set_bits
 
@@ -157,6 +157,8 @@ cdef class Index:
         cdef bint found
         latch_take(latch)
         found = self.first(fingerprint) != 0
+        if self.pausing:
+            lock_pause()
         if found:
             set_bits(self.pending.base + (handle >> 3), 1 << (handle & 7))
         else:
@@ -183,6 +185,8 @@ cdef class Index:
         while place[0] != handle:
             must_debug(place[0] != 0, b"an object that is not pending stands in its bucket")
             place = self.cells.link(place[0])
+        if self.pausing:
+            lock_pause()
         place[0] = self.cells.link(handle)[0]
 
     cdef bint is_pending(self, uint32_t handle) noexcept nogil:

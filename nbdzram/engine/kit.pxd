@@ -39,6 +39,7 @@ cdef struct Kit:
     Gone gone[KIT_GONE]
     uint64_t slots[MAX_CLASSES][KIT_SLOTS]  # retired_word
 
+cdef Seat* seat_of_thread(Sides* sides) noexcept nogil
 cdef Kit* kit_of_thread(Sides* sides) noexcept nogil
 cdef void kits_free(Sides* sides) noexcept nogil
 cdef bint has_handle(Kit* kit, ObjectStore store) noexcept nogil

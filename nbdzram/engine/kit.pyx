@@ -47,6 +47,11 @@ assert sizeof(Seat) + 120 == APART
 
 cdef Kit* kit_of_thread(Sides* sides) noexcept nogil:
     """The thread's kit in this pool. NULL: there are too many threads, or no memory; it writes alone."""
+    return <Kit*>seat_of_thread(sides)
+
+
+cdef Seat* seat_of_thread(Sides* sides) noexcept nogil:
+    """The same, for whoever needs only its seat."""
     cdef uint32_t number = thread_number()
     cdef Seat* seat
     cdef void* place
@@ -59,7 +64,7 @@ cdef Kit* kit_of_thread(Sides* sides) noexcept nogil:
         memset(place, 0, sizeof(Kit))
         seat = <Seat*>place
         sides_give(sides, number, seat)
-    return <Kit*>seat
+    return seat
 
 
 cdef void kits_free(Sides* sides) noexcept nogil:

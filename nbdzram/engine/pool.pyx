@@ -121,7 +121,7 @@ cdef class Pool:
         """See pool.pyi. Users that are in are waited for; those that take long go by themselves (users.pxd)."""
         with nogil:
             amend32(&self.closing, 1)
-            users_close(&self.users)
+            users_close(&self.users, &self.sides)
             grace_wait(grace_begin())
         self.share(None)
         for disk in self._disks:
@@ -541,7 +541,7 @@ cdef class Pool:
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         from nbdzram.engine.disk import _test_stripes
 
-        self.pausing = pause
+        self.pausing = self.store.index.pausing = pause
         cdef bytes name = linger.encode()
         must(len(name) < LINGER_NAME, b"the name of a function to linger in has room")
         memcpy(self.lock.linger_in, <const char*>name, len(name) + 1)

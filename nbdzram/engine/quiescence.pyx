@@ -77,12 +77,15 @@ cdef extern from * nogil:
 
     static __attribute__((noinline, cold)) Watch* nbdzram_watch_take(void) {
         Watch* watch;
+        Watch* each;
         uint32_t nobody;
         void* place;
-        for (watch = __atomic_load_n(&nbdzram_watches, __ATOMIC_ACQUIRE); watch; watch = watch->next) {
+        do {  /* the oldest that is nobody's, as it has the lowest number */
+            watch = NULL;
+            for (each = __atomic_load_n(&nbdzram_watches, __ATOMIC_ACQUIRE); each; each = each->next)
+                if (!__atomic_load_n(&each->taken, __ATOMIC_RELAXED)) watch = each;
             nobody = 0;
-            if (__atomic_compare_exchange_n(&watch->taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) break;
-        }
+        } while (watch && !__atomic_compare_exchange_n(&watch->taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
         if (!watch) {
             if (posix_memalign(&place, sizeof(Watch), sizeof(Watch))) return NULL;
             watch = (Watch*)place;

@@ -11,6 +11,7 @@ import contextlib
 import random
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ MIB = 1 << 20
 LEAF = 512 * BLOCK
 SEATS = 128  # threads that a pool lets write beside each other; those beyond write alone
 SEVERAL = 8
+PATIENCE_SECONDS = 30  # for a thread that never comes
 KEPT_PAGES = 16  # of a limit, for what makes room
 
 
@@ -60,6 +62,13 @@ def meanwhile(*others: Callable[[], object]) -> Callable[[Callable[[], None]], N
         in_threads(guarded, *(partial(repeat, other) for other in others))
 
     return work
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0)
 
 
 def alone(pool: Pool, job: Callable[[], None]) -> int:
@@ -168,16 +177,19 @@ def test_many_threads_in_one_leaf_with_everything_beside_them(pausing: str, tmp_
         assert pool.stats().objects == 0
 
 
-def test_an_object_that_many_release_at_once_goes_once() -> None:
+@pytest.mark.parametrize("shared", ["by a fold", "at the write"])
+def test_an_object_that_many_release_at_once_goes_once(shared: str) -> None:
     """The last holder takes it along, whoever that is; the one before leaves it shared no more."""
     pool = Pool()
     disk = pool.create("disk", SEVERAL * LEAF)
     places = [leaf * LEAF + block * BLOCK for leaf in range(SEVERAL) for block in range(4)]
     pause_at_publish(True)
     for turn in range(25):
+        pool.inline_dedup = shared == "at the write"
         for place in places:
             disk.write(place, half_random(turn))
         run(Fold(pool))
+        pool.inline_dedup = False
         assert pool.stats().objects == 1
 
         def replace(leaf: int, turn: int = turn) -> None:
@@ -332,9 +344,16 @@ def test_more_threads_than_there_are_seats_write_all_the_same() -> None:
         assert disk.read(number * BLOCK, BLOCK) == half_random(number + 1000)
     pool.check()
 
+    def write_again() -> None:
+        for number in range(threads):
+            disk.write(number * BLOCK, half_random(number + 2000))
 
-@pytest.mark.parametrize("busy", [3, 155])
-def test_a_compaction_is_not_undone_by_what_writers_have_at_hand(busy: int) -> None:
+    # Those that come later have the seats of those that ended.
+    assert alone(pool, lambda: in_threads(write_again)) < threads // 10
+
+
+@pytest.mark.parametrize(("busy", "writes"), [(155, 1), (155, 4), (40, 9), (12, 3)])
+def test_a_compaction_is_not_undone_by_what_writers_have_at_hand(busy: int, writes: int) -> None:
     """What it empties takes no block of theirs: neither a slot that they held then, nor one that they free later.
 
     The engine itself says so (must).
@@ -349,9 +368,32 @@ def test_a_compaction_is_not_undone_by_what_writers_have_at_hand(busy: int) -> N
     before = pool.stats().zspages
     compaction, turn = Compact(pool), 0
     while compaction.step(1):
-        disk.write(turn % busy * 8 * BLOCK, half_random(turn + 5000))
-        turn += 1
+        for _ in range(writes):
+            disk.write(turn % busy * 8 * BLOCK, half_random(turn + 5000))
+            turn += 1
     assert pool.stats().zspages < before
+    pool.check()
+
+
+def test_writers_beside_a_compaction_store_nothing_in_what_it_empties() -> None:
+    """They have slots at hand as it chooses, and fetch others as it moves."""
+    pool = Pool()
+    disk = pool.create("disk", 8 * LEAF)
+    pool.test_locks(pause=True)
+    blocks, writers = 1200, 3
+
+    def write(seed: int) -> None:
+        choose = random.Random(seed)
+        for turn in range(1500):
+            block = choose.randrange(blocks // writers) * writers + seed
+            if turn % 3 == 0 or choose.random() < 0.4:
+                disk.write(block * BLOCK, half_random(turn * writers + seed))
+            else:
+                disk.trim(block * BLOCK, BLOCK)
+
+    meanwhile(lambda: run(Compact(pool), 1 << 20))(
+        lambda: in_threads(*(partial(write, seed) for seed in range(writers)))
+    )
     pool.check()
 
 
@@ -396,17 +438,25 @@ def test_a_check_finds_nothing_beside_writers_that_never_pause() -> None:
 def test_a_long_write_beside_a_resize_stores_nothing_behind_the_end() -> None:
     """It was judged by the size that was; each of its runs of blocks is held against the one that is."""
     pool = Pool()
-    disk = pool.create("disk", LEAF)
-    pool.test_locks(pause=True)
     blocks, left = 512, 16
-    for turn in range(12):
-        disk.resize(LEAF)
+    for turn in range(5):
+        disk = pool.create(f"disk {turn}", LEAF)
+        disk.write(0, half_random(1))
+        pool.test_locks(linger="write_beside")
 
-        def write(turn: int = turn) -> None:
+        def write(disk: Disk = disk, turn: int = turn) -> None:
             with contextlib.suppress(ValueError):
                 disk.write(0, half_random(turn) * blocks)
 
-        in_threads(write, lambda: disk.resize(left * BLOCK))
+        def shrink(disk: Disk = disk) -> None:
+            wait_until(lambda: pool.lingering() > 0)
+            disk.resize(left * BLOCK)  # the writer has the stripe: what lies behind the end is cleared when it goes on
+
+        def let_go(disk: Disk = disk) -> None:
+            wait_until(lambda: disk.size_bytes == left * BLOCK)
+            pool.test_locks()
+
+        in_threads(write, shrink, let_go)
         assert disk.stats().stored <= left * BLOCK
         pool.check()
 
