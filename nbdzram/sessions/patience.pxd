@@ -28,6 +28,7 @@ cdef struct Patience:
     uint64_t mean_ns[2]       # of each way's last round; 0: not tried
     int rounds                # since the other way was tried
     int kept                  # how many rounds until it is again
+    int better                # the way that was better, of late
     bint trial                # this round is one
     uint64_t barred_until     # monotonic ns: no looks before
 
@@ -38,9 +39,11 @@ cdef inline void patience_pause(Patience* patience) noexcept nogil:
     patience.waited_ns = 0
     patience.trial = False
 
-cdef inline void patience_learn(Patience* patience, uint64_t waited_ns) noexcept nogil:
-    # A wait for one request, after a turn of one.
+cdef inline void patience_learn(Patience* patience, bint looked, uint64_t waited_ns) noexcept nogil:
+    # A wait for one request, after a turn of one. Who was to look and was kept from it learns nothing.
     cdef int better
+    if looked != (patience.way == LOOK):
+        return
     patience.waits += 1
     patience.waited_ns += waited_ns
     if patience.waits < ROUND_WAITS:
@@ -53,11 +56,14 @@ cdef inline void patience_learn(Patience* patience, uint64_t waited_ns) noexcept
     better = LOOK if 0 < patience.mean_ns[LOOK] < patience.mean_ns[SLEEP] // 8 * 7 else SLEEP
     if patience.mean_ns[SLEEP] > SLOW_NS:
         better = SLEEP
-    if patience.trial:
-        patience.kept = FEWEST_ROUNDS if patience.way == better else min(2 * patience.kept, <int>MOST_ROUNDS)
+    if better != patience.better or patience.kept == 0:  # things are otherwise than they were
+        patience.better = better
+        patience.kept = FEWEST_ROUNDS
         patience.rounds = 0
-        patience.trial = False
-    patience.kept = max(patience.kept, <int>FEWEST_ROUNDS)
+    elif patience.trial:  # in vain
+        patience.kept = min(2 * patience.kept, <int>MOST_ROUNDS)
+        patience.rounds = 0
+    patience.trial = False
     patience.trial = patience.rounds >= patience.kept and (better == LOOK or patience.mean_ns[SLEEP] <= SLOW_NS)
     patience.way = better if not patience.trial else SLEEP if better == LOOK else LOOK
 
@@ -68,5 +74,4 @@ cdef inline bint patience_looks(Patience* patience, uint64_t now) noexcept nogil
 cdef inline void patience_bar(Patience* patience, uint64_t now) noexcept nogil:
     # Our processor is wanted by others.
     patience.barred_until = now + BARRED_NS
-    patience.kept = min(2 * patience.kept, <int>MOST_ROUNDS)
     patience_pause(patience)

@@ -44,7 +44,7 @@ class Waits:
     def looks(self, now: int = 0) -> bool:
         """Would it look, before it sleeps?"""
 
-    def waited(self, nanoseconds: int) -> None:
+    def waited(self, nanoseconds: int, *, looked: bool = False) -> None:
         """One request came after so long."""
 
     def pause(self) -> None:

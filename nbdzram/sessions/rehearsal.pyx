@@ -122,9 +122,9 @@ cdef class Waits:
         """Would it look, before it sleeps?"""
         return patience_looks(&self.patience, now)
 
-    def waited(self, uint64_t nanoseconds):
+    def waited(self, uint64_t nanoseconds, *, bint looked=False):
         """One request came after so long."""
-        patience_learn(&self.patience, nanoseconds)
+        patience_learn(&self.patience, looked, nanoseconds)
 
     def pause(self):
         """Requests came several at a time."""

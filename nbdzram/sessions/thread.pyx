@@ -239,6 +239,7 @@ cdef class IoThread(Desk):
         cdef void* session
         while not self.finished:
             count = self.wait(events)
+            self.served = 0
             began = self.begin_turn()
             for index in range(max(count, 0)):
                 session = events[index].data.ptr
@@ -249,7 +250,7 @@ cdef class IoThread(Desk):
             self.take_mail()
             self.take_turns()
             self.end_turn(began)
-            self.single = count == 1 and self.served == 1
+            self.single = count == 1 and self.served <= 1
 
     cdef void wake(self, Session session, uint32_t found) noexcept nogil:
         """Its line has bytes, or room, or its end."""
@@ -258,20 +259,22 @@ cdef class IoThread(Desk):
             session.readable()
         else:
             session.writable()
-        self.served = session.requests - before
+        self.served += session.requests - before
         self.after(session)
 
     cdef int wait(self, epoll_event* events) noexcept nogil:
         """How many lines are ready: at once while somebody has more to do, or else as soon as one is."""
         cdef uint64_t began, now, looked
         cdef int count = 0
+        cdef bint looks
         if self.first_ready != NULL:
             return epoll_wait(self.poller, events, READY, 0)
         if not self.single:
             patience_pause(&self.patience)
             return epoll_wait(self.poller, events, READY, FOR_EVER)
         began = now = monotonic()
-        if patience_looks(&self.patience, began) and self.workers.may_look():
+        looks = patience_looks(&self.patience, began) and self.workers.may_look()
+        if looks:
             while count == 0 and now - began < LOOK_NS:
                 looked = now
                 count = epoll_wait(self.poller, events, READY, 0)
@@ -283,5 +286,6 @@ cdef class IoThread(Desk):
         if count == 0:
             count = epoll_wait(self.poller, events, READY, FOR_EVER)
             now = monotonic()
-        patience_learn(&self.patience, now - began)
+        if self.served:  # else what came was a part of a request, or mail
+            patience_learn(&self.patience, looks, now - began)
         return count

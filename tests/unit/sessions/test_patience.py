@@ -18,7 +18,7 @@ def looks_of(waits: Waits, count: int, *, asleep: int, awake: int) -> int:
     for _ in range(count):
         if waits.looks():
             looked += 1
-            waits.waited(awake)
+            waits.waited(awake, looked=True)
         else:
             waits.waited(asleep)
     return looked
@@ -72,6 +72,24 @@ def test_requests_that_come_several_at_a_time_put_it_to_sleep() -> None:
         "one round says whether they do again"
     )
     assert waits.looks()
+
+
+def test_what_keeps_a_thread_from_looking_says_nothing_against_it() -> None:
+    """While its processor is wanted by others it sleeps; looking is as good as it was when that is over."""
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    for _ in range(2 * ROUND):
+        assert waits.looks()
+        waits.waited(40 * MICROSECOND)
+    assert looks_of(waits, LONG, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) > LONG * 9 // 10
+
+
+def test_what_was_better_and_is_not_is_tried_again_soon() -> None:
+    waits = Waits()
+    looks_of(waits, LONG, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    looks_of(waits, 2 * ROUND, asleep=40 * MICROSECOND, awake=60 * MICROSECOND)
+    assert not waits.looks()
+    assert looks_of(waits, 40 * ROUND, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) > 20 * ROUND
 
 
 def test_a_processor_that_others_want_is_left_to_them() -> None:
