@@ -59,7 +59,7 @@ def built_for(sanitizers: str, directory: Path) -> tuple[Path, dict[str, str]]:
     return copy, environment
 
 
-def tests(*suites: str) -> list[str]:
+def pytest_over(*suites: str) -> list[str]:
     """How pytest is called. The default capture would swallow what a sanitizer says as it ends the process."""
     options = ["-q", "-x", "-p", "no:cacheprovider", "--capture=sys"]
     return [sys.executable, "-m", "pytest", *options, "-m", "not slow", *suites]
@@ -76,7 +76,9 @@ def test_threads_of_the_engine_are_clean_under_the_thread_sanitizer(tmp_path: Pa
     known.write_text("\n".join(SUPPRESSED) + "\n")
     options = f"suppressions={known}:log_path={tmp_path / 'report'}:exitcode=0:history_size=4"
     environment |= {"LD_PRELOAD": runtime, "PYTHONMALLOC": "malloc", "TSAN_OPTIONS": options}
-    outcome = subprocess.run(tests(*THREADED), cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    outcome = subprocess.run(
+        pytest_over(*THREADED), cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
     told = "".join(path.read_text()[:8000] for path in tmp_path.glob("report*"))
     assert outcome.returncode == 0, outcome.stdout[-8000:] + outcome.stderr[:8000]
     assert not told, told
@@ -93,6 +95,8 @@ def test_the_engine_is_clean_under_the_sanitizers(tmp_path: Path) -> None:
     environment |= {"LD_PRELOAD": runtimes, "PYTHONMALLOC": "malloc"}
     environment |= {"ASAN_OPTIONS": f"detect_leaks=0:log_path={reports}"}
     environment |= {"UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
-    outcome = subprocess.run(tests(*SUITES), cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    outcome = subprocess.run(
+        pytest_over(*SUITES), cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
     told = "".join(path.read_text()[:8000] for path in tmp_path.glob("report*"))
     assert outcome.returncode == 0, told + outcome.stdout[-8000:] + outcome.stderr[:8000]
