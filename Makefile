@@ -25,6 +25,8 @@ RUNS ?= 2000000
 # `make mutants` tries one in PART, or those named: make mutants MUTANTS="fold protocol"
 PART ?= 1
 MUTANTS ?=
+# ... and begins none after so many
+MINUTES ?= inf
 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo build lint test test-slow mutants fuzz tsan wheel dashboards bench bench-memory bench-scaling instructions bundle clean
@@ -66,7 +68,7 @@ tsan: $(VENV)/built $(VENV)/dev ## Look for races between threads of the engine,
 	$(BIN)/pytest -m slow tests/model/test_sanitizers.py -k thread_sanitizer
 
 mutants: $(VENV)/built $(VENV)/dev ## Make mistakes in the code, one at a time, and see which ones no test finds (PART=10: a tenth)
-	@$(BIN)/python -m tests.mutants --part $(PART) $(MUTANTS)
+	@$(BIN)/python -m tests.mutants --part $(PART) --minutes $(MINUTES) $(MUTANTS)
 
 dashboards: $(VENV)/dev ## Write the Grafana dashboard's JSON from deploy/grafana
 	$(BIN)/python -m deploy.grafana.generate

@@ -4,6 +4,7 @@
     python -m tests.mutants --part 10            a tenth, drawn by the day
     python -m tests.mutants NAME... | AREA...    some
     python -m tests.mutants --jobs 1             one at a time (default: as many as there are processors)
+    python -m tests.mutants --minutes 5          begin no other one after so long; says how many were not tried
 
 Each is applied to a copy of the tree, the modules that it touches are built alone, its tests run, and the copy is put
 right again. First the tests run without any mistake: a test that fails by itself finds nothing. What is let through
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -133,8 +136,9 @@ def chosen(mutants: list[Mutant], names: Sequence[str], part: int, day: datetime
     return draw(mutants, part, day)
 
 
-def try_all(mutants: list[Mutant], jobs: int) -> dict[str, Outcome]:
-    """Each mistake's outcome, printed as it is known."""
+def try_all(mutants: list[Mutant], jobs: int, minutes: float) -> dict[str, Outcome]:
+    """Each mistake's outcome, printed as it is known; of those that were begun within so many minutes."""
+    deadline = time.monotonic() + 60 * minutes
     outcomes: dict[str, Outcome] = {}
     failing: set[tuple[str, ...]] = set()
     with tempfile.TemporaryDirectory(prefix="nbdzram-mutants-") as directory, ThreadPoolExecutor(jobs) as pool:
@@ -146,6 +150,8 @@ def try_all(mutants: list[Mutant], jobs: int) -> dict[str, Outcome]:
             source = copy.root  # built already
 
         def prove(tests: tuple[str, ...]) -> None:
+            if time.monotonic() > deadline:
+                return
             copy = copies.get()
             try:
                 code, printed = copy.test(tests)
@@ -158,6 +164,8 @@ def try_all(mutants: list[Mutant], jobs: int) -> dict[str, Outcome]:
         def attempt(mutant: Mutant) -> None:
             if mutant.tests in failing:
                 outcomes[mutant.name] = Outcome.UNPROVEN
+                return
+            if time.monotonic() > deadline:
                 return
             copy = copies.get()
             started = time.monotonic()
@@ -184,10 +192,17 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME|AREA", help="try these; default: all, or a part")
     parser.add_argument("--part", type=int, default=1, metavar="N", help="try one in N, drawn by the day")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="how many at once")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="begin none after so long")
     words = parser.parse_args()
     today = datetime.datetime.now(datetime.UTC).date()
-    mutants = chosen(read(), words.names, words.part, today)
-    outcomes = try_all(mutants, words.jobs)
+    asked = chosen(read(), words.names, words.part, today)
+    random.Random(today.toordinal()).shuffle(asked)  # whom the time is too short for is chance as well
+    outcomes = try_all(asked, words.jobs, words.minutes)
+    mutants = [mutant for mutant in asked if mutant.name in outcomes]
+    if len(mutants) < len(asked):
+        print(f"{len(asked) - len(mutants)} of {len(asked)} were not tried within {words.minutes:g} minutes")
+    if not mutants:
+        return 1
     found = sum(outcome is Outcome.FOUND for outcome in outcomes.values())
     bad = [
         mutant.name

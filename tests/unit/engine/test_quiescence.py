@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -149,6 +149,21 @@ def test_what_a_clone_shared_and_nobody_has_any_more_stays_while_somebody_reads(
         disk.trim(0, LEAF)
         pool.delete(twin)
         assert pages(pool) == 2
+    assert pages(pool) == 0
+
+
+def test_what_goes_while_others_are_waited_for_waits_for_who_reads_then() -> None:
+    """A grace period that began before is not its own: its reader came when that was under way already."""
+    pool = Pool()
+    disk = pool.create("disk", LEAF)
+    disk.write(0, b"".join(noise(number) for number in range(64)))
+    with ExitStack() as second:
+        with a_reader():
+            disk.trim(0, 32 * BLOCK)
+            assert pages(pool) == 64  # and the first grace period has begun
+            second.enter_context(a_reader())
+            disk.trim(32 * BLOCK, 32 * BLOCK)
+        assert pages(pool) == 32
     assert pages(pool) == 0
 
 
