@@ -3,6 +3,8 @@
     python -m tests.bench.instructions           count, and fail where one takes over 3 % more than it is known to
     python -m tests.bench.instructions --keep    count, and write instructions.toml: with a change that means it
 
+Counts of another Python, compiler or library are others; they are printed then, and not judged.
+
 Instructions, because they are the same on a busy machine: callgrind counts those of this process, without the kernel's.
 The requests go through a whole session, from its line to its line, 32 in a turn as a busy client sends them. What
 drives them is Python and is counted with them: less than a tenth of a READ.
@@ -13,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import re
 import subprocess
 import sys
 import tempfile
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
@@ -34,6 +38,7 @@ from tests.wire import CMD_READ, CMD_WRITE, request
 
 KEPT = Path(__file__).with_suffix(".toml")
 TOLERANCE = 0.03
+WITH = "made_with"
 MARK = "getpgid"
 """A function of libc's that nothing else calls meanwhile: callgrind writes what it counted each time that it begins."""
 
@@ -112,6 +117,7 @@ def play_scrape(directory: Path) -> None:
         config = ServerConfig(
             exports=exports,
             pools=(PoolConfig(mem_limit=MEM_LIMIT),),
+            threads=2,
             tcp=(),
             unix=(UnixAddress(path=directory / "nbd.sock"),),
         )
@@ -161,9 +167,17 @@ def counted(directory: Path) -> dict[str, float]:
     return counts
 
 
+def made_with() -> str:
+    """What the counts depend on besides our code."""
+    compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    libraries = (f"{name} {version(name)}" for name in ("Cython", "lz4", "uvloop", "xxhash"))
+    return "; ".join((sys.version, " ".join(platform.libc_ver()), platform.machine(), compiler, *libraries))
+
+
 def keep(counts: dict[str, float]) -> None:
     KEPT.write_text(
         "# What `make instructions` counted when this was last written; see instructions.py.\n"
+        f"{WITH} = {json.dumps(made_with())}\n"
         + "".join(f"{json.dumps(what)} = {round(count)}\n" for what, count in counts.items())
     )
 
@@ -171,6 +185,10 @@ def keep(counts: dict[str, float]) -> None:
 def judged(counts: dict[str, float]) -> list[Figure]:
     """Each count, as a share of what it was."""
     kept = tomllib.loads(KEPT.read_text())
+    with_what = kept.pop(WITH)
+    if with_what != made_with():
+        print(f"counted with {made_with()}\nkept with    {with_what}: so none is judged")
+        kept = counts
     if kept.keys() != counts.keys():
         sys.exit(f"{KEPT.name} does not tell of the same things; write it anew with --keep")
     return [
