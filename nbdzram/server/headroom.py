@@ -37,7 +37,7 @@ from nbdzram.status import HeadroomStatus
 from nbdzram.units import format_size
 
 LOOK_SECONDS = 0.25
-"""Others take memory too, and give it back; a look takes a third of a millisecond."""
+"""Others take memory too, and give it back. A look reads a handful of files of the kernel."""
 RESERVE_SHARE, RESERVE_LEAST, RESERVE_MOST = 32, 16 << 20, 1 << 30
 """Of what the tightest has: for sockets, page tables, and others in the cgroup. What requests may hold comes on top."""
 SHORT_SHARE, ENOUGH_SHARE = 8, 2
