@@ -24,6 +24,7 @@ from nbdzram.nbd.constants import (
     Reply,
     TransmissionFlag,
 )
+from nbdzram.receive import receive_exactly
 
 _GREETING = struct.Struct(">QQH")
 _OPTION = struct.Struct(">QII")
@@ -81,7 +82,7 @@ def dialler(address: Address, export: str) -> Callable[[], Dialled]:
 
 def greet(server: socket.socket, export: str) -> tuple[int, TransmissionFlag]:
     """Size and flags of the export, in whose transmission phase the socket is then. Raises OSError, Refused."""
-    magic, option_magic, offered = _GREETING.unpack(_receive(server, _GREETING.size))
+    magic, option_magic, offered = _GREETING.unpack(receive_exactly(server.recv, _GREETING.size, "the server"))
     if (magic, option_magic) != (INIT_MAGIC, OPTION_MAGIC) or not offered & HandshakeFlag.FIXED_NEWSTYLE:
         raise Refused("what answers there is no NBD server of today (fixed newstyle)")
     name = export.encode()
@@ -90,10 +91,10 @@ def greet(server: socket.socket, export: str) -> tuple[int, TransmissionFlag]:
     server.sendall(struct.pack(">I", flags) + _OPTION.pack(OPTION_MAGIC, Option.GO, len(asked)) + asked)
     found: tuple[int, TransmissionFlag] | None = None
     while True:
-        magic, option, reply, size = _REPLY.unpack(_receive(server, _REPLY.size))
+        magic, option, reply, size = _REPLY.unpack(receive_exactly(server.recv, _REPLY.size, "the server"))
         if (magic, option) != (OPTION_REPLY_MAGIC, Option.GO) or size > _LONGEST_REPLY:
             raise Refused("the server answers what was not asked")
-        body = _receive(server, size)
+        body = receive_exactly(server.recv, size, "the server")
         if reply & _REFUSED:
             raise Refused(f"the server refuses the export '{export}': {body.decode(errors='replace') or hex(reply)}")
         if reply == Reply.ACK and found is not None:
@@ -101,13 +102,3 @@ def greet(server: socket.socket, export: str) -> tuple[int, TransmissionFlag]:
         if reply == Reply.INFO and size == _EXPORT.size and body[:2] == struct.pack(">H", Info.EXPORT):
             _, size_bytes, told = _EXPORT.unpack(body)
             found = size_bytes, TransmissionFlag(told)
-
-
-def _receive(server: socket.socket, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        piece = server.recv(size - len(received))
-        if not piece:
-            raise ConnectionError("the server hung up")
-        received += piece
-    return bytes(received)

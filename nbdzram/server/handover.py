@@ -30,6 +30,7 @@ from typing import Any, Self
 
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
+from nbdzram.receive import receive_exactly
 from nbdzram.server.exports import Peer
 
 FORMAT = 1
@@ -120,10 +121,10 @@ class Handover:
         """What the other process gives. Raises UserError, and then nothing of it is ours."""
         taken: list[socket.socket] = []
         try:
-            (length,) = _LENGTH.unpack(_exactly(giver, _LENGTH.size))
+            (length,) = _LENGTH.unpack(receive_exactly(giver.recv, _LENGTH.size, "it"))
             if length > LONGEST_TEXT:
                 raise UserError(f"the other server gives {length} bytes of text; {LONGEST_TEXT} are the most")
-            text = json.loads(_exactly(giver, length))
+            text = json.loads(receive_exactly(giver.recv, length, "it"))
             if text["format"] != FORMAT:
                 raise UserError(f"the other server gives in format {text['format']}, this program takes {FORMAT}")
             wanted = int(text["listeners"]) + len(text["clients"])
@@ -153,7 +154,7 @@ def give_away(handover: Handover, path: Path) -> int | None:
         to.settimeout(ANSWER_SECONDS)
         to.connect(str(path))
         handover.give(to)
-        if _exactly(to, len(SERVING)) == SERVING:
+        if receive_exactly(to.recv, len(SERVING), "it") == SERVING:
             pid, _, _ = struct.unpack("3i", to.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return int(pid)
     return None
@@ -163,13 +164,3 @@ def close(sockets: Sequence[socket.socket]) -> None:
     """Close what was taken so far."""
     for one in sockets:
         one.close()
-
-
-def _exactly(giver: socket.socket, count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        piece = giver.recv(min(count - len(received), 1 << 20))
-        if not piece:
-            raise ConnectionError("it hung up")
-        received += piece
-    return bytes(received)
