@@ -16,16 +16,13 @@
 
 from libc.stdint cimport uint32_t
 
-cdef enum:
-    SEATS = 128  # threads that come beside each other; a thread beyond is always alone
-
 cdef extern from * nogil:
     """
     #include <sched.h>
     #include <stdint.h>
     #include <time.h>
 
-    #define NBDZRAM_SEATS 128
+    #define NBDZRAM_SEATS 128  /* threads that come beside each other; a thread beyond is always alone */
     #define NBDZRAM_LOOKS_BEFORE_YIELDING 200   /* some microseconds: a run of blocks is stored in fewer */
     #define NBDZRAM_LOOKS_BEFORE_SLEEPING 264
     #define NBDZRAM_SEAT_NS 20000
@@ -84,6 +81,8 @@ cdef extern from * nogil:
     }
     static inline void sides_rise(Seat* seat) { __atomic_store_n(&seat->inside, 0, __ATOMIC_RELEASE); }
     """
+    enum:
+        SEATS "NBDZRAM_SEATS"
     ctypedef struct Seat:
         uint32_t inside
         uint32_t user

@@ -63,7 +63,6 @@ cdef inline void patience_learn(Patience* patience, bint looked, uint64_t waited
     elif patience.trial:  # in vain
         patience.kept = min(2 * patience.kept, <int>MOST_ROUNDS)
         patience.rounds = 0
-    patience.trial = False
     patience.trial = patience.rounds >= patience.kept and (better == LOOK or patience.mean_ns[SLEEP] <= SLOW_NS)
     patience.way = better if not patience.trial else SLEEP if better == LOOK else LOOK
 

@@ -1,17 +1,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from nbdzram.sessions.epoll cimport epoll_event
 from nbdzram.sessions.mail cimport Bell, Letter, Mailbox
 from nbdzram.sessions.outlet cimport Scratch
 from nbdzram.sessions.patience cimport Patience
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.workers cimport Workers
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        void* ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
 
 cdef enum:  # wishes to a thread
     REST = 1     # a second went by

@@ -16,6 +16,9 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from nbdzram.sessions.epoll cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLHUP, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+)
 from nbdzram.sessions.mail cimport (
     ROUND, STORED, WISH, Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take, mail_waits,
 )
@@ -27,18 +30,6 @@ from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.wishes cimport GONE_NOW
 from nbdzram.sessions.work cimport Store
 from nbdzram.sessions.workers cimport Task, Workers
-
-cdef extern from "<sys/epoll.h>" nogil:
-    int epoll_create1(int)
-    int epoll_ctl(int, int, int, epoll_event*)
-    int epoll_wait(int, epoll_event*, int, int)
-    enum:
-        EPOLL_CLOEXEC
-        EPOLL_CTL_ADD
-        EPOLLIN
-        EPOLLOUT
-        EPOLLHUP
-        EPOLLERR
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int)
