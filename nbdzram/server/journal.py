@@ -33,7 +33,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from nbdzram import __version__
 from nbdzram.errors import EngineError, StreamError, UserError
@@ -45,8 +44,6 @@ from nbdzram.status import JournalStatus
 from nbdzram.stream.journal import GroupHead
 from nbdzram.stream.sending import Progress, send
 from nbdzram.units import format_size
-
-Outcome = TypeVar("Outcome")
 
 LONG_BYTES = 256 << 20
 """Of a segment: a start reads so much in about a second. From then on a checkpoint is due."""
@@ -117,7 +114,7 @@ class Journal(Sync):
             self._mending = None
             assert self._last is not None
             if self._segment.head.since != self._last.identity or self._segment.head.number != self._stood:
-                fresh = await self._on_the_thread(self._begin_segment(number, self._last))
+                fresh = await self._moments.on_the_thread(self._begin_segment(number, self._last))
                 self._segment.close()
                 self._segment = fresh
             return self._moments.hold(self._last)
@@ -127,7 +124,7 @@ class Journal(Sync):
         async with self._turn:
             if self._segment is None and self._mending is moment:
                 try:
-                    self._segment = await self._on_the_thread(self._begin_segment(number, moment))
+                    self._segment = await self._moments.on_the_thread(self._begin_segment(number, moment))
                 except OSError as error:
                     await self._die(error)
                     return
@@ -137,7 +134,7 @@ class Journal(Sync):
                 self._decided.set()
             self._stood = number
             try:
-                await self._on_the_thread(lambda: self._retire(number))
+                await self._moments.on_the_thread(lambda: self._retire(number))
             except (OSError, UserError) as error:
                 log.warning("old journals in %s stay until the next checkpoint: %s", self._directory, error)
 
@@ -173,7 +170,7 @@ class Journal(Sync):
             await self._moments.release(moment)
             return
         try:
-            await self._on_the_thread(lambda: self._append(segment, moment, last, progress))
+            await self._moments.on_the_thread(lambda: self._append(segment, moment, last, progress))
         except (StreamError, EngineError, MemoryError) as error:
             await self._moments.release(moment)
             raise self._failed(error) from error
@@ -219,6 +216,3 @@ class Journal(Sync):
         self._decided.set()
         last, self._last = self._last, None
         await self._moments.release(last)
-
-    async def _on_the_thread(self, work: Callable[[], Outcome]) -> Outcome:
-        return await self._moments.on_the_thread(work)
