@@ -1,7 +1,11 @@
-"""What the dashboard shows: rows, panels and queries as tables, and why each is worth a glance."""
+"""What the dashboard shows: rows, panels and queries as tables, and why each is worth a glance.
+
+Rows of disks and of who uses them; those of what carries them are machine.py's.
+"""
 
 from __future__ import annotations
 
+from deploy.grafana.machine import CHECKPOINTS, HEADROOM, PROCESS
 from deploy.grafana.model import (
     PAGE_BYTES,
     Annotation,
@@ -479,176 +483,6 @@ EXPORTS = Row(
             "Latency that one request in a hundred exceeds.",
             "s",
             (Query(quantile(0.99, export(LATENCY), "instance", "export"), "{{instance}} {{export}}"),),
-        ),
-    ),
-)  # fmt: skip
-
-PROCESS = Row(
-    "Process",
-    (
-        Panel(
-            "Processor",
-            "Share of one core. Above 1 the workers of large requests and maintenance are at it.",
-            "percentunit",
-            (Query(rate(server("process_cpu_seconds_total")), "{{instance}}"),),
-            width=6,
-        ),
-        Panel(
-            "Resident memory",
-            "Resident size of the process against what its pools account for. What lies between is the program itself "
-            "and the buffers of connections.",
-            "bytes",
-            (
-                Query(server("process_resident_memory_bytes"), "{{instance}} resident"),
-                Query(
-                    total(server("memory_used_bytes"), "instance"),
-                    "{{instance}} accounted for",
-                ),
-            ),
-            width=6,
-        ),
-        Panel(
-            "Event loop lag",
-            "How late the event loop woke: handshakes, commands and clients behind TLS wait as long.",
-            "s",
-            (Query(server("event_loop_lag_seconds"), "{{instance}}"),),
-            width=6,
-        ),
-        Panel(
-            "Open files",
-            "Descriptors in use; each client takes one.",
-            "short",
-            (
-                Query(server("process_open_fds"), "{{instance}}"),
-                Query(server("process_max_fds"), "{{instance}} limit"),
-            ),
-            width=6,
-        ),
-        Panel(
-            "New connections",
-            "Connections accepted a second. Many without requests behind them: a health check, or clients that "
-            "reconnect.",
-            "cps",
-            (Query(rate(server("connections_accepted_total")), "{{instance}}"),),
-        ),
-        Panel(
-            "Uptime",
-            "Time since the process started. Without a state directory the disks are as old at most.",
-            "s",
-            (Query(f"time() - {server('process_start_time_seconds')}", "{{instance}}"),),
-            Kind.STAT,
-        ),
-        Panel(
-            "Versions",
-            "Servers by the version they run.",
-            "short",
-            (Query(total(server("build_info"), "version", "lz4"), "nbdzram {{version}}, lz4 {{lz4}}"),),
-            Kind.NAMES,
-        ),
-        Panel(
-            "Threads that serve clients",
-            "Share of time at work.",
-            "percentunit",
-            (Query(rate(server("io_thread_busy_seconds_total")), "{{instance}} thread {{thread}}"),),
-            width=8,
-        ),
-        Panel(
-            "Longest turn",
-            "How long a client may wait for another one of its thread.",
-            "s",
-            (Query(server("io_thread_longest_turn_seconds"), "{{instance}} thread {{thread}}"),),
-            width=8,
-        ),
-        Panel(
-            "Clients a thread",
-            "Newcomers go to the thread with the fewest.",
-            "short",
-            (Query(server("io_thread_clients"), "{{instance}} thread {{thread}}"),),
-            width=8,
-        ),
-    ),
-)  # fmt: skip
-
-CHECKPOINTS = Row(
-    "Checkpoints",
-    (
-        Panel(
-            "Age of the newest checkpoint",
-            "After a power failure the disks would be those of so long ago. The line is the interval that is wanted.",
-            "s",
-            (
-                Query(f"time() - {server('checkpoint_timestamp_seconds')}", "{{instance}}"),
-                Query(server("checkpoint_interval_seconds"), "{{instance}} interval"),
-            ),
-        ),
-        Panel(
-            "What a checkpoint takes",
-            "Time from the moment of the last one to its file being durable, and how often one failed.",
-            "s",
-            (
-                Query(server("checkpoint_duration_seconds"), "{{instance}}"),
-                Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second"),
-            ),
-        ),
-        Panel(
-            "Size of a checkpoint",
-            "Size of the last file: what changed since the one before, or all of it where a chain begins.",
-            "bytes",
-            (Query(server("checkpoint_size_bytes"), "{{instance}}"),),
-        ),
-        Panel(
-            "What a flush waits for",
-            "Time that the journal's last group took, where durability is flush; 0 usable: FLUSH waits or fails.",
-            "s",
-            (
-                Query(server("journal_group_duration_seconds"), "{{instance}}"),
-                Query(server("journal_usable"), "{{instance}} usable"),
-                Query(rate(server("journal_failures_total")), "{{instance}} failures a second"),
-            ),
-        ),
-        Panel(
-            "Groups of the journal",
-            "Groups a second; each answers all who waited.",
-            "ops",
-            (Query(rate(server("journal_groups_total")), "{{instance}}"),),
-        ),
-        Panel(
-            "Bytes of the journal",
-            "Bytes a second that FLUSH brings to the disk, and what a start would read behind the newest checkpoint.",
-            "bytes",
-            (
-                Query(rate(server("journal_written_bytes_total")), "{{instance}} a second"),
-                Query(server("journal_size_bytes"), "{{instance}} size"),
-            ),
-        ),
-    ),
-)  # fmt: skip
-
-HEADROOM = Row(
-    "Memory of the machine",
-    (
-        Panel(
-            "What is left of memory",
-            "Of the cgroup or machine that has the least left; page cache that can be dropped is left. Pools take all "
-            "but the reserve.",
-            "bytes",
-            (
-                Query(server("headroom_free_bytes"), "{{instance}} left"),
-                Query(server("headroom_reserve_bytes"), "{{instance}} reserve"),
-                Query(server("headroom_limit_bytes"), "{{instance}} limit"),
-            ),
-        ),
-        Panel(
-            "Memory is short",
-            "While it is 1, writes that need more memory are refused, and pools fold and compact.",
-            "short",
-            (Query(server("memory_short"), "{{instance}}"),),
-        ),
-        Panel(
-            "Shortages",
-            "How often memory became short: often, and it is too little for what is written.",
-            "cps",
-            (Query(rate(server("memory_shortages_total")), "{{instance}}"),),
         ),
     ),
 )  # fmt: skip
