@@ -14,13 +14,13 @@ from __future__ import annotations
 import random
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nbdzram.engine.check import Check
-from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, offload_from
+from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
@@ -33,13 +33,7 @@ HEAD = struct.Struct("<QQQ")
 LEAF = 512 * BLOCK
 TURNS = 400
 
-
-@pytest.fixture(autouse=True)
-def small_requests_meet_too() -> Iterator[None]:
-    offload_from(0)
-    yield
-    offload_from(OFFLOAD_SIZE)
-    pause_at_publish(False)
+pytestmark = pytest.mark.usefixtures("small_requests_meet_too")
 
 
 def own(export: int, block: int, turn: int) -> bytes:

@@ -16,13 +16,13 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from nbdzram.engine.check import Check
-from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, offload_from
+from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
@@ -37,13 +37,7 @@ BLOCKS = GROUPS * GROUP_BLOCKS
 WRITES = 1000
 PATIENCE_SECONDS = 30  # for a thread that never comes
 
-
-@pytest.fixture(autouse=True)
-def small_requests_meet_too() -> Iterator[None]:
-    offload_from(0)
-    yield
-    offload_from(OFFLOAD_SIZE)
-    pause_at_publish(False)
+pytestmark = pytest.mark.usefixtures("small_requests_meet_too")
 
 
 def numbered(number: int) -> bytes:

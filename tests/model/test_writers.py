@@ -12,14 +12,14 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from nbdzram.engine.check import Check
-from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, offload_from
+from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
@@ -35,13 +35,7 @@ SEVERAL = 8
 PATIENCE_SECONDS = 30  # for a thread that never comes
 KEPT_PAGES = 16  # of a limit, for what makes room
 
-
-@pytest.fixture(autouse=True)
-def small_requests_meet_too() -> Iterator[None]:
-    offload_from(0)
-    yield
-    offload_from(OFFLOAD_SIZE)
-    pause_at_publish(False)
+pytestmark = pytest.mark.usefixtures("small_requests_meet_too")
 
 
 def meanwhile(*others: Callable[[], object]) -> Callable[[Callable[[], None]], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,3 +110,21 @@ def secure(stage: Stage, certificate: tuple[Path, Path]) -> Secure:
 @pytest.fixture
 def house(tmp_path: Path) -> House:
     return House(tmp_path)
+
+
+def note_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on each fsync, and each renaming of a path, in their order."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(path: Path, to: Path) -> Path:
+        done.append(f"rename {path.name} {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    return done

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +23,7 @@ from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
+from tests.unit.server.conftest import note_syncs
 
 MIB = 1 << 20
 NEVER = 10**6  # seconds: checkpoints are taken when a test says so
@@ -204,28 +204,16 @@ def test_a_chain_ends_when_what_changed_is_more_than_the_whole(tmp_path: Path) -
 
 
 def test_a_file_has_its_name_once_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def note_fsync(descriptor: int) -> None:
-        done.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        fsync(descriptor)
-
-    def note_rename(path: Path, to: Path) -> Path:
-        done.append(f"rename {path.name} {to.name}")
-        return rename(path, to)
-
     async def story() -> None:
         async with serving(tmp_path) as service:
             disk(service).write(0, text(1))
-            monkeypatch.setattr(os, "fsync", note_fsync)
-            monkeypatch.setattr(Path, "rename", note_rename)
+            done = note_syncs(monkeypatch)
             await of(service).take()
             monkeypatch.undo()
+            fresh = "00000001-full.new"
+            assert done[:3] == [f"sync {fresh}", f"rename {fresh} 00000001-full.stream", f"sync {tmp_path.name}"]
 
     play(story)
-    fresh = "00000001-full.new"
-    assert done[:3] == [f"sync {fresh}", f"rename {fresh} 00000001-full.stream", f"sync {tmp_path.name}"]
 
 
 def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would_have(

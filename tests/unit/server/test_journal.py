@@ -27,6 +27,7 @@ from nbdzram.server.service import Service
 from nbdzram.stream.journal import GROUP_MAGIC, Segment
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, noise, text
+from tests.unit.server.conftest import note_syncs
 from tests.unit.server.test_checkpoints import ADDED, Gate, as_the_power_left_it, disk, files, of, play, whole
 
 MIB = 1 << 20
@@ -496,18 +497,6 @@ def test_a_state_directory_on_a_disk_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_a_file_of_the_journal_has_its_name_once_its_head_is_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def note_fsync(descriptor: int) -> None:
-        done.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        fsync(descriptor)
-
-    def note_rename(path: Path, to: Path) -> Path:
-        done.append(f"rename {path.name} {to.name}")
-        return rename(path, to)
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "rename", note_rename)
+    done = note_syncs(monkeypatch)
     segments.begin_segment(tmp_path, 3, bytes(16)).close()
     assert done == ["sync 00000003.new", "rename 00000003.new 00000003.journal", f"sync {tmp_path.name}"]
