@@ -1,6 +1,7 @@
 """What a client is answered: replies, errors with their sentences, and answers that wait until a disk has what was stored.
 
-The lowest of three parts of a session: Answers, Work (work.pyx: long requests), Session (session.pyx: all the rest).
+The lowest of four parts of a session: Answers, Work (work.pyx: long requests), Requests (requests.pyx: what came is
+understood), Session (session.pyx: what its thread calls, and how it ends).
 
 Invariant: a request is counted when its answer is put into the outlet, before the client can know it.
 """

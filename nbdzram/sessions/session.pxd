@@ -1,42 +1,21 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from nbdzram.nbd.transmission cimport Request
-from nbdzram.sessions.block_status cimport Contexts
-from nbdzram.sessions.budget cimport Piece
-from nbdzram.sessions.inbox cimport Inbox
 from nbdzram.sessions.line cimport Line
 from nbdzram.sessions.outlet cimport Scratch
-from nbdzram.sessions.stage cimport Ending, Stage
+from nbdzram.sessions.requests cimport Requests
+from nbdzram.sessions.stage cimport Ending
 from nbdzram.sessions.tally cimport Tally
-from nbdzram.sessions.turns cimport Turn, Turns
-from nbdzram.sessions.work cimport Work
 from nbdzram.sessions.workers cimport Task
 
-cdef enum Phase:  # what the next bytes are
-    HEADER = 0      # a request's header, and a small WRITE's payload: both in the inbox
-    PAYLOAD = 1     # a large WRITE's payload, read straight into a buffer of its own
-    APPLY = 2       # the same without a buffer, because the budget is used up: stored as it arrives, in turns
-    SKIP = 3        # the payload of a request that is refused
-
-cdef class Session(Work):
+cdef class Session(Requests):
     cdef Tally tally             # keeps the counts
-    cdef Turns turns
     cdef readonly Line line
-    cdef Inbox inbox
-    cdef Contexts contexts
-    cdef uint64_t connection_limit
     cdef tuple kept              # of these two:
     cdef const uint8_t* greeting_at  # the handshake's last reply
     cdef size_t greeting_size
     cdef const uint8_t* rest_at      # what came behind the handshake
     cdef size_t rest_size
-    cdef Phase phase
-    cdef int verdict             # of the request whose payload is being skipped or applied
-    cdef uint64_t remaining      # bytes of its payload still to come
-    cdef Piece* payload
-    cdef Turn turn
     cdef uint64_t closing_since
-    cdef readonly uint64_t requests  # taken since it attached
     cdef readonly bint left      # the peer closed
     cdef bint was_midway         # when it was lost
     cdef bint releasing          # its line is to outlive it
@@ -63,25 +42,13 @@ cdef class Session(Work):
     cdef void hung_up(self) noexcept nogil
     cdef void broke(self, int error) noexcept nogil
     cdef bint may_go(self) noexcept nogil
-    cdef bint move(self, Stage stage) noexcept nogil
     cdef void drain(self) noexcept nogil
-    cdef void halt(self, Ending cause, int64_t value) noexcept nogil
     cdef void cut(self, Ending cause, int64_t value) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef void let_go(self) noexcept nogil
     cdef bint at_rest(self) noexcept nogil
     cdef void lose(self, bint orderly) noexcept nogil
     cdef void run(self) noexcept nogil
-    cdef bint advance(self) noexcept nogil
-    cdef bint take_request(self) noexcept nogil
-    cdef bint take_read(self, int size) noexcept nogil
-    cdef bint take_write(self, int size) noexcept nogil
-    cdef bint take_status(self, int size) noexcept nogil
-    cdef void answer_status(self, const Contexts* contexts, uint8_t* target) noexcept nogil
-    cdef bint begin_payload(self, int size) noexcept nogil
-    cdef bint begin_skip(self, int size, int verdict) noexcept nogil
-    cdef bint apply_payload(self) noexcept nogil
-    cdef void end_payload(self) noexcept nogil
     cdef void settle(self) noexcept nogil
     cdef bint spent(self) noexcept nogil
     cdef int wanted(self) noexcept nogil

@@ -29,37 +29,29 @@ from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from nbdzram.engine.disk cimport Disk
-from nbdzram.nbd.transmission cimport (
-    BLOCK, BLOCK_STATUS, DF, DISC, NOT_AN_OFFSET, OK, PAYLOAD_LEN, READ, REPLY_OVERHEAD, TRIM,
-    UNREADABLE, WRITE, WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request, read_header_size, validate,
-    verdict_of,
-)
-from nbdzram.sessions.answers cimport TOLD_BYTES, UNFRAGMENTED
-from nbdzram.sessions.block_status cimport (
-    CONTEXTS, DESCRIPTORS, STATUS_PAYLOAD_LIMIT, STATUS_ROOM, STATUS_WINDOW, STRAINED_DESCRIPTORS, Contexts, choose_contexts,
-    put_statuses,
-)
-from nbdzram.sessions.budget cimport Budget, Piece, free_piece, new_piece
-from nbdzram.sessions.costs cimport COST_OF_REFUSAL, INLINE_LIMIT, STORE_LIMIT, TURN, cost
+from nbdzram.sessions.answers cimport UNFRAGMENTED
+from nbdzram.sessions.block_status cimport CONTEXTS
+from nbdzram.sessions.budget cimport Budget, free_piece
+from nbdzram.sessions.costs cimport STORE_LIMIT, TURN
 from nbdzram.sessions.inbox cimport Inbox
 from nbdzram.sessions.line cimport BROKEN, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.mail cimport bell_answer, bell_ring
 from nbdzram.sessions.notices cimport Notices
 from nbdzram.sessions.outlet cimport Outlet
+from nbdzram.sessions.requests cimport APPLY, HEADER, PAYLOAD, Requests
 from nbdzram.sessions.stage cimport (
-    BAD_MAGIC, CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LONG_PAYLOAD, LOST, NO_MEMORY, NOT_ENDING, OPEN, TOO_SLOW,
-    Ending, Stage, comes_after,
+    CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LOST, NO_MEMORY, NOT_ENDING, OPEN, TOO_SLOW, Ending,
 )
-from nbdzram.sessions.tally cimport Tally, count_done, count_times, monotonic
+from nbdzram.sessions.tally cimport Tally, count_times, monotonic
 from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
 from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, RELEASE, SYNCED
-from nbdzram.sessions.work cimport INLINE_FREE, NONE, SMALL_STEP, STEPS, Work
+from nbdzram.sessions.work cimport NONE
 from nbdzram.sessions.workers cimport Task, Workers
 
 cdef uint64_t LINGER_NS = 5000000000  # how long a closed connection may take to accept its last replies before it is cut
 
 
-cdef class Session(Work):
+cdef class Session(Requests):
     """See the module's docstring."""
 
     def __init__(self, *, uint64_t number, Disk disk not None, Tally tally not None, Line line not None,
@@ -248,13 +240,6 @@ cdef class Session(Work):
 
     # ---- how it ends ----
 
-    cdef bint move(self, Stage stage) noexcept nogil:
-        """Go on to `stage`. False: the session is there already, or further."""
-        if not comes_after(stage, self.stage_now):
-            return False
-        self.stage_now = stage
-        return True
-
     cdef void drain(self) noexcept nogil:
         """Read no more; perform and answer what was asked for completely."""
         if self.move(DRAINING):
@@ -279,11 +264,6 @@ cdef class Session(Work):
         self.line.watch(0)
         self.released = True
         self.lose(True)
-
-    cdef void halt(self, Ending cause, int64_t value) noexcept nogil:
-        """Read no more and perform no more; answer what is under way."""
-        self.end(cause, value)
-        self.move(HALTED)
 
     cdef void cut(self, Ending cause, int64_t value) noexcept nogil:
         """End at once."""
@@ -318,231 +298,6 @@ cdef class Session(Work):
         if self.counts.untimed_any:
             count_times(self.counts, monotonic() - self.started)
         self.settle()
-
-    cdef bint advance(self) noexcept nogil:
-        """Understand a little more of what came. False: nothing can be done now."""
-        cdef uint64_t size
-        if self.outlet.broken or self.stage_now >= CLOSING:
-            return False
-        if self.outlet.blocked() and not (self.phase == PAYLOAD and self.remaining == 0):
-            return False
-        if self.job.way != NONE:
-            return self.step()
-        if self.stage_now >= HALTED:
-            self.inbox.taken = self.inbox.filled
-            return False
-        if self.phase == HEADER:
-            if not self.take_request():
-                return False
-            self.requests += 1
-            return True
-        if self.phase == APPLY:
-            return self.apply_payload()
-        if self.phase == SKIP:
-            size = min(<uint64_t>self.inbox.available(), self.remaining)
-            self.inbox.taken += size
-            self.remaining -= size
-        if self.remaining:
-            return False
-        self.end_payload()
-        return True
-
-    cdef bint take_request(self) noexcept nogil:
-        """Take one request from the inbox: validate, then perform and reply, or start what does so later."""
-        cdef Request* request = &self.request
-        cdef int size
-        cdef int verdict
-        if self.store_count + self.unsynced_count >= STORE_LIMIT:
-            return False
-        size = parse_request(self.inbox.front(), self.inbox.available(), self.rules.style, request)
-        if size == 0:
-            return False
-        if self.allowance <= 0:
-            self.later = True
-            return False
-        if size < 0:
-            self.halt(BAD_MAGIC, 0)
-            return False
-        if request.payload > self.rules.payload_limit:
-            self.halt(LONG_PAYLOAD, request.payload)
-            return False
-        self.rules.size = self.disk.size
-        verdict = validate(request, &self.rules)
-        if verdict != OK:
-            return self.begin_skip(size, verdict)
-        self.allowance -= size + cost(request)
-        if request.command == READ:
-            return self.take_read(size)
-        if request.command == WRITE:
-            return self.take_write(size)
-        if request.command == BLOCK_STATUS:
-            return self.take_status(size)
-        if self.outlet.reserve(TOLD_BYTES) == NULL:
-            return False
-        self.inbox.taken += size
-        if request.command == DISC:
-            self.halt(LEFT, 0)
-        elif request.command == TRIM or request.command == WRITE_ZEROES:
-            self.start_job(STEPS, NULL)
-        else:  # FLUSH and CACHE: every write that was answered is in the engine, and everything is in memory
-            self.conclude(request)
-        return True
-
-    cdef bint take_read(self, int size) noexcept nogil:
-        cdef Request* request = &self.request
-        cdef uint8_t* target
-        if request.length > INLINE_LIMIT or (request.length > SMALL_STEP and self.budget.strained()):
-            self.inbox.taken += size
-            self.start_read()
-            return True
-        target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
-        if target == NULL:
-            return False
-        self.inbox.taken += size
-        if request.length == 0:
-            self.conclude(request)
-            return True
-        if self.disk.c_read(request.offset, request.length, target + read_header_size(self.rules.style)):
-            self.refuse(request, UNREADABLE, self.started, NOT_AN_OFFSET)
-            return True
-        self.outlet.used += finish_read(
-            target, self.rules.style, request, request.offset, request.length, request.flags & DF != 0, True
-        )
-        count_done(self.counts, READ, request.length)
-        return True
-
-    cdef bint take_write(self, int size) noexcept nogil:
-        cdef Request* request = &self.request
-        cdef size_t whole = size + request.payload
-        cdef int error
-        if request.payload > INLINE_LIMIT or (whole > self.inbox.size and not self.inbox.grow(whole)):
-            return self.begin_payload(size)
-        if self.inbox.available() < whole or self.outlet.reserve(TOLD_BYTES) == NULL:
-            return False
-        error = self.disk.c_write(request.offset, request.length, self.inbox.front() + size)
-        self.inbox.taken += whole
-        if error:
-            self.refuse(request, verdict_of(error), self.started, NOT_AN_OFFSET)
-        else:
-            self.conclude(request)
-        return True
-
-    cdef bint take_status(self, int size) noexcept nogil:
-        cdef Request* request = &self.request
-        cdef Request asked = request[0]
-        cdef Contexts chosen = self.contexts
-        cdef int verdict = OK
-        cdef uint8_t* target
-        if request.payload > STATUS_PAYLOAD_LIMIT:
-            return self.begin_skip(size, WRONG_SHAPE)
-        if self.inbox.available() < size + request.payload:
-            return False
-        target = self.outlet.reserve(STATUS_ROOM)  # once: the budget, and with it the answer, may change at any moment
-        if target == NULL:
-            return False
-        if request.flags & PAYLOAD_LEN:
-            verdict = choose_contexts(self.inbox.front() + size, request.payload, &self.contexts, request, &chosen)
-            if verdict == OK:  # now its effect length is known, and is judged as if it stood in the header
-                request.flags &= ~PAYLOAD_LEN
-                verdict = validate(request, &self.rules)
-        self.inbox.taken += size + asked.payload
-        if verdict != OK:
-            self.refuse(&asked, verdict, self.started, NOT_AN_OFFSET)
-        else:
-            self.answer_status(&chosen, target)
-        return True
-
-    cdef void answer_status(self, const Contexts* contexts, uint8_t* target) noexcept nogil:
-        cdef size_t reply
-        cdef size_t limit = STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
-        if put_statuses(target, self.disk, &self.request, self.rules.style, contexts, limit, &reply):
-            self.refuse(&self.request, UNREADABLE, self.started, NOT_AN_OFFSET)
-            return
-        self.outlet.used += reply
-        count_done(self.counts, BLOCK_STATUS, self.request.length)
-
-    # ---- payloads ----
-
-    cdef bint begin_payload(self, int size) noexcept nogil:
-        """A payload that does not fit the inbox: into a buffer of its own, or stored as it arrives."""
-        cdef size_t ready
-        cdef uint64_t length = self.request.payload
-        cdef bint room = self.budget.take_payload(length)
-        cdef Piece* payload = NULL
-        if self.payload_bytes and (not room or self.payload_bytes + length > self.connection_limit):
-            if room:
-                self.budget.give_back(length)
-            return False  # until payloads of our own are stored
-        if room:
-            payload = new_piece(length, length)
-            if payload == NULL:
-                self.budget.give_back(length)
-        self.inbox.taken += size
-        self.remaining = length
-        self.verdict = OK
-        if payload == NULL:
-            self.phase = APPLY
-            if length > INLINE_LIMIT:
-                self.turns.enter(&self.turn, length)
-            return True
-        ready = min(<uint64_t>self.inbox.available(), length)
-        memcpy(payload.bytes, self.inbox.front(), ready)
-        self.inbox.taken += ready
-        self.remaining -= ready
-        self.payload = payload
-        self.phase = PAYLOAD
-        if self.remaining:
-            self.turns.hold(&self.turn, self.remaining)
-        return True
-
-    cdef bint begin_skip(self, int size, int verdict) noexcept nogil:
-        """Refuse a request; the answer follows its payload, as a client expects that is still sending."""
-        self.inbox.taken += size
-        self.remaining = self.request.payload
-        self.verdict = verdict
-        self.phase = SKIP
-        self.allowance -= COST_OF_REFUSAL
-        return True
-
-    cdef bint apply_payload(self) noexcept nogil:
-        """Store what has come of a payload that has no buffer, whole blocks at a time."""
-        cdef uint64_t size = min(<uint64_t>self.inbox.available(), self.remaining)
-        cdef uint64_t offset = self.request.offset + self.request.length - self.remaining
-        if not may_go_on(&self.turn):
-            return False
-        if self.allowance <= 0:
-            self.later = True
-            return False
-        if size < self.remaining:
-            size -= min(size, (offset + size) % BLOCK)
-        if size == 0 and self.remaining:
-            return False
-        if self.verdict == OK:
-            self.verdict = verdict_of(self.disk.c_write(offset, size, self.inbox.front()))
-        self.allowance -= size
-        self.inbox.taken += size
-        self.remaining -= size
-        turn_left(&self.turn.remaining, self.remaining)
-        if self.remaining == 0:
-            self.end_payload()
-        return True
-
-    cdef void end_payload(self) noexcept nogil:
-        cdef Phase phase = self.phase
-        cdef Piece* payload = self.payload
-        self.phase = HEADER
-        self.payload = NULL
-        if phase == APPLY or phase == PAYLOAD:
-            self.turns.leave(&self.turn)
-        if phase == PAYLOAD:
-            if payload.size > INLINE_LIMIT and self.workers.idle():
-                self.start_store(payload)
-            else:
-                self.start_job(STEPS, payload)
-        elif self.verdict == OK:
-            self.conclude(&self.request)
-        else:
-            self.refuse(&self.request, self.verdict, self.started, NOT_AN_OFFSET)
 
     # ---- when to read, when to end ----
 
