@@ -49,6 +49,10 @@ class StreamError(UserError):
     """A stream that is damaged, cut off, or of a kind that this program does not know."""
 
 
+class StreamCut(StreamError):
+    """A stream that ended, or was damaged, behind a record that is whole: it can go on from there."""
+
+
 class CodecUnavailable(UserError):
     """A compressor's C functions cannot be found."""
 

@@ -333,6 +333,20 @@ class ReceiveReport:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """A stream that is under way, or of which something is kept after it was interrupted."""
+
+    stream: str  # its identity, the same where it is sent and where it is received
+    way: str  # sent, or received
+    state: str  # under way, or kept
+    exports: tuple[str, ...]
+    records: int  # that were written, or came whole
+    stream_bytes: int  # since it began or went on
+    seconds_left: float | None  # for which it is kept at most; None: it is under way
+    token: str | None  # with which `nbdzram send --resume` goes on; None: it is under way, or sent
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadReport:
     """What came of reading the configuration again."""
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "clone": "Offer a writable copy of an export, at once.",
     "send": "Write exports as a stream, for a file or another server.",
     "receive": "Offer the exports of a stream.",
+    "streams": "Show streams under way and what is kept of broken ones.",
     "attach": "Attach an export to /dev/nbdN, or show how.",
     "doctor": "Look for what would keep a server from running well here.",
     "estimate": "Tell how much memory disk images would need.",

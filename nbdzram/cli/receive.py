@@ -17,7 +17,8 @@ from nbdzram.units import format_size
 
 @click.command(
     "receive",
-    epilog="\b\nExamples:\n  nbdzram receive < vm1.stream\n  nbdzram receive --prefix old- < monday.stream",
+    epilog="\b\nExamples:\n  nbdzram receive < vm1.stream\n  nbdzram receive --prefix old- < monday.stream\n"
+    "  nbdzram send --resume TOKEN | ssh other nbdzram receive",
 )
 @click.option("--prefix", metavar="TEXT", default="", help="Before the names of what is received.")
 @click.option(
@@ -26,13 +27,19 @@ from nbdzram.units import format_size
     shell_complete=pool_names,
     help="The pool that all of it goes to.  [default: of the same name as where it lay]",
 )
+@click.option(
+    "--resumable",
+    is_flag=True,
+    help="If the stream breaks, keep what came for an hour, and tell the token to go on with.",
+)
 @json_option
 @control_option
-def command(*, prefix: str, pool: str | None, as_json: bool, control: Path | None) -> None:
+def command(*, prefix: str, pool: str | None, resumable: bool, as_json: bool, control: Path | None) -> None:
     """Offer the exports of a stream, which `nbdzram send` wrote, read from standard input.
 
     Blocks that the pool has already are shared with what is there. All of it is offered when the stream has ended and
-    is whole, with the access rules that it had; else nothing is, and nothing stays.
+    is whole, with the access rules that it had; else nothing is, and nothing stays. What `nbdzram send --resume` wrote
+    goes on with a stream that broke, where its first part is kept.
     """
     if sys.stdin.isatty():
         raise UserError("a stream comes from a file or a pipe, not from a terminal: nbdzram receive < FILE")
@@ -43,7 +50,7 @@ def command(*, prefix: str, pool: str | None, as_json: bool, control: Path | Non
             meter.passed(len(content))
             return content
 
-        answer = client.call_with_stream("streams.receive", read, prefix=prefix, pool=pool)
+        answer = client.call_with_stream("streams.receive", read, prefix=prefix, pool=pool, resumable=resumable)
     if as_json:
         return print_json(answer)
     report = from_json(ReceiveReport, answer)

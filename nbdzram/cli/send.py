@@ -1,4 +1,4 @@
-"""`nbdzram send`: exports, as they are now, as a stream on standard output."""
+"""`nbdzram send`: exports, as they are now, as a stream on standard output; or what is left of one that broke."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from nbdzram.units import format_size
 @click.command(
     "send",
     epilog="\b\nExamples:\n  nbdzram send vm1 > vm1.stream\n  nbdzram send --all | ssh other nbdzram receive\n"
-    "  nbdzram send vm1@tuesday --since monday > tuesday.stream",
+    "  nbdzram send vm1@tuesday --since monday > tuesday.stream\n"
+    "  nbdzram send vm1 --resumable | ssh other nbdzram receive --resumable",
 )
 @click.argument("exports", metavar="[EXPORT]...", nargs=-1, shell_complete=export_names)
 @click.option("--all", "everything", is_flag=True, help="Every export, all of one moment.")
@@ -28,10 +29,23 @@ from nbdzram.units import format_size
     shell_complete=export_names,
     help="Only what changed since a snapshot that the receiver has: its name, or X of EXPORT@X.",
 )
+@click.option("--resumable", is_flag=True, help="If the pipe breaks, keep the moment for an hour, for --resume.")
+@click.option(
+    "--resume",
+    metavar="TOKEN",
+    help="Go on with a stream that broke; `nbdzram receive` told the token, and `nbdzram streams` there shows it.",
+)
 @json_option
 @control_option
 def command(
-    *, exports: tuple[str, ...], everything: bool, since: str | None, as_json: bool, control: Path | None
+    *,
+    exports: tuple[str, ...],
+    everything: bool,
+    since: str | None,
+    resumable: bool,
+    resume: str | None,
+    as_json: bool,
+    control: Path | None,
 ) -> None:
     """Write what EXPORT holds now to standard output, as a stream for `nbdzram receive` or `serve --restore`.
 
@@ -40,7 +54,9 @@ def command(
 
     With --json the report, on standard error, is JSON.
     """
-    if everything == bool(exports):
+    if resume is not None and (everything or exports or since is not None):
+        raise click.UsageError("What is sent with --resume is what was: name no exports, and no --since.")
+    if resume is None and everything == bool(exports):
         raise click.UsageError("Name exports, or say --all.")
     if sys.stdout.isatty():
         raise UserError("a stream is nothing for a terminal; send it to a file or a pipe: nbdzram send ... > FILE")
@@ -50,7 +66,9 @@ def command(
             sys.stdout.buffer.write(content)
             meter.passed(len(content))
 
-        answer = client.call_for_stream("streams.send", write, exports=list(exports), since=since)
+        answer = client.call_for_stream(
+            "streams.send", write, exports=list(exports), since=since, resumable=resumable, resume=resume
+        )
         sys.stdout.buffer.flush()
     if as_json:
         return click.echo(text_of(answer), err=True)

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from nbdzram.errors import ExportExists, NoSuchExport, RunCancelled, ServerUnreachable, StreamError, UserError
+from nbdzram.errors import (
+    ExportExists,
+    NoSuchExport,
+    RunCancelled,
+    ServerUnreachable,
+    StreamCut,
+    StreamError,
+    UserError,
+)
 from nbdzram.status import RunStatus, to_json, to_json_pieces
 
 MAX_REQUEST_BYTES = 64 << 10  # a name of 4096 bytes, escaped, in each parameter
@@ -109,7 +117,8 @@ def stream(request_id: object) -> bytes:
 def error_of(error: Mapping[str, Any]) -> UserError:
     """The exception that an error object stands for on the client's side."""
     known: dict[str, type[UserError]] = {
-        kind.__name__: kind for kind in (NoSuchExport, ExportExists, RunCancelled, ServerUnreachable, StreamError)
+        kind.__name__: kind
+        for kind in (NoSuchExport, ExportExists, RunCancelled, ServerUnreachable, StreamCut, StreamError)
     }
     data = error.get("data")
     kind = known.get(data.get("kind", ""), UserError) if isinstance(data, dict) else UserError

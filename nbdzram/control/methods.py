@@ -26,6 +26,7 @@ from nbdzram.status import (
     RunStatus,
     SendReport,
     ServerStatus,
+    StreamStatus,
 )
 from nbdzram.stream.pipe import Pipe
 
@@ -71,11 +72,22 @@ class Operations(Protocol):
     async def resume_run(self, number: int) -> RunStatus:
         """Let a paused run go on."""
 
-    async def send_stream(self, exports: Sequence[str], since: str | None, *, pipe: Pipe) -> SendReport:
-        """Write exports, or all, as a stream of one moment; with since, what changed since that snapshot."""
+    async def send_stream(
+        self, exports: Sequence[str], since: str | None, *, resumable: bool, resume: str | None, pipe: Pipe
+    ) -> SendReport:
+        """Write exports, or all, as a stream of one moment; with since, what changed since that snapshot.
 
-    async def receive_stream(self, prefix: str, pool: str | None, *, pipe: Pipe) -> ReceiveReport:
-        """Offer what a stream holds: all of it when it has ended, or nothing."""
+        If it is resumable and breaks, resume is the token with which another call writes what is left.
+        """
+
+    async def receive_stream(self, prefix: str, pool: str | None, *, resumable: bool, pipe: Pipe) -> ReceiveReport:
+        """Offer what a stream holds: all of it when it has ended, or nothing. If resumable, keep what came."""
+
+    async def streams(self) -> tuple[StreamStatus, ...]:
+        """The streams that are under way, and what is kept of those that were interrupted."""
+
+    async def abandon_stream(self, name: str) -> None:
+        """Keep nothing of a stream any more. Name is its identity, or a token."""
 
 
 class Changes(Protocol):
@@ -297,6 +309,12 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
     async def receive(given: Mapping[str, Any], pipe: Pipe) -> Any:
         return await operations.receive_stream(**given, pipe=pipe)
 
+    async def streams(_given: Mapping[str, Any], _: Progress) -> Any:
+        return await operations.streams()
+
+    async def abandon(given: Mapping[str, Any], _: Progress) -> Any:
+        await operations.abandon_stream(**given)
+
     return {
         "status": Method({}, status, is_act=False),
         "usage": Method({}, usage, is_act=False),
@@ -358,11 +376,20 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, copy),
         "moments.take": Method({"name": new_name}, take_moment),
         "streams.send": StreamMethod(
-            {"exports": Parameter(list, [], values.several(values.text)), "since": Parameter(str, None)},
+            {
+                "exports": Parameter(list, [], values.several(values.text)),
+                "since": Parameter(str, None),
+                "resumable": Parameter(bool, False),
+                "resume": Parameter(str, None),
+            },
             send,
             inward=False,
         ),
         "streams.receive": StreamMethod(
-            {"prefix": Parameter(str, ""), "pool": Parameter(str, None)}, receive, inward=True
+            {"prefix": Parameter(str, ""), "pool": Parameter(str, None), "resumable": Parameter(bool, False)},
+            receive,
+            inward=True,
         ),
+        "streams": Method({}, streams, is_act=False),
+        "streams.abandon": Method({"name": Parameter(str)}, abandon),
     }

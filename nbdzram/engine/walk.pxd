@@ -17,18 +17,16 @@ cdef struct Found:
 
 cdef class Told:
     cdef Region bits      # by handle
-    cdef readonly uint64_t objects
-    cdef readonly uint64_t object_bytes
 
     cdef bint has(self, uint32_t handle) noexcept nogil
-    cdef bint add(self, uint32_t handle, uint32_t length) noexcept nogil
+    cdef bint add(self, uint32_t handle) noexcept nogil
 
 cdef class Walk:
     cdef Pool pool
     cdef Disk disk
     cdef Disk origin          # None: all is a hole there
     cdef Told told
-    cdef uint64_t block       # where it goes on
+    cdef uint64_t block       # where it goes on to look
     cdef uint64_t end
     cdef Found found[64]      # blocks of one hold, of which those from `settled` on are still to be told
     cdef uint32_t found_count, settled
@@ -41,6 +39,8 @@ cdef class Walk:
     cdef uint64_t first       # block of the first run
     cdef uint64_t next        # block behind the last run
     cdef uint64_t blocks      # told in this step
+    cdef uint32_t* told_numbers # of the objects that were told in this step
+    cdef uint32_t told_count
     cdef uint32_t dictionaries  # bits of those that the objects of this step need
     cdef int trouble
     cdef uint64_t trouble_at

@@ -4,11 +4,8 @@ class Told:
     """Which objects of a pool a stream has told: two bits a handle at most."""
 
     def __init__(self) -> None: ...
-    @property
-    def objects(self) -> int: ...
-    @property
-    def object_bytes(self) -> int:
-        """Encoded, as they are stored."""
+    def forget(self, numbers: bytes) -> None:
+        """As if these had not been told: numbers as Walk.numbers has them."""
 
 def leaves_apart(disk: Disk, origin: Disk | None, limit: int) -> int:
     """How many leaves of a copy (2 MiB each) a walk would look at, up to `limit`. May take milliseconds."""
@@ -19,7 +16,8 @@ class Walk:
     Of one thread at a time. Needs some hundred KiB, and what `told` needs.
     """
 
-    def __init__(self, disk: Disk, origin: Disk | None, told: Told) -> None: ...
+    def __init__(self, disk: Disk, origin: Disk | None, told: Told, first: int = 0) -> None:
+        """From the block `first` on."""
     def step(self) -> tuple[int, int, int, bytes, bytes] | None:
         """Enough for a record of objects and one of blocks; None when all is told.
 
@@ -27,6 +25,12 @@ class Walk:
         objects that were not told yet, and the runs. Raises EngineError: a block is not what was written, a copy is
         gone.
         """
+    @property
+    def numbers(self) -> bytes:
+        """Of the objects that the last step told, four bytes each."""
+    @property
+    def position(self) -> int:
+        """Behind what the last step told: another walk goes on from there."""
     @property
     def progress(self) -> float:
         """Of the disk's blocks, the part that is behind."""

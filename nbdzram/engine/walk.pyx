@@ -47,6 +47,7 @@ cdef enum:
 
     OBJECT_HEAD = 16
     OBJECTS_GOAL = 256 << 10  # of a record: large enough that its frame is nothing, small beside a client's request
+    NUMBERS_MAX = OBJECTS_GOAL / OBJECT_HEAD + 1  # objects of a record: each is larger than its head
     RUNS_GOAL = 64 << 10
 
     STREAM_SEED = 0  # of the hashes in a stream: the pool's own seed is nobody else's business
@@ -71,21 +72,27 @@ cdef class Told:
     cdef bint has(self, uint32_t handle) noexcept nogil:
         return handle >> 3 < self.bits.committed and self.bits.base[handle >> 3] >> (handle & 7) & 1
 
-    cdef bint add(self, uint32_t handle, uint32_t length) noexcept nogil:
+    cdef bint add(self, uint32_t handle) noexcept nogil:
         """False without memory."""
         if not region_ensure(&self.bits, (<uint64_t>handle >> 3) + 1):
             return False
         self.bits.base[handle >> 3] |= 1 << (handle & 7)
-        self.objects += 1
-        self.object_bytes += length
         return True
+
+    def forget(self, const uint8_t[::1] numbers not None):
+        cdef Py_ssize_t at
+        cdef uint32_t handle
+        for at in range(0, len(numbers) - 3, 4):
+            memcpy(&handle, &numbers[at], 4)
+            if self.has(handle):
+                self.bits.base[handle >> 3] &= ~(1 << (handle & 7))
 
 
 @cython.final
 cdef class Walk:
     """See walk.pyi."""
 
-    def __cinit__(self, Disk disk not None, Disk origin, Told told not None):
+    def __cinit__(self, Disk disk not None, Disk origin, Told told not None, uint64_t first=0):
         if origin is not None and origin.pool is not disk.pool:
             raise ValueError("a copy and its origin lie in one pool")
         self.pool = disk.pool
@@ -93,16 +100,19 @@ cdef class Walk:
         self.origin = origin
         self.told = told
         self.end = disk.end_block()
+        self.block = first
         self.copies = <uint8_t*>malloc(2 * HOLD * BLOCK)
         self.objects = <uint8_t*>malloc(OBJECTS_GOAL + OBJECT_HEAD + BLOCK)
         self.runs = <uint8_t*>malloc(RUNS_GOAL + 2 * RUN_HEAD + 8)
-        if self.copies == NULL or self.objects == NULL or self.runs == NULL:
+        self.told_numbers = <uint32_t*>malloc(NUMBERS_MAX * sizeof(uint32_t))
+        if self.copies == NULL or self.objects == NULL or self.runs == NULL or self.told_numbers == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.copies)
         free(self.objects)
         free(self.runs)
+        free(self.told_numbers)
 
     def _enter(self):
         if not users_enter(&self.pool.users):
@@ -111,6 +121,7 @@ cdef class Walk:
     def step(self):
         self.objects_size = self.runs_size = 0
         self.blocks = 0
+        self.told_count = 0
         self.dictionaries = 0
         self._enter()
         with nogil:
@@ -122,6 +133,14 @@ cdef class Walk:
         if self.runs_size == 0:
             return None
         return (self.first, self.blocks, self.dictionaries, self.objects[:self.objects_size], self.runs[:self.runs_size])
+
+    @property
+    def numbers(self):
+        return (<uint8_t*>self.told_numbers)[:self.told_count * sizeof(uint32_t)]
+
+    @property
+    def position(self):
+        return self.found[self.settled].block if self.settled < self.found_count else min(self.block, self.end)
 
     @property
     def progress(self):
@@ -290,9 +309,11 @@ cdef class Walk:
         """An object that is right. False without memory to remember it."""
         cdef uint8_t* target = self.objects + self.objects_size
         cdef uint64_t hashed = fingerprint(block, STREAM_SEED)
-        if not self.told.add(found.number, found.length):
+        if not self.told.add(found.number):
             return False
         must(self.objects_size < OBJECTS_GOAL, b"there is room for one object more")
+        self.told_numbers[self.told_count] = found.number
+        self.told_count += 1
         memcpy(target, &found.number, 4)
         target[4] = found.length & 0xFF
         target[5] = found.length >> 8

@@ -54,6 +54,7 @@ from nbdzram.status import (
     RunStatus,
     SendReport,
     ServerStatus,
+    StreamStatus,
     ThreadStatus,
 )
 from nbdzram.stream.pipe import Pipe
@@ -320,13 +321,25 @@ class Service:
             ]
         )
 
-    async def send_stream(self, exports: Sequence[str], since: str | None, *, pipe: Pipe) -> SendReport:
-        """Write exports, or all, as a stream of one moment. Raises UserError."""
-        return await self._streams.send(exports, since, pipe)
+    async def send_stream(
+        self, exports: Sequence[str], since: str | None, *, resumable: bool, resume: str | None, pipe: Pipe
+    ) -> SendReport:
+        """Write exports, or all, as a stream of one moment, or what is left of one. Raises UserError."""
+        if resume is not None:
+            return await self._streams.resume(resume, pipe)
+        return await self._streams.send(exports, since, pipe, resumable=resumable)
 
-    async def receive_stream(self, prefix: str, pool: str | None, *, pipe: Pipe) -> ReceiveReport:
+    async def receive_stream(self, prefix: str, pool: str | None, *, resumable: bool, pipe: Pipe) -> ReceiveReport:
         """Offer what a stream holds: all of it when it has ended, or nothing. Raises UserError."""
-        return await self._streams.receive(prefix, pool, pipe)
+        return await self._streams.receive(prefix, pool, pipe, resumable=resumable)
+
+    async def streams(self) -> tuple[StreamStatus, ...]:
+        """Those that are under way, and what is kept of others."""
+        return self._streams.status()
+
+    async def abandon_stream(self, name: str) -> None:
+        """Keep nothing of a stream any more. Raises UserError."""
+        await self._streams.abandon(name)
 
     async def runs(self) -> tuple[RunStatus, ...]:
         """The runs that wait, are under way, or ended lately, by their numbers."""

@@ -8,7 +8,8 @@ Clients go on meanwhile. What a stream needs of the changes' order (names, rules
 change, through Changes; the long part between is none.
 
 A copy keeps what clients overwrite meanwhile. That is bounded: the first write that finds no room ends all streams that
-are being sent from its pool.
+are being sent from its pool. Of one that is resumable, what there is when its pipe breaks is kept for a while, on
+either side (interrupted.py).
 """
 
 from __future__ import annotations
@@ -26,17 +27,22 @@ from typing import TypeVar
 from nbdzram import __version__
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
-from nbdzram.errors import ExportExists, NoSuchExport, UserError
+from nbdzram.errors import ExportExists, NoSuchExport, StreamCut, StreamError, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
+from nbdzram.server.interrupted import KEPT_SECONDS, MOST_KEPT, SENT_SECONDS, Kept, Shelf
 from nbdzram.server.pools import PoolService
 from nbdzram.server.received import place_in, valid_name
 from nbdzram.server.telling import Base, Seen, Told, tell
-from nbdzram.status import ReceiveReport, SendReport
+from nbdzram.status import ReceiveReport, SendReport, StreamStatus
 from nbdzram.stream.layout import ExportPart
+from nbdzram.stream.marks import Marks
 from nbdzram.stream.pipe import Pipe
+from nbdzram.stream.position import Position, read_identity, read_token
+from nbdzram.stream.reading import opening
 from nbdzram.stream.receiving import Intake, Place, Received, Receiver
-from nbdzram.stream.sending import Progress, send
+from nbdzram.stream.sending import Progress, Sending
+from nbdzram.units import format_seconds
 
 MOST_AT_ONCE = 8
 """Streams: each has a thread, and the copies of its moment."""
@@ -68,51 +74,174 @@ class Streams:
         self._pipes: set[Pipe] = set()
         self._running: set[asyncio.Task[object]] = set()
         self._threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix="stream")
+        self._told: dict[Pipe, Callable[[], StreamStatus]] = {}  # what there is to say of those under way
+        self._moments: Shelf[tuple[_Moment, Sending]] = Shelf("sent", self._on_a_thread)
+        self._parts: Shelf[Receiver] = Shelf("received", self._on_a_thread)
 
     async def stop(self) -> None:
         """End those under way; nothing of them stays."""
         for pipe in self._pipes:
             pipe.cancel(STOPS)
         await asyncio.gather(*self._running, return_exceptions=True)
+        await self._moments.stop()
+        await self._parts.stop()
         self._threads.shutdown()
 
-    async def send(self, names: Sequence[str], since: str | None, pipe: Pipe) -> SendReport:
-        """Write a stream of these exports, of all if none is named, as they are now. Raises UserError, NoSuchExport."""
+    async def send(self, names: Sequence[str], since: str | None, pipe: Pipe, *, resumable: bool = False) -> SendReport:
+        """Write a stream of these exports, of all if none is named, as they are now. Raises UserError, NoSuchExport.
+
+        resumable: the moment is kept for a while, also behind a StreamCut.
+        """
         with self._counted(pipe):
             taken = await self._changes.alone(self._take(names, since))
-            began, progress = time.monotonic(), Progress()
-            watch = asyncio.create_task(self._watch(taken, pipe))
+            progress, marks = Progress(), Marks() if resumable else None
+            sending = Sending(taken.pools, taken.taken_ns, f"nbdzram {__version__}", progress, marks=marks)
+            return await self._write(taken, sending, progress, pipe, keep=resumable)
 
-            def work() -> None:
-                send(taken.pools, taken.taken_ns, f"nbdzram {__version__}", pipe.write, progress)
-                pipe.end()
-
-            try:
-                await self._on_a_thread(work)
-            finally:
-                watch.cancel()
-                await asyncio.shield(self._on_a_thread(lambda: moment.discard(taken.copies)))
-            return SendReport(
-                exports=tuple(source.part.name for _, _, sources in taken.pools for source in sources),
-                blocks=progress.blocks,
-                objects=progress.objects,
-                object_bytes=progress.object_bytes,
-                stream_bytes=progress.bytes_written,
-                seconds=time.monotonic() - began,
-            )
-
-    async def receive(self, prefix: str, pool: str | None, pipe: Pipe) -> ReceiveReport:
-        """Offer what a stream holds, with `prefix` before its names. Raises UserError; then nothing of it stays."""
+    async def resume(self, token: str, pipe: Pipe) -> SendReport:
+        """Write what follows behind a position of a stream that was interrupted. Raises UserError."""
+        position = read_token(token)
         with self._counted(pipe):
-            began, intake = time.monotonic(), Intake()
-            receiver = Receiver(lambda name: self._place(name, pool), lambda part: self._name_for(prefix, part), intake)
-            received = await self._on_a_thread(lambda: receiver.receive(pipe.read))
+            kept = self._moments.take(position.identity)
+            if kept is None:
+                raise StreamError(_not_kept("moment", position.identity))
+            (taken, sending), progress = kept.subject, Progress()
+            try:
+                sending.go_back(position, progress)
+            except StreamError:
+                await self._moments.keep(kept)
+                raise
+            return await self._write(taken, sending, progress, pipe, keep=True)
+
+    async def receive(self, prefix: str, pool: str | None, pipe: Pipe, *, resumable: bool = False) -> ReceiveReport:
+        """Offer what a stream holds, with `prefix` before its names. Raises UserError; then nothing of it stays.
+
+        resumable: behind a StreamCut what came is kept for a while. What goes on with a stream goes where its first
+        part went.
+        """
+        with self._counted(pipe):
+            began = time.monotonic()
+            position = await self._on_a_thread(lambda: opening(pipe.read))
+            if position is None:
+                receiver = Receiver(lambda name: self._place(name, pool), lambda part: self._name_for(prefix, part))
+            else:
+                receiver, resumable = await self._goes_on(position), True
+            self._told[pipe] = lambda: _receiving(receiver)
+            try:
+                received = await self._on_a_thread(lambda: receiver.receive(pipe.read, begun=True, keep=resumable))
+            except StreamCut as error:
+                if not resumable or receiver.header is None:
+                    raise
+                raise StreamCut(f"{error}; {await self._keep_part(receiver)}") from error
             try:
                 await self._changes.alone(self._changes.offer_received(received))
             except BaseException:
                 await asyncio.shield(self._on_a_thread(receiver.discard))
                 raise
-            return _report(received, intake, time.monotonic() - began)
+            return _report(received, receiver.intake, time.monotonic() - began)
+
+    # ---- what was interrupted ----
+
+    def status(self) -> tuple[StreamStatus, ...]:
+        """The streams that are under way, and what is kept of others."""
+        return (*[tell_of() for tell_of in self._told.values()], *self._moments.status(), *self._parts.status())
+
+    async def abandon(self, name: str) -> None:
+        """Nothing is kept of this stream any more, whichever way it went. Raises StreamError."""
+        identity = read_identity(name)
+        gone = [await shelf.let_go(identity) for shelf in (self._moments, self._parts)]
+        if not any(gone):
+            raise StreamError(_not_kept("part", identity))
+
+    async def _goes_on(self, position: Position) -> Receiver:
+        """What came before, kept here and as long as the continuation says."""
+        kept = self._parts.take(position.identity)
+        if kept is None:
+            raise StreamError(_not_kept("first part", position.identity))
+        if kept.subject.position != position:
+            await self._parts.keep(kept)
+            raise StreamError(
+                f"this goes on behind record {position.records} of the stream {position.identity.hex()}, and "
+                f"{kept.records} records of it came; send it with --resume {kept.token}"
+            )
+        return kept.subject
+
+    async def _keep_part(self, receiver: Receiver) -> str:
+        """And what is to be said of it."""
+        position = receiver.position
+        await self._parts.keep(
+            Kept(
+                identity=position.identity,
+                subject=receiver,
+                exports=receiver.names,
+                pools=receiver.pools,
+                discard=receiver.discard,
+                records=position.records,
+                stream_bytes=receiver.intake.counted.bytes_read,
+                token=position.token,
+            )
+        )
+        return (
+            f"what came is kept for {format_seconds(KEPT_SECONDS)}: go on with `nbdzram send --resume {position.token}`"
+            f", or give it up with `nbdzram streams abandon {position.identity.hex()}`"
+        )
+
+    async def _write(
+        self, taken: _Moment, sending: Sending, progress: Progress, pipe: Pipe, *, keep: bool
+    ) -> SendReport:
+        """All that is left of a stream; then its copies go, or are kept."""
+        began = time.monotonic()
+        names = tuple(source.part.name for _, _, sources in taken.pools for source in sources)
+        watch = asyncio.create_task(self._watch(taken, pipe))
+        self._told[pipe] = lambda: _sending(sending, names, progress)
+
+        def work() -> None:
+            sending.write_to(pipe.write)
+            pipe.end()
+
+        seconds = 0.0
+        try:
+            await self._on_a_thread(work)
+            seconds = SENT_SECONDS
+        except StreamCut as error:
+            seconds = KEPT_SECONDS
+            raise StreamCut(
+                f"{error}" + "; its moment is kept, and `nbdzram streams` where it is received has the token" * keep
+            ) from error
+        finally:
+            watch.cancel()
+            await asyncio.shield(asyncio.create_task(self._put_away(taken, sending, names, progress, seconds * keep)))
+        return SendReport(
+            exports=names,
+            blocks=progress.blocks,
+            objects=progress.objects,
+            object_bytes=progress.object_bytes,
+            stream_bytes=progress.bytes_written,
+            seconds=time.monotonic() - began,
+        )
+
+    async def _put_away(
+        self, taken: _Moment, sending: Sending, names: tuple[str, ...], progress: Progress, seconds: float
+    ) -> None:
+        """Keep the copies for so long, or delete them."""
+
+        def discard() -> None:
+            moment.discard(taken.copies)
+
+        if not seconds:
+            return await self._on_a_thread(discard)
+        kept = Kept(
+            identity=sending.identity,
+            subject=(taken, sending),
+            exports=names,
+            pools=[pool for _, pool, _ in taken.pools],
+            discard=discard,
+            records=sending.position.records,
+            stream_bytes=progress.bytes_written,
+            token=None,
+        )
+        await self._moments.keep(kept, seconds)
+        return None
 
     # ---- sending ----
 
@@ -189,6 +318,12 @@ class Streams:
     def _name_for(self, prefix: str, part: ExportPart) -> str:
         """What an export is to be called here. Raises UserError."""
         name = valid_name(prefix, part)
+        kept = self._parts.holder_of(name)
+        if kept is not None:
+            raise ExportExists(
+                f"a part of '{name}' came with the stream {kept.identity.hex()} that was interrupted, and is kept; go "
+                "on with that, give it up with `nbdzram streams abandon`, or give this another name with --prefix"
+            )
         if any(export.name == name for export in self._exports):
             raise ExportExists(
                 f"there is an export '{name}' already; give those of the stream other names with --prefix, or remove it"
@@ -209,6 +344,7 @@ class Streams:
             yield
         finally:
             self._pipes.discard(pipe)
+            self._told.pop(pipe, None)
             self._running.discard(task)
 
     async def _on_a_thread(self, work: Callable[[], Outcome]) -> Outcome:
@@ -224,4 +360,37 @@ def _report(received: Sequence[Received], intake: Intake, seconds: float) -> Rec
         object_bytes=intake.object_bytes,
         stream_bytes=intake.counted.bytes_read,
         seconds=seconds,
+    )
+
+
+def _sending(sending: Sending, names: tuple[str, ...], progress: Progress) -> StreamStatus:
+    return _under_way("sent", sending.position, names, progress.bytes_written)
+
+
+def _receiving(receiver: Receiver) -> StreamStatus:
+    counted = receiver.intake.counted
+    identity = receiver.header.identity if receiver.header is not None else b""
+    return _under_way(
+        "received", Position(identity, counted.records, counted.digest), receiver.names, counted.bytes_read
+    )
+
+
+def _under_way(way: str, position: Position, exports: tuple[str, ...], stream_bytes: int) -> StreamStatus:
+    return StreamStatus(
+        stream=position.identity.hex(),
+        way=way,
+        state="under way",
+        exports=exports,
+        records=position.records,
+        stream_bytes=stream_bytes,
+        seconds_left=None,
+        token=None,
+    )
+
+
+def _not_kept(what: str, identity: bytes) -> str:
+    return (
+        f"no {what} of the stream {identity.hex()} is kept here, or it is under way: what was begun with --resumable "
+        f"is kept for {format_seconds(KEPT_SECONDS)} at most, {MOST_KEPT} of them, until a write finds no room or "
+        "the server ends; `nbdzram streams` shows what is left; without it, send the exports anew"
     )

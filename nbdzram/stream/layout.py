@@ -26,6 +26,8 @@ from nbdzram.engine.codec import digest_of
 from nbdzram.errors import StreamError
 
 MAGIC = b"NBDZRAMS"
+CONTINUATION_MAGIC = b"NBDZRAMC"
+"""Of what goes on with a stream that was interrupted (position.py)."""
 VERSION = 1
 FEATURES = 0
 """Bits of what a reader must know beyond the version; there are none yet."""
@@ -180,8 +182,17 @@ def preamble() -> bytes:
 def check_preamble(found: bytes) -> None:
     """Whether this program knows the stream. Raises StreamError."""
     magic, version, features = PREAMBLE.unpack(found)
+    if magic == CONTINUATION_MAGIC:
+        raise StreamError(
+            "this goes on with a stream that was interrupted; `nbdzram receive` takes it where its first part is kept"
+        )
     if magic != MAGIC:
         raise StreamError("this is no nbdzram stream; it is what `nbdzram send` writes")
+    check_version(version, features)
+
+
+def check_version(version: int, features: int) -> None:
+    """Whether this program knows what was written so. Raises StreamError."""
     if version != VERSION:
         raise StreamError(
             f"the stream has version {version}, this program reads {VERSION}; receive it with a later one"

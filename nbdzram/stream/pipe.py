@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 
-from nbdzram.errors import StreamError
+from nbdzram.errors import StreamCut, StreamError
 
 LENGTH = struct.Struct(">I")
 LARGEST_CHUNK = 1 << 20
@@ -44,7 +44,7 @@ class Pipe:
             os.eventfd_write(self._wake, 1)
 
     def write(self, content: bytes) -> None:
-        """Send it as chunks. Raises StreamError: cancelled, or nobody reads any more."""
+        """Send it as chunks. Raises StreamError: cancelled, or (StreamCut) nobody reads any more."""
         for start in range(0, len(content), LARGEST_CHUNK):
             part = memoryview(content)[start : start + LARGEST_CHUNK]
             self._within = True
@@ -72,7 +72,7 @@ class Pipe:
         return self._ended
 
     def read(self, count: int) -> bytes:
-        """Up to so many bytes; none at the end mark. Raises StreamError: cancelled, or cut off before it."""
+        """Up to so many bytes; none at the end mark. Raises StreamError: cancelled; or StreamCut: cut off before it."""
         if self._ended:
             return b""
         if not self._left:
@@ -100,9 +100,9 @@ class Pipe:
                 self._wait(select.POLLIN)
                 continue
             except OSError as error:
-                raise StreamError(f"the stream was cut off: {error.strerror}") from None
+                raise StreamCut(f"the stream was cut off: {error.strerror}") from None
             if not part:
-                raise StreamError("the stream was cut off: whoever sent it went away")
+                raise StreamCut("the stream was cut off: whoever sent it went away")
             self._require_going_on()
             return part
 
@@ -114,7 +114,7 @@ class Pipe:
             except BlockingIOError:
                 self._wait(select.POLLOUT)
             except OSError as error:
-                raise StreamError(f"nobody reads the stream any more: {error.strerror}") from None
+                raise StreamCut(f"nobody reads the stream any more: {error.strerror}") from None
 
     def _wait(self, for_what: int) -> None:
         poll = select.poll()

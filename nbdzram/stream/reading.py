@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from nbdzram.engine.codec import digest_of
-from nbdzram.errors import StreamError
+from nbdzram.errors import StreamCut, StreamError
 from nbdzram.stream import layout
-from nbdzram.stream.layout import CHECKSUM, FRAME, LARGEST_BODY, PREAMBLE, Kind
+from nbdzram.stream.layout import CHECKSUM, CONTINUATION_MAGIC, FRAME, LARGEST_BODY, PREAMBLE, Kind
+from nbdzram.stream.position import Position, read_continuation
 
 CUT = "the stream ends in the middle: what sent it was interrupted, or the file is not whole"
 
@@ -21,16 +22,29 @@ class Counted:
         self.digest = 0  # of all records that were given out
 
 
+def opening(read: Callable[[int], bytes]) -> Position | None:
+    """None: a stream comes, else what goes on with one from there; records() reads on, `begun`. Raises StreamError."""
+    counted = Counted()
+    preamble = _exactly(read, PREAMBLE.size, counted)
+    if preamble.startswith(CONTINUATION_MAGIC):
+        return read_continuation(preamble, lambda count: _exactly(read, count, counted))
+    layout.check_preamble(preamble)
+    return None
+
+
 def records(
-    read: Callable[[int], bytes], counted: Counted, *, salt: int = 0, alone: bool = True
+    read: Callable[[int], bytes], counted: Counted, *, salt: int = 0, alone: bool = True, begun: bool = False
 ) -> Iterator[tuple[Kind, memoryview]]:
     """Each record's kind and body, up to END with it; `read` gives up to so many bytes, none at the end.
 
-    salt: of a group of a journal; alone: nothing is to follow it.
+    salt: of a group of a journal; alone: nothing is to follow it; begun: opening() was read, and `counted` is where it
+    goes on.
 
-    Raises StreamError, for anything that is not exactly what was written.
+    Raises StreamError, for anything that is not exactly what was written; StreamCut where what `counted` says so far
+    was, and was given out.
     """
-    layout.check_preamble(_exactly(read, PREAMBLE.size, counted))
+    if not begun:
+        layout.check_preamble(_exactly(read, PREAMBLE.size, counted))
     kind = None
     while kind is not Kind.END:
         frame = _exactly(read, FRAME.size, counted)
@@ -53,15 +67,15 @@ def records(
             end = layout.read_end(memoryview(framed)[FRAME.size :])
             if (end.records, end.digest) != (counted.records, counted.digest):
                 raise StreamError("the stream is damaged: its end record is not that of the records before it")
+            if alone and read(1):
+                raise StreamError("the stream is damaged: there are bytes behind its end record")
         yield kind, memoryview(framed)[FRAME.size :]
         counted.records += 1
         counted.digest = layout.digest_on(counted.digest, checksum)
-    if alone and read(1):
-        raise StreamError("the stream is damaged: there are bytes behind its end record")
 
 
-def _damaged(number: int) -> StreamError:
-    return StreamError(f"the stream is damaged: record {number} is not what was written")
+def _damaged(number: int) -> StreamCut:
+    return StreamCut(f"the stream is damaged: record {number} is not what was written")
 
 
 def _exactly(read: Callable[[int], bytes], count: int, counted: Counted) -> bytes:
@@ -69,7 +83,7 @@ def _exactly(read: Callable[[int], bytes], count: int, counted: Counted) -> byte
     while missing:
         part = read(missing)
         if not part:
-            raise StreamError(CUT)
+            raise StreamCut(CUT)
         parts.append(part)
         missing -= len(part)
         counted.bytes_read += len(part)

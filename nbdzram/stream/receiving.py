@@ -3,8 +3,9 @@
     HEADER ── POOL ── EXPORT: a concealed disk ── OBJECTS: stored, or found ── BLOCKS ── ... ── END: all of it is there
 
 Whatever goes wrong before the end, all of it is deleted again; a process that is killed leaves it to the next opening
-(engine/moment). So a stream is received wholly or not at all. What its records may say in which order is checked here;
-what an object or a run may be, in engine/absorb.
+(engine/moment). So a stream is received wholly or not at all. Where it merely broke off, what came may be kept,
+concealed as it is, for what goes on behind its last whole record (position.py). What its records may say in which order
+is checked here; what an object or a run may be, in engine/absorb.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from nbdzram.engine import moment
 from nbdzram.engine.absorb import Absorber
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, StreamError
+from nbdzram.errors import EngineError, StreamCut, StreamError
 from nbdzram.stream import layout
 from nbdzram.stream.layout import EXPORTS_MAX, EndPart, ExportPart, Header, Kind, Origin
+from nbdzram.stream.position import Position
 from nbdzram.stream.reading import Counted, records
 
 STAGING_BYTES = layout.BLOCK_SIZE << 32
@@ -72,14 +74,44 @@ class Receiver:
         self._pools: list[_PoolReceiver] = []
         self._received: dict[int, Received] = {}
 
-    def receive(self, read: Callable[[int], bytes], *, salt: int = 0, alone: bool = True) -> list[Received]:
+    @property
+    def position(self) -> Position:
+        """Behind the last record that came."""
+        assert self.header is not None
+        return Position(self.header.identity, self.intake.counted.records, self.intake.counted.digest)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the exports that have begun to come."""
+        return tuple([one.name for one in list(self._received.values())])
+
+    @property
+    def pools(self) -> list[Pool]:
+        """In which something of it lies."""
+        return [pool.place.pool for pool in self._pools]
+
+    def receive(
+        self,
+        read: Callable[[int], bytes],
+        *,
+        salt: int = 0,
+        alone: bool = True,
+        begun: bool = False,
+        keep: bool = False,
+    ) -> list[Received]:
         """All of it: concealed disks that the caller offers or discards. Raises StreamError, UserError; then nothing is
-        left. Blocks as `read` does, and `read` may raise to end it. salt, alone: see records().
+        left. Blocks as `read` does, and `read` may raise to end it. salt, alone, begun: see records().
+
+        keep: behind a StreamCut what came stays, if anything did, and another call goes on from `position`.
         """
         try:
-            for kind, body in records(read, self.intake.counted, salt=salt, alone=alone):
+            for kind, body in records(read, self.intake.counted, salt=salt, alone=alone, begun=begun):
                 self._take(kind, body)
             self._end()
+        except StreamCut:
+            if not keep or self.header is None:
+                self.discard()
+            raise
         except EngineError as error:
             self.discard()
             raise StreamError(f"the stream cannot be received: {error}") from error

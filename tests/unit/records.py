@@ -20,6 +20,7 @@ from nbdzram.status import (
     RunTotals,
     ScrubStatus,
     ServerStatus,
+    StreamStatus,
     ThreadStatus,
 )
 
@@ -96,6 +97,17 @@ USAGE = DiskUsage(
     unique=90 * MIB,
     shared=30 * MIB,
     huge=78 * 4096,
+)
+
+STREAM = StreamStatus(
+    stream="00" * 16,
+    way="received",
+    state="kept",
+    exports=("disk",),
+    records=7,
+    stream_bytes=4096,
+    seconds_left=60.0,
+    token=f"{'00' * 16}-7-{'00' * 8}",
 )
 
 RUNNING = RunStatus(

@@ -36,11 +36,12 @@ from nbdzram.status import (
     RunStatus,
     SendReport,
     ServerStatus,
+    StreamStatus,
     from_json,
     to_json,
 )
 from nbdzram.stream.pipe import Pipe
-from tests.unit.records import CLIENT, EXPORT, REPORT, RUNNING, SERVER, USAGE, WAITING
+from tests.unit.records import CLIENT, EXPORT, REPORT, RUNNING, SERVER, STREAM, USAGE, WAITING
 
 
 class RecordedOperations:
@@ -147,20 +148,28 @@ class RecordedOperations:
         self.asked.append((source, name, read_only))
         return EXPORT
 
-    async def send_stream(self, exports: Sequence[str], since: str | None, *, pipe: Pipe) -> SendReport:
-        self.asked.append((*exports, since))
+    async def send_stream(
+        self, exports: Sequence[str], since: str | None, *, resumable: bool, resume: str | None, pipe: Pipe
+    ) -> SendReport:
+        self.asked.append((*exports, since, resumable, resume))
         pipe.write(b"a stream")
         pipe.end()
         return SendReport(tuple(exports), 1, 1, 57, 8, 0.5)
 
-    async def receive_stream(self, prefix: str, pool: str | None, *, pipe: Pipe) -> ReceiveReport:
+    async def receive_stream(self, prefix: str, pool: str | None, *, resumable: bool, pipe: Pipe) -> ReceiveReport:
         parts = []
         while part := await asyncio.to_thread(pipe.read, 1 << 16):
             parts.append(part)
             if b"bad" in part:
                 raise UserError("the stream is bad")
-        self.asked.append((prefix, pool, b"".join(parts)))
+        self.asked.append((prefix, pool, resumable, b"".join(parts)))
         return ReceiveReport(("disk",), 1, 1, 0, 57, 8, 0.5)
+
+    async def streams(self) -> tuple[StreamStatus, ...]:
+        return (STREAM,)
+
+    async def abandon_stream(self, name: str) -> None:
+        self.asked.append((name,))
 
     async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
         self.asked.append((name,))
@@ -447,7 +456,7 @@ def test_a_stream_comes_before_the_answer_and_the_connection_goes_on(path: Path)
 
     (stream, report, status), operations = with_server(path, act)
     assert (stream, report["exports"], status) == (b"a stream", ["a", "b"], SERVER)
-    assert operations.asked == [("a", "b", "monday")]
+    assert operations.asked == [("a", "b", "monday", False, None)]
 
 
 def test_a_stream_of_the_client_is_taken_to_its_end(path: Path) -> None:
@@ -460,7 +469,18 @@ def test_a_stream_of_the_client_is_taken_to_its_end(path: Path) -> None:
 
     (report, status), operations = with_server(path, act)
     assert (report["exports"], status) == (["disk"], SERVER)
-    assert operations.asked == [("new-", None, b"".join(pieces))]
+    assert operations.asked == [("new-", None, False, b"".join(pieces))]
+
+
+def test_streams_are_told_and_abandoned(path: Path) -> None:
+    def act() -> Any:
+        with ControlClient(path) as client:
+            client.call("streams.abandon", name="00" * 16)
+            return client.call("streams")
+
+    (told,), operations = with_server(path, act)
+    assert from_json(StreamStatus, told) == STREAM
+    assert operations.asked == [("00" * 16,)]
 
 
 def test_a_stream_that_is_refused_in_its_middle_tells_why_and_ends_the_connection(path: Path) -> None:

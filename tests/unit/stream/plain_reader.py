@@ -1,6 +1,7 @@
 """A reader of streams that was written from docs/reference/stream.md alone: it knows nothing of nbdzram's code.
 
     contents(stream, bases) -> {name: bytes}
+    contents(joined(cut, continuation, ...))
 
 It needs the public packages lz4, xxhash and zstandard, and as much memory as the disks are large.
 """
@@ -151,6 +152,32 @@ class Export:
 
     def put(self, block: int, content: bytes) -> None:
         self.content[block * BLOCK : (block + 1) * BLOCK] = content
+
+
+def joined(first: bytes, *continuations: bytes) -> bytes:
+    """The stream that was cut off behind `first`, and went on."""
+    for continuation in continuations:
+        require(continuation[:8] == b"NBDZRAMC", "the magic of a continuation")
+        require(struct.unpack("<II", continuation[8:16]) == (1, 0), "version and features")
+        count, digest, checksum = struct.unpack("<QQQ", continuation[32:56])
+        require(xxhash.xxh3_64_intdigest(continuation[:48], seed=0) == checksum, "the head's checksum")
+        end, found = whole_records(first, count)
+        require(first[24:40] == continuation[16:32], "it goes on with another stream")
+        require(found == digest, "it goes on behind other records")
+        first = first[:end] + continuation[56:]
+    return first
+
+
+def whole_records(stream: bytes, count: int) -> tuple[int, int]:
+    """Where the first so many records end, and their digest."""
+    at, digest = 16, 0
+    for _ in range(count):
+        require(at + 8 <= len(stream), "it goes on behind what did not come")
+        behind = at + 8 + struct.unpack("<I", stream[at : at + 4])[0]
+        require(behind + 8 <= len(stream), "it goes on behind what did not come")
+        digest = xxhash.xxh3_64_intdigest(struct.pack("<Q", digest) + stream[behind : behind + 8], seed=0)
+        at = behind + 8
+    return at, digest
 
 
 def exports_of(stream: bytes, bases: Mapping[int, bytes] | None = None) -> list[Export]:

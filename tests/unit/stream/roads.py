@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.stream.layout import ExportPart, Origin
+from nbdzram.stream.marks import Marks
 from nbdzram.stream.receiving import Intake, Place, Received, Receiver
-from nbdzram.stream.sending import Progress, Source, send
+from nbdzram.stream.sending import Progress, Sending, Source
 
 MOMENT_NS = 1_700_000_000_000_000_000
 
@@ -44,12 +46,28 @@ def sent(
     out: io.BytesIO | None = None,
 ) -> bytes:
     """The stream of disks of one pool; `bases` by the name of the disk, `meanwhile` runs after the moment."""
-    bases, out = bases or {}, out or io.BytesIO()
+    out = out or io.BytesIO()
+    with begun(*disks, bases=bases, progress=progress, domains=domains, origins=origins) as sending:
+        meanwhile()
+        sending.write_to(out.write)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+@contextlib.contextmanager
+def begun(
+    *disks: Disk,
+    bases: Mapping[str, Disk] | None = None,
+    progress: Progress | None = None,
+    domains: Mapping[str, int] | None = None,
+    origins: Mapping[str, int] | None = None,
+    marks: Marks | None = None,
+) -> Iterator[Sending]:
+    """The same, that can be interrupted; its moment is kept as long as the context."""
+    bases = bases or {}
     pool = disks[0].pool
     sources = [*disks, *bases.values()]
     copies = moment.snapshot_together(sources, [f"\ncopy {number}" for number in range(len(sources))])
     by_source = dict(zip([disk.name for disk in sources], copies, strict=True))
-    meanwhile()
     try:
         told = []
         for number, disk in enumerate(disks):
@@ -66,20 +84,21 @@ def sent(
                     base=None if base is None else by_source[base.name],
                 )
             )
-        send([("default", pool, told)], MOMENT_NS, "tests", out.write, progress or Progress())  # type: ignore[arg-type]
+        yield Sending([("default", pool, told)], MOMENT_NS, "tests", progress or Progress(), marks=marks)
     finally:
         moment.discard(copies)
-    return out.getvalue()
 
 
 def receive(pool: Pool, stream: bytes, *, prefix: str = "", intake: Intake | None = None) -> list[Received]:
     """Concealed disks; see `reveal`."""
+    return receiver_in(pool, prefix=prefix, intake=intake).receive(io.BytesIO(stream).read)
 
+
+def receiver_in(pool: Pool, *, prefix: str = "", intake: Intake | None = None) -> Receiver:
     def find_base(identity: int) -> Disk | None:
         return next((disk for disk in pool.disks() if disk.identity == identity), None)
 
-    receiver = Receiver(lambda name: Place(name, pool, find_base), lambda told: prefix + told.name, intake)
-    return receiver.receive(io.BytesIO(stream).read)
+    return Receiver(lambda name: Place(name, pool, find_base), lambda told: prefix + told.name, intake)
 
 
 def revealed(pool: Pool, stream: bytes, *, prefix: str = "") -> dict[str, Disk]:
