@@ -30,6 +30,7 @@ from nbdzram.config import CheckpointConfig
 from nbdzram.errors import EngineError, StreamError, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.chains import Checkpoint, checkpoints_in, name_of, next_number, sync_directory
+from nbdzram.server.claim import Claim
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
 from nbdzram.server.moments import Moment, Moments
@@ -61,6 +62,7 @@ class Checkpoints:
         self._last: Moment | None = None  # what the next one tells its changes from
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
+        self._claim: Claim | None = None
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
         self._status: CheckpointStatus | None = None
@@ -91,7 +93,8 @@ class Checkpoints:
                 "tmpfs, or leave it out"
             )
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._claim = Claim(self._directory)
+            self._claim.take()
             for left in self._directory.glob("*.new"):
                 left.unlink()
             sync_directory(self._directory)
@@ -133,6 +136,12 @@ class Checkpoints:
             await self.journal.close()
         self._moments.close()
         self._journal_moments.close()
+        self.release()
+
+    def release(self) -> None:
+        """Another server may have the directory."""
+        if self._claim is not None:
+            self._claim.release()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -180,13 +189,13 @@ class Checkpoints:
         if not len(self._exports) and self.journal is None:
             return
         began = time.monotonic()
-        number = await self._moments.on_the_thread(lambda: next_number(self._directory))
-        whole = self._last is None or self._is_long()
+        number, continues = await self._moments.on_the_thread(self._look)
+        whole = self._last is None or not continues or self._is_long()
         if self.journal is not None:
             taken = await self.journal.begin_checkpoint(number)
         else:
             taken = await self._moments.take(self._last)
-        if taken is self._last:
+        if taken is self._last and continues:
             await self._moments.release(taken)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
@@ -205,6 +214,17 @@ class Checkpoints:
             seconds=time.monotonic() - began,
             stream_bytes=progress.bytes_written,
         )
+
+    def _look(self) -> tuple[int, bool]:
+        """On the thread: the number of the next one, and whether the files that it would go on from are all there."""
+        assert self._claim is not None
+        if self._claim.take():
+            log.warning("%s is another directory than it was; the next checkpoint is a whole one", self._directory)
+        known = checkpoints_in(self._directory)
+        missing = [one.path.name for one in self._chain if one.number not in known]
+        if missing:
+            log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)
+        return max([next_number(self._directory), *[one.number + 1 for one in self._chain]]), not missing
 
     def _is_long(self) -> bool:
         """Another chain is to begin."""

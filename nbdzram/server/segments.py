@@ -41,7 +41,13 @@ class SegmentFile:
         write_stream(group.write, salt_of(self.head.salt, head.sequence))
         end = group.flush()
         os.fdatasync(self._descriptor)
+        self._require_name()
         self.end = aligned(end)
+
+    def _require_name(self) -> None:
+        """A start finds it: syncing a file that was removed, or whose directory was, succeeds too."""
+        if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
+            raise OSError(f"{self.path.name} is not there any more: something removed or hides it")
 
     def write_at(self, position: int, content: bytes) -> None:
         """All of it. Raises OSError."""

@@ -136,6 +136,7 @@ class Service:
                 await self._nbd.start()
         except BaseException:
             self._headroom.stop()
+            self._checkpoints.release()
             for pool in pools.values():
                 pool.close()
             raise

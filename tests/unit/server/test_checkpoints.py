@@ -351,6 +351,75 @@ def test_pools_that_hold_disks_are_left_alone(tmp_path: Path) -> None:
     play(story)
 
 
+def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, text(1))
+            with pytest.raises(UserError, match=r"another server keeps its checkpoints in .*; stop it, or give"):
+                async with serving(tmp_path):
+                    pass
+            await of(service).take()
+            assert files(tmp_path) == ["00000001-full.stream"]
+        async with serving(tmp_path) as service:  # who stopped has it no more
+            assert disk(service).read(0, BLOCK) == text(1)
+
+    play(story)
+
+
+def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "00000001-full.stream").write_bytes(b"damaged")
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
+                async with serving(tmp_path):
+                    pass
+
+    play(story)
+
+
+def test_behind_a_directory_that_was_removed_the_next_one_is_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(BLOCK, text(2))
+            await of(service).take()
+            shutil.rmtree(tmp_path / "kept")
+            await of(service).take()  # also if nothing changed: what there is is gone
+            assert files(tmp_path / "kept") == ["00000003-full.stream"]
+            with pytest.raises(UserError, match="another server keeps its checkpoints"):
+                async with serving(tmp_path / "kept"):
+                    pass
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left) as service:
+            assert disk(service).read(0, 2 * BLOCK) == text(1) + text(2)
+
+    play(story)
+    assert "is another directory than it was" in caplog.text
+
+
+def test_behind_a_file_that_was_removed_the_next_one_is_whole(tmp_path: Path) -> None:
+    """What would have been told since it could never be read."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100)))
+            for number in range(3):
+                disk(service).write(number * BLOCK, text(number))
+                await of(service).take()
+            (tmp_path / "kept" / "00000002-since-00000001.stream").unlink()
+            disk(service).write(3 * BLOCK, text(3))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            assert "00000004-full.stream" in files(left)
+        async with serving(left) as service:
+            assert disk(service).read(0, 4 * BLOCK) == b"".join(text(number) for number in range(4))
+
+    play(story)
+
+
 def test_a_checkpoint_whose_whole_one_is_missing_is_not_begun_from(tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(tmp_path / "kept") as service:

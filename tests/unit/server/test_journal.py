@@ -8,6 +8,7 @@ import errno
 import logging
 import mmap
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -240,6 +241,39 @@ def test_a_checkpoint_that_began_before_the_journal_died_does_not_mend_it(
         assert (await begun_from(left))[: 2 * BLOCK] == text(1) + text(2)
 
     play(story)
+
+
+@pytest.mark.parametrize("how", ["the file", "the directory", "hidden"])
+def test_a_journal_that_no_start_would_find_answers_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Syncing a file without a name succeeds; a new checkpoint mends it."""
+
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        kept = tmp_path / "kept"
+        async with serving(kept) as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            if how == "the file":
+                next(kept.glob("*.journal")).unlink()
+            elif how == "the directory":
+                shutil.rmtree(kept)
+            else:
+                kept.rename(tmp_path / "elsewhere")
+                kept.mkdir()
+            disk(service).write(BLOCK, text(2))
+            with pytest.raises(OSError, match="is not there any more"):
+                await journal(service).synced()
+            await of(service).take()
+            disk(service).write(2 * BLOCK, text(3))
+            await journal(service).synced()
+            left = as_the_power_left_it(kept, tmp_path / "left")
+        assert (await begun_from(left))[: 3 * BLOCK] == text(1) + text(2) + text(3)
+
+    play(story)
+    assert "FLUSH is answered again" in caplog.text
 
 
 def test_segments_stay_until_a_checkpoint_behind_them_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

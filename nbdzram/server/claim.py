@@ -1,0 +1,51 @@
+"""The directory of checkpoints, had by one server alone for as long as it runs.
+
+Two servers in one directory would give the same numbers to different files, and each sweeps away what it takes for old.
+So the directory itself is locked (flock(2)): a kill lets it go, and nothing is left behind. One that was removed, or
+hidden by what was mounted over it, is told by its inode: files in it have no name any more that a start would find.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from nbdzram.errors import UserError
+
+
+class Claim:
+    """Of one path. Its methods block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def take(self) -> bool:
+        """Have the directory that is there now, made if there is none; whether it is another than before.
+
+        Raises UserError: another server has it; OSError.
+        """
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._descriptor >= 0 and os.path.samestat(os.fstat(self._descriptor), self._path.stat()):
+            return False
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(
+                f"another server keeps its checkpoints in {self._path}; stop it, or give this one a directory of its "
+                "own"
+            ) from None
+        except OSError:  # a file system that has no such locks: nobody is kept out
+            pass
+        self.release()
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Another server may have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
