@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +81,28 @@ def other_places(image: Image) -> list[int]:
     return [at + index for at in image.pages if at >= FIRST_UNIT * UNIT for index in range(0, PAGE, 8)]
 
 
+KINDS_OF_PLACES = (fixed_places, cell_places, other_places)
+SHARES = (2, 3, 5)
+
+
+def flips(image: Image, seeds: range) -> Iterator[tuple[int, int, int]]:
+    """Single bits, by seed: the seed, the word, and its bit."""
+    places = [find(image) for find in KINDS_OF_PLACES]
+    for seed in seeds:
+        choose = random.Random(seed)
+        yield seed, choose.choice(choose.choices(places, SHARES)[0]), choose.randrange(64)
+
+
+def flipped(image: Image, at: int, bit: int) -> Damage:
+    """One bit of the word at a place is another."""
+    word = int.from_bytes(image.word(at), "little") ^ 1 << bit
+    return Damage("bit", (at,), image.with_word(at, word.to_bytes(8, "little")))
+
+
 def damaged(image: Image, seed: int) -> Damage:
     """One damage."""
     choose = random.Random(seed)
-    places = choose.choices((fixed_places, cell_places, other_places), (2, 3, 5))[0](image)
+    places = choose.choices(KINDS_OF_PLACES, SHARES)[0](image)
     at, other = choose.choice(places), choose.choice(places)
     word = int.from_bytes(image.word(at), "little")
     kind = choose.choice(("bit", "bit", "bits", "cleared", "random", "copied", "swapped", "half", "truncated"))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import collections
 import lzma
+import mmap
 import os
 import random
 import resource
 import signal
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,15 +22,17 @@ import pytest
 from nbdzram.engine.check import Check
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import ArenaError, CheckFailed, EngineError, PoolFull
+from nbdzram.errors import ArenaError, CheckFailed, EngineError, PoolFull, StreamError
 from tests.faults.contents import BLOCK, FAR, NEAR, SIZE, expected, tell
-from tests.faults.damage import Damage, Image, damaged
+from tests.faults.damage import Damage, Image, damaged, flipped, flips
 from tests.support.arena import FIRST_UNIT, UNIT
+from tests.unit.stream.roads import receive, sent
 
 HOLE = bytes(BLOCK)
 RANGES = ((0, NEAR + 200), (FAR - 20, FAR + 100))
 PROCESSOR_SECONDS = 20  # of one opening and reading, which take 0.05: what takes longer hangs
 QUICK, THOROUGH = 60, 1000
+FLIPS_WHILE_OPEN, FLIPS_BEFORE, FLIPS_OF_STREAMS = 5000, 2500, 2500  # ten thousand in all
 
 REFUSED, TOLD, RIGHT, SILENT, CHANGED = "refused", "told", "right", "silent", "changed by a refused opening"
 OUTCOMES = (REFUSED, TOLD, RIGHT, SILENT, CHANGED)
@@ -108,17 +113,24 @@ def try_out(path: Path, image: Image, exports: Expected, seed: int) -> str:
 def outcome_of(damage: Damage, path: Path, exports: Expected, seed: int) -> str:
     """The same, in a process of its own."""
     damage.image.write(path)
+    try:
+        return apart(lambda: try_out(path, damage.image, exports, seed))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def apart(act: Callable[[], str]) -> str:
+    """What comes of it in a process of its own."""
     child = os.fork()
     if child == 0:
         code = 99
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            code = OUTCOMES.index(try_out(path, damage.image, exports, seed))
+            code = OUTCOMES.index(act())
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
-    path.unlink(missing_ok=True)
     if os.WIFSIGNALED(status):
         ended_by = os.WTERMSIG(status)
         return "hang" if ended_by in (signal.SIGXCPU, signal.SIGKILL) else signal.Signals(ended_by).name
@@ -196,3 +208,53 @@ def test_damage_is_refused_or_told_and_never_delivered(place: Path, form: int) -
 @pytest.mark.parametrize("form", [1, 2])
 def test_a_thousand_damages_are_refused_or_told_and_never_delivered(place: Path, form: int) -> None:
     try_damages(form, place, range(THOROUGH))
+
+
+# -- ten thousand single bits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [QUICK, pytest.param(FLIPS_WHILE_OPEN, marks=pytest.mark.slow)])
+def test_no_bit_that_flips_in_an_open_arena_lets_a_wrong_byte_be_served(place: Path, count: int) -> None:
+    """In objects, cells, nodes, dictionaries, directory and superblock, each in turn, below a pool that reads on."""
+    exports, image = expected(), arena_of(2, place)
+    path = place / "open"
+    image.write(path)
+    outcomes: collections.Counter[str] = collections.Counter()
+    with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        for seed, at, bit in flips(Image.of(path), range(count)):
+            (word,) = struct.unpack_from("<Q", view, at)
+            struct.pack_into("<Q", view, at, word ^ 1 << bit)
+            outcome = apart(lambda: read_all(pool, exports))
+            struct.pack_into("<Q", view, at, word)
+            assert outcome in (TOLD, RIGHT), (seed, hex(at), bit, outcome)
+            outcomes[outcome] += 1
+        assert read_all(pool, exports) == RIGHT
+    print(f"{count} bits of an open arena: {dict(outcomes)}, 0 wrong bytes")
+    assert outcomes[TOLD] > count // 10, "most of them lie in nothing that is read"
+
+
+@pytest.mark.slow
+def test_no_bit_that_flipped_before_an_arena_is_opened_lets_a_wrong_byte_be_served(place: Path) -> None:
+    exports, image = expected(), arena_of(2, place)
+    outcomes: collections.Counter[str] = collections.Counter()
+    for seed, at, bit in flips(image, range(FLIPS_BEFORE)):
+        outcome = outcome_of(flipped(image, at, bit), place / "flipped", exports, seed)
+        assert outcome in (REFUSED, TOLD, RIGHT), (seed, hex(at), bit, outcome)
+        outcomes[outcome] += 1
+    print(f"{FLIPS_BEFORE} bits of an arena that is opened: {dict(outcomes)}, 0 wrong bytes")
+
+
+@pytest.mark.slow
+def test_no_bit_that_flips_in_a_stream_lets_a_wrong_byte_be_received() -> None:
+    with Pool() as pool, Pool() as other:
+        tell(pool)
+        stream = sent(*pool.disks(), origins={"copy": 0})
+        for seed in range(FLIPS_OF_STREAMS):
+            choose = random.Random(seed)
+            bent = bytearray(stream)
+            bent[choose.randrange(len(stream))] ^= 1 << choose.randrange(8)
+            with pytest.raises(StreamError):
+                receive(other, bytes(bent))
+            assert (other.all_disks(), other.stats().objects) == ([], 0), seed
+        assert len(receive(other, stream)) == 4
+    print(f"{FLIPS_OF_STREAMS} bits of streams: all refused, 0 wrong bytes")
