@@ -20,7 +20,7 @@ from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
-from tests.bench import holds, onlookers, scrape, strangers
+from tests.bench import holds, lasting, onlookers, scrape, strangers
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
@@ -369,6 +369,9 @@ MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "holds": measure_holds,
     "memory": measure_memory,
     "scrape": measure_scrape,
+    "streams": lambda directory, effort: lasting.measure_streams(directory, effort.rounds),
+    "checkpoints": lambda directory, effort: lasting.measure_checkpoints(directory, effort.rounds),
+    "verification": lambda directory, effort: lasting.measure_verification(directory, effort.rounds, effort.seconds),
 }
 
 
