@@ -19,6 +19,7 @@ Who else is beside, and may want the same
     pending, tried     a bit a handle: set and cleared by atomic operations, for the sake of what stands beside it
     slot, handle       of the kit alone; what goes through the depot has its lock
     counters   an export's, and the blocks of all: atomic, when they change. All others are tallied in the kit
+    quota      a block more is counted before it is stored, by compare-and-swap, so that all who are beside stay within it
 
 Crash rules: those of a write that has the lock alone, store for store: bytes, cell, entry, and only then the old cell.
 """
@@ -36,7 +37,7 @@ from nbdzram.engine.lock cimport lock_leave_beside, lock_take_beside
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport Prepared
-from nbdzram.engine.publish cimport add64, look32, look64, publish64, subtract64
+from nbdzram.engine.publish cimport add64, exchange64, look32, look64, publish64, subtract64
 from nbdzram.engine.slab cimport RELEASED, retired_slot, retired_unit, retired_word
 from nbdzram.engine.table cimport (
     BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, PARENTS_MASK, TOP_LEVEL, aged, branch_word, entry_handle, entry_word,
@@ -53,6 +54,12 @@ cdef struct Old:
     bint stored      # no hole
     bint same        # every word of it repeats the first
 
+cdef struct Gain:
+    # What writes have added to their export's blocks.
+    int64_t stored
+    int64_t same
+    int64_t counted  # of those stored, what the export counts already: it has a quota
+
 
 cdef uint32_t write_beside(
     Pool pool, Blocks disk, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end
@@ -62,7 +69,7 @@ cdef uint32_t write_beside(
     cdef Kit* kit = kit_of_thread(&pool.sides)
     cdef uint64_t* leaf = NULL
     cdef uint32_t done = 0
-    cdef int64_t stored = 0, same = 0
+    cdef Gain gain = Gain(0, 0, 0)
     cdef bint outgrown
     if kit == NULL:
         return 0
@@ -72,10 +79,10 @@ cdef uint32_t write_beside(
     if leaf != NULL and has_room(kit, pool.store, count):
         _bring_near(pool, leaf, first, count)
         while done < count and _replace(
-                pool, kit, leaf + (first + done) % LEAF_BLOCKS, first + done, &prepared[done], &stored, &same):
+                pool, disk, kit, leaf + (first + done) % LEAF_BLOCKS, first + done, &prepared[done], &gain):
             done += 1
-        if stored or same:
-            _count(pool, disk, stored, same)
+        if gain.stored or gain.same:
+            _count(pool, disk, &gain)
     outgrown = outgrows(kit, pool.store)
     lock_leave_beside(&pool.lock, &kit.seat)
     if outgrown:
@@ -115,30 +122,45 @@ cdef void _bring_near(Pool pool, const uint64_t* leaf, uint64_t first, uint32_t 
 
 
 cdef bint _replace(
-    Pool pool, Kit* kit, uint64_t* place, uint64_t block, const Prepared* new, int64_t* stored, int64_t* same
+    Pool pool, Blocks disk, Kit* kit, uint64_t* place, uint64_t block, const Prepared* new, Gain* gain
 ) noexcept nogil:
     """Store one block. False: something is not as usual, and nothing changed."""
     cdef Old old
     cdef uint64_t entry
     cdef uint32_t handle
     cdef bint is_same = new.kind == KIND_FILL
+    cdef bint counts
     if new.handle or not _see(pool, look64(place), block, &old):
         return False
-    if is_same:
-        entry = same_entry(pool.seed, block, new.word)
-        if entry == 0:
-            return False
-    else:
+    counts = not old.stored and look64(&disk.quota) != 0
+    if counts and not _count_one(disk):
+        return False
+    entry = same_entry(pool.seed, block, new.word) if is_same else 0
+    if not is_same:
         handle = _put(pool, kit, new)
-        if handle == 0:
-            return False
-        entry = aged(entry_word(pool.seed, block, handle, new.word), pool.now)
+        if handle:
+            entry = aged(entry_word(pool.seed, block, handle, new.word), pool.now)
+    if entry == 0:
+        if counts:
+            subtract64(&disk.stored, 1)
+        return False
     publish64(place, entry)
-    stored[0] += 1 - <int64_t>old.stored
-    same[0] += <int64_t>is_same - <int64_t>old.same
+    gain.stored += 1 - <int64_t>old.stored
+    gain.same += <int64_t>is_same - <int64_t>old.same
+    gain.counted += counts
     if old.handle:
         _release(pool, kit, old.handle, old.word)
     return True
+
+
+cdef bint _count_one(Blocks disk) noexcept nogil:
+    """Count a block more, if the export's quota has room for it."""
+    cdef uint64_t stored = look64(&disk.stored)
+    while stored < look64(&disk.quota):
+        if exchange64(&disk.stored, stored, stored + 1):
+            return True
+        stored = look64(&disk.stored)
+    return False
 
 
 cdef bint _see(Pool pool, uint64_t entry, uint64_t block, Old* old) noexcept nogil:
@@ -227,14 +249,14 @@ cdef void _tally(Kit* kit, uint64_t word, int sign) noexcept nogil:
         kit.tallies.huge_now += <int64_t>sign
 
 
-cdef void _count(Pool pool, Blocks disk, int64_t stored, int64_t same) noexcept nogil:
+cdef void _count(Pool pool, Blocks disk, const Gain* gain) noexcept nogil:
     """So many blocks more in the export, and in the sums that it is part of (Blocks._add). No recount is under way."""
-    add64(&disk.stored, stored)
-    add64(&disk.same, same)
+    add64(&disk.stored, gain.stored - gain.counted)
+    add64(&disk.same, gain.same)
     if disk.concealed:
         return
-    add64(&pool.blocks_stored, stored)
-    add64(&pool.blocks_same, same)
+    add64(&pool.blocks_stored, gain.stored)
+    add64(&pool.blocks_same, gain.same)
     if disk.summed == pool.sum:
-        add64(&pool.sum_stored, stored)
-        add64(&pool.sum_same, same)
+        add64(&pool.sum_stored, gain.stored)
+        add64(&pool.sum_same, gain.same)

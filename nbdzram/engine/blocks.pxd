@@ -36,6 +36,7 @@ cdef class Blocks:
     cdef uint64_t size
     cdef uint64_t stored
     cdef uint64_t same
+    cdef uint64_t quota      # blocks that may be stored; 0: as many as the pool has room for
     cdef uint64_t recounted  # blocks below are counted by the check under way
     cdef uint64_t found_stored, found_same  # among them
     cdef bint found_behind   # one that lies behind the end

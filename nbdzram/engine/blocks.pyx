@@ -10,9 +10,11 @@ Invariants
 2. An export's block table is reached through root() alone, under the pool's lock, and again after each time that the
    lock was let go. Of a disk that is gone (deleted, or its pool closed) it gives nothing, for whoever still asks.
 3. A directory entry is not used again while somebody holds its disk (Pool.held).
+4. While a disk has a quota, no write makes `stored` go beyond it. What is stored already may be more: of a clone, or after
+   the quota was lowered. Then blocks are replaced and given back, and none is added.
 """
 
-from libc.errno cimport EINVAL, EIO, ENOSPC
+from libc.errno cimport EDQUOT, EINVAL, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -27,7 +29,7 @@ from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
-from nbdzram.engine.publish cimport amend32
+from nbdzram.engine.publish cimport amend32, amend64, look64
 from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
 from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has
 
@@ -146,6 +148,14 @@ cdef class Blocks:
     @property
     def size_bytes(self):
         return self.size
+
+    @property
+    def quota_bytes(self):
+        return look64(&self.quota) * BLOCK
+
+    @quota_bytes.setter
+    def quota_bytes(self, uint64_t quota):
+        amend64(&self.quota, (quota + BLOCK - 1) // BLOCK)
 
     @property
     def read_only(self):
@@ -344,6 +354,11 @@ cdef class Blocks:
             raise PoolFull(
                 f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: the pool is at its limit of "
                 f"{self.pool.mem_limit} bytes, or memory is exhausted; raise the limit, trim, fold or compact"
+            )
+        if error == EDQUOT:
+            raise PoolFull(
+                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: it may store {self.quota_bytes} bytes; "
+                "trim, or raise its quota"
             )
         if error == EINVAL:
             raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")

@@ -23,6 +23,7 @@ cdef class Disk(Blocks):
     cdef int _commit(
         self, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end, uint32_t* stored
     ) noexcept nogil
+    cdef bint _is_beyond(self, const uint64_t* leaf, uint64_t block) noexcept nogil
     cdef bint _replace(self, uint64_t* leaf, uint64_t block, const Prepared* block) noexcept nogil
     cdef int _write_part(self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source) noexcept nogil
     cdef int _store_part(

@@ -40,6 +40,8 @@ class Disk:
     @property
     def identity(self) -> int:
         """48 bits that every copy of its content has, here and elsewhere, and no other content; 0: none."""
+    quota_bytes: int
+    """Of blocks that are stored, same-filled included; 0: as many as the pool has room for. In whole blocks."""
     def identify(self, identity: int) -> None:
         """Give a disk that will not change an identity, or take it away (0) before it changes."""
     @property
@@ -52,7 +54,7 @@ class Disk:
     def read_into(self, offset: int, target: Buffer) -> None:
         """Fill the writable, contiguous `target` from `offset`."""
     def write(self, offset: int, source: Buffer) -> None:
-        """Store. Raises PoolFull: each block then has its old or its new content, none a mixture."""
+        """Store. Raises PoolFull, also for a quota: each block then has its old or its new content, none a mixture."""
     def trim(self, offset: int, length: int) -> None:
         """Whole blocks in the range become holes and read as zeroes; partial blocks at its ends stay as they are."""
     def zero(self, offset: int, length: int, *, no_hole: bool = False) -> None:

@@ -17,7 +17,7 @@ Invariants
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EBUSY, EIO, ENOSPC
+from libc.errno cimport EBUSY, EDQUOT, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -33,7 +33,7 @@ from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_end, lock_init, lo
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
-from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.publish cimport look64, publish64
 from nbdzram.engine.reading cimport read_block, read_range
 from nbdzram.engine.table cimport (
     LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, repeated_of,
@@ -305,18 +305,25 @@ cdef class Disk(Blocks):
         while leaf != NULL and stored[0] < count and self._replace(leaf, first + stored[0], &prepared[stored[0]]):
             stored[0] += 1
         if stored[0] < count and error == 0:
-            error = ENOSPC
+            error = EDQUOT if self._is_beyond(leaf, first + stored[0]) else ENOSPC
             self.pool.tables.prune(self.root(), first)
         for index in range(stored[0], count):
             abandon(self.pool, &prepared[index])
         lock_leave(&self.pool.lock)
         return error
 
+    cdef bint _is_beyond(self, const uint64_t* leaf, uint64_t block) noexcept nogil:
+        """Under the pool's lock: whether the block would be one more than the export's quota."""
+        cdef uint64_t quota = look64(&self.quota), old = leaf[block % LEAF_BLOCKS]
+        return quota != 0 and self.stored >= quota and (is_hole(old) or not self.pool.tables.is_right(old, block))
+
     cdef bint _replace(self, uint64_t* leaf, uint64_t block_number, const Prepared* block) noexcept nogil:
         """Store one prepared block under the pool's lock. False when there is no room; nothing changed then."""
         cdef uint32_t handle = block.handle
         cdef bint same = handle == 0 and block.kind == KIND_FILL
         cdef uint64_t entry = same_entry(self.pool.seed, block_number, block.word) if same else 0
+        if self._is_beyond(leaf, block_number):
+            return False
         if entry == 0:
             if same:
                 handle = self.pool.store.put_fill(block.word)

@@ -9,8 +9,8 @@ from libc.stdint cimport uint64_t
 from libc.string cimport strlen
 
 from nbdzram.nbd.transmission cimport (
-    BLOCK_STATUS, CACHE, COMMANDS, DISC, FLUSH, FRAGMENTED, NOT_SYNCED, NO_CONTEXT, OUT_OF_RANGE, POOL_FULL, READ, READ_ONLY,
-    TOO_LONG, TRIM, UNKNOWN_COMMAND, UNREADABLE, VERDICTS, WRITE, WRITE_ZEROES, WRONG_FLAGS, WRONG_SHAPE, Request,
+    BLOCK_STATUS, CACHE, COMMANDS, DISC, FLUSH, FRAGMENTED, NOT_SYNCED, NO_CONTEXT, OUT_OF_RANGE, OVER_QUOTA, POOL_FULL, READ,
+    READ_ONLY, TOO_LONG, TRIM, UNKNOWN_COMMAND, UNREADABLE, VERDICTS, WRITE, WRITE_ZEROES, WRONG_FLAGS, WRONG_SHAPE, Request,
 )
 
 cdef extern from "<stdio.h>" nogil:
@@ -45,6 +45,7 @@ _ERRORS[WRONG_SHAPE] = EINVAL
 _ERRORS[POOL_FULL] = ENOSPC
 _ERRORS[UNREADABLE] = EIO
 _ERRORS[NOT_SYNCED] = EIO
+_ERRORS[OVER_QUOTA] = ENOSPC
 
 
 cdef int error_of(int verdict, int command) noexcept nogil:
@@ -107,6 +108,8 @@ cdef size_t put_sentence(char* target, int verdict, const Request* request, uint
         snprintf(target, SENTENCE_SIZE, b"%s is not a valid form of this request", what)
     elif verdict == POOL_FULL:
         snprintf(target, SENTENCE_SIZE, b"%s: the pool is at its memory limit", what)
+    elif verdict == OVER_QUOTA:
+        snprintf(target, SENTENCE_SIZE, b"%s: the export stores as much as its quota allows", what)
     elif verdict == UNREADABLE:
         snprintf(target, SENTENCE_SIZE, b"%s: stored bytes do not decode", what)
     elif verdict == NOT_SYNCED:

@@ -1,7 +1,7 @@
 # The transmission phase on the wire: requests in, replies out. No I/O, no Python objects.
 # Sections named are those of doc/proto.md (see constants.py).
 
-from libc.errno cimport ENOSPC
+from libc.errno cimport EDQUOT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -60,13 +60,14 @@ cdef enum:  # Verdict (verdicts.py): what became of a request
     POOL_FULL = 9
     UNREADABLE = 10
     NOT_SYNCED = 11
-    VERDICTS = 12
+    OVER_QUOTA = 12
+    VERDICTS = 13
 
 cdef inline int verdict_of(int error) noexcept nogil:
-    # What the engine's errno means for a request: only ENOSPC is room that trimming, or a higher limit, would make.
+    # What the engine's errno means for a request: of these two, room that trimming, or a higher limit, would make.
     if error == 0:
         return OK
-    return POOL_FULL if error == ENOSPC else UNREADABLE
+    return POOL_FULL if error == ENOSPC else OVER_QUOTA if error == EDQUOT else UNREADABLE
 
 cdef enum:
     REQUEST_SIZE = 28            # bytes of a compact request header

@@ -24,6 +24,7 @@ class Verdict(IntEnum):
     POOL_FULL = 9
     UNREADABLE = 10
     NOT_SYNCED = 11
+    OVER_QUOTA = 12
 
     @property
     def invalid_io(self) -> bool:

@@ -11,8 +11,8 @@ from libc.stdlib cimport free, malloc
 
 from nbdzram.nbd.sentences cimport SENTENCE_SIZE, error_of, put_sentence
 from nbdzram.nbd.transmission cimport (
-    BLOCK_STATUS, FLUSH, FRAGMENTED, FUA, NOT_AN_OFFSET, NOT_SYNCED, OK, POOL_FULL, READ, REPLY_OVERHEAD, TRIM, UNREADABLE,
-    WRITE, WRITE_ZEROES, Request, put_error, put_success,
+    BLOCK_STATUS, FLUSH, FRAGMENTED, FUA, NOT_AN_OFFSET, NOT_SYNCED, OK, OVER_QUOTA, POOL_FULL, READ, REPLY_OVERHEAD, TRIM,
+    UNREADABLE, WRITE, WRITE_ZEROES, Request, put_error, put_success,
 )
 from nbdzram.sessions.mail cimport bell_ring
 from nbdzram.sessions.stage cimport LOST, NO_MEMORY, NOT_ENDING, Ending
@@ -60,6 +60,16 @@ cdef class Answers:
         self.reply_success(request)
         count_done(self.counts, request.command, request.length)
 
+    @property
+    def stage(self):
+        """How far its end has come, a moment ago."""
+        return self.stage_now
+
+    @property
+    def idle_seconds(self):
+        """Since the last turn, as a rule one in which a request came."""
+        return max(monotonic() - <double>self.started, 0.0) / 1e9
+
     cdef void refuse(self, const Request* request, int verdict, uint64_t started, int64_t failed_at) noexcept nogil:
         """Count a request that was refused or failed, and say so to the client and the log."""
         count_timed(self.counts, request.command, verdict, request.length, monotonic() - started)
@@ -72,7 +82,7 @@ cdef class Answers:
         cdef uint64_t limit = UNFRAGMENTED if verdict == FRAGMENTED else self.rules.payload_limit
         cdef size_t length = put_sentence(text, verdict, request, self.rules.size, limit)
         # Section "Structured reply types", ERROR_OFFSET: it lies in the range that was asked for.
-        if (verdict != POOL_FULL and verdict != UNREADABLE) or not (
+        if (verdict != POOL_FULL and verdict != OVER_QUOTA and verdict != UNREADABLE) or not (
             request.command == READ or request.command == WRITE or request.command == TRIM
             or request.command == BLOCK_STATUS
         ):

@@ -20,6 +20,7 @@ SENTENCES = {
     Verdict.POOL_FULL: "READ of 512 bytes at 4096: the pool is at its memory limit",
     Verdict.UNREADABLE: "READ of 512 bytes at 4096: stored bytes do not decode",
     Verdict.NOT_SYNCED: ("READ of 512 bytes at 4096: the disk below the state directory did not take what was stored"),
+    Verdict.OVER_QUOTA: "READ of 512 bytes at 4096: the export stores as much as its quota allows",
 }
 
 
