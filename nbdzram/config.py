@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from nbdzram.bounds import Bounds
+
 DEFAULT_PORT = 10809  # registered with IANA for NBD
 DEFAULT_METRICS_PORT = 9809
 DEFAULT_POOL = "default"
@@ -201,12 +203,28 @@ class ExportConfig:
     private: bool = False  # its blocks share objects with its own and its clones' alone
     snapshots_seconds: float = 0.0  # a snapshot as often as that; 0: none by itself
     snapshots_keep: int = 24  # of those; older ones are removed
+    quota: int = 0  # bytes of blocks that may be stored, whatever the size; this and the next four: 0 is no bound
+    iops: int = 0  # requests a second, of all its clients together
+    iops_burst: int = 0
+    bandwidth: int = 0  # bytes a second
+    bandwidth_burst: int = 0
     image: Path | None = None  # what a new disk is filled from before it is offered
 
     @property
     def access(self) -> Access:
         """Who may attach, as it is declared."""
         return Access(addresses=self.allow_addresses, certificates=self.allow_certificates)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What it may take, as it is declared."""
+        return Bounds(
+            quota_bytes=self.quota,
+            iops=self.iops,
+            iops_burst=self.iops_burst,
+            bandwidth_bytes=self.bandwidth,
+            bandwidth_burst_bytes=self.bandwidth_burst,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,6 +173,11 @@ KEYS = (
         True,
     ),
     Key(("exports", "*", "snapshots_keep"), values.integer(1, 1000), "how many of those are kept"),
+    Key(("exports", "*", "quota"), values.quota, "bytes of blocks that it may store; off: as many as its pool takes"),
+    Key(("exports", "*", "iops"), values.iops, "requests a second, of all its clients together; off: as many as come"),
+    Key(("exports", "*", "iops_burst"), values.iops, "of these at once; off: a second's"),
+    Key(("exports", "*", "bandwidth"), values.bandwidth, "bytes a second, read and written, such as 50M, or off"),
+    Key(("exports", "*", "bandwidth_burst"), values.bandwidth, "of these at once; off: a second's"),
     Key(("exports", "*", "description"), values.description, "what clients are told of it"),
     Key(("exports", "*", "allow_addresses"), values.several(values.network), "networks that may attach"),
     Key(
@@ -182,6 +187,9 @@ KEYS = (
     ),
 )
 """Every key, in the order of the reference."""
+
+BOUNDED_BY = ("quota", "iops", "iops_burst", "bandwidth", "bandwidth_burst")
+"""What bounds an export, as bounds.Bounds has it."""
 
 _BY_PATH = {key.path: key for key in KEYS}
 _NAMED = {"pools": values.pool_name, "exports": values.export_name}
@@ -260,7 +268,7 @@ def export_layer(specification: str, origin: str) -> Layer:
             source.removeprefix("@") if of_image else source, origin
         )
     }
-    valued = ["pool", "snapshots", "snapshots_keep", *(["size"] if of_image else [])]
+    valued = ["pool", "snapshots", "snapshots_keep", *BOUNDED_BY, *(["size"] if of_image else [])]
     words = {"ro": "read_only", "private": "private"}
     return layer | _options(match["options"], ("exports", name), words, valued, origin)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from nbdzram.bounds import Bounds
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import UserError
 
@@ -46,6 +47,7 @@ class ExportStatus:
     allow_addresses: tuple[str, ...]
     allow_certificates: tuple[str, ...]
     private: bool  # its blocks share objects with its own and its clones' alone
+    bounds: Bounds
     stored_bytes: int  # blocks stored, same-filled included
     same_filled_bytes: int
     connections: int
@@ -53,6 +55,8 @@ class ExportStatus:
     failed_writes: int
     invalid_io: int
     notify_free: int
+    throttled_requests: int  # that its limits let wait before they began
+    throttled_seconds: float  # that they waited
     operations: dict[str, OperationStatus]
 
 

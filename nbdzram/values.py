@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
@@ -21,6 +22,9 @@ from nbdzram.units import MAX_SIZE_BYTES, format_size, parse_size
 MAX_NAME_BYTES = 255  # what an export directory entry holds (engine/pool); the protocol allows 4096
 SECTOR_BYTES = 512  # what every NBD client can address
 EXPORT_BYTES_MAX = 1 << 51  # 2 PiB: what a block table of three levels reaches (engine/table)
+BLOCK_BYTES = 4096  # less would let nothing be stored, or hold a request for seconds
+BANDWIDTH_MAX = 1 << 40  # a second: more than memory gives
+IOPS_MAX = 10**9  # a nanosecond each, what a limit is counted in (sessions/throttle)
 MAX_TEXT_BYTES = 4096  # a string of the NBD protocol, and no client need take more (doc/proto.md, "Values")
 MAX_RULES = 1024  # networks or certificate names of one export: each is looked at for each client that comes
 
@@ -105,6 +109,40 @@ def export_size(value: object) -> int:
         most = format_size(EXPORT_BYTES_MAX)
         raise ValueError(f"'{value}' is not the size of a disk: a multiple of {SECTOR_BYTES} bytes, at most {most}")
     return number
+
+
+def quota(value: object) -> int:
+    """Bytes that an export may store: a size of at least a block; off, or 0, is none."""
+    return _bytes_or_off(value, EXPORT_BYTES_MAX)
+
+
+def bandwidth(value: object) -> int:
+    """Bytes a second, or at once: a size of at least a block; off, or 0, is no limit."""
+    return _bytes_or_off(value, BANDWIDTH_MAX)
+
+
+def iops(value: object) -> int:
+    """Requests a second, or at once; off, or 0, is no limit."""
+    return 0 if value == "off" else integer(0, IOPS_MAX)(value)
+
+
+def _bytes_or_off(value: object, most: int) -> int:
+    number = 0 if value == "off" else _size(value, of=None)
+    if number and not BLOCK_BYTES <= number <= most:
+        raise ValueError(f"'{value}' is neither off nor a size from {BLOCK_BYTES} bytes to {format_size(most)}")
+    return number
+
+
+BOUNDS: Mapping[str, Callable[[object], int]] = MappingProxyType(
+    {
+        "quota_bytes": quota,
+        "iops": iops,
+        "iops_burst": iops,
+        "bandwidth_bytes": bandwidth,
+        "bandwidth_burst_bytes": bandwidth,
+    }
+)
+"""How each of bounds.Bounds reads."""
 
 
 def choice(kind: type[Choice]) -> Callable[[object], Choice]:

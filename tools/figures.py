@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbdzram import config as configuration
-from nbdzram.settings import Key
+from nbdzram.settings import BOUNDED_BY, Key
 
 
 def section_of(key: Key) -> str:
@@ -20,7 +20,7 @@ def default_of(key: Key) -> str:
         return f"`{configuration.TcpAddress().host}:{configuration.DEFAULT_PORT}`"
     if key.path == ("exports", "*", "size"):
         return "required, or an image"
-    if key.path in {("exports", "*", "snapshots"), ("maintenance", "scrub")}:
+    if key.path in {("exports", "*", "snapshots"), ("maintenance", "scrub")} or key.path[-1] in BOUNDED_BY:
         return "`off`"
     owners: dict[str, Any] = {
         "tls": configuration.TlsConfig(),

@@ -25,6 +25,7 @@ from deploy.grafana.model import (
 DAY = 86400
 ENDS = "tls_certificate_expiry_timestamp_seconds"
 OF_POOL_AND_KIND = "{{instance}} {{pool}} {{kind}}"
+OF_EXPORT = ("instance", "export")
 LATENCY = "request_duration_seconds_bucket"
 STORED = total(pool("memory_used_bytes"))
 # A pool without a limit publishes 0, which must not count as a limit that was reached.
@@ -380,6 +381,52 @@ IO = Row(
             "ops",
             (Query(total(rate(export("notify_free_total")), "instance", "export"), "{{instance}} {{export}}"),),
         ),
+        Panel(
+            "Waiting for a limit",
+            "Requests that wait, on average, as their export's clients ask for more than it is limited to.",
+            "short",
+            (Query(total(rate(export("throttled_seconds_total")), "instance", "export"), "{{instance}} {{export}}"),),
+            width=6,
+        ),
+        Panel(
+            "Wait for a limit",
+            "For how long a request waited that had to, on average; it is not part of its latency.",
+            "s",
+            (
+                Query(
+                    f"{total(rate(export('throttled_seconds_total')), 'instance', 'export')} / "
+                    f"({total(rate(export('throttled_requests_total')), 'instance', 'export')} > 0)",
+                    "{{instance}} {{export}}",
+                ),
+            ),
+            width=6,
+        ),
+        Panel(
+            "Limits used",
+            "Of the requests and bytes a second that exports are limited to. At 100 % requests wait.",
+            "percentunit",
+            (
+                Query(
+                    f"{total(rate(export('requests_total')), *OF_EXPORT)} / "
+                    f"{total(export('export_iops_limit'), *OF_EXPORT)}",
+                    "{{instance}} {{export}} requests",
+                ),
+                Query(
+                    f"({total(rate(export('request_bytes_total', operation='read')), *OF_EXPORT)} + "
+                    f"{total(rate(export('request_bytes_total', operation='write')), *OF_EXPORT)}) / "
+                    f"{total(export('export_bandwidth_limit_bytes'), *OF_EXPORT)}",
+                    "{{instance}} {{export}} bytes",
+                ),
+            ),
+            width=6,
+        ),
+        Panel(
+            "Quota used",
+            "Of what exports with a quota may store. At 100 % blocks are replaced and trimmed, and none is added.",
+            "percentunit",
+            (Query(f"{export('export_stored_bytes')} / {export('export_quota_bytes')}", "{{instance}} {{export}}"),),
+            width=6,
+        ),
     ),
     folded=False,
 )  # fmt: skip
@@ -389,8 +436,8 @@ ERRORS = Row(
     (
         Panel(
             "Failed requests by cause",
-            "pool_full: the memory limit. unreadable: a stored block does not decode, which must never happen. The "
-            "others are mistakes of clients.",
+            "pool_full: the memory limit. over_quota: the export's own. unreadable: a stored block does not decode, "
+            "which must never happen. The others are mistakes of clients.",
             "reqps",
             (Query(total(rate(export("request_errors_total")), "operation", "cause"), "{{operation}}: {{cause}}"),),
         ),

@@ -19,13 +19,17 @@ Cell = str | int | None
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
-    """One column: heading, meaning, and the cell of a row. None is an empty cell; `zero` is how people read a 0."""
+    """One column: heading, meaning, and the cell of a row. None is an empty cell; `zero` is how people read a 0.
+
+    `seldom`: most servers have nothing in it, and lists leave it out then.
+    """
 
     heading: str
     says: str
     cell: Callable[[Row], Cell]
     is_size: bool = False
     zero: str = ""
+    seldom: bool = False
 
 
 def choose(columns: Sequence[Column[Row]], wanted: str) -> list[Column[Row]]:

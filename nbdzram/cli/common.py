@@ -14,7 +14,8 @@ from nbdzram.cli.columns import Column, Row, render, screen_width
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import UserError
-from nbdzram.status import ServerStatus
+from nbdzram.status import ExportStatus, ServerStatus
+from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -60,6 +61,23 @@ class Size(click.ParamType[int]):
 
         try:
             return export_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Bound(click.ParamType[int]):
+    """One of bounds.Bounds."""
+
+    def __init__(self, bound: str) -> None:
+        self.bound = bound
+        self.name = bound
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it as the configuration does."""
+        from nbdzram.values import BOUNDS  # noqa: PLC0415 - the same
+
+        try:
+            return BOUNDS[self.bound](value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -154,6 +172,7 @@ def list_rows(
         rows = pick(client.status())
     if as_json:
         return print_json(rows)
+    columns = [column for column in columns if not column.seldom or any(column.cell(row) for row in rows)]
     for line in render(columns, rows, width=screen_width()):
         click.echo(line)
     return None
@@ -167,6 +186,13 @@ def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as
             click.echo(f"removed {name}")
     if as_json:
         print_json([{"removed": name} for name in names] if len(names) > 1 else {"removed": names[0]})
+
+
+def limits_of(export: ExportStatus) -> str:
+    """What its clients may ask for a second."""
+    bounds = export.bounds
+    told = [f"{bounds.iops}/s"] if bounds.iops else []
+    return " ".join([*told, *([f"{format_size(bounds.bandwidth_bytes)}/s"] if bounds.bandwidth_bytes else [])])
 
 
 def offer_copy(kind: str, export: str, name: str, *, read_only: bool, as_json: bool, control: Path | None) -> None:

@@ -10,12 +10,14 @@ import click
 from nbdzram.cli.agree import agree
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
+    Bound,
     Command,
     Size,
     connect,
     control_option,
     export_names,
     json_option,
+    limits_of,
     list_rows,
     pool_names,
     print_json,
@@ -35,6 +37,8 @@ COLUMNS: list[Column[ExportStatus]] = [
     Column("POOL", "", lambda export: export.pool),
     Column("DISKSIZE", "", lambda export: export.size_bytes, True),
     Column("DATA", "", lambda export: export.stored_bytes, True),
+    Column("QUOTA", "", lambda export: export.bounds.quota_bytes or None, True, seldom=True),
+    Column("LIMITS", "", limits_of, seldom=True),
     Column("ACCESS", "", lambda export: "ro" if export.read_only else "rw"),
     Column("CLIENTS", "", lambda export: export.connections),
     Column("ADMITS", "", _admits),
@@ -61,6 +65,22 @@ def rules_options(command: Command) -> Command:
     return command
 
 
+def bounds_options(command: Command) -> Command:
+    """--quota SIZE, --iops N and so on, each None where it is not given."""
+    for option, bound, metavar, says in reversed(BOUND_OPTIONS):
+        command = click.option(option, bound, metavar=metavar, type=Bound(bound), help=says)(command)
+    return command
+
+
+BOUND_OPTIONS = (
+    ("--quota", "quota_bytes", "SIZE", "Bytes of blocks that it may store, or off."),
+    ("--iops", "iops", "N", "Requests a second, of all its clients together, or off."),
+    ("--iops-burst", "iops_burst", "N", "Of these at once, after a while without; off: a second's."),
+    ("--bandwidth", "bandwidth_bytes", "SIZE", "Bytes a second that they read and write, or off."),
+    ("--bandwidth-burst", "bandwidth_burst_bytes", "SIZE", "Of these at once, after a while without; off: a second's."),
+)
+
+
 @click.group("exports", epilog="\b\nExamples:\n  nbdzram exports list\n  nbdzram exports add scratch 10G")
 def command() -> None:
     """List, add, change, rename, remove, resize, reset and roll back exports of a running server.
@@ -85,6 +105,7 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @click.option("--private", is_flag=True, help="Its blocks are never folded with other exports'.")
 @click.option("--description", metavar="TEXT", help="What clients are told of it.")
 @rules_options
+@bounds_options
 @json_option
 @control_option
 def add(
@@ -99,6 +120,7 @@ def add(
     certificates: tuple[str, ...],
     as_json: bool,
     control: Path | None,
+    **bounds: int | None,
 ) -> None:
     """Offer a new, empty disk.
 
@@ -113,6 +135,7 @@ def add(
         "description": description,
         "allow_addresses": addresses or None,
         "allow_certificates": certificates or None,
+        **bounds,
     }
     _change("exports.add", control, as_json, "added", name=name, size_bytes=size, **_given(given))
 
@@ -121,13 +144,15 @@ def add(
     "change",
     epilog="\b\nExamples:\n  nbdzram exports change scratch --allow-address 10.0.0.0/8\n"
     "  nbdzram exports change golden --read-only --description 'the image of May'\n"
-    "  nbdzram exports change scratch --allow-everyone",
+    "  nbdzram exports change scratch --allow-everyone\n"
+    "  nbdzram exports change scratch --quota 20G --iops 500 --bandwidth 50M",
 )
 @click.argument("name", shell_complete=export_names)
 @rules_options
 @click.option("--allow-everyone", is_flag=True, help="Forget the rules that there were, and admit everyone.")
 @click.option("--read-only/--no-read-only", default=None, help="Whether clients may write.")
 @click.option("--description", metavar="TEXT", help="What clients are told of it.")
+@bounds_options
 @json_option
 @control_option
 def change(
@@ -140,11 +165,14 @@ def change(
     description: str | None,
     as_json: bool,
     control: Path | None,
+    **bounds: int | None,
 ) -> None:
-    """Set who may attach to a disk and how, and what clients are told of it.
+    """Set who may attach to a disk and how, what it may take, and what clients are told of it.
 
     A list that is given takes the place of the one there was; what is not given stays. Clients that are attached and no
-    longer qualify are ended, once what they have under way is answered.
+    longer qualify are ended, once what they have under way is answered. Over its quota a disk keeps what it stores: its
+    blocks can be written again and trimmed, and what would be a block more is refused for want of space. Over its
+    limits requests wait; those that wait already are held to new limits at once.
     """
     forgotten: list[str] | None = [] if allow_everyone else None
     given = _given(
@@ -153,12 +181,13 @@ def change(
             "allow_certificates": certificates or forgotten,
             "read_only": read_only,
             "description": description,
+            **bounds,
         }
     )
     if not given:
         raise click.UsageError(
-            "Nothing to change: give --allow-address, --allow-certificate, --allow-everyone, --read-only or "
-            "--description."
+            "Nothing to change: give --allow-address, --allow-certificate, --allow-everyone, --read-only, "
+            f"--description, {', '.join(option for option, *_ in BOUND_OPTIONS[:-1])} or {BOUND_OPTIONS[-1][0]}."
         )
     _change("exports.change", control, as_json, "changed", name=name, **given)
 

@@ -110,7 +110,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     metavar="NAME=SIZE|NAME=@IMAGE",
     multiple=True,
     help="Offer a disk: a new one, or one that is loaded from an image file (by qemu-img). Behind it may stand ,ro "
-    ",private ,pool=POOL ,snapshots=1h ,snapshots_keep=24 and behind an image ,size=SIZE.",
+    ",private ,pool=POOL ,quota=SIZE ,iops=N ,bandwidth=SIZE ,snapshots=1h ,snapshots_keep=24 and behind an image "
+    ",size=SIZE.",
 )
 @click.option(
     "--pool",

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
-from nbdzram.cli.common import connect, control_option, export_names, json_option, pool_names
+from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names
 from nbdzram.cli.objects import rows_object, stat_object, text_of
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
@@ -93,6 +93,13 @@ COLUMNS: list[Column[Line]] = [
     Column("POOL", "the pool", lambda line: line.pool.name),
     Column("DISKSIZE", "size that clients see", _sum(lambda export: export.size_bytes), True),
     Column("DATA", "uncompressed size of stored blocks", _sum(lambda export: export.stored_bytes), True),
+    Column(
+        "QUOTA",
+        "most DATA that an export may have",
+        lambda line: line.export.bounds.quota_bytes if line.export else None,
+        True,
+        zero="none",
+    ),
     Column("COMPR", "compressed size: of a pool's distinct objects, of an export's blocks", _compressed, True),
     Column("UNIQUE", "compressed size of objects that one export alone holds: what removing it frees", _unique, True),
     Column(
@@ -132,6 +139,8 @@ COLUMNS: list[Column[Line]] = [
     Column("CLIENTS", "connections", _sum(lambda export: export.connections)),
     Column("READS", "read requests", _sum(_requests("read"))),
     Column("WRITES", "write requests", _sum(_requests("write"))),
+    Column("LIMITS", "requests and bytes a second", lambda line: limits_of(line.export) if line.export else ""),
+    Column("THROTTLED", "requests that waited for that", _sum(lambda export: export.throttled_requests)),
     Column("DESCRIPTION", "what clients are told", lambda line: line.export.description if line.export else ""),
 ]
 WALKED = {"COMPR", "UNIQUE", "SHARED"}

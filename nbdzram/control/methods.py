@@ -112,6 +112,7 @@ class Changes(Protocol):
         description: str | None,
         allow_addresses: Sequence[str] | None,
         allow_certificates: Sequence[str] | None,
+        bounds: Mapping[str, int | None],
         private: bool | None = None,
     ) -> ExportStatus:
         """Make a new, empty export and offer it. What is not given is as declared, if the name is."""
@@ -124,8 +125,9 @@ class Changes(Protocol):
         description: str | None,
         allow_addresses: Sequence[str] | None,
         allow_certificates: Sequence[str] | None,
+        bounds: Mapping[str, int | None],
     ) -> ExportStatus:
-        """Set an export's rules and description; what is not given stays. Who no longer qualifies is ended."""
+        """Set an export's rules, bounds and description; what is not given stays. Who no longer qualifies is ended."""
 
     async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
         """Offer an export under another name; who is attached goes on."""
@@ -217,6 +219,12 @@ RUN_OPTIONS = {
 }
 
 
+def _with_bounds(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What bounds an export by one name."""
+    others = {name: value for name, value in given.items() if name not in values.BOUNDS}
+    return others | {"bounds": {name: given[name] for name in values.BOUNDS}}
+
+
 def method_table(operations: Operations, changes: Changes) -> dict[str, Method | StreamMethod]:
     """Every method by its name."""
     name, force = Parameter(str), Parameter(bool, False)
@@ -227,6 +235,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         "description": Parameter(str, None, values.description),
         "allow_addresses": Parameter(list, None, values.several(values.network)),
         "allow_certificates": Parameter(list, None, values.several(values.certificate_name)),
+        **{bound: Parameter(int, None, read) for bound, read in values.BOUNDS.items()},
     }
 
     async def status(_: Mapping[str, Any], __: Progress) -> Any:
@@ -274,10 +283,10 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         await changes.remove_pool(**given)
 
     async def add(given: Mapping[str, Any], _: Progress) -> Any:
-        return await changes.add_export(**given)
+        return await changes.add_export(**_with_bounds(given))
 
     async def change(given: Mapping[str, Any], _: Progress) -> Any:
-        return await changes.change_export(**given)
+        return await changes.change_export(**_with_bounds(given))
 
     async def rename(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.rename_export(**given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from nbdzram.bounds import Bounds
 from nbdzram.engine.stats import PoolStats
 from nbdzram.metrics.exposition import Family, Sample, Samples, histogram, labels
 from nbdzram.status import (
@@ -49,6 +50,15 @@ def _export(value: Callable[[ExportStatus], float]) -> Samples:
     def samples(status: ServerStatus) -> Iterator[Sample]:
         for export in status.exports:
             yield labels(pool=export.pool, export=export.name), value(export)
+
+    return Samples(("pool", "export"), samples)
+
+
+def _bound(value: Callable[[Bounds], int]) -> Samples:
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for export in status.exports:
+            if value(export.bounds):
+                yield labels(pool=export.pool, export=export.name), value(export.bounds)
 
     return Samples(("pool", "export"), samples)
 
@@ -207,6 +217,11 @@ EXPORT = (
     Family("nbdzram_export_size_bytes", "gauge", "Size that clients see.", _export(lambda e: e.size_bytes)),
     Family("nbdzram_export_stored_bytes", "gauge", "Uncompressed size of its stored blocks.", _export(lambda e: e.stored_bytes)),
     Family("nbdzram_export_same_filled_bytes", "gauge", "Size of its blocks of one repeated word.", _export(lambda e: e.same_filled_bytes)),
+    Family("nbdzram_export_quota_bytes", "gauge", "Most stored bytes that it may have; absent without a quota.", _bound(lambda b: b.quota_bytes)),
+    Family("nbdzram_export_iops_limit", "gauge", "Requests a second that it is limited to; absent without.", _bound(lambda b: b.iops)),
+    Family("nbdzram_export_bandwidth_limit_bytes", "gauge", "Bytes a second that it is limited to; absent without.", _bound(lambda b: b.bandwidth_bytes)),
+    Family("nbdzram_throttled_requests_total", "counter", "Requests that waited, as the export's limits were reached.", _export(lambda e: e.throttled_requests)),
+    Family("nbdzram_throttled_seconds_total", "counter", "Time that they waited before they began.", _export(lambda e: e.throttled_seconds)),
     Family("nbdzram_export_connections", "gauge", "Clients attached.", _export(lambda e: e.connections)),
     Family("nbdzram_failed_reads_total", "counter", "Reads that failed.", _export(lambda e: e.failed_reads)),
     Family("nbdzram_failed_writes_total", "counter", "Writes that failed.", _export(lambda e: e.failed_writes)),

@@ -58,6 +58,7 @@ class Attached:
             number=self.number,
             disk=export.disk,
             tally=export.traffic,
+            throttle=export.throttle,
             style=terms.style,
             read_only=export.read_only,
             contexts=terms.contexts,
@@ -97,6 +98,11 @@ class Attached:
     def begin(self) -> None:
         """Let it be served."""
         self._hosting.plane.begin(self.session)
+
+    def go_on(self) -> None:
+        """Its export's limits are others than they were. Nothing happens when it is gone."""
+        if not self.closed.done():
+            self._hosting.plane.go_on(self.session)
 
     def drain(self) -> None:
         """Read no more of it; answer what it asked for completely, then close. Nothing happens when it is gone."""

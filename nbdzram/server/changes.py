@@ -22,12 +22,13 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from nbdzram import values
 from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, ExportConfig, PoolConfig, ServerConfig
 from nbdzram.engine import moment
-from nbdzram.engine.disk import Disk, Extent
+from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, ExportExists, NoSuchExport, UserError
 from nbdzram.server import rollback
@@ -46,6 +47,7 @@ from nbdzram.server.pools import PoolService
 from nbdzram.server.received import received_record
 from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
 from nbdzram.server.together import offer_together
+from nbdzram.server.usage import stored_behind
 from nbdzram.server.wanted import Wanted, pool_config, valid
 from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus, PoolStatus
 from nbdzram.stream.receiving import Received
@@ -53,13 +55,13 @@ from nbdzram.units import format_size
 
 DETACH = "detach, or end what is attached with --force"
 
-EXTENTS_AT_ONCE = 1024  # of a walk for a loss: what one hold of the pool's lock gives
-
 NEW_EXPORT = ExportRecord(
     pool=DEFAULT_POOL, size_bytes=0, read_only=False, description="", access=EVERYONE, removed=False, declared=None
 )
 """What is not said of an export that is added: it admits everyone who reaches the server, or whom one of this name that
 is gone admitted (state.Remembered.former)."""
+
+AS_THEY_ARE: Mapping[str, int | None] = MappingProxyType({})
 
 log = logging.getLogger("nbdzram.server")
 
@@ -215,6 +217,7 @@ class Changes:
         description: str | None,
         allow_addresses: Sequence[str] | None,
         allow_certificates: Sequence[str] | None,
+        bounds: Mapping[str, int | None] = AS_THEY_ARE,
         private: bool | None = None,
     ) -> ExportStatus:
         """Make a new, empty export and offer it. Raises UserError, ExportExists.
@@ -222,7 +225,7 @@ class Changes:
         Of a name that the configuration knows, what is not given is as it is declared, or was changed last; of another,
         whom it admitted last. So removing an export and adding it again opens it to nobody new.
         """
-        wanted = Wanted(read_only, description, allow_addresses, allow_certificates)
+        wanted = Wanted(read_only, description, allow_addresses, allow_certificates, bounds)
         return await self._alone(self._add_export(name, size_bytes, pool, wanted, private=private))
 
     def unloaded(self) -> list[ExportConfig]:
@@ -262,13 +265,16 @@ class Changes:
         description: str | None,
         allow_addresses: Sequence[str] | None,
         allow_certificates: Sequence[str] | None,
+        bounds: Mapping[str, int | None] = AS_THEY_ARE,
     ) -> ExportStatus:
-        """Set who may attach to an export and how, and what clients are told of it; what is not given stays.
+        """Set who may attach to an export and how, what it may take, and what clients are told of it.
+
+        What is not given stays.
 
         Who is attached and no longer qualifies is ended, once what it has under way is answered. Raises NoSuchExport,
         UserError.
         """
-        wanted = Wanted(read_only, description, allow_addresses, allow_certificates)
+        wanted = Wanted(read_only, description, allow_addresses, allow_certificates, bounds)
         return await self._alone(self._change_export(name, wanted))
 
     async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
@@ -418,6 +424,7 @@ class Changes:
     async def _set_rules(self, export: Export, record: ExportRecord) -> None:
         await self._remember(export.name, record)
         export.set_rules(access=record.access, read_only=record.read_only, description=record.description)
+        export.set_bounds(record.bounds)
         await self._nbd.end(export.unqualified())
 
     async def _rename_export(self, name: str, new_name: str) -> ExportRenaming:
@@ -502,7 +509,7 @@ class Changes:
 
     async def _loss(self, name: str, size_bytes: int) -> ExportLoss:
         export = self._exports.get(name)
-        stored = await asyncio.to_thread(_stored_behind, export.disk, size_bytes)
+        stored = await asyncio.to_thread(stored_behind, export.disk, size_bytes)
         alone = (await asyncio.to_thread(export.disk.usage)).unique if stored and not size_bytes else None
         return ExportLoss(
             name=name,
@@ -531,6 +538,7 @@ class Changes:
             read_only=export.read_only,
             description=export.description,
             access=export.access,
+            bounds=export.bounds,
             removed=False,
             declared=self._declaration(export.name) or (known.declared if known else None),
         )
@@ -586,15 +594,3 @@ class Changes:
         valid(values.export_name, name)
         if any(export.name == name for export in self._exports):
             raise ExportExists(f"there is an export '{name}' already; choose another name or remove it first")
-
-
-def _stored_behind(disk: Disk, offset: int) -> int:
-    """Bytes of blocks that are stored from `offset` on. Takes a table walk: not on an event loop."""
-    if offset == 0:
-        return disk.stats().stored
-    stored, size = 0, disk.size_bytes
-    while offset < size:
-        extents = disk.extents(offset, size - offset, EXTENTS_AT_ONCE, Extent.HOLE)
-        stored += sum(length for length, kind in extents if not kind & Extent.HOLE)
-        offset += sum(length for length, _ in extents)
-    return stored

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import Access
 from nbdzram.engine.disk import Disk
 from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
@@ -22,6 +23,7 @@ from nbdzram.nbd.constants import Reply
 from nbdzram.nbd.handshake import Offer
 from nbdzram.nbd.options import Refusal
 from nbdzram.server.traffic import Traffic
+from nbdzram.sessions.throttle import Throttle
 from nbdzram.status import ExportStatus
 
 if TYPE_CHECKING:
@@ -57,14 +59,17 @@ class Export:
         access: Access,
         read_only: bool,
         description: str = "",
+        bounds: Bounds = UNBOUND,
     ) -> None:
         self.name = name
         self.disk = disk
         self.pool_name = pool_name
         self.traffic = Traffic()
+        self.throttle = Throttle()
         self.connections: set[Attached] = set()
         self.changing: str | None = None  # what is being done to it: resized, reset, removed
         self.set_rules(access=access, read_only=read_only, description=description)
+        self.set_bounds(bounds)
 
     def set_rules(self, *, access: Access, read_only: bool, description: str) -> None:
         """From now on. Who is attached already is not asked again: see `unqualified`. Raises ConfigError."""
@@ -74,6 +79,14 @@ class Export:
         self.access = access
         self.read_only = read_only
         self.description = description
+
+    def set_bounds(self, bounds: Bounds) -> None:
+        """From now on, for requests that wait already too. What is stored beyond a quota stays."""
+        self.bounds = bounds
+        self.disk.quota_bytes = bounds.quota_bytes
+        self.throttle.limit((bounds.iops, bounds.iops_burst), (bounds.bandwidth_bytes, bounds.bandwidth_burst_bytes))
+        for session in self.connections:
+            session.go_on()
 
     @property
     def size_bytes(self) -> int:
@@ -122,6 +135,7 @@ class Export:
     def status(self) -> ExportStatus:
         """What the server tells of it, at this moment."""
         stats, io_stat = self.disk.stats(), self.traffic.io_stat()
+        throttled, throttled_ns = self.traffic.throttled()
         return ExportStatus(
             name=self.name,
             pool=self.pool_name,
@@ -132,6 +146,7 @@ class Export:
             allow_addresses=self.access.addresses,
             allow_certificates=self.access.certificates,
             private=self.disk.private,
+            bounds=self.bounds,
             stored_bytes=stats.stored,
             same_filled_bytes=stats.same_filled,
             connections=len(self.connections),
@@ -139,6 +154,8 @@ class Export:
             failed_writes=io_stat.failed_writes,
             invalid_io=io_stat.invalid_io,
             notify_free=io_stat.notify_free,
+            throttled_requests=throttled,
+            throttled_seconds=throttled_ns / 1e9,
             operations=self.traffic.operations(),
         )
 

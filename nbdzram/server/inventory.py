@@ -55,6 +55,7 @@ class Placed:
             access=self.record.access,
             read_only=self.record.read_only,
             description=self.record.description,
+            bounds=self.record.bounds,
         )
 
 
@@ -184,6 +185,7 @@ def effective(config: ExportConfig, known: ExportRecord | None) -> ExportRecord:
         read_only=declared.read_only,
         description=declared.description,
         access=declared.access,
+        bounds=declared.bounds,
         removed=False,
         declared=declared,
     )
@@ -198,6 +200,7 @@ def effective(config: ExportConfig, known: ExportRecord | None) -> ExportRecord:
         read_only=known.read_only if then.read_only == declared.read_only else record.read_only,
         description=known.description if then.description == declared.description else record.description,
         access=known.access if then.access == declared.access else record.access,
+        bounds=known.bounds if then.bounds == declared.bounds else record.bounds,
     )
 
 
@@ -208,6 +211,7 @@ def declared_export(config: ExportConfig) -> Declared:
         read_only=config.read_only,
         description=config.description,
         access=config.access,
+        bounds=config.bounds,
     )
 
 

@@ -31,11 +31,11 @@ from typing import Any
 from nbdzram.config import Dedup, ExportConfig, PoolConfig, ServerConfig, TlsMode
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.server.changes import Changes
-from nbdzram.server.exports import Exports
+from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
-from nbdzram.status import ReloadReport
+from nbdzram.status import ReloadReport, fields
 from nbdzram.units import format_size
 
 
@@ -233,6 +233,7 @@ class Reload:
                 description=export.description,
                 allow_addresses=export.access.addresses,
                 allow_certificates=export.access.certificates,
+                bounds=fields(export.bounds),
             ),
             lambda: self._changes.remove_export(export.name, force=False),
         )
@@ -240,7 +241,7 @@ class Reload:
     def _change_rules(self, wanted: ExportConfig) -> Iterator[Step]:
         there = self._exports.get(wanted.name)
         before = self._changes.rules_of(wanted.name)
-        if (wanted.read_only, wanted.description, wanted.access) != (there.read_only, there.description, there.access):
+        if _rules(wanted) != _rules(there):
             yield Step(
                 f"export {wanted.name} changed",
                 lambda: self._changes.change_export(
@@ -249,6 +250,7 @@ class Reload:
                     description=wanted.description,
                     allow_addresses=wanted.access.addresses,
                     allow_certificates=wanted.access.certificates,
+                    bounds=fields(wanted.bounds),
                 ),
                 lambda: self._changes.restore_rules(wanted.name, before),
             )
@@ -272,6 +274,10 @@ async def _undo(steps: Sequence[Step]) -> AsyncIterator[str]:
             log.warning("%s, and cannot be undone: %s", step.says, error)
         if step.says:
             yield step.says
+
+
+def _rules(one: ExportConfig | Export) -> tuple[Any, ...]:
+    return one.read_only, one.description, one.access, one.bounds
 
 
 def _differing(old: Any, new: Any) -> Iterator[str]:

@@ -121,6 +121,7 @@ class Restore:
             read_only=declared.read_only,
             description=declared.description,
             access=declared.access,
+            bounds=declared.bounds,
             removed=False,
             declared=declared,
         )

@@ -54,6 +54,7 @@ async def roll_back(export: Export, snapshot: Export, record: ExportRecord, memo
         await asyncio.to_thread(moment.discard, [copy])
         raise
     old, export.disk = export.disk, copy
+    export.set_bounds(record.bounds)
     await asyncio.to_thread(put_in_place, old, copy, export.name)
 
 

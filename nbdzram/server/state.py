@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdzram import values
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import EVERYONE, NOBODY, Access
 from nbdzram.errors import UserError
 from nbdzram.status import from_json, to_json
@@ -32,7 +33,7 @@ FILE_NAME = "changes.json"
 ARENA_SUFFIX = ".pool"
 FORMAT = 2
 FORMAT_WITHOUT_RULES = 1
-ADDED: dict[str, Any] = {"renamed_from": None, "rolled_back_from": None}
+ADDED: dict[str, Any] = {"renamed_from": None, "rolled_back_from": None, "bounds": dataclasses.asdict(UNBOUND)}
 """To an export's entry, later: what one without it means."""
 
 FORMER_MAX = 4096  # as many as a pool has exports; of more, those that went first are forgotten
@@ -47,6 +48,7 @@ class Declared:
     read_only: bool
     description: str
     access: Access
+    bounds: Bounds = UNBOUND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class ExportRecord:
     read_only: bool
     description: str
     access: Access
+    bounds: Bounds = UNBOUND
     removed: bool
     declared: Declared | None  # None: the configuration did not know the export
     renamed_from: str | None = None  # the name that its disk may still have: it is being renamed
@@ -251,6 +254,8 @@ def _add_what_came_later(payload: dict[str, Any]) -> None:
         if isinstance(entry, dict):
             for name, value in ADDED.items():
                 entry.setdefault(name, value)
+            if isinstance(entry.get("declared"), dict):
+                entry["declared"].setdefault("bounds", ADDED["bounds"])
 
 
 def _validate(remembered: Remembered) -> None:
@@ -263,6 +268,7 @@ def _validate(remembered: Remembered) -> None:
             (values.description, record.description),
             *((values.export_name, old) for old in (record.renamed_from,) if old is not None),
             *_access_checks(record.access),
+            *((read, getattr(record.bounds, bound)) for bound, read in values.BOUNDS.items()),
         ]
         _hold(f"exports.{name[:80]}", checks)
     for name, change in remembered.pools.items():

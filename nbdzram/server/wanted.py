@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ class Wanted:
     description: str | None
     addresses: Sequence[str] | None
     certificates: Sequence[str] | None
+    bounds: Mapping[str, int | None]  # those of bounds.Bounds that are asked for
 
     def applied_to(self, record: ExportRecord) -> ExportRecord:
         """The record with what is wanted. Raises UserError."""
@@ -38,7 +39,8 @@ class Wanted:
             lists["certificates"] = valid(values.several(values.certificate_name), list(self.certificates))
         if lists:
             given["access"] = dataclasses.replace(record.access, nobody=False, **lists)
-        return dataclasses.replace(record, **given)
+        bounds = {name: valid(values.BOUNDS[name], value) for name, value in self.bounds.items() if value is not None}
+        return dataclasses.replace(record, bounds=dataclasses.replace(record.bounds, **bounds), **given)
 
 
 def pool_config(name: str, mem_limit: int, dedup: str) -> PoolConfig:

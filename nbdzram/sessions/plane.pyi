@@ -7,6 +7,7 @@ from nbdzram.sessions.notices import Notices
 from nbdzram.sessions.session import Session
 from nbdzram.sessions.tally import Tally
 from nbdzram.sessions.thread import Desk, IoThread
+from nbdzram.sessions.throttle import Throttle
 from nbdzram.sessions.turns import Turns
 from nbdzram.sessions.workers import Workers
 
@@ -33,6 +34,7 @@ class Plane:
         number: int,
         disk: Disk,
         tally: Tally,
+        throttle: Throttle,
         style: int,
         read_only: bool,
         contexts: Sequence[int],
@@ -50,6 +52,8 @@ class Plane:
         """
     def begin(self, session: Session) -> None:
         """Let its thread begin with it."""
+    def go_on(self, session: Session) -> None:
+        """Its export's limits are others than they were: it need not wait as long, or longer."""
     def drain(self, session: Session) -> None:
         """Read no more of it; answer what it asked for completely, then close."""
     def release(self, session: Session) -> None:

@@ -18,8 +18,9 @@ from nbdzram.sessions.notices cimport Notices
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.tally cimport Tally
 from nbdzram.sessions.thread cimport REST, Desk
+from nbdzram.sessions.throttle cimport Throttle
 from nbdzram.sessions.turns cimport Turns
-from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, ENDED, GONE_NOW, RELEASE, SYNC, SYNCED
+from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, ENDED, GONE_NOW, GO_ON, RELEASE, SYNC, SYNCED
 from nbdzram.sessions.workers cimport Workers
 
 from nbdzram.sessions.tally import MOST_THREADS
@@ -55,14 +56,14 @@ cdef class Plane:
         """Readable when `collect` has something to tell."""
         return self.box.event
 
-    def attach(self, Line line not None, *, uint64_t number, Disk disk, Tally tally, int style, bint read_only, contexts,
-               uint64_t payload_limit, uint64_t connection_limit, bint syncs, bytes greeting, bytes rest,
+    def attach(self, Line line not None, *, uint64_t number, Disk disk, Tally tally, Throttle throttle, int style, bint read_only,
+               contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs, bytes greeting, bytes rest,
                size_t line_bytes=0, Desk desk=None):
         """Make a session of a client, for the thread with the fewest, or for a `desk` of the caller's own.
         `line_bytes`: what the line's own buffers take."""
         cdef Session session = Session(
             number=number, disk=disk, tally=tally, line=line, budget=self.budget, workers=self.workers, turns=self.turns,
-            notices=self.notices, style=style, read_only=read_only, contexts=contexts, payload_limit=payload_limit,
+            notices=self.notices, throttle=throttle, style=style, read_only=read_only, contexts=contexts, payload_limit=payload_limit,
             connection_limit=connection_limit, syncs=syncs, greeting=greeting, rest=rest,
         )
         if desk is None:
@@ -81,6 +82,10 @@ cdef class Plane:
     def begin(self, Session session not None):
         """Let its thread begin with it."""
         bell_ring(&session.bell, ATTACH)
+
+    def go_on(self, Session session not None):
+        """Its export's limits are others than they were: it need not wait as long, or longer."""
+        bell_ring(&session.bell, GO_ON)
 
     def drain(self, Session session not None):
         """Read no more of it; answer what it asked for completely, then close."""

@@ -1,6 +1,7 @@
 from nbdzram.sessions.line import Line
 from nbdzram.sessions.session import Session
 from nbdzram.sessions.thread import Desk
+from nbdzram.sessions.throttle import Throttle
 
 class RehearsalLine(Line):
     """A line whose peer is a script: tests and the simulator put it in the place of a socket."""
@@ -31,6 +32,18 @@ class RehearsalLine(Line):
 
 def serve(desk: Desk, session: Session) -> None:
     """What a poller's word does: bytes came, or the peer reads again."""
+
+def pass_time(desk: Desk, throttle: Throttle, nanoseconds: int) -> None:
+    """Let so much time have gone by in an export's schedule, for the sessions that wait at the desk too."""
+
+class Schedule:
+    """One limit, by a clock of the test's own. Amounts are requests or bytes, times nanoseconds."""
+
+    def __init__(self, per_second: int, burst: int, *, of_bytes: bool = False) -> None: ...
+    def take(self, amount: int, now: int) -> int:
+        """When a request may begin that is there now."""
+    def take_back(self, amount: int) -> None:
+        """It does not begin."""
 
 def rest(desk: Desk, session: Session) -> None:
     """What a second does."""

@@ -15,6 +15,7 @@ from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, p
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
+from nbdzram.sessions.throttle cimport Rate, Throttle, rate_due, rate_grant, rate_of_bytes, rate_of_requests, rate_take_back
 
 
 cdef class RehearsalLine(Line):
@@ -104,6 +105,38 @@ def serve(Desk desk not None, Session session not None):
 def age(Session session not None, int seconds):
     """Let so many seconds have gone by since it began to close."""
     session.closing_since -= <uint64_t>seconds * 1000000000
+
+
+def pass_time(Desk desk not None, Throttle throttle not None, uint64_t nanoseconds):
+    """Let so much time have gone by in an export's schedule, for the sessions that wait at the desk too."""
+    cdef void* session = desk.first_held
+    throttle.requests.until -= min(throttle.requests.until, nanoseconds)
+    throttle.traffic.until -= min(throttle.traffic.until, nanoseconds)
+    while session != NULL:
+        (<Session>session).place.due -= min((<Session>session).place.due, nanoseconds)
+        (<Session>session).place.taken -= min((<Session>session).place.taken, nanoseconds)
+        session = (<Session>session).next_held
+    desk.next_due = 0
+    desk.again()
+
+
+cdef class Schedule:
+    """One limit, by a clock of the test's own."""
+
+    cdef Rate rate
+
+    def __init__(self, per_second, burst, *, bint of_bytes=False):
+        self.rate = rate_of_bytes(per_second, burst, 1) if of_bytes else rate_of_requests(per_second, burst, 1)
+
+    def take(self, uint64_t amount, uint64_t now):
+        """When a request may begin that is there now."""
+        cdef uint64_t due = max(now, rate_due(&self.rate))
+        rate_grant(&self.rate, amount, due)
+        return due
+
+    def take_back(self, uint64_t amount):
+        """It does not begin."""
+        rate_take_back(&self.rate, amount)
 
 
 def rest(Desk desk not None, Session session not None):

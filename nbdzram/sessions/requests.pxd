@@ -23,7 +23,6 @@ cdef class Requests(Work):
     cdef int verdict             # of the request whose payload is being skipped or applied
     cdef uint64_t remaining      # bytes of its payload still to come
     cdef Piece* payload
-    cdef readonly uint64_t requests  # taken since it attached
 
     cdef bint move(self, Stage stage) noexcept nogil
     cdef void halt(self, Ending cause, int64_t value) noexcept nogil

@@ -58,7 +58,7 @@ cdef class Requests(Work):
         if self.phase == HEADER:
             if not self.take_request():
                 return False
-            self.requests += 1
+            self.begin_request()
             return True
         if self.phase == APPLY:
             return self.apply_payload()
@@ -94,6 +94,8 @@ cdef class Requests(Work):
         verdict = validate(request, &self.rules)
         if verdict != OK:
             return self.begin_skip(size, verdict)
+        if self.throttle.is_limited() and not self.may_begin():
+            return False
         self.allowance -= size + cost(request)
         if request.command == READ:
             return self.take_read(size)

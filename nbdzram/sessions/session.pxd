@@ -30,6 +30,8 @@ cdef class Session(Requests):
     cdef void* before
     cdef void* next_ready
     cdef bint queued             # among those that have more to do
+    cdef void* next_held
+    cdef bint held               # among those that wait for their place
     cdef bint linked
 
     cdef void begin(self) noexcept nogil

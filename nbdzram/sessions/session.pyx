@@ -43,6 +43,7 @@ from nbdzram.sessions.stage cimport (
     CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LOST, NO_MEMORY, NOT_ENDING, OPEN, TOO_SLOW, Ending,
 )
 from nbdzram.sessions.tally cimport Tally, count_times, monotonic
+from nbdzram.sessions.throttle cimport Throttle
 from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
 from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, RELEASE, SYNCED
 from nbdzram.sessions.work cimport NONE
@@ -56,7 +57,7 @@ cdef class Session(Requests):
 
     def __init__(self, *, uint64_t number, Disk disk not None, Tally tally not None, Line line not None,
                  Budget budget not None, Workers workers not None, Turns turns not None, Notices notices not None,
-                 int style, bint read_only, contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs,
+                 Throttle throttle not None, int style, bint read_only, contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs,
                  bytes greeting not None, bytes rest not None):
         cdef int index
         self.number = number
@@ -65,6 +66,7 @@ cdef class Session(Requests):
         self.budget = budget
         self.workers = workers
         self.turns = turns
+        self.throttle = throttle
         self.notices = notices
         self.line = line
         self.inbox = Inbox(budget)
@@ -94,16 +96,6 @@ cdef class Session(Requests):
         free(self.kept_bytes)
         self.kept_bytes, self.kept_size = NULL, 0
         return rest
-
-    @property
-    def stage(self):
-        """How far its end has come, a moment ago."""
-        return self.stage_now
-
-    @property
-    def idle_seconds(self):
-        """Since the last turn, as a rule one in which a request came."""
-        return max(monotonic() - <double>self.started, 0.0) / 1e9
 
     @property
     def midway(self):
@@ -199,6 +191,7 @@ cdef class Session(Requests):
             elif wishes & ABORT:
                 self.cut(CUT, 0)
             else:
+                self.hurried = self.hurried or wishes & (RELEASE | DRAIN) != 0
                 if wishes & RELEASE:
                     self.release()
                 if wishes & DRAIN:
@@ -242,13 +235,13 @@ cdef class Session(Requests):
 
     cdef void drain(self) noexcept nogil:
         """Read no more; perform and answer what was asked for completely."""
-        if self.move(DRAINING):
+        if self.move(DRAINING) or self.throttled:
             self.run()
 
     cdef void release(self) noexcept nogil:
         """As drain, once the payload that is arriving is there; and the line is not closed then."""
         self.releasing = True
-        if self.stage_now == OPEN:
+        if self.stage_now == OPEN or self.throttled:
             self.run()
 
     cdef void let_go(self) noexcept nogil:
@@ -276,7 +269,8 @@ cdef class Session(Requests):
             return
         self.was_midway = not self.released and (self.phase != HEADER or self.inbox.available() > 0)
         self.move(LOST)
-        self.unread = False
+        self.unread = self.throttled = False
+        self.throttle.give_back(&self.place)
         if not self.released:
             self.line.hang_up(orderly)
         self.outlet.close()
@@ -289,7 +283,7 @@ cdef class Session(Requests):
     # ---- the loop over requests ----
 
     cdef void run(self) noexcept nogil:
-        self.later = False
+        self.later = self.throttled = False
         self.started = monotonic()
         self.allowance = TURN
         while self.advance():
@@ -351,4 +345,4 @@ cdef class Session(Requests):
             return True
         if self.phase == APPLY and not may_go_on(&self.turn):
             return False
-        return not self.later and (not self.outlet.blocked() or self.inbox.available() == 0)
+        return not self.later and not self.throttled and (not self.outlet.blocked() or self.inbox.available() == 0)

@@ -37,6 +37,8 @@ cdef struct Counts:
     uint64_t errors[OPERATIONS][VERDICTS]
     uint64_t latency[OPERATIONS][BUCKETS]
     uint64_t blocks_trimmed
+    uint64_t throttled            # requests that had to wait before they began
+    uint64_t throttled_ns
     uint64_t untimed[OPERATIONS]  # counted, but for their latency
     bint untimed_any
 

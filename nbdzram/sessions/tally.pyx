@@ -42,6 +42,16 @@ cdef class Tally:
         """Blocks that TRIM gave back."""
         return sum([self.by_thread[thread].blocks_trimmed for thread in range(THREADS) if self.by_thread[thread] != NULL])
 
+    def throttled(self):
+        """(requests that a limit let wait before they began, nanoseconds that they waited)."""
+        cdef uint64_t requests = 0, nanoseconds = 0
+        cdef int thread
+        for thread in range(THREADS):
+            if self.by_thread[thread] != NULL:
+                requests += self.by_thread[thread].throttled
+                nanoseconds += self.by_thread[thread].throttled_ns
+        return requests, nanoseconds
+
     def operation(self, int operation):
         """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket) of one operation; None: never asked."""
         cdef Counts* counts

@@ -21,6 +21,9 @@ cdef class Desk:
     cdef void* first             # Sessions that it serves
     cdef void* first_ready       # those of them that have more to do
     cdef void* last_ready
+    cdef void* first_held        # those that wait for a place in their export's schedule
+    cdef void* last_held
+    cdef uint64_t next_due       # the first of those places, or earlier
     cdef int poller              # epoll's descriptor; -1: none
     cdef bint finished
     cdef readonly int sessions   # that were given to it and are not gone: the loop's count
@@ -30,6 +33,8 @@ cdef class Desk:
     cdef void take_mail(self) noexcept nogil
     cdef void take_turns(self) noexcept nogil
     cdef void rounds(self, uint32_t wishes) noexcept nogil
+    cdef void hold(self, Session session) noexcept nogil
+    cdef void let_on(self) noexcept nogil
     cdef void again(self) noexcept nogil
     cdef void after(self, Session session) noexcept nogil
     cdef uint64_t begin_turn(self) noexcept nogil

@@ -27,6 +27,7 @@ from nbdzram.sessions.patience cimport LOOK_NS, STOLEN_NS, patience_bar, patienc
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport GONE, LOST
 from nbdzram.sessions.tally cimport monotonic
+from nbdzram.sessions.throttle cimport poll_until
 from nbdzram.sessions.wishes cimport GONE_NOW
 from nbdzram.sessions.work cimport Store
 from nbdzram.sessions.workers cimport Task, Workers
@@ -92,13 +93,14 @@ cdef class Desk:
         cdef uint64_t began = self.begin_turn()
         mail_quiet(&self.box)
         self.take_mail()
+        self.let_on()
         self.take_turns()
         self.again()
         self.end_turn(began)
 
     cdef void again(self) noexcept nogil:
         """Nobody waits at this desk: mail makes its owner come back to who has more to do."""
-        if self.first_ready != NULL:
+        if self.first_ready != NULL or self.first_held != NULL and self.next_due == 0:
             bell_ring(&self.bell, AGAIN)
 
     cdef uint64_t begin_turn(self) noexcept nogil:
@@ -160,6 +162,38 @@ cdef class Desk:
             self.after(<Session>session)
             session = following
 
+    cdef void hold(self, Session session) noexcept nogil:
+        """It goes on when its place is due (throttle.pyx)."""
+        self.next_due = min(self.next_due, session.place.due) if self.first_held != NULL else session.place.due
+        if session.held:
+            return
+        session.held = True
+        session.next_held = NULL
+        if self.first_held == NULL:
+            self.first_held = <void*>session
+        else:
+            (<Session>self.last_held).next_held = <void*>session
+        self.last_held = <void*>session
+
+    cdef void let_on(self) noexcept nogil:
+        """Serve those whose place is due, and forget those that wait no more."""
+        cdef void* session = self.first_held
+        cdef void* following
+        cdef uint64_t now
+        if session == NULL:
+            return
+        now = monotonic()
+        if now < self.next_due:
+            return
+        self.first_held = self.last_held = NULL
+        while session != NULL:
+            following = (<Session>session).next_held
+            (<Session>session).held = False
+            if (<Session>session).throttled and (<Session>session).place.due <= now:
+                (<Session>session).go_on()
+            self.after(<Session>session)
+            session = following
+
     cdef void admit(self, Session session) noexcept nogil:
         """It was mailed to us."""
         session.linked = True
@@ -181,7 +215,11 @@ cdef class Desk:
             else:
                 (<Session>self.last_ready).next_ready = <void*>session
             self.last_ready = <void*>session
-        if session.linked and not session.queued and session.may_go():
+        if session.throttled:
+            self.hold(session)
+        elif session.held:
+            self.next_due = 0  # it waits no more: let_on forgets it
+        if session.linked and not session.queued and not session.held and session.may_go():
             self.part(session)
 
     cdef void part(self, Session session) noexcept nogil:
@@ -239,6 +277,7 @@ cdef class IoThread(Desk):
                 elif (<Session>session).stage_now < LOST:
                     self.wake(<Session>session, events[index].events)
             self.take_mail()
+            self.let_on()
             self.take_turns()
             self.end_turn(began)
             self.single = count == 1 and self.served <= 1
@@ -259,6 +298,10 @@ cdef class IoThread(Desk):
         cdef int count = 0
         cdef bint looks
         if self.first_ready != NULL:
+            return epoll_wait(self.poller, events, READY, 0)
+        if self.first_held != NULL:
+            patience_pause(&self.patience)
+            poll_until(self.poller, self.next_due, monotonic())
             return epoll_wait(self.poller, events, READY, 0)
         if not self.single:
             patience_pause(&self.patience)

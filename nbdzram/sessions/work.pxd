@@ -4,6 +4,7 @@ from nbdzram.nbd.transmission cimport Request
 from nbdzram.sessions.answers cimport Answers
 from nbdzram.sessions.budget cimport Piece
 from nbdzram.sessions.mail cimport Bell
+from nbdzram.sessions.throttle cimport Place, Throttle
 from nbdzram.sessions.workers cimport Task, Workers
 
 cdef enum:
@@ -40,6 +41,11 @@ cdef struct Store:
 
 cdef class Work(Answers):
     cdef Workers workers
+    cdef readonly uint64_t requests  # taken since it attached
+    cdef Throttle throttle       # of the export
+    cdef Place place             # of the next request, in its schedule
+    cdef bint throttled          # the next request is there, and waits for its place
+    cdef bint hurried            # the server ends this session: it waits for no place any more
     cdef Bell bell               # rung at its thread
     cdef Request request         # the one that was taken last
     cdef int64_t allowance       # what is left of this turn, in bytes of ordinary requests
@@ -50,6 +56,8 @@ cdef class Work(Answers):
     cdef int tasks               # of theirs that are under way
     cdef uint64_t payload_bytes  # that they hold
 
+    cdef bint may_begin(self) noexcept nogil
+    cdef void begin_request(self) noexcept nogil
     cdef void start_job(self, Way way, Piece* piece) noexcept nogil
     cdef void start_read(self) noexcept nogil
     cdef bint step(self) noexcept nogil

@@ -1,5 +1,6 @@
-"""Long requests: one Job at a time, which goes on over several turns, and large WRITEs that workers store meanwhile.
+"""When a request may begin; and long ones: one Job at a time, which goes on over several turns, and large WRITEs that workers store meanwhile.
 
+    may_begin ──> begin_request                       or else the session waits until its place is due (throttle.pyx)
     start_job ──> step, step, ... ──> finish_job        what follows in the inbox waits
     start_store ──> hand_out ──> workers ──> take_home, take_home, ... ──> finish_store
 
@@ -20,6 +21,7 @@ from nbdzram.sessions.answers cimport must_last
 from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
 from nbdzram.sessions.stage cimport HALF_A_REPLY, LOST
 from nbdzram.sessions.tally cimport count_timed, monotonic
+from nbdzram.sessions.throttle cimport bytes_moved, is_measured
 from nbdzram.sessions.workers cimport Task
 
 cdef enum:
@@ -41,6 +43,26 @@ cdef class Work(Answers):
     def storing(self):
         """Large WRITEs that the workers store."""
         return self.store_count
+
+    cdef bint may_begin(self) noexcept nogil:
+        """May the request that is next go on, of an export that is limited? Else the session waits until its place is due."""
+        if self.hurried or not is_measured(&self.request):
+            return True
+        self.throttle.take(&self.place, bytes_moved(&self.request), self.started)
+        self.throttled = self.place.due > self.started
+        return not self.throttled
+
+    cdef void begin_request(self) noexcept nogil:
+        """It is taken from the inbox."""
+        self.requests += 1
+        if self.place.epoch == 0:
+            return
+        if self.place.due > self.place.taken:
+            self.counts.throttled += 1
+            self.counts.throttled_ns += self.started - self.place.taken
+        if self.place.scarce:
+            self.allowance = 0  # the export's other clients have their turns, request by request
+        self.place.epoch = 0
 
     cdef void start_job(self, Way way, Piece* piece) noexcept nogil:
         self.job.request = self.request

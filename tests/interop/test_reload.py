@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.nbd_client import RequestFailed
 from tests.support.server import Nbdzram
 
 pytestmark = pytest.mark.interop
@@ -285,3 +287,18 @@ def test_hangup_reloads_and_the_log_says_what_came_of_it(tmp_path: Path) -> None
         server.process.send_signal(signal.SIGHUP)
         server.wait_until(told("the configuration was not reloaded: "), 30)
         assert set(server.exports()) == {"kept", "disk", "new"}
+
+
+def test_bounds_of_an_export_are_read_again(tmp_path: Path) -> None:
+    """They hold at once, for who is attached; a declaration that says less takes them away."""
+    with configured(tmp_path) as server, server.client() as client:
+        client.write(0, b"x" * 8192)
+        server.write(GOOD + 'quota = "8K"\niops = 1000\n')
+        assert server.command_line("reload").stdout == "export disk changed\n"
+        with pytest.raises(RequestFailed, match=f"{errno.ENOSPC}"):
+            client.write(8192, b"x" * 4096)
+        (told,) = [export for export in server.stat()["exports"] if export["name"] == "disk"]
+        assert (told["bounds"]["quota_bytes"], told["bounds"]["iops"]) == (8192, 1000)
+        server.write(GOOD)
+        assert server.command_line("reload").stdout == "export disk changed\n"
+        client.write(8192, b"x" * 4096)

@@ -14,6 +14,7 @@ from nbdzram.sessions.session import Session
 from nbdzram.sessions.stage import Stage as Ending
 from nbdzram.sessions.tally import Tally
 from nbdzram.sessions.thread import Desk
+from nbdzram.sessions.throttle import Throttle
 
 
 class Client:
@@ -41,9 +42,11 @@ class Stage:
         self.content = bytes(range(1, 252)) * (size // 251 + 1)
         self.content = self.content[: size // 2] + bytes(size - size // 2)
         self.disk = self.pool.create("disk", size)
+        self.throttle = Throttle()
         self.plane = Plane(1, processors, budget)
         self.desk = Desk(0, self.plane.workers)
         self.clients: dict[int, Client] = {}
+        self.tallies: dict[int, Tally] = {}
         self._numbers = 0
 
     def attach(
@@ -63,7 +66,8 @@ class Stage:
             line,
             number=self._numbers,
             disk=self.disk,
-            tally=Tally(),
+            tally=self.tallies.setdefault(self._numbers, Tally()),
+            throttle=self.throttle,
             style=style,
             read_only=read_only,
             contexts=tuple(MetaContext)[:contexts],

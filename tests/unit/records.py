@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nbdzram.bounds import Bounds
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.status import (
     CheckpointStatus,
@@ -68,6 +69,7 @@ EXPORT = ExportStatus(
     allow_addresses=("10.0.0.0/8",),
     allow_certificates=(),
     private=False,
+    bounds=Bounds(quota_bytes=500 * MIB, iops=500, bandwidth_bytes=50 * MIB),
     stored_bytes=400 * MIB,
     same_filled_bytes=1234 * 4096,
     connections=2,
@@ -75,6 +77,8 @@ EXPORT = ExportStatus(
     failed_writes=3,
     invalid_io=1,
     notify_free=99,
+    throttled_requests=12,
+    throttled_seconds=1.5,
     operations={"read": READ},
 )
 

@@ -1,7 +1,7 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
     cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
-        -> config -> {units, errors, machine, receive, residence, slices}
+        -> config -> {bounds, units, errors, machine, receive, residence, slices}
 
 Packages of one level do not import each other.
 """
@@ -19,7 +19,7 @@ import nbdzram
 
 ROOT = Path(nbdzram.__file__).parent
 LEVELS = (
-    ("errors", "units", "machine", "receive", "residence", "slices"),
+    ("bounds", "errors", "units", "machine", "receive", "residence", "slices"),
     ("config",),
     ("values",),
     ("settings",),

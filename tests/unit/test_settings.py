@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nbdzram import values
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import Dedup, PoolConfig, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.errors import ConfigError
 from nbdzram.settings import KEYS, Given, export_layer, export_layers, load, pool_layers
@@ -273,6 +274,20 @@ def test_flags_alone_say_pools_and_what_exports_are() -> None:
     assert load(None, {"NBDZRAM_POOLS": "fast=4G,inline plain"}, {}).pools[:2] == config.pools[:2]
 
 
+def test_what_bounds_an_export_is_said_in_a_file_and_behind_a_size(tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text(
+        '[exports.disk]\nsize = "1G"\nquota = "512M"\niops = 500\niops_burst = 900\nbandwidth = "50M"\n'
+        'bandwidth_burst = 209715200\n[exports.free]\nsize = "1G"\nquota = "off"\niops = 0\n'
+    )
+    wanted = Bounds(
+        quota_bytes=512 << 20, iops=500, iops_burst=900, bandwidth_bytes=50 << 20, bandwidth_burst_bytes=200 << 20
+    )
+    assert [export.bounds for export in load(file, {}, {}).exports] == [wanted, UNBOUND]
+    flag = "disk=1G,quota=512M,iops=500,iops_burst=900,bandwidth=50M,bandwidth_burst=200M"
+    assert load(None, {}, export_layers([flag], "-e")).exports[0].bounds == wanted
+
+
 @pytest.mark.parametrize(
     ("pools", "exports", "complaint"),
     [
@@ -288,6 +303,9 @@ def test_flags_alone_say_pools_and_what_exports_are() -> None:
         ([], ["a=@x", "a=1G"], "-e: export 'a' is given twice"),
         ([], ["a=1G,snapshots=auto"], "exports.a.snapshots: 'auto' is not allowed; it is off, or an interval"),
         ([], ["a=1G,snapshots=1h,snapshots_keep=0"], "exports.a.snapshots_keep: 0 is not a whole number"),
+        ([], ["a=1G,quota=100"], "exports.a.quota: '100' is neither off nor a size from 4096 bytes to 2P"),
+        ([], ["a=1G,iops=many"], "exports.a.iops: 'many' is not a whole number from 0 to 1000000000"),
+        ([], ["a=1G,bandwidth=2T"], "exports.a.bandwidth: '2T' is neither off nor a size from 4096 bytes to 1T"),
         ([], ["a=1G,pool=fast"], "asks for the pool 'fast'"),
     ],
 )

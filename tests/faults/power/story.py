@@ -192,7 +192,8 @@ class Story:
 
     async def add(self) -> None:
         name = self.fresh("d")
-        given = dict.fromkeys(("pool", "read_only", "description", "allow_addresses", "allow_certificates"))
+        rules = ("pool", "read_only", "description", "allow_addresses", "allow_certificates")
+        given: dict[str, Any] = dict.fromkeys(rules)
         await self.service.changes.add_export(name, BLOCKS * BLOCK, **given)
         self.exports[name] = array("H", [0] * BLOCKS)
 

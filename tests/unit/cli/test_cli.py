@@ -261,6 +261,25 @@ def test_exports_come_grow_and_go_at_run_time(start: Start) -> None:
     assert (taken.code, "there is an export 'disk' already" in taken.err) == (1, True)
 
 
+def test_what_a_disk_may_take_is_said_changed_and_shown(start: Start) -> None:
+    """Where nothing is bound, lists have no column for it."""
+    server = start("-e", "disk=1M,quota=64K")
+    told = server.run("exports", "list").out.splitlines()
+    assert "QUOTA" in told[0]
+    assert "LIMITS" not in told[0]
+    assert server.run("exports", "add", "new", "1M", "--iops", "500", "--bandwidth", "50M").code == 0
+    assert server.run("exports", "change", "disk", "--quota", "off").code == 0
+    heading, *rows = server.run("exports", "list").out.splitlines()
+    assert ("QUOTA" in heading, "LIMITS" in heading) == (False, True)
+    assert "500/s 50M/s" in next(row for row in rows if row.startswith("new"))
+    columns = server.run("stat", "-n", "--raw", "-o", "NAME,QUOTA,LIMITS,THROTTLED", "new").out
+    assert columns == "new none 500/s\\x2050M/s 0\n"
+    wrong = server.run("exports", "change", "disk", "--quota", "100")
+    assert (wrong.code, "neither off nor a size from 4096 bytes" in wrong.err) == (2, True)
+    nothing = server.run("exports", "change", "disk")
+    assert (nothing.code, "--bandwidth-burst" in nothing.err) == (2, True)
+
+
 def test_a_disk_is_renamed_listed_and_removed_in_few_letters(start: Start) -> None:
     server = start("-e", "disk=1M")
     assert server.run("exports", "add", "scratch", "1M").code == 0

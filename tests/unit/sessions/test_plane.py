@@ -18,6 +18,7 @@ from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.session import Session
 from nbdzram.sessions.stage import Ending
 from nbdzram.sessions.tally import Tally
+from nbdzram.sessions.throttle import Throttle
 from tests.wire import CMD_DISC, CMD_READ, CMD_WRITE, request
 
 BLOCK, KIB = 4096, 1 << 10
@@ -46,6 +47,7 @@ class House:
             number=self._numbers,
             disk=self.disk,
             tally=self.tally,
+            throttle=Throttle(),
             style=0,
             read_only=False,
             contexts=(),
