@@ -73,9 +73,6 @@ cdef enum:
 
 ctypedef unsigned long long ull  # for printf
 
-cdef extern from "sched.h" nogil:
-    int sched_yield()
-
 
 @cython.final
 cdef class Check(Run):
@@ -570,7 +567,7 @@ cdef class Check(Run):
             if left == 0:
                 lock_leave(&self.pool.lock)
                 with nogil:  # others' turn; never with the pool's lock, as they take that with the interpreter's
-                    sched_yield()
+                    pass
                 lock_take(&self.pool.lock)
                 left = HOLD
             if number == self.pool.sum:

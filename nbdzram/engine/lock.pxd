@@ -15,6 +15,7 @@
 from libc.stdint cimport uint64_t
 
 from nbdzram.engine.sides cimport Seat, Sides
+from nbdzram.engine.wait cimport wait_on
 
 cdef enum:
     HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
@@ -28,7 +29,6 @@ cdef enum:
 cdef extern from * nogil:
     """
     #include <pthread.h>
-    #include <sched.h>
     #include <stdint.h>
     #include <string.h>
     #include <time.h>
@@ -106,8 +106,9 @@ cdef extern from * nogil:
         lock_taken(lock);
     }
     static inline void lock_take_behind(Lock* lock) {
+        uint32_t looks = 0;
         if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
-        while (__atomic_load_n(&lock->waiting, __ATOMIC_RELAXED)) sched_yield();
+        while (__atomic_load_n(&lock->waiting, __ATOMIC_RELAXED)) wait_on(&looks);
         pthread_mutex_lock(&lock->mutex);
         lock->turns_behind++;
         lock_taken(lock);

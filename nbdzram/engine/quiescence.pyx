@@ -29,17 +29,16 @@ There is no limit to the threads but memory. One for whose watch there is none i
 
 from libc.stdint cimport uint64_t
 
+from nbdzram.engine.wait cimport wait_on
+
 cdef extern from * nogil:
     """
     #include <pthread.h>
-    #include <sched.h>
     #include <stdint.h>
     #include <stdlib.h>
     #include <time.h>
 
     #define NBDZRAM_OFFLINE 0u
-    #define NBDZRAM_YIELDS 64           /* a turn takes some microseconds: first let others run, then sleep */
-    #define NBDZRAM_WAIT_NS 20000
 
     typedef struct Watch {
         uint64_t seen;
@@ -159,14 +158,10 @@ cdef extern from * nogil:
         if (watch && watch->depth) nbdzram_watch_begins(watch);
     }
     static void nbdzram_grace_wait(uint64_t stamp) {
-        const struct timespec moment = {0, NBDZRAM_WAIT_NS};
-        int yields = 0;
+        uint32_t looks = 0;
         nbdzram_away();
         __atomic_add_fetch(&nbdzram_waiting, 1, __ATOMIC_RELAXED);
-        while (!nbdzram_grace_over(stamp)) {
-            if (++yields < NBDZRAM_YIELDS) sched_yield();
-            else nanosleep(&moment, NULL);
-        }
+        while (!nbdzram_grace_over(stamp)) wait_on(&looks);
         __atomic_sub_fetch(&nbdzram_waiting, 1, __ATOMIC_RELAXED);
         nbdzram_back();
     }

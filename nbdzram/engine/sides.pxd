@@ -16,16 +16,13 @@
 
 from libc.stdint cimport uint32_t
 
+from nbdzram.engine.wait cimport wait_on
+
 cdef extern from * nogil:
     """
-    #include <sched.h>
     #include <stdint.h>
-    #include <time.h>
 
     #define NBDZRAM_SEATS 128  /* threads that come beside each other; a thread beyond is always alone */
-    #define NBDZRAM_LOOKS_BEFORE_YIELDING 200   /* some microseconds: a run of blocks is stored in fewer */
-    #define NBDZRAM_LOOKS_BEFORE_SLEEPING 264
-    #define NBDZRAM_SEAT_NS 20000
 
     typedef struct {
         uint32_t inside;  /* its thread is beside others */
@@ -41,13 +38,8 @@ cdef extern from * nogil:
     } Sides;
 
     static __attribute__((noinline, cold, unused)) void sides_wait(const uint32_t* word) {
-        const struct timespec moment = {0, NBDZRAM_SEAT_NS};
-        int looks = 0;
-        while (__atomic_load_n(word, __ATOMIC_SEQ_CST)) {
-            if (++looks < NBDZRAM_LOOKS_BEFORE_YIELDING) __atomic_signal_fence(__ATOMIC_SEQ_CST);
-            else if (looks < NBDZRAM_LOOKS_BEFORE_SLEEPING) sched_yield();
-            else nanosleep(&moment, NULL);
-        }
+        uint32_t looks = 0;
+        while (__atomic_load_n(word, __ATOMIC_SEQ_CST)) wait_on(&looks);
     }
     static inline Seat* sides_seat(const Sides* sides, uint32_t number) {
         return __atomic_load_n(&sides->seats[number], __ATOMIC_SEQ_CST);

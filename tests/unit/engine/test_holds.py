@@ -6,10 +6,13 @@ processor time is measured by `make bench`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import nbdzram
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.run import HOLD_COUNT
@@ -44,6 +47,15 @@ def turns_of(pool: Pool, act: Callable[[], object]) -> int:
     before = pool.turns() + pool.turns_behind()
     act()
     return pool.turns() + pool.turns_behind() - before
+
+
+def test_who_waits_sleeps_and_never_yields() -> None:
+    """Since Linux 6.18 who yields gives up its share, some 4 ms each time, and clients wait as long (wait.pxd)."""
+    package = Path(nbdzram.__file__).parent
+    sources = [path for path in package.rglob("*") if path.suffix in {".py", ".pyx", ".pxd"}]
+    assert len(sources) > 100
+    yielding = [path.name for path in sources if re.search(r"\b(sched|thrd|pthread)_yield\(", path.read_text())]
+    assert yielding == []
 
 
 @pytest.mark.parametrize("walk", WALKS)
