@@ -202,6 +202,7 @@ class PoolStatus:
     path: str | None  # the arena's file; None: anonymous memory
     dedup: str
     tells_sharing: bool  # clients may find out what others store: figures for strangers are not rounded
+    verify: bool  # what is read is held against its fingerprint
     stats: PoolStats
     scrub: ScrubStatus
     maintenance: MaintenanceStatus

@@ -1,4 +1,4 @@
-"""`nbdzram pools`: list, add, remove and limit pools of a running server."""
+"""`nbdzram pools`: list, add, remove, limit and set pools of a running server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import connect, control_option, json_option, list_rows, pool_names, print_json, remove_named
-from nbdzram.config import Dedup
 from nbdzram.status import PoolStatus, from_json
 from nbdzram.units import format_size
-from nbdzram.values import memory
 
 COLUMNS: list[Column[PoolStatus]] = [
     Column("NAME", "", lambda pool: pool.name),
@@ -20,9 +18,12 @@ COLUMNS: list[Column[PoolStatus]] = [
     Column("TOTAL", "", lambda pool: pool.stats.mem_used_total, True),
     Column("MEM-LIMIT", "", lambda pool: pool.stats.mem_limit, True, zero="none"),
     Column("DEDUP", "", lambda pool: pool.dedup),
+    Column("VERIFY", "", lambda pool: None if pool.verify else "off", seldom=True),
+    Column("SHARING", "", lambda pool: "told" if pool.tells_sharing else None, seldom=True),
     Column("FILE", "", lambda pool: pool.path or ""),
 ]
-DEDUP = click.Choice([choice.value for choice in Dedup])
+DEDUP = click.Choice(["fold", "inline"])  # as config.Dedup has it, which a command that asks a server does not load
+SWITCH = click.Choice(["on", "off"])
 
 
 class Limit(click.ParamType[int]):
@@ -32,6 +33,8 @@ class Limit(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """A size, a share of this machine's memory, or 0 for none."""
+        from nbdzram.values import memory  # noqa: PLC0415 - which the configuration comes with
+
         try:
             return memory(value)
         except ValueError as error:
@@ -42,7 +45,7 @@ class Limit(click.ParamType[int]):
     "pools", epilog="\b\nExamples:\n  nbdzram pools list\n  nbdzram pools add fast --mem-limit 4G --dedup inline"
 )
 def command() -> None:
-    """List, add, remove and limit pools of a running server.
+    """List, add, remove, limit and set pools of a running server.
 
     A pool is one memory limit and one folding domain. With --state-dir the server remembers these changes.
     """
@@ -61,15 +64,27 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 @click.option(
     "--mem-limit", type=Limit(), metavar="SIZE", default=0, help="Most memory, metadata included.  [default: none]"
 )
-@click.option("--dedup", type=DEDUP, default=Dedup.FOLD.value, show_default=True, help="When equal blocks meet.")
+@click.option("--dedup", type=DEDUP, default="fold", show_default=True, help="When equal blocks meet.")
+@click.option("--no-verify", is_flag=True, help="Deliver what is stored without checking it.")
+@click.option("--tell-sharing", is_flag=True, help="Let clients find out what others in the pool store.")
 @json_option
 @control_option
-def add(*, name: str, mem_limit: int, dedup: str, as_json: bool, control: Path | None) -> None:
+def add(
+    *,
+    name: str,
+    mem_limit: int,
+    dedup: str,
+    no_verify: bool,
+    tell_sharing: bool,
+    as_json: bool,
+    control: Path | None,
+) -> None:
     """Open a new, empty pool.
 
     `nbdzram exports add --pool NAME` puts disks into it.
     """
-    _change("pools.add", control, as_json, "added", name=name, mem_limit=mem_limit, dedup=dedup)
+    settings = {"mem_limit": mem_limit, "dedup": dedup, "verify": not no_verify, "tell_sharing": tell_sharing}
+    _change("pools.add", control, as_json, "added", name=name, **settings)
 
 
 @command.command("remove", epilog="Example: nbdzram pools remove fast")
@@ -107,6 +122,32 @@ def limit(*, name: str, size: int, as_json: bool, control: Path | None) -> None:
 def dedup(*, name: str, when: str, as_json: bool, control: Path | None) -> None:
     """Let equal blocks meet in a fold, or already at the write."""
     _change("pools.change", control, as_json, "changed", name=name, dedup=when)
+
+
+@command.command("verify", epilog="Example: nbdzram pools verify default off")
+@click.argument("name", shell_complete=pool_names)
+@click.argument("switch", type=SWITCH)
+@json_option
+@control_option
+def verify(*, name: str, switch: str, as_json: bool, control: Path | None) -> None:
+    """Hold what is read against its fingerprint, or deliver it without.
+
+    With on, damaged memory is an error of its block, and never wrong bytes.
+    """
+    _change("pools.change", control, as_json, "changed", name=name, verify=switch == "on")
+
+
+@command.command("tell-sharing", epilog="Example: nbdzram pools tell-sharing default on")
+@click.argument("name", shell_complete=pool_names)
+@click.argument("switch", type=SWITCH)
+@json_option
+@control_option
+def tell_sharing(*, name: str, switch: str, as_json: bool, control: Path | None) -> None:
+    """Let clients and metrics find out what the pool's other exports store, or not.
+
+    With on, also exports that admit different clients may be folded inline; so it is not turned off while they are.
+    """
+    _change("pools.change", control, as_json, "changed", name=name, tell_sharing=switch == "on")
 
 
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:

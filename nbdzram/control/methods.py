@@ -93,11 +93,14 @@ class Operations(Protocol):
 class Changes(Protocol):
     """How exports and pools are changed on request. Refusals are UserErrors."""
 
-    async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
+    async def add_pool(self, name: str, mem_limit: int, dedup: str, *, verify: bool, tell_sharing: bool) -> PoolStatus:
         """Open a pool, with what its arena holds if any. mem_limit in bytes, 0 is none; dedup is fold or inline."""
 
-    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
-        """Set a pool's limit, or when equal blocks meet; what is not given stays."""
+    async def change_pool(
+        self, name: str, mem_limit: int | None, dedup: str | None, *, verify: bool | None, tell_sharing: bool | None
+    ) -> PoolStatus:
+        """Set a pool's limit, when equal blocks meet, whether what is read is checked against its fingerprint, and
+        whether clients may find out what others store; what is not given stays."""
 
     async def remove_pool(self, name: str) -> None:
         """Close a pool that holds no export, and remove its file."""
@@ -349,6 +352,8 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
                 "name": new_pool,
                 "mem_limit": Parameter(int, 0, values.memory),
                 "dedup": Parameter(str, "fold", values.dedup),
+                "verify": Parameter(bool, True),
+                "tell_sharing": Parameter(bool, False),
             },
             add_pool,
         ),
@@ -357,6 +362,8 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
                 "name": name,
                 "mem_limit": Parameter(int, None, values.memory),
                 "dedup": Parameter(str, None, values.dedup),
+                "verify": Parameter(bool, None),
+                "tell_sharing": Parameter(bool, None),
             },
             change_pool,
         ),

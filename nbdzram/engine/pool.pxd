@@ -49,7 +49,7 @@ cdef class Pool:
     cdef Superblock* superblock
     cdef uint64_t fingerprint_mask
     cdef bint inline_on
-    cdef readonly bint tells_sharing
+    cdef public bint tells_sharing
     cdef readonly Purse purse   # keeps what the ledger refers to; None: this pool shares none
     cdef uint64_t blocks_stored
     cdef uint64_t blocks_same

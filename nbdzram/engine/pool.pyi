@@ -48,9 +48,8 @@ class Pool:
         """A write whose content is already stored is folded before it is compressed."""
     @inline_dedup.setter
     def inline_dedup(self, on: bool) -> None: ...
-    @property
-    def tells_sharing(self) -> bool:
-        """Whether Disk.extents tells SHARED of blocks whose objects other exports hold too."""
+    tells_sharing: bool
+    """Whether Disk.extents tells SHARED of blocks whose objects other exports hold too."""
     @property
     def verify(self) -> bool:
         """What is read is held against its fingerprint; what does not match is an error of that block alone."""

@@ -1,4 +1,4 @@
-"""What is changed while the server runs: exports and pools, added, changed and removed.
+"""What is changed while the server runs: exports, added, changed and removed; pools are in pool_changes.py.
 
 Everything here runs on the event loop; what may take long (deleting, resizing, syncing a file) goes to threads.
 
@@ -16,40 +16,31 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
 
 from nbdzram import values
-from nbdzram.config import DEFAULT_POOL, EVERYONE, Access, Dedup, ExportConfig, PoolConfig, ServerConfig
+from nbdzram.config import DEFAULT_POOL, EVERYONE, ExportConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
-from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, ExportExists, NoSuchExport, UserError
+from nbdzram.errors import ExportExists, UserError
 from nbdzram.server import rollback
-from nbdzram.server.exports import Export, Exports
+from nbdzram.server.exports import Export
 from nbdzram.server.inventory import (
     Placed,
-    declared_as,
     declared_export,
     effective,
-    open_pool,
-    place_exports,
-    require_trust,
 )
-from nbdzram.server.listener import NbdServer
-from nbdzram.server.pools import PoolService
+from nbdzram.server.pool_changes import PoolChanges
 from nbdzram.server.received import received_record
-from nbdzram.server.state import Declared, ExportRecord, PoolChange, State
+from nbdzram.server.state import Declared, ExportRecord
 from nbdzram.server.together import offer_together
 from nbdzram.server.usage import stored_behind
-from nbdzram.server.wanted import Wanted, pool_config, valid
-from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus, PoolStatus
+from nbdzram.server.wanted import Wanted, valid
+from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus
 from nbdzram.stream.receiving import Received
 from nbdzram.units import format_size
 
@@ -65,145 +56,9 @@ AS_THEY_ARE: Mapping[str, int | None] = MappingProxyType({})
 
 log = logging.getLogger("nbdzram.server")
 
-Outcome = TypeVar("Outcome")
 
-
-class Changes:
+class Changes(PoolChanges):
     """The operations that control offers beside looking (control.methods.Changes). Made by Service."""
-
-    def __init__(
-        self,
-        config: ServerConfig,
-        pools: dict[str, PoolService],
-        exports: Exports,
-        nbd: NbdServer,
-        run_numbers: itertools.count[int],
-    ) -> None:
-        self._config = config
-        self._declared = {export.name: export for export in config.exports}
-        self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
-        self._pools = pools
-        self._exports = exports
-        self._nbd = nbd
-        self._run_numbers = run_numbers
-        self._memory = State(None)
-        self._accepting = False  # between `begin` and `stop`
-        self._lock = asyncio.Lock()
-
-    # ---- for the service ----
-
-    def begin(self, state: State) -> None:
-        """The server has started; changes are made from now on, and remembered in `state`."""
-        self._memory = state
-        self._accepting = True
-
-    def declare(self, config: ServerConfig) -> None:
-        """From now on this is what the configuration says: what changes are remembered against."""
-        self._config = config
-        self._declared = {export.name: export for export in config.exports}
-        self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
-
-    async def stop(self) -> None:
-        """Refuse changes, and wait for the one under way."""
-        self._accepting = False
-        async with self._lock:
-            pass
-
-    # ---- pools ----
-
-    async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
-        """Open a pool: a new, empty one, or with what its arena in the state directory holds. Raises UserError."""
-        return await self.declare_pool(pool_config(name, mem_limit, dedup))
-
-    async def declare_pool(self, config: PoolConfig) -> PoolStatus:
-        """The same, with all that a declaration says. Raises UserError."""
-        return await self._alone(self._add_pool(config))
-
-    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
-        """Set a pool's limit, which leaves what is stored as it is, or when equal blocks meet. Raises UserError."""
-        return await self._alone(self._change_pool(name, mem_limit, dedup))
-
-    async def remove_pool(self, name: str) -> None:
-        """Close a pool that holds no export, and remove its file. Raises NoSuchExport, UserError."""
-        await self._alone(self._remove_pool(name))
-
-    async def _add_pool(self, config: PoolConfig) -> PoolStatus:
-        name = config.name
-        if name in self._pools:
-            raise UserError(f"there is a pool '{name}' already; choose another name or remove it first")
-        await self._remember_pool(config)
-        try:
-            pool, placed = await asyncio.to_thread(self._open_pool, config)
-        except BaseException:
-            await self._forget_pool(name)
-            raise
-        for part in placed:
-            self._exports.add(part.export())
-        now = asyncio.get_running_loop().time()
-        self._pools[name] = PoolService(name, pool, self._config.maintenance, now, self._run_numbers)
-        return self._pools[name].status(now)
-
-    def _open_pool(self, config: PoolConfig) -> tuple[Pool, list[Placed]]:
-        """On a thread. A pool that was forgotten comes back with its disks and the rules that they had."""
-        with contextlib.ExitStack() as closing:
-            pool = closing.enter_context(open_pool(config, self._memory))
-            for disk in pool.disks():
-                if any(export.name == disk.name for export in self._exports):
-                    raise UserError(
-                        f"the pool '{config.name}' holds an export '{disk.name}', and there is one of that name "
-                        "already; remove that, or choose another name for the pool"
-                    )
-            removed = {
-                name: known
-                for name, known in self._memory.changes.exports.items()
-                if known.removed and name in self._declared
-            }
-            placed = place_exports((), {config.name: pool}, self._memory, removed=removed)
-            closing.pop_all()
-            return pool, placed
-
-    async def _change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
-        service = self._pool(name)
-        pool = service.pool
-        now_inline = "inline" if pool.inline_dedup else "fold"
-        config = pool_config(name, pool.mem_limit if mem_limit is None else mem_limit, dedup or now_inline)
-        if config.dedup is Dedup.INLINE:
-            self._require_trust(name)
-        before = self._memory.changes.pools.get(name)
-        await self._remember_pool(config)
-        try:
-            pool.mem_limit, pool.inline_dedup = config.mem_limit, config.dedup is Dedup.INLINE
-        except UserError:
-            await asyncio.to_thread(self._memory.remember_pool, name, before)
-            raise
-        return service.status(asyncio.get_running_loop().time())
-
-    async def _remove_pool(self, name: str) -> None:
-        service = self._pool(name)
-        if name in self._declared_pools:
-            raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
-        holding = [export.name for export in self._exports if export.pool_name == name]
-        if holding:
-            raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
-        forgotten = await self._forget_pool(name)
-        del self._pools[name]
-        await service.close()
-        await asyncio.to_thread(self._memory.remove_arena, name)
-        if not forgotten and not await self._forget_pool(name):
-            log.warning("the pool %s is removed, but remembered: the next start makes it again, empty", name)
-
-    async def _remember_pool(self, config: PoolConfig) -> None:
-        declared = self._declared_pools.get(config.name)
-        change = PoolChange(mem_limit=config.mem_limit, dedup=config.dedup, declared=declared)
-        await asyncio.to_thread(self._memory.remember_pool, config.name, change)
-
-    async def _forget_pool(self, name: str) -> bool:
-        try:
-            await asyncio.to_thread(self._memory.remember_pool, name, None)
-        except UserError as error:
-            log.warning("the pool %s: %s", name, error)
-            return False
-        return True
 
     # ---- exports ----
 
@@ -330,14 +185,6 @@ class Changes:
             return arena.create(name, size, read_only=record.read_only, private=alone)
 
         return await self._make(name, record, make)
-
-    def _require_trust(self, pool_name: str, name: str | None = None, *accesses: Access) -> None:
-        """Whether a pool that folds inline may, with an export's rules as they are to be. Raises UserError."""
-        pool = self._pools[pool_name].pool
-        others = [export for export in self._exports if export.pool_name == pool_name and export.name != name]
-        rules = [export.access for export in others if not export.disk.private]
-        if pool.inline_dedup or name is None:
-            require_trust(pool_name, [*rules, *accesses], tells_sharing=pool.tells_sharing)
 
     async def _load_export(self, config: ExportConfig, fill: Callable[[Disk], Awaitable[None]]) -> ExportStatus:
         self._require_free_name(config.name)
@@ -563,32 +410,6 @@ class Changes:
     async def _undo(self, name: str, before: ExportRecord | None) -> None:
         """What is remembered was not made. If this cannot be remembered either, the next start tells and forgets it."""
         await self._try_to_remember(name, before)
-
-    # ---- parts ----
-
-    async def alone(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
-        """Make what somebody else puts together as a change, in turn with all others. Raises UserError."""
-        return await self._alone(change)
-
-    async def _alone(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
-        """A task of its own: an asker who goes away ends the waiting, not the change."""
-        return await asyncio.shield(asyncio.create_task(self._in_turn(change)))
-
-    async def _in_turn(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
-        try:
-            async with self._lock:
-                if not self._accepting:
-                    raise UserError("the server is starting or stopping; ask again when it runs")
-                return await change
-        except EngineError as error:
-            raise UserError(f"the engine refuses: {error}") from error
-        finally:
-            change.close()  # one that never had its turn
-
-    def _pool(self, name: str) -> PoolService:
-        if name not in self._pools:
-            raise NoSuchExport(f"there is no pool '{name}'; there are: {', '.join(sorted(self._pools))}")
-        return self._pools[name]
 
     def _require_free_name(self, name: str) -> None:
         valid(values.export_name, name)

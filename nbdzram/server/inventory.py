@@ -65,7 +65,13 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
     for name, change in state.changes.pools.items():
         if name not in configs or change.declared == declared_as(configs[name]):
             known = configs.get(name, PoolConfig(name=name))
-            configs[name] = dataclasses.replace(known, mem_limit=change.mem_limit, dedup=Dedup(change.dedup))
+            configs[name] = dataclasses.replace(
+                known,
+                mem_limit=change.mem_limit,
+                dedup=Dedup(change.dedup),
+                verify=known.verify if change.verify is None else change.verify,
+                tell_sharing=known.tell_sharing if change.tell_sharing is None else change.tell_sharing,
+            )
     for name in sorted(state.arenas() - configs.keys()):
         log.warning(
             "the state directory holds the pool '%s', which is neither declared nor remembered; its disks are "
@@ -80,7 +86,8 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
 
 def declared_as(pool: PoolConfig) -> str:
     """A pool's declaration as the state remembers it: when it reads differently, a run-time change has ended."""
-    return f"mem_limit={pool.mem_limit} dedup={pool.dedup}"
+    seldom = f"{'' if pool.verify else ' verify=False'}{' tell_sharing=True' if pool.tell_sharing else ''}"
+    return f"mem_limit={pool.mem_limit} dedup={pool.dedup}{seldom}"
 
 
 def open_pool(config: PoolConfig, state: State) -> Pool:
@@ -106,7 +113,7 @@ def require_trust(pool: str, rules: Iterable[Access], *, tells_sharing: bool) ->
         raise UserError(
             f"the pool '{pool}' folds inline, and its exports would admit different clients: the time of a write tells "
             'each what the others store; use dedup = "fold", one access list, a pool for each, or say '
-            "tell_sharing = true for the pool in the configuration"
+            "tell_sharing = true for the pool in the configuration, or `nbdzram pools tell-sharing`"
         )
 
 

@@ -52,6 +52,7 @@ class PoolService:
             path=self.pool.path,
             dedup="inline" if self.pool.inline_dedup else "fold",
             tells_sharing=self.pool.tells_sharing,
+            verify=self.pool.verify,
             stats=self.pool.stats(),
             scrub=self.scrubs.status(),
             maintenance=MaintenanceStatus(

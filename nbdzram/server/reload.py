@@ -114,11 +114,7 @@ class Reload:
             self._nbd.try_certificates(new.tls)
         known = {pool.name: pool for pool in self.config.pools}
         added = [pool for pool in new.pools if pool.name not in self._pools]
-        changed = [
-            pool
-            for pool in new.pools
-            if pool.name in self._pools and _without_sharing(pool) != _without_sharing(known.get(pool.name))
-        ]
+        changed = [pool for pool in new.pools if pool.name in self._pools and pool != known.get(pool.name)]
         declared = {export.name: export for export in self.config.exports}
         exports = [export for export in new.exports if export != declared.get(export.name)]
         for pool in changed:
@@ -184,7 +180,7 @@ class Reload:
             inline = pools[name].dedup is Dedup.INLINE if name in pools else self._folds_inline(name)
             if not inline:
                 continue
-            tells = self._pools[name].pool.tells_sharing if name in self._pools else pools[name].tell_sharing
+            tells = pools[name].tell_sharing if name in pools else self._pools[name].pool.tells_sharing
             try:
                 require_trust(name, [access for pool, access in rules.values() if pool == name], tells_sharing=tells)
             except UserError as error:
@@ -201,17 +197,24 @@ class Reload:
 
     def _change_pool(self, wanted: PoolConfig) -> Step:
         pool = self._pools[wanted.name].pool
-        before = (pool.mem_limit, Dedup.INLINE if pool.inline_dedup else Dedup.FOLD, pool.verify)
-
-        async def become(mem_limit: int, dedup: Dedup, verify: bool) -> None:
-            await self._changes.change_pool(wanted.name, mem_limit, dedup.value)
-            pool.verify = verify
-
-        return Step(
-            f"pool {wanted.name} changed",
-            partial(become, wanted.mem_limit, wanted.dedup, wanted.verify),
-            partial(become, *before),
+        before = dataclasses.replace(
+            wanted,
+            mem_limit=pool.mem_limit,
+            dedup=Dedup.INLINE if pool.inline_dedup else Dedup.FOLD,
+            verify=pool.verify,
+            tell_sharing=pool.tells_sharing,
         )
+
+        async def become(config: PoolConfig) -> None:
+            await self._changes.change_pool(
+                config.name,
+                config.mem_limit,
+                config.dedup.value,
+                verify=config.verify,
+                tell_sharing=config.tell_sharing,
+            )
+
+        return Step(f"pool {wanted.name} changed", partial(become, wanted), partial(become, before))
 
     def _rest(self, name: str) -> Step:
         return Step("", partial(self._fold_inline, name, False), partial(self._fold_inline, name, True))
@@ -295,14 +298,3 @@ def _needs_restart(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
     yield from (name for name in _differing(old, new) if name not in APPLIED)
     yield from (f"limits.{name}" for name in _differing(old.limits, new.limits) if name in FIXED_LIMITS)
     yield from ("tls.mode" for _ in range(old.tls.mode is not new.tls.mode))
-    before = {pool.name: pool.tell_sharing for pool in old.pools}
-    yield from (
-        f"pools.{pool.name}.tell_sharing"
-        for pool in new.pools
-        if pool.tell_sharing != before.get(pool.name, pool.tell_sharing)
-    )
-
-
-def _without_sharing(pool: PoolConfig | None) -> PoolConfig | None:
-    """A declaration without what only a restart changes."""
-    return pool and dataclasses.replace(pool, tell_sharing=False)

@@ -73,6 +73,8 @@ class PoolChange:
 
     mem_limit: int
     dedup: str
+    verify: bool | None = None  # this and the next, None: as declared
+    tell_sharing: bool | None = None
     declared: str | None  # what the configuration said then (inventory.declared_as); None: it did not know the pool
 
 
@@ -249,6 +251,11 @@ def _add_unknown_rules(payload: dict[str, Any]) -> None:
 def _add_what_came_later(payload: dict[str, Any]) -> None:
     """Of format 2, what its first writers did not know."""
     payload.setdefault("former", {})
+    pools = payload.get("pools")
+    for entry in pools.values() if isinstance(pools, dict) else ():
+        if isinstance(entry, dict):
+            for name in ("verify", "tell_sharing"):
+                entry.setdefault(name, None)
     exports = payload.get("exports")
     for entry in exports.values() if isinstance(exports, dict) else ():
         if isinstance(entry, dict):

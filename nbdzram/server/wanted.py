@@ -43,12 +43,14 @@ class Wanted:
         return dataclasses.replace(record, bounds=dataclasses.replace(record.bounds, **bounds), **given)
 
 
-def pool_config(name: str, mem_limit: int, dedup: str) -> PoolConfig:
+def pool_config(name: str, mem_limit: int, dedup: str, *, verify: bool, tell_sharing: bool) -> PoolConfig:
     """What is asked of a pool. Raises UserError."""
     return PoolConfig(
         name=valid(values.pool_name, name),
         mem_limit=valid(values.memory, mem_limit),
         dedup=valid(values.dedup, dedup),
+        verify=verify,
+        tell_sharing=tell_sharing,
     )
 
 

@@ -243,10 +243,17 @@ def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:
         server.write(GOOD + "[pools.default]\nverify = false\n" + sharing + "[pools.fast]\n" + sharing)
         answer = json.loads(server.command_line("reload", "--json").stdout)
         assert answer["changed"] == ["pool fast added", "pool default changed"]
-        assert answer["restart"] == ["pools.default.tell_sharing"]
+        assert answer["restart"] == []
         pools = json.loads(server.command_line("pools", "list", "--json").stdout)
         found = {pool["name"]: pool["tells_sharing"] for pool in pools}
-        assert found == {"default": False, "fast": True}
+        assert found == {"default": True, "fast": True}
+        assert [pool["verify"] for pool in pools if pool["name"] == "default"] == [False]
+        server.write(GOOD + "[pools.fast]\n" + sharing)
+        assert server.command_line("reload").stdout == "pool default changed\n"
+        pools = json.loads(server.command_line("pools", "list", "--json").stdout)
+        assert [(pool["verify"], pool["tells_sharing"]) for pool in pools if pool["name"] == "default"] == [
+            (True, False)
+        ]
 
 
 def test_what_was_changed_at_run_time_stays_where_the_file_did_not_change(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ SERVER = ServerStatus(
             path=None,
             dedup="fold",
             tells_sharing=True,
+            verify=True,
             stats=POOL_STATS,
             scrub=ScrubStatus(objects=9000, blocks=12000, rotten_objects=1, rotten_blocks=2, finished_at=1.75e9),
             maintenance=MAINTENANCE,

@@ -112,11 +112,11 @@ class RecordedOperations:
         self.asked.append((name, force))
         return EXPORT
 
-    async def add_pool(self, name: str, mem_limit: int, dedup: str) -> PoolStatus:
+    async def add_pool(self, name: str, mem_limit: int, dedup: str, **_: Any) -> PoolStatus:
         self.asked.append((name, mem_limit, dedup))
         return SERVER.pools[0]
 
-    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None) -> PoolStatus:
+    async def change_pool(self, name: str, mem_limit: int | None, dedup: str | None, **_: Any) -> PoolStatus:
         self.asked.append((name, mem_limit, dedup))
         return SERVER.pools[0]
 

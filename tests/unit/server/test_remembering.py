@@ -102,7 +102,7 @@ def test_what_was_remembered_for_a_change_that_failed_is_undone(
                 raise error("the directory is full")
 
             with monkeypatch.context() as patched, pytest.raises(UserError, match="directory is full"):
-                patched.setattr("nbdzram.server.changes.open_pool", refuses)
+                patched.setattr("nbdzram.server.pool_changes.open_pool", refuses)
                 await changes.add_pool("fast", 0, "fold")
             assert State(house.state_dir).changes.pools == {}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from nbdzram.config import Dedup, ExportConfig, PoolConfig
 from nbdzram.errors import UserError
+from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, noise
 from tests.unit.server.house import MIB, UNCHANGED, House, tell
 
@@ -108,6 +110,60 @@ def test_a_limit_that_was_changed_at_run_time_leaves_a_pools_other_settings(hous
         async with house.open(pools=pools):
             assert house.pool().mem_limit == 64 * MIB
             assert house.pool().tells_sharing
+
+    tell(story())
+
+
+def test_what_a_pool_checks_and_tells_is_changed_at_run_time_and_remembered(house: House) -> None:
+    """Each by itself, and until it is declared otherwise."""
+
+    def now() -> tuple[bool, bool, int]:
+        return house.pool().verify, house.pool().tells_sharing, house.pool().mem_limit
+
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.change_pool("default", None, None, verify=False)
+            await changes.change_pool("default", 64 * MIB, None)
+            await changes.change_pool("default", None, None, tell_sharing=True)
+            assert now() == (False, True, 64 * MIB)
+            told = house.service.status().pools[0]
+            assert (told.verify, told.tells_sharing) == (False, True)
+            await changes.add_pool("fast", 0, "fold", verify=False, tell_sharing=True)
+        async with house.open():
+            assert now() == (False, True, 64 * MIB)
+            fast = house.service._pools["fast"].pool
+            assert (fast.verify, fast.tells_sharing) == (False, True)
+        async with house.open(pools=(PoolConfig(verify=False),)):
+            assert now() == (False, False, 0)
+
+    tell(story())
+
+
+def test_a_pool_that_folds_inline_for_strangers_goes_on_telling(house: House) -> None:
+    async def story() -> None:
+        house.exports = strangers()
+        async with house.open(pools=(PoolConfig(dedup=Dedup.INLINE, tell_sharing=True),)) as changes:
+            with pytest.raises(UserError, match="folds inline"):
+                await changes.change_pool("default", None, None, tell_sharing=False)
+            assert house.pool().tells_sharing
+            await changes.change_pool("default", None, "fold", tell_sharing=False)
+            await changes.change_pool("default", None, "inline", tell_sharing=True)
+            assert (house.pool().inline_dedup, house.pool().tells_sharing) == (True, True)
+
+    tell(story())
+
+
+def test_a_pool_that_was_remembered_before_is_as_declared_in_what_was_not_known_then(house: House) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.change_pool("default", 64 * MIB, None)
+        file = house.state_dir / FILE_NAME
+        remembered = json.loads(file.read_text())
+        for entry in remembered["pools"].values():
+            del entry["verify"], entry["tell_sharing"]
+        file.write_text(json.dumps(remembered))
+        async with house.open():
+            assert (house.pool().mem_limit, house.pool().verify, house.pool().tells_sharing) == (64 * MIB, True, False)
 
     tell(story())
 
