@@ -13,7 +13,6 @@ import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
 from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names
-from nbdzram.cli.objects import rows_object, stat_object, text_of
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
@@ -214,6 +213,8 @@ def command(
         usage = client.usage() if walk and not (mm_stat or io_stat) else {}
         shown = list(_lines(status, usage, pools=not exports))
         if as_json:
+            from nbdzram.cli.objects import rows_object, stat_object, text_of  # noqa: PLC0415 - people read tables
+
             found = stat_object(status, usage) if whole else rows_object(chosen, shown)
             return text_of(found) if watch_seconds is None else to_json(found)
         if memory:

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli import pools
 from nbdzram.cli.attach import missing
 from nbdzram.cli.diagnosis import Kernel
 from nbdzram.cli.hints import Address, Attachment
 from nbdzram.cli.main import COMMANDS
+from nbdzram.config import Dedup
 from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_certificate, run
@@ -378,22 +380,37 @@ print(sorted(name for name in sys.modules if name in unwanted or name.startswith
 
 
 UNNEEDED = {
-    *("asyncio", "decimal", "fractions", "rich", "unicodedata"),
-    *(f"nbdzram.{name}" for name in ("cli.objects", "config", "machine", "rates", "server", "settings", "values")),
+    *("asyncio", "concurrent.futures", "decimal", "fractions", "h11", "multiprocessing", "prometheus_client", "rich"),
+    *("_ssl", "ssl", "subprocess", "unicodedata", "uvloop"),
+    *(f"nbdzram.{name}" for name in ("config", "engine.pool", "machine", "nbd", "server", "sessions", "settings")),
+    *(f"nbdzram.{name}" for name in ("cli.objects", "rates", "values")),
 }
 """Of a command that asks a server and prints a table: reading sizes and configurations, JSON, a loop are for others."""
 
 
-def test_a_command_that_asks_a_server_imports_little() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("ls", "stat", "exports list", "exports change disk --read-only", "pools list", "pools dedup default inline"),
+        *("pools verify default off", "clients list", "runs list", "fold", "compact", "recompress", "reload"),
+        *("snapshot disk monday", "clone disk copy", "rm --yes disk", "receive"),
+    ],
+)
+def test_a_command_that_asks_a_server_imports_little(words: str) -> None:
     """A call takes as long as its imports."""
     code = f"""
 import sys
 from nbdzram.cli.main import run
-assert run(["ls", "--control", "/nowhere/nbdzram.sock"]) == 3
+assert run([*{words.split()!r}, "--control", "/nowhere/nbdzram.sock"]) == 3
 print(sorted(sys.modules.keys() & {UNNEEDED!r}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_words_that_are_written_out_are_those_of_the_configuration() -> None:
+    assert [choice.value for choice in Dedup] == list(pools.DEDUP.choices)
 
 
 def test_imports_make_no_garbage_and_commands_may() -> None:
