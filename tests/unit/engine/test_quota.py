@@ -10,6 +10,7 @@ from nbdzram.errors import PoolFull
 from tests.unit.engine.blocks import BLOCK, noise, text
 
 SIZE = 64 << 20
+LONG_WORD = bytes.fromhex("0123456789abcdef")  # too long for an entry of the table
 
 
 def made(quota_blocks: int, *, pool: Pool | None = None, name: str = "disk") -> Disk:
@@ -77,6 +78,18 @@ def test_blocks_of_one_repeated_word_count_and_zeroes_as_holes_do_not() -> None:
         disk.zero(2 * BLOCK, BLOCK, no_hole=True)
     disk.zero(3 * BLOCK, 100 * BLOCK)
     assert stored(disk) == 2
+
+
+def test_a_repeated_word_that_needs_an_object_counts_as_one_block() -> None:
+    """It is put by whoever has the lock alone, after it was tried beside others."""
+    disk = made(3)
+    disk.write(0, text(0))
+    for block in (1, 2):
+        disk.write(block * BLOCK, LONG_WORD * (BLOCK // len(LONG_WORD)))
+    assert stored(disk) == 3
+    disk.trim(0, 3 * BLOCK)
+    assert stored(disk) == 0
+    disk.pool.check()
 
 
 @pytest.mark.parametrize("inline", [False, True])
