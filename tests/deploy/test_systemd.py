@@ -23,6 +23,7 @@ from tests.unit.cli.conftest import run as run_cli
 
 UNITS = DEPLOY / "systemd"
 SERVICE = UNITS / "nbdzram.service"
+RESTARTER = UNITS / "nbdzram-restart.service"
 KEEPER = UNITS / "nbdzram-attach@.service"
 EXAMPLE = UNITS / "nbdzram.toml"
 MAX_EXPOSURE = 1.5
@@ -36,13 +37,28 @@ def _settings(name: str) -> list[str]:
 
 def test_units_are_correct(tmp_path: Path) -> None:
     """systemd-analyze verify has nothing to say. It wants programs that exist, and the users of this machine."""
-    for unit in (*UNITS.glob("nbdzram.s[eo]*"), KEEPER):
-        text = unit.read_text().replace("/usr/bin/nbdzram", shutil.which("true") or "/bin/true")
+    for unit in (*UNITS.glob("nbdzram.s[eo]*"), KEEPER, RESTARTER):
+        text = (
+            unit.read_text()
+            .replace("/usr/bin/systemctl", "/bin/true")
+            .replace("/usr/bin/nbdzram", shutil.which("true") or "/bin/true")
+        )
         text = re.sub(r"^(User|Group|SocketUser|SocketGroup)=.*$", "", text, flags=re.M)
         (tmp_path / unit.name.replace("@", "@nbd0")).write_text(text)
     verify = [require_program("systemd-analyze", package="systemd"), "verify", "--man=no"]
     process = subprocess.run(
-        [*verify, *(tmp_path / name for name in ("nbdzram.service", "nbdzram.socket", "nbdzram-attach@nbd0.service"))],
+        [
+            *verify,
+            *(
+                tmp_path / name
+                for name in (
+                    "nbdzram.service",
+                    "nbdzram.socket",
+                    "nbdzram-restart.service",
+                    "nbdzram-attach@nbd0.service",
+                )
+            ),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -50,6 +66,22 @@ def test_units_are_correct(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert str(tmp_path) not in process.stderr, process.stderr
+
+
+def test_a_restart_that_checks_first_does_what_a_start_would_refuse_before_it_stops_anything(tmp_path: Path) -> None:
+    """The check is the one that a start of the service makes, as the same user; systemd goes no further where it fails
+    (systemd.service(5), Type=oneshot). A mistake in the file does fail it."""
+    text = RESTARTER.read_text()
+    check, restart = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
+    assert [check] == _settings("ExecStartPre")
+    assert re.findall(r"^(?:User|Group)=.*$", text, re.MULTILINE) == ["User=nbdzram", "Group=nbdzram"]
+    assert _settings("User") == _settings("Group") == ["nbdzram"]
+    assert restart == "+/usr/bin/systemctl try-restart nbdzram.service"
+    file = tmp_path / "nbdzram.toml"
+    words = check.removeprefix("/usr/bin/nbdzram ").replace("/etc/nbdzram/nbdzram.toml", str(file)).split()
+    for content, code in (("[exports.disk]\nsize = '1M'\n", 0), ("[exports.disk]\nsice = '1M'\n", 2)):
+        file.write_text(content)
+        assert run_cli(*words).code == code
 
 
 def test_the_keepers_unit_asks_for_what_the_command_takes() -> None:
