@@ -60,7 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         """Find a place in the lobby, and greet when it is our turn."""
         self._transport = transport
         self._peer = peer_of(transport)
-        self.origin = origin_of(self.origin.listener, self._peer.address)
+        self.origin = origin_of(self.origin.listener, self._peer)
         self._handshake = Handshake(PeerDirectory(self._hosting.exports, self._peer), self._hosting.policy)
         self._handshake.shutting_down = self._hosting.shutting_down
         self._hosting.accepted += 1
@@ -112,6 +112,10 @@ class Connection(asyncio.BufferedProtocol):
     def tls_established(self, names: frozenset[str]) -> None:
         """Haggling begins again, with a peer that may have a certificate."""
         self._peer = replace(self._peer, certificate_names=names)
+        if names and not self._over:
+            self._hosting.lobby.leave(self)
+            self.origin = origin_of(self.origin.listener, self._peer)
+            self._hosting.lobby.enter(self)
         self._handshake.tls_started(PeerDirectory(self._hosting.exports, self._peer))
 
     def tls_failed(self, error: Exception) -> None:
@@ -287,15 +291,17 @@ def peer_of(transport: Any) -> Peer:
         return Peer(text, ipaddress.ip_address(host))
     if family in (socket.AF_INET, socket.AF_INET6):
         return Peer("a client that is gone already")
-    return Peer(_unix_client(transport) if family == socket.AF_UNIX else f"client {name}", local=True)
+    if family == socket.AF_UNIX:
+        return _unix_client(transport)
+    return Peer(f"client {name}", local=True, account=f"context {name[0]}" if name else "local")
 
 
-def _unix_client(transport: Any) -> str:
+def _unix_client(transport: Any) -> Peer:
     """Who connected, as the kernel says: several local clients are told apart by it."""
     try:
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
     except OSError:  # all are in use: it is served all the same
-        return "unix client"
+        return Peer("unix client", local=True)
     with socket.socket(fileno=descriptor) as peer:
         pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return f"unix client (pid {pid}, uid {uid})"
+    return Peer(f"unix client (pid {pid}, uid {uid})", local=True, account=f"uid {uid}")

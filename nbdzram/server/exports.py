@@ -45,6 +45,7 @@ class Peer:
     address: Address | None = None  # None: local, or an IP connection whose other end cannot be told any more
     certificate_names: frozenset[str] = frozenset()  # verified under TLS: common name and DNS names
     local: bool = False  # a unix socket, whose file's mode decided already, or vsock
+    account: str = "local"  # of a local one: whose it is, as the kernel says
 
 
 class Export:

@@ -36,7 +36,8 @@ THREADS_BY_DEFAULT = 16
 
 KEPT_PLACES = 16
 """The last places for attached clients, at most an eighth of all: for a source, and half of them for a listener, with
-less than FEW clients. However many one client attaches, another one gets in, and so does a local socket's."""
+less than FEW clients, and that half for certificates too. However many one client attaches, another one gets in, and so
+does a local socket's; however many come in from anywhere without a certificate, one who has it gets in beside them."""
 
 FEW = 4
 
@@ -111,8 +112,8 @@ class Hosting:
             return f"more than {limit} connections"
         if free <= kept and self._attached_from[origin.source] >= FEW:
             return f"{count} of {limit} connections: the last {kept} are not for {origin.source}, which has its share"
-        if free <= kept // 2 and self._attached_from[origin.listener] >= FEW:
-            return f"{count} of {limit} connections: the last {kept // 2} are for other listeners"
+        if free <= kept // 2 and self._attached_from[origin.listener] >= FEW and not origin.certified:
+            return f"{count} of {limit} connections: the last {kept // 2} are for other listeners, or a certificate"
         return ""
 
     def promote(self, connection: Connection, attached: Attached) -> None:
@@ -126,7 +127,7 @@ class Hosting:
         self._quiet.clear()
         self.attached[attached.number] = attached
         self._origins[attached.number] = origin
-        self._attached_from.update(set(origin))
+        self._attached_from.update((origin.listener, origin.source))
         attached.begin()
         if self._rest is None:
             self._rest = self.loop.call_later(REST_SECONDS, self._rest_sessions)
@@ -201,7 +202,8 @@ class Hosting:
         self._heed(attached.gone)
         self.plane.bury(session)
         del self.attached[attached.number]
-        self._attached_from.subtract(set(self._origins.pop(attached.number)))
+        listener, source, _ = self._origins.pop(attached.number)
+        self._attached_from.subtract((listener, source))
         self._attached_from += Counter()  # forget who has none
         self._end()
 

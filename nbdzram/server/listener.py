@@ -221,7 +221,7 @@ class NbdServer:
         line = SocketLine(client.connection.detach())
         attached = Attached(hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest)
         attached.since = client.since
-        hosting.enlist(attached, origin_of("", client.peer.address))
+        hosting.enlist(attached, origin_of("", client.peer))
 
     async def hand_over(self) -> Handover:
         """Accept nobody more, let every client come to rest, and give up what is served without closing it.

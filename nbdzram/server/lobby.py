@@ -9,6 +9,9 @@ handshake) in each turn of the event loop, one after the other, however many wai
 A newcomer always finds a place. When all are taken, the guest goes who came first of those who take the most: of the
 listener with the most guests, and there of the source with the most. A client that takes milliseconds is attached long
 before a flood has gone once around, and a flood on one listener never costs another listener's guests their places.
+
+A source is what one can be held to who comes from there. An address says little: a whole company may stand behind one.
+So whoever shows a certificate is somebody else than the crowd at its address, from that moment on.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from nbdzram.server.exports import Peer
+
 SOURCE_PREFIX = 64
 """Bits of an IPv6 address that are one source: what one customer's machine may choose freely is the rest."""
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Origin(NamedTuple):
@@ -29,13 +32,17 @@ class Origin(NamedTuple):
 
     listener: str
     source: str
+    certified: bool = False  # part of the source is what a verified certificate says
 
 
-def origin_of(listener: str, address: Address | None) -> Origin:
-    """Clients without an IP address (unix sockets, vsock) are one source a listener."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return Origin(listener, str(ipaddress.ip_network((address, SOURCE_PREFIX), strict=False)))
-    return Origin(listener, "local" if address is None else str(address))
+def origin_of(listener: str, peer: Peer) -> Origin:
+    """Of those without an IP address each account of the machine (a virtual one's context) is a source."""
+    if isinstance(peer.address, ipaddress.IPv6Address) and peer.address.ipv4_mapped is None:
+        source = str(ipaddress.ip_network((peer.address, SOURCE_PREFIX), strict=False))
+    else:
+        source = peer.account if peer.address is None else str(peer.address)
+    names = ", ".join(sorted(peer.certificate_names))
+    return Origin(listener, f"{source} with the certificate of {names}" if names else source, certified=bool(names))
 
 
 class Guest(Protocol):
@@ -43,7 +50,7 @@ class Guest(Protocol):
 
     @property
     def origin(self) -> Origin:
-        """Where it came from; it never changes."""
+        """Where it came from; it never changes while the guest is here."""
 
     def give_way(self) -> None:
         """A newcomer needs your place, which you no longer have: be gone."""
@@ -70,13 +77,13 @@ class Lobby:
             oldest = next(iter(guests))
             self.leave(oldest)
             oldest.give_way()
-        listener, source = guest.origin
+        listener, source, _ = guest.origin
         self._guests.setdefault(listener, {}).setdefault(source, {})[guest] = None
         self._count += 1
 
     def leave(self, guest: Guest) -> None:
         """It is attached, or gone; nothing happens if it had to give way already."""
-        listener, source = guest.origin
+        listener, source, _ = guest.origin
         sources = self._guests.get(listener, {})
         of_source = sources.get(source, {})
         if guest not in of_source:

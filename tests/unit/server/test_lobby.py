@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,12 @@ import pytest
 
 from nbdzram.config import Limits, TcpAddress
 from nbdzram.server.descriptors import KEPT_DESCRIPTORS, places
+from nbdzram.server.exports import Peer
 from nbdzram.server.lobby import Lobby, Origin, origin_of
 from tests.support.loop_client import WireClient
-from tests.unit.server.conftest import Play, Stage
+from tests.support.pki import Pki
+from tests.support.tls_client import attach, leave, start_tls
+from tests.unit.server.conftest import Play, Secure, Stage
 from tests.wire import OPT_ABORT, OPT_GO, OPT_LIST, name_and_infos
 
 
@@ -30,6 +34,10 @@ def arrive(lobby: Lobby, listener: str, source: str, count: int = 1) -> list[Str
     for stranger in strangers:
         lobby.enter(stranger)
     return strangers
+
+
+def came_from(address: ipaddress.IPv4Address | ipaddress.IPv6Address, *names: str) -> Origin:
+    return origin_of("tcp", Peer("a client", address, certificate_names=frozenset(names)))
 
 
 def lobby_of(places: int) -> Lobby:
@@ -67,9 +75,22 @@ def test_who_left_takes_no_place_and_leaves_once() -> None:
 
 def test_one_customers_ipv6_addresses_are_one_source() -> None:
     one, two, other = map(ipaddress.ip_address, ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1"))
-    assert origin_of("tcp", one) == origin_of("tcp", two) != origin_of("tcp", other)
-    mapped = [origin_of("tcp", ipaddress.ip_address(f"::ffff:192.0.2.{number}")) for number in (1, 2)]
+    assert came_from(one) == came_from(two) != came_from(other)
+    mapped = [came_from(ipaddress.ip_address(f"::ffff:192.0.2.{number}")) for number in (1, 2)]
     assert mapped[0] != mapped[1]
+
+
+def test_who_shows_a_certificate_is_another_source_than_its_address() -> None:
+    """And several that show one are told apart by their addresses still."""
+    nat, other = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
+    sources = [came_from(nat), came_from(nat, "vm1"), came_from(nat, "vm2"), came_from(other, "vm1")]
+    assert len(set(sources)) == len(sources)
+    assert [source.certified for source in sources] == [False, True, True, True]
+
+
+def test_each_account_of_the_machine_is_a_source_of_a_local_socket() -> None:
+    mine, others = (origin_of("unix", Peer("unix client", local=True, account=f"uid {uid}")) for uid in (1000, 1001))
+    assert mine != others
 
 
 def test_strangers_take_one_step_a_turn_of_the_loop_in_order() -> None:
@@ -147,7 +168,7 @@ def test_the_last_places_are_for_other_sources(play: Play, stage: Stage) -> None
         assert hosting is not None
         tcp = Origin("nbd://127.0.0.1", "127.0.0.1")
         assert hosting.no_place_for(tcp) == ""
-        assert "its share" in hosting.no_place_for(Origin("unix", "local"))
+        assert "its share" in hosting.no_place_for(Origin("unix", f"uid {os.getuid()}"))
         await many.pop().close()
         many.append(await stage.client())
         assert await many[-1].read(0, 512) == bytes(512)
@@ -155,6 +176,48 @@ def test_the_last_places_are_for_other_sources(play: Play, stage: Stage) -> None
             await client.close()
 
     play(story, Limits(connections=16))
+
+
+def test_a_crowd_at_the_same_address_shuts_nobody_out_who_has_a_certificate(
+    play: Play, secure: Secure, pki: Pki
+) -> None:
+    """It is attached as often as it may be; and the last place is for nobody who shows none, wherever he comes from."""
+    secure(client_ca=pki.authority)
+
+    async def story(stage: Stage) -> None:
+        crowd = [await stage.client() for _ in range(14)]
+        friends = [await attach(stage.path, pki.client_context("vm1.example"))]
+        hosting = stage.server._hosting
+        assert hosting is not None
+        (listener,) = stage.server.uris
+        assert "a certificate" in hosting.no_place_for(Origin(listener, "uid 4711"))
+        friends.append(await attach(stage.path, pki.client_context("vm2.example")))
+        for friend in friends:
+            assert await friend.read(0, 512) == bytes(512)
+            await leave(friend)
+        for client in crowd:
+            await client.close()
+        await hosting.wait_quiet()
+        assert not hosting._attached_from, "who is gone takes a place"
+
+    play(story, Limits(connections=16))
+
+
+def test_who_has_shown_a_certificate_does_not_give_way_to_the_crowd_at_its_address(
+    play: Play, secure: Secure, pki: Pki
+) -> None:
+    secure(client_ca=pki.authority)
+
+    async def story(stage: Stage) -> None:
+        friend = await WireClient.connect(stage.path)
+        await start_tls(friend, pki.client_context("vm1.example"))
+        crowd = [await WireClient.connect(stage.path, client_flags=None) for _ in range(9)]
+        assert (await friend.option(OPT_LIST))[-1].kind == 1
+        for client in crowd:
+            await client.close()
+        await leave(friend)
+
+    play(story, Limits(connections=4))
 
 
 @pytest.mark.parametrize("descriptors", [64, 300, 1024, 4096, 1 << 20])
