@@ -35,6 +35,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
 from nbdzram.server.moments import Moment, Moments
 from nbdzram.server.pools import PoolService
+from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
 from nbdzram.stream.sending import Progress, send
 
@@ -151,16 +152,18 @@ class Checkpoints:
             hurries = self.journal is not None and self.journal.wants_checkpoint
             next_at = min(due, hurries_from) if hurries else due
             await asyncio.sleep(min(LOOK_SECONDS, max(next_at - loop.time(), 0.0)))
-            if self._refused() != refused:
-                refused = self._refused()
-                await asyncio.shield(asyncio.create_task(self._give_way()))
+            with steadily("giving way to writes that find no room"):
+                if self._refused() != refused:
+                    refused = self._refused()
+                    await asyncio.shield(asyncio.create_task(self._give_way()))
             if loop.time() >= next_at:
                 due = loop.time() + self._config.interval_seconds
                 await asyncio.shield(asyncio.create_task(self.take()))
                 hurries_from = loop.time() + AGAIN_SECONDS
 
     def _refused(self) -> int:
-        return sum(service.pool.stats().failed_writes for service in self._pools.values())
+        """On the loop, or on the thread: pools may come and go meanwhile."""
+        return sum(service.pool.stats().failed_writes for service in tuple(self._pools.values()))
 
     async def _give_way(self) -> None:
         """The copies of the last one go, and the next one is whole; those of the journal's last group are made anew."""
@@ -183,6 +186,10 @@ class Checkpoints:
             except (UserError, EngineError, OSError, MemoryError) as error:
                 self._status = replace(self._status, failures=self._status.failures + 1)
                 log.warning("a checkpoint failed: %s", error)
+            except Exception:
+                self._status = replace(self._status, failures=self._status.failures + 1)
+                with steadily("the taking of checkpoints"):
+                    raise
 
     async def _take(self) -> None:
         assert self._status is not None

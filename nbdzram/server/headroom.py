@@ -33,6 +33,7 @@ from nbdzram.engine.purse import Purse
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine, Room
 from nbdzram.server.pools import PoolService
+from nbdzram.server.steadily import steadily
 from nbdzram.status import HeadroomStatus
 from nbdzram.units import format_size
 
@@ -85,7 +86,8 @@ class Headroom:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            self.look()
+            with steadily("the look at the memory that is left"):
+                self.look()
 
     def look(self) -> None:
         """Set the ceiling by what is left now."""

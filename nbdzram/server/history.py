@@ -19,6 +19,7 @@ from pathlib import Path
 from nbdzram.rates import Rates, rates_of
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
+from nbdzram.server.steadily import steadily
 from nbdzram.slices import walk_in_slices
 from nbdzram.status import HistorySample, OperationStatus
 
@@ -85,6 +86,7 @@ class History:
                     room = await asyncio.to_thread(shutil.disk_usage, self._state_dir)
                     self.state_dir_size_bytes, self.state_dir_free_bytes = room.total, room.free
             now = loop.time()
-            await self.sample(max(now - last, 1e-3))
+            with steadily("the history"):
+                await self.sample(max(now - last, 1e-3))
             last = now
             await asyncio.sleep(SAMPLE_SECONDS)

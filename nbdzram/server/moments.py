@@ -131,8 +131,8 @@ class Moments:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def engine_pools(self) -> dict[str, Pool]:
-        """Those of the server, by name."""
-        return {name: service.pool for name, service in self._pools.items()}
+        """Those of the server, by name; also on the thread."""
+        return {name: service.pool for name, service in tuple(self._pools.items())}
 
     def _roster(self) -> tuple[Seen, ...]:
         return tuple([Seen.of(export) for export in self._exports])

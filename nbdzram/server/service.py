@@ -40,6 +40,7 @@ from nbdzram.server.restore import Restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
+from nbdzram.server.steadily import steadily
 from nbdzram.server.streams import Streams
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.usage import Usages
@@ -222,15 +223,21 @@ class Service:
         if self._pulse is not None:
             self._pulse.cancel()
         self._history.stop()
-        ended: T
-        ended, _, _ = await asyncio.gather(clients, self._streams.stop(), self.changes.stop())
-        await self._schedule.stop()
-        await self._checkpoints.stop()
-        await self._usages.stop()
-        await asyncio.to_thread(self._headroom.stop)
-        for service in self._pools.values():
-            await service.close()
-        return ended
+        letting_go = asyncio.create_task(clients)
+        outcomes = await asyncio.gather(letting_go, self._streams.stop(), self.changes.stop(), return_exceptions=True)
+        for what, end in (
+            ("the end of scheduled snapshots", self._schedule.stop),
+            ("the last checkpoint", self._checkpoints.stop),
+            ("the end of walks", self._usages.stop),
+            ("the end of looks at memory", lambda: asyncio.to_thread(self._headroom.stop)),
+            *((f"the end of the pool {service.name}", service.close) for service in self._pools.values()),
+        ):
+            with steadily(what):
+                await end()
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return letting_go.result()
 
     @property
     def _config(self) -> ServerConfig:
@@ -399,13 +406,16 @@ class Service:
             requests = sum(export.traffic.total_requests() for export in self._exports)
             rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
             for service in self._pools.values():
-                service.pool.set_clock(int(time.time()))  # not the loop's clock: ages outlive the machine's start
-                service.tell_refusals(now)
-                service.tell_rot(now)
-                service.scrubs.tell(time.time())
-                self._consider(service, now, rate)
-            self._relief.consider(now)
-            self._schedule.consider(self._config.exports, datetime.now(UTC).replace(microsecond=0))
+                with steadily(f"the pulse of the pool {service.name}"):
+                    service.pool.set_clock(int(time.time()))  # not the loop's clock: ages outlive the machine's start
+                    service.tell_refusals(now)
+                    service.tell_rot(now)
+                    service.scrubs.tell(time.time())
+                    self._consider(service, now, rate)
+            with steadily("relief where memory is short"):
+                self._relief.consider(now)
+            with steadily("the schedule of snapshots"):
+                self._schedule.consider(self._config.exports, datetime.now(UTC).replace(microsecond=0))
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:
         """Start the first run that a policy asks for, unless one is under way."""
