@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.ledger cimport Ledger
+from nbdzram.engine.lock cimport Lock
 
 cdef enum:
     PAGE_SIZE = 4096
@@ -36,6 +37,7 @@ cdef class Arena:
     cdef uint32_t free_count
     cdef Region free_units
     cdef Ledger ledger      # of the pool whose arena it is
+    cdef Lock growing       # `mapped` changes under it alone
     cdef int fd
     cdef readonly str path
     cdef readonly bint opened
@@ -43,7 +45,9 @@ cdef class Arena:
     cdef bint admit_writes(self) noexcept nogil
     cdef void cut(self, uint64_t size) noexcept nogil
     cdef int _allocate(self, uint64_t offset, uint64_t length, int mode) noexcept nogil
+    cdef void make_ready(self) noexcept nogil
     cdef bint _map_up_to(self, uint64_t size) noexcept nogil
+    cdef bint _map(self, uint64_t size) noexcept nogil
     cdef uint32_t take_run(self, uint32_t count) noexcept nogil
     cdef uint32_t take(self) noexcept nogil
     cdef void give(self, uint32_t unit) noexcept nogil

@@ -7,7 +7,8 @@ plentiful and memory is not, so a unit is given out whole and its pages become r
     | unit 0 | unit 1 | ... | unit_high - 1 |   not yet handed out   |   reserved, PROT_NONE   |
     0        64 KiB                         unit_high * 64 KiB       mapped                    reserved
 
-Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the process.
+Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the process. What is handed out next is mapped
+ahead, by whoever is about to change something and holds no lock yet (make_ready).
 
 Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
@@ -28,7 +29,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
 from nbdzram.engine.ledger cimport Ledger, ledger_give, ledger_take
-from nbdzram.engine.publish cimport amend32
+from nbdzram.engine.lock cimport lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.publish cimport amend32, amend64, look32, look64
 
 import os
 import resource
@@ -106,6 +108,9 @@ cdef bint region_reserve(Region* region, uint64_t size, Ledger* ledger) noexcept
         region.reserved = 0
         return False
     madvise(base, size, MADV_DONTDUMP)
+    # Where the system gives huge pages unasked, one touch would make 2 MiB resident that nobody counts, and clear them:
+    # half a millisecond, under whatever lock the touch is.
+    madvise(base, size, MADV_NOHUGEPAGE)
     region.base = <uint8_t*>base
     region.reserved = size
     return True
@@ -195,6 +200,7 @@ cdef class Arena:
     def __cinit__(self, path: str | None, uint64_t reserve, *, bint read_only=False):
         self.base = NULL
         self.fd = -1
+        lock_init(&self.growing, 0)
         self.path = path
         self.opened = False
         if read_only:
@@ -295,10 +301,11 @@ cdef class Arena:
         if mprotect(self.base, self.mapped, PROT_READ | PROT_WRITE) != 0:
             return False
         madvise(self.base, self.mapped, MADV_NOHUGEPAGE)
-        return self.mapped % GROWTH == 0 or self._map_up_to(self.mapped)
+        return self.mapped % GROWTH == 0 or self._map(self.mapped)
 
     def __dealloc__(self):
         region_free(&self.free_units)
+        lock_end(&self.growing)
         if self.base != NULL:
             munmap(self.base, self.reserved)
         if self.fd >= 0:
@@ -316,7 +323,20 @@ cdef class Arena:
         if self.fd >= 0:
             ftruncate(self.fd, size)
 
+    cdef void make_ready(self) noexcept nogil:
+        """Map ahead what is going to be taken, while the caller holds no lock: it is a system call or three, and waits
+        for whoever has a page fault. Where it fails, who takes units tries again, and says so."""
+        if look64(&self.mapped) < <uint64_t>look32(&self.unit_high) * UNIT_SIZE + GROWTH // 2:
+            self._map_up_to(<uint64_t>look32(&self.unit_high) * UNIT_SIZE + GROWTH // 2)
+
     cdef bint _map_up_to(self, uint64_t size) noexcept nogil:
+        cdef bint done
+        lock_take(&self.growing)
+        done = size <= self.mapped or self._map(size)
+        lock_leave(&self.growing)
+        return done
+
+    cdef bint _map(self, uint64_t size) noexcept nogil:
         cdef uint64_t wanted = (size + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
         if wanted > self.reserved:
             return False
@@ -331,7 +351,7 @@ cdef class Arena:
             return False
         # A huge page would make pages resident that nobody has touched.
         madvise(self.base + self.mapped, wanted - self.mapped, MADV_NOHUGEPAGE)
-        self.mapped = wanted
+        amend64(&self.mapped, wanted)
         return True
 
     cdef uint32_t take_run(self, uint32_t count) noexcept nogil:
@@ -340,7 +360,7 @@ cdef class Arena:
         cdef uint64_t end = (<uint64_t>first + count) * UNIT_SIZE
         if _must_fail():
             return 0
-        if first + <uint64_t>count > (1 << 28) or (end > self.mapped and not self._map_up_to(end)):
+        if first + <uint64_t>count > (1 << 28) or (end > look64(&self.mapped) and not self._map_up_to(end)):
             return 0
         # Room for giving them back, which must never fail.
         if not region_ensure(&self.free_units, (first + <uint64_t>count) * sizeof(uint32_t)):

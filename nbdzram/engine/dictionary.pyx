@@ -51,6 +51,7 @@ cdef int keep_dictionary(Pool pool, const uint8_t* content, uint32_t length) noe
     cdef uint32_t count = units_of(length)
     cdef uint32_t unit = 0
     cdef uint32_t extra
+    cdef uint64_t digested
     cdef void* ddict
     while number < CODEC_DICTS and pool.superblock.dictionary[number]:
         number += 1
@@ -75,9 +76,10 @@ cdef int keep_dictionary(Pool pool, const uint8_t* content, uint32_t length) noe
         lock_leave(&pool.lock)
         return NO_DICTIONARY
     memcpy(pool.arena.base + <uint64_t>unit * UNIT_SIZE, content, length)
+    digested = digest(content, length, pool.seed)
     lock_take_behind(&pool.lock)
     pool.store.ddicts[number] = ddict
-    pool.superblock.digest[number] = digest(content, length, pool.seed)
+    pool.superblock.digest[number] = digested
     publish64(&pool.superblock.dictionary[number], dictionary_word(
         pool.seed, number, unit, length, pool.superblock.digest[number]))
     lock_leave(&pool.lock)

@@ -9,8 +9,9 @@
 # client has written.
 # Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a processor is not the
 # holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after it leaves one, so that
-# threads meet where they seldom would; LINGERING keeps a thread that left the lock in a certain function until the test
-# has done what is to happen just then. Off, they cost a comparison of a word on the line that the mutex stands in.
+# threads meet where they seldom would; LINGERING keeps a thread that left the lock in a certain function, or came to a
+# place with a certain name (lock_step_aside), until the test has done what is to happen just then. Off, they cost a
+# comparison of a word on the line that the mutex stands in.
 
 from libc.stdint cimport uint64_t
 
@@ -19,6 +20,7 @@ from nbdzram.engine.wait cimport wait_on
 
 cdef enum:
     HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
+    HOLD_BYTES = 64 << 10  # of objects copied under one hold: 20 us where no cache has them
     HOLD_PAGES = 16  # that go back to the system under one hold, one by one if it comes to that: some 2 us each
     LOOKS = 4096  # words of nodes passed over under one hold: about 3 us
     WATCHED = 1
@@ -84,6 +86,11 @@ cdef extern from * nogil:
         __atomic_add_fetch(&lock->lingering, 1, __ATOMIC_RELAXED);
         while (__atomic_load_n(&lock->tested, __ATOMIC_RELAXED) & NBDZRAM_LINGERING) nanosleep(&moment, NULL);
         __atomic_sub_fetch(&lock->lingering, 1, __ATOMIC_RELAXED);
+    }
+    static __attribute__((noinline, cold, unused)) void lock_step_aside(Lock* lock, const char* where) {
+        int tested = lock->tested;
+        if (tested & NBDZRAM_PAUSED) lock_pause();
+        if (tested & NBDZRAM_LINGERING) lock_linger(lock, where);
     }
     static __attribute__((noinline, cold, unused)) uint64_t lock_clock_ns(void) {
         struct timespec now;
@@ -164,6 +171,7 @@ cdef extern from * nogil:
     void lock_init(Lock*, int tested)
     void lock_end(Lock*)
     void lock_pause()
+    void lock_step_aside(Lock*, const char* where)
     void lock_take(Lock*)
     void lock_take_behind(Lock*)
     void lock_leave(Lock*)

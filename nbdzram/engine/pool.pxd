@@ -38,7 +38,7 @@ cdef class Pool:
     cdef uint64_t seed
     cdef uint32_t now            # in units of age (table.pxd)
     cdef bint verify_on          # what is read is held against its fingerprint
-    cdef bint pausing            # readers step aside at random (test_locks)
+    cdef bint pausing            # readers step aside (test_locks)
     cdef uint32_t closing        # readers are turned away
     cdef char apart[128]
     cdef Sides sides             # of `lock`: writers take it beside each other (beside.pyx)

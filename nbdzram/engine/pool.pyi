@@ -103,7 +103,7 @@ class Pool:
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         """For tests. watch: measure every hold of the pool's lock and the disks' stripes. pause: let threads step aside
         at random before they take a lock and after they leave one. linger: keep who left the pool's lock in a function
-        whose name ends so, until the locks are tested otherwise.
+        whose name ends so, or a reader at the place of that name (engine/reading.pyx), until they are tested otherwise.
         """
     def taken_alone(self) -> tuple[int, int]:
         """How often the pool's lock was taken with everybody else shut out; how often somebody waited. Runs aside.

@@ -5,12 +5,13 @@
          -> Arena (pages)                         arena.pyx
 
 Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock, a
-latch of the index or the depot's lock; never the other way, never two of a kind. The interpreter lock is outermost: whoever holds one of these must not ask for
-it, so nothing runs under them that could give it away, not even the making of a Python object. The pool's lock covers
-everything below it: tables, cells, index, slots, counters. Threads that store blocks as usual take it beside each other
-(sides.pxd, beside.pyx, kit.pyx); everything else has it alone, and is not about them. No compression, hashing or decoding happens under it on a
-client's way. Readers take no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and
-who waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
+latch of the index or the depot's lock, and that of an arena that grows; never the other way, never two of a kind. The
+interpreter lock is outermost: whoever holds one of these must not ask for it, so nothing runs under them that could give
+it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index, slots,
+counters. Threads that store blocks as usual take it beside each other (sides.pxd, beside.pyx, kit.pyx); everything else
+has it alone, and is not about them. No compression, hashing or decoding happens under it on a client's way. Readers take
+no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and who waits for them holds
+neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
 
 Authoritative: superblock, both directories, block table nodes, cells, objects. Everything else is derived and rebuilt
 when an arena is opened again. A process killed at any instruction leaves every block with its old or its new content,
@@ -541,7 +542,8 @@ cdef class Pool:
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
         from nbdzram.engine.disk import _test_stripes
 
-        self.pausing = self.store.index.pausing = pause
+        self.store.index.pausing = pause
+        self.pausing = pause or linger != ""
         cdef bytes name = linger.encode()
         must(len(name) < LINGER_NAME, b"the name of a function to linger in has room")
         memcpy(self.lock.linger_in, <const char*>name, len(name) + 1)

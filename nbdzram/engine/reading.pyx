@@ -27,7 +27,7 @@ from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, Cell, fill_word, kind_of, length_of, slot_of, target_of, unit_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_FREE, CODEC_RAW, CODEC_ZSTD_DICT, fill
-from nbdzram.engine.lock cimport lock_leave, lock_pause, lock_take
+from nbdzram.engine.lock cimport lock_leave, lock_step_aside, lock_take
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport exchange64, look32, look64, tally
 from nbdzram.engine.quiescence cimport offline, online, quiescent
@@ -128,8 +128,8 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
     cdef int level = TOP_LEVEL + 1
     cdef int index = 0
     while level:
-        if pool.pausing:
-            lock_pause()
+        if pool.pausing and index:
+            lock_step_aside(&pool.lock, b"a reader below the root")
         places[index] = place
         words[index] = look64(place)
         if words[index] != branch_word(
@@ -147,11 +147,11 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
         index -= 1  # the last word says a hole, and is the entry itself
     else:
         if pool.pausing:
-            lock_pause()
+            lock_step_aside(&pool.lock, b"a reader before an entry")
         sight.place = place
         sight.entry = look64(place)
     if pool.pausing:
-        lock_pause()
+        lock_step_aside(&pool.lock, b"a reader behind an entry")
     while index:
         index -= 1
         if look64(places[index]) != words[index]:
@@ -187,13 +187,13 @@ cdef bint _see_object(Pool pool, uint64_t block, Sight* sight) noexcept nogil:
         if steps > FORWARDS_MAX or target_of(sight.word) >= high:
             return False
         if pool.pausing:
-            lock_pause()
+            lock_step_aside(&pool.lock, b"a reader before a forward")
         cell = pool.store.cells.cell(target_of(sight.word))
         sight.word = look64(&cell.word)
         if cell.fingerprint != sight.fingerprint:
             return False
     if pool.pausing:
-        lock_pause()
+        lock_step_aside(&pool.lock, b"a reader before an object")
     if kind_of(sight.word) == KIND_FILL:
         sight.repeated = sight.fingerprint
         if sight.word << 9 >> 9 != fill_word(pool.seed, sight.fingerprint):

@@ -88,8 +88,9 @@ cdef bint _gather(Lock* lock, ObjectStore store) noexcept nogil:
 
 
 cdef void keep_short(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
-    """Wait while much is retired: the caller is about to retire more, HOLD things at a time."""
+    """Before a change of HOLD things: map ahead what it may take, and wait while much is retired, as it retires more."""
     quiescent()
+    store.arena.make_ready()
     while limbo_hint(&store.slab.limbo) > LIMBO_LONG or limbo_hint(&tables.limbo) > LIMBO_LONG:
         if not reclaim(lock, store, tables):
             return

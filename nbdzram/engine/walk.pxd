@@ -30,6 +30,7 @@ cdef class Walk:
     cdef uint64_t end
     cdef Found found[64]      # blocks of one hold, of which those from `settled` on are still to be told
     cdef uint32_t found_count, settled
+    cdef uint32_t copied      # bytes in this hold
     cdef uint8_t* copies      # of the bytes of their objects, a block's room each; of the origin's objects behind them
     cdef uint8_t* objects
     cdef size_t objects_size

@@ -27,7 +27,7 @@ from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_ZSTD_DICT, fingerprint
 from nbdzram.engine.disk cimport Disk
-from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.lock cimport HOLD, HOLD_BYTES, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.table cimport (
@@ -172,15 +172,16 @@ cdef class Walk:
         return True
 
     cdef bint _look(self) noexcept nogil:
-        """Find what is to be told of up to HOLD entries of a leaf. False when there is trouble."""
+        """Find what is to be told of up to HOLD entries of a leaf, or HOLD_BYTES. False when there is trouble."""
         cdef uint64_t* now = NULL
         cdef uint64_t* before = NULL
         cdef uint64_t entry, old
         cdef uint32_t looked = 0
-        self.found_count = self.settled = 0
+        self.found_count = self.settled = self.copied = 0
         lock_take_behind(&self.pool.lock)
         if self._find_leaves(&now, &before):
-            while self.block < self.end and looked < HOLD and (looked == 0 or self.block % LEAF_BLOCKS):
+            while (self.block < self.end and looked < HOLD and self.copied < HOLD_BYTES
+                   and (looked == 0 or self.block % LEAF_BLOCKS)):
                 entry = now[self.block % LEAF_BLOCKS] if now != NULL else hole_word(self.pool.seed, self.block)
                 old = before[self.block % LEAF_BLOCKS] if before != NULL else hole_word(self.pool.seed, self.block)
                 if self._judge(&self.found[self.found_count], entry, old):
@@ -276,6 +277,7 @@ cdef class Walk:
         kind[0] = kind_of(word)
         length[0] = length_of(word)
         memcpy(target, self.pool.store.bytes_at(word), length[0])
+        self.copied += length[0]
 
     cdef bint _settle(self, uint32_t index) noexcept nogil:
         """Without the lock: tell a block, and its object before it. False when there is trouble."""

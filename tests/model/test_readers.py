@@ -26,7 +26,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import EngineError
-from tests.support.threads import in_threads
+from tests.support.threads import in_threads, wait_until
 from tests.unit.engine.blocks import BLOCK, run
 
 HEAD = struct.Struct("<QQQ")
@@ -240,6 +240,29 @@ def test_what_one_of_two_clones_trims_is_no_hole_in_the_other() -> None:
         assert turn_of(disk.read(2 * LEAF, BLOCK), 1, 1024) > 0
 
     beside(part, read, read, read)
+    met(pool)
+
+
+def test_a_hole_is_one_only_where_the_way_to_it_is_still_the_exports() -> None:
+    """A reader has seen the root; before it goes on the node there is the other clone's alone, and trimmed."""
+    pool = Pool(verify=False)
+    disk = pool.create("disk", 4 * LEAF)
+    disk.write(0, own(1, 0, 1))
+    twin = pool.clone(disk, "twin")
+    turns: list[int] = []
+    pool.test_locks(linger="a reader below the root")
+
+    def read() -> None:
+        turns.append(turn_of(disk.read(0, BLOCK), 1, 0))
+
+    def part() -> None:
+        wait_until(lambda: pool.lingering() > 0)
+        disk.write(BLOCK, own(1, 1, 2))  # a copy of all that leads there
+        twin.trim(0, 4 * LEAF)
+        pool.test_locks()
+
+    in_threads(read, part)
+    assert turns == [1]
     met(pool)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import random
 import struct
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,14 +24,13 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import EngineError, PoolFull
-from tests.support.threads import in_threads
+from tests.support.threads import in_threads, wait_until
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 MIB = 1 << 20
 LEAF = 512 * BLOCK
 SEATS = 128  # threads that a pool lets write beside each other; those beyond write alone
 SEVERAL = 8
-PATIENCE_SECONDS = 30  # for a thread that never comes
 KEPT_PAGES = 16  # of a limit, for what makes room
 
 pytestmark = pytest.mark.usefixtures("small_requests_meet_too")
@@ -56,13 +54,6 @@ def meanwhile(*others: Callable[[], object]) -> Callable[[Callable[[], None]], N
         in_threads(guarded, *(partial(repeat, other) for other in others))
 
     return work
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not true():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0)
 
 
 def alone(pool: Pool, job: Callable[[], None]) -> int:
@@ -366,6 +357,34 @@ def test_a_compaction_is_not_undone_by_what_writers_have_at_hand(busy: int, writ
             disk.write(turn % busy * 8 * BLOCK, half_random(turn + 5000))
             turn += 1
     assert pool.stats().zspages < before
+    pool.check()
+
+
+def test_what_a_writer_has_at_hand_where_compaction_begins_to_empty_is_taken_from_it() -> None:
+    """It fetched slots of a zspage that was the fullest then, and is the emptiest now. The engine says so (must)."""
+    pool = Pool()
+    disk = pool.create("disk", 8 * LEAF)
+    zspage = 455  # slots of some 140 bytes in 64 KiB
+
+    def small(number: int) -> bytes:
+        return half_random(number, 120)
+
+    for block in range(4 * zspage):
+        disk.write(block * BLOCK, small(block))
+    disk.trim(0, 80 * BLOCK)
+    pool.stats()  # takes back what is free: all of it in the first zspage
+    assert pool.stats().zspages <= 5
+    compaction = Compact(pool)
+    compaction.step(1)  # takes back what was at hand
+    disk.write(7 * LEAF, small(9000))
+    for zspages in (3, 2, 1):
+        disk.trim(zspages * zspage * BLOCK, 120 * BLOCK)
+    disk.trim(80 * BLOCK, 300 * BLOCK)
+    for _ in range(400):  # all size classes are looked at, and not all handles
+        assert compaction.step(1)
+    for number in range(1, 16):
+        disk.write(7 * LEAF + number * BLOCK, small(9000 + number))
+    run(compaction)
     pool.check()
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+
+PATIENCE_SECONDS = 30  # for a thread that never comes
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Until another thread made it so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0)
 
 
 def in_threads(*jobs: Callable[[], None]) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 import nbdzram
+from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.run import HOLD_COUNT
-from tests.unit.engine.blocks import BLOCK, half_random, text
+from nbdzram.engine.walk import Told, Walk
+from tests.unit.engine.blocks import BLOCK, half_random, noise, text
 
 LEAF_BLOCKS = 512
 CHILDREN = 1024
@@ -172,6 +174,24 @@ def test_what_counts_many_holders_grows_by_a_page_and_never_all_at_once() -> Non
     leaf, counts, their_places = BLOCK, BLOCK, BLOCK
     assert max(grown) <= leaf + counts + their_places
     pool.check()
+
+
+def test_what_a_stream_tells_is_copied_a_few_blocks_at_a_time() -> None:
+    """Blocks that do not compress: 64 of them, and as many of the copy before, are half a megabyte."""
+    pool = Pool()
+    blocks, copied_a_hold = 256, 64 << 10
+    disk = pool.create("disk", blocks * BLOCK)
+    disk.write(0, b"".join(noise(number) for number in range(blocks)))
+    (copy,) = moment.snapshot_together([disk], ["copy"])
+    moment.finish(copy)
+    walk = Walk(copy, None, Told())
+
+    def tell() -> None:
+        while walk.step() is not None:
+            pass
+
+    assert turns_of(pool, tell) >= blocks * BLOCK // copied_a_hold
+    assert walk.progress == 1.0
 
 
 def test_who_deletes_a_large_disk_stands_behind_clients() -> None:

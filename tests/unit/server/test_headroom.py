@@ -18,7 +18,7 @@ from nbdzram.errors import PoolFull
 from nbdzram.machine import Machine
 from nbdzram.server.headroom import Headroom
 from tests.unit.cli.conftest import Server, start
-from tests.unit.engine.blocks import noise
+from tests.unit.engine.blocks import half_random, noise
 from tests.unit.test_machine import Tree
 
 __all__ = ["start"]
@@ -277,6 +277,22 @@ def test_what_was_trimmed_can_be_written_again_at_a_ceiling_that_is_reached(pool
         disk.trim(block * 4096, 4096)
     for block in range(0, taken // 2, 2):
         disk.write(block * 4096, noise(taken + block))
+
+
+def test_compaction_has_pages_beyond_a_ceiling_that_is_reached(pool: Pool) -> None:
+    """Of each size class one zspage is left with one object: to move that into fewer pages takes one first."""
+    pool.share(purse := Purse())
+    disk = pool.create("disk", 64 * MIB)
+    sizes, of_each = range(300, 1900, 100), 64
+    for index, size in enumerate(sizes):
+        for number in range(of_each):
+            disk.write((index * of_each + number) * 4096, half_random(index * of_each + number, size))
+    for index in range(len(sizes)):
+        disk.trim((index * of_each + 1) * 4096, (of_each - 1) * 4096)
+    pool.stats()  # takes back what readers may have seen
+    purse.ceiling = purse.used
+    for number in range(20):
+        disk.write((8192 + number) * 4096, noise(number))
 
 
 def test_every_pool_that_there_is_at_a_look_takes_from_the_purse(pool: Pool) -> None:
