@@ -3,9 +3,9 @@
     objects   number -> staging disk, block `number`        whatever number the sender gave them
     blocks    staging disk, block `number` -> disk, block   one holder more of the same object
 
-A staging disk is concealed as the others are, and is deleted when the stream has ended. So what has come is held by block
-tables from the first moment: a kill leaves nothing, a check counts it, and it needs no memory but theirs. There is one
-for each folding domain, as content of two domains never shares an object.
+A staging disk is concealed as the others are, and is deleted when the stream has ended. So what has come is held by
+block tables from the first moment: a kill leaves nothing, a check counts it, and it needs no memory but theirs. There
+is one for each folding domain, as content of two domains never shares an object.
 
 Invariants
 1. Nothing is stored that did not decode to the content whose hash came with it.
@@ -145,8 +145,8 @@ cdef class Absorber:
             return
         if error == ENOSPC:
             raise PoolFull(
-                f"the stream does not fit: the pool is at its limit of {self.pool.mem_limit} bytes, or memory is exhausted; "
-                "raise the limit, remove exports, fold or compact"
+                f"the stream does not fit: the pool is at its limit of {self.pool.mem_limit} bytes, or memory is "
+                "exhausted; raise the limit, remove exports, fold or compact"
             )
         if error in WRONG:
             raise StreamError("the stream is damaged: " + WRONG[error].format(number=self.number))
@@ -290,7 +290,9 @@ cdef class Absorber:
             block += stored
         return 0
 
-    cdef int _refer(self, Disk disk, Disk staging, uint64_t block, uint32_t count, const uint8_t* numbers) noexcept nogil:
+    cdef int _refer(
+        self, Disk disk, Disk staging, uint64_t block, uint32_t count, const uint8_t* numbers
+    ) noexcept nogil:
         """Blocks that are objects which have come."""
         cdef uint64_t end = block + count
         cdef uint64_t first = block
@@ -320,6 +322,7 @@ cdef class Absorber:
         cdef uint64_t* staged
         cdef uint64_t* leaf
         cdef uint64_t* there
+        cdef uint64_t entry
         cdef uint32_t number, handle
         cdef int error
         leaf = own_leaf(disk, block[0], ANYWHERE, False, &error)
@@ -336,8 +339,8 @@ cdef class Absorber:
                 return self._fails(NO_OBJECT, number)
             if not self.pool.store.acquire(handle):
                 return ENOSPC
-            disk._swap(leaf, block[0], aged(
-                entry_word(self.pool.seed, block[0], handle, self.pool.store.cells.cell(handle).fingerprint), self.pool.now), False)
+            entry = entry_word(self.pool.seed, block[0], handle, self.pool.store.cells.cell(handle).fingerprint)
+            disk._swap(leaf, block[0], aged(entry, self.pool.now), False)
             numbers += 4
             block[0] += 1
         return 0

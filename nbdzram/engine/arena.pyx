@@ -7,8 +7,8 @@ plentiful and memory is not, so a unit is given out whole and its pages become r
     | unit 0 | unit 1 | ... | unit_high - 1 |   not yet handed out   |   reserved, PROT_NONE   |
     0        64 KiB                         unit_high * 64 KiB       mapped                    reserved
 
-Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the process. What is handed out next is mapped
-ahead, by whoever is about to change something and holds no lock yet (make_ready).
+Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the process. What is handed out next is
+mapped ahead, by whoever is about to change something and holds no lock yet (make_ready).
 
 Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
@@ -79,7 +79,8 @@ def refuse_releases(bint refuse, /) -> None:
 
 
 def fail_allocation(long long after, /) -> None:
-    """Let the allocation after the next `after` ones fail, once; -1: none. For tests of what a failure leaves behind."""
+    """Let the allocation after the next `after` ones fail, once; -1: none. For tests of what a failure leaves
+    behind."""
     global _allocations_left
     _allocations_left = after
 
@@ -144,7 +145,8 @@ cdef bint _region_commit(Region* region, uint64_t size) noexcept nogil:
 
 
 cdef void region_shrink(Region* region, uint64_t size) noexcept nogil:
-    """Keep the first `size` bytes; what lies behind their last page reads as zeroes, is not resident and not counted."""
+    """Keep the first `size` bytes; what lies behind their last page reads as zeroes, is not resident and not
+    counted."""
     cdef uint64_t pages = pages_for(size)
     if pages >= region.pages:
         return
@@ -215,8 +217,8 @@ cdef class Arena:
                 &self.free_units, (reserve // UNIT_SIZE) * sizeof(uint32_t), &self.ledger):
             self.discard()
             raise ArenaError(
-                f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; a process has "
-                f"{_address_limit()} of them, and pools with a smaller mem_limit reserve less"
+                f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; a process "
+                f"has {_address_limit()} of them, and pools with a smaller mem_limit reserve less"
             )
         self.base = <uint8_t*>base
         self.reserved = reserve
@@ -281,8 +283,8 @@ cdef class Arena:
             )
         if reason == EOPNOTSUPP:
             raise ArenaError(
-                f"the file system of {path} cannot allocate pages of a file ahead (fallocate), so that a full one would "
-                "end this server; name a state directory on tmpfs, ext4, XFS or Btrfs"
+                f"the file system of {path} cannot allocate pages of a file ahead (fallocate), so that a full one "
+                "would end this server; name a state directory on tmpfs, ext4, XFS or Btrfs"
             )
         raise ArenaError(f"cannot allocate a page of {path}: {strerror(reason).decode()}; name another state directory")
 

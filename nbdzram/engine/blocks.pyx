@@ -97,7 +97,8 @@ cdef class Blocks:
         return (self.size + BLOCK - 1) // BLOCK
 
     def _share_with(self, Blocks twin) -> bool:
-        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one is gone."""
+        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one is
+        gone."""
         cdef uint64_t* root
         lock_take(&self.pool.lock)
         root = self.root()
@@ -239,7 +240,8 @@ cdef class Blocks:
         lock_leave(&self.pool.lock)
 
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil:
-        """Under the pool's lock: look at up to `limit` entries more of one leaf; how many, 0 at the end of the table."""
+        """Under the pool's lock: look at up to `limit` entries more of one leaf; how many, 0 at the end of the
+        table."""
         cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT  # not the size: nothing is to lie behind it
         cdef uint64_t* leaf = self.walk(&self.recounted, end)
         cdef uint64_t entry
@@ -318,8 +320,11 @@ cdef class Blocks:
         finally:
             free(runs.pairs)
 
-    cdef int c_extents(self, uint64_t offset, uint64_t length, uint32_t mask, uint64_t holds, Runs* runs) noexcept nogil:
-        """Add the runs of a range to `runs`, whose `limit` is set, and whose `pairs` the caller frees. 0 or an errno value.
+    cdef int c_extents(
+        self, uint64_t offset, uint64_t length, uint32_t mask, uint64_t holds, Runs* runs
+    ) noexcept nogil:
+        """Add the runs of a range to `runs`, whose `limit` is set, and whose `pairs` the caller frees. 0 or an errno
+        value.
 
         They end where the list is full, or after so many `holds` of the lock: each gets past HOLD entries, or past as
         many holes as LOOKS children of branches stand for.
@@ -370,7 +375,8 @@ cdef class Blocks:
         return "its pool was closed" if self.pool.closing else "it was deleted"
 
     cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil:
-        """Find the objects that several blocks of a stretch (counted from 1) hold. Takes the lock, HOLD blocks at a time."""
+        """Find the objects that several blocks of a stretch (counted from 1) hold. Takes the lock, HOLD blocks at a
+        time."""
         cdef uint64_t block = (stretch - 1) * STRETCH_BLOCKS
         cdef uint64_t end = stretch * STRETCH_BLOCKS
         cdef uint64_t stop
@@ -401,9 +407,9 @@ cdef class Blocks:
     cdef uint64_t _add_extents(
         self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs, Twins* twins, uint64_t* wanted
     ) noexcept nogil:
-        """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them; where it got to,
-        `end` too when the list is full. It goes no further than the stretch whose twins are known; which is `wanted`
-        next (counted from 1), it says."""
+        """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them; where it got
+        to, `end` too when the list is full. It goes no further than the stretch whose twins are known; which is
+        `wanted` next (counted from 1), it says."""
         cdef uint64_t first = at // BLOCK
         cdef uint64_t block = first
         cdef uint64_t* leaf = self.walk(&block, (end + BLOCK - 1) // BLOCK)
@@ -442,7 +448,8 @@ cdef class Blocks:
         cdef uint32_t handle, length, bits
         cdef bint leaf_shared
         cdef bint inside
-        # Of each object with several holders, how many of them are blocks of this export. Only what is counted is resident.
+        # Of each object with several holders, how many of them are blocks of this export. Only what is counted is
+        # resident.
         cdef uint32_t known = pool.store.cells.high
         cdef uint32_t* found = <uint32_t*>calloc(known, sizeof(uint32_t))
         if found == NULL:

@@ -66,7 +66,7 @@ cdef class Cells:
     cdef uint64_t directory_pages  # of `segments`, that are in use
     cdef uint64_t cell_pages
     cdef Region chunk_of      # of uint32_t, by handle // CHUNK: the chunk of these handles; 0: none
-    cdef Region chunks        # of CHUNK times uint32_t: holders beyond REFS_MAX. Of a free one the first is the next free one
+    cdef Region chunks        # of CHUNK times uint32_t: holders beyond REFS_MAX. The first of a free one is the next
     cdef uint32_t chunks_high # chunks 1 .. chunks_high have been used
     cdef uint32_t chunk_free  # 0: none
     cdef Census census        # of a check under way, else None

@@ -10,7 +10,8 @@ a cell never moves; the segments' places stand in a directory in the arena.
     free        |                              0                                |
     fingerprint |  XXH3 of the block's uncompressed content (fill: the repeated word)  |
 
-A forward is what folding leaves of an object that equalled another: the block table keeps its handle, the cell leads on.
+A forward is what folding leaves of an object that equalled another: the block table keeps its handle, the cell leads
+on.
 
 Invariants
 1. word (without refs) and fingerprint are authoritative: a cell becomes what it is by one 8-byte store of its word.
@@ -18,12 +19,12 @@ Invariants
 2. refs is derived. It counts the block table entries that lead to a cell, directly or through forwards, so that an
    object's refs is the number of its sharers and a cell lives exactly as long as something leads to it.
 3. refs above REFS_MAX continue in a chunk beside the arena: they are rare, and nine bits keep a block's cost below 32
-   bytes. Whoever adds holders makes sure first that they can be counted (can_count): one that is not would free an object
-   too early, or keep it for ever.
+   bytes. Whoever adds holders makes sure first that they can be counted (can_count): one that is not would free an
+   object too early, or keep it for ever.
 4. A link is derived: of a free cell the next free one, of an object in the index the next of its bucket.
 5. A cell is free at once when nothing leads to it any more; its handle is another's only when no reader can have it in
-   hand (quiescence.pyx). So for a reader a handle's fingerprint never changes, and its word is the object's, or a forward
-   to an equal one that lives as long, or free: then the entry that led there has changed.
+   hand (quiescence.pyx). So for a reader a handle's fingerprint never changes, and its word is the object's, or a
+   forward to an equal one that lives as long, or free: then the entry that led there has changed.
 
 Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx), or it is of a
 handle that is the caller's.
@@ -93,8 +94,8 @@ cdef class Cells:
         return handle
 
     cdef uint32_t hand_out(self, uint32_t wanted, uint32_t* handles) noexcept nogil:
-        """Handles for a kit, which takes the last first and so the lowest; not live yet: one, and as many as need no page
-        more. 0: there is none."""
+        """Handles for a kit, which takes the last first and so the lowest; not live yet: one, and as many as need no
+        page more. 0: there is none."""
         cdef uint32_t count = 0, index
         while count < wanted and (count == 0 or self.free_head or self.high % CELLS_A_PAGE):
             handles[count] = self.alloc()
@@ -170,7 +171,8 @@ cdef class Cells:
         return region_ensure(&self.links, (<uint64_t>self.high + 1) * sizeof(uint32_t))
 
     cdef void retire(self, uint32_t handle) noexcept nogil:
-        """Nothing leads to a handle any more: its cell is free, and it is another's when no reader can have it in hand."""
+        """Nothing leads to a handle any more: its cell is free, and it is another's when no reader can have it in
+        hand."""
         self.changes(handle)
         publish64(&self.cell(handle).word, 0)
         self.live -= 1
@@ -199,7 +201,8 @@ cdef class Cells:
         return count
 
     cdef void free(self, uint32_t handle) noexcept nogil:
-        """Take a handle back that no reader can have: of an arena that is being opened, or one that was not used yet."""
+        """Take a handle back that no reader can have: of an arena that is being opened, or one that was not used
+        yet."""
         self.changes(handle)
         publish64(&self.cell(handle).word, 0)
         self.live -= 1
@@ -260,7 +263,8 @@ cdef class Cells:
     cdef bint take_chunk(self, uint32_t handle) noexcept nogil:
         """Make room for counting a handle's holders beyond REFS_MAX. False without memory.
 
-        Whatever the limit: a fold that could not count would not make room. It is 64 bytes for 512 entries of 8 at least.
+        Whatever the limit: a fold that could not count would not make room. It is 64 bytes for 512 entries of 8 at
+        least.
         """
         cdef uint32_t* place = <uint32_t*>self.chunk_of.base + handle // CHUNK
         if not self._ensure(&self.chunk_of, (<uint64_t>(handle // CHUNK) + 1) * sizeof(uint32_t)):

@@ -69,7 +69,8 @@ cdef class Census:
         return number < self.counted and not self.bits.base[number >> 3] >> (number & 7) & 1
 
     cdef uint32_t count_on(self, uint64_t end, uint32_t limit, char* complaint) noexcept nogil:
-        """Settle things below `end`, and look at each, until that cost `limit`; what it cost, less when all are settled."""
+        """Settle things below `end`, and look at each, until that cost `limit`; what it cost, less when all are
+        settled."""
         cdef uint32_t number
         cdef uint32_t cost = 0
         while cost < limit and (self.counted < end or self.opened):

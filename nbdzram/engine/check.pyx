@@ -252,7 +252,7 @@ cdef class Check(Run):
         self.disks = self.pool.all_disks()
         self.in_export = False
         lock_take(&self.pool.lock)
-        while not are_empty(&self.pool.sides):  # what is in nobody's hand is counted, and nobody takes anything from now on
+        while not are_empty(&self.pool.sides):  # what nobody has in hand is counted, and nobody takes anything now
             lock_leave(&self.pool.lock)
             with nogil:
                 self.pool.reclaim()
@@ -333,7 +333,8 @@ cdef class Check(Run):
         if index == ALL:
             snprintf(self.complaint, COMPLAINT, "%s: %llu counted, %llu found", what, <ull>counted, <ull>found)
         else:
-            snprintf(self.complaint, COMPLAINT, "%s %d: %llu counted, %llu found", what, index, <ull>counted, <ull>found)
+            snprintf(
+                self.complaint, COMPLAINT, "%s %d: %llu counted, %llu found", what, index, <ull>counted, <ull>found)
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -380,7 +381,8 @@ cdef class Check(Run):
             self.parents[page - self.window * WINDOW] += 1
 
     cdef uint32_t _walk_nodes(self, uint32_t limit) noexcept nogil:
-        """What nodes name, wherever they hang. A node may change or go between two holds: what it names changes then."""
+        """What nodes name, wherever they hang. A node may change or go between two holds: what it names changes
+        then."""
         cdef uint64_t end = self.tables.page_end()
         cdef uint32_t looked = 0
         cdef uint32_t page, level
@@ -466,7 +468,8 @@ cdef class Check(Run):
             if not self.cells.is_settled(handle):
                 self.changing += 1
             elif refs != found:
-                snprintf(self.complaint, COMPLAINT, "handle %u: %llu holders counted, %u found", handle, <ull>refs, found)
+                snprintf(
+                    self.complaint, COMPLAINT, "handle %u: %llu holders counted, %u found", handle, <ull>refs, found)
             elif handle and (refs == 0) != (kind_of(self.store.cells.cell(handle).word) == CODEC_FREE):
                 snprintf(self.complaint, COMPLAINT, "handle %u has %llu holders and is of kind %u",
                          handle, <ull>refs, kind_of(self.store.cells.cell(handle).word))
@@ -542,10 +545,13 @@ cdef class Check(Run):
             if self.disk.found_behind:
                 snprintf(self.complaint, COMPLAINT, "export number %u stores a block behind its end", self.disk.number)
             if self.disk.is_wrong():
-                snprintf(self.complaint, COMPLAINT, "its entry in the block table of export number %u", self.disk.number)
+                snprintf(
+                    self.complaint, COMPLAINT, "its entry in the block table of export number %u", self.disk.number)
             if not self.disk.gone:
-                self._agree("blocks stored in export number", self.disk.number, self.disk.stored, self.disk.found_stored)
-                self._agree("same-filled blocks in export number", self.disk.number, self.disk.same, self.disk.found_same)
+                self._agree("blocks stored in export number", self.disk.number,
+                            self.disk.stored, self.disk.found_stored)
+                self._agree("same-filled blocks in export number", self.disk.number,
+                            self.disk.same, self.disk.found_same)
             self.in_export = False
         return looked
 

@@ -22,7 +22,9 @@ cdef void fill(uint8_t* target, uint64_t length, uint64_t word, uint64_t phase) 
 # Zstandard works with contexts and digested dictionaries, all opaque.
 cdef void* zstd_new_compressor(int level) noexcept nogil
 cdef void zstd_free_compressor(void* context) noexcept nogil
-cdef int zstd_compress(void* context, const void* cdict, const uint8_t* block, uint8_t* target, int capacity) noexcept nogil
+cdef int zstd_compress(
+    void* context, const void* cdict, const uint8_t* block, uint8_t* target, int capacity
+) noexcept nogil
 cdef bint zstd_decompress(const void* ddict, const uint8_t* source, int length, uint8_t* block) noexcept nogil
 cdef void* zstd_new_cdict(const uint8_t* content, size_t length, int level) noexcept nogil
 cdef void zstd_free_cdict(void* cdict) noexcept nogil

@@ -79,7 +79,7 @@ cdef extern from * nogil:
         nbdzram_decoder_free(decoder);
     }
     static int nbdzram_decoders_begin(void) { return pthread_key_create(&nbdzram_decoder_key, nbdzram_decoder_left); }
-    static void nbdzram_decoder_keep(void* decoder) {  /* unheard of at the thread's end it would stay for ever: 100 KB */
+    static void nbdzram_decoder_keep(void* decoder) {  /* unheard of at the thread's end it would stay: 100 KB */
         if (pthread_setspecific(nbdzram_decoder_key, decoder) == 0) nbdzram_decoder = decoder;
     }
     """
@@ -162,10 +162,13 @@ cdef void zstd_free_compressor(void* context) noexcept nogil:
     ZSTD_freeCCtx(context)
 
 
-cdef int zstd_compress(void* context, const void* cdict, const uint8_t* block, uint8_t* target, int capacity) noexcept nogil:
+cdef int zstd_compress(
+    void* context, const void* cdict, const uint8_t* block, uint8_t* target, int capacity
+) noexcept nogil:
     """Compressed length in bytes, or 0 when it does not fit `capacity`. cdict may be NULL."""
     cdef size_t length
-    # A frame that did not fit leaves the context in its middle, where it refuses another dictionary and keeps the old one.
+    # A frame that did not fit leaves the context in its middle, where it refuses another dictionary and keeps the old
+    # one.
     ZSTD_CCtx_reset(context, ZSTD_reset_session_only)
     if ZSTD_isError(ZSTD_CCtx_refCDict(context, cdict)):
         return 0
@@ -257,8 +260,8 @@ def _resolve() -> None:
     LZ4_compress_fast = <lz4_compress_fn>_find(library, "LZ4_compress_fast")
     LZ4_decompress_safe = <lz4_decompress_fn>_find(library, "LZ4_decompress_safe")
     library = _open("xxhash", ["xxhash._xxhash"], "libxxhash.so.0", "XXH3_64bits_withSeed")
-    # Not xxHash's own dispatch, though the wheel has it: it takes AVX-512, which hashes a block in 118 ns instead of 208
-    # and lowers the processor's clock for all that follows. A write of 256 KiB took 123 to 145 us instead of 97.
+    # Not xxHash's own dispatch, though the wheel has it: it takes AVX-512, which hashes a block in 118 ns instead of
+    # 208 and lowers the processor's clock for all that follows. A write of 256 KiB took 123 to 145 us instead of 97.
     XXH3_64bits_withSeed = <xxh3_fn>_find(library, "XXH3_64bits_withSeed")
     library = _open("zstandard", ["zstandard.backend_c", "zstandard._cffi"], "libzstd.so.1", "ZSTD_compress2")
     ZSTD_createCCtx = <new_fn>_find(library, "ZSTD_createCCtx")

@@ -5,14 +5,14 @@
                ENDING      class by class: what could not be emptied is used again           -> RESTING
 
 Handles stay. What empties returns by itself, when its last object left. There is one pass at a time in a pool
-(Pool.compaction), and whoever has a reason carries it on, a step at a time under the maintenance lock: a run that somebody
-asked for (Compact), or a write that found no room (make_room).
+(Pool.compaction), and whoever has a reason carries it on, a step at a time under the maintenance lock: a run that
+somebody asked for (Compact), or a write that found no room (make_room).
 
-A write that found no room compacts before it is refused, on its own thread, with no other lock held. It stops as soon as
-it has some pages, so that the cost of a pass is shared by the writes that it makes room for; it begins a pass only where
-that gains a page for each WORTH_HANDLES handles to look at, and looks at MOST_HANDLES at most: 4 GiB of blocks, some
-milliseconds. So in a full pool no write waits longer, and what stays in gaps when it is refused is at most a page for 16
-MiB of blocks, or more where there are over a million handles and the pass has to go on.
+A write that found no room compacts before it is refused, on its own thread, with no other lock held. It stops as soon
+as it has some pages, so that the cost of a pass is shared by the writes that it makes room for; it begins a pass only
+where that gains a page for each WORTH_HANDLES handles to look at, and looks at MOST_HANDLES at most: 4 GiB of blocks,
+some milliseconds. So in a full pool no write waits longer, and what stays in gaps when it is refused is at most a page
+for 16 MiB of blocks, or more where there are over a million handles and the pass has to go on.
 
 Moving needs room: KEPT_PAGES of the limit are kept for it (ledger.pxd).
 
@@ -79,7 +79,8 @@ cdef class Compact(Run):
                 lock_leave(&self.pool.maintenance)
 
     def report(self):
-        return {"objects_moved": self.moved, "pages_returned": self.predicted if self.dry_run else max(0, self.pass_returned)}
+        returned = self.predicted if self.dry_run else max(0, self.pass_returned)
+        return {"objects_moved": self.moved, "pages_returned": returned}
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
         if self.dry_run:
@@ -113,8 +114,8 @@ cdef class Compact(Run):
 cdef bint make_room(Pool pool, bint* waited) noexcept nogil:
     """Return pages for a write that found no room; whether there are any. The caller holds no lock of the engine.
 
-    At first what was freed is waited for, as it is had soon: `waited` says that it was, and nothing was stored since. That
-    something was found then proves nothing: it may be the node that the refused write took itself.
+    At first what was freed is waited for, as it is had soon: `waited` says that it was, and nothing was stored since.
+    That something was found then proves nothing: it may be the node that the refused write took itself.
     """
     cdef int64_t before
     cdef uint32_t left = MOST_HANDLES

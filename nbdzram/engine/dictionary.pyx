@@ -42,7 +42,8 @@ cdef int find_dictionary(Pool pool, const uint8_t* content, uint32_t length) noe
 
 
 cdef int keep_dictionary(Pool pool, const uint8_t* content, uint32_t length) noexcept nogil:
-    """Give it the next number. NO_DICTIONARY when there is no room, or no number: a reader may be decoding with an old one.
+    """Give it the next number. NO_DICTIONARY when there is no room, or no number: a reader may be decoding with an old
+    one.
 
     Its units are ours from the moment that they are taken, so it is written, and loaded, without the lock: that takes a
     millisecond.

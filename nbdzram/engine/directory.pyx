@@ -11,16 +11,16 @@
                        │     STATE (reveal)
                        └── conceal ── DELETING, and what it is beside that
 
-To change a field is to fill the other head, check and all, and then to store `current`: one word, which makes true all of
-it or nothing. A head's check covers the name too while there is an export, so that an entry that was damaged is not
+To change a field is to fill the other head, check and all, and then to store `current`: one word, which makes true all
+of it or nothing. A head's check covers the name too while there is an export, so that an entry that was damaged is not
 another one. The root is a place in a block table like any other: table.pyx publishes and checks it.
 
 An entry is written while it is free, and nobody reads it then. Of one that is used for the first time `current` is 0
 until its first head is whole; an export's head is of a later serial.
 
 An export that becomes visible with others at once, or not at all, is concealed until then: its entry says DELETING, so
-that opening ends it, as it ends any deletion that was cut off. Once it is whole it says so too, and opening keeps it for
-whoever remembers that it was to be revealed.
+that opening ends it, as it ends any deletion that was cut off. Once it is whole it says so too, and opening keeps it
+for whoever remembers that it was to be revealed.
 
 Shrinking takes three changes, as clearing takes long:
 
@@ -102,7 +102,8 @@ cdef class Directory:
 
     cdef bint make_room(self, uint32_t number) noexcept nogil:
         """Make sure that an entry can be written, after those before it. False when the file system is full."""
-        return number % ENTRIES_A_PAGE != 0 or self.arena.commit(EXPORTS_AT + number // ENTRIES_A_PAGE * PAGE_SIZE, PAGE_SIZE)
+        return number % ENTRIES_A_PAGE != 0 or self.arena.commit(
+            EXPORTS_AT + number // ENTRIES_A_PAGE * PAGE_SIZE, PAGE_SIZE)
 
     cdef void write(
         self, uint32_t number, const char* name, uint32_t name_length, uint64_t size, uint32_t flags
@@ -129,7 +130,8 @@ cdef class Directory:
     cdef void share(self, uint32_t number, uint32_t source) noexcept nogil:
         """Give an entry that is written and still free the size of another; its root is for Tables.share."""
         cdef Head* head = self._next(number)
-        must(head.state == ENTRY_FREE and self.state(source) != ENTRY_FREE, b"a clone that is none yet is made of an export")
+        must(head.state == ENTRY_FREE and self.state(source) != ENTRY_FREE,
+             b"a clone that is none yet is made of an export")
         head.size = self.head(source).size
         head.shrinking_from = self.head(source).shrinking_from
         self._turn(number, head)

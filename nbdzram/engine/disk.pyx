@@ -1,8 +1,8 @@
 """A disk: blocks of an export, read and written through its block table.
 
 READ   no lock: reading.pyx
-WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; beside others, as far as it goes (beside.pyx); what is left with the
-       lock alone: own the leaf; for each block store the object, swap the entry, release the old object; unlock
+WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; beside others, as far as it goes (beside.pyx); what is left with
+       the lock alone: own the leaf; for each block store the object, swap the entry, release the old object; unlock
 TRIM   leaf by leaf, HOLD entries under a stripe and the lock; nodes that name nothing any more are freed
 
 Invariants
@@ -84,7 +84,8 @@ def _longest_stripe(Disk disk):
 
 
 def offload_from(size: int, /) -> None:
-    """Let requests over `size` bytes give the interpreter lock away. For tests: in small requests threads never meet."""
+    """Let requests over `size` bytes give the interpreter lock away. For tests: in small requests threads never
+    meet."""
     global _offload
     _offload = size
 
@@ -142,7 +143,8 @@ cdef class Disk(Blocks):
         if error == ENOSPC:
             raise PoolFull(
                 f"cannot grow export {self.name!r} to {size_bytes} bytes: what it held behind {self.size} before it "
-                f"shrank is not all cleared, and there is no memory for that; raise the pool's limit, trim, fold or compact"
+                "shrank is not all cleared, and there is no memory for that; raise the pool's limit, trim, fold or "
+                "compact"
             )
         self._raise(error, "resize", 0, size_bytes)
 
@@ -383,7 +385,8 @@ cdef class Disk(Blocks):
         return 0
 
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:
-        """Blocks [first, end) become holes. ENOSPC: but for those in leaves that a clone shares, and no room to copy."""
+        """Blocks [first, end) become holes. ENOSPC: but for those in leaves that a clone shares, and no room to
+        copy."""
         cdef uint64_t block = first
         cdef uint64_t* leaf
         cdef uint64_t stop

@@ -8,9 +8,9 @@
 #     fingerprint = XXH3(content) xor salt(domain)
 #
 # Equal content of two domains has the same hash and never the same fingerprint. Since only objects with the same
-# fingerprint are ever compared, those of two domains never share, in a fold or at the write, and nothing else has to know
-# of domains. An object does not say which is its own; whoever holds its bytes against its fingerprint accepts any number
-# that a domain can have (is_fingerprint_of), which costs the check 16 of its 64 bits.
+# fingerprint are ever compared, those of two domains never share, in a fold or at the write, and nothing else has to
+# know of domains. An object does not say which is its own; whoever holds its bytes against its fingerprint accepts any
+# number that a domain can have (is_fingerprint_of), which costs the check 16 of its 64 bits.
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -1,8 +1,8 @@
 """The block table of a deleted export goes: node by node, whatever it names, in bounded holds of the pool's lock.
 
-Nobody else leads to what is dropped here: the export is gone (Blocks._retire) before it begins. A node that clones name too
-is left to them. Each entry is a hole before what it held is released, so that a kill in between leaves a table that opening
-drops again.
+Nobody else leads to what is dropped here: the export is gone (Blocks._retire) before it begins. A node that clones name
+too is left to them. Each entry is a hole before what it held is released, so that a kill in between leaves a table that
+opening drops again.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -16,10 +16,11 @@ from nbdzram.engine.users cimport Users, users_leaving
 
 
 cdef bint drop_tree(
-    Lock* lock, Users* users, ObjectStore store, Tables tables, uint64_t* place, int level, uint64_t number, uint32_t* left
+    Lock* lock, Users* users, ObjectStore store, Tables tables, uint64_t* place, int level, uint64_t number,
+    uint32_t* left
 ) noexcept nogil:
-    """Forget what a word of `level` names, that only a dead export leads to. Holds the lock, and lets it go when what is
-    `left` of a hold is used up. False when the pool closes meanwhile: then opening finishes it."""
+    """Forget what a word of `level` names, that only a dead export leads to. Holds the lock, and lets it go when what
+    is `left` of a hold is used up. False when the pool closes meanwhile: then opening finishes it."""
     cdef uint64_t first = number << BRANCH_SHIFT if level <= TOP_LEVEL else 0
     cdef uint64_t* words
     cdef uint32_t handle
@@ -54,8 +55,8 @@ cdef bint drop_tree(
 cdef bint _still(
     Lock* lock, Users* users, ObjectStore store, Tables tables, uint32_t* left, uint32_t cost
 ) noexcept nogil:
-    """Let the lock go for a moment when a hold has cost enough, and take it behind clients: a large disk takes thousands of
-    holds. Whether the pool is still open."""
+    """Let the lock go for a moment when a hold has cost enough, and take it behind clients: a large disk takes
+    thousands of holds. Whether the pool is still open."""
     if left[0] < cost:
         lock_leave(lock)
         keep_short(lock, store, tables)

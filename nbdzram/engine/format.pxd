@@ -24,7 +24,8 @@ cdef enum:
 
     READ_ONLY_FLAG = 1
 
-    # What an entry that says DELETING is beside that: an export that is not offered yet. Who knows nothing of it deletes it.
+    # What an entry that says DELETING is beside that: an export that is not offered yet. Who knows nothing of it
+    # deletes it.
     UNCONCEALED = 0
     CONCEALED_FILLING = 1  # none of it will ever be offered if the process is killed now
     CONCEALED_WHOLE = 2    # whoever remembers that it was to be offered may reveal it
@@ -79,7 +80,9 @@ cdef inline bint is_checked(uint64_t seed, uint32_t key, uint64_t number, uint64
     return word == checked_word(seed, key, number, word >> 16)
 
 cdef uint64_t identity_of(const Superblock* block) noexcept nogil
-cdef uint64_t dictionary_word(uint64_t seed, uint32_t number, uint32_t unit, uint32_t length, uint64_t digest) noexcept nogil
+cdef uint64_t dictionary_word(
+    uint64_t seed, uint32_t number, uint32_t unit, uint32_t length, uint64_t digest
+) noexcept nogil
 
 cdef inline uint32_t dictionary_unit(const Superblock* block, int number) noexcept nogil:
     return <uint32_t>(block.dictionary[number] >> 36)

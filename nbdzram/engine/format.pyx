@@ -5,8 +5,8 @@
     units 5-36   export directory: 4,096 entries of 512 bytes (directory.pyx)
     units 37-    zspages | block table nodes | cell segments | dictionaries      as they are asked for
 
-Nothing in an arena is believed that was not checked. What is written once has a checksum; what changes while the arena is
-in use changes by one store of one word, so that word carries its check in itself:
+Nothing in an arena is believed that was not checked. What is written once has a checksum; what changes while the arena
+is in use changes by one store of one word, so that word carries its check in itself:
 
     superblock          identity: 64 bits over what never changes; a check of 16 bits in each word that does
     dictionary          64 bits over its bytes, which its word in the superblock checks in turn
@@ -32,6 +32,8 @@ cdef uint64_t identity_of(const Superblock* block) noexcept nogil:
     return mix(found, block.features) | 1
 
 
-cdef uint64_t dictionary_word(uint64_t seed, uint32_t number, uint32_t unit, uint32_t length, uint64_t digest) noexcept nogil:
+cdef uint64_t dictionary_word(
+    uint64_t seed, uint32_t number, uint32_t unit, uint32_t length, uint64_t digest
+) noexcept nogil:
     """What names a dictionary: where it is, and a check that binds its digest, too."""
     return checked_word(seed ^ digest, KEY_DICTIONARY, number, <uint64_t>unit << 20 | length)

@@ -147,7 +147,8 @@ cdef class Index:
     # -- beside others (beside.pyx): buckets are neither split nor merged there ---------------------------------------
 
     cdef Latch* latch(self, uint64_t fingerprint) noexcept nogil:
-        """The lock of a bucket, and of others: there are fewer locks than buckets, and both count from the lowest bits."""
+        """The lock of a bucket, and of others: there are fewer locks than buckets, and both count from the lowest
+        bits."""
         return self.latches + (fingerprint & (LATCHES - 1))
 
     cdef bint insert_beside(self, uint32_t handle, uint64_t fingerprint) noexcept nogil:
@@ -203,8 +204,8 @@ cdef class Index:
         self.pending_count -= 1
 
     cdef bint next_pending(self, uint32_t* handle) noexcept nogil:
-        """Move handle[0] on to the first pending one. False: it has not come to one, but behind the last handle, or so far
-        on that the lock is to be let go."""
+        """Move handle[0] on to the first pending one. False: it has not come to one, but behind the last handle, or so
+        far on that the lock is to be let go."""
         cdef uint64_t word = handle[0] >> 6
         cdef uint64_t end = min((<uint64_t>self.cells.high + 63) >> 6, self.pending.committed // 8)
         cdef uint64_t stop = min(end, word + LOOKS)
@@ -221,7 +222,8 @@ cdef class Index:
         return False
 
     cdef bint _split(self) noexcept nogil:
-        """Share the next bucket in line with a new one at the end. Without memory, or at the limit, the chains just grow."""
+        """Share the next bucket in line with a new one at the end. Without memory, or at the limit, the chains just
+        grow."""
         cdef uint32_t fresh = self.buckets
         cdef uint32_t handle, following
         cdef uint32_t* old_head

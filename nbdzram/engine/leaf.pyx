@@ -3,8 +3,8 @@
 own    copy it, HOLD entries a hold, and name the copy in a hold of its own   (table.pyx, LeafCopy)
 drop   count its blocks, HOLD a hold, and forget it: none of its objects is touched
 
-Invariant: the caller holds the leaf's stripe throughout, so nobody else changes what the export has there. Whether there
-is an export, how large it is and who else has the leaf is asked again under each hold.
+Invariant: the caller holds the leaf's stripe throughout, so nobody else changes what the export has there. Whether
+there is an export, how large it is and who else has the leaf is asked again under each hold.
 
 The caller holds the pool's lock as well, before and after; it is let go in between.
 """
@@ -71,7 +71,8 @@ cdef uint64_t* own_leaf(Blocks disk, uint64_t block, uint64_t end, bint making_r
 
 
 cdef bint drop_shared_leaf(Blocks disk, uint64_t first) noexcept nogil:
-    """Forget the leaf of which `first` is the first block. False: it is the export's alone, or there is no room to say so."""
+    """Forget the leaf of which `first` is the first block. False: it is the export's alone, or there is no room to say
+    so."""
     cdef Kinds kinds
     cdef uint64_t* place
     cdef uint64_t bit

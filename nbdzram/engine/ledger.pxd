@@ -1,15 +1,15 @@
 # A pool's ledger: how many pages it takes, and how many it may.
 #
-# Counted is whatever is resident for the pool's sake: zspages, nodes of block tables, cells, and the derived state beside
-# them (arena.pyx, Region). Who takes a page enters it first and is refused at the limit; who gives one back enters that.
-# What cannot be refused without losing something is entered all the same (ledger_count): it is small, and bounded by what
-# was taken before.
+# Counted is whatever is resident for the pool's sake: zspages, nodes of block tables, cells, and the derived state
+# beside them (arena.pyx, Region). Who takes a page enters it first and is refused at the limit; who gives one back
+# enters that. What cannot be refused without losing something is entered all the same (ledger_count): it is small, and
+# bounded by what was taken before.
 #
 # Of the limit KEPT_PAGES are kept for what makes room: objects that compaction moves, nodes that a trim copies. Without
 # them neither could do anything exactly when it is needed.
 #
-# Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx). Beside others
-# ledger_is_near is a hint.
+# Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx). Beside
+# others ledger_is_near is a hint.
 
 from libc.stdint cimport int64_t, uint64_t
 

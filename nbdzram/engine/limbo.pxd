@@ -1,13 +1,14 @@
-# What is freed and may still be seen by a reader without a lock: slots (slab.pyx), handles (cells.pyx), nodes (table.pyx).
+# What is freed and may still be seen by a reader without a lock: slots (slab.pyx), handles (cells.pyx), nodes
+# (table.pyx).
 #
 #     first          ripe            waiting          last
-#     |  of nobody   |  wait for the  |  retired since |          numbers of things, in the order in which they were retired
+#     |  of nobody   |  wait for the  |  retired since |      numbers of things, in the order in which they were retired
 #     |  any more    |  grace period  |  it began      |
 #     |              |  `stamp`       |                |
 #
-# What is ripe is taken back as it is needed, and a thing or two whenever another is retired once there are LIMBO_FEW: so
-# what waits stays few, and nothing is taken back in a heap under one hold of the lock. Where the things themselves stand is
-# their owner's business. They count as used until they are taken back.
+# What is ripe is taken back as it is needed, and a thing or two whenever another is retired once there are LIMBO_FEW:
+# so what waits stays few, and nothing is taken back in a heap under one hold of the lock. Where the things themselves
+# stand is their owner's business. They count as used until they are taken back.
 #
 # Not locked here: the pool's lock covers every call.
 
@@ -21,7 +22,7 @@ cdef enum:
     LIMBO_MANY = 128         # from here on two are taken back for each that is retired
     LIMBO_LOOKS_EVERY = 16   # retired ones: to look at each thread's watch takes a cache line each
     LIMBO_LONG = 1024        # who is about to retire more waits first, outside the locks (reclaim.pyx)
-    LIMBO_ROOM = 8192        # things: of a ring; a power of two. What is held at once, HOLD, fits for 112 threads beyond
+    LIMBO_ROOM = 8192        # things: of a ring; a power of two. What is held at once, HOLD, fits for 112 threads more
 
 cdef struct Limbo:
     uint64_t first, ripe, waiting, last

@@ -2,16 +2,16 @@
 #
 # The pool's has two sides (sides.pxd): taken as a mutex is, it is had alone; writers take it beside each other.
 #
-# Two kinds of takers. Runs take the pool's lock a million times in a row, and a plain mutex would let them: whoever unlocks
-# and locks again wins against a waiter that must first wake up. So they step back while a client waits (lock_take_behind).
+# Two kinds of takers. Runs take the pool's lock a million times in a row, and a plain mutex would let them: whoever
+# unlocks and locks again wins against a waiter that must first wake up. So they step back while a client waits
+# (lock_take_behind).
 #
-# Every hold is bounded: HOLD entries, cells or zspages, or LOOKS words of nodes of which none leads to a cell, whatever a
-# client has written.
-# Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a processor is not the
-# holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after it leaves one, so that
-# threads meet where they seldom would; LINGERING keeps a thread that left the lock in a certain function, or came to a
-# place with a certain name (lock_step_aside), until the test has done what is to happen just then. Off, they cost a
-# comparison of a word on the line that the mutex stands in.
+# Every hold is bounded: HOLD entries, cells or zspages, or LOOKS words of nodes of which none leads to a cell, whatever
+# a client has written. Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a
+# processor is not the holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after
+# it leaves one, so that threads meet where they seldom would; LINGERING keeps a thread that left the lock in a certain
+# function, or came to a place with a certain name (lock_step_aside), until the test has done what is to happen just
+# then. Off, they cost a comparison of a word on the line that the mutex stands in.
 
 from libc.stdint cimport uint64_t
 
@@ -137,7 +137,8 @@ cdef extern from * nogil:
     }
     #define lock_leave(lock) lock_leave_in(lock, __func__)
 
-    /* Beside others. Who finds it had alone waits its turn, and sits down while it has the mutex itself: nobody is alone then. */
+    /* Beside others. Who finds it had alone waits its turn, and sits down while it has the mutex itself: nobody is
+       alone then. */
     static __attribute__((noinline, cold, unused)) void lock_wait_beside(Lock* lock, Seat* seat) {
         __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
         pthread_mutex_lock(&lock->mutex);

@@ -10,8 +10,8 @@ Between finish and reveal whoever offers disks (the server) remembers durably th
 store that makes it true for all of them; a server that starts reveals what is remembered and deletes the rest.
 
 One moment: the locks of all pools at stake are held together while the roots are shared, a microsecond for each disk.
-Every write that was answered before is in the copies, and none that began afterwards. This is the only place in which two
-locks of a kind are held, so their order (by address) is nobody else's business.
+Every write that was answered before is in the copies, and none that began afterwards. This is the only place in which
+two locks of a kind are held, so their order (by address) is nobody else's business.
 """
 
 from libc.stdint cimport uint64_t
@@ -174,8 +174,8 @@ cdef _publish(Disk disk, field, uint64_t value, bint concealed):
 
 
 cdef _share_all(list sources, list twins, list pools, list earlier):
-    """Give each twin, at one moment, what its source holds then; a source without a twin still holds what its earlier copy
-    does. Where a source is gone, or one without a twin is not that, nothing is done, and all such are named."""
+    """Give each twin, at one moment, what its source holds then; a source without a twin still holds what its earlier
+    copy does. Where a source is gone, or one without a twin is not that, nothing is done, and all such are named."""
     cdef Lock* locks[POOLS_MAX]
     cdef int count = 0, index
     cdef Py_ssize_t at, all_of_them = len(twins), late_count = 0

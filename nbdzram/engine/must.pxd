@@ -1,5 +1,5 @@
-# Assertions of compiled code: `must` always, `must_debug` in a build with NBDZRAM_DEBUG=1 (setup.py). A broken one ends the
-# process: it holds memory that the disks of others lie in, and its last finished store is a state that opens again.
+# Assertions of compiled code: `must` always, `must_debug` in a build with NBDZRAM_DEBUG=1 (setup.py). A broken one ends
+# the process: it holds memory that the disks of others lie in, and its last finished store is a state that opens again.
 
 cdef extern from * nogil:
     """

@@ -1,6 +1,6 @@
 """Opening an arena again, in two passes: first whether it is sound, then what is derived from it.
 
-    survey    reads alone     superblock ─> cell segments ─> dictionaries ─> exports ─> nodes ─> entries ─> cells ─> slots
+    survey    reads alone     superblock ─> cell segments ─> dictionaries ─> exports ─> nodes ─> entries ─> cells, slots
     rebuild   writes          counts of holders, free handles, slots, nodes and units; deletions that were cut off
 
 Until the survey is done the file is mapped for reading (arena.pyx): a refused arena stays as it is, byte for byte. What
@@ -12,14 +12,17 @@ leaf that is not right is its block's matter: that block cannot be read, everyth
 
 Invariants
 1. Every unit has one owner; of a zspage also every slot has one, of a node's unit every page.
-2. A node has one level. So walks end; forwards end, as each leads to a cell of the same fingerprint, FORWARDS_MAX at most.
+2. A node has one level. So walks end; forwards end, as each leads to a cell of the same fingerprint, FORWARDS_MAX at
+   most.
 """
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport UNIT_PAGES, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve, units_of
+from nbdzram.engine.arena cimport (
+    UNIT_PAGES, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve, units_of,
+)
 from nbdzram.engine.cells cimport (
     CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_MAX, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
     target_of, unit_of,
@@ -33,7 +36,8 @@ from nbdzram.engine.format cimport (
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
 from nbdzram.engine.table cimport (
-    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, PARENTS_MASK, TOP_LEVEL, Tables, entry_handle, page_of,
+    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, PARENTS_MASK, TOP_LEVEL, Tables, entry_handle,
+    page_of,
 )
 
 from nbdzram.errors import ArenaError
@@ -77,7 +81,8 @@ cdef class Opening:
         raise ArenaError(f"the arena {self.arena.path} is damaged: {reason}; restore it or remove the file")
 
     def rebuild(self):
-        """Make what is derived. The numbers of the exports, with how many blocks each stores and how many of one word."""
+        """Make what is derived. The numbers of the exports, with how many blocks each stores and how many of one
+        word."""
         cdef uint32_t number
         cdef uint64_t stored, same
         exports = []

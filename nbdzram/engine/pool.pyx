@@ -4,14 +4,14 @@
          -> ObjectStore (objects and handles)     store.pyx -> Slab, Cells, Index
          -> Arena (pages)                         arena.pyx
 
-Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock, a
-latch of the index or the depot's lock, and that of an arena that grows; never the other way, never two of a kind. The
-interpreter lock is outermost: whoever holds one of these must not ask for it, so nothing runs under them that could give
-it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index, slots,
-counters. Threads that store blocks as usual take it beside each other (sides.pxd, beside.pyx, kit.pyx); everything else
-has it alone, and is not about them. No compression, hashing or decoding happens under it on a client's way. Readers take
-no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and who waits for them holds
-neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
+Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock,
+a latch of the index or the depot's lock, and that of an arena that grows; never the other way, never two of a kind. The
+interpreter lock is outermost: whoever holds one of these must not ask for it, so nothing runs under them that could
+give it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index,
+slots, counters. Threads that store blocks as usual take it beside each other (sides.pxd, beside.pyx, kit.pyx);
+everything else has it alone, and is not about them. No compression, hashing or decoding happens under it on a client's
+way. Readers take no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and who
+waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
 
 Authoritative: superblock, both directories, block table nodes, cells, objects. Everything else is derived and rebuilt
 when an arena is opened again. A process killed at any instruction leaves every block with its old or its new content,
@@ -30,8 +30,8 @@ from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODE
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
 from nbdzram.engine.drop cimport drop_tree
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, NAME_ROOM, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT, VERSION,
-    Superblock, dictionary_length, identity_of,
+    ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, NAME_ROOM, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT,
+    VERSION, Superblock, dictionary_length, identity_of,
 )
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.kit cimport gather_tallies, kits_free
@@ -65,9 +65,10 @@ cdef bytes MAGIC = b"NBDZRAM\n"
 cdef enum:
     AGED_PAGES = 64  # looked at for entries grown old, whenever the clock is told: 30 us, LOOKS entries a hold
 
-# Addresses that a pool reserves. A zspage may use one page of its unit's sixteen: so many times the limit always suffice.
-# Without a limit that would be too much: a process has 128 TiB, and on a machine with a terabyte seven pools used them up.
-# Compacted, zspages use nine pages of their units and more, so that four times the machine's memory are enough there.
+# Addresses that a pool reserves. A zspage may use one page of its unit's sixteen: so many times the limit always
+# suffice. Without a limit that would be too much: a process has 128 TiB, and on a machine with a terabyte seven pools
+# used them up. Compacted, zspages use nine pages of their units and more, so that four times the machine's memory are
+# enough there.
 LIMITED_FACTOR = 16
 UNLIMITED_FACTOR = 4
 COMPACTED_FACTOR = 2  # a limit may be raised, as long as compacted zspages fit
@@ -204,8 +205,8 @@ cdef class Pool:
         if (self.superblock.layout != self.store.slab.layout() or self.superblock.page_size != PAGE_SIZE
                 or self.superblock.version == VERSION and self.superblock.features):
             raise ArenaError(
-                f"{self.arena.path} has size classes or features that this program does not know; copy its exports over "
-                "with the program that wrote it, or restore it if it is damaged"
+                f"{self.arena.path} has size classes or features that this program does not know; copy its exports "
+                "over with the program that wrote it, or restore it if it is damaged"
             )
 
     def _no_room(self):

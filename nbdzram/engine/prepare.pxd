@@ -18,7 +18,8 @@ cdef void prepare(
     Pool pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
 ) noexcept nogil
 cdef bint prepare_encoded(
-    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind, Prepared* prepared
+    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind,
+    Prepared* prepared
 ) noexcept nogil
 cdef void prepare_zeroes(Prepared* block) noexcept nogil
 cdef void put_down(Pool pool, const Prepared* block) noexcept nogil

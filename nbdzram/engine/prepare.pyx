@@ -44,10 +44,11 @@ cdef void prepare(
 
 
 cdef bint prepare_encoded(
-    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind, Prepared* prepared
+    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind,
+    Prepared* prepared
 ) noexcept nogil:
-    """A block that comes encoded already, and not from a client. Whether the pool has it: then that is used, whatever else
-    the pool does at the write."""
+    """A block that comes encoded already, and not from a client. Whether the pool has it: then that is used, whatever
+    else the pool does at the write."""
     cdef uint8_t found[BLOCK]
     prepared.handle = 0
     prepared.kind = kind
@@ -112,8 +113,8 @@ cdef void _find_equal(
 ) noexcept nogil:
     """Give each block that the pool has already the handle of an object with exactly this content.
 
-    Fingerprints only suggest. An object is held while its bytes, copied under the lock, are decoded and compared without
-    it: meanwhile it may move, but neither change nor go.
+    Fingerprints only suggest. An object is held while its bytes, copied under the lock, are decoded and compared
+    without it: meanwhile it may move, but neither change nor go.
     """
     cdef uint32_t index
     cdef Prepared* block

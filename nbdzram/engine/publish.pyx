@@ -1,11 +1,12 @@
 """The one way in which a change becomes true: a store of one aligned word, after everything that it leads to.
 
-A process killed at any instruction has made the store wholly or not at all. Only the compiler must be held to the order:
-what a killed process has stored counts, in whatever order its caches were.
+A process killed at any instruction has made the store wholly or not at all. Only the compiler must be held to the
+order: what a killed process has stored counts, in whatever order its caches were.
 
 That is a claim about every caller, so every caller can be stopped here: kill_at_publish counts down, twice a store, and
-tests walk through all moments of a story (tests/faults/test_moments.py). pause_at_publish lets the thread step aside now
-and then instead, in the middle of a change: who looks without the lock sees half of it. Off, they cost a comparison.
+tests walk through all moments of a story (tests/faults/test_moments.py). pause_at_publish lets the thread step aside
+now and then instead, in the middle of a change: who looks without the lock sees half of it. Off, they cost a
+comparison.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -1,14 +1,16 @@
 # What several pools together take, and may take: pages of all their ledgers in one sum.
 #
-# A ledger has its pool's own limit. A purse has what is left of the machine, which no pool knows alone: parts of it, given
-# to each, would refuse one pool what another does not need. So pages are entered here as well, one atomic addition where
-# pages are taken, and refused beyond the ceiling however many pools ask at once.
+# A ledger has its pool's own limit. A purse has what is left of the machine, which no pool knows alone: parts of it,
+# given to each, would refuse one pool what another does not need. So pages are entered here as well, one atomic
+# addition where pages are taken, and refused beyond the ceiling however many pools ask at once.
 
 from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from * nogil:
     """
-    static inline int64_t nbdzram_purse_add(int64_t* sum, int64_t by) { return __atomic_add_fetch(sum, by, __ATOMIC_RELAXED); }
+    static inline int64_t nbdzram_purse_add(int64_t* sum, int64_t by) {
+        return __atomic_add_fetch(sum, by, __ATOMIC_RELAXED);
+    }
     static inline int64_t nbdzram_purse_look(const int64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
     static inline void nbdzram_purse_set(int64_t* word, int64_t to) { __atomic_store_n(word, to, __ATOMIC_RELAXED); }
     """

@@ -1,19 +1,20 @@
 """Who may be reading without a lock, and when nobody is who may still see what was freed.
 
-A thread that reads pools without their locks is *online* meanwhile; between, it is quiescent: it holds no pointer into any
-pool, and no handle, slot or page that it found in one. What is freed is first made unreachable, and used again after a
-*grace period*: once every thread that was online then has been quiescent.
+A thread that reads pools without their locks is *online* meanwhile; between, it is quiescent: it holds no pointer into
+any pool, and no handle, slot or page that it found in one. What is freed is first made unreachable, and used again
+after a *grace period*: once every thread that was online then has been quiescent.
 
     epoch      a number that grows with every grace period that begins
     watch      a thread's word: OFFLINE, or an epoch that was when the thread last was quiescent
 
     reader   online:  watch = epoch; fence; ... reads ...          offline:  watch = OFFLINE
-    writer   unlink;  fence; stamp = epoch, epoch + 1              over:     fence; every watch is OFFLINE, or above the stamp
+    writer   unlink;  fence; stamp = epoch, epoch + 1            over:     fence; each watch OFFLINE, or above the stamp
 
-Why a reader whose watch is above the stamp cannot see what was unlinked before it: the watch is an epoch that began behind
-the stamp, so behind the fence that the unlinking stands before; the reader's fence comes after it, and its loads after
-that. Why one whose watch was OFFLINE cannot: its fence comes after the look that found it so, and the unlinking stands
-before the fence of that look. A watch may be older than the thread's last quiet moment: that only makes others wait.
+Why a reader whose watch is above the stamp cannot see what was unlinked before it: the watch is an epoch that began
+behind the stamp, so behind the fence that the unlinking stands before; the reader's fence comes after it, and its loads
+after that. Why one whose watch was OFFLINE cannot: its fence comes after the look that found it so, and the unlinking
+stands before the fence of that look. A watch may be older than the thread's last quiet moment: that only makes others
+wait.
 
 Invariants
 1. A thread that is online takes no interpreter lock, and no lock whose holder may wait for a grace period (of a pool's:
@@ -84,7 +85,8 @@ cdef extern from * nogil:
             for (each = __atomic_load_n(&nbdzram_watches, __ATOMIC_ACQUIRE); each; each = each->next)
                 if (!__atomic_load_n(&each->taken, __ATOMIC_RELAXED)) watch = each;
             nobody = 0;
-        } while (watch && !__atomic_compare_exchange_n(&watch->taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+        } while (watch && !__atomic_compare_exchange_n(
+            &watch->taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
         if (!watch) {
             if (posix_memalign(&place, sizeof(Watch), sizeof(Watch))) return NULL;
             watch = (Watch*)place;
@@ -93,7 +95,8 @@ cdef extern from * nogil:
             watch->taken = 1;
             watch->number = __atomic_fetch_add(&nbdzram_watches_ever, 1, __ATOMIC_RELAXED);
             watch->next = __atomic_load_n(&nbdzram_watches, __ATOMIC_RELAXED);
-            while (!__atomic_compare_exchange_n(&nbdzram_watches, &watch->next, watch, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
+            while (!__atomic_compare_exchange_n(
+                &nbdzram_watches, &watch->next, watch, 1, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
         }
         watch->depth = 0;
         if (pthread_setspecific(nbdzram_watch_key, watch)) {  /* nobody would hear of the thread's end */
@@ -199,7 +202,8 @@ if nbdzram_watches_begin():
 
 
 cdef bint online() noexcept nogil:
-    """The thread begins to read, or a call within one does. False: there is no memory to watch it; it takes the locks."""
+    """The thread begins to read, or a call within one does. False: there is no memory to watch it; it takes the
+    locks."""
     return nbdzram_online()
 
 
@@ -214,7 +218,8 @@ cdef void quiescent() noexcept nogil:
 
 
 cdef void away() noexcept nogil:
-    """The thread, which may be online and holds nothing, is going to wait for somebody who may wait for a grace period."""
+    """The thread, which may be online and holds nothing, is going to wait for somebody who may wait for a grace
+    period."""
     nbdzram_away()
 
 
@@ -234,12 +239,14 @@ cdef bint grace_over(uint64_t stamp) noexcept nogil:
 
 
 cdef void grace_wait(uint64_t stamp) noexcept nogil:
-    """Wait for the end of a grace period. The caller holds neither the pool's lock nor a stripe, and nothing in a pool."""
+    """Wait for the end of a grace period. The caller holds neither the pool's lock nor a stripe, and nothing in a
+    pool."""
     nbdzram_grace_wait(stamp)
 
 
 cdef uint32_t thread_number() noexcept nogil:
-    """A number that no other thread has that lives: small, as those of threads that ended are given again. It is a call."""
+    """A number that no other thread has that lives: small, as those of threads that ended are given again. It is a
+    call."""
     return nbdzram_thread_number()
 
 

@@ -3,18 +3,19 @@
     root ─> node ─> ... ─> leaf ─> entry ──> cell ─> (forward ─> cell) ─> slot ─> decoded where it lies, into the target
       └───── the same words still? ──┘         └ word and fingerprint
 
-The thread is online (quiescence.pyx): what it finds may be changed and freed meanwhile, but is nobody else's before it is
-offline. So an entry's handle is still that handle, its fingerprint the one of that content, and a slot's bytes those that
-were in it when the word was read. What that alone does not give:
+The thread is online (quiescence.pyx): what it finds may be changed and freed meanwhile, but is nobody else's before it
+is offline. So an entry's handle is still that handle, its fingerprint the one of that content, and a slot's bytes those
+that were in it when the word was read. What that alone does not give:
 
-1. The entry is that of its block at one moment. A leaf that two exports share is another's alone once this one has left it
-   for a copy, and is changed by that other then. An export that has left a node never comes back to it, nor is the node
-   another node soon: so if all the words that led down still say so after the entry was read, they said so at that moment.
+1. The entry is that of its block at one moment. A leaf that two exports share is another's alone once this one has left
+   it for a copy, and is changed by that other then. An export that has left a node never comes back to it, nor is the
+   node another node soon: so if all the words that led down still say so after the entry was read, they said so at that
+   moment.
 2. The export lives. `gone` is set before the first entry of a deletion is cleared, and looked at behind the entry.
 3. The object lives, or did a moment ago. A cell that is free says that the entry has changed since.
 
-Where one of them fails, and where anything is not right in itself, the block is looked at again, under the lock: only what
-is not right there is rot.
+Where one of them fails, and where anything is not right in itself, the block is looked at again, under the lock: only
+what is not right there is rot.
 
 A reader writes one thing: the age of the entry, by compare-and-swap and at most once a minute.
 """
@@ -25,7 +26,9 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, Cell, fill_word, kind_of, length_of, slot_of, target_of, unit_of
+from nbdzram.engine.cells cimport (
+    KIND_FILL, KIND_FORWARD, Cell, fill_word, kind_of, length_of, slot_of, target_of, unit_of,
+)
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_FREE, CODEC_RAW, CODEC_ZSTD_DICT, fill
 from nbdzram.engine.lock cimport lock_leave, lock_step_aside, lock_take
 from nbdzram.engine.pool cimport Pool
@@ -33,8 +36,8 @@ from nbdzram.engine.publish cimport exchange64, look32, look64, tally
 from nbdzram.engine.quiescence cimport offline, online, quiescent
 from nbdzram.engine.store cimport FORWARDS_MAX
 from nbdzram.engine.table cimport (
-    BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, aged, branch_word, entry_handle, entry_word, hole_word, page_of,
-    repeated_of, same_entry,
+    BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, aged, branch_word, entry_handle, entry_word, hole_word,
+    page_of, repeated_of, same_entry,
 )
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -74,7 +77,9 @@ cdef int read_block(Blocks disk, uint64_t block, uint8_t* target) noexcept nogil
     return error
 
 
-cdef int _read_range(Pool pool, Blocks disk, uint64_t offset, uint64_t length, uint8_t* target, bint is_online) noexcept nogil:
+cdef int _read_range(
+    Pool pool, Blocks disk, uint64_t offset, uint64_t length, uint8_t* target, bint is_online
+) noexcept nogil:
     cdef uint64_t done = 0
     cdef uint64_t block
     cdef uint32_t start, count
@@ -97,7 +102,9 @@ cdef int _read_range(Pool pool, Blocks disk, uint64_t offset, uint64_t length, u
     return error
 
 
-cdef int _read_part(Pool pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil:
+cdef int _read_part(
+    Pool pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
+) noexcept nogil:
     """`count` bytes of a block from its byte `start`, by a thread that is online."""
     cdef uint8_t whole[BLOCK]
     cdef uint8_t* decoded = target if count == BLOCK else whole
@@ -125,6 +132,7 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
     cdef uint64_t words[WORDS]
     cdef uint64_t* place = &disk._entry.root
     cdef uint64_t seed = pool.seed
+    cdef uint64_t number
     cdef int level = TOP_LEVEL + 1
     cdef int index = 0
     while level:
@@ -132,8 +140,8 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
             lock_step_aside(&pool.lock, b"a reader below the root")
         places[index] = place
         words[index] = look64(place)
-        if words[index] != branch_word(
-                seed, level, block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else disk.number, page_of(words[index])):
+        number = block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else disk.number
+        if words[index] != branch_word(seed, level, number, page_of(words[index])):
             return False
         index += 1
         if page_of(words[index - 1]) == 0:
@@ -162,7 +170,7 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
 cdef bint _see_object(Pool pool, uint64_t block, Sight* sight) noexcept nogil:
     """Find what an entry leads to. False: it is gone, or not right."""
     cdef uint32_t handle = entry_handle(sight.entry)
-    cdef uint32_t high
+    cdef uint32_t high, length
     cdef Cell* cell
     cdef int steps = 0
     sight.word = 0
@@ -180,7 +188,8 @@ cdef bint _see_object(Pool pool, uint64_t block, Sight* sight) noexcept nogil:
     cell = pool.store.cells.cell(handle)
     sight.word = look64(&cell.word)
     sight.fingerprint = cell.fingerprint
-    if kind_of(sight.word) == CODEC_FREE or aged(sight.entry, 0) != entry_word(pool.seed, block, handle, sight.fingerprint):
+    if kind_of(sight.word) == CODEC_FREE or (
+            aged(sight.entry, 0) != entry_word(pool.seed, block, handle, sight.fingerprint)):
         return False
     while kind_of(sight.word) == KIND_FORWARD:
         steps += 1
@@ -200,12 +209,15 @@ cdef bint _see_object(Pool pool, uint64_t block, Sight* sight) noexcept nogil:
             return False
         sight.word = 0
         return True
+    length = length_of(sight.word)
     return CODEC_RAW <= kind_of(sight.word) < CODEC_ZSTD_DICT + CODEC_DICTS and (
-        pool.store.slab.offset_of(unit_of(sight.word), slot_of(sight.word), length_of(sight.word)) + length_of(sight.word)
+        pool.store.slab.offset_of(unit_of(sight.word), slot_of(sight.word), length) + length
         <= <uint64_t>look32(&pool.arena.unit_high) * UNIT_SIZE)
 
 
-cdef int _look_again(Pool pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target) noexcept nogil:
+cdef int _look_again(
+    Pool pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
+) noexcept nogil:
     """_read_part under the pool's lock, on a copy of the object's bytes: what is not right here is rot."""
     cdef uint8_t encoded[BLOCK], whole[BLOCK]
     cdef uint8_t* decoded = target if count == BLOCK else whole

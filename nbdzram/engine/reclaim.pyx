@@ -1,14 +1,15 @@
 """Taking back what was freed while readers could still see it (limbo.pxd), for whoever cannot go on without it.
 
-A slot, a handle or a node is freed in two steps: retired under the pool's lock, and taken back under it when a grace period
-(quiescence.pyx) is over. Most of that happens by the way. Here are those who ask for it:
+A slot, a handle or a node is freed in two steps: retired under the pool's lock, and taken back under it when a grace
+period (quiescence.pyx) is over. Most of that happens by the way. Here are those who ask for it:
 
     reclaim        a write that found no room, before it is refused; a step of a run, before it tells what it returned;
                    compaction, before it looks at what is used. It waits for a grace period
     reclaim_ripe   whoever asks what is used. It waits for nobody
     keep_short     whoever is about to retire more. It waits while readers are slower than writers
 
-Who waits holds neither the pool's lock nor a stripe. It may hold the maintenance lock, which nobody takes who is online.
+Who waits holds neither the pool's lock nor a stripe. It may hold the maintenance lock, which nobody takes who is
+online.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -27,8 +28,8 @@ cdef bint may_retire(ObjectStore store, Tables tables) noexcept nogil:
 
 
 cdef bint reclaim(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
-    """Wait until nobody sees any more what was retired before, and take it back; whether there was anything. What threads
-    had at hand to write with is taken back too.
+    """Wait until nobody sees any more what was retired before, and take it back; whether there was anything. What
+    threads had at hand to write with is taken back too.
 
     Behind others: it waits anyhow, and runs, which do this too, would take themselves for clients (Lock.turns).
     """
@@ -88,7 +89,8 @@ cdef bint _gather(Lock* lock, ObjectStore store) noexcept nogil:
 
 
 cdef void keep_short(Lock* lock, ObjectStore store, Tables tables) noexcept nogil:
-    """Before a change of HOLD things: map ahead what it may take, and wait while much is retired, as it retires more."""
+    """Before a change of HOLD things: map ahead what it may take, and wait while much is retired, as it retires
+    more."""
     quiescent()
     store.arena.make_ready()
     while limbo_hint(&store.slab.limbo) > LIMBO_LONG or limbo_hint(&tables.limbo) > LIMBO_LONG:

@@ -1,10 +1,10 @@
 """Recompression: objects that rest are stored again with Zstandard, where that needs a smaller slot.
 
 A run goes through the block tables of the pool's exports, as only their entries know when a block was last used. Each
-object is held, decoded, held against its fingerprint, and encoded again outside the lock; it is replaced in its place if
-the new encoding falls into a smaller size class. The handle stays, and so does everything that leads to it. What was
-tried is remembered in a bit a handle, so that the next run passes over it, unless it is stronger: has a higher level, or
-the first dictionary. What does not match its fingerprint stays as it is: a new encoding would make rot true.
+object is held, decoded, held against its fingerprint, and encoded again outside the lock; it is replaced in its place
+if the new encoding falls into a smaller size class. The handle stays, and so does everything that leads to it. What was
+tried is remembered in a bit a handle, so that the next run passes over it, unless it is stronger: has a higher level,
+or the first dictionary. What does not match its fingerprint stays as it is: a new encoding would make rot true.
 
 A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
 into units of its own before the superblock names the first; cells say which dictionary an object needs (codec.pxd).
@@ -28,8 +28,8 @@ from libc.string cimport memcmp, memcpy
 from nbdzram.engine.arena cimport UNIT_SIZE, Region, region_free, region_reserve
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict, zstd_free_compressor,
-    zstd_new_cdict, zstd_new_compressor, zstd_train,
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
+    zstd_free_compressor, zstd_new_cdict, zstd_new_compressor, zstd_train,
 )
 from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, keep_dictionary
 from nbdzram.engine.disk cimport Disk

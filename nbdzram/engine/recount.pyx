@@ -1,7 +1,7 @@
 """What a check counts: cells, zspages and nodes. What one weighs in the sums, and what must hold of it in itself.
 
-A census (census.pyx) calls for both under the pool's lock, so that a thing is seen as it is between two changes. Nothing
-here uses the engine's own counters: they are what the sums are held against (check.pyx).
+A census (census.pyx) calls for both under the pool's lock, so that a thing is seen as it is between two changes.
+Nothing here uses the engine's own counters: they are what the sums are held against (check.pyx).
 """
 
 cimport cython

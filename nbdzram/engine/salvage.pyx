@@ -2,11 +2,12 @@
 
     export directory ─> root ─> nodes ─> entries ─> cells ─> objects ─> decoded, and held against their fingerprints
 
-Opening refuses an arena whose tables are not what was written, as nobody could serve it rightly. This takes one export at
-a time and goes as far as words are right: each leads to what it checks, or what is below it is missing and told so. No
-word is believed that lies behind the end, and no block is given out that is not the one that was written.
+Opening refuses an arena whose tables are not what was written, as nobody could serve it rightly. This takes one export
+at a time and goes as far as words are right: each leads to what it checks, or what is below it is missing and told so.
+No word is believed that lies behind the end, and no block is given out that is not the one that was written.
 
-The file is mapped for reading alone. Nothing is counted and nothing is rebuilt: whatever is believed here is checked here.
+The file is mapped for reading alone. Nothing is counted and nothing is rebuilt: whatever is believed here is checked
+here.
 """
 
 cimport cython
@@ -19,8 +20,8 @@ from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.domain cimport domain_of
 from nbdzram.engine.format cimport (
-    ENTRY_FREE, EXPORTS_MAX, FIRST_UNITS, READ_ONLY_FLAG, SEGMENTS_AT, SEGMENTS_MAX, VERSION, Superblock, dictionary_length,
-    dictionary_unit, dictionary_word, identity_of,
+    ENTRY_FREE, EXPORTS_MAX, FIRST_UNITS, READ_ONLY_FLAG, SEGMENTS_AT, SEGMENTS_MAX, VERSION, Superblock,
+    dictionary_length, dictionary_unit, dictionary_word, identity_of,
 )
 from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
 from nbdzram.engine.table cimport (
@@ -94,7 +95,8 @@ cdef class Salvage:
         return found, lost
 
     def leaves(self, uint32_t number):
-        """Generates (first block, blocks), each an entry for block: (kind, word or handle); a leaf that is lost is None."""
+        """Generates (first block, blocks), each an entry for block: (kind, word or handle); a leaf that is lost is
+        None."""
         cdef uint64_t end = (self.directory.head(number).size + BLOCK - 1) // BLOCK
         yield from self._below(self.directory.entry(number).root, TOP_LEVEL + 1, number, end)
 
@@ -148,7 +150,8 @@ cdef class Salvage:
         if kind_of(word) == KIND_FILL:
             return int(self.store.cells.cell(handle).fingerprint).to_bytes(8, "little") * (BLOCK // 8)
         if not self.store.decode_right(
-                kind_of(word), self.store.bytes_at(word), length_of(word), self.store.cells.cell(handle).fingerprint, block):
+                kind_of(word), self.store.bytes_at(word), length_of(word),
+                self.store.cells.cell(handle).fingerprint, block):
             return None
         return block[:BLOCK]
 

@@ -3,16 +3,17 @@
 #     beside   a thread that writes:        seat.inside = 1;  look at closed: if set, step back, and wait on the mutex
 #     alone    whoever has the mutex:       closed = 1;       wait until no seat is inside;  ...  closed = 0
 #
-# Each thread has a seat of its own in each lock that it comes to, on lines of its own, so that threads that are beside each
-# other write to no line that they share. Both stores and both looks are sequentially consistent: of a thread that sits down
-# and one that closes, at least one sees the other.
+# Each thread has a seat of its own in each lock that it comes to, on lines of its own, so that threads that are beside
+# each other write to no line that they share. Both stores and both looks are sequentially consistent: of a thread that
+# sits down and one that closes, at least one sees the other.
 #
-# Who is alone sees everything that was done beside it before, and nothing is done beside it: what only those that are alone
-# look at and change needs nothing else. What is changed beside each other has a lock or an owner of its own (beside.pyx).
+# Who is alone sees everything that was done beside it before, and nothing is done beside it: what only those that are
+# alone look at and change needs nothing else. What is changed beside each other has a lock or an owner of its own
+# (beside.pyx).
 #
-# Nobody waits for long. Who is beside waits for nobody but on the small locks below, for some hundred nanoseconds; who is alone
-# holds on for no longer than lock.pxd says. Who finds the lock closed queues on the mutex, where runs step behind; while it is
-# closed nobody sits down, so a storm of writers keeps nobody out.
+# Nobody waits for long. Who is beside waits for nobody but on the small locks below, for some hundred nanoseconds; who
+# is alone holds on for no longer than lock.pxd says. Who finds the lock closed queues on the mutex, where runs step
+# behind; while it is closed nobody sits down, so a storm of writers keeps nobody out.
 
 from libc.stdint cimport uint32_t
 

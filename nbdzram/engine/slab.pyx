@@ -29,9 +29,9 @@ Invariants
    allocation takes from the fullest group. Only where a class has none, a slot above `top` is used, which may need a
    page: so an allocation that is refused for want of a page could not have done without it.
 3. A zspage without objects does not exist: its pages went back to the system when the last object left.
-4. A slot that no cell names any more is retired: it stays used, with the bytes that it has, until no reader can see them
-   (quiescence.pyx); only then is it freed, so that the next object or the list of free slots is written into it, or its
-   page goes back.
+4. A slot that no cell names any more is retired: it stays used, with the bytes that it has, until no reader can see
+   them (quiescence.pyx); only then is it freed, so that the next object or the list of free slots is written into it,
+   or its page goes back.
 
 Not locked here: every call is covered by the pool's lock, or on its shared side by the depot's (kit.pyx).
 """
@@ -45,7 +45,9 @@ from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
 )
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
-from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
+from nbdzram.engine.limbo cimport (
+    LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen,
+)
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport look8, look32
 
@@ -169,7 +171,8 @@ cdef class Slab:
             return True
         before = self.pages_of(klass, page.top)
         after = self.pages_of(klass, page.top + 1)
-        if after > before and not self._take_pages(klass, <uint64_t>unit * UNIT_SIZE + before * PAGE_SIZE, after - before):
+        if after > before and not self._take_pages(
+                klass, <uint64_t>unit * UNIT_SIZE + before * PAGE_SIZE, after - before):
             return False
         slot[0] = page.top
         page.top += 1
@@ -211,7 +214,8 @@ cdef class Slab:
         page.top -= self.spare_count
         klass.reached -= self.spare_count
         self._return_pages(
-            klass, <uint64_t>self.spare_unit * UNIT_SIZE + self.spare_first * PAGE_SIZE, self.spare_count, self.spare_count)
+            klass, <uint64_t>self.spare_unit * UNIT_SIZE + self.spare_first * PAGE_SIZE,
+            self.spare_count, self.spare_count)
         self.spare_count = 0
 
     cdef uint16_t* _free_link(self, uint32_t unit, uint32_t slot, SizeClass* klass) noexcept nogil:
@@ -289,7 +293,8 @@ cdef class Slab:
         return self.retired[position & (LIMBO_ROOM - 1)]
 
     cdef uint64_t reclaim(self, uint64_t limit) noexcept nogil:
-        """Free up to `limit` retired slots that nobody sees any more; how many. Their pages are counted for who retired them."""
+        """Free up to `limit` retired slots that nobody sees any more; how many. Their pages are counted for who retired
+        them."""
         cdef uint64_t count = 0, item
         cdef uint32_t unit
         cdef uint64_t pages
@@ -305,8 +310,8 @@ cdef class Slab:
         return count
 
     cdef uint8_t hand_out(self, int index, uint8_t wanted, uint64_t* slots) noexcept nogil:
-        """Slots of a size class for a kit (retired_word), which takes the last first; in use from now on: one, and as many as
-        need no page more. 0: none."""
+        """Slots of a size class for a kit (retired_word), which takes the last first; in use from now on: one, and as
+        many as need no page more. 0: none."""
         cdef SizeClass* klass = &self.classes[index]
         cdef uint32_t unit, slot
         cdef uint8_t count = 0, turned
@@ -324,8 +329,10 @@ cdef class Slab:
         self.returned[RELEASED] += pages - self.pages_used
 
     cdef bint is_emptied(self, uint32_t index, uint32_t unit) noexcept nogil:
-        """Whether compaction empties a zspage, in which a slot is in use. Beside others: only who is alone marks one."""
-        return look32(&self.classes[index].head[EVACUATION_GROUP]) and look8(&self.zspage(unit).state_group) & 15 == EVACUATING
+        """Whether compaction empties a zspage, in which a slot is in use. Beside others: only who is alone marks
+        one."""
+        return (look32(&self.classes[index].head[EVACUATION_GROUP])
+                and look8(&self.zspage(unit).state_group) & 15 == EVACUATING)
 
     cdef void _free(self, uint32_t unit, uint32_t slot) noexcept nogil:
         """Take a slot back; all pages of a zspage that empties return to the system."""

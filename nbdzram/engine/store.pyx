@@ -17,8 +17,8 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
-    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, fill_word, handles_max, kind_of, length_of, object_word, refs_bits,
-    slot_of, target_of, unit_of,
+    KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, fill_word, handles_max, kind_of, length_of, object_word,
+    refs_bits, slot_of, target_of, unit_of,
 )
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, lz4_decompress, zstd_decompress,
@@ -75,7 +75,9 @@ cdef class ObjectStore:
         """What stands beside its bit may be changed by others at the same moment."""
         clear_bits(self.tried.base + (handle >> 3), 1 << (handle & 7))
 
-    cdef uint32_t put(self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint) noexcept nogil:
+    cdef uint32_t put(
+        self, const uint8_t* encoded, uint32_t length, uint32_t kind, uint64_t fingerprint
+    ) noexcept nogil:
         """Store a new object with one holder. Its handle, or 0 when there is no room; nothing changed then."""
         cdef uint32_t unit, slot, handle
         cdef Cell* cell
@@ -107,7 +109,8 @@ cdef class ObjectStore:
         return handle
 
     cdef uint32_t resolve(self, uint32_t handle) noexcept nogil:
-        """The handle of the object (or fill) that `handle` leads to; of a forward, if it leads nowhere (see is_sound)."""
+        """The handle of the object (or fill) that `handle` leads to; of a forward, if it leads nowhere (see
+        is_sound)."""
         cdef uint64_t word = self.cells.cell(handle).word
         cdef int steps = 0
         while kind_of(word) == KIND_FORWARD and target_of(word) < self.cells.high and steps < FORWARDS_MAX:
@@ -210,7 +213,8 @@ cdef class ObjectStore:
     cdef void merge(self, uint32_t loser, uint32_t winner) noexcept nogil:
         """Fold: `loser` becomes a forward to `winner`, whose content is equal, and its bytes are freed.
 
-        Neither is a forward; the loser stands in the index no more, and the winner does and can count the loser's holders.
+        Neither is a forward; the loser stands in the index no more, and the winner does and can count the loser's
+        holders.
         """
         cdef Cell* cell = self.cells.cell(loser)
         cdef uint64_t word = cell.word
@@ -271,8 +275,8 @@ cdef class ObjectStore:
         return taken
 
     cdef Region begin_trying(self, int strength, Region fresh) noexcept nogil:
-        """A recompression begins that is stronger than all before it, and tries everything again. `fresh` is as large as
-        what was remembered, which is the caller's now."""
+        """A recompression begins that is stronger than all before it, and tries everything again. `fresh` is as large
+        as what was remembered, which is the caller's now."""
         cdef Region forgotten = self.tried
         ledger_give(&self.arena.ledger, forgotten.pages)
         self.tried_strength = strength
@@ -292,7 +296,8 @@ cdef class ObjectStore:
                 self.tried_bytes += length_of(word)
 
     cdef bint adopt(self, uint32_t handle) noexcept nogil:
-        """Count an object that was found in an arena opened again; its slot and refs are known. False without memory."""
+        """Count an object that was found in an arena opened again; its slot and refs are known. False without
+        memory."""
         cdef uint64_t word = self.cells.cell(handle).word
         cdef uint64_t refs
         if not self.index.reserve(handle):

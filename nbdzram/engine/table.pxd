@@ -25,7 +25,7 @@ cdef enum:
     AGE_SHIFT = 17
     AGE_MASK = 0x7FFF
     AGE_SECONDS = 60       # see decision 12
-    AGE_OLDEST = 20 * 24 * 60  # what is older than 20 days counts as so old; 2 days are left for clocks that are set back
+    AGE_OLDEST = 20 * 24 * 60  # what is older than 20 days counts as so old; 2 days are left for clocks set back
 
 cdef inline uint32_t entry_handle(uint64_t entry) noexcept nogil:
     """The handle of an entry that holds one, else 0 (a hole, or a same-filled word)."""

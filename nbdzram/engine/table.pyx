@@ -11,9 +11,9 @@ A node is one page of the arena, 512 words of which each carries its check (form
             | pattern 49..18 | 1 | check 16..1 | 1                  every 4 bytes are this pattern
             | handle 63..32 | age 31..17 | check 16..1 | 0          an object, or any other repeated word (a fill)
 
-A check binds its word to the pool and to its place in the tree, an entry's also to the content (by the fingerprint of its
-cell). So a word that was cleared, changed, or copied from elsewhere is seen wherever it is used. Clones share nodes at
-the same place, so what they share is right for all of them. An export that was never written has no node at all.
+A check binds its word to the pool and to its place in the tree, an entry's also to the content (by the fingerprint of
+its cell). So a word that was cleared, changed, or copied from elsewhere is seen wherever it is used. Clones share nodes
+at the same place, so what they share is right for all of them. An export that was never written has no node at all.
 
 A clone takes the root of its source. A node with several parents is copied by the first write below it, and what a
 copy points at gets one holder more: so a clone costs nothing at first and 4 KiB for 2 MiB written later. A branch is
@@ -28,9 +28,9 @@ Invariants
 3. A free node's page reads as zeroes.
 4. A node that names nothing is freed by whoever took its last name away (prune); a kill may leave some.
 5. An entry that is not right holds nothing: no count knows of it. It is kept as it is until its block is written.
-6. A node that nothing names any more is retired: its page keeps what it says until no reader can see it (quiescence.pyx),
-   and counts as used. So who walks down finds nodes only, but perhaps one that the walk's export has left meanwhile, which
-   is another's alone then, and changes with that: reading.pyx looks again whether it has.
+6. A node that nothing names any more is retired: its page keeps what it says until no reader can see it
+   (quiescence.pyx), and counts as used. So who walks down finds nodes only, but perhaps one that the walk's export has
+   left meanwhile, which is another's alone then, and changes with that: reading.pyx looks again whether it has.
 
 Not locked here: the pool's lock covers every call; readers without it walk by themselves (reading.pyx).
 """
@@ -46,7 +46,9 @@ from nbdzram.engine.arena cimport (
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.ledger cimport ledger_give, ledger_take
-from nbdzram.engine.limbo cimport LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
+from nbdzram.engine.limbo cimport (
+    LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen,
+)
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.publish cimport exchange64, look64, publish64
@@ -110,8 +112,8 @@ cdef class Tables:
 
     # -- finding -------------------------------------------------------------------------------------------------
 
-    # A walk goes down from a root: `word` stands in level `level` as number `number` of it, and names a node of the level
-    # below, in which the next word of the walk stands.
+    # A walk goes down from a root: `word` stands in level `level` as number `number` of it, and names a node of the
+    # level below, in which the next word of the walk stands.
 
     cdef uint64_t _number(self, uint64_t* root, int level, uint64_t block) noexcept nogil:
         return block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else self._export_of(root)
@@ -144,10 +146,11 @@ cdef class Tables:
         return leaf == self.no_leaf
 
     cdef uint64_t* next_leaf(self, uint64_t* root, uint64_t* block, uint64_t end) noexcept nogil:
-        """The entries of the first leaf from block[0] on, which moves to its first block there; no_leaf where it is lost.
+        """The entries of the first leaf from block[0] on, which moves to its first block there; no_leaf where it is
+        lost.
 
-        NULL: none before `end`, where block[0] is then, or LOOKS words were passed over, and the caller lets the lock go
-        before it calls again. A root of NULL has none.
+        NULL: none before `end`, where block[0] is then, or LOOKS words were passed over, and the caller lets the lock
+        go before it calls again. A root of NULL has none.
         """
         cdef uint32_t looks = LOOKS
         cdef int level = TOP_LEVEL + 1
@@ -206,7 +209,8 @@ cdef class Tables:
     # -- changing ------------------------------------------------------------------------------------------------
 
     cdef bint reserve_refs(self, uint32_t unit) noexcept nogil:
-        """Make the counts of a unit's nodes usable. Their page is that of 64 units; where none has nodes it is not resident."""
+        """Make the counts of a unit's nodes usable. Their page is that of 64 units; where none has nodes it is not
+        resident."""
         cdef uint64_t page = <uint64_t>unit * UNIT_PAGES * 4 // PAGE_SIZE
         if (not region_ensure(&self.refs, (<uint64_t>unit + 1) * UNIT_PAGES * 4)
                 or not region_ensure(&self.refs_used, page // 8 + 1)):
@@ -284,12 +288,14 @@ cdef class Tables:
         return count
 
     cdef void prune(self, uint64_t* root, uint64_t block) noexcept nogil:
-        """Free the nodes on the way to a block that name nothing, from the lowest up, as far as this table alone has them."""
+        """Free the nodes on the way to a block that name nothing, from the lowest up, as far as this table alone has
+        them."""
         cdef uint64_t* places[TOP_LEVEL + 2]
         cdef uint64_t* place = root
         cdef int level = TOP_LEVEL + 1
         while level and page_of(place[0]):
-            if not self.is_word(place[0], level, self._number(root, level, block)) or self.parents(page_of(place[0])) > 1:
+            if (not self.is_word(place[0], level, self._number(root, level, block))
+                    or self.parents(page_of(place[0])) > 1):
                 return
             places[level] = place
             level -= 1
@@ -326,7 +332,8 @@ cdef class Tables:
             twin[0] = 0
 
     cdef bint drop_share(self, uint64_t* place, int level, uint64_t number) noexcept nogil:
-        """Forget a node that others name too, or none, or nobody can tell. False when `place` is the only one to name it."""
+        """Forget a node that others name too, or none, or nobody can tell. False when `place` is the only one to name
+        it."""
         cdef uint32_t page = page_of(place[0])
         if not self.is_word(place[0], level, number):
             page = 0
@@ -367,10 +374,12 @@ cdef class Tables:
         cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
         cdef int index
         for index in range(BRANCH_CHILDREN):
-            words[index] = branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index)
+            words[index] = (
+                branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index))
 
     cdef void _copy_branch(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil:
-        """Make a page the twin of a branch: its children have one parent more. What is not right stays so, and has none."""
+        """Make a page the twin of a branch: its children have one parent more. What is not right stays so, and has
+        none."""
         cdef uint64_t* words = self.words(page)
         cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
         cdef int index
@@ -392,8 +401,8 @@ cdef class Tables:
     cdef uint64_t* own_leaf_on(self, uint64_t* root, uint64_t block, LeafCopy* copy) noexcept nogil:
         """The 512 entries among which `block` is, to change, under its stripe.
 
-        NULL: the leaf is being copied, and the caller lets the lock go before it calls again (copy.goes_on); or there is
-        no room, or the block is lost.
+        NULL: the leaf is being copied, and the caller lets the lock go before it calls again (copy.goes_on); or there
+        is no room, or the block is lost.
         """
         cdef uint64_t* place = self.place_of(root, block)
         cdef uint32_t old = page_of(place[0]) if place != NULL else 0

@@ -1,6 +1,6 @@
-# Which objects several blocks of one stretch of an export hold: what a client may be told of sharing. That others hold an
-# object too is not for it to know, and must not show, neither way: so holders are counted among the export's own blocks,
-# and the count of all holders is only a hint that there is something to look for.
+# Which objects several blocks of one stretch of an export hold: what a client may be told of sharing. That others hold
+# an object too is not for it to know, and must not show, neither way: so holders are counted among the export's own
+# blocks, and the count of all holders is only a hint that there is something to look for.
 #
 # A set of handles, open addressing: each stands for one block that was seen, or several.
 

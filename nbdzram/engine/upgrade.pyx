@@ -3,15 +3,16 @@
     survey    as any other opening, by the rules of format 1: nothing is written, what is not sound is refused
     upgrade   new block tables beside the old ones, checks beside what had none, then one store of the version
 
-Until that store the arena is one of format 1, as everything new lies where format 1 has nothing: nodes in units behind the
-old end, heads behind a name's room, checks in bits that were 0, cells that no old entry leads to. So a process killed anywhere in between leaves an arena
-that opens, by the old program as well. Behind it the old nodes are units of nobody, which the opening frees.
+Until that store the arena is one of format 1, as everything new lies where format 1 has nothing: nodes in units behind
+the old end, heads behind a name's room, checks in bits that were 0, cells that no old entry leads to. So a process
+killed anywhere in between leaves an arena that opens, by the old program as well. Behind it the old nodes are units of
+nobody, which the opening frees.
 
     format 1     root 39 bits ─> 29 ─> 19 ─> leaf 9            1,024 numbers of 4 bytes in a branch
     format 2     root 45 bits ─> 36 ─> 27 ─> 18 ─> leaf 9      512 words of 8 bytes in a branch
 
-The figures are how many bits of a block's number lie below a node: an old one covers 9, 4, 2 or 1 new ones, each of which
-follows from it alone. So what clones shared they share again.
+The figures are how many bits of a block's number lie below a node: an old one covers 9, 4, 2 or 1 new ones, each of
+which follows from it alone. So what clones shared they share again.
 
 What format 1 did not check cannot be checked now: its entries are believed, but for what is impossible, and for handles
 with more holders than they count. Its ages were told
@@ -56,7 +57,8 @@ cdef class OldOpening(Opening):
     def __cinit__(self, *_):
         cdef uint64_t pages = <uint64_t>self.arena.unit_high * UNIT_PAGES
         if not (region_reserve(&self.places, pages * 8 + 8, NULL) and region_ensure(&self.places, pages * 8 + 8)
-                and region_reserve(&self.made, pages * PARTS * 4 + 8, NULL) and region_ensure(&self.made, pages * PARTS * 4 + 8)
+                and region_reserve(&self.made, pages * PARTS * 4 + 8, NULL)
+                and region_ensure(&self.made, pages * PARTS * 4 + 8)
                 and region_reserve(&self.plan, pages * PARTS * sizeof(Planned) + 8, NULL)):
             raise ArenaError("cannot reserve addresses to open an arena; raise ulimit -v")
 
@@ -89,7 +91,8 @@ cdef class OldOpening(Opening):
         return True
 
     cdef bint _has_dictionaries(self) noexcept nogil:
-        """All that objects need; and that nothing has more holders than it counts, as then some entry is not its own."""
+        """All that objects need; and that nothing has more holders than it counts, as then some entry is not its
+        own."""
         cdef uint32_t handle, holders
         cdef uint64_t counted
         cdef int number
@@ -285,7 +288,8 @@ cdef class OldOpening(Opening):
             entry = self.directory.entry(number)
             if entry.old_state == ENTRY_LIVE:
                 self.directory.write_head(number, ENTRY_LIVE, entry.old_flags, entry.old_size, entry.old_name_length)
-                entry.root = branch_word(self.tables.seed, TOP_LEVEL + 1, number, self._page_of(entry.old_root, TOP_LEVEL, 0))
+                entry.root = branch_word(
+                    self.tables.seed, TOP_LEVEL + 1, number, self._page_of(entry.old_root, TOP_LEVEL, 0))
             else:
                 self.directory.write_head(number, ENTRY_FREE, 0, 0, 0)
 

@@ -1,10 +1,11 @@
 # Who is in a pool: every request, change and step of a run, from its first look at the arena to its last.
 #
-# Readers without a lock are online instead (quiescence.pyx): to be counted would cost all of them the same cache line twice
-# a call. Closing waits for a grace period too.
+# Readers without a lock are online instead (quiescence.pyx): to be counted would cost all of them the same cache line
+# twice a call. Closing waits for a grace period too.
 #
-# Nor are those counted that write: each has a word of its own, on its seat in the pool (sides.pxd), with the same protocol as
-# there: it says that it is in, and looks whether the pool closes; who closes it says so, and looks at each seat.
+# Nor are those counted that write: each has a word of its own, on its seat in the pool (sides.pxd), with the same
+# protocol as there: it says that it is in, and looks whether the pool closes; who closes it says so, and looks at each
+# seat.
 #
 # Closing turns newcomers away and waits for those that are in; so whatever comes behind it (the arena's file is another
 # process's) comes when nobody is left. Who takes long looks at users_leaving between two holds of the lock, and goes.
@@ -33,7 +34,8 @@ cdef extern from * nogil:
     static __attribute__((unused)) void users_end(Users* users) { sem_destroy(&users->left); }
 
     static inline void users_leave(Users* users) {
-        if (__atomic_sub_fetch(&users->state, NBDZRAM_USER, __ATOMIC_ACQ_REL) == NBDZRAM_CLOSING) sem_post(&users->left);
+        if (__atomic_sub_fetch(&users->state, NBDZRAM_USER, __ATOMIC_ACQ_REL) == NBDZRAM_CLOSING)
+            sem_post(&users->left);
     }
     static inline int users_enter(Users* users) {
         if (!(__atomic_add_fetch(&users->state, NBDZRAM_USER, __ATOMIC_ACQ_REL) & NBDZRAM_CLOSING)) return 1;

@@ -12,7 +12,7 @@ cdef struct Found:
     uint32_t number       # of its object
     uint32_t kind         # how that is encoded, and in how many bytes; 0: not copied, as it was told before
     uint32_t length
-    uint32_t origin_kind  # of the origin's object there, if only comparing tells whether it is the same; 0: there is none
+    uint32_t origin_kind  # of the origin's object there, if only comparing tells whether it is the same; 0: none
     uint32_t origin_length
 
 cdef class Told:

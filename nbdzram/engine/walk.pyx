@@ -1,14 +1,15 @@
 """What a copy of a disk holds, as a stream tells it: objects as they are stored, and runs of blocks that name them.
 
-    step ── hold: up to HOLD entries, the bytes of their objects copied ── let go: decoded, held against their fingerprints
+    step ── hold: up to HOLD entries, the bytes of their objects copied ── let go: decoded, held against fingerprints
          └─ until there are enough for a record
 
     object   number 4 | length 2 | codec 1 | 0 1 | XXH3 of the block 8 | the encoded bytes
     run      kind 2 | count 2 | nothing, the repeated word 8, or the number of each block's object 4
 
-Told are the blocks that are not what they are in `origin`, another copy (without one: that are no holes). Where both lead
-to the same node, which is most of a tree, nothing below is looked at, so that a walk takes time in proportion to what
-differs. Where handles differ it compares what they lead to: a block that was rewritten with the same bytes is no change.
+Told are the blocks that are not what they are in `origin`, another copy (without one: that are no holes). Where both
+lead to the same node, which is most of a tree, nothing below is looked at, so that a walk takes time in proportion to
+what differs. Where handles differ it compares what they lead to: a block that was rewritten with the same bytes is no
+change.
 
 Invariants
 1. Copy and origin are concealed, and nobody writes them: their nodes and entries stay, but for ages. So the number of a
@@ -132,7 +133,8 @@ cdef class Walk:
             self._raise()
         if self.runs_size == 0:
             return None
-        return (self.first, self.blocks, self.dictionaries, self.objects[:self.objects_size], self.runs[:self.runs_size])
+        return (
+            self.first, self.blocks, self.dictionaries, self.objects[:self.objects_size], self.runs[:self.runs_size])
 
     @property
     def numbers(self):
@@ -209,7 +211,8 @@ cdef class Walk:
         for looks in range(HOLD):
             place, other, level = root, origin_root, TOP_LEVEL + 1
             while True:
-                if (place != NULL and not self.pool.tables.is_word(place[0], level, self.pool.tables._number(root, level, self.block))
+                if (place != NULL and not self.pool.tables.is_word(
+                            place[0], level, self.pool.tables._number(root, level, self.block))
                         or other != NULL and not self.pool.tables.is_word(
                             other[0], level, self.pool.tables._number(origin_root, level, self.block))):
                     return self._fails(ROT, self.block)
@@ -235,7 +238,7 @@ cdef class Walk:
         cdef uint64_t expected
         cdef uint32_t handle = entry_handle(entry)
         cdef uint32_t other = 0
-        cdef bint known = self.pool.tables.is_right(before, self.block)  # of what is not, nobody knows whether it differs
+        cdef bint known = self.pool.tables.is_right(before, self.block)  # of what is not, nobody knows if it differs
         found.block = self.block
         found.kind = found.origin_kind = 0
         if not self.pool.tables.is_right(entry, self.block):
@@ -268,7 +271,8 @@ cdef class Walk:
         if other:
             self._copy(other, self.copies + (HOLD + self.found_count) * BLOCK, &found.origin_kind, &found.origin_length)
         if other or not self.told.has(found.number):
-            self._copy(self.pool.store.resolve(handle), self.copies + self.found_count * BLOCK, &found.kind, &found.length)
+            self._copy(
+                self.pool.store.resolve(handle), self.copies + self.found_count * BLOCK, &found.kind, &found.length)
         return True
 
     cdef void _copy(self, uint32_t handle, uint8_t* target, uint32_t* kind, uint32_t* length) noexcept nogil:
@@ -329,7 +333,8 @@ cdef class Walk:
         return True
 
     cdef void _add_run(self, const Found* found) noexcept nogil:
-        """One block, to the last run if it goes on with it. There is room for what this adds at most: two heads and a word."""
+        """One block, to the last run if it goes on with it. There is room for what this adds at most: two heads and a
+        word."""
         cdef uint8_t* head
         cdef uint32_t count
         cdef bint goes_on = False

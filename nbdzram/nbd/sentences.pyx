@@ -1,7 +1,7 @@
 """What a refused request is told: the error on the wire, and one sentence that explains it.
 
-In C, because a thread that serves clients never waits for the interpreter; verdicts.py shows both to Python, so that the
-client's error text and the log say the same.
+In C, because a thread that serves clients never waits for the interpreter; verdicts.py shows both to Python, so that
+the client's error text and the log say the same.
 """
 
 from libc.errno cimport EINVAL, EIO, ENOSPC, EOVERFLOW, EPERM
@@ -9,8 +9,9 @@ from libc.stdint cimport uint64_t
 from libc.string cimport strlen
 
 from nbdzram.nbd.transmission cimport (
-    BLOCK_STATUS, CACHE, COMMANDS, DISC, FLUSH, FRAGMENTED, NOT_SYNCED, NO_CONTEXT, OUT_OF_RANGE, OVER_QUOTA, POOL_FULL, READ,
-    READ_ONLY, TOO_LONG, TRIM, UNKNOWN_COMMAND, UNREADABLE, VERDICTS, WRITE, WRITE_ZEROES, WRONG_FLAGS, WRONG_SHAPE, Request,
+    BLOCK_STATUS, CACHE, COMMANDS, DISC, FLUSH, FRAGMENTED, NOT_SYNCED, NO_CONTEXT, OUT_OF_RANGE, OVER_QUOTA, POOL_FULL,
+    READ, READ_ONLY, TOO_LONG, TRIM, UNKNOWN_COMMAND, UNREADABLE, VERDICTS, WRITE, WRITE_ZEROES, WRONG_FLAGS,
+    WRONG_SHAPE, Request,
 )
 
 cdef extern from "<stdio.h>" nogil:
@@ -73,7 +74,9 @@ cdef void _name_flags(char* target, unsigned int flags) noexcept nogil:
         snprintf(target + used, FLAGS_SIZE - used, b"%s%#x", b"|" if used else b"", flags >> 6 << 6)
 
 
-cdef size_t put_sentence(char* target, int verdict, const Request* request, uint64_t size, uint64_t limit) noexcept nogil:
+cdef size_t put_sentence(
+    char* target, int verdict, const Request* request, uint64_t size, uint64_t limit
+) noexcept nogil:
     """One sentence, of at most SENTENCE_SIZE bytes with its final zero: what, the value, the limit; its length.
 
     `size` is the export's; `limit` the payload limit, or for FRAGMENTED that of unfragmented reads. Bytes.
@@ -92,7 +95,8 @@ cdef size_t put_sentence(char* target, int verdict, const Request* request, uint
     elif verdict == WRONG_FLAGS:
         _name_flags(flags, request.flags)
         snprintf(
-            target, SENTENCE_SIZE, b"%s with flags %#x (%s) is not allowed here", name, <unsigned int>request.flags, flags
+            target, SENTENCE_SIZE, b"%s with flags %#x (%s) is not allowed here", name,
+            <unsigned int>request.flags, flags
         )
     elif verdict == READ_ONLY:
         snprintf(target, SENTENCE_SIZE, b"%s: the export is read-only", what)

@@ -153,7 +153,8 @@ cdef inline size_t chunk_size(int style) noexcept nogil:
 cdef inline uint8_t* put_chunk(
     uint8_t* target, int style, uint64_t cookie, uint64_t request_offset, int flags, int kind, uint64_t payload
 ) noexcept nogil:
-    # A chunk's header (sections "Structured reply chunk message", "Extended reply chunk message"); where its payload begins.
+    # A chunk's header (sections "Structured reply chunk message", "Extended reply chunk message"); where its payload
+    # begins.
     store16(target + 4, <uint16_t>flags)
     store16(target + 6, <uint16_t>kind)
     memcpy(target + 8, &cookie, 8)
@@ -188,7 +189,8 @@ cdef size_t finish_read(
 ) noexcept nogil
 
 cdef size_t put_status(
-    uint8_t* target, const Request* request, int style, uint32_t context, const uint64_t* extents, size_t count, bint done
+    uint8_t* target, const Request* request, int style, uint32_t context, const uint64_t* extents, size_t count,
+    bint done
 ) noexcept nogil
 cdef size_t put_error(
     uint8_t* target, const Request* request, int style, int error, const char* text, size_t length, int64_t failed_at

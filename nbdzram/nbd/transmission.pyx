@@ -99,8 +99,8 @@ cdef size_t finish_read(
 ) noexcept nogil:
     """Make a reply of `length` data bytes that lie at target + read_header_size(style); the reply's size.
 
-    Zero blocks leave as OFFSET_HOLE, whose header takes the place of their data: the reply never grows. With `whole` (DF,
-    or a simple reply) there is one content chunk. `done`: no other part of the reply follows.
+    Zero blocks leave as OFFSET_HOLE, whose header takes the place of their data: the reply never grows. With `whole`
+    (DF, or a simple reply) there is one content chunk. `done`: no other part of the reply follows.
     """
     cdef size_t header = read_header_size(style)
     cdef uint8_t* source = target + header
@@ -137,7 +137,8 @@ cdef size_t finish_read(
 
 
 cdef size_t put_status(
-    uint8_t* target, const Request* request, int style, uint32_t context, const uint64_t* extents, size_t count, bint done
+    uint8_t* target, const Request* request, int style, uint32_t context, const uint64_t* extents, size_t count,
+    bint done
 ) noexcept nogil:
     """One BLOCK_STATUS chunk of `count` extents, pairs of length in bytes and status bits, none empty; its size.
 
@@ -170,7 +171,8 @@ cdef size_t put_status(
 cdef size_t put_error(
     uint8_t* target, const Request* request, int style, int error, const char* text, size_t length, int64_t failed_at
 ) noexcept nogil:
-    """An error reply with its explanation (none in a simple reply). `failed_at`: where it failed, or NOT_AN_OFFSET; its size."""
+    """An error reply with its explanation (none in a simple reply). `failed_at`: where it failed, or NOT_AN_OFFSET; its
+    size."""
     cdef uint8_t* start = target
     cdef bint located = failed_at != NOT_AN_OFFSET
     if style == SIMPLE:
@@ -198,7 +200,9 @@ cdef Request _asked(bytes cookie, uint64_t offset):
     return request
 
 
-def status_chunk(int style, bytes cookie not None, uint64_t request_offset, int context, list extents not None, bint done):
+def status_chunk(
+    int style, bytes cookie not None, uint64_t request_offset, int context, list extents not None, bint done
+):
     """See put_status."""
     cdef Request request = _asked(cookie, request_offset)
     cdef bytearray reply = bytearray(EXTENDED_CHUNK_SIZE + 8 + 16 * len(extents))
@@ -208,7 +212,9 @@ def status_chunk(int style, bytes cookie not None, uint64_t request_offset, int 
     return bytes(reply[: put_status(&target[0], &request, style, context, &pairs[0], len(extents), done)])
 
 
-def error_reply(int style, bytes cookie not None, uint64_t request_offset, int error, bytes text not None, failed_at=None):
+def error_reply(
+    int style, bytes cookie not None, uint64_t request_offset, int error, bytes text not None, failed_at=None
+):
     """See put_error."""
     cdef Request request = _asked(cookie, request_offset)
     cdef bytearray reply = bytearray(REPLY_OVERHEAD + len(text))
