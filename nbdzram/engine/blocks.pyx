@@ -31,7 +31,7 @@ from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport amend32, amend64, look64
 from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
-from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has
+from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has, twins_make_room
 
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
@@ -384,6 +384,7 @@ cdef class Blocks:
         cdef uint32_t handle
         twins_forget(twins)
         while block < end:
+            twins_make_room(twins, HOLD)
             lock_take(&self.pool.lock)
             leaf = self.walk(&block, end)
             stop = min(end, block - block % HOLD + HOLD)

@@ -3,7 +3,7 @@
 READ   no lock: reading.pyx
 WRITE  up to RUN blocks: prepare (prepare.pyx); stripe; beside others, as far as it goes (beside.pyx); what is left with
        the lock alone: own the leaf; for each block store the object, swap the entry, release the old object; unlock
-TRIM   leaf by leaf, HOLD entries under a stripe and the lock; nodes that name nothing any more are freed
+TRIM   leaf by leaf, HOLD_FREED entries under a stripe and the lock; nodes that name nothing any more are freed
 
 Invariants
 1. A write fails before it swaps the entry, or not at all: the old block survives every failure.
@@ -29,7 +29,7 @@ from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
 from nbdzram.engine.kit cimport seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
-from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
@@ -411,7 +411,7 @@ cdef class Disk(Blocks):
         return refused
 
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil:
-        """Clear blocks of one leaf, HOLD of them at a time, and free it when nothing is left in it."""
+        """Clear blocks of one leaf, HOLD_FREED of them at a time, and free it when nothing is left in it."""
         cdef uint64_t block = first
         cdef uint64_t waited_at = end
         cdef int error = 0
@@ -433,8 +433,8 @@ cdef class Disk(Blocks):
         return error
 
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil:
-        """Under stripe and lock: clear up to HOLD blocks of a leaf from block[0] on, which moves behind them."""
-        cdef uint64_t first = block[0], last = min(end, block[0] + HOLD), pages
+        """Under stripe and lock: clear up to HOLD_FREED blocks of a leaf from block[0] on, which moves behind them."""
+        cdef uint64_t first = block[0], last = min(end, block[0] + HOLD_FREED), pages
         cdef uint64_t* root = self.root()
         cdef uint64_t* leaf = self.pool.tables.leaf(root, first) if root != NULL else NULL
         cdef int error = 0

@@ -7,7 +7,7 @@ opening drops again.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS, Lock, lock_leave, lock_take_behind
+from nbdzram.engine.lock cimport HOLD, HOLD_FREED, HOLD_PAGES, LOOKS, Lock, lock_leave, lock_take_behind
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim
 from nbdzram.engine.store cimport ObjectStore
@@ -39,7 +39,7 @@ cdef bint drop_tree(
                     lock, users, store, tables, words + index, level - 1, first + index, left):
                 return False
         elif not is_hole(words[index]):
-            if not _still(lock, users, store, tables, left, LOOKS // HOLD):
+            if not _still(lock, users, store, tables, left, LOOKS // HOLD_FREED):
                 return False
             handle = tables.handle_at(words[index], first + index)
             publish64(words + index, hole_word(tables.seed, first + index))

@@ -21,7 +21,8 @@ from nbdzram.engine.wait cimport wait_on
 cdef enum:
     HOLD = 64     # entries, cells or zspages looked at or changed under one hold of the pool's lock: about 10 us
     HOLD_BYTES = 64 << 10  # of objects copied under one hold: 20 us where no cache has them
-    HOLD_PAGES = 16  # that go back to the system under one hold, one by one if it comes to that: some 2 us each
+    HOLD_FREED = 32  # ... of which each lets go what it leads to: some ten lines of memory that no cache has
+    HOLD_PAGES = 8   # that go back to the system under one hold, one by one if it comes to that: some 2 us each
     LOOKS = 4096  # words of nodes passed over under one hold: about 3 us
     WATCHED = 1
     PAUSED = 2

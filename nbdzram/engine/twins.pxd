@@ -39,10 +39,15 @@ cdef inline bint twins_grow(Twins* twins) noexcept nogil:
     twins.capacity = grown.capacity
     return True
 
+cdef inline void twins_make_room(Twins* twins, uint32_t count) noexcept nogil:
+    """For so many more, without the pool's lock: to grow takes memory, and a look at all that there is."""
+    while (twins.used + count) * 2 > twins.capacity and twins_grow(twins):
+        pass
+
 cdef inline void twins_add(Twins* twins, uint32_t handle) noexcept nogil:
     """One block more that holds an object. Without memory it is not seen, and its sharing not told."""
     cdef uint64_t* place
-    if (twins.used + 1) * 2 > twins.capacity and not twins_grow(twins):
+    if (twins.used + 1) * 2 > twins.capacity:
         return
     place = twins_place(twins, handle)
     twins.used += place[0] == 0
