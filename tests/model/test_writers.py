@@ -474,6 +474,41 @@ def test_a_long_write_beside_a_resize_stores_nothing_behind_the_end() -> None:
         pool.check()
 
 
+def test_who_comes_to_write_while_a_pool_closes_is_turned_away() -> None:
+    """Who closes it waits for writers that were there before, and for no other: what is behind it is not the pool's."""
+    pool = Pool()
+    disk = pool.create("disk", LEAF)
+    disk.write(0, half_random(1))
+    came_late: list[str] = []
+    pool.test_locks(linger="write_beside")
+
+    def closes() -> bool:
+        try:
+            disk.extents(0, BLOCK, 1)
+        except EngineError:
+            return True
+        return False
+
+    def close() -> None:
+        wait_until(lambda: pool.lingering() == 1)
+        pool.close()
+
+    def come_late() -> None:
+        wait_until(closes)
+        try:
+            disk.write(BLOCK, half_random(2))
+            came_late.append("stored")
+        except EngineError as refused:
+            came_late.append(str(refused))
+
+    def let_go() -> None:
+        wait_until(lambda: bool(came_late) or pool.lingering() == 2)
+        pool.test_locks()
+
+    in_threads(lambda: disk.write(0, half_random(3)), close, come_late, let_go)
+    assert "its pool was closed" in came_late[0]
+
+
 def test_exports_are_deleted_and_shrunk_under_writers(tmp_path: Path) -> None:
     """A write to what is gone fails, or is behind an end that is nobody's: nothing of it stays."""
     pool = Pool(path=str(tmp_path / "arena"))
