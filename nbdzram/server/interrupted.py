@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nbdzram.engine.pool import Pool
+from nbdzram.server.steadily import steadily
 from nbdzram.status import StreamStatus
 
 KEPT_SECONDS = 3600.0
@@ -56,8 +57,8 @@ class Shelf(Generic[Subject]):
         self._turn = asyncio.Lock()
 
     async def keep(self, kept: Kept[Subject], seconds: float = KEPT_SECONDS) -> None:
-        """From now on."""
-        assert kept.identity not in self._kept
+        """From now on, in place of what is kept by this identity: it is what a stream says of itself."""
+        await self.let_go(kept.identity)
         self._kept[kept.identity] = kept, asyncio.get_running_loop().time() + seconds, _failed_writes(kept)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
@@ -113,8 +114,9 @@ class Shelf(Generic[Subject]):
             await asyncio.sleep(LOOK_SECONDS)
             now = asyncio.get_running_loop().time()
             for identity, (kept, until, failed) in list(self._kept.items()):
-                if now >= until or _failed_writes(kept) != failed:
-                    await asyncio.shield(asyncio.create_task(self.let_go(identity)))
+                with steadily("the looks at streams that were interrupted"):
+                    if now >= until or _failed_writes(kept) != failed:
+                        await asyncio.shield(asyncio.create_task(self.let_go(identity)))
 
 
 def _failed_writes(kept: Kept[Subject]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,41 @@ def test_it_goes_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gone == [1, 2]
 
     asyncio.run(story())
+
+
+def test_of_one_stream_that_broke_twice_the_later_part_is_kept() -> None:
+    """What a stream is called is what it says itself: it may come a second time, to other names."""
+
+    async def story() -> None:
+        gone: list[int] = []
+        shelf: Shelf[int] = Shelf("received", at_once)
+        await shelf.keep(kept(1, gone))
+        await shelf.keep(replace(kept(2, gone), identity=kept(1, gone).identity))
+        assert gone == [1]
+        assert [told.exports for told in shelf.status()] == [("disk2",)]
+        await shelf.stop()
+        assert gone == [1, 2]
+
+    asyncio.run(story())
+
+
+def test_a_look_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupted, "LOOK_SECONDS", 0.0)
+
+    async def story() -> None:
+        gone: list[int] = []
+        shelf: Shelf[int] = Shelf("sent", at_once)
+
+        def fail() -> None:
+            raise KeyError("a mistake of ours")
+
+        await shelf.keep(replace(kept(1, gone), discard=fail), 0.0)
+        await shelf.keep(kept(2, gone), 0.0)
+        while not gone:  # noqa: ASYNC110 - it is the shelf that is watched
+            await asyncio.sleep(0)
+        await shelf.stop()
+
+    asyncio.run(asyncio.wait_for(story(), 30))
 
 
 def test_what_goes_on_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
