@@ -63,6 +63,17 @@ def _bound(value: Callable[[Bounds], int]) -> Samples:
     return Samples(("pool", "export"), samples)
 
 
+def _limited(value: Callable[[ExportStatus], float]) -> Samples:
+    """Few exports are: to tell of the others what cannot be costs a scrape."""
+
+    def samples(status: ServerStatus) -> Iterator[Sample]:
+        for export in status.exports:
+            if export.throttled_requests or export.bounds.iops or export.bounds.bandwidth_bytes:
+                yield labels(pool=export.pool, export=export.name), value(export)
+
+    return Samples(("pool", "export"), samples)
+
+
 def _operation(value: Callable[[OperationStatus], float]) -> Samples:
     def samples(status: ServerStatus) -> Iterator[Sample]:
         for export in status.exports:
@@ -220,8 +231,8 @@ EXPORT = (
     Family("nbdzram_export_quota_bytes", "gauge", "Most stored bytes that it may have; absent without a quota.", _bound(lambda b: b.quota_bytes)),
     Family("nbdzram_export_iops_limit", "gauge", "Requests a second that it is limited to; absent without.", _bound(lambda b: b.iops)),
     Family("nbdzram_export_bandwidth_limit_bytes", "gauge", "Bytes a second that it is limited to; absent without.", _bound(lambda b: b.bandwidth_bytes)),
-    Family("nbdzram_throttled_requests_total", "counter", "Requests that waited, as the export's limits were reached.", _export(lambda e: e.throttled_requests)),
-    Family("nbdzram_throttled_seconds_total", "counter", "Time that they waited before they began.", _export(lambda e: e.throttled_seconds)),
+    Family("nbdzram_throttled_requests_total", "counter", "Requests that waited, as the export's limits were reached; absent where none is set, and none waited.", _limited(lambda e: e.throttled_requests)),
+    Family("nbdzram_throttled_seconds_total", "counter", "Time that they waited before they began; the same.", _limited(lambda e: e.throttled_seconds)),
     Family("nbdzram_export_connections", "gauge", "Clients attached.", _export(lambda e: e.connections)),
     Family("nbdzram_failed_reads_total", "counter", "Reads that failed.", _export(lambda e: e.failed_reads)),
     Family("nbdzram_failed_writes_total", "counter", "Writes that failed.", _export(lambda e: e.failed_writes)),

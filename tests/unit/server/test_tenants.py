@@ -135,6 +135,8 @@ def test_what_a_pool_checks_and_tells_is_changed_at_run_time_and_remembered(hous
             assert (fast.verify, fast.tells_sharing) == (False, True)
         async with house.open(pools=(PoolConfig(verify=False),)):
             assert now() == (False, False, 0)
+        async with house.open(pools=(PoolConfig(tell_sharing=True),)):
+            assert now() == (True, True, 0)
 
     tell(story())
 
