@@ -27,7 +27,7 @@ from nbdzram.engine.cells cimport Cells, handles_max
 from nbdzram.engine.ledger cimport Ledger
 from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
 from nbdzram.engine.lock cimport LOOKS, lock_pause
-from nbdzram.engine.must cimport must_debug
+from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport clear_bits, look8, set_bits
 
 from nbdzram.errors import ArenaError
@@ -184,7 +184,7 @@ cdef class Index:
     cdef void _take_out(self, uint32_t handle, uint64_t fingerprint) noexcept nogil:
         cdef uint32_t* place = self.bucket(self.bucket_of(fingerprint))
         while place[0] != handle:
-            must_debug(place[0] != 0, b"an object that is not pending stands in its bucket")
+            must(place[0] != 0, b"an object that is not pending stands in its bucket")  # or this would never end
             place = self.cells.link(place[0])
         if self.pausing:
             lock_pause()

@@ -207,6 +207,25 @@ def test_objects_of_one_bucket_come_and_go_by_many_threads(mask: int) -> None:
     pool.check()
 
 
+def test_objects_of_one_bucket_come_and_go_while_nobody_shuts_writers_out() -> None:
+    """No check, which they would wait for, and no fold: each stands in its bucket until it goes (must)."""
+    pool = Pool(fingerprint_mask=0xFFFFFFFF << 32)
+    disk = pool.create("disk", SEVERAL * LEAF)
+    for leaf in range(SEVERAL):
+        disk.write(leaf * LEAF, half_random(leaf))
+    pool.test_locks(pause=True)
+
+    def write(leaf: int) -> None:
+        for turn in range(1, 100):
+            disk.write(leaf * LEAF + turn % 6 * BLOCK, half_random(turn * SEVERAL + leaf))
+
+    assert alone(pool, lambda: in_threads(*(partial(write, leaf) for leaf in range(SEVERAL)))) < SEVERAL * 100 // 4
+    pool.test_locks()
+    pool.check()
+    disk.trim(0, SEVERAL * LEAF)
+    assert pool.stats().objects == 0
+
+
 def test_equal_blocks_of_many_threads_at_once_are_one_object_after_a_fold() -> None:
     """Of those that come at the same moment one is linked in the index; the others wait for a fold."""
     pool = Pool()
