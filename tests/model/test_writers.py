@@ -24,7 +24,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import EngineError, PoolFull
-from tests.support.threads import in_threads, wait_until
+from tests.support.threads import PATIENCE_SECONDS, in_threads, wait_until
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 MIB = 1 << 20
@@ -383,27 +383,49 @@ def test_what_a_writer_has_at_hand_where_compaction_begins_to_empty_is_taken_fro
     """It fetched slots of a zspage that was the fullest then, and is the emptiest now. The engine says so (must)."""
     pool = Pool()
     disk = pool.create("disk", 8 * LEAF)
-    zspage = 455  # slots of some 140 bytes in 64 KiB
+    elsewhere = 7 * LEAF
 
     def small(number: int) -> bytes:
         return half_random(number, 120)
 
-    for block in range(4 * zspage):
-        disk.write(block * BLOCK, small(block))
-    disk.trim(0, 80 * BLOCK)
-    pool.stats()  # takes back what is free: all of it in the first zspage
-    assert pool.stats().zspages <= 5
+    disk.write(elsewhere, text(1))  # so that there is a leaf, and others go beside
+    begins: list[int] = []  # the first block of each zspage
+    stored = 0
+    while len(begins) < 5:
+        disk.write(stored * BLOCK, small(stored))
+        if pool.stats().zspages > len(begins) + 1:
+            begins.append(stored)
+        stored += 1
+
+    def trim(zspage: int, first: float, behind: float) -> None:
+        """A part of its blocks."""
+        slots = begins[zspage + 1] - begins[zspage]
+        start, end = (begins[zspage] + int(slots * part) for part in (first, behind))
+        disk.trim(start * BLOCK, (end - start) * BLOCK)
+
+    trim(0, 0, 0.2)
+    pool.stats()  # takes back what is free, all of it in the first zspage, and what was at hand
     compaction = Compact(pool)
-    compaction.step(1)  # takes back what was at hand
-    disk.write(7 * LEAF, small(9000))
-    for zspages in (3, 2, 1):
-        disk.trim(zspages * zspage * BLOCK, 120 * BLOCK)
-    disk.trim(80 * BLOCK, 300 * BLOCK)
-    for _ in range(400):  # all size classes are looked at, and not all handles
-        assert compaction.step(1)
-    for number in range(1, 16):
-        disk.write(7 * LEAF + number * BLOCK, small(9000 + number))
-    run(compaction)
+    compaction.step(1)
+    pool.test_locks(linger="_move")  # when all is chosen, and what is at hand not yet taken back
+    fetched = threading.Event()
+
+    def write() -> None:
+        disk.write(elsewhere, small(9000))
+        for zspage in (1, 2, 3):
+            trim(zspage, 0, 0.3)
+        trim(0, 0.2, 0.9)
+        fetched.set()
+        wait_until(lambda: pool.lingering() > 0)
+        for number in range(1, 16):
+            disk.write(elsewhere + number * BLOCK, small(9000 + number))
+        pool.test_locks()
+
+    def compact() -> None:
+        assert fetched.wait(PATIENCE_SECONDS)
+        run(compaction, 1 << 20)
+
+    in_threads(compact, write)
     pool.check()
 
 
