@@ -11,6 +11,7 @@ import contextlib
 import random
 import struct
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -521,6 +522,7 @@ def test_who_comes_to_write_while_a_pool_closes_is_turned_away() -> None:
     disk = pool.create("disk", LEAF)
     disk.write(0, half_random(1))
     came_late: list[str] = []
+    left_behind: list[int] = []  # writers, when the pool was closed
     pool.test_locks(linger="write_beside")
 
     def closes() -> bool:
@@ -533,6 +535,7 @@ def test_who_comes_to_write_while_a_pool_closes_is_turned_away() -> None:
     def close() -> None:
         wait_until(lambda: pool.lingering() == 1)
         pool.close()
+        left_behind.append(pool.lingering())
 
     def come_late() -> None:
         wait_until(closes)
@@ -544,10 +547,14 @@ def test_who_comes_to_write_while_a_pool_closes_is_turned_away() -> None:
 
     def let_go() -> None:
         wait_until(lambda: bool(came_late) or pool.lingering() == 2)
+        for _ in range(2000):  # whoever does not wait for the writer is through by then
+            if not left_behind:
+                time.sleep(0)
         pool.test_locks()
 
     in_threads(lambda: disk.write(0, half_random(3)), close, come_late, let_go)
     assert "its pool was closed" in came_late[0]
+    assert left_behind == [0]
 
 
 def test_exports_are_deleted_and_shrunk_under_writers(tmp_path: Path) -> None:
