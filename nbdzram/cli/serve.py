@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbdzram import __version__
-from nbdzram.cli.hints import how_to_attach
+from nbdzram.cli.announce import description, greeting
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import first_of, parent_watched, pid_file, private_place, run_command, told_to_commands
-from nbdzram.cli.supervisor import notify_supervisor
+from nbdzram.cli.supervisor import notify_supervisor, wait_for_supervisor
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
     DEFAULT_PORT,
@@ -46,12 +45,11 @@ if TYPE_CHECKING:
     from nbdzram.server.handover import Handover
     from nbdzram.server.logbook import LineWriter
     from nbdzram.server.service import Service
-    from nbdzram.status import ServerStatus
+    from nbdzram.server.state import Kept
 
 log = logging.getLogger("nbdzram.server")
 
 STDOUT = 1
-GREETED_EXPORTS = 20  # what a screen takes
 FORCED_EXIT = 128 + signal.SIGTERM
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
@@ -223,6 +221,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
     help="Go on in place of the server that runs with this state directory, and with its clients, who see a pause. It "
     "leaves once this one serves, and goes on if that fails. Where none runs, start.",
 )
+@click.option(
+    "--upgrade",
+    is_flag=True,
+    help="For ExecReload= of a unit: let the server that runs read its configuration again, or if it is of another "
+    "version take over from it in the background. Ends when that is done, with 1 if it could not be.",
+)
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 def command(
     *,
@@ -238,14 +242,15 @@ def command(
     exit_with_parent: bool,
     restore: Path | None,
     takeover: bool,
+    upgrade: bool,
     check_config: bool,
     **flags: str | bool | None,
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
     A second signal ends at once; SIGHUP reads the configuration again. Every flag but those for one run alone (--run,
-    --exit-with-parent, --stdin, --restore, --takeover, --check-config) has a key in the TOML file and a variable
-    NBDZRAM_KEY; flags win over the environment, and the environment over the file.
+    --exit-with-parent, --stdin, --restore, --takeover, --upgrade, --check-config) has a key in the TOML file and a
+    variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
     parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
@@ -262,15 +267,30 @@ def command(
         settled = reread()
         if check_config:
             _check_tls_files(settled.tls)
-            for line in _describe_config(settled):
+            for line in description(settled):
                 click.echo(line)
             return
         if on_stdin:
             given = {**flags, "run": run, "exit-with-parent": parent, "restore": restore}
             serve_stdin(settled, forbidden=[name for name in NOT_ON_STDIN if given[name] is not None])
             return
-        status = serve(settled, reread, run=run, parent=parent, restore=restore, takeover=takeover)
+        serves = None
+        if upgrade:
+            serves = _upgrade(settled)
+            if serves is None:
+                return
+        status = serve(
+            settled, reread, run=run, parent=parent, restore=restore, takeover=takeover or upgrade, serves=serves
+        )
     raise click.exceptions.Exit(status)
+
+
+def _upgrade(config: ServerConfig) -> Callable[[], None] | None:
+    """The way to say that a server serves which took over; None: the one that runs is of this version."""
+    from nbdzram.cli.upgrade import go_to_background, reload_if_current  # noqa: PLC0415
+    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
+
+    return None if reload_if_current(config.control or socket_for_server(os.environ)) else go_to_background()
 
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
@@ -295,7 +315,8 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
     from nbdzram.server.service import Service  # noqa: PLC0415
 
     service = Service(config)
-    told_to_stop = _watch_signals(service)
+    told_to_stop = asyncio.Event()
+    _watch_signals(service, told_to_stop)
     await service.start(listen=False)
     for export in service.changes.unloaded():
         await load_image(service, export, told_to_stop)
@@ -317,14 +338,16 @@ def serve(
     parent: int | None = None,
     restore: Path | None = None,
     takeover: bool = False,
+    serves: Callable[[], None] | None = None,
 ) -> int:
     """Run until a signal, until the process `parent` ends, or as long as the command `run` does; the exit status.
 
-    It begins with what the stream in the file `restore` holds, or where the server that runs ends (`takeover`). Raises
-    UserError when something cannot start.
+    It begins with what the stream in the file `restore` holds, or where the server that runs ends (`takeover`), and
+    then says that it `serves`. Raises UserError when something cannot start.
     """
     import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
 
+    from nbdzram.cli.kept import kept_before  # noqa: PLC0415
     from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
@@ -336,14 +359,13 @@ def serve(
             log.warning("--swap: %s", refusal)
         for peril in perils(config):
             log.warning("%s; %s", peril.says, peril.remedy)
-        begin = functools.partial(_serve, config, reread, run=run, parent=parent, restore=restore)
+        kept = kept_before(os.environ, config.state_dir)
+        begin = functools.partial(_serve, config, reread, kept, run=run, parent=parent, restore=restore)
         if not takeover:
             status: int = uvloop.run(begin(None))
             return status
         load_what_serves()
-        with take_over(config.control or socket_for_server(os.environ), config.state_dir) as taken:
-            if taken is None:
-                log.info("no server runs here that could be taken over; starting")
+        with take_over(config.control or socket_for_server(os.environ), config.state_dir, serves) as taken:
             return int(uvloop.run(begin(taken)))
 
 
@@ -386,6 +408,7 @@ def print_in_background() -> LineWriter:
 async def _serve(
     config: ServerConfig,
     reread: Callable[[], ServerConfig],
+    kept: Kept,
     taken: Takeover | None,
     *,
     run: str | None,
@@ -393,20 +416,28 @@ async def _serve(
     restore: Path | None,
 ) -> int:
     """Serve until the end; or until another process has taken over, and where that fails go on."""
-    from nbdzram.server.handover import give_away  # noqa: PLC0415
+    from nbdzram.server.handover import Handover, give_away  # noqa: PLC0415
     from nbdzram.server.service import Service  # noqa: PLC0415
 
-    handed, confirm = (taken.handover, taken.confirm) if taken is not None else (None, None)
+    handed, confirm = Handover(kept=kept), None
+    if taken is not None:
+        handed, confirm = taken.handover, taken.confirm
+        handed.kept.keeper, handed.kept.file = kept.keeper, kept.file
+    told_to_stop = asyncio.Event()
     while True:
-        service = Service(config, reread, restore_from=restore)
+        service = Service(config, reread, restore_from=restore, handed=handed)
         service.ends_with_a_command = run is not None
-        outcome = await _serve_once(service, config, handed, confirm, run=run, parent=parent)
+        _watch_signals(service, told_to_stop)
+        outcome = await _serve_once(service, config, told_to_stop, handed.control, confirm, run=run, parent=parent)
         if isinstance(outcome, int):
+            if kept.keeper is not None and config.state_dir is None:
+                log.info("systemd keeps the disks for the next process of the unit, unless it stops that")
             return outcome
         successor = await asyncio.to_thread(give_away, outcome, service.successor)
         if successor is not None:
             log.info("process %d has taken over; leaving", successor)
             notify_supervisor(f"MAINPID={successor}")
+            wait_for_supervisor()
             outcome.close()
             return 0
         log.warning("the process that wanted to take over does not serve; going on")
@@ -416,23 +447,25 @@ async def _serve(
 async def _serve_once(
     service: Service,
     config: ServerConfig,
-    handed: Handover | None,
+    told_to_stop: asyncio.Event,
+    listening: socket.socket | None,
     confirm: Callable[[], None] | None,
     *,
     run: str | None,
     parent: int | None,
 ) -> int | Handover:
-    """Serve, from `handed` on if that is given: until the end (an exit status), or a takeover (all that was served)."""
+    """Serve until the end (an exit status), or a takeover (all that was served).
+
+    listening: the control socket, if another process had it.
+    """
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
 
-    told_to_stop = _watch_signals(service)
     audit = Audit(config.state_dir)
-    control = ControlServer(
-        config.control or socket_for_server(os.environ), method_table(service, service.changes), audit
-    )
+    path = config.control or socket_for_server(os.environ)
+    control = ControlServer(path, method_table(service, service.changes), audit, listening=listening)
     metrics = _metrics_server(config, service)
     await control.start()
     serves = False
@@ -444,11 +477,10 @@ async def _serve_once(
                 await load_image(service, export, told_to_stop)
             if metrics is not None:
                 await metrics.start()
-            await service.listen(handed)  # last: until here nothing that was taken over has been touched
+            await service.listen()  # last: until here nothing that was taken over has been touched
             serves = True
             if confirm is not None:
-                with contextlib.suppress(OSError):  # whoever has the arenas serves: by now that is us alone
-                    confirm()
+                confirm()
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
             with _parent_or_nobody(parent, told_to_stop), pid_file(config.pidfile):
@@ -462,6 +494,7 @@ async def _serve_once(
                 notify_supervisor("READY=1")
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:
                     given = await service.hand_over()
+                    given.control = control.surrender()
                     return given
                 return 0
         finally:
@@ -470,6 +503,8 @@ async def _serve_once(
             if metrics is not None:
                 await metrics.stop()
     finally:
+        if listening is not None and not serves:
+            control.surrender().close()  # and leave its file to the one who had it before
         await control.stop()
 
 
@@ -502,36 +537,11 @@ def _tell_the_end(state_dir: Path | None, stored: int) -> None:
         log.info("stopped")
 
 
-def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:
-    """What a newcomer needs to see: what is offered, where it is, and how to attach."""
-    yield f"nbdzram {__version__} is ready"
-    exports = status.exports
-    for export in exports[:GREETED_EXPORTS]:
-        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
-    if len(exports) > GREETED_EXPORTS:
-        yield f"           and {len(exports) - GREETED_EXPORTS} more: nbdzram exports list"
-    for uri in status.uris:
-        yield f"  NBD      {uri}"
-    yield f"  metrics  {metrics or 'off'}"
-    yield f"  control  {control}"
-    if not exports:
-        yield "there is no disk yet; add one with: nbdzram exports add NAME SIZE"
-    if status.uris:
-        yield "attach it with one of"
-        name = exports[0].name if exports else "NAME"
-        yield from (f"  {line}" for line in how_to_attach(status.uris[0], name, tls))
-
-
-def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> str:
-    return f"  export   {name} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
-
-
-def _watch_signals(service: Service) -> asyncio.Event:
-    """An event that the first SIGINT or SIGTERM sets, and says so. The second ends the process at once.
+def _watch_signals(service: Service, told: asyncio.Event) -> None:
+    """The first SIGINT or SIGTERM sets the event, and says so. The second ends the process at once.
 
     SIGHUP lets the service read its configuration again.
     """
-    told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
@@ -543,7 +553,6 @@ def _watch_signals(service: Service) -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, service.hang_up)
-    return told
 
 
 def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:
@@ -573,20 +582,3 @@ def _check_tls_files(tls: TlsConfig) -> None:
         from nbdzram.server.tls import TlsFiles  # noqa: PLC0415 - most do without
 
         TlsFiles(tls)
-
-
-def _describe_config(config: ServerConfig) -> Iterator[str]:
-    yield "the configuration is valid"
-    for pool in config.pools:
-        limit = format_size(pool.mem_limit) if pool.mem_limit else "no limit"
-        yield f"  pool     {pool.name} ({limit}, dedup {pool.dedup})"
-    for export in config.exports:
-        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
-    for address in (*config.tcp, *config.unix, *config.vsock):
-        yield f"  listen   {address}"
-    yield f"  TLS      {config.tls.mode}"
-    yield f"  metrics  {config.metrics or 'off'}"
-    if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
-        yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"
-    yield f"  state    {config.state_dir or 'none: the disks end with the process'}"
-    yield from (f"  warning  {peril.says}; {peril.remedy}" for peril in perils(config))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import socket
+from collections.abc import Sequence
 
 log = logging.getLogger("nbdzram.server")
 
+BARRIER_SECONDS = 5.0
+"""For systemd to have read what it was told before; it is quick, unless it hangs."""
 
-def notify_supervisor(message: str) -> None:
+
+def notify_supervisor(message: str, descriptors: Sequence[int] = ()) -> None:
     """Tell systemd (Type=notify) how far we are; nothing without it."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -17,6 +23,17 @@ def notify_supervisor(message: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         try:
             notify.connect("\0" + address[1:] if address.startswith("@") else address)
-            notify.send(message.encode())
+            socket.send_fds(notify, [message.encode()], descriptors)
         except OSError as error:
             log.warning("cannot notify %s: %s", address, error.strerror)
+
+
+def wait_for_supervisor() -> None:
+    """Return once all that it was told has been read: who ends before that may end unknown (sd_notify_barrier(3))."""
+    reads, writes = os.pipe()
+    try:
+        notify_supervisor("BARRIER=1", [writes])
+    finally:
+        os.close(writes)
+    with contextlib.closing(os.fdopen(reads, "rb", buffering=0)):
+        select.select([reads], (), (), BARRIER_SECONDS)

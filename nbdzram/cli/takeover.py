@@ -1,17 +1,27 @@
-"""`serve --takeover`: ask the server that runs for its listeners and clients, and take them (server/handover)."""
+"""`serve --takeover`: ask the server that runs for all that it serves, and take it (server/handover)."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import select
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbdzram.control.client import ControlClient
+from nbdzram.control.client import CREDENTIALS, ControlClient
 from nbdzram.errors import ServerUnreachable, UserError
-from nbdzram.server.handover import ANSWER_SECONDS, FORMAT, SERVING, Handover
+from nbdzram.server.descriptors import raise_limit
+from nbdzram.server.handover import ANSWER_SECONDS, FORMAT, KNOWS, SERVING, Handover
+
+log = logging.getLogger("nbdzram.server")
+
+
+class GiverEnded(Exception):
+    """The process that was to give ended before it did."""
 
 
 @dataclass(slots=True)
@@ -20,43 +30,80 @@ class Takeover:
 
     handover: Handover
     giver: socket.socket
+    serves: Callable[[], None] | None = None
 
     def confirm(self) -> None:
-        """The other process may leave: we serve. Raises OSError, and then it serves itself: leave all to it."""
-        self.giver.sendall(SERVING)
+        """The other process may leave: we serve. Whoever waits for that is told, too."""
+        with contextlib.suppress(OSError):  # whoever has the arenas serves: by now that is us alone
+            self.giver.sendall(SERVING)
+        if self.serves is not None:
+            self.serves()
 
 
 @contextlib.contextmanager
-def take_over(control: Path, state_dir: Path | None) -> Iterator[Takeover | None]:
+def take_over(
+    control: Path, state_dir: Path | None, serves: Callable[[], None] | None = None
+) -> Iterator[Takeover | None]:
     """Everything of the server on this control socket; None where none runs. Blocks. Raises UserError: it refuses."""
     place = control.with_name(f".{os.getpid()}")  # beside it: private to its owner, and its name is short enough
-    with socket.socket(socket.AF_UNIX) as listener:
+    raise_limit()  # a descriptor for which there is no place is gone
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.socket(socket.AF_UNIX))
         mask = os.umask(0o177)
         try:
             place.unlink(missing_ok=True)
             listener.bind(str(place))
         finally:
             os.umask(mask)
+        giver = None
         try:
             listener.listen(1)
-            listener.settimeout(ANSWER_SECONDS)
-            try:
-                with ControlClient(control) as client:
-                    state = "" if state_dir is None else str(state_dir.absolute())
-                    client.call("takeover", socket=str(place), format=FORMAT, state_dir=state)
-            except ServerUnreachable:
-                yield None
-                return
-            giver, _ = listener.accept()
-        except TimeoutError:
-            raise UserError(
-                f"the server on {control} agreed, and gave nothing away within {ANSWER_SECONDS:g} s; it serves on"
-            ) from None
+            giver = held.enter_context(_ask(control, listener, place, state_dir))
+        except ServerUnreachable:
+            log.info("no server runs here that could be taken over; starting")
+        except GiverEnded as ended:
+            log.warning("%s; starting", ended)
         finally:
             place.unlink(missing_ok=True)
-        with giver:
-            giver.settimeout(ANSWER_SECONDS)
-            yield Takeover(Handover.take(giver), giver)
+        if giver is None:
+            yield None
+            return
+        giver.settimeout(ANSWER_SECONDS)
+        taken = Takeover(Handover.take(giver), giver, serves)
+        log.info("taking over from a server with %d clients", len(taken.handover.clients))
+        yield taken
+
+
+def _ask(control: Path, listener: socket.socket, place: Path, state_dir: Path | None) -> socket.socket:
+    """The connection on which the server gives. Raises ServerUnreachable, GiverEnded, UserError."""
+    with ControlClient(control) as client:
+        pid = client.server_pid
+        with contextlib.ExitStack() as held:
+            process = None
+            with contextlib.suppress(OSError):  # it lives in another namespace, say: then its silence is waited out
+                process = os.pidfd_open(pid)
+                held.callback(os.close, process)
+            state = "" if state_dir is None else str(state_dir.absolute())
+            client.call(
+                "takeover", socket=str(place), pid=os.getpid(), format=FORMAT, knows=list(KNOWS), state_dir=state
+            )
+            return _accept(listener, pid, process)
+
+
+def _accept(listener: socket.socket, pid: int, process: int | None) -> socket.socket:
+    """The server's connection, and nobody else's. `process` is its descriptor. Raises GiverEnded, UserError."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    watched = [listener.fileno(), *([] if process is None else [process])]
+    while ready := select.select(watched, (), (), max(deadline - time.monotonic(), 0.0))[0]:
+        if listener.fileno() not in ready:
+            raise GiverEnded(f"the server, process {pid}, ended before it gave anything away")
+        giver, _ = listener.accept()
+        peer = CREDENTIALS.unpack(giver.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0]
+        if peer == pid:
+            return giver
+        log.warning("process %d, which is not the server, connected to take part in a takeover; hanging up on it", peer)
+        giver.close()
+    raise UserError(f"the server agreed, and gave nothing away within {ANSWER_SECONDS:g} s; it serves on")
 
 
 def load_what_serves() -> None:

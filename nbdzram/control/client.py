@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.status import ClientStatus, RunStatus, ServerStatus, from_json
 from nbdzram.stream.pipe import LARGEST_CHUNK, LENGTH
 
+CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
 Progress = Callable[[RunStatus, RunStatus | None], None]
@@ -55,6 +57,12 @@ class ControlClient:
         """Hang up."""
         self._reader.close()
         self._socket.close()
+
+    @property
+    def server_pid(self) -> int:
+        """The process that listens there; 0: it lives in another namespace."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        return int(CREDENTIALS.unpack(credentials)[0])
 
     def status(self) -> ServerStatus:
         """Everything that the server says of itself."""

@@ -57,8 +57,8 @@ class Operations(Protocol):
     async def reload(self) -> ReloadReport:
         """Read the configuration again. An error in it changes nothing."""
 
-    async def takeover(self, socket: str, format: int, state_dir: str) -> None:  # noqa: A002 - a word of the protocol
-        """Give listeners and clients away to the process that listens on that socket, and end when it serves them."""
+    async def takeover(self, socket: str, pid: int, format: int, knows: Sequence[str], state_dir: str) -> None:  # noqa: A002
+        """Give all that is served to the process that listens on that socket, and end when it serves."""
 
     async def runs(self) -> tuple[RunStatus, ...]:
         """The runs that wait, are under way, or ended lately, by their numbers."""
@@ -342,7 +342,16 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
             run,
         ),
         "reload": Method({}, reload),
-        "takeover": Method({"socket": Parameter(str), "format": Parameter(int), "state_dir": Parameter(str)}, takeover),
+        "takeover": Method(
+            {
+                "socket": Parameter(str),
+                "pid": Parameter(int),
+                "format": Parameter(int),
+                "knows": Parameter(list, [], values.several(values.text)),
+                "state_dir": Parameter(str),
+            },
+            takeover,
+        ),
         "runs": Method({}, runs),
         "runs.cancel": Method({"number": Parameter(int)}, cancel_run),
         "runs.pause": Method({"number": Parameter(int)}, pause_run),

@@ -12,11 +12,13 @@ neither forgotten nor hostile connections keep the operator out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
@@ -82,8 +84,17 @@ class Conversation:
 class ControlServer:
     """Serves the method table on a unix socket of mode 0600."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method | StreamMethod], audit: Audit | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        methods: Mapping[str, Method | StreamMethod],
+        audit: Audit | None = None,
+        *,
+        listening: socket.socket | None = None,
+    ) -> None:
+        """`listening`: what another process had bound there, which is ours from now on."""
         self.path = path
+        self._listening = listening
         self._methods = methods
         self._audit = audit or Audit(None)
         self._server: asyncio.Server | None = None
@@ -93,11 +104,26 @@ class ControlServer:
 
     async def start(self) -> None:
         """Bind and listen. Raises UserError."""
-        listening = _bind(self.path)
-        self._inode = self.path.stat().st_ino
+        if self._listening is None:
+            self._listening = _bind(self.path)
+        self._listening.setblocking(False)
+        with contextlib.suppress(OSError):  # somebody removed it: then there is none of ours to remove
+            self._inode = self.path.stat().st_ino
+        # The loop's copy goes with the server; and the file is ours to remove, or to give away.
+        as_it_is: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         self._server = await asyncio.start_unix_server(
-            self._accept, sock=listening, limit=messages.MAX_REQUEST_BYTES, backlog=MAX_CONNECTIONS
+            self._accept,
+            sock=self._listening.dup(),
+            limit=messages.MAX_REQUEST_BYTES,
+            backlog=MAX_CONNECTIONS,
+            **as_it_is,
         )
+
+    def surrender(self) -> socket.socket:
+        """What it listens on, for another process or a later server: the caller's, and not closed by `stop`."""
+        assert self._listening is not None
+        listening, self._listening = self._listening, None
+        return listening
 
     async def stop(self) -> None:
         """Stop listening, end the connections, remove the socket if it is still ours."""
@@ -107,6 +133,9 @@ class ControlServer:
         for task in tuple(self._conversations):
             task.cancel()
         await asyncio.gather(*self._conversations, *self._acts, return_exceptions=True)
+        if self._listening is None:
+            return
+        self._listening.close()
         if self.path.exists() and self.path.stat().st_ino == self._inode:
             self.path.unlink()
 
@@ -305,7 +334,6 @@ def _bind(path: Path) -> socket.socket:
         raise
     finally:
         os.umask(mask)
-    listening.setblocking(False)
     return listening
 
 

@@ -39,7 +39,9 @@ cdef class Arena:
     cdef Ledger ledger      # of the pool whose arena it is
     cdef Lock growing       # `mapped` changes under it alone
     cdef int fd
-    cdef readonly str path
+    cdef bint allocates         # pages are allocated in the file before they are touched
+    cdef readonly str path      # of its file; None: it has none, or none with a name
+    cdef readonly str place     # the same for a sentence
     cdef readonly bint opened
 
     cdef bint admit_writes(self) noexcept nogil

@@ -1,3 +1,6 @@
+def unnamed_file(name: str) -> int | None:
+    """The descriptor of a new file in memory, for an arena; None: this system has none, or no descriptor is free."""
+
 def fail_allocation(after: int, /) -> None:
     """Let the allocation after the next `after` ones fail, once; -1: none. For tests of what is left behind."""
 

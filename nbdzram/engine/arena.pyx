@@ -7,13 +7,17 @@ plentiful and memory is not, so a unit is given out whole and its pages become r
     | unit 0 | unit 1 | ... | unit_high - 1 |   not yet handed out   |   reserved, PROT_NONE   |
     0        64 KiB                         unit_high * 64 KiB       mapped                    reserved
 
-Anonymous, or a file (tmpfs or disk) under an exclusive lock that outlives the process. What is handed out next is
-mapped ahead, by whoever is about to change something and holds no lock yet (make_ready).
+Memory of this process (`memory` None); or a file, on tmpfs or a disk, under an exclusive lock; or one without a name
+(memfd_create(2)), which lives as long as anybody has its descriptor: another process can go on with that, and nobody
+else has to know where it lies. What is handed out next is mapped ahead, by whoever is about to change something and
+holds no lock yet (make_ready).
 
 Invariants
 1. Nothing that is stored in the arena is an address: the mapping may lie elsewhere in the next process.
 2. A page of a file is allocated (commit) before it is touched, read as well as written, because tmpfs takes memory for
    reading a hole too: a full file system is ENOSPC, never SIGBUS. In an arena opened again, `holds` tells which are.
+   A file without a name has no file system that could be full: its pages come when they are touched, as a process's
+   own do, unless the machine promises no more memory than it has (OVERCOMMIT_NEVER).
 3. A released page reads as zeroes. It is not resident either, locked or not, unless the system refuses (locked memory
    before Linux 5.18, a file system that makes no holes): then it is cleared where it lies.
 4. A file that was opened again is mapped for reading alone, and keeps its length, until `admit_writes`: whoever is to
@@ -34,6 +38,7 @@ from nbdzram.engine.publish cimport amend32, amend64, look32, look64
 
 import os
 import resource
+from pathlib import Path
 
 from nbdzram.errors import ArenaError
 
@@ -66,6 +71,10 @@ ADDRESSES = 1 << 47  # of a process: four levels of page tables, on x86-64 as on
 
 cdef enum:
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
+
+MFD_NOEXEC_SEAL = 8  # since Linux 6.3, which may insist on it (vm.memfd_noexec); memfd_create(2)
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+OVERCOMMIT_NEVER = "2"
 
 
 cdef long long _allocations_left = -1  # tests count down to a failure; -1 never fails
@@ -190,25 +199,42 @@ def _address_limit() -> str:
     return f"{limit >> 20} MiB (ulimit -v)"
 
 
+def unnamed_file(name: str) -> int | None:
+    """The descriptor of a new file in memory; None: this system has none, or no descriptor is free."""
+    for flags in (os.MFD_CLOEXEC | MFD_NOEXEC_SEAL, os.MFD_CLOEXEC):
+        try:
+            return os.memfd_create(name, flags)
+        except OSError:
+            continue
+    return None
+
+
 @cython.final
 cdef class Arena:
-    """A mapping of up to `reserve` bytes. path None: anonymous memory. `opened` tells whether the file had content.
+    """A mapping of up to `reserve` bytes: of the file at `path`, or of the unnamed one behind the descriptor `memory`,
+    which stays the caller's; else of anonymous memory. `opened` tells whether the file had content.
 
     read_only: whatever whole units a file has are mapped for reading, and it stays as it is (salvage.pyx).
 
     Raises ArenaError.
     """
 
-    def __cinit__(self, path: str | None, uint64_t reserve, *, bint read_only=False):
+    def __cinit__(self, path: str | None, uint64_t reserve, *, memory: int | None = None, bint read_only=False):
         self.base = NULL
         self.fd = -1
         lock_init(&self.growing, 0)
         self.path = path
+        self.place = "in memory" if path is None else path
         self.opened = False
         if read_only:
             self._open_to_read(path)
         elif path is not None:
             self._open_file(path)
+            self.allocates = True
+            self._prove_allocation(path)
+        elif memory is not None:
+            self._open_file(f"/proc/self/fd/{memory}")  # opened anew, so that the lock is our own
+            self.allocates = OVERCOMMIT.read_text().strip() == OVERCOMMIT_NEVER
         reserve = (reserve + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
         if reserve < 2 * self.mapped:
             reserve = 2 * self.mapped
@@ -223,11 +249,13 @@ cdef class Arena:
         self.base = <uint8_t*>base
         self.reserved = reserve
         madvise(base, reserve, MADV_DONTDUMP)
-        if self.mapped and mmap(self.base, self.mapped, PROT_READ, MAP_SHARED | MAP_FIXED, self.fd, 0) == MAP_FAILED:
-            raise ArenaError(f"cannot map {path}: {strerror(errno).decode()}")
+        if self.mapped:
+            if mmap(self.base, self.mapped, PROT_READ, MAP_SHARED | MAP_FIXED, self.fd, 0) == MAP_FAILED:
+                raise ArenaError(f"cannot map the arena {self.place}: {strerror(errno).decode()}")
+            madvise(self.base, self.mapped, MADV_DONTDUMP)  # another mapping by now
         self.unit_high = <uint32_t>(self.mapped // UNIT_SIZE)
         if not region_ensure(&self.free_units, <uint64_t>self.unit_high * sizeof(uint32_t)):
-            raise ArenaError(f"no memory to open {path}: {strerror(errno).decode()}; end other programs")
+            raise ArenaError(f"no memory to open the arena {self.place}: {strerror(errno).decode()}; end other programs")
 
     def _open_to_read(self, path: str):
         try:
@@ -248,16 +276,15 @@ cdef class Arena:
                 "give the file to this user, or name another state directory"
             ) from None
         if flock(self.fd, LOCK_EX | LOCK_NB) != 0:
-            raise ArenaError(f"the arena {path} is in use by another process; stop that server first")
+            raise ArenaError(f"the arena {self.place} is in use by another process; stop that server first")
         size = os.fstat(self.fd).st_size
         if size % UNIT_SIZE:
             raise ArenaError(
-                f"{path} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
+                f"{self.place} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
                 "remove it or name another state directory"
             )
         self.opened = not self._is_blank(size)
         self.mapped = size if self.opened else 0
-        self._prove_allocation(path)
 
     def _is_blank(self, size: int) -> bool:
         """Whether nothing was stored yet: an empty file, or one whose process was killed while it wrote the superblock.
@@ -290,7 +317,7 @@ cdef class Arena:
 
     def discard(self):
         """Remove a file in which nothing was stored: whoever failed to begin an arena leaves none."""
-        if self.fd >= 0 and not self.opened:
+        if self.path is not None and self.fd >= 0 and not self.opened:
             try:
                 os.unlink(self.path)
             except OSError:
@@ -349,6 +376,7 @@ cdef class Arena:
             if mmap(self.base + self.mapped, wanted - self.mapped, PROT_READ | PROT_WRITE,
                     MAP_SHARED | MAP_FIXED, self.fd, self.mapped) == MAP_FAILED:
                 return False
+            madvise(self.base + self.mapped, wanted - self.mapped, MADV_DONTDUMP)  # as what it is mapped over
         elif mprotect(self.base + self.mapped, wanted - self.mapped, PROT_READ | PROT_WRITE) != 0:
             return False
         # A huge page would make pages resident that nobody has touched.
@@ -386,7 +414,7 @@ cdef class Arena:
         """Make sure that the pages of a range can be touched. False when the file system is full."""
         if _must_fail():
             return False
-        return self.fd < 0 or self._allocate(offset, length, 0) == 0
+        return not self.allocates or self._allocate(offset, length, 0) == 0
 
     cdef int _allocate(self, uint64_t offset, uint64_t length, int mode) noexcept nogil:
         """fallocate, which tmpfs breaks off when a signal comes. 0, or -1 with errno."""

@@ -78,7 +78,7 @@ cdef class Opening:
                 names.add(name)
 
     def _refuse(self, reason):
-        raise ArenaError(f"the arena {self.arena.path} is damaged: {reason}; restore it or remove the file")
+        raise ArenaError(f"the arena {self.arena.place} is damaged: {reason}; restore it or remove the file")
 
     def rebuild(self):
         """Make what is derived. The numbers of the exports, with how many blocks each stores and how many of one
@@ -87,7 +87,7 @@ cdef class Opening:
         cdef uint64_t stored, same
         exports = []
         if not self.arena.admit_writes():
-            raise ArenaError(f"the system refuses to write to {self.arena.path}, now that it is read")
+            raise ArenaError(f"the system refuses to write to the arena {self.arena.place}, now that it is read")
         for number in range(self.exports_high):
             if (self.directory.is_held(number) and self.directory.state(number) == ENTRY_DELETING
                     and not self._is_kept(number)):
@@ -327,7 +327,7 @@ cdef class Opening:
             self.store.ddicts[number] = zstd_new_ddict(
                 self.arena.base + <uint64_t>unit * UNIT_SIZE, dictionary_length(self.superblock, number))
             if self.store.ddicts[number] == NULL:
-                raise ArenaError(f"no memory for a dictionary of {self.arena.path}; free some and start again")
+                raise ArenaError(f"no memory for a dictionary of the arena {self.arena.place}; free some and start again")
 
     cdef void _count_cells(self) noexcept nogil:
         """Each cell gets its holders; what nothing leads to is free."""

@@ -8,11 +8,15 @@ from nbdzram.engine.stats import PoolStats
 HUGE_THRESHOLD: int
 """Compressed sizes from here on are stored raw, bytes (zsmalloc's rule)."""
 
+ARENA_FORMAT: int
+"""In which arenas are written."""
+
 class Pool:
     """One memory limit, one folding domain. Safe to use from several threads at once.
 
-    path: None keeps the arena in anonymous memory; otherwise a file (tmpfs or disk) that outlives the process and is
-    opened again with everything in it. Raises ArenaError.
+    path: a file (tmpfs or disk) that outlives the process and is opened again with everything in it. memory: the
+    descriptor of a file without a name (arena.unnamed_file), which does as long as somebody has it; the caller keeps
+    it. Neither: the arena is anonymous memory. Raises ArenaError.
     """
 
     def __init__(
@@ -20,6 +24,7 @@ class Pool:
         *,
         mem_limit: int = 0,
         path: str | None = None,
+        memory: int | None = None,
         inline_dedup: bool = False,
         verify: bool = True,
         tell_sharing: bool = False,
@@ -28,6 +33,9 @@ class Pool:
     ) -> None: ...
     @property
     def path(self) -> str | None: ...
+    @property
+    def is_private(self) -> bool:
+        """Whether its arena is anonymous memory, which no other process can open. Until it is closed."""
     @property
     def mem_limit(self) -> int:
         """Bytes of zspages and metadata (PoolStats.memory_used); 0 is no limit. What is stored stays.

@@ -57,6 +57,7 @@ from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
 
 HUGE_THRESHOLD = HUGE_LENGTH
+ARENA_FORMAT = VERSION
 cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 cdef uint64_t NO_BLOCK = <uint64_t>-1
@@ -86,12 +87,12 @@ def _reserve_for(mem_limit: int) -> int:
 cdef class Pool:
     """See pool.pyi."""
 
-    def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, inline_dedup: bool = False,
-                  verify: bool = True, tell_sharing: bool = False, clock: int = 0,
+    def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, memory: int | None = None,
+                  inline_dedup: bool = False, verify: bool = True, tell_sharing: bool = False, clock: int = 0,
                   fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
         self._disks = []
         self.making = threading.RLock()
-        self.arena = Arena(path, _reserve_for(mem_limit))
+        self.arena = Arena(path, _reserve_for(mem_limit), memory=memory)
         lock_init(&self.lock, 0)
         self.lock.sides = &self.sides
         lock_init(&self.maintenance, 0)
@@ -182,7 +183,7 @@ cdef class Pool:
         self._verify_layout()
         if self.superblock.identity != identity_of(self.superblock):
             raise ArenaError(
-                f"the arena {self.arena.path} is damaged: its superblock is not what was written; "
+                f"the arena {self.arena.place} is damaged: its superblock is not what was written; "
                 "restore it or remove the file"
             )
         opening = Opening(self.store, self.tables, self.directory)
@@ -199,14 +200,14 @@ cdef class Pool:
         """Whether this program knows how to read the arena."""
         if self.superblock.version not in (OLD_VERSION, VERSION):
             raise ArenaError(
-                f"{self.arena.path} has format {self.superblock.version}, this program reads formats {OLD_VERSION} and "
+                f"the arena {self.arena.place} has format {self.superblock.version}, this program reads formats {OLD_VERSION} and "
                 f"{VERSION}; copy its exports over with the program that wrote it, or restore it if it is damaged"
             )
         if (self.superblock.layout != self.store.slab.layout() or self.superblock.page_size != PAGE_SIZE
                 or self.superblock.version == VERSION and self.superblock.features):
             raise ArenaError(
-                f"{self.arena.path} has size classes or features that this program does not know; copy its exports "
-                "over with the program that wrote it, or restore it if it is damaged"
+                f"the arena {self.arena.place} has size classes or features that this program does not know; copy its "
+                "exports over with the program that wrote it, or restore it if it is damaged"
             )
 
     def _no_room(self):
@@ -232,6 +233,10 @@ cdef class Pool:
     @property
     def path(self):
         return self.arena.path
+
+    @property
+    def is_private(self):
+        return self.arena.fd < 0
 
     @property
     def mem_limit(self):

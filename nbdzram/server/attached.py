@@ -9,7 +9,6 @@ import asyncio
 import errno
 import logging
 import os
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -41,11 +40,21 @@ class Attached:
     """One client from the end of its handshake to its last reply."""
 
     def __init__(
-        self, hosting: Hosting, export: Export, terms: Terms, peer: Peer, *, line: Line, greeting: bytes, rest: bytes
+        self,
+        hosting: Hosting,
+        export: Export,
+        terms: Terms,
+        peer: Peer,
+        *,
+        line: Line,
+        greeting: bytes,
+        rest: bytes,
+        number: int | None = None,
     ) -> None:
+        """`number`: that it had in another process."""
         self.export = export
         self.peer = peer
-        self.number = hosting.number_client()
+        self.number = hosting.number_client() if number is None else number
         self.since = time.time()
         self.closed: asyncio.Future[None] = hosting.loop.create_future()
         self.carried: Client | None = None  # once it was released
@@ -194,6 +203,7 @@ class Attached:
         line = self.session.line
         assert isinstance(line, SocketLine)
         return Client(
+            number=self.number,
             export=self.export.name,
             size_bytes=self.session.disk.size_bytes,
             style=self._terms.style,
@@ -202,7 +212,7 @@ class Attached:
             peer=self.peer,
             since=self.since,
             rest=self.session.take_rest(),
-            connection=socket.socket(fileno=line.detach()),
+            connection=line.detach(),
         )
 
     @property

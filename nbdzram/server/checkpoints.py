@@ -124,13 +124,21 @@ class Checkpoints:
         )
         self._task = asyncio.create_task(self._beat())
 
-    async def stop(self) -> None:
-        """Take the last one, of what clients were answered."""
+    async def finish(self) -> None:
+        """Begin none any more, and wait for the one under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            async with self._turn:
+                pass
+
+    async def stop(self, *, last: bool = True) -> None:
+        """Take the last one, of what clients were answered; not where another process goes on with the pools."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self.take()
+        await self.finish()
+        if last:
+            await self.take()
         async with self._turn:
             await self._drop()
         if self.journal is not None:

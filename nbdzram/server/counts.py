@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 LATENCY_BOUNDS_SECONDS = tuple(2**k / 1e6 for k in range(23))
@@ -15,3 +16,22 @@ class IoStat(NamedTuple):
     failed_writes: int
     invalid_io: int
     notify_free: int  # blocks given back by TRIM
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCount:
+    """Requests of one kind to an export, as sessions/tally counts them."""
+
+    requests: int
+    size: int
+    nanoseconds: int
+    errors: tuple[int, ...]  # by verdict
+    latency: tuple[int, ...]  # by bucket
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCount:
+    """What passed through one export."""
+
+    operations: dict[str, OperationCount]  # by the number of the command; those that were asked for
+    blocks_trimmed: int

@@ -1,18 +1,24 @@
-"""Listeners and attached clients on their way from one process to another that serves the same state directory.
+"""All that is served, on its way from one process to another: listeners, attached clients, what was counted, and
+without a state directory the arenas themselves.
 
 A takeover is a stop and a start between which connections live. Clients see a pause, and no end.
 
     new     is up, has read its configuration, and asks on the control socket; listens on a socket of its own
-    old     looks whether it can; accepts nobody more, and lets clients come to rest: whatever was asked for completely
-            is answered, and what came of the next request is kept. Then it stops as ever, and its pools are closed
-    old ──> new   this: a line of text, then the descriptors
+    old     looks whether it can; ends changes, runs, streams and checkpoints, while clients are served as ever; then
+            accepts nobody more, and lets clients come to rest: whatever was asked for completely is answered, and what
+            came of the next request is kept. Then its pools are closed
+    old ──> new   this: one text, then the descriptors: of listeners, control socket, clients and arenas in this order
     new     starts as ever, and serves them
     new ──> old   SERVING; the old one leaves
 
 Without that word (the new one ends, is silent for too long, or hangs up) the old one does what the new one would have:
 it starts as ever, with what it had given away, which is its own still: the descriptors that travel are copies.
 
+An arena is served by whoever has locked it, be it a file with a name or without: whatever else goes wrong, never two.
+
 The text is one JSON object, written by FORMAT; whoever asks says which it speaks, and is refused if that is another.
+What may or may not be there (an arena's own format, arenas without names) has a word each: whoever asks says which it
+KNOWS, and is refused for want of one that is needed. So no client waits for a process that could not go on.
 """
 
 from __future__ import annotations
@@ -21,22 +27,29 @@ import base64
 import contextlib
 import ipaddress
 import json
+import os
 import socket
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from nbdzram.engine.pool import ARENA_FORMAT
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.receive import receive_exactly
+from nbdzram.server.counts import ExportCount
 from nbdzram.server.exports import Peer
+from nbdzram.server.state import Kept, Remembered
+from nbdzram.status import HistorySample, from_json, to_json
 
-FORMAT = 1
+FORMAT = 2
+ARENA = f"arena-{ARENA_FORMAT}"  # arenas of this format can be opened
+MEMORY = "memory"  # and such without a name
+KNOWS = (ARENA, MEMORY)
 SERVING = b"serving\n"
 DESCRIPTORS_AT_ONCE = 200  # of SCM_MAX_FD, 253; unix(7)
-LONGEST_TEXT = 64 << 20  # a client's own is a few hundred bytes, and what came of its next request, 256 KiB at most
+LONGEST_TEXT = 1 << 30  # a client's own is a few hundred bytes, and what came of its next request, 256 KiB at most
 ANSWER_SECONDS = 60.0  # to open pools of 500 GiB; a process that died is noticed at once
 _LENGTH = struct.Struct(">I")
 
@@ -45,6 +58,7 @@ _LENGTH = struct.Struct(">I")
 class Client:
     """An attached client at rest, and its socket."""
 
+    number: int
     export: str
     size_bytes: int  # that it was told
     style: ReplyStyle
@@ -53,11 +67,12 @@ class Client:
     peer: Peer
     since: float
     rest: bytes  # what came behind the last request that was answered
-    connection: socket.socket
+    connection: int  # the descriptor
 
     def text(self) -> dict[str, Any]:
-        """All but the socket."""
+        """All but the connection."""
         return {
+            "number": self.number,
             "export": self.export,
             "size_bytes": self.size_bytes,
             "style": int(self.style),
@@ -71,10 +86,11 @@ class Client:
         }
 
     @classmethod
-    def of(cls, text: dict[str, Any], connection: socket.socket) -> Self:
+    def of(cls, text: dict[str, Any], connection: int) -> Self:
         """What `text` told. Raises KeyError, TypeError, ValueError for what it cannot have told."""
         address = None if text["address"] is None else ipaddress.ip_address(text["address"])
         return cls(
+            number=int(text["number"]),
             export=str(text["export"]),
             size_bytes=int(text["size_bytes"]),
             style=ReplyStyle(text["style"]),
@@ -87,65 +103,115 @@ class Client:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted since a server first started, however many processes it has been since."""
+
+    accepted: int = 0
+    protocol_errors: int = 0
+    handshake_failures: dict[str, int] = field(default_factory=dict)
+    last_client: int = 0  # the highest number that one had, of clients and of runs: none is used again
+    last_run: int = 0
+    exports: dict[str, ExportCount] = field(default_factory=dict)
+    history: tuple[HistorySample, ...] = ()
+
+
 @dataclass(slots=True)
 class Handover:
-    """What is served, without the pools."""
+    """What is served."""
 
     listeners: list[socket.socket] = field(default_factory=list)
     paths: list[tuple[Path, int]] = field(default_factory=list)  # files of unix sockets that we made, and their inodes
+    control: socket.socket | None = (
+        None  # that listens: whoever asks meanwhile is answered by the next, and none binds it
+    )
     clients: list[Client] = field(default_factory=list)
-    accepted: int = 0
+    counted: Counted = field(default_factory=Counted)
+    kept: Kept = field(default_factory=Kept)
 
     def close(self) -> None:
-        """Let all descriptors go: of clients, whose connections end unless another process has them."""
-        for one in (*self.listeners, *(client.connection for client in self.clients)):
-            one.close()
+        """Let all descriptors go: of clients, whose connections end unless another process has them, and arenas."""
+        for listener in self._all_listeners:
+            listener.close()
+        for client in self.clients:
+            os.close(client.connection)
+        self.kept.close()
+
+    @property
+    def _all_listeners(self) -> list[socket.socket]:
+        return [*self.listeners, *([self.control] if self.control is not None else ())]
 
     def give(self, to: socket.socket) -> None:
         """Send all of it; ours stays ours. Raises OSError."""
         text = {
             "format": FORMAT,
             "listeners": len(self.listeners),
+            "control": self.control is not None,
             "paths": [[str(path), inode] for path, inode in self.paths],
             "clients": [client.text() for client in self.clients],
-            "accepted": self.accepted,
+            "counted": self.counted,
+            "remembered": self.kept.remembered,
+            "arenas": list(self.kept.arenas),
         }
-        encoded = json.dumps(text).encode()
+        encoded = to_json(text).encode()
         to.sendall(_LENGTH.pack(len(encoded)) + encoded)
-        descriptors = [one.fileno() for one in (*self.listeners, *(client.connection for client in self.clients))]
+        descriptors = [listener.fileno() for listener in self._all_listeners]
+        descriptors += [client.connection for client in self.clients]
+        descriptors += self.kept.arenas.values()
         for start in range(0, len(descriptors), DESCRIPTORS_AT_ONCE):
             socket.send_fds(to, [b"."], descriptors[start : start + DESCRIPTORS_AT_ONCE])
 
     @classmethod
     def take(cls, giver: socket.socket) -> Self:
         """What the other process gives. Raises UserError, and then nothing of it is ours."""
-        taken: list[socket.socket] = []
-        try:
-            (length,) = _LENGTH.unpack(receive_exactly(giver.recv, _LENGTH.size, "it"))
-            if length > LONGEST_TEXT:
-                raise UserError(f"the other server gives {length} bytes of text; {LONGEST_TEXT} are the most")
-            text = json.loads(receive_exactly(giver.recv, length, "it"))
-            if text["format"] != FORMAT:
-                raise UserError(f"the other server gives in format {text['format']}, this program takes {FORMAT}")
-            wanted = int(text["listeners"]) + len(text["clients"])
-            while len(taken) < wanted:
-                mark, descriptors, _, _ = socket.recv_fds(giver, 1, DESCRIPTORS_AT_ONCE)
-                taken += [socket.socket(fileno=descriptor) for descriptor in descriptors]
-                if not mark or not descriptors:
-                    raise UserError("the other server hung up while it gave away its connections")
-            listeners, connections = taken[: int(text["listeners"])], taken[int(text["listeners"]) :]
-            return cls(
-                listeners=listeners,
-                paths=[(Path(path), int(inode)) for path, inode in text["paths"]],
-                clients=[Client.of(one, of) for one, of in zip(text["clients"], connections, strict=True)],
-                accepted=int(text["accepted"]),
-            )
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            close(taken)
-            raise UserError(f"the other server did not give away its connections: {error}") from None
-        except UserError:
-            close(taken)
-            raise
+        with contextlib.ExitStack() as taken:
+            try:
+                handed = cls._taken(giver, taken)
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"the other server did not give away its connections: {error}") from None
+            taken.pop_all()
+            return handed
+
+    @classmethod
+    def _taken(cls, giver: socket.socket, taken: contextlib.ExitStack) -> Self:
+        """The same; each descriptor, as soon as it is here, is closed with `taken`."""
+        (length,) = _LENGTH.unpack(receive_exactly(giver.recv, _LENGTH.size, "it"))
+        if length > LONGEST_TEXT:
+            raise UserError(f"the other server gives {length} bytes of text; {LONGEST_TEXT} are the most")
+        text = json.loads(receive_exactly(giver.recv, length, "it"))
+        if text["format"] != FORMAT:
+            raise UserError(f"the other server gives in format {text['format']}, this program takes {FORMAT}")
+        listening = int(text["listeners"]) + bool(text["control"])
+        wanted = listening + len(text["clients"]) + len(text["arenas"])
+        descriptors: list[int] = []
+        while len(descriptors) < wanted:
+            mark, some, flags, _ = socket.recv_fds(giver, 1, DESCRIPTORS_AT_ONCE)
+            for descriptor in some:
+                taken.callback(os.close, descriptor)
+                os.set_inheritable(descriptor, False)
+            descriptors += some
+            if flags & socket.MSG_CTRUNC:
+                raise UserError(
+                    f"the other server gives {wanted} descriptors, and this process has places for {len(descriptors)}; "
+                    "raise LimitNOFILE= or `ulimit -n`"
+                )
+            if not mark or not some:
+                raise ConnectionError("it hung up")
+        given = iter(descriptors[listening:])
+        handed = cls(
+            clients=[Client.of(one, next(given)) for one in text["clients"]],
+            kept=Kept(
+                from_json(Remembered, text["remembered"], "the other server"),
+                {str(name): next(given) for name in text["arenas"]},
+            ),
+            paths=[(Path(path), int(inode)) for path, inode in text["paths"]],
+            counted=from_json(Counted, text["counted"], "the other server"),
+        )
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[:listening]]  # nothing fails any more
+        if text["control"]:
+            handed.control = sockets.pop()
+        handed.listeners = sockets
+        return handed
 
 
 def give_away(handover: Handover, path: Path) -> int | None:
@@ -158,9 +224,3 @@ def give_away(handover: Handover, path: Path) -> int | None:
             pid, _, _ = struct.unpack("3i", to.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             return int(pid)
     return None
-
-
-def close(sockets: Sequence[socket.socket]) -> None:
-    """Close what was taken so far."""
-    for one in sockets:
-        one.close()

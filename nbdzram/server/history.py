@@ -12,7 +12,7 @@ import contextlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +32,15 @@ _Operations = Mapping[str, OperationStatus]
 class History:
     """Lives on the event loop: start, ..., stop."""
 
-    def __init__(self, exports: Exports, memory_bytes: Callable[[], int], state_dir: Path | None) -> None:
-        self.samples: deque[HistorySample] = deque(maxlen=KEPT)
+    def __init__(
+        self,
+        exports: Exports,
+        memory_bytes: Callable[[], int],
+        state_dir: Path | None,
+        before: Iterable[HistorySample] = (),
+    ) -> None:
+        """`before`: what the process had that goes on in this one."""
+        self.samples: deque[HistorySample] = deque(before, maxlen=KEPT)
         self.state_dir_size_bytes = 0
         self.state_dir_free_bytes = 0
         self._exports = exports

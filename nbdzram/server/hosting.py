@@ -14,6 +14,7 @@ from nbdzram.machine import Machine
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.descriptors import places, raise_limit
 from nbdzram.server.exports import Exports
+from nbdzram.server.handover import Counted
 from nbdzram.server.lobby import Lobby, Origin
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
@@ -85,6 +86,23 @@ class Hosting:
         self._quiet.set()
         self._notices_dropped = 0
         self.loop.add_reader(self.plane.fileno(), self._collect)
+
+    def go_on_from(self, counted: Counted) -> None:
+        """Count on from what another process did; clients get numbers that none had. Before anybody is attached."""
+        self.accepted, self.protocol_errors = counted.accepted, counted.protocol_errors
+        self.handshake_failures.update(
+            {cause: counted.handshake_failures[cause] for cause in Failure if cause in counted.handshake_failures}
+        )
+        self._numbers = itertools.count(counted.last_client + 1)
+
+    def counted(self) -> Counted:
+        """The same of our own."""
+        return Counted(
+            accepted=self.accepted,
+            protocol_errors=self.protocol_errors,
+            handshake_failures={str(cause): count for cause, count in self.handshake_failures.items()},
+            last_client=next(self._numbers) - 1,
+        )
 
     def adopt(self, config: ServerConfig) -> None:
         """Other limits and TLS files, for whoever connects from now on. Raises ConfigError, and keeps the old ones."""

@@ -74,9 +74,9 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
             )
     for name in sorted(state.arenas() - configs.keys()):
         log.warning(
-            "the state directory holds the pool '%s', which is neither declared nor remembered; its disks are "
-            "not offered until it is: [pools.%s], or `nbdzram pools add %s`",
-            *(name, name, name),
+            "%s holds the pool '%s', which is neither declared nor remembered; its disks are not offered until it is: "
+            "[pools.%s], or `nbdzram pools add %s`",
+            *("memory" if state.directory is None else "the state directory", name, name, name),
         )
     with contextlib.ExitStack() as opened:
         pools = {name: opened.enter_context(open_pool(config, state)) for name, config in configs.items()}
@@ -95,6 +95,7 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
     return Pool(
         mem_limit=config.mem_limit,
         path=state.arena_path(config.name),
+        memory=state.arena_memory(config.name),
         inline_dedup=config.dedup is Dedup.INLINE,
         verify=config.verify,
         tell_sharing=config.tell_sharing,

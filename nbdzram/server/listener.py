@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nbdzram.config import ServerConfig, TlsConfig
+from nbdzram.errors import UserError
 from nbdzram.nbd.handshake import Failure, Terms
 from nbdzram.server.attached import Attached
 from nbdzram.server.connection import Connection
@@ -58,6 +59,7 @@ class NbdServer:
         self._hosting: Hosting | None = None
         self._servers: list[asyncio.Server] = []
         self._listeners: list[socket.socket] = []
+        self._spare_listeners: list[socket.socket] = []  # the same sockets again, that outlive the servers
         self._uris: list[str] = []
         self._paths: list[tuple[Path, int]] = []
 
@@ -69,7 +71,7 @@ class NbdServer:
         """
         assert self._hosting is None
         if handed is not None:
-            listeners, self._paths = list(handed.listeners), list(handed.paths)
+            listeners = list(handed.listeners)
         else:
             listeners = inherited(os.environ if environment is None else environment) or self._open()
         try:
@@ -84,7 +86,8 @@ class NbdServer:
             self._servers.append(await _accept_on(listener, hosting, self._uris[-1]))
         self._listeners = listeners
         if handed is not None:
-            hosting.accepted = handed.accepted
+            self._paths = list(handed.paths)  # ours to remove from now on: whoever fails before leaves them
+            hosting.go_on_from(handed.counted)
             for client in handed.clients:
                 self._carry_on(client)
 
@@ -182,6 +185,7 @@ class NbdServer:
         """Stop accepting, answer what was begun, read nothing more, close everything."""
         for server in self._servers:
             server.close()
+        close_all(self._spare_listeners)
         self._remove_socket_files()
         hosting = self._hosting
         if hosting is None:
@@ -215,13 +219,25 @@ class NbdServer:
         export = self.exports.get(client.export) if client.export in self.exports else None
         if export is None or export.size_bytes < client.size_bytes:
             log.warning("%s: the export %r is not what it was; disconnecting", client.peer.text, client.export)
-            client.connection.close()
+            os.close(client.connection)
             return
         terms = Terms(offer=export, style=client.style, contexts=client.contexts, flags=client.flags)
-        line = SocketLine(client.connection.detach())
-        attached = Attached(hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest)
+        line = SocketLine(client.connection)
+        attached = Attached(
+            hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest, number=client.number
+        )
         attached.since = client.since
         hosting.enlist(attached, origin_of("", client.peer))
+
+    def prepare_to_hand_over(self) -> None:
+        """Have what hand_over needs and could be refused: from there on there is no way back. Raises UserError."""
+        try:
+            while len(self._spare_listeners) < len(self._listeners):
+                self._spare_listeners.append(self._listeners[len(self._spare_listeners)].dup())
+        except OSError as error:
+            raise UserError(
+                f"it has no descriptors left: {error.strerror}; raise LimitNOFILE= or `ulimit -n`"
+            ) from None
 
     async def hand_over(self) -> Handover:
         """Accept nobody more, let every client come to rest, and give up what is served without closing it.
@@ -231,7 +247,6 @@ class NbdServer:
         """
         hosting = self._hosting
         assert hosting is not None
-        listeners = [listener.dup() for listener in self._listeners]
         for server in self._servers:
             server.close()
         hosting.shutting_down = True
@@ -253,10 +268,10 @@ class NbdServer:
             await asyncio.wait(ends)
         await hosting.wait_quiet()
         handed = Handover(
-            listeners=listeners,
+            listeners=self._spare_listeners,
             paths=self._paths,
             clients=[session.carried for session in sessions if session.carried is not None],
-            accepted=hosting.accepted,
+            counted=hosting.counted(),
         )
         hosting.stop()
         self._hosting = None

@@ -6,15 +6,16 @@ Everything here runs on the event loop; what may take long goes to threads. What
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 from nbdzram import __version__
 from nbdzram.config import Durability, ExportConfig, ServerConfig, Trigger
@@ -25,8 +26,8 @@ from nbdzram.machine import Machine
 from nbdzram.server.changes import Changes
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
-from nbdzram.server.exports import Exports
-from nbdzram.server.handover import FORMAT, Handover
+from nbdzram.server.exports import Export, Exports
+from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
@@ -62,7 +63,7 @@ from nbdzram.stream.pipe import Pipe
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
-T = TypeVar("T")
+Step = tuple[str, Callable[[], Awaitable[None]]]  # of an end, and its name
 
 log = logging.getLogger("nbdzram.server")
 
@@ -76,14 +77,17 @@ class Service:
         reread: Callable[[], ServerConfig] | None = None,
         *,
         restore_from: Path | None = None,
+        handed: Handover | None = None,
     ) -> None:
         """`reread` gives the configuration as its sources have it now; None: they cannot be asked again.
 
-        restore_from: a stream that empty pools are filled from, before anything is offered.
+        restore_from: a stream that empty pools are filled from, before anything is offered. handed: what another
+        process served, which is ours from now on.
         """
         self._restore_from = restore_from
+        self._handed = handed or Handover()
         self._pools: dict[str, PoolService] = {}
-        self._run_numbers = itertools.count(1)
+        self._run_numbers = itertools.count(self._handed.counted.last_run + 1)
         self._exports = Exports(config.default_export)
         durable = [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
         self._checkpoints = Checkpoints(config.checkpoint, self._exports, self._pools, durable)
@@ -92,7 +96,7 @@ class Service:
             self._exports, config, Syncs(journals={} if journal is None else dict.fromkeys(durable, journal))
         )
         self._usages = Usages(self._exports)
-        self._history = History(self._exports, self._memory_bytes, config.state_dir)
+        self._history = History(self._exports, self._memory_bytes, config.state_dir, self._handed.counted.history)
         self.changes = Changes(config, self._pools, self._exports, self._nbd, self._run_numbers)
         self._streams = Streams(self.changes, self._exports, self._pools)
         self._reload = Reload(
@@ -106,6 +110,7 @@ class Service:
         )
         self._relief = Relief(self._headroom, self._pools)
         self._schedule = Schedule(self._exports, self.changes)
+        self._state = State(None)
         self.taken_over = asyncio.Event()
         self.ends_with_a_command = False  # and cannot be taken over
         self.successor = Path()  # where the process listens that takes over
@@ -121,7 +126,7 @@ class Service:
     async def start(self, *, listen: bool = True) -> None:
         """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
         config = self._config
-        state = State(config.state_dir)
+        self._state = state = State(config.state_dir, self._handed.kept)
         loop = asyncio.get_running_loop()
         self._started_at, self._started = time.time(), loop.time()
         pools = await asyncio.to_thread(open_pools, config.pools, state)
@@ -132,7 +137,7 @@ class Service:
             await asyncio.to_thread(self._checkpoints.prepare, config.state_dir)
             moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
-                self._exports.add(placed.export())
+                self._offer(placed.export())
             if listen:
                 await self._nbd.start()
         except BaseException:
@@ -146,6 +151,11 @@ class Service:
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
 
+    def _offer(self, export: Export) -> None:
+        if export.name in self._handed.counted.exports:
+            export.traffic.go_on_from(self._handed.counted.exports[export.name])
+        self._exports.add(export)
+
     def _restore(self, restore: Restore) -> int | None:
         """Fill empty pools. The moment of the checkpoint that they are of, if it was one. Raises UserError."""
         if self._restore_from is not None:
@@ -153,10 +163,10 @@ class Service:
         directory = self._config.checkpoint.directory
         return None if directory is None else restore.from_newest(directory)
 
-    async def listen(self, handed: Handover | None = None) -> None:
-        """Of a service that was started without: let clients in, and go on with `handed`. Raises UserError."""
+    async def listen(self) -> None:
+        """Of a service that was started without: let clients in, and go on with those handed. Raises UserError."""
         self._exports.arrange(export.name for export in self._config.exports)  # as if those loaded had been there
-        await self._nbd.start(handed=handed)
+        await self._nbd.start(handed=self._handed if self._handed.listeners else None)
 
     async def load(self, export: ExportConfig, fill: Callable[[str], Awaitable[None]]) -> ExportStatus:
         """Make a declared export and offer it once `fill` has filled the disk at the URI that it is given.
@@ -182,26 +192,41 @@ class Service:
         clients = "1 client has" if attached == 1 else f"{attached} clients have"
         return f"stopping once {clients} the answers to what was begun, {self._config.limits.drain_seconds:g} s at most"
 
-    async def takeover(self, socket: str, format: int, state_dir: str) -> None:  # noqa: A002 - as it is told
+    async def takeover(self, socket: str, pid: int, format: int, knows: Sequence[str], state_dir: str) -> None:  # noqa: A002
         """Another process wants to go on in our place. Raises UserError: it cannot, and nothing happened."""
         ours = self._config.state_dir
-        theirs = state_dir and await asyncio.to_thread(os.path.realpath, state_dir)
-        if ours is None:
-            raise UserError(
-                "its disks are its own memory, which no other process can go on with; --state-dir keeps disks, and a "
-                "restart with it"
-            )
-        if theirs != await asyncio.to_thread(os.path.realpath, ours):
-            raise UserError(f"its disks lie in {ours.absolute()}, and not in {state_dir or 'memory'}")
+        mine, theirs = [
+            str(path) and await asyncio.to_thread(os.path.realpath, path) for path in (ours or "", state_dir)
+        ]
+        if mine != theirs:
+            raise UserError(f"its disks lie in {mine or 'memory'}, and not in {theirs or 'memory'}")
         if format != FORMAT:
             raise UserError(
                 f"its version {__version__} gives away connections in format {FORMAT}, and was asked for {format}; "
                 "restart it instead"
             )
+        lacking = {ARENA, *(() if mine else (MEMORY,))}.difference(knows)
+        if lacking:
+            raise UserError(
+                f"its version {__version__} has {min(lacking)!r}, which the one that asks does not know; restart it "
+                "instead, or take over with a newer version"
+            )
+        if not mine and any(service.pool.is_private for service in self._pools.values()):
+            raise UserError("its disks are its own memory, as this system makes no files without names (memfd_create)")
+        unit, of_theirs = Machine().unit(), Machine(Path(f"/proc/{pid}")).unit()
+        if unit not in (None, of_theirs):
+            raise UserError(
+                f"it is the unit {unit}, and process {pid} is not of it, so that systemd would end both; "
+                f"`systemctl reload {unit}` upgrades it"
+            )
         if self.ends_with_a_command:
             raise UserError("it ends with the command that it runs (--run)")
+        if not self._nbd.uris:
+            raise UserError("it is starting; ask again once it serves")
         if self._draining or self.taken_over.is_set():
             raise UserError("it is ending already")
+        self._nbd.prepare_to_hand_over()
+        log.info("a process that listens on %s takes over; giving all to it", socket)
         self.successor = Path(socket)
         self.taken_over.set()
 
@@ -211,33 +236,52 @@ class Service:
         return self._config
 
     async def hand_over(self) -> Handover:
-        """As stop, but clients that come to rest keep their connections."""
-        return await self._end(self._nbd.hand_over())
+        """As stop, but clients that come to rest keep their connections. They are served until all else has ended."""
+        self._begin_end()
+        running = [service.maintenance.stop() for service in self._pools.values()]
+        outcomes = await asyncio.gather(
+            self._streams.stop(), self.changes.stop(), self._checkpoints.finish(), *running, return_exceptions=True
+        )
+        await _end([("the end of scheduled snapshots", self._schedule.stop)])
+        handed = await self._nbd.hand_over()
+        await _end([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
+        _raise_first(outcomes)
+        handed.kept = self._state.surrender()
+        handed.counted = dataclasses.replace(
+            handed.counted,
+            last_run=next(self._run_numbers) - 1,
+            exports={export.name: export.traffic.counted() for export in self._exports},
+            history=tuple(self._history.samples),
+        )
+        return handed
 
     async def stop(self) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
-        await self._end(self._nbd.drain())
+        self._begin_end()
+        outcomes = await asyncio.gather(
+            self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True
+        )
+        await _end(
+            [
+                ("the end of scheduled snapshots", self._schedule.stop),
+                ("the last checkpoint", self._checkpoints.stop),
+                *self._last_steps(),
+            ]
+        )
+        _raise_first(outcomes)
 
-    async def _end(self, clients: Coroutine[Any, Any, T]) -> T:
+    def _begin_end(self) -> None:
         self._draining = True
         if self._pulse is not None:
             self._pulse.cancel()
         self._history.stop()
-        letting_go = asyncio.create_task(clients)
-        outcomes = await asyncio.gather(letting_go, self._streams.stop(), self.changes.stop(), return_exceptions=True)
-        for what, end in (
-            ("the end of scheduled snapshots", self._schedule.stop),
-            ("the last checkpoint", self._checkpoints.stop),
+
+    def _last_steps(self) -> list[Step]:
+        return [
             ("the end of walks", self._usages.stop),
-            ("the end of looks at memory", lambda: asyncio.to_thread(self._headroom.stop)),
+            ("the end of looks at memory", partial(asyncio.to_thread, self._headroom.stop)),
             *((f"the end of the pool {service.name}", service.close) for service in self._pools.values()),
-        ):
-            with steadily(what):
-                await end()
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return letting_go.result()
+        ]
 
     @property
     def _config(self) -> ServerConfig:
@@ -453,3 +497,16 @@ class Service:
         except UserError as error:
             log.warning("automatic %s", error)
         policy.learn(loop.time(), expected, freed)
+
+
+async def _end(steps: Sequence[Step]) -> None:
+    """One after the other, whatever any of them meets."""
+    for what, end in steps:
+        with steadily(what):
+            await end()
+
+
+def _raise_first(outcomes: Sequence[object]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import grp
+import itertools
 import logging
 import os
 import pwd
@@ -36,6 +37,7 @@ LARGEST_ID = (1 << 32) - 2
 
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
+ARENA_PREFIX = "pool-"  # of the name of a descriptor that is no socket, but a pool's arena: kept for us from before
 
 log = logging.getLogger("nbdzram.server")
 
@@ -167,17 +169,10 @@ def open_vsock(address: VsockAddress) -> socket.socket:
 
 def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
     """Sockets passed by systemd or libnbd (LISTEN_PID, LISTEN_FDS; sd_listen_fds(3)). Raises UserError."""
-    if environment.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    text = environment.get("LISTEN_FDS", "0")
-    if not (text.isascii() and text.isdigit()):
-        raise UserError(f"LISTEN_FDS={text!r} is not a number of sockets")
-    count = int(text)
-    names = environment.get("LISTEN_FDNAMES", "").split(":")
-    sockets: list[socket.socket] = []
-    for index in range(count):
-        fd = FIRST_INHERITED_FD + index
-        name = f" ({names[index]})" if index < len(names) and names[index] else ""
+    passed = [(fd, name) for fd, name in _passed(environment) if not name.startswith(ARENA_PREFIX)]
+    count, sockets = len(passed), []
+    for fd, named in passed:
+        name = f" ({named})" if named else ""
         try:
             sockets.append(socket.socket(fileno=fd))
             if not sockets[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -188,6 +183,26 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
         except OSError as error:
             raise UserError(f"LISTEN_FDS={count}, but descriptor {fd}{name} is not a socket: {error}") from None
     return sockets
+
+
+def inherited_arenas(environment: Mapping[str, str]) -> dict[str, int]:
+    """Pools' arenas that systemd kept from the last process of the unit, by pool. Raises UserError."""
+    passed = [(fd, name) for fd, name in _passed(environment) if name.startswith(ARENA_PREFIX)]
+    for fd, _ in passed:
+        os.set_inheritable(fd, False)
+    return {name.removeprefix(ARENA_PREFIX): fd for fd, name in passed}
+
+
+def _passed(environment: Mapping[str, str]) -> list[tuple[int, str]]:
+    """Descriptors, and their names as far as they have some."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    text = environment.get("LISTEN_FDS", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"LISTEN_FDS={text!r} is not a number of sockets")
+    fds = range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(text))
+    names = itertools.chain(environment.get("LISTEN_FDNAMES", "").split(":"), itertools.repeat(""))
+    return list(zip(fds, names, strict=False))
 
 
 def take_stdin() -> socket.socket:

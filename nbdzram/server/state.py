@@ -2,11 +2,13 @@
 
 The arena knows which disks there are and what they hold; this file knows the rest: who may attach, descriptions,
 removals of declared exports, sizes that were changed. A value that was changed at run time holds until its declaration
-changes: each entry keeps what was declared when it was written. Without a state directory nothing is remembered, as
-nothing of the disks is.
+changes: each entry keeps what was declared when it was written.
 
     STATE_DIR/NAME.pool     the arena of the pool NAME
     STATE_DIR/changes.json  this file; replaced whole, so that a crash leaves the old or the new one
+
+Without a state directory arenas are files without names: they end with the process, unless another one takes them over,
+or somebody keeps them for the next (Kept). So does what is remembered, unless a file is named that ends when they do.
 
 Format 1 knew no rules. An export that it remembers as added at run time admitted everyone, and still does; what it
 says of one that was declared says nothing of its rules, which are unknown then: nobody is admitted.
@@ -18,14 +20,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nbdzram import values
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import EVERYONE, NOBODY, Access
+from nbdzram.engine.arena import unnamed_file
 from nbdzram.errors import UserError
 from nbdzram.status import from_json, to_json
 
@@ -88,19 +92,52 @@ class Remembered:
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
 
 
+class Keeper(Protocol):
+    """Who keeps arenas while no server has them, and gives them to the next."""
+
+    def keep(self, pool: str, descriptor: int) -> None:
+        """This one too, from now on; the descriptor stays the caller's. Once more changes nothing."""
+
+    def drop(self, pool: str) -> None:
+        """Not any more: there is no such pool."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """The state of a server without a state directory, on its way to another process."""
+
+    remembered: Remembered = field(default_factory=Remembered)
+    arenas: dict[str, int] = field(default_factory=dict)  # descriptors of files without names, by pool
+    keeper: Keeper | None = None
+    file: Path | None = None  # where changes are written, for whoever gets the arenas from the keeper
+
+    def close(self) -> None:
+        """Let the arenas go: what they hold is gone, unless another process has them."""
+        while self.arenas:
+            os.close(self.arenas.popitem()[1])
+
+
 def remembered_in(directory: Path) -> Remembered:
     """What a directory remembers, read and no more. Raises UserError, OSError."""
     return _read(directory / FILE_NAME)
 
 
 class State:
-    """The state directory's memory, or none. Its methods write and sync files: not on an event loop."""
+    """What the state directory remembers, or without one this process. Files are synced: not on an event loop."""
 
-    def __init__(self, directory: Path | None) -> None:
-        """Make the directory if need be and read what it remembers. Raises UserError."""
+    def __init__(self, directory: Path | None, kept: Kept | None = None) -> None:
+        """Make the directory if need be and read what it remembers; without one, go on from `kept`, which is ours now.
+
+        Raises UserError.
+        """
         self.directory = directory
         self.changes = Remembered()
+        self._kept = kept or Kept()
+        weakref.finalize(self, self._kept.close)
         if directory is None:
+            self.changes = self._kept.remembered
+            for pool, descriptor in self._kept.arenas.items():
+                self._keep(pool, descriptor)
             return
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,10 +157,34 @@ class State:
         """Where the arena of `pool` lives; None for anonymous memory."""
         return None if self.directory is None else str(self.directory / f"{pool}{ARENA_SUFFIX}")
 
-    def arenas(self) -> set[str]:
-        """The names of the pools whose arenas lie in the directory. Raises UserError."""
+    def arena_memory(self, pool: str) -> int | None:
+        """The file without a name that is the arena of `pool`, made if there is none yet, and ours.
+
+        None: its arena has a name, or the system cannot make such files; its memory ends with this process then.
+        """
+        if self.directory is None and pool not in self._kept.arenas:
+            made = unnamed_file(f"nbdzram-{pool}")
+            if made is not None:
+                self._kept.arenas[pool] = made
+                self._keep(pool, made)
+        return self._kept.arenas.get(pool)
+
+    def surrender(self) -> Kept:
+        """All that a process needs which goes on without a state directory: the caller's from now on."""
+        kept = dataclasses.replace(self._kept, remembered=Remembered(), arenas=dict(self._kept.arenas))
         if self.directory is None:
-            return set()
+            kept.remembered = self.changes
+        self._kept.arenas.clear()
+        return kept
+
+    def _keep(self, pool: str, descriptor: int) -> None:
+        if self._kept.keeper is not None:
+            self._kept.keeper.keep(pool, descriptor)
+
+    def arenas(self) -> set[str]:
+        """The names of the pools whose arenas lie in the directory, or were kept. Raises UserError."""
+        if self.directory is None:
+            return set(self._kept.arenas)
         try:
             return {path.stem for path in self.directory.iterdir() if path.suffix == ARENA_SUFFIX}
         except OSError as error:
@@ -132,6 +193,10 @@ class State:
     def remove_arena(self, pool: str) -> None:
         """Remove the file of a pool that is closed. Raises UserError."""
         path = self.arena_path(pool)
+        if pool in self._kept.arenas:
+            if self._kept.keeper is not None:
+                self._kept.keeper.drop(pool)
+            os.close(self._kept.arenas.pop(pool))
         if path is not None:
             try:
                 Path(path).unlink(missing_ok=True)
@@ -188,12 +253,13 @@ class State:
 
     def _save(self, changes: Remembered) -> None:
         changes = dataclasses.replace(changes, format=FORMAT)
-        if self.directory is not None:
+        file = self._kept.file if self.directory is None else self.directory / FILE_NAME
+        if file is not None:
             try:
-                _replace(self.directory / FILE_NAME, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
+                _replace(file, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
             except OSError as error:
                 raise UserError(
-                    f"cannot remember the change in {self.directory}: {error.strerror}; free some space there, or make "
+                    f"cannot remember the change in {file.parent}: {error.strerror}; free some space there, or make "
                     "it writable again"
                 ) from error
         self.changes = changes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbdzram.nbd.constants import Command
 from nbdzram.nbd.verdicts import Verdict
-from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS, IoStat
+from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS, ExportCount, IoStat, OperationCount
 from nbdzram.sessions.tally import Tally
 from nbdzram.status import OperationStatus
 
@@ -26,6 +26,24 @@ class Traffic(Tally):
     def operations(self) -> dict[str, OperationStatus]:
         """Counts by operation name (read, write...; other: commands that do not exist)."""
         return {name: self._operation(number) for number, name in _NAMES.items()}
+
+    def counted(self) -> ExportCount:
+        """All of it, for another process that goes on with the export."""
+        found = {str(number): told for number in _NAMES if (told := self.operation(number)) is not None}
+        return ExportCount(
+            operations={
+                number: OperationCount(requests, size, nanoseconds, tuple(errors), tuple(latency))
+                for number, (requests, size, nanoseconds, errors, latency) in found.items()
+            },
+            blocks_trimmed=self.blocks_trimmed(),
+        )
+
+    def go_on_from(self, count: ExportCount) -> None:
+        """Count on from there. Before anybody is attached."""
+        for number, one in count.operations.items():
+            if int(number) in _NAMES:
+                self.add(int(number), one.requests, one.size, one.nanoseconds, one.errors, one.latency)
+        self.add_trimmed(count.blocks_trimmed)
 
     def _operation(self, number: int) -> OperationStatus:
         found = self.operation(number)

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 MOST_THREADS: int
 """Threads that may count for one export."""
 
@@ -10,5 +12,11 @@ class Tally:
         """Blocks that TRIM gave back."""
     def throttled(self) -> tuple[int, int]:
         """(requests that a limit let wait before they began, nanoseconds that they waited)."""
+    def add(
+        self, operation: int, requests: int, size: int, nanoseconds: int, errors: Sequence[int], latency: Sequence[int]
+    ) -> None:
+        """To what `operation` tells. Only while no thread counts: each has its own counters, and these are one's."""
+    def add_trimmed(self, blocks: int) -> None:
+        """To what `blocks_trimmed` tells, under the same rule."""
     def operation(self, operation: int) -> tuple[int, int, int, list[int], list[int]] | None:
         """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket); None: never asked."""

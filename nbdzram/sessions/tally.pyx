@@ -52,6 +52,22 @@ cdef class Tally:
                 nanoseconds += self.by_thread[thread].throttled_ns
         return requests, nanoseconds
 
+    def add(self, int operation, uint64_t requests, uint64_t size, uint64_t nanoseconds, errors, latency):
+        assert 0 <= operation < OPERATIONS
+        cdef Counts* counts = self.of(0)
+        cdef uint64_t count
+        cdef int number
+        counts.requests[operation] += requests
+        counts.size[operation] += size
+        counts.nanoseconds[operation] += nanoseconds
+        for number, count in enumerate(errors[:VERDICTS]):
+            counts.errors[operation][number] += count
+        for number, count in enumerate(latency[:BUCKETS]):
+            counts.latency[operation][number] += count
+
+    def add_trimmed(self, uint64_t blocks):
+        self.of(0).blocks_trimmed += blocks
+
     def operation(self, int operation):
         """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket) of one operation; None: never asked."""
         cdef Counts* counts

@@ -6,6 +6,7 @@ Slow lane: a bare Debian 12 boots in systemd-nspawn, with the package installed.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,13 @@ systemctl reload nbdzram; say reloaded state
 systemctl restart nbdzram.socket; say socket_restart_fails echo $?
 say content_after_socket kept
 systemctl restart nbdzram; say restarted state
-say empty_after_restart kept
+say after_restart kept
+was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
 systemctl stop nbdzram; say stopped state
 say refused size
 say still_stopped state
 systemctl start nbdzram; say started state
+say empty_after_stop kept
 for turn in 1 2 3 4 5 6 7; do was=$(pid); kill -9 "$was"; until_active "$was"; done
 say after_crashes state
 say serves_after_crashes size
@@ -50,6 +53,44 @@ mkdir -p /etc/systemd/system/nbdzram.socket.d
 printf '[Socket]\\nListenStream=192.0.2.9:10809\\n' >/etc/systemd/system/nbdzram.socket.d/more.conf
 systemctl daemon-reload; systemctl stop nbdzram; systemctl start nbdzram; say address_to_come state
 say listens_there grep -c ' 090200C0:2A39' /proc/net/tcp
+"""
+
+UPGRADE = """
+systemctl enable --now nbdzram
+say filled fill
+export PYTHONPATH=/root
+coproc python3 -c "
+from tests.support.nbd_client import Client
+with Client(('127.0.0.1', 10809), 'disk') as client:
+    before = client.read(0, 4096)
+    print('attached', flush=True)
+    for _ in range(3):
+        input()
+        print('same' if client.read(0, 4096) == before else 'another', flush=True)
+"
+answer() { echo >&${COPROC[1]}; read -r -t 60 line <&${COPROC[0]}; echo "$line"; }
+read -r line <&${COPROC[0]}
+was=$(pid); say reload_of_the_same systemctl reload nbdzram
+[ "$(pid)" = "$was" ] && echo same_process=yes
+say client_after_reload answer
+sed -i 's/^__version__ = .*/__version__ = "99.0"/' /usr/lib/nbdzram/nbdzram/__init__.py
+say upgraded systemctl reload nbdzram
+[ "$(pid)" != "$was" ] && echo another_process=yes
+say upgraded_state state
+say client_after_upgrade answer
+say upgraded_version nbdzram --version
+say after_upgrade kept
+sed -i 's/^__version__ = .*/__version__ = "99.1"/' /usr/lib/nbdzram/nbdzram/__init__.py
+echo 'raise SystemExit("broken")' >>/usr/lib/nbdzram/nbdzram/server/service.py
+was=$(pid); systemctl reload nbdzram; say broken_upgrade echo $?
+[ "$(pid)" = "$was" ] && echo old_one_stays=yes
+say client_after_broken_upgrade answer
+sed -i '$d' /usr/lib/nbdzram/nbdzram/server/service.py
+systemctl restart nbdzram; say after_restart kept
+was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
+nbdzram serve --config /etc/nbdzram/nbdzram.toml --takeover; say from_outside echo $?
+say stays state
+journalctl --unit nbdzram --no-pager | tail -60
 """
 
 STATE = """
@@ -77,10 +118,14 @@ def _told(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line.split(" ")[0])
 
 
-def _run(package: Path, directory: Path, story: str) -> dict[str, str]:
+def _run(package: Path, directory: Path, story: str, files: Sequence[str] = ()) -> dict[str, str]:
+    """`files` of this repository are below /root there."""
     base = require_base("bookworm", *BASE)
     with layer_over(base, directory / "layer") as root:
         shutil.copy(package, root / "nbdzram.deb")
+        for name in files:
+            (root / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(DEPLOY.parent / name, root / "root" / name)
         installed = run_in(root, ["dpkg", "--install", "/nbdzram.deb"], seconds=INSTALL_SECONDS)
         assert installed.returncode == 0, installed.stderr
         text = boot(root, WORDS + story)
@@ -95,11 +140,25 @@ def test_a_server_that_was_stopped_stays_stopped_and_a_socket_never_restarts_it(
     assert told["filled"] == "", told
     assert told["socket_restart_fails"] == "1", told
     assert told["content_after_socket"] == "kept", told
-    assert told["empty_after_restart"] != "kept", told
+    assert told["after_restart"] == told["after_crash"] == "kept", told
+    assert told["empty_after_stop"] != "kept", told
     assert told["stopped"] == told["still_stopped"] == "inactive inactive", told
     assert told["refused"] == "refused", told
     assert told["after_crashes"] == told["address_to_come"] == "active active", told
     assert told["listens_there"] == "1", told
+
+
+def test_a_reload_to_another_version_keeps_disks_in_memory_and_clients(package: Path, tmp_path: Path) -> None:
+    """What a package upgrade and `systemctl reload` do. A version that cannot serve leaves the old one serving."""
+    told = _run(package, tmp_path, UPGRADE, ("tests/__init__.py", "tests/wire.py", "tests/support/nbd_client.py"))
+    assert told["filled"] == "", told
+    assert told["same_process"] == told["another_process"] == told["old_one_stays"] == "yes", told
+    assert told["client_after_reload"] == told["client_after_upgrade"] == "same", told
+    assert told["client_after_broken_upgrade"] == "same", told
+    assert told["upgraded_state"] == told["stays"] == "active active", told
+    assert told["broken_upgrade"] == told["from_outside"] == "1", told
+    for what in ("upgrade", "restart", "crash"):
+        assert told[f"after_{what}"] == "kept", told
 
 
 def test_disks_in_a_tmpfs_of_their_own_outlive_the_server(package: Path, tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def test_server_takes_the_sockets_of_the_socket_unit_and_says_when_it_is_ready(t
                 while "Listening on" not in server.stderr.readline() or not unix_path.exists():
                     assert server.poll() is None
                 with Client(("127.0.0.1", port), "disk") as first:  # this connection starts it, and waits for it
+                    assert notify.recv(4096).endswith(b"FDNAME=pool-default")
                     assert notify.recv(4096) == b"READY=1"
                     first.write(0, b"a" * 4096)
                     with Client(unix_path, "disk") as second:

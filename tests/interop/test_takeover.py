@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
-from nbdzram.server.handover import FORMAT, SERVING, Handover
+from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Handover
 from tests.support.nbd_client import Client
 from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program
@@ -54,22 +55,31 @@ numjobs=8
 
 
 class Line:
-    """Servers that take over from each other: one control socket, one state directory, one address."""
+    """Servers that take over from each other: one control socket, one state directory or none, one address."""
 
-    def __init__(self, directory: Path, arguments: Sequence[str] = (), exports: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        arguments: Sequence[str] = (),
+        exports: dict[str, str] | None = None,
+        *,
+        in_memory: bool = False,
+    ) -> None:
         self.directory = directory
         self.control = directory / "c.sock"
-        self.arguments = ["--state-dir", str(directory / "state"), *arguments]
+        self.state = "" if in_memory else str(directory / "state")
+        self.arguments = [*(["--state-dir", self.state] if self.state else []), *arguments]
         self.exports = exports or {"disk": str(SIZE)}
         self._numbers = itertools.count()
         self.servers = [self._server([])]
 
-    def _server(self, more: Sequence[str]) -> Nbdzram:
+    def _server(self, more: Sequence[str], behind: Sequence[str] = ()) -> Nbdzram:
         line = self
 
         class Member(Nbdzram):
             def environment(self) -> dict[str, str]:
                 self.command[self.command.index("--control") + 1] = str(line.control)
+                self.command[:0] = behind
                 self.control = line.control
                 return super().environment()
 
@@ -81,9 +91,10 @@ class Line:
     def last(self) -> Nbdzram:
         return self.servers[-1]
 
-    def take_over(self, more: Sequence[str] = ()) -> Nbdzram:
+    def take_over(self, more: Sequence[str] = (), behind: Sequence[str] = ()) -> Nbdzram:
+        """`behind`: a command that runs the new server."""
         before = self.last
-        self.servers.append(self._server(["--takeover", *more]))
+        self.servers.append(self._server(["--takeover", *more], behind))
         assert before.process.wait(START_SECONDS) == 0, before.log
         return self.last
 
@@ -103,6 +114,14 @@ class Line:
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line]:
     made = Line(tmp_path)
+    yield made
+    made.last.stop()
+
+
+@pytest.fixture(params=["state-directory", "memory"])
+def either_line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
+    """With disks in a state directory, and with disks in the process's own memory."""
+    made = Line(tmp_path, in_memory=request.param == "memory")
     yield made
     made.last.stop()
 
@@ -200,15 +219,16 @@ def take_over_under_fio(line: Line, times: int) -> float:
     return beater.longest_seconds
 
 
-def test_clients_of_a_server_that_is_taken_over_see_a_pause_and_no_end(line: Line) -> None:
+def test_clients_of_a_server_that_is_taken_over_see_a_pause_and_no_end(either_line: Line) -> None:
     """Eight connections of fio write and verify meanwhile, and nobody connects again."""
-    assert take_over_under_fio(line, 3) < PAUSE_SECONDS
-    assert line.accepted() >= 9
+    assert take_over_under_fio(either_line, 3) < PAUSE_SECONDS
+    assert either_line.accepted() >= 9
 
 
 @pytest.mark.slow
-def test_a_hundred_takeovers_under_fio(line: Line) -> None:
+def test_a_hundred_takeovers_under_fio(either_line: Line) -> None:
     """With 256 MiB stored, that do not compress."""
+    line = either_line
     with line.last.client() as client:
         for offset in range(SIZE // 2, SIZE, MIB):
             client.write(offset, random.Random(offset).randbytes(MIB))
@@ -332,10 +352,14 @@ def test_a_client_behind_tls_is_closed_between_two_requests(tmp_path: Path) -> N
 # ---- what fails leaves the old one serving, its clients attached
 
 
-def ask(line: Line, place: Path, *, speaks: int = FORMAT, state: str | None = None) -> None:
+def ask(
+    line: Line, place: Path, *, speaks: int = FORMAT, knows: Sequence[str] = KNOWS, state: str | None = None
+) -> None:
     with ControlClient(line.control) as control:
-        state_dir = line.arguments[1] if state is None else state
-        control.call("takeover", socket=str(place), format=speaks, state_dir=state_dir)
+        state_dir = line.state if state is None else state
+        control.call(
+            "takeover", socket=str(place), pid=os.getpid(), format=speaks, knows=list(knows), state_dir=state_dir
+        )
 
 
 def ends_before_it_listens(line: Line, place: Path) -> None:
@@ -371,9 +395,25 @@ def cannot_bind_its_metrics(line: Line, _: Path) -> None:
             line.take_over(["--metrics", metrics])
 
 
+def cannot_read_its_certificate(line: Line, _: Path) -> None:
+    missing = str(line.directory / "missing")
+    with pytest.raises(AssertionError, match="missing"):
+        line.take_over(["--tls", "on", "--tls-certificate", missing, "--tls-key", missing])
+
+
+def has_no_descriptors(line: Line, _: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(line.last.client()) for _ in range(60)]
+        with pytest.raises(AssertionError, match="raise LimitNOFILE="):
+            line.take_over(behind=["prlimit", "--nofile=64:64"])
+        line.servers[0].wait_until(lambda: "going on" in line.servers[0].log, START_SECONDS)
+        for client in clients:
+            assert client.read(0, 4096) == bytes(4096)
+
+
 def cannot_open_the_pools(line: Line, _: Path) -> None:
     """Its state directory is the same, and one of its pools is no arena."""
-    (Path(line.arguments[1]) / "other.pool").write_bytes(b"no arena" * 4096)
+    (Path(line.state) / "other.pool").write_bytes(b"no arena" * 4096)
     with pytest.raises(AssertionError, match="is not an nbdzram arena"):
         line.take_over(["--pool", "other"])
 
@@ -395,16 +435,23 @@ def listening(place: Path) -> Iterator[socket.socket]:
         ends_when_it_has_taken,
         says_something_else,
         cannot_bind_its_metrics,
+        cannot_read_its_certificate,
+        has_no_descriptors,
         cannot_open_the_pools,
     ],
 )
-def test_a_successor_that_fails_leaves_the_old_server_serving(line: Line, fails: Callable[[Line, Path], None]) -> None:
+def test_a_successor_that_fails_leaves_the_old_server_serving(
+    either_line: Line, fails: Callable[[Line, Path], None]
+) -> None:
+    line = either_line
+    if not line.state and fails is cannot_open_the_pools:
+        pytest.skip("no file of a pool lies anywhere")
     with beating(line) as beater:
         fails(line, line.directory / "s")
         server = line.servers[0]
         server.wait_until(lambda: "going on" in server.log, START_SECONDS)
         beater.beat()
-        assert line.attached() == 1, "its client had to connect again"
+        assert line.attached() == (61 if fails is has_no_descriptors else 1), "its client had to connect again"
         with Client(server.unix_path, "disk") as newcomer:
             newcomer.read(0, 4096)
         assert server.command_line("stat").returncode == 0
@@ -419,6 +466,7 @@ def test_a_successor_that_fails_leaves_the_old_server_serving(line: Line, fails:
         ({"speaks": FORMAT + 1}, "restart it instead"),
         ({"state": "/somewhere/else"}, "and not in /somewhere/else"),
         ({"state": ""}, "and not in memory"),
+        ({"knows": []}, "which the one that asks does not know"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_happens(line: Line, given: dict[str, object], says: str) -> None:
@@ -429,13 +477,94 @@ def test_what_cannot_be_is_refused_and_nothing_happens(line: Line, given: dict[s
     assert "going on" not in line.last.log
 
 
-def test_disks_that_are_a_processs_own_memory_are_refused(tmp_path: Path) -> None:
-    with (
-        Nbdzram(tmp_path, {"disk": "1M"}) as server,
-        pytest.raises(UserError, match="its disks are its own memory"),
-        ControlClient(server.control) as control,
-    ):
-        control.call("takeover", socket=str(tmp_path / "s"), format=FORMAT, state_dir="")
+def test_disks_in_memory_go_over_with_all_that_was_changed_at_run_time(tmp_path: Path) -> None:
+    """What no file remembers: exports and pools that were added, renamed and removed, rules, and what was counted."""
+    line = Line(tmp_path, exports={"disk": "1M", "other": "1M"}, in_memory=True)
+    with line.last.client() as client:
+        client.write(0, b"d" * 4096)
+        for words in (
+            "pools add more --mem-limit 64M",
+            "exports add new 2M --pool more --allow-address 192.0.2.0/24 --description kept",
+            "exports remove other --yes",
+        ):
+            done = line.last.command_line(*words.split())
+            assert done.returncode == 0, done.stderr
+        with Client(line.servers[0].unix_path, "new") as second:
+            second.write(0, b"n" * 4096)
+        before = told(line)
+        for _ in range(2):
+            line.take_over()
+            assert client.read(0, 4096) == b"d" * 4096
+            with Client(line.servers[0].unix_path, "new") as second:
+                assert second.read(0, 4096) == b"n" * 4096
+        after = told(line)
+        assert after["exports"] == before["exports"]
+        assert after["pools"] == before["pools"]
+        assert after["writes"] == before["writes"] == 2
+        assert after["numbers"] == before["numbers"]
+        assert after["accepted"] == before["accepted"] + 2
+    line.last.stop()
+
+
+def told(line: Line) -> dict[str, Any]:
+    with ControlClient(line.control) as control:
+        status, clients = control.status(), control.clients()
+    return {
+        "exports": {
+            export.name: (export.pool, export.size_bytes, export.allow_addresses, export.description)
+            for export in status.exports
+        },
+        "pools": {pool.name: pool.stats.mem_limit for pool in status.pools},
+        "writes": sum(export.operations["write"].requests for export in status.exports),
+        "accepted": status.connections_total,
+        "numbers": {client.number for client in clients},
+    }
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_disks_in_memory_are_not_given_to_who_has_a_directory_nor_the_other_way(tmp_path: Path, held: int) -> None:
+    line = Line(tmp_path, exports={"disk": "1M"}, in_memory=not held)
+    with pytest.raises(UserError, match="and not in"):
+        ask(line, tmp_path / "s", state="" if held else str(tmp_path))
+    line.last.stop()
+
+
+def test_who_may_have_few_descriptors_raises_the_limit_before_it_takes_them(line: Line) -> None:
+    """One for which there is no place would be lost, and its client with it."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(line.last.client()) for _ in range(60)]
+        line.take_over(behind=["prlimit", "--nofile=48:4096"])
+        for client in clients:
+            assert client.read(0, 4096) == bytes(4096)
+
+
+def test_one_takeover_at_a_time_and_who_asks_meanwhile_is_answered_by_the_next(line: Line) -> None:
+    payload = b"p" * MIB
+    with line.last.client() as client, listening(line.directory / "s") as listener:
+        client.socket.sendall(request(CMD_WRITE, 0, MIB, cookie=1) + payload[: MIB // 2])
+        ask(line, line.directory / "s")
+        with pytest.raises(UserError, match="it is ending already"):
+            ask(line, line.directory / "t")
+        client.socket.sendall(payload[MIB // 2 :])
+        with listener.accept()[0] as giver:
+            taken = Handover.take(giver)
+            with contextlib.ExitStack() as stack:  # nobody accepts it now, and it is not refused either
+                waiting = stack.enter_context(ControlClient(line.control))
+                taken.close()
+                giver.close()
+                line.last.wait_until(
+                    lambda: [export.name for export in waiting.status().exports] == ["disk"], START_SECONDS
+                )
+        assert SIMPLE_REPLY.unpack(client.receive(SIMPLE_REPLY.size))[1:] == (0, 1)
+
+
+def test_a_server_that_is_told_to_stop_while_it_gives_stops_where_that_fails(line: Line) -> None:
+    with listening(line.directory / "s") as listener:
+        ask(line, line.directory / "s")
+        with listener.accept()[0] as giver:
+            Handover.take(giver).close()
+            line.last.process.send_signal(signal.SIGTERM)
+    assert line.last.process.wait(START_SECONDS) == 0, line.last.log
 
 
 def test_where_no_server_runs_one_starts(tmp_path: Path) -> None:

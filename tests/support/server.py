@@ -32,6 +32,8 @@ def free_port() -> int:
 class ServerProcess:
     """A running NBD server. Leaving the context ends it by SIGTERM and holds it to exit code 0."""
 
+    pass_fds: Sequence[int] = ()  # that the process has from us, by the same numbers
+
     def __init__(self, command: Sequence[str | Path], *, directory: Path, unix_path: Path, port: int | None) -> None:
         self.directory = directory
         self.unix_path = unix_path
@@ -46,6 +48,7 @@ class ServerProcess:
                 stderr=log,
                 cwd=directory,
                 env=self.environment(),
+                pass_fds=self.pass_fds,
             )
         try:
             self.wait_until(self.is_ready, START_SECONDS)

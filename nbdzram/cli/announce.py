@@ -1,0 +1,60 @@
+"""What `serve` says of itself to people: what a configuration means, and where a server is that is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbdzram import __version__
+from nbdzram.cli.hints import how_to_attach
+from nbdzram.cli.perils import perils
+from nbdzram.config import ServerConfig, TlsConfig
+from nbdzram.units import format_size
+
+if TYPE_CHECKING:
+    from nbdzram.status import ServerStatus
+
+GREETED_EXPORTS = 20  # what a screen takes
+
+
+def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:
+    """What a newcomer needs to see: what is offered, where it is, and how to attach."""
+    yield f"nbdzram {__version__} is ready"
+    exports = status.exports
+    for export in exports[:GREETED_EXPORTS]:
+        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
+    if len(exports) > GREETED_EXPORTS:
+        yield f"           and {len(exports) - GREETED_EXPORTS} more: nbdzram exports list"
+    for uri in status.uris:
+        yield f"  NBD      {uri}"
+    yield f"  metrics  {metrics or 'off'}"
+    yield f"  control  {control}"
+    if not exports:
+        yield "there is no disk yet; add one with: nbdzram exports add NAME SIZE"
+    if status.uris:
+        yield "attach it with one of"
+        name = exports[0].name if exports else "NAME"
+        yield from (f"  {line}" for line in how_to_attach(status.uris[0], name, tls))
+
+
+def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> str:
+    return f"  export   {name} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
+
+
+def description(config: ServerConfig) -> Iterator[str]:
+    """What a configuration means, for whoever checks it."""
+    yield "the configuration is valid"
+    for pool in config.pools:
+        limit = format_size(pool.mem_limit) if pool.mem_limit else "no limit"
+        yield f"  pool     {pool.name} ({limit}, dedup {pool.dedup})"
+    for export in config.exports:
+        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
+    for address in (*config.tcp, *config.unix, *config.vsock):
+        yield f"  listen   {address}"
+    yield f"  TLS      {config.tls.mode}"
+    yield f"  metrics  {config.metrics or 'off'}"
+    if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
+        yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"
+    yield f"  state    {config.state_dir or 'none: the disks end with the process'}"
+    yield from (f"  warning  {peril.says}; {peril.remedy}" for peril in perils(config))

@@ -1,0 +1,55 @@
+"""`serve --upgrade`: what a service manager runs where it is to reload, and waits for (ExecReload= of the unit).
+
+A server of this version reads its configuration again: nobody waits for that. One of another version is taken over by a
+process of this one, which goes on in the background once it serves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from nbdzram import __version__
+from nbdzram.control.client import ControlClient
+from nbdzram.status import ReloadReport, from_json
+
+SERVES = b"1"
+
+
+def reload_if_current(control: Path) -> bool:
+    """Whether the server that runs is of this version, and so has read its configuration again.
+
+    Raises ServerUnreachable, and UserError for an error in the configuration.
+    """
+    with ControlClient(control) as client:
+        running = client.call("status")["version"]  # and nothing else, which other versions may tell otherwise
+        if running != __version__:
+            click.echo(f"version {running} serves; version {__version__} takes over")
+            return False
+        for line in from_json(ReloadReport, client.call("reload")).lines():
+            click.echo(line)
+        return True
+
+
+def go_to_background() -> Callable[[], None]:
+    """Go on in a process of its own, and end this one when that says, by what is returned here, that it serves.
+
+    This one ends with 0 then, and with 1 if that one ends before. Before there are threads.
+    """
+    reads, writes = os.pipe()
+    if os.fork():
+        os.close(writes)
+        raise click.exceptions.Exit(0 if os.read(reads, len(SERVES)) == SERVES else 1)
+    os.close(reads)
+    if os.fork():
+        os._exit(0)  # so that systemd is the parent of the other, and hears of its end
+    os.setsid()
+
+    def serves() -> None:
+        os.write(writes, SERVES)
+        os.close(writes)
+
+    return serves

@@ -1,0 +1,121 @@
+"""What goes from one process to another: all of it, however many descriptors, and nothing stays where that fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from nbdzram.config import EVERYONE, ServerConfig, UnixAddress
+from nbdzram.errors import UserError
+from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
+from nbdzram.server.counts import ExportCount, OperationCount
+from nbdzram.server.exports import Peer
+from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover
+from nbdzram.server.service import Service
+from nbdzram.server.state import ExportRecord, Kept, Remembered
+from nbdzram.status import HistorySample
+from tests.unit.server.house import tell
+
+CLIENTS = 450  # three messages with descriptors
+
+
+def handed(clients: int) -> Handover:
+    listener = socket.socket()
+    record = ExportRecord(
+        pool="p", size_bytes=1, read_only=True, description="d", access=EVERYONE, removed=False, declared=None
+    )
+    count = OperationCount(requests=1, size=2, nanoseconds=3, errors=(0, 1), latency=(1, 0, 2))
+    return Handover(
+        listeners=[listener],
+        paths=[(Path("/x"), 7)],
+        control=socket.socket(socket.AF_UNIX),
+        clients=[client(number) for number in range(clients)],
+        counted=Counted(
+            accepted=9,
+            handshake_failures={"tls": 2},
+            last_client=450,
+            exports={"e": ExportCount({"0": count}, 5)},
+            history=(HistorySample(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7),),
+        ),
+        kept=Kept(Remembered(exports={"e": record}), {"p": os.memfd_create("p")}),
+    )
+
+
+def client(number: int) -> Client:
+    return Client(
+        number=number,
+        export="e",
+        size_bytes=1,
+        style=ReplyStyle.STRUCTURED,
+        contexts=(MetaContext.ALLOCATION,),
+        flags=TransmissionFlag.READ_ONLY,
+        peer=Peer("unix", local=True),
+        since=1.5,
+        rest=bytes([number % 256]) * 3,
+        connection=os.memfd_create(f"client {number}"),
+    )
+
+
+def passed(given: Handover) -> Handover:
+    """On the other side."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        giving = threading.Thread(target=given.give, args=(ours,))
+        giving.start()
+        try:
+            return Handover.take(theirs)
+        finally:
+            giving.join()
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_all_of_it_arrives_and_no_child_inherits_it() -> None:
+    given = handed(CLIENTS)
+    taken = passed(given)
+    pairs = list(zip(given.clients, taken.clients, strict=True))
+    assert all(one.text() == other.text() for one, other in pairs)
+    assert all(os.path.sameopenfile(one.connection, other.connection) for one, other in pairs)
+    assert os.path.sameopenfile(given.kept.arenas["p"], taken.kept.arenas["p"])
+    assert taken.counted == given.counted
+    assert taken.kept.remembered == given.kept.remembered
+    assert taken.paths == given.paths
+    assert taken.control is not None
+    descriptors = [other.connection for _, other in pairs] + list(taken.kept.arenas.values())
+    descriptors += [taken.control.fileno(), *(listener.fileno() for listener in taken.listeners)]
+    assert not any(os.get_inheritable(descriptor) for descriptor in descriptors)
+    given.close()
+    taken.close()
+
+
+def test_nothing_stays_open_where_it_is_no_text_that_we_know() -> None:
+    given = handed(3)
+    given.clients[1].contexts = (99,)  # type: ignore[assignment]
+    before = open_descriptors()
+    with pytest.raises(UserError, match="did not give away its connections"):
+        passed(given)
+    assert open_descriptors() == before
+    given.close()
+
+
+def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
+    """It has no listeners yet: whoever took over now would have none."""
+    config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "nbd.sock"),))
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start(listen=False)
+        with pytest.raises(UserError, match="it is starting"):
+            await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
+        await service.listen()
+        await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
+        assert service.taken_over.is_set()
+        await service.stop()
+
+    tell(story())
