@@ -73,6 +73,10 @@ class ArenaError(UserError):
     """The arena's file cannot be opened, is in use, or is not one of ours."""
 
 
+class ArenaInUse(ArenaError):
+    """Another process has it open."""
+
+
 class EngineError(NbdzramError):
     """The engine refuses an operation."""
 

@@ -433,6 +433,7 @@ async def _serve(
             if kept.keeper is not None and config.state_dir is None:
                 log.info("systemd keeps the disks for the next process of the unit, unless it stops that")
             return outcome
+        assert service.successor is not None
         successor = await asyncio.to_thread(give_away, outcome, service.successor)
         if successor is not None:
             log.info("process %d has taken over; leaving", successor)
@@ -475,8 +476,8 @@ async def _serve_once(
         try:
             for export in service.changes.unloaded():
                 await load_image(service, export, told_to_stop)
-            if metrics is not None:
-                await metrics.start()
+            if metrics is not None and not await _starts(metrics, goes_on=listening is not None and confirm is None):
+                metrics = None
             await service.listen()  # last: until here nothing that was taken over has been touched
             serves = True
             if confirm is not None:
@@ -506,6 +507,18 @@ async def _serve_once(
         if listening is not None and not serves:
             control.surrender().close()  # and leave its file to the one who had it before
         await control.stop()
+
+
+async def _starts(metrics: MetricsServer, *, goes_on: bool) -> bool:
+    """Whether metrics are served; a server that goes on with its clients does so without. Raises UserError."""
+    try:
+        await metrics.start()
+    except UserError as error:
+        if not goes_on:
+            raise
+        log.error("%s; going on without metrics", error)
+        return False
+    return True
 
 
 async def _stop(service: Service, serves: bool, state_dir: Path | None) -> None:

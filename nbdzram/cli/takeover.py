@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbdzram.control.client import CREDENTIALS, ControlClient
-from nbdzram.errors import ServerUnreachable, UserError
+from nbdzram.control.client import ControlClient
+from nbdzram.errors import ServerUnreachable
 from nbdzram.server.descriptors import raise_limit
-from nbdzram.server.handover import ANSWER_SECONDS, FORMAT, KNOWS, SERVING, Handover
+from nbdzram.server.handover import ANSWER_SECONDS, CREDENTIALS, FORMAT, KNOWS, PEER, SERVING, Handover
 
 log = logging.getLogger("nbdzram.server")
 
@@ -61,7 +59,7 @@ def take_over(
             giver = held.enter_context(_ask(control, listener, place, state_dir))
         except ServerUnreachable:
             log.info("no server runs here that could be taken over; starting")
-        except GiverEnded as ended:
+        except (GiverEnded, ConnectionError) as ended:
             log.warning("%s; starting", ended)
         finally:
             place.unlink(missing_ok=True)
@@ -75,35 +73,26 @@ def take_over(
 
 
 def _ask(control: Path, listener: socket.socket, place: Path, state_dir: Path | None) -> socket.socket:
-    """The connection on which the server gives. Raises ServerUnreachable, GiverEnded, UserError."""
+    """The connection on which the server gives, once it does. Raises ServerUnreachable, GiverEnded, UserError."""
     with ControlClient(control) as client:
-        pid = client.server_pid
-        with contextlib.ExitStack() as held:
-            process = None
-            with contextlib.suppress(OSError):  # it lives in another namespace, say: then its silence is waited out
-                process = os.pidfd_open(pid)
-                held.callback(os.close, process)
-            state = "" if state_dir is None else str(state_dir.absolute())
-            client.call(
-                "takeover", socket=str(place), pid=os.getpid(), format=FORMAT, knows=list(KNOWS), state_dir=state
-            )
-            return _accept(listener, pid, process)
+        state = "" if state_dir is None else str(state_dir.absolute())
+        client.call("takeover", socket=str(place), pid=os.getpid(), format=FORMAT, knows=list(KNOWS), state_dir=state)
+        giver = _accept(listener, client.server_pid)
+    if not giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
+        giver.close()
+        raise GiverEnded("the server ended before it gave anything away")
+    return giver
 
 
-def _accept(listener: socket.socket, pid: int, process: int | None) -> socket.socket:
-    """The server's connection, and nobody else's. `process` is its descriptor. Raises GiverEnded, UserError."""
-    deadline = time.monotonic() + ANSWER_SECONDS
-    watched = [listener.fileno(), *([] if process is None else [process])]
-    while ready := select.select(watched, (), (), max(deadline - time.monotonic(), 0.0))[0]:
-        if listener.fileno() not in ready:
-            raise GiverEnded(f"the server, process {pid}, ended before it gave anything away")
+def _accept(listener: socket.socket, pid: int) -> socket.socket:
+    """The connection of the server, which connected before it agreed, and nobody else's."""
+    while True:
         giver, _ = listener.accept()
-        peer = CREDENTIALS.unpack(giver.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0]
+        peer = CREDENTIALS.unpack(giver.getsockopt(*PEER, CREDENTIALS.size))[0]
         if peer == pid:
             return giver
         log.warning("process %d, which is not the server, connected to take part in a takeover; hanging up on it", peer)
         giver.close()
-    raise UserError(f"the server agreed, and gave nothing away within {ANSWER_SECONDS:g} s; it serves on")
 
 
 def load_what_serves() -> None:

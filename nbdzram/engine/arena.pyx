@@ -40,7 +40,7 @@ import os
 import resource
 from pathlib import Path
 
-from nbdzram.errors import ArenaError
+from nbdzram.errors import ArenaError, ArenaInUse
 
 cdef extern from "sys/mman.h" nogil:
     void* mmap(void*, size_t, int, int, int, long)
@@ -276,7 +276,7 @@ cdef class Arena:
                 "give the file to this user, or name another state directory"
             ) from None
         if flock(self.fd, LOCK_EX | LOCK_NB) != 0:
-            raise ArenaError(f"the arena {self.place} is in use by another process; stop that server first")
+            raise ArenaInUse(f"the arena {self.place} is in use by another process; stop that server first")
         size = os.fstat(self.fd).st_size
         if size % UNIT_SIZE:
             raise ArenaError(

@@ -4,9 +4,10 @@ without a state directory the arenas themselves.
 A takeover is a stop and a start between which connections live. Clients see a pause, and no end.
 
     new     is up, has read its configuration, and asks on the control socket; listens on a socket of its own
-    old     looks whether it can; ends changes, runs, streams and checkpoints, while clients are served as ever; then
-            accepts nobody more, and lets clients come to rest: whatever was asked for completely is answered, and what
-            came of the next request is kept. Then its pools are closed
+    old     looks whether it can, and connects there: from here on each hears of the other's end. It ends changes,
+            runs, streams and checkpoints, while clients are served as ever; then accepts nobody more, and lets clients
+            come to rest: whatever was asked for completely is answered, and what came of the next request is kept.
+            Then its pools are closed
     old ──> new   this: one text, then the descriptors: of listeners, control socket, clients and arenas in this order
     new     starts as ever, and serves them
     new ──> old   SERVING; the old one leaves
@@ -41,6 +42,7 @@ from nbdzram.receive import receive_exactly
 from nbdzram.server.counts import ExportCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.state import Kept, Remembered
+from nbdzram.server.tls import TlsFiles
 from nbdzram.status import HistorySample, from_json, to_json
 
 FORMAT = 2
@@ -51,6 +53,8 @@ SERVING = b"serving\n"
 DESCRIPTORS_AT_ONCE = 200  # of SCM_MAX_FD, 253; unix(7)
 LONGEST_TEXT = 1 << 30  # a client's own is a few hundred bytes, and what came of its next request, 256 KiB at most
 ANSWER_SECONDS = 60.0  # to open pools of 500 GiB; a process that died is noticed at once
+PEER = (socket.SOL_SOCKET, socket.SO_PEERCRED)
+CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _LENGTH = struct.Struct(">I")
 
 
@@ -128,6 +132,7 @@ class Handover:
     clients: list[Client] = field(default_factory=list)
     counted: Counted = field(default_factory=Counted)
     kept: Kept = field(default_factory=Kept)
+    tls: TlsFiles | None = None  # as they were read; they do not travel, but serve again whoever goes on himself
 
     def close(self) -> None:
         """Let all descriptors go: of clients, whose connections end unless another process has them, and arenas."""
@@ -214,13 +219,22 @@ class Handover:
         return handed
 
 
-def give_away(handover: Handover, path: Path) -> int | None:
-    """Give all to whoever listens at `path`, and wait for its word. Its process's number; None: go on yourself."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as to, contextlib.suppress(OSError):
-        to.settimeout(ANSWER_SECONDS)
-        to.connect(str(path))
-        handover.give(to)
-        if receive_exactly(to.recv, len(SERVING), "it") == SERVING:
-            pid, _, _ = struct.unpack("3i", to.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return int(pid)
+def reach(path: Path) -> socket.socket:
+    """A connection to the process that listens there to take over. Raises UserError."""
+    successor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        successor.settimeout(ANSWER_SECONDS)
+        successor.connect(str(path))
+    except OSError as error:
+        successor.close()
+        raise UserError(f"nothing can be given to {path}: {error.strerror or error}; is it still there?") from None
+    return successor
+
+
+def give_away(handover: Handover, successor: socket.socket) -> int | None:
+    """Give all to it, and wait for its word. Its process's number; None: go on yourself."""
+    with successor, contextlib.suppress(OSError):
+        handover.give(successor)
+        if receive_exactly(successor.recv, len(SERVING), "it") == SERVING:
+            return int(CREDENTIALS.unpack(successor.getsockopt(*PEER, CREDENTIALS.size))[0])
     return None

@@ -55,11 +55,14 @@ RELEASE_SECONDS = 1.0
 class Hosting:
     """Made by NbdServer; lives on its event loop."""
 
-    def __init__(self, exports: Exports, config: ServerConfig, syncs: Syncs | None = None) -> None:
+    def __init__(
+        self, exports: Exports, config: ServerConfig, syncs: Syncs | None = None, tls: TlsFiles | None = None
+    ) -> None:
+        """`tls`: the files, if they were read before, whatever lies there now."""
         self.loop = asyncio.get_running_loop()
         self.exports = exports
         self.limits = config.limits
-        self.tls = TlsFiles(config.tls)
+        self.tls = tls or TlsFiles(config.tls)
         self.policy = _policy(config)
         processors = Machine().processors()
         self.plane = Plane(

@@ -29,11 +29,14 @@ from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import UserError
+from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.server.exports import Export
 from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
 from nbdzram.units import format_size
+
+IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
+"""A process that is killed hangs up before it has let everything go: whoever then goes on in its place may be first."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -91,7 +94,18 @@ def declared_as(pool: PoolConfig) -> str:
 
 
 def open_pool(config: PoolConfig, state: State) -> Pool:
-    """One pool, with what its arena holds. Raises UserError."""
+    """One pool, with what its arena holds. Waits for a process that is ending to let go of it. Raises UserError."""
+    until = time.monotonic() + IN_USE_SECONDS
+    while True:
+        try:
+            return _pool(config, state)
+        except ArenaInUse:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(IN_USE_LOOK_SECONDS)
+
+
+def _pool(config: PoolConfig, state: State) -> Pool:
     return Pool(
         mem_limit=config.mem_limit,
         path=state.arena_path(config.name),

@@ -75,7 +75,8 @@ class NbdServer:
         else:
             listeners = inherited(os.environ if environment is None else environment) or self._open()
         try:
-            self._hosting = hosting = Hosting(self.exports, self._config, self._syncs)
+            tls = None if handed is None else handed.tls
+            self._hosting = hosting = Hosting(self.exports, self._config, self._syncs, tls)
         except BaseException:
             close_all(listeners)
             raise
@@ -272,6 +273,7 @@ class NbdServer:
             paths=self._paths,
             clients=[session.carried for session in sessions if session.carried is not None],
             counted=hosting.counted(),
+            tls=hosting.tls,
         )
         hosting.stop()
         self._hosting = None

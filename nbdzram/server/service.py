@@ -27,7 +27,7 @@ from nbdzram.server.changes import Changes
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover
+from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, reach
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
 from nbdzram.server.inventory import open_pools, place_exports
@@ -113,7 +113,7 @@ class Service:
         self._state = State(None)
         self.taken_over = asyncio.Event()
         self.ends_with_a_command = False  # and cannot be taken over
-        self.successor = Path()  # where the process listens that takes over
+        self.successor: socket.socket | None = None  # the process that takes over
         self._reloading: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -226,8 +226,12 @@ class Service:
         if self._draining or self.taken_over.is_set():
             raise UserError("it is ending already")
         self._nbd.prepare_to_hand_over()
-        log.info("a process that listens on %s takes over; giving all to it", socket)
-        self.successor = Path(socket)
+        successor = await asyncio.to_thread(reach, Path(socket))
+        if self.taken_over.is_set():
+            successor.close()
+            raise UserError("it is ending already")
+        log.info("process %d takes over: everything is given to it, while clients wait", pid)
+        self.successor = successor
         self.taken_over.set()
 
     @property

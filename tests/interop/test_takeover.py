@@ -25,7 +25,7 @@ from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Handover
 from tests.support.nbd_client import Client
 from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program
-from tests.support.server import START_SECONDS, Nbdzram
+from tests.support.server import START_SECONDS, Nbdzram, free_port
 from tests.wire import CMD_READ, CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
@@ -362,10 +362,6 @@ def ask(
         )
 
 
-def ends_before_it_listens(line: Line, place: Path) -> None:
-    ask(line, place)
-
-
 def ends_when_it_is_to_take(line: Line, place: Path) -> None:
     with listening(place) as listener:
         ask(line, place)
@@ -430,7 +426,6 @@ def listening(place: Path) -> Iterator[socket.socket]:
 @pytest.mark.parametrize(
     "fails",
     [
-        ends_before_it_listens,
         ends_when_it_is_to_take,
         ends_when_it_has_taken,
         says_something_else,
@@ -565,6 +560,53 @@ def test_a_server_that_is_told_to_stop_while_it_gives_stops_where_that_fails(lin
             Handover.take(giver).close()
             line.last.process.send_signal(signal.SIGTERM)
     assert line.last.process.wait(START_SECONDS) == 0, line.last.log
+
+
+def test_who_goes_on_needs_nothing_that_is_not_there_any_more(tmp_path: Path) -> None:
+    """Neither certificates that are broken by now, which may be why nobody could take over, nor its metrics' port."""
+    pki = Pki(tmp_path)
+    certificate, key = pki.issue("localhost", file="server", alternatives="DNS:localhost")
+    files = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    port = free_port()
+    line = Line(tmp_path, ["--tls", "on", *files, "--metrics", f"127.0.0.1:{port}"], in_memory=True)
+    with beating(line) as beater, listening(line.directory / "s") as listener:
+        ask(line, line.directory / "s")
+        with listener.accept()[0] as giver:
+            taken = Handover.take(giver)
+            certificate.write_text("broken")
+            with socket.create_server(("127.0.0.1", port)):
+                taken.close()
+                giver.close()
+                line.last.wait_until(lambda: "going on without metrics" in line.last.log, START_SECONDS)
+                beater.beat()
+    assert line.attached() == 1
+    line.last.stop()
+
+
+def test_who_ended_before_anything_was_given_to_him_is_told_to_nobody(line: Line) -> None:
+    """Whoever asks has to listen: nothing ends before he was reached."""
+    with beating(line) as beater:
+        with pytest.raises(UserError, match="is it still there"):
+            ask(line, line.directory / "s")
+        beater.beat()
+    assert "going on" not in line.last.log
+
+
+def test_a_server_that_is_killed_before_it_gives_is_followed_by_one_that_starts(line: Line) -> None:
+    """With a state directory it has what the killed one had."""
+    payload = b"p" * MIB
+    with line.last.client() as client:
+        client.write(0, b"a" * 4096)
+        client.socket.sendall(request(CMD_WRITE, MIB, MIB, cookie=1) + payload[: MIB // 2])  # it waits for the rest
+        old = line.last
+        starting = threading.Thread(target=lambda: line.servers.append(line._server(["--takeover"])))
+        starting.start()
+        old.wait_until(lambda: "takes over" in old.log, START_SECONDS)
+        old.kill()
+        starting.join()
+    assert "ended before it gave anything away; starting" in line.last.log
+    with line.last.client() as client:
+        assert client.read(0, 4096) == b"a" * 4096
 
 
 def test_where_no_server_runs_one_starts(tmp_path: Path) -> None:

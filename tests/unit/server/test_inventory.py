@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from nbdzram.config import EVERYONE, NOBODY, Access, ExportConfig, PoolConfig
-from nbdzram.errors import UserError
-from nbdzram.server.inventory import Placed, open_pools, place_exports
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import ArenaInUse, UserError
+from nbdzram.server.inventory import Placed, open_pool, open_pools, place_exports
 from nbdzram.server.state import FILE_NAME, Declared, ExportRecord, State
 
 MIB = 1 << 20
@@ -273,3 +274,28 @@ def test_two_pools_that_hold_the_same_name_are_told_apart_by_the_operator(tmp_pa
 def test_a_state_directory_in_use_by_another_server_is_refused(tmp_path: Path) -> None:
     with started(tmp_path, declare()), pytest.raises(UserError, match=r"default\.pool"), started(tmp_path, declare()):
         pass
+
+
+def test_an_arena_that_an_ending_process_still_has_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(tmp_path)
+    holder = Pool(path=state.arena_path("default"))
+    looked: list[float] = []
+
+    def wait(seconds: float) -> None:
+        looked.append(seconds)
+        holder.close()
+
+    monkeypatch.setattr("nbdzram.server.inventory.time.sleep", wait)
+    open_pool(PoolConfig(name="default"), state).close()
+    assert len(looked) == 1
+
+
+def test_an_arena_that_another_server_has_is_refused_in_a_while(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    with (
+        Pool(path=state.arena_path("default")),
+        pytest.raises(ArenaInUse, match="stop that server first"),
+    ):
+        open_pool(PoolConfig(name="default"), state)
