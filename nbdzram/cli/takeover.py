@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable
 from nbdzram.server.descriptors import raise_limit
 from nbdzram.server.handover import ANSWER_SECONDS, CREDENTIALS, FORMAT, KNOWS, PEER, SERVING, Handover
+
+ENDING_SECONDS = 5.0
+"""For a process that hung up to be gone: what it held, its memory too, is let go one after the other."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -74,14 +78,20 @@ def take_over(
 
 def _ask(control: Path, listener: socket.socket, place: Path, state_dir: Path | None) -> socket.socket:
     """The connection on which the server gives, once it does. Raises ServerUnreachable, GiverEnded, UserError."""
-    with ControlClient(control) as client:
+    with ControlClient(control) as client, contextlib.ExitStack() as held:
+        process = None
+        with contextlib.suppress(OSError):  # it lives in another namespace, say
+            process = os.pidfd_open(client.server_pid)
+            held.callback(os.close, process)
         state = "" if state_dir is None else str(state_dir.absolute())
         client.call("takeover", socket=str(place), pid=os.getpid(), format=FORMAT, knows=list(KNOWS), state_dir=state)
         giver = _accept(listener, client.server_pid)
-    if not giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
+        if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
+            return giver
         giver.close()
+        if process is not None:  # hung up, and not gone yet: it still has its other sockets and its arenas
+            select.select([process], (), (), ENDING_SECONDS)
         raise GiverEnded("the server ended before it gave anything away")
-    return giver
 
 
 def _accept(listener: socket.socket, pid: int) -> socket.socket:

@@ -594,8 +594,8 @@ def test_who_ended_before_anything_was_given_to_him_is_told_to_nobody(line: Line
 
 def test_a_server_that_is_killed_before_it_gives_is_followed_by_one_that_starts(line: Line) -> None:
     """With a state directory it has what the killed one had."""
-    payload = b"p" * MIB
-    with line.last.client() as client:
+    payload, client = b"p" * MIB, line.last.client()
+    with client.socket:
         client.write(0, b"a" * 4096)
         client.socket.sendall(request(CMD_WRITE, MIB, MIB, cookie=1) + payload[: MIB // 2])  # it waits for the rest
         old = line.last
