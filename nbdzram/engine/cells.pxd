@@ -54,7 +54,8 @@ cdef inline uint64_t handles_max(Arena arena) noexcept nogil:
 cdef class Cells:
     # What readers look at, and others seldom write beside it.
     cdef Arena arena
-    cdef uint32_t* segments   # in the arena: first unit of each segment
+    cdef uint32_t* segments   # first unit of each segment, as it was when it was taken or opened
+    cdef uint32_t* directory  # the same in the arena
     cdef uint32_t high        # handles 1 .. high-1 have been used
     cdef char apart[128]
     cdef Region links         # of uint32_t, by handle
@@ -63,7 +64,7 @@ cdef class Cells:
     cdef uint32_t retired_head
     cdef uint32_t retired_tail
     cdef uint64_t live
-    cdef uint64_t directory_pages  # of `segments`, that are in use
+    cdef uint64_t directory_pages  # of `directory`, that are in use
     cdef uint64_t cell_pages
     cdef Region chunk_of      # of uint32_t, by handle // CHUNK: the chunk of these handles; 0: none
     cdef Region chunks        # of CHUNK times uint32_t: holders beyond REFS_MAX. The first of a free one is the next
@@ -76,6 +77,7 @@ cdef class Cells:
     cdef void changes(self, uint32_t handle) noexcept nogil
     cdef uint32_t alloc(self) noexcept nogil
     cdef uint32_t segments_held(self) noexcept nogil
+    cdef uint32_t learn_segment(self, uint32_t segment) noexcept nogil
     cdef bint held(self, uint32_t handle) noexcept nogil
     cdef bint begin(self) noexcept nogil
     cdef bint ready(self) noexcept nogil

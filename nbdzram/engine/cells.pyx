@@ -1,7 +1,8 @@
 """Handle cells: what a handle means, and how many hold it.
 
 A handle is a number from 1; its cell is 16 bytes in the arena. Cells live in segments of 1 MiB (65,536 cells), so that
-a cell never moves; the segments' places stand in a directory in the arena.
+a cell never moves; the segments' places stand in a directory in the arena. It has no checks, so it is read once, when it is
+opened and every unit gets one owner (opening.pyx): a bit that flips in it later leads nobody astray.
 
     word         63       55 54                27 26      16 15        4 3    0
     object      |   refs    |       unit         |   slot   | length-1  | codec |
@@ -32,6 +33,7 @@ handle that is the caller's.
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 from nbdzram.engine.arena cimport (
     PAGE_SIZE, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
@@ -52,7 +54,10 @@ cdef class Cells:
 
     def __cinit__(self, Arena arena, uint64_t directory):
         self.arena = arena
-        self.segments = <uint32_t*>(arena.base + directory)
+        self.directory = <uint32_t*>(arena.base + directory)
+        self.segments = <uint32_t*>calloc(SEGMENTS_MAX, sizeof(uint32_t))  # pages that nobody touches cost nothing
+        if self.segments == NULL:
+            raise MemoryError
         self.high = 1
         if (not region_reserve(&self.links, handles_max(arena) * sizeof(uint32_t), &arena.ledger)
                 or not region_reserve(&self.chunk_of, (handles_max(arena) // CHUNK + 1) * sizeof(uint32_t), NULL)
@@ -60,6 +65,7 @@ cdef class Cells:
             raise ArenaError("cannot reserve addresses for handles; raise ulimit -v")
 
     def __dealloc__(self):
+        free(self.segments)
         region_free(&self.links)
         region_free(&self.chunk_of)
         region_free(&self.chunks)
@@ -124,7 +130,8 @@ cdef class Cells:
             unit = self.arena.take_run(SEGMENT_UNITS)
             if unit == 0:
                 return False
-            publish32(&self.segments[handle >> 16], unit)
+            publish32(&self.directory[handle >> 16], unit)
+            amend32(&self.segments[handle >> 16], unit)
         if handle // CELLS_A_PAGE >= self.cell_pages:
             if not self._take_page(
                     <uint64_t>self.segments[handle >> 16] * UNIT_SIZE + (handle & 0xFFFF) // CELLS_A_PAGE * PAGE_SIZE):
@@ -147,14 +154,19 @@ cdef class Cells:
 
     cdef uint64_t directory_at(self, uint32_t segment) noexcept nogil:
         """The arena's offset of a segment's number."""
-        return <uint64_t>(<char*>(self.segments + segment) - <char*>self.arena.base)
+        return <uint64_t>(<char*>(self.directory + segment) - <char*>self.arena.base)
 
     cdef uint32_t segments_held(self) noexcept nogil:
         """How many segments an arena opened again has."""
         cdef uint32_t count = 0
-        while count < SEGMENTS_MAX and self.arena.holds(self.directory_at(count)) and self.segments[count]:
+        while count < SEGMENTS_MAX and self.arena.holds(self.directory_at(count)) and self.learn_segment(count):
             count += 1
         return count
+
+    cdef uint32_t learn_segment(self, uint32_t segment) noexcept nogil:
+        """Where the arena says that a segment is, from now on; 0: nowhere."""
+        self.segments[segment] = self.directory[segment]
+        return self.segments[segment]
 
     cdef bint held(self, uint32_t handle) noexcept nogil:
         """Whether the page of a cell may be read in an arena opened again; if not, its cells are free."""

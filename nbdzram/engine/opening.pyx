@@ -147,7 +147,7 @@ cdef class Opening:
         for segment in range(self.segments, SEGMENTS_MAX):
             if segment == self.segments or segment % 1024 == 0:  # of a page's words
                 held = self.arena.holds(self.store.cells.directory_at(segment))
-            if held and self.store.cells.segments[segment]:
+            if held and self.store.cells.directory[segment]:
                 snprintf(self.complaint, COMPLAINT, "there is a cell segment %u, and none of number %u",
                          segment, self.segments)
                 return False

@@ -161,5 +161,5 @@ cdef class Salvage:
         cdef uint64_t unit
         if handle == 0 or segment >= SEGMENTS_MAX:
             return False
-        unit = self.store.cells.segments[segment]
+        unit = self.store.cells.learn_segment(segment)
         return FIRST_UNITS <= unit and unit + SEGMENT_UNITS <= self.arena.unit_high

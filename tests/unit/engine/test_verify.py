@@ -14,8 +14,8 @@ from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import CheckFailed, EngineError
-from tests.support.arena import Arena
-from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run
+from tests.support.arena import SEGMENTS_AT, Arena
+from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 
 FIRST_RANDOM = 8  # a byte of an LZ4 object of half_random, or of noise, that is a literal
 
@@ -101,3 +101,22 @@ def test_a_check_names_the_block(tmp_path: Path, damage: str) -> None:
             arena.set_word(place, 0)
         with pytest.raises(CheckFailed, match="block 0 of export 'disk'"):
             run(Check(pool))
+
+
+def test_a_bit_that_flips_in_the_directory_of_cells_leads_nobody_astray(tmp_path: Path) -> None:
+    """It has no checks, so it is believed when it is opened, and never again."""
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 20)
+        disk.write(0, text(1) + noise(2))
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            arena = Arena(view)
+            word = arena.word(SEGMENTS_AT)
+            arena.set_word(SEGMENTS_AT, word ^ 1)
+            assert disk.read(0, 2 * BLOCK) == text(1) + noise(2)
+            disk.write(BLOCK, text(3))
+            assert disk.read(0, 2 * BLOCK) == text(1) + text(3)
+            arena.set_word(SEGMENTS_AT, word)
+        pool.check()
+    with Pool(path=str(path)) as pool:
+        assert pool.disks()[0].read(0, 2 * BLOCK) == text(1) + text(3)
