@@ -350,3 +350,24 @@ def test_copies_that_are_gone_end_what_would_go_on(pool: Pool) -> None:
     with pytest.raises(StreamError, match="cannot be sent"):
         rest_of(sending, Position(sending.identity, 3, plain_reader.whole_records(out.getvalue(), 3)[1]))
     assert digest
+
+
+def test_a_pipe_that_breaks_at_a_dictionary_tells_its_objects_later(pool: Pool, other: Pool) -> None:
+    """They were looked at, and stand in no record yet."""
+    disk = pool.create("disk", LEAF)
+    disk.write(0, b"".join(prose(number) for number in range(400)))
+    run(Recompress(pool, dictionary=True))
+    assert pool.stats().compr_by_codec["zstd-dict"] > 0
+    with begun(disk, marks=Marks()) as sending:
+        came = io.BytesIO()
+
+        def write(content: bytes) -> None:
+            if content[4] == plain_reader.DICTIONARY and came.tell() > 16:
+                raise StreamCut("nobody reads")
+            came.write(content)
+
+        with pytest.raises(StreamCut):
+            sending.write_to(write)
+        receiver = receiver_in(other)
+        position = cut(receiver, came.getvalue())
+        assert finished(receiver, rest_of(sending, position)) == {"disk": whole(disk)}
