@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.blocks cimport Blocks
+from nbdzram.engine.foresight cimport Foreseen
 from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.prepare cimport Prepared
 
@@ -9,6 +10,8 @@ cdef enum:
 
 cdef class Disk(Blocks):
     cdef Lock stripes[STRIPES]
+
+    cdef void c_foresee(self, const Foreseen* blocks, uint32_t count) noexcept nogil
 
     # The caller has checked that the range lies inside the export. Each returns 0 or an errno value.
     cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil

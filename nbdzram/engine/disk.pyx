@@ -27,6 +27,7 @@ from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
+from nbdzram.engine.foresight cimport Foreseen, foresee
 from nbdzram.engine.kit cimport seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
 from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
@@ -170,6 +171,10 @@ cdef class Disk(Blocks):
         return 0
 
     # -- requests, from any thread ---------------------------------------------------------------------------------
+
+    cdef void c_foresee(self, const Foreseen* blocks, uint32_t count) noexcept nogil:
+        """These blocks are about to be asked for."""
+        foresee(self, blocks, count)
 
     cdef int c_read(self, uint64_t offset, uint64_t length, uint8_t* target) noexcept nogil:
         return read_range(self, offset, length, target)

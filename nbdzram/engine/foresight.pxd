@@ -1,13 +1,15 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.blocks cimport Blocks
+from nbdzram.engine.pool cimport Pool
 
 cdef enum:
-    FORESEEN = 32  # blocks at a time: as many fetches as a processor has under way, twice
+    FORESEEN = 32  # blocks at a time: more than a processor fetches at once, and few enough to stay in its nearest cache
 
 cdef struct Foreseen:
     # A block that is about to be read, or to get new content.
     uint64_t block
     bint read
 
-cdef void foresee(Blocks disk, const Foreseen* blocks, int count) noexcept nogil
+cdef void foresee(Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil
+cdef void foresee_reading(Pool pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil

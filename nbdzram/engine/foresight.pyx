@@ -1,87 +1,103 @@
-"""Bringing near what requests will look at that came together: so that memory is waited for once, and not for each.
+"""Foresight: blocks that are wanted at about the same time wait for memory once, and not one after the other.
 
-    sweep 1   the way down to each block's leaf ......................... its entry is on its way from memory
-    sweep 2   each entry that is near now ............................... its object's cell
-    sweep 3   each cell ................................................. to be read: the object's first bytes
-                                                                          to be replaced: its bucket in the index
+    sweep 1   the way down to each leaf ................ its entry is on its way from memory
+    sweep 2   each entry, near by now .................. its object's cell
+    sweep 3   each cell ................................ to be read: the object's bytes
+                                                         to be replaced: the object's bucket in the index
 
-A request for a block of a large export finds none of these in the processor's caches, and needs one to know where the next
-is. Nothing is promised: what was brought near may be another's, or wrong, by the time it is looked at, and is looked at then
-as if nobody had been here. So here the rules are those of readers (reading.pyx) and no more: the thread is online, what
-a word leads to lies inside the arena.
+Of a large export none of these is in a processor's cache, and each says where the next one is: a request alone waits three
+times. Nothing is promised by this, and nothing changed: what was brought near may be another's when it is looked at, and is
+looked at then as if nobody had been here.
+
+Invariant: the rules are those of readers (reading.pyx): the thread is online, and what is followed lies in the arena, also
+where memory changed under us. Fetching itself cannot fail, whatever the address.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.cells cimport Cell, kind_of, length_of, slot_of, unit_of
+from nbdzram.engine.cells cimport Cell, kind_of, length_of
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport look32, look64
 from nbdzram.engine.quiescence cimport offline, online
-from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, TOP_LEVEL, branch_word, entry_handle, page_of
+from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, TOP_LEVEL, entry_handle, page_of
 
 cdef extern from * nogil:
     void __builtin_prefetch(const void*)
 
 cdef enum:
-    LINE = 64     # bytes
-    LINES = 32     # of an object; by then the processor has seen where it goes
+    LINE = 64              # bytes
+    PAGES_OF_UNIT = UNIT_SIZE // PAGE_SIZE
+    OBJECT_BYTES = 1024    # of an object: behind them the processor has seen where it goes
 
 
-cdef void foresee(Blocks disk, const Foreseen* blocks, int count) noexcept nogil:
-    """For up to FORESEEN blocks of an export."""
-    cdef uint64_t* places[FORESEEN]
-    cdef Cell* cells[FORESEEN]
-    cdef int index
-    cdef uint32_t handle, high
+cdef void foresee(Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil:
+    """Up to FORESEEN blocks of an export."""
     if not online():
         return
-    if not look32(&disk.pool.closing) and not look32(<uint32_t*>&disk.gone):
-        high = look32(&disk.pool.store.cells.high)
-        for index in range(count):
-            places[index] = _place(disk.pool, disk, blocks[index].block)
-            if places[index] != NULL:
-                __builtin_prefetch(places[index])
-        for index in range(count):
-            cells[index] = NULL
-            if places[index] != NULL:
-                handle = entry_handle(look64(places[index]))
-                if 0 < handle < high:
-                    cells[index] = disk.pool.store.cells.cell(handle)
-                    __builtin_prefetch(cells[index])
-        for index in range(count):
-            if cells[index] != NULL:
-                if blocks[index].read:
-                    _bring_object(disk.pool, look64(&cells[index].word))
-                else:
-                    disk.pool.store.index.prefetch_bucket(cells[index].fingerprint)
+    if not look32(&disk.pool.closing):
+        _foresee(disk.pool, disk, blocks, count)
     offline()
 
 
-cdef uint64_t* _place(Pool pool, Blocks disk, uint64_t block) noexcept nogil:
-    """Where the entry of a block stands; NULL: there is none, or not now."""
+cdef void foresee_reading(Pool pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil:
+    """The first FORESEEN of `count` adjacent blocks, of which the second would wait as the first does. The caller is online."""
+    cdef Foreseen blocks[FORESEEN]
+    cdef uint32_t index
+    if count < 2:
+        return
+    count = min(count, <uint64_t>FORESEEN)
+    for index in range(count):
+        blocks[index].block = first + index
+        blocks[index].read = True
+    _foresee(pool, disk, blocks, count)
+
+
+cdef void _foresee(Pool pool, Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil:
+    cdef uint64_t* places[FORESEEN]
+    cdef Cell* cells[FORESEEN]
+    cdef uint32_t high = look32(&pool.store.cells.high)
+    cdef uint64_t pages = <uint64_t>look32(&pool.arena.unit_high) * PAGES_OF_UNIT
+    cdef uint32_t index, handle
+    for index in range(count):
+        places[index] = _place(pool, disk, blocks[index].block, pages)
+        __builtin_prefetch(places[index])
+    for index in range(count):
+        handle = entry_handle(look64(places[index])) if places[index] != NULL else 0
+        cells[index] = pool.store.cells.cell(handle) if 0 < handle < high else NULL
+        __builtin_prefetch(cells[index])
+    for index in range(count):
+        if cells[index] == NULL:
+            continue
+        if blocks[index].read:
+            _bring_object(pool, look64(&cells[index].word))
+        else:
+            pool.store.index.prefetch_bucket(cells[index].fingerprint)
+
+
+cdef uint64_t* _place(Pool pool, Blocks disk, uint64_t block, uint64_t pages) noexcept nogil:
+    """Where the entry of a block stands; NULL: there is none. Whether the words on the way are right is not looked at."""
     cdef uint64_t* place = &disk._entry.root
-    cdef uint64_t word
+    cdef uint32_t page
     cdef int level = TOP_LEVEL + 1
     while level:
-        word = look64(place)
-        if page_of(word) == 0 or word != branch_word(
-                pool.seed, level, block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else disk.number, page_of(word)):
+        page = page_of(look64(place))
+        if not 0 < page < pages:
             return NULL
         level -= 1
-        place = (<uint64_t*>(pool.arena.base + <uint64_t>page_of(word) * PAGE_SIZE)
+        place = (<uint64_t*>(pool.arena.base + <uint64_t>page * PAGE_SIZE)
                  + (block >> (level * BRANCH_SHIFT) & (BRANCH_CHILDREN - 1)))
     return place
 
 
 cdef void _bring_object(Pool pool, uint64_t word) noexcept nogil:
     cdef const uint8_t* first
-    cdef int line
-    if not CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS or (
-            unit_of(word) >= look32(&pool.arena.unit_high)):
+    cdef uint32_t at = 0
+    if not CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS:
         return
     first = pool.store.bytes_at(word)
-    for line in range(LINES):
-        __builtin_prefetch(first + line * LINE)
+    while at < min(length_of(word), <uint32_t>OBJECT_BYTES):
+        __builtin_prefetch(first + at)
+        at += LINE

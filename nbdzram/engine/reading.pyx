@@ -30,6 +30,7 @@ from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, Cell, fill_word, kind_of, length_of, slot_of, target_of, unit_of,
 )
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_FREE, CODEC_RAW, CODEC_ZSTD_DICT, fill
+from nbdzram.engine.foresight cimport FORESEEN, foresee_reading
 from nbdzram.engine.lock cimport lock_leave, lock_step_aside, lock_take
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport exchange64, look32, look64, tally
@@ -90,6 +91,8 @@ cdef int _read_range(
         start = (offset + done) % BLOCK
         count = <uint32_t>min(<uint64_t>BLOCK - start, length - done)
         if is_online:
+            if blocks % FORESEEN == 0:
+                foresee_reading(pool, disk, block, (start + length - done + BLOCK - 1) // BLOCK)
             error = _read_part(pool, disk, block, start, count, target + done)
         else:
             error = _look_again(pool, disk, block, start, count, target + done)

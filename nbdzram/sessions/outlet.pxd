@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from nbdzram.sessions.budget cimport Budget, Piece
 from nbdzram.sessions.line cimport Line
@@ -7,8 +7,10 @@ cdef enum:
     SCRATCH_SIZE = (256 << 10) + 4096  # the largest step of a reply, with its headers; sockets take about as much at once
 
 cdef struct Scratch:
-    # Where the answers of a turn are put together. One a thread: it is empty between two sessions.
-    uint8_t* bytes
+    # What a thread lends to the session whose turn it is.
+    uint8_t* bytes            # where the answers of a turn are put together; empty between two sessions
+    uint64_t served           # requests that its sessions took, ever
+    bint alone                # no other session is known to have a turn now
 
 cdef class Outlet:
     cdef Line line

@@ -1,9 +1,10 @@
-# Whether a thread looks again and again before it sleeps, when its client sends one request at a time.
+# Whether a thread looks again and again before it sleeps, while its clients wait for each other's next step.
 #
 # To be woken costs between 2 and 60 us, by machine: nothing where client and server take turns on one processor, much where
-# the other processor must be woken first. Whoever keeps many requests under way does not feel it; whoever sends one, waits,
-# and sends the next (a machine that boots, or swaps) pays it for every one. So both ways are tried, for a round of waits
-# each, and the one is kept after which the next request is there sooner; every so often the other gets another round.
+# the other processor must be woken first. A client that sends one request, waits, and sends the next (a machine that boots,
+# or swaps) pays it for every one; one that keeps eight under way still waits for a thread that sleeps between two batches,
+# and has itself to wake it. So both ways are tried, for a round of waits each, and the one is kept in which requests follow
+# each other sooner, from the first of a round to the last; every so often the other gets another round.
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
 # that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile.
@@ -24,37 +25,50 @@ cdef enum:
 cdef struct Patience:
     int way                   # SLEEP or LOOK
     int waits                 # of this round
+    uint64_t began            # this round, monotonic ns; 0: it has not
     uint64_t waited_ns        # in this round
-    uint64_t mean_ns[2]       # of each way's last round; 0: not tried
+    uint64_t served           # requests in this round
+    uint64_t pace_ns[2]       # from one request to the next, in each way's last round; 0: not tried
+    bint slow                 # the last round's waits were long
     int rounds                # since the other way was tried
     int kept                  # how many rounds until it is again
     int better                # the way that was better, of late
     bint trial                # this round is one
     uint64_t barred_until     # monotonic ns: no looks before
 
-cdef inline void patience_pause(Patience* patience) noexcept nogil:
-    # Requests come several at a time, or the thread has other things to do: begin a round anew, asleep.
-    patience.way = SLEEP
+cdef inline void patience_begin(Patience* patience, uint64_t now) noexcept nogil:
+    # Begin a round.
     patience.waits = 0
     patience.waited_ns = 0
-    patience.trial = False
+    patience.served = 0
+    patience.began = now
 
-cdef inline void patience_learn(Patience* patience, bint looked, uint64_t waited_ns) noexcept nogil:
-    # A wait for one request, after a turn of one. Who was to look and was kept from it learns nothing.
+cdef inline void patience_pause(Patience* patience) noexcept nogil:
+    # Something else decides when the thread goes on: begin anew when that is over, asleep.
+    patience.way = SLEEP
+    patience.trial = False
+    patience_begin(patience, 0)
+
+cdef inline void patience_learn(
+    Patience* patience, bint looked, uint64_t waited_ns, uint64_t served, uint64_t now
+) noexcept nogil:
+    # A wait that is over now, after a turn of `served` requests. Who was to look and was kept from it learns nothing.
     cdef int better
-    if looked != (patience.way == LOOK):
+    if looked != (patience.way == LOOK) or patience.began == 0:
+        patience_begin(patience, now)
         return
     patience.waits += 1
     patience.waited_ns += waited_ns
+    patience.served += served
     if patience.waits < ROUND_WAITS:
         return
-    patience.mean_ns[patience.way] = max(patience.waited_ns // ROUND_WAITS, <uint64_t>1)
-    patience.waits = 0
-    patience.waited_ns = 0
+    patience.pace_ns[patience.way] = max((now - patience.began) // max(patience.served, <uint64_t>1), <uint64_t>1)
+    patience.slow = patience.waited_ns // ROUND_WAITS > SLOW_NS
     patience.rounds += 1
+    patience_begin(patience, now)
     # An eighth: what looking costs the processor is to be worth it.
-    better = LOOK if 0 < patience.mean_ns[LOOK] < patience.mean_ns[SLEEP] // 8 * 7 else SLEEP
-    if patience.mean_ns[SLEEP] > SLOW_NS:
+    better = LOOK if 0 < patience.pace_ns[LOOK] < patience.pace_ns[SLEEP] // 8 * 7 else SLEEP
+    if patience.slow:
         better = SLEEP
     if better != patience.better or patience.kept == 0:  # things are otherwise than they were
         patience.better = better
@@ -63,7 +77,7 @@ cdef inline void patience_learn(Patience* patience, bint looked, uint64_t waited
     elif patience.trial:  # in vain
         patience.kept = min(2 * patience.kept, <int>MOST_ROUNDS)
         patience.rounds = 0
-    patience.trial = patience.rounds >= patience.kept and (better == LOOK or patience.mean_ns[SLEEP] <= SLOW_NS)
+    patience.trial = patience.rounds >= patience.kept and (better == LOOK or not patience.slow)
     patience.way = better if not patience.trial else SLEEP if better == LOOK else LOOK
 
 cdef inline bint patience_looks(Patience* patience, uint64_t now) noexcept nogil:

@@ -21,6 +21,8 @@ class RehearsalLine(Line):
     """The line takes all that was sent at once, and no poller tells of what it holds: as OpenSSL does with records."""
     mute: bool
     """It has no room for what it says at its end."""
+    gifts: int
+    """How often it was given something."""
     closed: bool
     closed_in_order: bool
     watched: int
@@ -30,8 +32,8 @@ class RehearsalLine(Line):
     def ready(self) -> bool:
         """A poller would wake the session for it."""
 
-def serve(desk: Desk, session: Session) -> None:
-    """What a poller's word does: bytes came, or the peer reads again."""
+def serve(desk: Desk, session: Session, *, alone: bool = False) -> None:
+    """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too."""
 
 def pass_time(desk: Desk, throttle: Throttle, nanoseconds: int) -> None:
     """Let so much time have gone by in an export's schedule, for the sessions that wait at the desk too."""
@@ -52,16 +54,18 @@ def age(session: Session, seconds: int) -> None:
     """Let so many seconds have gone by since it began to close."""
 
 class Waits:
-    """A thread's patience, with waits that the test makes up."""
+    """A thread's patience, with waits that the test makes up, on a clock of its own: nanoseconds since the first."""
 
-    def looks(self, now: int = 0) -> bool:
+    now: int
+
+    def looks(self) -> bool:
         """Would it look, before it sleeps?"""
 
-    def waited(self, nanoseconds: int, *, looked: bool = False) -> None:
-        """One request came after so long."""
+    def waited(self, nanoseconds: int, *, looked: bool = False, served: int = 1, work: int = 0) -> None:
+        """A turn of so many requests, that took so long; then the next came after so long."""
 
-    def pause(self) -> None:
-        """Requests came several at a time."""
+    def passes(self, nanoseconds: int) -> None:
+        """Time, with no request."""
 
-    def bar(self, now: int) -> None:
+    def bar(self) -> None:
         """Somebody else ran on its processor."""

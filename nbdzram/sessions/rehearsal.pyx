@@ -11,7 +11,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
-from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, patience_looks, patience_pause
+from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, patience_looks
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
@@ -29,6 +29,7 @@ cdef class RehearsalLine(Line):
     cdef public bint reset
     cdef public bint untold        # what comes is held by the line: no poller tells of it once it was told of the first
     cdef public bint mute          # there is no room for what a line says at its end
+    cdef readonly int gifts        # how often it was given something
     cdef readonly bint closed
     cdef readonly bint closed_in_order
     cdef readonly int watched
@@ -75,6 +76,7 @@ cdef class RehearsalLine(Line):
                 return LATER
             self.outgoing += PyBytes_FromStringAndSize(<const char*>source, size)
             self.room -= size
+            self.gifts += 1
             return size
 
     cdef int watch(self, int wanted) noexcept nogil:
@@ -90,8 +92,9 @@ cdef class RehearsalLine(Line):
         self.watched = 0
 
 
-def serve(Desk desk not None, Session session not None):
-    """What a poller's word does: bytes came, or the peer reads again."""
+def serve(Desk desk not None, Session session not None, *, bint alone=False):
+    """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too."""
+    desk.scratch.alone = alone
     if session.stage_now >= LOST:
         return
     if session.outlet.blocked():
@@ -147,22 +150,27 @@ def rest(Desk desk not None, Session session not None):
 
 
 cdef class Waits:
-    """A thread's patience, with waits that the test makes up."""
+    """A thread's patience, with waits that the test makes up, on a clock of its own: nanoseconds since the first."""
 
     cdef Patience patience
+    cdef readonly uint64_t now
 
-    def looks(self, uint64_t now=0):
+    def __cinit__(self):
+        self.now = 1
+
+    def looks(self):
         """Would it look, before it sleeps?"""
-        return patience_looks(&self.patience, now)
+        return patience_looks(&self.patience, self.now)
 
-    def waited(self, uint64_t nanoseconds, *, bint looked=False):
-        """One request came after so long."""
-        patience_learn(&self.patience, looked, nanoseconds)
+    def waited(self, uint64_t nanoseconds, *, bint looked=False, uint64_t served=1, uint64_t work=0):
+        """A turn of so many requests, that took so long; then the next came after so long."""
+        self.now += work + nanoseconds
+        patience_learn(&self.patience, looked, nanoseconds, served, self.now)
 
-    def pause(self):
-        """Requests came several at a time."""
-        patience_pause(&self.patience)
+    def passes(self, uint64_t nanoseconds):
+        """Time, with no request."""
+        self.now += nanoseconds
 
-    def bar(self, uint64_t now):
+    def bar(self):
         """Somebody else ran on its processor."""
-        patience_bar(&self.patience, now)
+        patience_bar(&self.patience, self.now)

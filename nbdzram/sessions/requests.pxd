@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from nbdzram.sessions.block_status cimport Contexts
 from nbdzram.sessions.budget cimport Piece
@@ -23,10 +23,12 @@ cdef class Requests(Work):
     cdef int verdict             # of the request whose payload is being skipped or applied
     cdef uint64_t remaining      # bytes of its payload still to come
     cdef Piece* payload
+    cdef uint32_t foreseen       # requests in the inbox for which memory was asked already
 
     cdef bint move(self, Stage stage) noexcept nogil
     cdef void halt(self, Ending cause, int64_t value) noexcept nogil
     cdef bint advance(self) noexcept nogil
+    cdef void look_ahead(self) noexcept nogil
     cdef bint take_request(self) noexcept nogil
     cdef bint take_read(self, int size) noexcept nogil
     cdef bint take_write(self, int size) noexcept nogil

@@ -9,9 +9,10 @@ Requests are taken in their order. A WRITE changes nothing before its payload is
 there was no room for the payload; see the session's invariants (session.pyx).
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from nbdzram.engine.foresight cimport FORESEEN, Foreseen
 from nbdzram.nbd.transmission cimport (
     BLOCK, BLOCK_STATUS, DF, DISC, NOT_AN_OFFSET, OK, PAYLOAD_LEN, READ, REPLY_OVERHEAD, TRIM, UNREADABLE, WRITE,
     WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request, read_header_size, validate, verdict_of,
@@ -56,8 +57,11 @@ cdef class Requests(Work):
             self.inbox.taken = self.inbox.filled
             return False
         if self.phase == HEADER:
+            if self.foreseen == 0:
+                self.look_ahead()
             if not self.take_request():
                 return False
+            self.foreseen -= self.foreseen != 0
             self.begin_request()
             return True
         if self.phase == APPLY:
@@ -70,6 +74,28 @@ cdef class Requests(Work):
             return False
         self.end_payload()
         return True
+
+    cdef void look_ahead(self) noexcept nogil:
+        """Have memory bring what the requests in the inbox will need, while the first are performed. One alone waits."""
+        cdef Foreseen blocks[FORESEEN]
+        cdef Request request
+        cdef size_t at = self.inbox.taken
+        cdef int size
+        cdef uint32_t count = 0
+        while count < FORESEEN:
+            size = parse_request(self.inbox.bytes + at, self.inbox.filled - at, self.rules.style, &request)
+            if size <= 0 or request.command > WRITE or not 0 < request.length <= INLINE_LIMIT or (
+                    request.offset >= self.disk.size):
+                break
+            blocks[count].block = request.offset // BLOCK
+            blocks[count].read = request.command == READ
+            count += 1
+            if request.payload >= self.inbox.filled - at - size:
+                break
+            at += size + request.payload
+        if count > 1:
+            self.disk.c_foresee(blocks, count)
+            self.foreseen = count
 
     cdef bint take_request(self) noexcept nogil:
         """Take one request from the inbox: validate, then perform and reply, or start what does so later."""

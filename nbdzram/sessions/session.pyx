@@ -32,7 +32,7 @@ from nbdzram.engine.disk cimport Disk
 from nbdzram.sessions.answers cimport UNFRAGMENTED
 from nbdzram.sessions.block_status cimport CONTEXTS
 from nbdzram.sessions.budget cimport Budget, free_piece
-from nbdzram.sessions.costs cimport STORE_LIMIT, TURN
+from nbdzram.sessions.costs cimport EARLY, STORE_LIMIT, TURN
 from nbdzram.sessions.inbox cimport Inbox
 from nbdzram.sessions.line cimport BROKEN, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.mail cimport bell_answer, bell_ring
@@ -283,11 +283,14 @@ cdef class Session(Requests):
     # ---- the loop over requests ----
 
     cdef void run(self) noexcept nogil:
+        cdef int64_t early
         self.later = self.throttled = False
         self.started = monotonic()
-        self.allowance = TURN
+        self.allowance = early = TURN
         while self.advance():
-            pass
+            if self.scratch.alone and early - self.allowance >= EARLY:  # so that it and we are at work at the same time
+                self.outlet.flush()
+                early = self.allowance
         self.outlet.flush()
         if self.counts.untimed_any:
             count_times(self.counts, monotonic() - self.started)

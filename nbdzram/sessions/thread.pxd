@@ -44,9 +44,8 @@ cdef class Desk:
 
 cdef class IoThread(Desk):
     cdef object thread
-    cdef Patience patience       # with clients that send one request at a time
-    cdef uint64_t served         # requests of the last turn
-    cdef bint single             # the last turn was for one line, which brought a request, a part of one, or for mail
+    cdef Patience patience
+    cdef uint64_t served         # what scratch.served was when the last turn began
     cdef void serve(self) noexcept nogil
     cdef void wake(self, Session session, uint32_t found) noexcept nogil
     cdef int wait(self, epoll_event* events) noexcept nogil

@@ -268,7 +268,8 @@ cdef class IoThread(Desk):
         cdef void* session
         while not self.finished:
             count = self.wait(events)
-            self.served = 0
+            self.served = self.scratch.served
+            self.scratch.alone = count <= 1
             began = self.begin_turn()
             for index in range(max(count, 0)):
                 session = events[index].data.ptr
@@ -280,21 +281,19 @@ cdef class IoThread(Desk):
             self.let_on()
             self.take_turns()
             self.end_turn(began)
-            self.single = count == 1 and self.served <= 1
 
     cdef void wake(self, Session session, uint32_t found) noexcept nogil:
         """Its line has bytes, or room, or its end."""
-        cdef uint64_t before = session.requests
         if found & (EPOLLIN | EPOLLHUP | EPOLLERR) and not session.outlet.blocked():
             session.readable()
         else:
             session.writable()
-        self.served += session.requests - before
         self.after(session)
 
     cdef int wait(self, epoll_event* events) noexcept nogil:
         """How many lines are ready: at once while somebody has more to do, or else as soon as one is."""
         cdef uint64_t began, now, looked
+        cdef uint64_t served = self.scratch.served - self.served
         cdef int count = 0
         cdef bint looks
         if self.first_ready != NULL:
@@ -303,9 +302,6 @@ cdef class IoThread(Desk):
             patience_pause(&self.patience)
             poll_until(self.poller, self.next_due, monotonic())
             return epoll_wait(self.poller, events, READY, 0)
-        if not self.single:
-            patience_pause(&self.patience)
-            return epoll_wait(self.poller, events, READY, FOR_EVER)
         began = now = monotonic()
         looks = patience_looks(&self.patience, began) and self.workers.may_look()
         if looks:
@@ -320,6 +316,6 @@ cdef class IoThread(Desk):
         if count == 0:
             count = epoll_wait(self.poller, events, READY, FOR_EVER)
             now = monotonic()
-        if self.served:  # else what came was a part of a request, or mail
-            patience_learn(&self.patience, looks, now - began)
+        if served:  # else what came was a part of a request, or mail
+            patience_learn(&self.patience, looks, now - began, served, now)
         return count

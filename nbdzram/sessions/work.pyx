@@ -55,6 +55,7 @@ cdef class Work(Answers):
     cdef void begin_request(self) noexcept nogil:
         """It is taken from the inbox."""
         self.requests += 1
+        self.outlet.scratch.served += 1
         if self.place.epoch == 0:
             return
         if self.place.due > self.place.taken:

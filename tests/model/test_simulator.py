@@ -66,7 +66,7 @@ class Tenant:
         elif what < 0.75:
             line.room = self.dice.choice([0, 1, 30, 4000, 100_000, 1 << 40])
         elif what < 0.85:
-            self.stage.serve(self.client)
+            self.stage.serve(self.client, alone=self.dice.random() < 0.5)
         elif what < 0.87:
             line.reset = True
             self.unsure = True

@@ -37,8 +37,10 @@ class Client:
 class Stage:
     """One small export, played on again and again; every run starts with the same content."""
 
-    def __init__(self, size: int, *, budget: int = 1 << 30, processors: int = 1, mem_limit: int = 0) -> None:
-        self.pool = Pool(mem_limit=mem_limit)
+    def __init__(
+        self, size: int, *, budget: int = 1 << 30, processors: int = 1, mem_limit: int = 0, path: str | None = None
+    ) -> None:
+        self.pool = Pool(mem_limit=mem_limit, path=path)
         self.content = bytes(range(1, 252)) * (size // 251 + 1)
         self.content = self.content[: size // 2] + bytes(size - size // 2)
         self.disk = self.pool.create("disk", size)
@@ -83,10 +85,10 @@ class Stage:
         self.desk.turn()
         return self.clients[self._numbers]
 
-    def serve(self, client: Client) -> bool:
+    def serve(self, client: Client, *, alone: bool = False) -> bool:
         """Give a client what its poller would. False: there was nothing."""
         if client.line.ready:
-            serve(self.desk, client.session)
+            serve(self.desk, client.session, alone=alone)
             return True
         return False
 

@@ -58,20 +58,30 @@ def test_a_client_that_becomes_slow_is_looked_for_no_longer() -> None:
 def test_nobody_looks_again_for_a_client_that_was_quick_once() -> None:
     waits = Waits()
     looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
-    waits.pause()
+    waits.bar()
     assert looks_of(waits, 2 * ROUND, asleep=1000 * MICROSECOND, awake=990 * MICROSECOND) == 0
 
 
-def test_requests_that_come_several_at_a_time_put_it_to_sleep() -> None:
+def test_requests_that_come_several_at_a_time_are_judged_by_how_many_come_in_what_time() -> None:
+    """Awake, a thread has fewer at a time, and is there sooner for each."""
     waits = Waits()
-    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    for _ in range(WARM_UP):
+        if waits.looks():
+            waits.waited(5 * MICROSECOND, looked=True, served=2, work=6 * MICROSECOND)
+        else:
+            waits.waited(60 * MICROSECOND, served=8, work=24 * MICROSECOND)
     assert waits.looks()
-    waits.pause()
+
+
+def test_a_thread_sleeps_while_its_clients_are_as_fast_either_way() -> None:
+    """They have their own pace: looking makes the batches smaller, and nothing sooner."""
+    waits = Waits()
+    for _ in range(LONG):
+        if waits.looks():
+            waits.waited(10 * MICROSECOND, looked=True, served=1, work=3 * MICROSECOND)
+        else:
+            waits.waited(80 * MICROSECOND, served=8, work=24 * MICROSECOND)
     assert not waits.looks()
-    assert looks_of(waits, ROUND, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) == 0, (
-        "one round says whether they do again"
-    )
-    assert waits.looks()
 
 
 def test_what_keeps_a_thread_from_looking_says_nothing_against_it() -> None:
@@ -95,8 +105,10 @@ def test_what_was_better_and_is_not_is_tried_again_soon() -> None:
 def test_a_processor_that_others_want_is_left_to_them() -> None:
     waits = Waits()
     looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
-    waits.bar(now=1000)
-    for _ in range(ROUND):
+    waits.bar()
+    barred_from = waits.now
+    while waits.now < barred_from + BARRED - 50 * MICROSECOND:
         waits.waited(40 * MICROSECOND)
-    assert not waits.looks(now=BARRED)
-    assert waits.looks(now=1000 + BARRED)
+        assert not waits.looks()
+    waits.passes(50 * MICROSECOND)
+    assert waits.looks()

@@ -33,6 +33,23 @@ def stage() -> Iterator[Stage]:
     made.close()
 
 
+@pytest.mark.parametrize(
+    ("alone", "gifts"), [pytest.param(True, 4, id="alone"), pytest.param(False, 1, id="beside others")]
+)
+def test_a_client_that_nobody_is_beside_gets_its_first_answers_before_its_last_are_made(
+    stage: Stage, alone: bool, gifts: int
+) -> None:
+    """So that it can go on meanwhile: every fourth of sixteen small requests, where one send would do."""
+    client = stage.attach(style=0)
+    client.send(request(CMD_WRITE, 0, BLOCK) + bytes(BLOCK))
+    serve(stage.desk, client.session)  # its inbox grows
+    before = client.line.gifts
+    client.send(request(CMD_READ, 0, BLOCK) * 16)
+    serve(stage.desk, client.session, alone=alone)
+    assert answered(client) == 17
+    assert client.line.gifts - before == gifts
+
+
 def answered(client: Client) -> int:
     return client.session.requests
 
