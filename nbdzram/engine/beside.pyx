@@ -31,7 +31,7 @@ from nbdzram.engine.arena cimport PAGE_SIZE
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, REFS_MAX, REFS_SHIFT, Cell, kind_of, length_of, object_word, slot_of, unit_of
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD_DICT
-from nbdzram.engine.kit cimport Kit, has_handle, has_room, has_slot, kit_of_thread, let_go, outgrows
+from nbdzram.engine.kit cimport Kit, expect_slot, has_handle, has_room, has_slot, kit_of_thread, let_go, outgrows
 from nbdzram.engine.ledger cimport ledger_is_near
 from nbdzram.engine.lock cimport lock_leave_beside, lock_take_beside
 from nbdzram.engine.must cimport must, must_debug
@@ -196,6 +196,7 @@ cdef uint32_t _put(Pool pool, Kit* kit, const Prepared* new) noexcept nogil:
     kit.slot_count[size_class] -= 1
     kit.bytes -= pool.store.slab.classes[size_class].size
     item = kit.slots[size_class][kit.slot_count[size_class]]
+    expect_slot(kit, pool.store, size_class)
     memcpy(pool.arena.base + pool.store.slab.offset_of(retired_unit(item), retired_slot(item), new.length),
            new.source, new.length)
     cell = pool.store.cells.cell(handle)

@@ -28,7 +28,7 @@ from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
 from nbdzram.engine.foresight cimport Foreseen, foresee
-from nbdzram.engine.kit cimport seat_of_thread
+from nbdzram.engine.kit cimport Kit, bring_slot, kit_of_thread, seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
 from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
@@ -275,11 +275,14 @@ cdef class Disk(Blocks):
 
     cdef int _write_run(self, uint64_t first, uint32_t count, const uint8_t* source) noexcept nogil:
         """Replace up to RUN whole blocks of one leaf."""
+        cdef Kit* kit = kit_of_thread(&self.pool.sides)
         cdef uint8_t encoded[RUN * BLOCK]
         cdef Prepared prepared[RUN]
         cdef uint32_t stored
         cdef int error
         cdef bint waited = False
+        if kit != NULL:
+            bring_slot(kit)
         while True:
             self.pool.keep_short()
             prepare(self.pool, self.salt, source, count, encoded, prepared)

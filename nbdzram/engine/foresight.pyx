@@ -22,15 +22,14 @@ from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport look32, look64
 from nbdzram.engine.quiescence cimport offline, online
-from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, TOP_LEVEL, entry_handle, page_of
+from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, entry_handle, page_of
 
 cdef extern from * nogil:
     void __builtin_prefetch(const void*)
 
 cdef enum:
-    LINE = 64              # bytes
+    LINE = 64  # bytes
     PAGES_OF_UNIT = UNIT_SIZE // PAGE_SIZE
-    OBJECT_BYTES = 1024    # of an object: behind them the processor has seen where it goes
 
 
 cdef void foresee(Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil:
@@ -62,7 +61,10 @@ cdef void _foresee(Pool pool, Blocks disk, const Foreseen* blocks, uint32_t coun
     cdef uint64_t pages = <uint64_t>look32(&pool.arena.unit_high) * PAGES_OF_UNIT
     cdef uint32_t index, handle
     for index in range(count):
-        places[index] = _place(pool, disk, blocks[index].block, pages)
+        if index and blocks[index].block == blocks[index - 1].block + 1 and blocks[index].block % LEAF_BLOCKS:
+            places[index] = places[index - 1] + 1 if places[index - 1] != NULL else NULL
+        else:
+            places[index] = _place(pool, disk, blocks[index].block, pages)
         __builtin_prefetch(places[index])
     for index in range(count):
         handle = entry_handle(look64(places[index])) if places[index] != NULL else 0
@@ -98,6 +100,6 @@ cdef void _bring_object(Pool pool, uint64_t word) noexcept nogil:
     if not CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS:
         return
     first = pool.store.bytes_at(word)
-    while at < min(length_of(word), <uint32_t>OBJECT_BYTES):
+    while at < length_of(word):
         __builtin_prefetch(first + at)
         at += LINE

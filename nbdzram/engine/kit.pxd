@@ -32,6 +32,8 @@ cdef struct Kit:
     Limbo limbo          # of `gone`
     uint64_t looked_at   # limbo.last, when it was last looked whether a grace period ended
     uint64_t bytes       # of all slots at hand
+    const uint8_t* expected  # slot, of the thread's next object: its alone, in the lock and out of it; NULL: none
+    uint32_t expected_size
     uint32_t handle_count
     uint8_t slot_count[MAX_CLASSES]
     uint32_t handles[KIT_HANDLES]
@@ -44,6 +46,8 @@ cdef Kit* kit_of_thread(Sides* sides) noexcept nogil
 cdef void kits_free(Sides* sides) noexcept nogil
 cdef bint has_handle(Kit* kit, ObjectStore store) noexcept nogil
 cdef bint has_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogil
+cdef void expect_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogil
+cdef void bring_slot(Kit* kit) noexcept nogil
 cdef bint has_room(Kit* kit, ObjectStore store, uint32_t count) noexcept nogil
 cdef void let_go(Kit* kit, ObjectStore store, uint64_t slot, uint32_t handle, uint32_t size_class) noexcept nogil
 cdef bint outgrows(Kit* kit, ObjectStore store) noexcept nogil

@@ -39,7 +39,11 @@ from nbdzram.engine.store cimport KINDS, ObjectStore
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void**, size_t alignment, size_t size)
 
+cdef extern from * nogil:
+    void __builtin_prefetch(const void*, int writes)
+
 cdef enum:
+    LINE = 64    # bytes
     APART = 128  # bytes: two lines, which processors fetch in pairs
 
 assert sizeof(Seat) + 120 == APART
@@ -102,6 +106,25 @@ cdef bint has_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogil:
         lock_leave(&store.depot)
         kit.bytes += <uint64_t>kit.slot_count[size_class] * store.slab.classes[size_class].size
     return kit.slot_count[size_class] != 0
+
+
+cdef void expect_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogil:
+    """A slot of this size class was used: the next object is as large, mostly, and takes the next one."""
+    cdef uint64_t slot
+    kit.expected = NULL
+    kit.expected_size = store.slab.slot_size[size_class]
+    if kit.slot_count[size_class]:
+        slot = kit.slots[size_class][kit.slot_count[size_class] - 1]
+        kit.expected = store.arena.base + store.slab.offset_of(retired_unit(slot), retired_slot(slot), kit.expected_size)
+
+
+cdef void bring_slot(Kit* kit) noexcept nogil:
+    """Have memory bring the expected slot, while what will lie in it is made. Needs no lock, and promises nothing."""
+    cdef uint32_t at = 0
+    if kit.expected != NULL:
+        while at < kit.expected_size:
+            __builtin_prefetch(kit.expected + at, 1)  # to be written
+            at += LINE
 
 
 cdef bint has_room(Kit* kit, ObjectStore store, uint32_t count) noexcept nogil:
