@@ -25,11 +25,13 @@ RUNS ?= 2000000
 # `make mutants` tries one in PART, or those named: make mutants MUTANTS="fold protocol"
 PART ?= 1
 MUTANTS ?=
+# `make coverage` runs these tests, or those named
+COVERED ?= tests/unit tests/model
 # ... and begins none after so many
 MINUTES ?= inf
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz tsan wheel dashboards bench bench-memory bench-scaling instructions bundle clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz tsan coverage wheel dashboards bench bench-memory bench-scaling instructions bundle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +68,9 @@ fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code
 
 tsan: $(VENV)/built $(VENV)/dev ## Look for races between threads of the engine, with a build of its own (ten minutes)
 	$(BIN)/pytest -m slow tests/model/test_sanitizers.py -k thread_sanitizer
+
+coverage: $(VENV)/built $(VENV)/dev ## Which lines of the data plane tests run, by a build of its own (COVERED="tests/unit tests/model")
+	@$(BIN)/python -m tests.coverage $(COVERED)
 
 mutants: $(VENV)/built $(VENV)/dev ## Make mistakes in the code, one at a time, and see which ones no test finds (PART=10: a tenth)
 	@$(BIN)/python -m tests.mutants --part $(PART) --minutes $(MINUTES) $(MUTANTS)

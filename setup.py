@@ -20,10 +20,14 @@ FLAGS = ["-O3", "-g1", "-fno-strict-aliasing", "-pthread"]
 FLAGS += ["-Wno-unused-function", "-Wno-unused-const-variable", "-Wno-sign-compare"]
 if SANITIZE:
     FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", f"-fsanitize={SANITIZE}"]
+# NBDZRAM_COVERAGE=1 builds for `make coverage`: gcov counts the lines of the .pyx files themselves.
+COVERAGE = bool(os.environ.get("NBDZRAM_COVERAGE"))
+if COVERAGE:
+    FLAGS = ["-O1", "-g", "--coverage", "-fprofile-update=atomic", "-fno-strict-aliasing", "-pthread", "-w"]
 # NBDZRAM_DEBUG=1 turns on every assertion of the compiled code (engine/must.pxd), and not only the cheap ones.
 if os.environ.get("NBDZRAM_DEBUG"):
     FLAGS.append("-DNBDZRAM_DEBUG")
-LINK = ["-pthread", *([f"-fsanitize={SANITIZE}"] if SANITIZE else [])]
+LINK = ["-pthread", *([f"-fsanitize={SANITIZE}"] if SANITIZE else []), *(["--coverage"] if COVERAGE else [])]
 
 extensions = [
     Extension(
@@ -61,6 +65,7 @@ if __name__ == "__main__":  # cythonize's helper processes read this file too, f
         ext_modules=cythonize(
             extensions if COMPILE != "no" else [],
             nthreads=os.cpu_count() or 1,
+            emit_linenums=COVERAGE,
             compiler_directives={
                 "language_level": 3,
                 "boundscheck": False,
