@@ -31,7 +31,7 @@ COVERED ?= tests/unit tests/model
 MINUTES ?= inf
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz tsan coverage wheel dashboards bench bench-memory bench-scaling instructions bundle clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz tsan coverage wheel dashboards bench bench-memory bench-scaling instructions profile bundle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-memory: $(VENV)/built ## Measure density on real data against zram and nbd
 
 bench-scaling: $(VENV)/built ## Measure what more connections and processors bring, beside nbdkit and a bare copy (five minutes)
 	@$(BIN)/python -m tests.bench.scaling
+
+profile: $(VENV)/built ## Where the server's processor time goes under a load: make profile LOADS="read write" (with perf)
+	@$(BIN)/python -m tests.bench.profile $(LOADS)
 
 bundle: wheel ## Pack bench-scaling with all that it needs, for a larger machine without a network
 	@tools/bundle $(VENV)
