@@ -4,7 +4,7 @@ from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.pool cimport Pool
 
 cdef enum:
-    FORESEEN = 32  # blocks at a time: more than a processor fetches at once, and few enough to stay in its nearest cache
+    FORESEEN = 32  # blocks at a time: more than a processor fetches at once, few enough to stay in its caches
 
 cdef struct Foreseen:
     # A block that is about to be read, or to get new content.

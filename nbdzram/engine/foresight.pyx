@@ -5,12 +5,12 @@
     sweep 3   each cell ................................ to be read: the object's bytes
                                                          to be replaced: the object's bucket in the index
 
-Of a large export none of these is in a processor's cache, and each says where the next one is: a request alone waits three
-times. Nothing is promised by this, and nothing changed: what was brought near may be another's when it is looked at, and is
-looked at then as if nobody had been here.
+Of a large export none of these is in a processor's cache, and each says where the next one is: a request alone waits
+three times. Nothing is promised by this, and nothing changed: what was brought near may be another's when it is looked
+at, and is looked at then as if nobody had been here.
 
-Invariant: the rules are those of readers (reading.pyx): the thread is online, and what is followed lies in the arena, also
-where memory changed under us. Fetching itself cannot fail, whatever the address.
+Invariant: the rules are those of readers (reading.pyx): the thread is online, and what is followed lies in the arena,
+also where memory changed under us. Fetching itself cannot fail, whatever the address.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -42,7 +42,7 @@ cdef void foresee(Blocks disk, const Foreseen* blocks, uint32_t count) noexcept 
 
 
 cdef void foresee_reading(Pool pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil:
-    """The first FORESEEN of `count` adjacent blocks, of which the second would wait as the first does. The caller is online."""
+    """The first FORESEEN of `count` adjacent blocks; one alone waits as long either way. The caller is online."""
     cdef Foreseen blocks[FORESEEN]
     cdef uint32_t index
     if count < 2:
@@ -80,7 +80,7 @@ cdef void _foresee(Pool pool, Blocks disk, const Foreseen* blocks, uint32_t coun
 
 
 cdef uint64_t* _place(Pool pool, Blocks disk, uint64_t block, uint64_t pages) noexcept nogil:
-    """Where the entry of a block stands; NULL: there is none. Whether the words on the way are right is not looked at."""
+    """Where the entry of a block stands; NULL: there is none. The words on the way may be wrong."""
     cdef uint64_t* place = &disk._entry.root
     cdef uint32_t page
     cdef int level = TOP_LEVEL + 1

@@ -9,7 +9,7 @@ from nbdzram.sessions.work cimport INLINE_FREE
 cdef enum:
     INLINE_LIMIT = 64 << 10       # READ and WRITE up to here are done at once, in the inbox and the scratch
     TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 100 microseconds
-    EARLY = 16 << 10              # of a turn: what is answered is sent, for a client that waits for it; a send takes a microsecond
+    EARLY = 16 << 10              # of a turn, and then what is answered is sent: a send takes a microsecond
     COST_OF_STATUS = 16 << 10     # and more with the range
     COST_OF_REFUSAL = 16 << 10    # an error reply, its sentence and its notice
     STORE_LIMIT = 64              # large WRITEs and syncs of one session under way; what follows waits in its socket

@@ -76,7 +76,7 @@ cdef class Requests(Work):
         return True
 
     cdef void look_ahead(self) noexcept nogil:
-        """Have memory bring what the requests in the inbox will need, while the first are performed. One alone waits."""
+        """Have memory bring what the requests in the inbox will need. One alone waits as long either way."""
         cdef Foreseen blocks[FORESEEN]
         cdef Request request
         cdef size_t at = self.inbox.taken
