@@ -262,7 +262,7 @@ def test_a_connection_that_ended_leaves_nothing_to_the_garbage_collector(play: P
         def kept() -> list[str]:
             return sorted(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
 
-        while kept() != ["Attached", "TlsLine"]:  # what a connection that ended leaves is told to the loop after its end
+        while kept() != ["Attached", "TlsLine"]:  # what ends after its connection
             assert await other.read(0, 512) == bytes(512)
         await leave(other)
 
