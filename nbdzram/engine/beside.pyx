@@ -5,10 +5,10 @@
                                      swap the entry in one store; the object that goes: index, cell, into the kit
     whatever is not as usual is left to whoever has the lock alone (Disk._commit), from the first such block on
 
-What is as usual: the leaf is there and no clone shares it, the old entry is right, what it leads to is no forward and no
-repeated word with a handle, and has no more holders than a word counts; nobody found the new content stored already; a
-handle and a slot can be had; no check is under way; the limit is not near. All of it is looked at before anything of a block
-is changed, and none of it can change meanwhile, but by those who are beside:
+What is as usual: the leaf is there and no clone shares it, the old entry is right, what it leads to is no forward and
+no repeated word with a handle, and has no more holders than a word counts; nobody found the new content stored already;
+a handle and a slot can be had; no check is under way; the limit is not near. All of it is looked at before anything of
+a block is changed, and none of it can change meanwhile, but by those who are beside:
 
 Who else is beside, and may want the same
     entry      nobody: the caller has the leaf's stripe. Readers age it, by compare-and-swap
@@ -19,7 +19,7 @@ Who else is beside, and may want the same
     pending, tried     a bit a handle: set and cleared by atomic operations, for the sake of what stands beside it
     slot, handle       of the kit alone; what goes through the depot has its lock
     counters   an export's, and the blocks of all: atomic, when they change. All others are tallied in the kit
-    quota      a block more is counted before it is stored, by compare-and-swap, so that all who are beside stay within it
+    quota      a block more is counted before it is stored, by compare-and-swap, so that all beside stay within it
 
 Crash rules: those of a write that has the lock alone, store for store: bytes, cell, entry, and only then the old cell.
 """
@@ -29,7 +29,9 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport PAGE_SIZE
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.cells cimport KIND_FILL, REFS_MAX, REFS_SHIFT, Cell, kind_of, length_of, object_word, slot_of, unit_of
+from nbdzram.engine.cells cimport (
+    KIND_FILL, REFS_MAX, REFS_SHIFT, Cell, kind_of, length_of, object_word, slot_of, unit_of,
+)
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.kit cimport Kit, expect_slot, has_handle, has_room, has_slot, kit_of_thread, let_go, outgrows
 from nbdzram.engine.ledger cimport ledger_is_near
@@ -64,8 +66,8 @@ cdef struct Gain:
 cdef uint32_t write_beside(
     Pool pool, Blocks disk, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end
 ) noexcept nogil:
-    """Give blocks of one leaf their new content, in order; how many were stored. Why the next was not, whoever has the lock
-    alone finds out. The caller holds the leaf's stripe; see Disk._commit."""
+    """Give blocks of one leaf their new content, in order; how many were stored. Why the next was not, whoever has the
+    lock alone finds out. The caller holds the leaf's stripe; see Disk._commit."""
     cdef Kit* kit = kit_of_thread(&pool.sides)
     cdef uint64_t* leaf = NULL
     cdef uint32_t done = 0
@@ -91,7 +93,8 @@ cdef uint32_t write_beside(
 
 
 cdef uint64_t* _own_leaf(Pool pool, Blocks disk, uint64_t block) noexcept nogil:
-    """The 512 entries among which `block` is; NULL: there are none yet, others share them, or something is not right."""
+    """The 512 entries among which `block` is; NULL: there are none yet, others share them, or something is not
+    right."""
     cdef uint64_t* place = disk.root()
     cdef uint64_t number
     cdef uint32_t page
@@ -201,7 +204,8 @@ cdef uint32_t _put(Pool pool, Kit* kit, const Prepared* new) noexcept nogil:
            new.source, new.length)
     cell = pool.store.cells.cell(handle)
     must_debug(cell.word == 0, b"a handle at hand is no object's")
-    must(not pool.store.slab.is_emptied(size_class, retired_unit(item)), b"nothing is stored in what compaction empties")
+    must(not pool.store.slab.is_emptied(size_class, retired_unit(item)),
+         b"nothing is stored in what compaction empties")
     cell.fingerprint = new.word
     publish64(&cell.word, object_word(new.kind, new.length, retired_slot(item), retired_unit(item))
               | <uint64_t>1 << REFS_SHIFT)

@@ -10,8 +10,8 @@ Invariants
 2. An export's block table is reached through root() alone, under the pool's lock, and again after each time that the
    lock was let go. Of a disk that is gone (deleted, or its pool closed) it gives nothing, for whoever still asks.
 3. A directory entry is not used again while somebody holds its disk (Pool.held).
-4. While a disk has a quota, no write makes `stored` go beyond it. What is stored already may be more: of a clone, or after
-   the quota was lowered. Then blocks are replaced and given back, and none is added.
+4. While a disk has a quota, no write makes `stored` go beyond it. What is stored already may be more: of a clone, or
+   after the quota was lowered. Then blocks are replaced and given back, and none is added.
 """
 
 from libc.errno cimport EDQUOT, EINVAL, EIO, ENOSPC
@@ -362,8 +362,8 @@ cdef class Blocks:
             )
         if error == EDQUOT:
             raise PoolFull(
-                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: it may store {self.quota_bytes} bytes; "
-                "trim, or raise its quota"
+                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: it may store {self.quota_bytes} "
+                "bytes; trim, or raise its quota"
             )
         if error == EINVAL:
             raise ValueError(f"{length} bytes at {offset} reach past the end of export {self.name!r}, {self.size}")

@@ -4,24 +4,28 @@
       <── what is more than it keeps ── nobody sees it any more ── gone <── the last entry left ────────┘
 
 A thread that overwrites needs as many handles and slots as it lets go, of the same sizes mostly: they go in a circle
-between its kit and the pool's objects, and nothing of the slab (slab.pyx), of the list of free handles (cells.pyx) or of a
-counter is touched. What does not balance is fetched or given back KIT_FETCH at a time, under one small lock: the *depot*.
+between its kit and the pool's objects, and nothing of the slab (slab.pyx), of the list of free handles (cells.pyx) or
+of a counter is touched. What does not balance is fetched or given back KIT_FETCH at a time, under one small lock: the
+*depot*.
 
 What a kit has, to everybody else
-    handles    free cells, and live only once they are used: opening an arena finds them free, a check does not miss them
+    handles    free cells, and live only once they are used: opening an arena finds them free, and a check misses none
     slots      in use, as the slab has it, and no object's. They count as used
     gone       retired as the pool's own are (limbo.pxd): the same rules, grace periods of its own
     tallies    what the thread added to the pool's counters, which are what they should be when all tallies are added up
 
 Invariants
-1. A kit is its thread's alone, on the shared side of the pool's lock; whoever has that lock alone may do anything with it.
-2. Who asks what is used, or cannot go on without it, has all kits emptied first (gather_next): so where nobody writes at
-   that moment, counters, sums and the limit are as exact as without kits. So has a check, beside which kits stay empty.
+1. A kit is its thread's alone, on the shared side of the pool's lock; whoever has that lock alone may do anything with
+   it.
+2. Who asks what is used, or cannot go on without it, has all kits emptied first (gather_next): so where nobody writes
+   at that moment, counters, sums and the limit are as exact as without kits. So has a check, beside which kits stay
+   empty.
 3. Nothing is fetched near the pool's limit (beside.pyx): there every page is given out by whoever has the lock alone.
 4. No slot is kept in a zspage that compaction empties.
 5. A page is taken when a slot is needed that has none, and no further one to fill a kit.
 
-The depot's lock is taken on the shared side, so beside it stand only others that write; inside it there is no other lock.
+The depot's lock is taken on the shared side, so beside it stand only others that write; inside it there is no other
+lock.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -97,7 +101,8 @@ cdef bint has_handle(Kit* kit, ObjectStore store) noexcept nogil:
 
 
 cdef bint has_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogil:
-    """Have a slot of a size class at hand. False at the limit, or without memory. What went is looked through before."""
+    """Have a slot of a size class at hand. False at the limit, or without memory. What went is looked through
+    before."""
     if kit.slot_count[size_class] == 0 and limbo_count(&kit.limbo) and limbo_ripen(&kit.limbo):
         _keep_or_give(kit, store)
     if kit.slot_count[size_class] == 0:

@@ -1,6 +1,8 @@
-# Small locks, many of them, each held for some tens of nanoseconds and hardly ever wanted by two: of the index's buckets.
+# Small locks, many of them, each held for some tens of nanoseconds and hardly ever wanted by two: of the index's
+# buckets.
 #
-# All zeroes is a latch that nobody holds, so that those of a small pool are not even resident. Each has a line of its own.
+# All zeroes is a latch that nobody holds, so that those of a small pool are not even resident. Each has a line of its
+# own.
 
 cdef enum:
     LATCHES = 1024  # of an index: with sixteen writers one in two thousand takes finds its latch held; 64 KiB

@@ -1,9 +1,9 @@
-# Waiting for what another thread is through with in some microseconds, if it has a processor: look again for so long, then
-# sleep, and look again.
+# Waiting for what another thread is through with in some microseconds, if it has a processor: look again for so long,
+# then sleep, and look again.
 #
-# Never sched_yield. Where threads outnumber processors, a thread that yields gives up what is left of its share: since Linux
-# 6.18 some 4 ms each time beside one other thread that is busy, so that 64 yields took 160 to 400 ms (measured), and clients
-# waited as long. One that sleeps keeps its share, and is let in front as it wakes.
+# Never sched_yield. Where threads outnumber processors, a thread that yields gives up what is left of its share: since
+# Linux 6.18 some 4 ms each time beside one other thread that is busy, so that 64 yields took 160 to 400 ms (measured),
+# and clients waited as long. One that sleeps keeps its share, and is let in front as it wakes.
 
 cdef extern from * nogil:
     """

@@ -1,4 +1,5 @@
-"""What a client is answered: replies, errors with their sentences, and answers that wait until a disk has what was stored.
+"""What a client is answered: replies, errors with their sentences, and answers that wait until a disk has what was
+stored.
 
 The lowest of four parts of a session: Answers, Work (work.pyx: long requests), Requests (requests.pyx: what came is
 understood), Session (session.pyx: what its thread calls, and how it ends).
@@ -11,8 +12,8 @@ from libc.stdlib cimport free, malloc
 
 from nbdzram.nbd.sentences cimport SENTENCE_SIZE, error_of, put_sentence
 from nbdzram.nbd.transmission cimport (
-    BLOCK_STATUS, FLUSH, FRAGMENTED, FUA, NOT_AN_OFFSET, NOT_SYNCED, OK, OVER_QUOTA, POOL_FULL, READ, REPLY_OVERHEAD, TRIM,
-    UNREADABLE, WRITE, WRITE_ZEROES, Request, put_error, put_success,
+    BLOCK_STATUS, FLUSH, FRAGMENTED, FUA, NOT_AN_OFFSET, NOT_SYNCED, OK, OVER_QUOTA, POOL_FULL, READ, REPLY_OVERHEAD,
+    TRIM, UNREADABLE, WRITE, WRITE_ZEROES, Request, put_error, put_success,
 )
 from nbdzram.sessions.mail cimport bell_ring
 from nbdzram.sessions.stage cimport LOST, NO_MEMORY, NOT_ENDING, Ending

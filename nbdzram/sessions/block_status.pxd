@@ -8,11 +8,11 @@ cdef enum:
     ALLOCATION = 1
     FOLD = 2
     STATUS_PAYLOAD_LIMIT = 4096   # bytes of a BLOCK_STATUS payload: an effect length and context ids
-    DESCRIPTORS = 512             # in one chunk: 8 KiB of reply at most. The protocol lets a server stop early, and a client asks on
+    DESCRIPTORS = 512             # in one chunk: 8 KiB of reply at most; a server may stop early, and a client asks on
     STRAINED_DESCRIPTORS = 128    # the same while the memory for replies is used up
     STATUS_ROOM = CONTEXTS * (64 + 16 * DESCRIPTORS)  # bytes of a reply
-    # Looks at the table for one context: 16 MiB of an export where blocks are stored, an eighth of a millisecond. Holes are
-    # passed over by whole tables.
+    # Looks at the table for one context: 16 MiB of an export where blocks are stored, an eighth of a millisecond. Holes
+    # are passed over by whole tables.
     STATUS_HOLDS = 64
     STATUS_WINDOW = STATUS_HOLDS * 64 * 4096
 

@@ -24,7 +24,8 @@ cdef uint64_t _NARROW_LENGTH_LIMIT = (<uint64_t>1 << 32) - 4096  # what a 32-bit
 cdef int choose_contexts(
     const uint8_t* payload, size_t size, const Contexts* offered, Request* request, Contexts* chosen
 ) noexcept nogil:
-    """The contexts and the effect length that a payload (PAYLOAD_LEN of extended headers) asks for. OK, or a verdict."""
+    """The contexts and the effect length that a payload (PAYLOAD_LEN of extended headers) asks for. OK, or a
+    verdict."""
     cdef uint32_t wanted
     cdef size_t at
     cdef int index
@@ -62,7 +63,9 @@ cdef uint64_t _state_of(uint32_t context, uint64_t bits) noexcept nogil:
             | (FOLD_HUGE if bits & HUGE_BIT else 0) | (FOLD_SAME_FILLED if bits & SAME_FILLED_BIT else 0))
 
 
-cdef int _describe(Disk disk, const Request* request, uint32_t context, size_t limit, bint narrow, Runs* runs) noexcept nogil:
+cdef int _describe(
+    Disk disk, const Request* request, uint32_t context, size_t limit, bint narrow, Runs* runs
+) noexcept nogil:
     """Descriptors from the beginning of the range, as far as the limits allow: pairs of length in bytes and status.
 
     Neighbours differ in their status. `narrow`: lengths fit 32 bits. 0, or the engine's errno.
@@ -87,14 +90,16 @@ cdef int _describe(Disk disk, const Request* request, uint32_t context, size_t l
 cdef int put_statuses(
     uint8_t* target, Disk disk, const Request* request, int style, const Contexts* contexts, size_t limit, size_t* size
 ) noexcept nogil:
-    """A reply of one chunk of at most `limit` descriptors a context, in up to STATUS_ROOM bytes. 0, or the engine's errno."""
+    """A reply of one chunk of at most `limit` descriptors a context, in up to STATUS_ROOM bytes. 0, or the engine's
+    errno."""
     cdef Runs runs
     cdef int index
     cdef int error = 0
     memset(&runs, 0, sizeof(Runs))
     size[0] = 0
     for index in range(contexts.count):
-        error = _describe(disk, request, contexts.ids[index], 1 if request.flags & REQ_ONE else limit, style != EXTENDED, &runs)
+        error = _describe(
+            disk, request, contexts.ids[index], 1 if request.flags & REQ_ONE else limit, style != EXTENDED, &runs)
         if error == 0 and runs.count == 0:
             error = ENOMEM  # not even for a short list
         if error:

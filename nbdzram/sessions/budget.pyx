@@ -26,7 +26,8 @@ def keep_memory():
     pages: six tenths of the time of a server that answered reads of 256 KiB went there.
 
     One arena for all threads: of others the C library never gives back what is free at their end, megabytes for each
-    thread after a flood. Threads that serve clients ask for memory seldom: where a peer does not read, or sends much."""
+    thread after a flood. Threads that serve clients ask for memory seldom: where a peer does not read, or sends
+    much."""
     mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
     mallopt(M_TRIM_THRESHOLD, MOST_KEPT)

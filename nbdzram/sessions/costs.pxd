@@ -15,8 +15,8 @@ cdef enum:
     STORE_LIMIT = 64              # large WRITEs and syncs of one session under way; what follows waits in its socket
 
 cdef inline int64_t cost(const Request* request) noexcept nogil:
-    """What a request takes of a turn, told in bytes of ordinary READs and WRITEs; steps of long ones are charged as they
-    are taken."""
+    """What a request takes of a turn, told in bytes of ordinary READs and WRITEs; steps of long ones are charged as
+    they are taken."""
     cdef uint64_t length = request.length
     if request.command == BLOCK_STATUS:
         if request.payload:

@@ -1,7 +1,8 @@
 """What came from a client and is not yet understood: bytes[taken:filled].
 
 Begins small, so that a thousand idle clients stay small, doubles for a busy one as long as the budget has room, and is
-small again after a quiet second. Requests that do not fit go another way (requests.pyx), so it may always stay as it is.
+small again after a quiet second. Requests that do not fit go another way (requests.pyx), so it may always stay as it
+is.
 """
 
 from libc.stdint cimport uint8_t

@@ -12,7 +12,9 @@ A line belongs to the thread that serves it.
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t
 
-from nbdzram.sessions.epoll cimport EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event
+from nbdzram.sessions.epoll cimport (
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event,
+)
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int, const void*, size_t, int)
@@ -122,8 +124,8 @@ cdef class SocketLine(Line):
         return 0
 
     cdef void hang_up(self, bint orderly) noexcept nogil:
-        """A socket that is closed with unread bytes tells its peer of an error, and forgets replies that it has not sent
-        yet (RFC 1122, section 4.2.2.13); so what came too late to be performed is read, and dropped."""
+        """A socket that is closed with unread bytes tells its peer of an error, and forgets replies that it has not
+        sent yet (RFC 1122, section 4.2.2.13); so what came too late to be performed is read, and dropped."""
         cdef uint8_t dropped[4096]
         cdef int reads = 0
         if self.fd < 0:

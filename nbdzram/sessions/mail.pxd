@@ -4,7 +4,8 @@
 # round. The one who finds the box empty writes to the eventfd, so many letters cost one wake-up. A letter is its
 # receiver's once it is posted, and lies in one box at most: no memory is asked for to send one, so sending never fails.
 #
-# A Bell is a letter that may be sent again and again: what is wished is a bit, and rings only when no ring is on its way.
+# A Bell is a letter that may be sent again and again: what is wished is a bit, and rings only when no ring is on its
+# way.
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -63,7 +63,8 @@ cdef object _find_all(void* library):
     _find(library, <void**>&openssl.SSL_CTX_set_num_tickets, missing, b"SSL_CTX_set_num_tickets")
     _find(library, <void**>&openssl.SSL_CTX_set_cipher_list, missing, b"SSL_CTX_set_cipher_list")
     _find(library, <void**>&openssl.SSL_CTX_set_default_passwd_cb, missing, b"SSL_CTX_set_default_passwd_cb")
-    _find(library, <void**>&openssl.SSL_CTX_set_default_passwd_cb_userdata, missing, b"SSL_CTX_set_default_passwd_cb_userdata")
+    _find(library, <void**>&openssl.SSL_CTX_set_default_passwd_cb_userdata, missing,
+          b"SSL_CTX_set_default_passwd_cb_userdata")
     _find(library, <void**>&openssl.SSL_CTX_use_certificate_chain_file, missing, b"SSL_CTX_use_certificate_chain_file")
     _find(library, <void**>&openssl.SSL_CTX_use_PrivateKey_file, missing, b"SSL_CTX_use_PrivateKey_file")
     _find(library, <void**>&openssl.SSL_CTX_check_private_key, missing, b"SSL_CTX_check_private_key")
@@ -83,7 +84,8 @@ cdef object _find_all(void* library):
     _find(library, <void**>&openssl.SSL_shutdown, missing, b"SSL_shutdown")
     _find(library, <void**>&openssl.SSL_get_error, missing, b"SSL_get_error")
     _find(library, <void**>&openssl.SSL_get_SSL_CTX, missing, b"SSL_get_SSL_CTX")
-    _find(library, <void**>&openssl.SSL_get1_peer_certificate, missing, b"SSL_get1_peer_certificate", b"SSL_get_peer_certificate")  # the other name: 1.1.1
+    _find(library, <void**>&openssl.SSL_get1_peer_certificate, missing, b"SSL_get1_peer_certificate",
+          b"SSL_get_peer_certificate")  # the other name: 1.1.1
     _find(library, <void**>&openssl.SSL_get_verify_result, missing, b"SSL_get_verify_result")
     _find(library, <void**>&openssl.BIO_meth_new, missing, b"BIO_meth_new")
     _find(library, <void**>&openssl.BIO_meth_set_write, missing, b"BIO_meth_set_write")

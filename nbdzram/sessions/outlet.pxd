@@ -4,7 +4,7 @@ from nbdzram.sessions.budget cimport Budget, Piece
 from nbdzram.sessions.line cimport Line
 
 cdef enum:
-    SCRATCH_SIZE = (256 << 10) + 4096  # the largest step of a reply, with its headers; sockets take about as much at once
+    SCRATCH_SIZE = (256 << 10) + 4096  # the largest step of a reply, with its headers; sockets take as much at once
 
 cdef struct Scratch:
     # What a thread lends to the session whose turn it is.

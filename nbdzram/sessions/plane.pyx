@@ -12,7 +12,9 @@ from nbdzram.engine.disk cimport Disk
 from nbdzram.sessions.answers cimport syncs_tell
 from nbdzram.sessions.budget cimport Budget
 from nbdzram.sessions.line cimport Line
-from nbdzram.sessions.mail cimport Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take
+from nbdzram.sessions.mail cimport (
+    Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take,
+)
 from nbdzram.sessions.mail cimport NOTICED, TIDINGS, WISH
 from nbdzram.sessions.notices cimport Notices
 from nbdzram.sessions.session cimport Session
@@ -56,15 +58,16 @@ cdef class Plane:
         """Readable when `collect` has something to tell."""
         return self.box.event
 
-    def attach(self, Line line not None, *, uint64_t number, Disk disk, Tally tally, Throttle throttle, int style, bint read_only,
-               contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs, bytes greeting, bytes rest,
-               size_t line_bytes=0, Desk desk=None):
+    def attach(self, Line line not None, *, uint64_t number, Disk disk, Tally tally, Throttle throttle, int style,
+               bint read_only, contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs, bytes greeting,
+               bytes rest, size_t line_bytes=0, Desk desk=None):
         """Make a session of a client, for the thread with the fewest, or for a `desk` of the caller's own.
         `line_bytes`: what the line's own buffers take."""
         cdef Session session = Session(
-            number=number, disk=disk, tally=tally, line=line, budget=self.budget, workers=self.workers, turns=self.turns,
-            notices=self.notices, throttle=throttle, style=style, read_only=read_only, contexts=contexts, payload_limit=payload_limit,
-            connection_limit=connection_limit, syncs=syncs, greeting=greeting, rest=rest,
+            number=number, disk=disk, tally=tally, line=line, budget=self.budget, workers=self.workers,
+            turns=self.turns, notices=self.notices, throttle=throttle, style=style, read_only=read_only,
+            contexts=contexts, payload_limit=payload_limit, connection_limit=connection_limit, syncs=syncs,
+            greeting=greeting, rest=rest,
         )
         if desk is None:
             desk = min(self.threads, key=_load)
@@ -92,7 +95,8 @@ cdef class Plane:
         bell_ring(&session.bell, DRAIN)
 
     def release(self, Session session not None):
-        """As drain, but what it was in the middle of may come to its end, and the line stays open (Session.released)."""
+        """As drain, but what it was in the middle of may come to its end, and the line stays open
+        (Session.released)."""
         bell_ring(&session.bell, RELEASE)
 
     def abort(self, Session session not None):
@@ -118,7 +122,8 @@ cdef class Plane:
                 bell_ring(&desk.bell, REST)
 
     def collect(self):
-        """(what sessions told: each a session, and whether it ENDED, waits for a SYNC, is GONE; notices for the log)."""
+        """(what sessions told: each a session, and whether it ENDED, waits for a SYNC, is GONE; notices for the
+        log)."""
         cdef Letter* letter
         cdef Letter* following
         cdef Session session

@@ -15,7 +15,9 @@ from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, p
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
-from nbdzram.sessions.throttle cimport Rate, Throttle, rate_due, rate_grant, rate_of_bytes, rate_of_requests, rate_take_back
+from nbdzram.sessions.throttle cimport (
+    Rate, Throttle, rate_due, rate_grant, rate_of_bytes, rate_of_requests, rate_take_back,
+)
 
 
 cdef class RehearsalLine(Line):

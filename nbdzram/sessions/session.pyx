@@ -49,7 +49,7 @@ from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, 
 from nbdzram.sessions.work cimport NONE
 from nbdzram.sessions.workers cimport Task, Workers
 
-cdef uint64_t LINGER_NS = 5000000000  # how long a closed connection may take to accept its last replies before it is cut
+cdef uint64_t LINGER_NS = 5000000000  # how long a closed connection may take for its last replies before it is cut
 
 
 cdef class Session(Requests):
@@ -57,8 +57,8 @@ cdef class Session(Requests):
 
     def __init__(self, *, uint64_t number, Disk disk not None, Tally tally not None, Line line not None,
                  Budget budget not None, Workers workers not None, Turns turns not None, Notices notices not None,
-                 Throttle throttle not None, int style, bint read_only, contexts, uint64_t payload_limit, uint64_t connection_limit, bint syncs,
-                 bytes greeting not None, bytes rest not None):
+                 Throttle throttle not None, int style, bint read_only, contexts, uint64_t payload_limit,
+                 uint64_t connection_limit, bint syncs, bytes greeting not None, bytes rest not None):
         cdef int index
         self.number = number
         self.disk = disk
@@ -146,7 +146,8 @@ cdef class Session(Requests):
             self.settle()
 
     cdef void arrived(self, size_t size) noexcept nogil:
-        """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn goes."""
+        """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn
+        goes."""
         if self.stage_now != OPEN:
             return
         if self.phase == PAYLOAD:
@@ -207,7 +208,8 @@ cdef class Session(Requests):
         self.go_on()
 
     cdef void round(self) noexcept nogil:
-        """Called once a second: give back what a quiet session does not need, and wait no longer for who never reads."""
+        """Called once a second: give back what a quiet session does not need, and wait no longer for who never
+        reads."""
         if self.stage_now < LOST:
             self.inbox.rest()
         if self.stage_now == CLOSING and monotonic() - self.closing_since > LINGER_NS:

@@ -22,5 +22,6 @@ cpdef enum Ending:  # why a session ends
     BARREN_RECORDS = 9 # too many TLS records without data: with their number
 
 cdef inline bint comes_after(Stage stage, Stage now) noexcept nogil:
-    # May a session that is at `now` go on to `stage`? GONE comes from LOST alone: something may still be under way before.
+    # May a session that is at `now` go on to `stage`? GONE comes from LOST alone: something may still be under way
+    # before.
     return stage > now and (stage != GONE or now == LOST)

@@ -58,7 +58,9 @@ cdef inline void count_times(Counts* counts, uint64_t nanoseconds) noexcept nogi
             counts.latency[command][bucket_of(nanoseconds)] += counts.untimed[command]
             counts.untimed[command] = 0
 
-cdef inline void count_timed(Counts* counts, int command, int verdict, uint64_t length, uint64_t nanoseconds) noexcept nogil:
+cdef inline void count_timed(
+    Counts* counts, int command, int verdict, uint64_t length, uint64_t nanoseconds
+) noexcept nogil:
     if command < 0 or command >= OPERATIONS:
         command = OPERATIONS - 1
     counts.requests[command] += 1

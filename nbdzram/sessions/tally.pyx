@@ -40,7 +40,8 @@ cdef class Tally:
 
     def blocks_trimmed(self):
         """Blocks that TRIM gave back."""
-        return sum([self.by_thread[thread].blocks_trimmed for thread in range(THREADS) if self.by_thread[thread] != NULL])
+        return sum(
+            [self.by_thread[thread].blocks_trimmed for thread in range(THREADS) if self.by_thread[thread] != NULL])
 
     def throttled(self):
         """(requests that a limit let wait before they began, nanoseconds that they waited)."""
@@ -69,7 +70,8 @@ cdef class Tally:
         self.of(0).blocks_trimmed += blocks
 
     def operation(self, int operation):
-        """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket) of one operation; None: never asked."""
+        """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket) of one operation; None: never
+        asked."""
         cdef Counts* counts
         cdef int thread, number
         cdef uint64_t requests = 0, size = 0, nanoseconds = 0

@@ -5,8 +5,8 @@
 A Desk is all of that but the waiting: tests serve sessions at one of their own, without a thread.
 
 Invariants
-1. A session is served by the desk that it was mailed to, from ATTACH to BURY, and touched by nobody else but for its two
-   bells, its turn, its tasks, and the counters that others may read.
+1. A session is served by the desk that it was mailed to, from ATTACH to BURY, and touched by nobody else but for its
+   two bells, its turn, its tasks, and the counters that others may read.
 2. Whoever has more to do than one turn allows waits in a queue; each round serves those that stood there when it began.
 """
 
@@ -20,7 +20,8 @@ from nbdzram.sessions.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLHUP, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
 )
 from nbdzram.sessions.mail cimport (
-    ROUND, STORED, WISH, Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take, mail_waits,
+    ROUND, STORED, WISH, Letter, bell_answer, bell_hang, bell_ring, mail_close, mail_open, mail_quiet, mail_take,
+    mail_waits,
 )
 from nbdzram.sessions.outlet cimport SCRATCH_SIZE
 from nbdzram.sessions.patience cimport LOOK_NS, STOLEN_NS, patience_bar, patience_learn, patience_looks, patience_pause
@@ -44,7 +45,9 @@ cdef extern from * nogil:
         if (to > __atomic_load_n(counter, __ATOMIC_RELAXED)) __atomic_store_n(counter, to, __ATOMIC_RELAXED);
     }
     static inline uint64_t counter_read(uint64_t* counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
-    static inline uint64_t counter_reset(uint64_t* counter) { return __atomic_exchange_n(counter, 0, __ATOMIC_RELAXED); }
+    static inline uint64_t counter_reset(uint64_t* counter) {
+        return __atomic_exchange_n(counter, 0, __ATOMIC_RELAXED);
+    }
     """
     void counter_add(uint64_t* counter, uint64_t by)
     void counter_raise(uint64_t* counter, uint64_t to)

@@ -61,7 +61,8 @@ cdef inline uint64_t bytes_moved(const Request* request) noexcept nogil:
     return request.length if request.command == READ or request.command == WRITE else 0
 
 cdef inline uint64_t worth(const Rate* rate, uint64_t amount) noexcept nogil:
-    # In nanoseconds, rounded up: what is granted is never more than the limit. No request is so large that this overflows.
+    # In nanoseconds, rounded up: what is granted is never more than the limit. No request is so large that this
+    # overflows.
     return (amount * rate.span_ns + rate.per_span - 1) // rate.per_span
 
 cdef inline uint64_t rate_due(const Rate* rate) noexcept nogil:

@@ -3,9 +3,9 @@
     take ──> a place in the export's schedule, and when it is due ──> the request begins ──> the place is left
       └── the session is lost before: given back
 
-Each limit is one number: `until`, when all that was granted will be worth its time. A request may begin once that is less
-than a burst ahead of now, and moves it on by its own worth (the generic cell rate algorithm of ITU-T I.371, as a virtual
-schedule). So a request of any size passes, and what it took beyond the burst is waited for behind it.
+Each limit is one number: `until`, when all that was granted will be worth its time. A request may begin once that is
+less than a burst ahead of now, and moves it on by its own worth (the generic cell rate algorithm of ITU-T I.371, as a
+virtual schedule). So a request of any size passes, and what it took beyond the burst is waited for behind it.
 
 Invariants
 1. In no time t more begins than a burst, and t times the rate; of bytes, and the rest of the one request that used the

@@ -173,7 +173,8 @@ cdef list _dns_names(void* certificate):
 
 
 cdef int _add(list found, const void* asn1) except -1:
-    """A name of any of ASN.1's kinds of strings, with its length: a NUL in it ends nothing. What is no text is no name."""
+    """A name of any of ASN.1's kinds of strings, with its length: a NUL in it ends nothing. What is no text is no
+    name."""
     cdef unsigned char* text = NULL
     cdef int size = openssl.ASN1_STRING_to_UTF8(&text, asn1)
     if size < 0:

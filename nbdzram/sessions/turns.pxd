@@ -42,7 +42,9 @@ cdef extern from * nogil:
     #include <stdint.h>
     static inline int turn_state(const int* state) { return __atomic_load_n(state, __ATOMIC_ACQUIRE); }
     static inline void turn_set(int* state, int to) { __atomic_store_n(state, to, __ATOMIC_RELEASE); }
-    static inline void turn_left(uint64_t* remaining, uint64_t to) { __atomic_store_n(remaining, to, __ATOMIC_RELAXED); }
+    static inline void turn_left(uint64_t* remaining, uint64_t to) {
+        __atomic_store_n(remaining, to, __ATOMIC_RELAXED);
+    }
     static inline uint64_t turn_rest(uint64_t* remaining) { return __atomic_load_n(remaining, __ATOMIC_RELAXED); }
     """
     int turn_state(const int*)

@@ -25,7 +25,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef enum:
     STORED = 16 << 20   # bytes of payloads that are stored as they arrive, together; a longer one has its turn alone
-    PACE = 5            # calls of `watch`, one a second, within which a payload must grow by PACE_SIZE, while others wait
+    PACE = 5            # calls of `watch`, one a second, in which a payload must grow by PACE_SIZE, while others wait
     PACE_SIZE = 512 << 10   # 0.8 Mbit/s: slower than any link that a disk is attached over
 
 STORED_LIMIT = STORED

@@ -7,7 +7,7 @@ cdef enum:  # of its own bell, which rings at its thread
     ABORT = 8     # cut the connection
     EXPEL = 16    # the same, because it holds others up
     SYNCED = 32   # what was stored is on the disk, or cannot be
-    RELEASE = 128 # as DRAIN, but behind the payload that is arriving; and the line is not closed: another process has it
+    RELEASE = 128 # as DRAIN, but behind the payload that arrives; and the line is not closed: another process has it
     BURY = 64     # it is GONE, and nobody rings any more: say when its thread has forgotten it
 
 cdef enum:  # of the bell that rings at the event loop

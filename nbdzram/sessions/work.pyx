@@ -1,11 +1,13 @@
-"""When a request may begin; and long ones: one Job at a time, which goes on over several turns, and large WRITEs that workers store meanwhile.
+"""When a request may begin; and long ones: one Job at a time, which goes on over several turns, and large WRITEs that
+workers store meanwhile.
 
     may_begin ──> begin_request                       or else the session waits until its place is due (throttle.pyx)
     start_job ──> step, step, ... ──> finish_job        what follows in the inbox waits
     start_store ──> hand_out ──> workers ──> take_home, take_home, ... ──> finish_store
 
 Invariants
-1. Everything here runs on the session's thread; workers see Tasks, and a Task under way keeps its Store, and the session.
+1. Everything here runs on the session's thread; workers see Tasks, and a Task under way keeps its Store, and the
+   session.
 2. A Job that has begun is finished once, or dropped with the session; a Store likewise, when its last Task is home.
 3. Of a READ no more is made than the peer takes: a step of it, or a reply that may not be cut, charged to the budget.
 """
@@ -45,7 +47,8 @@ cdef class Work(Answers):
         return self.store_count
 
     cdef bint may_begin(self) noexcept nogil:
-        """May the request that is next go on, of an export that is limited? Else the session waits until its place is due."""
+        """May the request that is next go on, of an export that is limited? Else the session waits until its place is
+        due."""
         if self.hurried or not is_measured(&self.request):
             return True
         self.throttle.take(&self.place, bytes_moved(&self.request), self.started)
@@ -73,8 +76,8 @@ cdef class Work(Answers):
         self.job.way = way
 
     cdef void start_read(self) noexcept nogil:
-        """A long READ. A simple reply, and one with DF, has one header before all of its content: it is made whole where
-        there is memory, and else its header goes ahead."""
+        """A long READ. A simple reply, and one with DF, has one header before all of its content: it is made whole
+        where there is memory, and else its header goes ahead."""
         cdef Request* request = &self.request
         cdef uint64_t whole = request.length + REPLY_OVERHEAD
         cdef Piece* piece

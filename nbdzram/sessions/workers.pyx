@@ -1,4 +1,5 @@
-"""Large WRITEs of few clients on many processors: threads that store parts of a payload and never take the interpreter lock.
+"""Large WRITEs of few clients on many processors: threads that store parts of a payload and never take the interpreter
+lock.
 
 A session hands out a Task; a worker performs it on the engine and posts it home, to the thread that serves the session.
 A hop costs some microseconds, and gains something only where a processor has nothing to do, so `idle` is asked before.

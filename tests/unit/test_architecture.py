@@ -84,6 +84,7 @@ RESERVED = {
     "subprocess": {"cli"},
 }
 LONGEST_FILE = 600
+WIDEST_LINE = 120  # as pyproject.toml has it
 SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for path in ROOT.rglob(pattern))
 _CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", re.MULTILINE)
 
@@ -138,6 +139,14 @@ def test_what_is_reserved_is_used_only_where_it_belongs(path: Path) -> None:
 def test_no_file_outgrows_its_readers(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST_FILE, f"{module_of(path)} has {lines} lines; cut it where one idea ends, at {LONGEST_FILE}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_no_line_is_wider_than_a_page(path: Path) -> None:
+    """Of Python the linter says so already; of Cython nobody else does."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    wide = [number for number, line in enumerate(lines, 1) if len(line) > WIDEST_LINE]
+    assert not wide, f"{module_of(path)}: lines {wide} are wider than {WIDEST_LINE} columns"
 
 
 def test_the_walk_sees_the_whole_package() -> None:
