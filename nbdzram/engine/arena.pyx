@@ -255,7 +255,8 @@ cdef class Arena:
             madvise(self.base, self.mapped, MADV_DONTDUMP)  # another mapping by now
         self.unit_high = <uint32_t>(self.mapped // UNIT_SIZE)
         if not region_ensure(&self.free_units, <uint64_t>self.unit_high * sizeof(uint32_t)):
-            raise ArenaError(f"no memory to open the arena {self.place}: {strerror(errno).decode()}; end other programs")
+            raise ArenaError(
+                f"no memory to open the arena {self.place}: {strerror(errno).decode()}; end other programs")
 
     def _open_to_read(self, path: str):
         try:

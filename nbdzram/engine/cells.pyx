@@ -1,8 +1,8 @@
 """Handle cells: what a handle means, and how many hold it.
 
 A handle is a number from 1; its cell is 16 bytes in the arena. Cells live in segments of 1 MiB (65,536 cells), so that
-a cell never moves; the segments' places stand in a directory in the arena. It has no checks, so it is read once, when it is
-opened and every unit gets one owner (opening.pyx): a bit that flips in it later leads nobody astray.
+a cell never moves; the segments' places stand in a directory in the arena. It has no checks, so it is read once, when
+it is opened and every unit gets one owner (opening.pyx): a bit that flips in it later leads nobody astray.
 
     word         63       55 54                27 26      16 15        4 3    0
     object      |   refs    |       unit         |   slot   | length-1  | codec |

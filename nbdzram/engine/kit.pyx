@@ -120,7 +120,8 @@ cdef void expect_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogi
     kit.expected_size = store.slab.slot_size[size_class]
     if kit.slot_count[size_class]:
         slot = kit.slots[size_class][kit.slot_count[size_class] - 1]
-        kit.expected = store.arena.base + store.slab.offset_of(retired_unit(slot), retired_slot(slot), kit.expected_size)
+        kit.expected = store.arena.base + store.slab.offset_of(
+            retired_unit(slot), retired_slot(slot), kit.expected_size)
 
 
 cdef void bring_slot(Kit* kit) noexcept nogil:

@@ -327,7 +327,8 @@ cdef class Opening:
             self.store.ddicts[number] = zstd_new_ddict(
                 self.arena.base + <uint64_t>unit * UNIT_SIZE, dictionary_length(self.superblock, number))
             if self.store.ddicts[number] == NULL:
-                raise ArenaError(f"no memory for a dictionary of the arena {self.arena.place}; free some and start again")
+                raise ArenaError(
+                    f"no memory for a dictionary of the arena {self.arena.place}; free some and start again")
 
     cdef void _count_cells(self) noexcept nogil:
         """Each cell gets its holders; what nothing leads to is free."""

@@ -200,8 +200,9 @@ cdef class Pool:
         """Whether this program knows how to read the arena."""
         if self.superblock.version not in (OLD_VERSION, VERSION):
             raise ArenaError(
-                f"the arena {self.arena.place} has format {self.superblock.version}, this program reads formats {OLD_VERSION} and "
-                f"{VERSION}; copy its exports over with the program that wrote it, or restore it if it is damaged"
+                f"the arena {self.arena.place} has format {self.superblock.version}, this program reads formats "
+                f"{OLD_VERSION} and {VERSION}; copy its exports over with the program that wrote it, or "
+                "restore it if it is damaged"
             )
         if (self.superblock.layout != self.store.slab.layout() or self.superblock.page_size != PAGE_SIZE
                 or self.superblock.version == VERSION and self.superblock.features):
