@@ -3,8 +3,8 @@
 # To be woken costs between 2 and 60 us, by machine: nothing where client and server take turns on one processor, much
 # where the other processor must be woken first. A client that sends one request, waits, and sends the next (a machine
 # that boots, or swaps) pays it for every one; one that keeps eight under way still waits for a thread that sleeps
-# between two batches, and has to wake it itself. So both ways are tried, for a round of waits each, and the one is kept in
-# which requests follow each other sooner; every so often the other gets another round.
+# between two batches, and has to wake it itself. So both ways are tried, for a round of waits each, and the one is kept
+# in which requests follow each other sooner; every so often the other gets another round.
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
 # that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile.
