@@ -110,12 +110,19 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
 
     async def story() -> None:
         service = Service(config)
-        await service.start(listen=False)
-        with pytest.raises(UserError, match="it is starting"):
+        try:
+            await service.start(listen=False)
+            with pytest.raises(UserError, match="it is starting"):
+                await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
+            await service.listen()
             await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
-        await service.listen()
-        await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
-        assert service.taken_over.is_set()
-        await service.stop()
+            assert service.taken_over.is_set()
+        finally:
+            await service.stop()
+        assert service.successor is not None
+        service.successor.close()
 
-    tell(story())
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(tmp_path / "s"))
+        successor.listen()
+        tell(story())
