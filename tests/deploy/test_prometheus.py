@@ -37,7 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nbdzram]:
     directory = tmp_path_factory.mktemp("server")
     file = directory / "nbdzram.toml"
     file.write_text(CONFIGURATION)
-    exports: dict[str, str | int] = {"vm1": "64M", "vm2": "64M", "tight": "16M,pool=small"}
+    bounds = "quota=32M,iops=40,bandwidth=64M"  # fewer requests a second than a round asks for at once
+    exports: dict[str, str | int] = {"vm1": "64M", "vm2": f"64M,{bounds}", "tight": "16M,pool=small"}
     kept = ["--checkpoint", str(directory / "checkpoints"), "--checkpoint-interval", "1", "--durability", "flush"]
     with Nbdzram(directory, exports, arguments=["-c", str(file), *kept], metrics=True) as running:
         yield running

@@ -435,6 +435,7 @@ def test_systemd_is_told_when_the_server_is_ready(
         supervisor.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         server = start("-e", "disk=1M")
+        assert supervisor.recv(100) == b"FDSTORE=1\nFDPOLL=0\nFDNAME=pool-default"
         assert supervisor.recv(100) == b"READY=1"
         assert server.stop() == 0
         assert supervisor.recv(100) == b"STOPPING=1"
