@@ -30,7 +30,7 @@ PROCESS = Row(
         ),
         Panel(
             "Event loop lag",
-            "How late the event loop woke: handshakes, commands and clients behind TLS wait as long.",
+            "How late the event loop woke: handshakes and commands wait as long.",
             "s",
             (Query(server("event_loop_lag_seconds"), "{{instance}}"),),
             width=6,
@@ -54,7 +54,7 @@ PROCESS = Row(
         ),
         Panel(
             "Uptime",
-            "Time since the process started. Without a state directory the disks are as old at most.",
+            "Time since the process started. A disk in memory is as old at most, unless it was taken over or kept.",
             "s",
             (Query(f"time() - {server('process_start_time_seconds')}", "{{instance}}"),),
             Kind.STAT,

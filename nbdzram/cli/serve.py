@@ -285,12 +285,18 @@ def command(
     raise click.exceptions.Exit(status)
 
 
+def _control_path(config: ServerConfig) -> Path:
+    """Where the control socket of a server with this configuration is."""
+    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
+
+    return config.control or socket_for_server(os.environ)
+
+
 def _upgrade(config: ServerConfig) -> Callable[[], None] | None:
     """The way to say that a server serves which took over; None: the one that runs is of this version."""
     from nbdzram.cli.upgrade import go_to_background, reload_if_current  # noqa: PLC0415
-    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
 
-    return None if reload_if_current(config.control or socket_for_server(os.environ)) else go_to_background()
+    return None if reload_if_current(_control_path(config)) else go_to_background()
 
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
@@ -349,7 +355,6 @@ def serve(
 
     from nbdzram.cli.kept import kept_before  # noqa: PLC0415
     from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
-    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
 
     _name_process()
@@ -365,7 +370,7 @@ def serve(
             status: int = uvloop.run(begin(None))
             return status
         load_what_serves()
-        with take_over(config.control or socket_for_server(os.environ), config.state_dir, serves) as taken:
+        with take_over(_control_path(config), config.state_dir, serves) as taken:
             return int(uvloop.run(begin(taken)))
 
 
@@ -461,12 +466,10 @@ async def _serve_once(
     """
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
-    from nbdzram.control.paths import socket_for_server  # noqa: PLC0415
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
 
     audit = Audit(config.state_dir)
-    path = config.control or socket_for_server(os.environ)
-    control = ControlServer(path, method_table(service, service.changes), audit, listening=listening)
+    control = ControlServer(_control_path(config), method_table(service, service.changes), audit, listening=listening)
     metrics = _metrics_server(config, service)
     await control.start()
     serves = False

@@ -38,6 +38,7 @@ from nbdzram.engine.ledger cimport ledger_is_near
 from nbdzram.engine.lock cimport lock_leave_beside, lock_take_beside
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.prepare cimport Prepared
 from nbdzram.engine.publish cimport add64, exchange64, look32, look64, publish64, subtract64
 from nbdzram.engine.slab cimport RELEASED, retired_slot, retired_unit, retired_word
@@ -45,9 +46,6 @@ from nbdzram.engine.table cimport (
     BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, PARENTS_MASK, TOP_LEVEL, aged, branch_word, entry_handle, entry_word,
     hole_word, page_of, repeated_of, same_entry,
 )
-
-cdef extern from * nogil:
-    void __builtin_prefetch(const void*)
 
 cdef struct Old:
     # What a block was.
@@ -121,7 +119,7 @@ cdef void _bring_near(Pool pool, const uint64_t* leaf, uint64_t first, uint32_t 
     for index in range(count):
         handle = entry_handle(look64(leaf + (first + index) % LEAF_BLOCKS))
         if handle < high:
-            __builtin_prefetch(pool.store.cells.cell(handle))
+            prefetch(pool.store.cells.cell(handle))
 
 
 cdef bint _replace(

@@ -20,12 +20,10 @@ from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport Cell, kind_of, length_of
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.publish cimport look32, look64
 from nbdzram.engine.quiescence cimport offline, online
 from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, entry_handle, page_of
-
-cdef extern from * nogil:
-    void __builtin_prefetch(const void*)
 
 cdef enum:
     LINE = 64  # bytes
@@ -65,11 +63,11 @@ cdef void _foresee(Pool pool, Blocks disk, const Foreseen* blocks, uint32_t coun
             places[index] = places[index - 1] + 1 if places[index - 1] != NULL else NULL
         else:
             places[index] = _place(pool, disk, blocks[index].block, pages)
-        __builtin_prefetch(places[index])
+        prefetch(places[index])
     for index in range(count):
         handle = entry_handle(look64(places[index])) if places[index] != NULL else 0
         cells[index] = pool.store.cells.cell(handle) if 0 < handle < high else NULL
-        __builtin_prefetch(cells[index])
+        prefetch(cells[index])
     for index in range(count):
         if cells[index] == NULL:
             continue
@@ -101,5 +99,5 @@ cdef void _bring_object(Pool pool, uint64_t word) noexcept nogil:
         return
     first = pool.store.bytes_at(word)
     while at < length_of(word):
-        __builtin_prefetch(first + at)
+        prefetch(first + at)
         at += LINE

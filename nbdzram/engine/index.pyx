@@ -28,6 +28,7 @@ from nbdzram.engine.ledger cimport Ledger
 from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
 from nbdzram.engine.lock cimport LOOKS, lock_pause
 from nbdzram.engine.must cimport must
+from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.publish cimport clear_bits, look8, set_bits
 
 from nbdzram.errors import ArenaError
@@ -39,7 +40,6 @@ assert MIN_BUCKETS >= LATCHES  # so that a bucket has one latch
 
 cdef extern from * nogil:
     int __builtin_ctzll(unsigned long long)
-    void __builtin_prefetch(const void*)
 
 
 @cython.final
@@ -74,14 +74,14 @@ cdef class Index:
 
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil:
         """Bring the bucket near while a block is being compressed. Needs no lock: a wrong guess costs nothing."""
-        __builtin_prefetch(self.bucket(self.bucket_of(fingerprint)))
+        prefetch(self.bucket(self.bucket_of(fingerprint)))
 
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil:
         """The same for the first object of a bucket that is near by now."""
         cdef uint32_t handle = self.bucket(self.bucket_of(fingerprint))[0]
         if handle:
-            __builtin_prefetch(self.cells.cell(handle))
-            __builtin_prefetch(self.cells.link(handle))
+            prefetch(self.cells.cell(handle))
+            prefetch(self.cells.link(handle))
 
     cdef uint32_t first(self, uint64_t fingerprint) noexcept nogil:
         """The first linked object with this fingerprint, 0 is none."""

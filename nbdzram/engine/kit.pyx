@@ -35,6 +35,7 @@ from libc.string cimport memset
 from nbdzram.engine.limbo cimport limbo_count, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must, must_debug
+from nbdzram.engine.prefetch cimport prefetch_to_write
 from nbdzram.engine.quiescence cimport thread_number
 from nbdzram.engine.sides cimport SEATS, Seat, Sides, sides_give, sides_high, sides_seat
 from nbdzram.engine.slab cimport RELEASED, retired_slot, retired_unit, retired_word
@@ -42,9 +43,6 @@ from nbdzram.engine.store cimport KINDS, ObjectStore
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void**, size_t alignment, size_t size)
-
-cdef extern from * nogil:
-    void __builtin_prefetch(const void*, int writes)
 
 cdef enum:
     LINE = 64    # bytes
@@ -129,7 +127,7 @@ cdef void bring_slot(Kit* kit) noexcept nogil:
     cdef uint32_t at = 0
     if kit.expected != NULL:
         while at < kit.expected_size:
-            __builtin_prefetch(kit.expected + at, 1)  # to be written
+            prefetch_to_write(kit.expected + at)
             at += LINE
 
 

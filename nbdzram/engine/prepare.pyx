@@ -16,14 +16,12 @@ from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_LZ4, CODEC_RAW, fingerprint, lz4_compress, same_filled
 from nbdzram.engine.lock cimport lock_leave, lock_take
 from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.store cimport HUGE_LENGTH
 
 cdef enum:
     # LZ4 stops early when a block will not fit; its estimate near the end is pessimistic by a few bytes.
     LZ4_ROOM = HUGE_LENGTH + 64
-
-cdef extern from * nogil:
-    void __builtin_prefetch(const void*)
 
 
 cdef void prepare(
@@ -153,7 +151,7 @@ cdef void _take_in_hand(Pool pool, Prepared* block) noexcept nogil:
     block.kind = kind_of(word)
     block.length = length_of(word)
     block.source = pool.store.bytes_at(word)
-    __builtin_prefetch(block.source)
+    prefetch(block.source)
 
 
 cdef bint _decodes_to(Pool pool, const Prepared* block, const uint8_t* encoded, const uint8_t* source) noexcept nogil:

@@ -51,6 +51,7 @@ from nbdzram.engine.limbo cimport (
 )
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS
 from nbdzram.engine.must cimport must, must_debug
+from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.publish cimport exchange64, look64, publish64
 from nbdzram.engine.store cimport ObjectStore
 
@@ -58,9 +59,6 @@ from nbdzram.errors import ArenaError
 
 cdef enum:
     ENTRY_SIZE = 512  # of an export directory entry, which a root stands in
-
-cdef extern from * nogil:
-    void __builtin_prefetch(const void*)
 
 
 @cython.final
@@ -436,7 +434,7 @@ cdef class Tables:
         for index in range(copy.done, stop):
             handle = entry_handle(source[index])
             if handle < self.store.cells.high:
-                __builtin_prefetch(self.store.cells.cell(handle))
+                prefetch(self.store.cells.cell(handle))
         while copy.done < stop and not copy.refused:
             handle = self.handle_at(source[copy.done], copy.first + copy.done)
             copy.refused = handle and not self.store.acquire(handle)

@@ -126,9 +126,7 @@ class Handover:
 
     listeners: list[socket.socket] = field(default_factory=list)
     paths: list[tuple[Path, int]] = field(default_factory=list)  # files of unix sockets that we made, and their inodes
-    control: socket.socket | None = (
-        None  # that listens: whoever asks meanwhile is answered by the next, and none binds it
-    )
+    control: socket.socket | None = None  # listens: who asks meanwhile is answered by the next, and none binds it
     clients: list[Client] = field(default_factory=list)
     counted: Counted = field(default_factory=Counted)
     kept: Kept = field(default_factory=Kept)

@@ -205,8 +205,10 @@ class Streams:
             seconds = SENT_SECONDS
         except StreamCut as error:
             seconds = KEPT_SECONDS
+            if not keep:
+                raise
             raise StreamCut(
-                f"{error}" + "; its moment is kept, and `nbdzram streams` where it is received has the token" * keep
+                f"{error}; its moment is kept, and `nbdzram streams` where it is received has the token"
             ) from error
         finally:
             watch.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -28,20 +27,6 @@ from tests.unit.stream.test_streams import EXPORT, HEADER, OBJECT, POOL, forged
 
 LEAF = 512 * BLOCK
 HEAD_BYTES = 56  # of a continuation
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check()
-
-
-@pytest.fixture
-def other() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check()
 
 
 def family(pool: Pool) -> list[Disk]:

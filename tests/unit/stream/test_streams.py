@@ -6,7 +6,6 @@ import io
 import mmap
 import random
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,20 +32,6 @@ from tests.unit.stream.roads import receive, revealed, sent, whole
 MIB = 1 << 20
 LEAF = 2 * MIB
 WORD = struct.pack("<Q", 0x0123456789ABCDEF)
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check()
-
-
-@pytest.fixture
-def other() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check()
 
 
 def motley(pool: Pool, name: str = "disk", *, size: int = 3 * LEAF + 700) -> Disk:
