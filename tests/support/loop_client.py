@@ -163,8 +163,15 @@ class WireClient:
         assert answer.error == 0, answer.text
 
     async def at_end(self) -> bool:
-        """The server closes the connection and sends nothing more."""
-        return await self.reader.read(1) == b""
+        """The server closes the connection and sends nothing more.
+
+        Under TLS the stream's end is close_notify. The client's transport answers it, and may find that the server,
+        which need not wait for the answer (section 6.1 of RFC 8446), has closed the socket: the end stood before.
+        """
+        try:
+            return await self.reader.read(1) == b""
+        except BrokenPipeError:
+            return self.reader.at_eof()
 
     async def close(self) -> None:
         self.writer.close()
