@@ -63,7 +63,7 @@ wheel: $(VENV)/built ## Build a wheel into dist/
 install: $(VENV)/built ## Install program, manual and completions below PREFIX=/usr/local (as root)
 	@PYTHON='$(PYTHON)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' tools/environment install_system $(VENV)
 
-fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code, for hours (RUNS=2000000)
+fuzz: $(VENV)/built $(VENV)/dev ## Search for bytes that break the protocol code or the opening of arenas, for hours (RUNS=2000000)
 	FUZZ_RUNS=$(RUNS) $(BIN)/pytest tests/fuzz -m slow
 
 tsan: $(VENV)/built $(VENV)/dev ## Look for races between threads of the engine, with a build of its own (ten minutes)

@@ -108,7 +108,10 @@ cdef class Opening:
         return self.directory.is_held(number) and self.directory.is_kept(number)
 
     cdef str _name_of(self, uint32_t number):
-        return self.directory.name_of(number)
+        try:
+            return self.directory.name_of(number)
+        except UnicodeDecodeError:
+            self._refuse(f"the name of export number {number} is no text")
 
     cdef bint _is_too_large(self, uint64_t size) noexcept nogil:
         return size > <uint64_t>BLOCK << MAX_BLOCKS_SHIFT

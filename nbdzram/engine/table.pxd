@@ -131,6 +131,7 @@ cdef class Tables:
     cdef uint64_t page_end(self) noexcept nogil
     cdef uint32_t parents(self, uint32_t page) noexcept nogil
     cdef bint _is_empty(self, uint32_t page, int level, uint64_t block) noexcept nogil
+    cdef bint _names_nothing(self, uint32_t page, int level) noexcept nogil
     cdef void _changes(self, uint32_t page) noexcept nogil
     cdef uint64_t _export_of(self, uint64_t* root) noexcept nogil
     cdef uint64_t _number(self, uint64_t* root, int level, uint64_t block) noexcept nogil

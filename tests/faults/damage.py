@@ -6,6 +6,7 @@ holes stay holes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import struct
@@ -13,6 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbdzram.engine.check import Check
+from nbdzram.engine.compact import Compact
+from nbdzram.engine.fold import Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.run import Run
+from nbdzram.errors import CheckFailed, EngineError, PoolFull
+from tests.faults.contents import BLOCK, FAR, NEAR
 from tests.support.arena import EXPORTS_AT, FIRST_UNIT, PAGE, SEGMENTS_AT, UNIT
 
 ZERO_PAGE = bytes(PAGE)
@@ -123,3 +132,35 @@ def damaged(image: Image, seed: int) -> Damage:
         "half": word & 0xFFFFFFFF if choose.random() < 0.5 else word & ~0xFFFFFFFF,
     }[kind]
     return Damage(kind, (at,), image.with_word(at, changed.to_bytes(8, "little")))
+
+
+def use(pool: Pool, seed: int) -> None:
+    """Do what clients and operators do; none of it may end the process, whatever it says."""
+    choose = random.Random(seed)
+    finish(Check(pool))
+    for disk in pool.disks():
+        for _ in range(30):
+            block = choose.choice((choose.randrange(NEAR), FAR + choose.randrange(70)))
+            try:
+                disk.read(block * BLOCK, 3 * BLOCK)
+                disk.write(block * BLOCK + choose.choice((0, 0, 100)), choose.randbytes(choose.choice((BLOCK, 500))))
+                disk.trim(choose.randrange(NEAR) * BLOCK, 3 * BLOCK)
+                disk.extents(0, NEAR * BLOCK, 1000)
+            except (EngineError, PoolFull, ValueError):  # also: a size that is none
+                pass
+        disk.usage()
+    for run in (Fold(pool), Recompress(pool, level=1), Compact(pool)):
+        finish(run)
+    for disk in pool.disks()[:1]:
+        with contextlib.suppress(EngineError, PoolFull, ValueError):
+            pool.clone(disk, "one more").resize(BLOCK)
+        pool.delete(disk)
+
+
+def finish(run: Run) -> None:
+    """To its end, or to what it finds."""
+    try:
+        while run.step(1000):
+            pass
+    except CheckFailed:
+        pass

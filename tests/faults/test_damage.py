@@ -22,9 +22,9 @@ import pytest
 from nbdzram.engine.check import Check
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import ArenaError, CheckFailed, EngineError, PoolFull, StreamError
+from nbdzram.errors import ArenaError, EngineError, StreamError
 from tests.faults.contents import BLOCK, FAR, NEAR, SIZE, expected, tell
-from tests.faults.damage import Damage, Image, damaged, flipped, flips
+from tests.faults.damage import Damage, Image, damaged, flipped, flips, use
 from tests.support.arena import FIRST_UNIT, UNIT
 from tests.unit.stream.roads import receive, sent
 
@@ -73,29 +73,6 @@ def read_all(pool: Pool, exports: Expected) -> str:
     if sum(wrong for wrong, _ in found):
         return SILENT
     return TOLD if sum(errors for _, errors in found) else RIGHT
-
-
-def use(pool: Pool, seed: int) -> None:
-    """Do what clients and operators do; none of it may end the process, whatever it says."""
-    choose = random.Random(seed)
-    check = Check(pool)
-    try:
-        while check.step(1000):
-            pass
-    except CheckFailed:
-        pass
-    for disk in pool.disks():
-        for _ in range(30):
-            block = choose.choice((choose.randrange(NEAR), FAR + choose.randrange(70)))
-            try:
-                disk.write(block * BLOCK + choose.choice((0, 0, 100)), choose.randbytes(choose.choice((BLOCK, 500))))
-                disk.trim(choose.randrange(NEAR) * BLOCK, 3 * BLOCK)
-                disk.extents(0, NEAR * BLOCK, 1000)
-            except (EngineError, PoolFull, ValueError):  # also: a size that is none
-                pass
-        disk.usage()
-    for disk in pool.disks()[:1]:
-        pool.delete(disk)
 
 
 def try_out(path: Path, image: Image, exports: Expected, seed: int) -> str:

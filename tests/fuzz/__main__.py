@@ -1,4 +1,4 @@
-"""Search for bytes that break a target: python -m tests.fuzz haggle|transmit CORPUS... [-runs=N] [libFuzzer's flags].
+"""Search for bytes that break a target: python -m tests.fuzz TARGET CORPUS... [-runs=N] [libFuzzer's flags].
 
 Coverage-guided by atheris. An input that breaks something is left in the directory as crash-*, and is played again by
 naming it instead of a corpus.
@@ -11,10 +11,12 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["nbdzram.nbd", "nbdzram.server.status", "tests.fuzz.targets", "tests.model"]):
-    from tests.fuzz import targets
+SEEN = ["nbdzram.nbd", "nbdzram.server.status", "tests.fuzz.arenas", "tests.fuzz.targets", "tests.model"]
 
-TARGETS = {"haggle": targets.haggle, "transmit": targets.transmit}
+with atheris.instrument_imports(include=SEEN):
+    from tests.fuzz import arenas, targets
+
+TARGETS = {"haggle": targets.haggle, "transmit": targets.transmit, "forge": arenas.forge}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from tests.fuzz.arenas import EDIT
 from tests.wire import name_and_infos, name_and_queries, option, request
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -70,8 +71,32 @@ TRANSMISSIONS = {
 }
 
 
+FORGERIES = {
+    "nothing": b"",
+    "name-is-no-text": EDIT.pack(3, 32, 15, 0xF7),
+    "leaf-elsewhere": EDIT.pack(1, 0, 10, 5519032975360),
+    "entry-of-another": EDIT.pack(0, 0, 3, 9),
+    "entry-repeats": EDIT.pack(0, 16, 3, 7),
+    "root-elsewhere": EDIT.pack(1, 16, 0, 600),
+    "longer": EDIT.pack(2, 1, 3, 0xFFF),
+    "in-another-slot": EDIT.pack(2, 2, 3, 9),
+    "many-holders": EDIT.pack(2, 4, 3, 511),
+    "forward": EDIT.pack(2, 0, 3, 15),
+    "cell-of-another": EDIT.pack(2, 32, 3, 4),
+    "smaller": EDIT.pack(3, 16, 2, 4096),
+    "deleting": EDIT.pack(3, 0, 0, 2),
+    "no-cells": EDIT.pack(4, 1, 0, 0),
+    "dictionary-elsewhere": EDIT.pack(5, 0, 0, 40 | 5000 << 32),
+    "newer": EDIT.pack(6, 1, 0, 3),
+    "any-word": EDIT.pack(7, 3, 20, 12345),
+    "cut-off": EDIT.pack(7, 128, 20, 100),
+}
+
+CORPORA = {"haggle": HANDSHAKES, "transmit": TRANSMISSIONS, "forge": FORGERIES}
+
+
 def main() -> None:
-    for target, seeds in (("haggle", HANDSHAKES), ("transmit", TRANSMISSIONS)):
+    for target, seeds in CORPORA.items():
         directory = CORPUS / target
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in seeds.items():

@@ -5,7 +5,8 @@
 3. In the transmission phase the replies are those of the plain model (tests/model/reference.py).
 
 The first bytes of an input choose the circumstances, the rest is what the client says. A fuzzer sees branches of Python
-code only, so the model does double duty: it follows the same stream in Python, and so leads the fuzzer through it.
+code only, unless the compiled code was built for it (test_compiled.py), so the model does double duty: it follows the
+same stream in Python, and so leads the fuzzer through it.
 """
 
 from __future__ import annotations

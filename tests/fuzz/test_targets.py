@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import seeds
+from tests.fuzz.arenas import EDIT, forge
 from tests.fuzz.targets import EXPORT_SIZE, haggle, transmit
 from tests.wire import name_and_infos, name_and_queries, option, request
 
-RUNS = {"haggle": 4000, "transmit": 3000}  # some twenty seconds together
+RUNS = {"haggle": 4000, "transmit": 3000, "forge": 150}  # some thirty seconds together
 LONG_RUNS = int(os.environ.get("FUZZ_RUNS", "100000"))  # some ten minutes; `make fuzz` asks for millions, and hours
+SLOWER = {"forge": 25}  # than the others
 ROOT = Path(__file__).resolve().parents[2]
 
 search = settings(
@@ -99,23 +101,45 @@ def test_a_session_answers_what_the_model_does_wherever_it_is_cut(
     transmit(bytes([circumstances, split]) + whole[: len(whole) - cut])
 
 
+@search
+@given(
+    st.lists(
+        st.builds(
+            EDIT.pack,
+            st.integers(0, 7),
+            st.integers(0, 255),
+            st.integers(0, 2**16 - 1),
+            st.one_of(st.integers(0, 600), st.integers(0, 2**64 - 1)),
+        ),
+        max_size=4,
+    )
+)
+def test_an_arena_whose_writer_knows_every_check_is_refused_or_lived_with(edits: list[bytes]) -> None:
+    forge(b"".join(edits))
+
+
 def test_every_seed_holds() -> None:
     for said in seeds.HANDSHAKES.values():
         haggle(said)
     for said in seeds.TRANSMISSIONS.values():
         transmit(said)
+    for edits in seeds.FORGERIES.values():
+        forge(edits)
 
 
 def test_the_committed_corpus_is_what_the_seeds_say() -> None:
     """Nobody edits the files by hand: python -m tests.fuzz.seeds writes them."""
-    for target, made in (("haggle", seeds.HANDSHAKES), ("transmit", seeds.TRANSMISSIONS)):
+    for target, made in seeds.CORPORA.items():
         found = {path.name: path.read_bytes() for path in (seeds.CORPUS / target).iterdir()}
         assert {name: found.get(name) for name in made} == made
 
 
 @pytest.mark.parametrize(
     ("target", "runs"),
-    [*RUNS.items(), *(pytest.param(target, LONG_RUNS, marks=pytest.mark.slow) for target in RUNS)],
+    [
+        *RUNS.items(),
+        *(pytest.param(target, LONG_RUNS // SLOWER.get(target, 1), marks=pytest.mark.slow) for target in RUNS),
+    ],
 )
 def test_a_coverage_guided_search_finds_nothing(target: str, runs: int, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
