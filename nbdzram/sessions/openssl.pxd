@@ -18,6 +18,9 @@ cdef struct OpenSsl:
     uint64_t (*SSL_CTX_set_options)(void*, uint64_t) noexcept nogil
     int (*SSL_CTX_set_num_tickets)(void*, size_t) noexcept nogil
     int (*SSL_CTX_set_cipher_list)(void*, const char*) noexcept nogil
+    int (*SSL_CTX_set_ciphersuites)(void*, const char*) noexcept nogil
+    void* (*SSL_CTX_get_ciphers)(const void*) noexcept nogil
+    const char* (*SSL_CIPHER_get_name)(const void*) noexcept nogil
     void (*SSL_CTX_set_default_passwd_cb)(void*, pass_phrase_fn) noexcept nogil
     void (*SSL_CTX_set_default_passwd_cb_userdata)(void*, void*) noexcept nogil
     int (*SSL_CTX_use_certificate_chain_file)(void*, const char*) noexcept nogil

@@ -62,6 +62,9 @@ cdef object _find_all(void* library):
     _find(library, <void**>&openssl.SSL_CTX_set_options, missing, b"SSL_CTX_set_options")
     _find(library, <void**>&openssl.SSL_CTX_set_num_tickets, missing, b"SSL_CTX_set_num_tickets")
     _find(library, <void**>&openssl.SSL_CTX_set_cipher_list, missing, b"SSL_CTX_set_cipher_list")
+    _find(library, <void**>&openssl.SSL_CTX_set_ciphersuites, missing, b"SSL_CTX_set_ciphersuites")
+    _find(library, <void**>&openssl.SSL_CTX_get_ciphers, missing, b"SSL_CTX_get_ciphers")
+    _find(library, <void**>&openssl.SSL_CIPHER_get_name, missing, b"SSL_CIPHER_get_name")
     _find(library, <void**>&openssl.SSL_CTX_set_default_passwd_cb, missing, b"SSL_CTX_set_default_passwd_cb")
     _find(library, <void**>&openssl.SSL_CTX_set_default_passwd_cb_userdata, missing,
           b"SSL_CTX_set_default_passwd_cb_userdata")

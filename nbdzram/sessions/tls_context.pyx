@@ -31,6 +31,9 @@ cdef enum:
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:ECDHE+AES:DHE+AES:!aNULL:!eNULL:!SHA1:!AESCCM"
 CIPHERS_WITH_KEYS = b"DEFAULT:ECDHE+PSK:DHE+PSK:PSK"
 
+# Of TLS 1.3, which every client has to know: ten rounds a block in place of fourteen, on both sides.
+PREFERRED_SUITE = b"TLS_AES_128_GCM_SHA256"
+
 
 cdef class TlsContext:
     """See the module's docstring."""
@@ -50,6 +53,7 @@ cdef class TlsContext:
         openssl.SSL_CTX_set_num_tickets(self.context, 0)
         openssl.SSL_CTX_ctrl(self.context, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_OFF, NULL)
         self._offer(CIPHERS)
+        self._prefer(PREFERRED_SUITE)
 
     def __dealloc__(self):
         if self.context != NULL:
@@ -99,6 +103,17 @@ cdef class TlsContext:
         openssl.ERR_clear_error()
         if openssl.SSL_CTX_set_cipher_list(self.context, ciphers) != 1:
             raise TlsError(reason_of(NULL))
+
+    def _prefer(self, bytes suite):
+        """Put a suite of TLS 1.3 before the others, if it is among those that the system's configuration leaves."""
+        cdef void* ciphers = openssl.SSL_CTX_get_ciphers(self.context)
+        cdef int at
+        names = [openssl.SSL_CIPHER_get_name(openssl.OPENSSL_sk_value(ciphers, at))
+                 for at in range(openssl.OPENSSL_sk_num(ciphers))]
+        suites = [name for name in names if name.startswith(b"TLS_")]  # those of TLS 1.2 begin otherwise
+        if suite in suites:
+            suites.remove(suite)
+            openssl.SSL_CTX_set_ciphersuites(self.context, b":".join([suite, *suites]))
 
 
 cdef int _nobody(char* target, int size, int writing, void* asked) noexcept nogil:

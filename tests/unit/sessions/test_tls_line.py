@@ -68,6 +68,40 @@ def holds_more(line: TlsLine) -> bool:
     return line.holds_more
 
 
+SUITES = """
+import sys
+from pathlib import Path
+from nbdzram.sessions.tls_context import TlsContext
+from tests.support.pki import Pki
+from tests.support.tls_pair import Pair
+pki = Pki(Path(sys.argv[1]))
+context = TlsContext()
+context.use_certificate(*map(bytes, pki.issue("localhost", file="server")))
+pair = Pair(context, pki.client_context())
+pair.shake_hands()
+print(pair.tls.cipher()[0])
+"""
+"""The suite of TLS 1.3 that is agreed on, in a process that may have its own configuration of OpenSSL."""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "agreed"),
+    [
+        (None, "TLS_AES_128_GCM_SHA256"),
+        ("TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
+        ("TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"),
+    ],
+)
+def test_the_suite_with_the_fewest_rounds_is_preferred_where_the_system_allows_it(
+    allowed: str | None, agreed: str, tmp_path: Path
+) -> None:
+    configuration = tmp_path / "openssl.cnf"
+    lines = ["openssl_conf = a", "[a]", "ssl_conf = b", "[b]", "system_default = c", "[c]"]
+    configuration.write_text("\n".join([*lines, *([f"Ciphersuites = {allowed}"] if allowed else [])]) + "\n")
+    environment = os.environ | {"OPENSSL_CONF": str(configuration)}
+    assert run([sys.executable, "-c", SUITES, tmp_path / "pki"], environment=environment).strip() == agreed
+
+
 @pytest.mark.parametrize("size", [1, RECORD, RECORD + 1, MIB])
 def test_bytes_come_through_in_both_ways(pair: Pair, size: int) -> None:
     content, taken, got = pattern(size + 8)[:size], bytearray(), bytearray()
