@@ -11,87 +11,26 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
-from tests.bench import holds, lasting, onlookers, scrape, strangers
+from tests.bench import holds, lasting, onlookers, scrape, speed, strangers
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
-from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, percentile, timed_load
+from tests.bench.measure import BLOCK, MIB, copy_seconds, fill, fio, median, percentile, timed_load
+from tests.bench.speed import GIB, SPEED_BYTES, Effort, start_peer
 from tests.faults.crowd import LONG, Crowd, half_a_write, many_descriptors, reads
 from tests.support.pki import Pki
-from tests.support.reach import tls_arguments, trusting_user
-from tests.support.server import Nbdkit, Nbdzram, ServerProcess, free_port
+from tests.support.reach import tls_arguments
+from tests.support.server import Nbdzram
 
-GIB = 1 << 30
-SPEED_BYTES = 512 * MIB
 SETTLE_SECONDS = 3  # of undisturbed requests before a run, inside one fio run
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    rounds: int
-    seconds: int
-
-
-def start_peer(name: str, directory: Path, size: int) -> ServerProcess:
-    directory.mkdir()
-    match name:
-        case "nbdzram":
-            return Nbdzram(directory, {"disk": size}, metrics=True)
-        case "nbdkit-memory":
-            return Nbdkit(directory, str(size))
-        case "nbdkit-zstd":
-            return Nbdkit(directory, str(size), allocator="zstd")
-    raise ValueError(name)
-
-
-# Reads alone cannot be four times nbdkit-zstd's: uncompressed nbdkit is 1.5 times as fast there, and then fio itself is
-# the limit. So the two are compared where both have work to do.
-REQUIRED_SPEED = {
-    "randwrite": {"nbdkit-memory": 1.0, "nbdkit-zstd": 4.0},
-    "randread": {"nbdkit-memory": 1.0},
-    "randrw": {"nbdkit-memory": 1.0, "nbdkit-zstd": 4.0},
-}
-PEERS = ("nbdzram", "nbdkit-memory", "nbdkit-zstd")
-
-
-def measure_speed(directory: Path, effort: Effort) -> list[Figure]:
-    """4 KiB random requests, queue depth 32, one connection, unix socket."""
-    peers = {name: start_peer(name, directory / f"speed-{name}", SPEED_BYTES) for name in PEERS}
-    figures = []
-    try:
-        for peer in peers.values():
-            fill(peer, SPEED_BYTES)
-        for kind, required in REQUIRED_SPEED.items():
-            load = partial(timed_load, kind=kind, size=SPEED_BYTES, seconds=effort.seconds)
-            rates, detail = alternate(peers, load, effort)
-            for peer_name, least in required.items():
-                ratio = rates["nbdzram"] / rates[peer_name]
-                figures.append(Figure(f"4 KiB {kind}, depth 32 / {peer_name}", ratio, least, True, detail))
-    finally:
-        for peer in peers.values():
-            peer.stop()
-    return figures
-
-
-def alternate(
-    peers: Mapping[str, ServerProcess], load: Callable[[ServerProcess], Load], effort: Effort
-) -> tuple[dict[str, float], str]:
-    """The same load on each in turn: the median requests a second, and a line with the processor time of each."""
-    loads: dict[str, list[Load]] = {name: [] for name in peers}
-    for _ in range(effort.rounds):
-        for name, peer in peers.items():
-            loads[name].append(load(peer))
-    rates = {name: median(load.iops for load in loads[name]) for name in peers}
-    costs = {name: median(load.cpu_us for load in loads[name]) for name in peers}
-    return rates, ", ".join(f"{name} {rates[name] / 1000:.1f}k at {costs[name]:.1f} us" for name in peers)
 
 
 def measure_copy(directory: Path, effort: Effort) -> list[Figure]:
@@ -106,83 +45,6 @@ def measure_copy(directory: Path, effort: Effort) -> list[Figure]:
     ours, theirs = (median(seconds[name]) for name in names)
     detail = f"nbdzram {1024 / ours:.0f} MiB/s, nbdkit zstd {1024 / theirs:.0f} MiB/s"
     return [Figure("1 GiB ext4 image in, nbdcopy / nbdkit zstd", theirs / ours, 1.5, True, detail)]
-
-
-TLS_LOADS = {  # kind, block, depth
-    "4 KiB randread, depth 32": ("randread", "4k", 32),
-    "4 KiB randwrite, depth 32": ("randwrite", "4k", 32),
-    "256 KiB read, depth 8": ("read", "256k", 8),
-    "256 KiB write, depth 8": ("write", "256k", 8),
-}
-
-
-def measure_tls(directory: Path, effort: Effort) -> list[Figure]:
-    """The same loads over TLS on TCP. nbdkit twice: plain memory, which only copies, and its compressing allocator."""
-    pki = Pki(directory / "pki")
-    files = pki.client_directory(directory / "client", None)
-    pki.issue("localhost", file="server")
-    peers: dict[str, ServerProcess] = {}
-    figures = []
-    try:
-        for name in PEERS:
-            (directory / name).mkdir()
-        peers["nbdzram"] = Nbdzram(
-            directory / "nbdzram", {"disk": SPEED_BYTES}, arguments=tls_arguments(pki, mode="require", client_ca=False)
-        )
-        for name, allocator in (("nbdkit-memory", "sparse"), ("nbdkit-zstd", "zstd")):
-            peers[name] = Nbdkit(
-                directory / name,
-                str(SPEED_BYTES),
-                allocator=allocator,
-                port=free_port(),
-                arguments=["--tls=require", f"--tls-certificates={pki.directory}"],
-            )
-        with trusting_user(files) as user:
-            for what, (kind, block, depth) in TLS_LOADS.items():
-                load = partial(
-                    timed_load,
-                    kind=kind,
-                    size=SPEED_BYTES,
-                    block=block,
-                    depth=depth,
-                    seconds=effort.seconds,
-                    tls=user,
-                )
-                rates, detail = alternate(peers, load, effort)
-                for peer_name in PEERS[1:]:
-                    ratio = rates["nbdzram"] / rates[peer_name]
-                    figures.append(Figure(f"TLS, {what} / {peer_name}", ratio, 1.0, True, detail))
-        figures += compare_tls_copies(peers, directory, files, effort)
-    finally:
-        for peer in peers.values():
-            peer.stop()
-    return figures
-
-
-def compare_tls_copies(
-    peers: Mapping[str, ServerProcess], directory: Path, client_files: Path, effort: Effort
-) -> list[Figure]:
-    """Half a gigabyte of the ext4 image in and out with nbdcopy's connections, over what was there."""
-    part = directory / "part"
-    with ext4_gibibyte().open("rb") as image:
-        part.write_bytes(image.read(SPEED_BYTES))
-    ways: dict[str, Callable[[str], tuple[str | Path, str | Path]]] = {
-        "in": lambda uri: (part, uri),
-        "out": lambda uri: (uri, "null:"),
-    }
-    figures = []
-    for way, ends in ways.items():
-        seconds: dict[str, list[float]] = {name: [] for name in peers}
-        for _ in range(effort.rounds):
-            for name, peer in peers.items():
-                uri = f"nbds://127.0.0.1:{peer.port}/disk?tls-certificates={client_files}"
-                seconds[name].append(copy_seconds(*ends(uri)))
-        times = {name: median(seconds[name]) for name in peers}
-        detail = ", ".join(f"{name} {SPEED_BYTES / MIB / times[name]:.0f} MiB/s" for name in peers)
-        for name in PEERS[1:]:
-            ratio = times[name] / times["nbdzram"]
-            figures.append(Figure(f"TLS, ext4 image {way}, nbdcopy / {name}", ratio, 1.0, True, detail))
-    return figures
 
 
 def measure_latency(directory: Path, effort: Effort) -> list[Figure]:
@@ -316,6 +178,10 @@ def measure_memory(directory: Path, _: Effort) -> list[Figure]:
         beyond = (server.resident_bytes() - server.mm_stat()[2]) / MIB
         limit = 64 + 32 * (GIB // BLOCK) / MIB
         figures.append(Figure("resident less mem_used_total, MiB, 1 GiB stored", beyond, limit, False, ""))
+    with Nbdzram(directory / "resident", {"disk": GIB}, arguments=["--threads", "16"], metrics=True) as server:
+        fill(server, GIB)
+        more = (server.resident_bytes() - server.mm_stat()[2]) / MIB - beyond
+        figures.append(Figure("the same with 16 I/O threads, MiB more", more, 8, False, ""))
     image = ext4_gibibyte()
     with start_peer("nbdzram", directory / "density", GIB) as server:
         assert isinstance(server, Nbdzram)
@@ -361,9 +227,10 @@ def measure_holds(_: Path, effort: Effort) -> list[Figure]:
 
 
 MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
-    "speed": measure_speed,
+    "speed": speed.measure_speed,
     "copy": measure_copy,
-    "tls": measure_tls,
+    "crowd": speed.measure_crowd,
+    "tls": speed.measure_tls,
     "latency": measure_latency,
     "hostile": measure_hostility,
     "holds": measure_holds,

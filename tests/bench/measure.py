@@ -24,7 +24,8 @@ class Load:
     """One run of fio against one server."""
 
     iops: float
-    p99_us: float  # the worse of reads and writes
+    p50_us: float  # this and the next: the worse of reads and writes
+    p99_us: float
     cpu_us: float  # processor time of the server's process, a request
 
 
@@ -72,9 +73,14 @@ def timed_load(
     )
     spent = server.cpu_seconds() - before
     directions = [job[name] for name in ("read", "write") if job[name]["total_ios"]]
+    p50_us, p99_us = (
+        max(direction["clat_ns"]["percentile"][percent] for direction in directions) / 1000
+        for percent in ("50.000000", "99.000000")
+    )
     return Load(
         iops=sum(direction["iops"] for direction in directions),
-        p99_us=max(direction["clat_ns"]["percentile"]["99.000000"] for direction in directions) / 1000,
+        p50_us=p50_us,
+        p99_us=p99_us,
         cpu_us=spent / sum(direction["total_ios"] for direction in directions) * 1e6,
     )
 
