@@ -78,9 +78,9 @@ class ArenaSync(Sync):
             raise self._failed
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Nobody waits any more. What is under way ends before the descriptor is another file's."""
+        self._thread.submit(os.close, self._descriptor)
         self._thread.shutdown(wait=False)
-        os.close(self._descriptor)
 
 
 class Syncs:
@@ -99,7 +99,10 @@ class Syncs:
         if path is None or self._machine.keeps_in_memory(Path(path)):
             return None
         known = self._by_path.get(path)
-        if known is None or known.identity != _identity(Path(path).stat()):  # a pool was removed, and one made anew
+        if known is not None and known.identity != _identity(Path(path).stat()):  # a pool was removed, one made anew
+            known.close()
+            known = None
+        if known is None:
             known = self._by_path[path] = ArenaSync(Path(path))
         return known
 

@@ -179,8 +179,12 @@ def test_a_pool_made_anew_under_the_same_name_is_synced_itself(tmp_path: Path, m
     kept = file.rename(tmp_path / "old")  # so that its number is not used again
     file.write_bytes(b"y")
     assert syncs.of("lasting", str(file)) is not old
-    assert kept.exists()
     syncs.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("nbdzram-sync"):
+            thread.join()
+    held = {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    assert not held & {str(kept), str(file)}, "who asked for syncs of a file that is gone keeps it"
 
 
 def test_where_a_file_lies_is_read_from_the_mounts(tmp_path: Path) -> None:
