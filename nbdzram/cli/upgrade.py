@@ -6,6 +6,7 @@ process of this one, which goes on in the background once it serves.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,8 @@ def go_to_background() -> Callable[[], None]:
     os.setsid()
 
     def serves() -> None:
-        os.write(writes, SERVES)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits any more, and the clients are ours by now
+            os.write(writes, SERVES)
         os.close(writes)
 
     return serves

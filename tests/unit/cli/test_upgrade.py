@@ -1,0 +1,34 @@
+"""A server of another version goes on in the background, whatever becomes of the command that began it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+IN_THE_BACKGROUND = """
+import os, sys
+from nbdzram.cli.upgrade import go_to_background
+
+told, tells = map(int, sys.argv[1:])
+serves = go_to_background()
+os.write(tells, b"starts ")
+os.read(told, 1)
+serves()
+os.write(tells, b"serves")
+"""
+
+
+def test_who_serves_goes_on_where_nobody_waits_for_the_command_any_more() -> None:
+    """An impatient operator ended it, or a time-out of systemd's; and the other server has left by then."""
+    (told, tell), (hears, tells) = os.pipe(), os.pipe()
+    command = [sys.executable, "-c", IN_THE_BACKGROUND, str(told), str(tells)]
+    with os.fdopen(hears, "rb", buffering=0) as heard:
+        with subprocess.Popen(command, pass_fds=(told, tells)) as foreground:
+            os.close(tells)
+            assert heard.read(7) == b"starts "
+            foreground.kill()
+        os.write(tell, b"x")
+        assert heard.read(7) == b"serves"
+    os.close(tell)
+    os.close(told)
