@@ -249,7 +249,8 @@ class Service:
         await _end([("the end of scheduled snapshots", self._schedule.stop)])
         handed = await self._nbd.hand_over()
         await _end([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
-        _raise_first(outcomes)
+        with steadily("what ends before a takeover"):  # there is no way back: who raised now would lose the disks
+            _raise_first(outcomes)
         handed.kept = self._state.surrender()
         handed.counted = dataclasses.replace(
             handed.counted,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import EVERYONE, ServerConfig, UnixAddress
+from nbdzram.config import EVERYONE, ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.server.counts import ExportCount, OperationCount
@@ -126,3 +126,31 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
         successor.bind(str(tmp_path / "s"))
         successor.listen()
         tell(story())
+
+
+def test_what_fails_while_it_ends_loses_no_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then the clients are at rest and the pools closed: arenas that were not given away would be gone."""
+    config = ServerConfig(
+        tcp=(),
+        unix=(UnixAddress(path=tmp_path / "nbd.sock"),),
+        exports=(ExportConfig(name="disk", size_bytes=1 << 20),),
+    )
+
+    async def fail() -> None:
+        raise KeyError("a mistake of ours")
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        disk = service._pools["default"].pool.disks()[0]
+        disk.write(0, b"x" * 4096)
+        stop = service._streams.stop
+        monkeypatch.setattr(service._streams, "stop", fail)
+        handed = await service.hand_over()
+        await stop()
+        following = Service(config, handed=handed)
+        await following.start()
+        assert following._pools["default"].pool.disks()[0].read(0, 4096) == b"x" * 4096
+        await following.stop()
+
+    tell(story())
