@@ -30,6 +30,7 @@ import ipaddress
 import json
 import os
 import socket
+import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ from nbdzram.receive import receive_exactly
 from nbdzram.server.counts import ExportCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.state import Kept, Remembered
+from nbdzram.server.steadily import steadily
 from nbdzram.server.tls import TlsFiles
 from nbdzram.status import HistorySample, from_json, to_json
 
@@ -170,7 +172,7 @@ class Handover:
         with contextlib.ExitStack() as taken:
             try:
                 handed = cls._taken(giver, taken)
-            except (OSError, KeyError, TypeError, ValueError) as error:
+            except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
                 raise UserError(f"the other server did not give away its connections: {error}") from None
             taken.pop_all()
             return handed
@@ -185,7 +187,7 @@ class Handover:
         if text["format"] != FORMAT:
             raise UserError(f"the other server gives in format {text['format']}, this program takes {FORMAT}")
         listening = int(text["listeners"]) + bool(text["control"])
-        wanted = listening + len(text["clients"]) + len(text["arenas"])
+        wanted = listening + len(text["clients"]) + len(set(text["arenas"]))
         descriptors: list[int] = []
         while len(descriptors) < wanted:
             mark, some, flags, _ = socket.recv_fds(giver, 1, DESCRIPTORS_AT_ONCE)
@@ -200,6 +202,8 @@ class Handover:
                 )
             if not mark or not some:
                 raise ConnectionError("it hung up")
+        if len(descriptors) > wanted or not all(map(_is_socket, descriptors[:listening])):
+            raise ValueError("its descriptors are not those that it names")
         given = iter(descriptors[listening:])
         handed = cls(
             clients=[Client.of(one, next(given)) for one in text["clients"]],
@@ -217,6 +221,10 @@ class Handover:
         return handed
 
 
+def _is_socket(descriptor: int) -> bool:
+    return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+
+
 def reach(path: Path) -> socket.socket:
     """A connection to the process that listens there to take over. Raises UserError."""
     successor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -230,8 +238,8 @@ def reach(path: Path) -> socket.socket:
 
 
 def give_away(handover: Handover, successor: socket.socket) -> int | None:
-    """Give all to it, and wait for its word. Its process's number; None: go on yourself."""
-    with successor, contextlib.suppress(OSError):
+    """Give all to it, and wait for its word. Its process's number; None: go on yourself, whatever was met here."""
+    with successor, steadily("a takeover"), contextlib.suppress(OSError):
         handover.give(successor)
         if receive_exactly(successor.recv, len(SERVING), "it") == SERVING:
             return int(CREDENTIALS.unpack(successor.getsockopt(*PEER, CREDENTIALS.size))[0])

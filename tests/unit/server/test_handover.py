@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -14,10 +15,10 @@ from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.server.counts import ExportCount, OperationCount
 from nbdzram.server.exports import Peer
-from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover
+from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover, give_away
 from nbdzram.server.service import Service
 from nbdzram.server.state import ExportRecord, Kept, Remembered
-from nbdzram.status import HistorySample
+from nbdzram.status import HistorySample, to_json
 from tests.unit.server.house import tell
 
 CLIENTS = 450  # three messages with descriptors
@@ -154,3 +155,54 @@ def test_what_fails_while_it_ends_loses_no_disks(tmp_path: Path, monkeypatch: py
         await following.stop()
 
     tell(story())
+
+
+def lie_about(text: str) -> bytes:
+    return len(text).to_bytes(4) + text.encode()
+
+
+LIES = {
+    "more descriptors than it names": {},
+    "what listens is no socket": {"listeners": 1, "arenas": ["p"]},
+    "fewer than none": {"listeners": -1, "arenas": ["p", "q"]},
+    "one name twice": {"arenas": ["p", "p"]},
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_of_a_server_that_lies_about_its_descriptors_nothing_stays_open(lie: dict[str, object]) -> None:
+    truth = {"format": FORMAT, "listeners": 0, "control": False, "paths": [], "clients": [], "arenas": ["p"]}
+    counted, remembered = to_json(Counted()), to_json(Remembered())
+    text = {**truth, **lie, "counted": json.loads(counted), "remembered": json.loads(remembered)}
+    before = open_descriptors()
+    with pytest.raises(UserError, match="did not give away its connections"):
+        told(lie_about(json.dumps(text)), descriptors=2)
+    assert open_descriptors() == before
+
+
+def test_of_a_text_without_end_nothing_stays() -> None:
+    with pytest.raises(UserError, match="did not give away its connections"):
+        told(lie_about("[" * 100_000), descriptors=1)
+
+
+def told(text: bytes, *, descriptors: int) -> Handover:
+    """What is taken of a server that says this, and sends files without content."""
+    ours, theirs = socket.socketpair()
+    files = [os.memfd_create("p") for _ in range(descriptors)]
+    try:
+        with ours, theirs:
+            ours.sendall(text)
+            socket.send_fds(ours, [b"."], files)
+            ours.shutdown(socket.SHUT_WR)
+            return Handover.take(theirs)
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def test_what_cannot_be_given_away_is_still_served() -> None:
+    ours, theirs = socket.socketpair()
+    given = Handover(counted=Counted(accepted=object()))  # type: ignore[arg-type]
+    with theirs:
+        assert give_away(given, ours) is None
+    given.close()
