@@ -103,13 +103,13 @@ class Export:
         certificates = self.access.certificates
         return not certificates or not peer.certificate_names.isdisjoint(certificates)
 
+    def keeps(self, peer: Peer, *, read_only: bool) -> bool:
+        """May one stay who attached by other rules, to read alone or to write?"""
+        return self.admits(peer) and (read_only or not self.read_only)
+
     def unqualified(self) -> list[Attached]:
         """Who is attached and, as the rules are now, would not be, or not for writing."""
-        return [
-            session
-            for session in self.connections
-            if not self.admits(session.peer) or (self.read_only and not session.read_only)
-        ]
+        return [one for one in self.connections if not self.keeps(one.peer, read_only=one.read_only)]
 
     @contextlib.contextmanager
     def change(self, doing: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nbdzram.config import ServerConfig, TlsConfig
 from nbdzram.errors import UserError
+from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Failure, Terms
 from nbdzram.server.attached import Attached
 from nbdzram.server.connection import Connection
@@ -214,7 +215,8 @@ class NbdServer:
         self._hosting = None
 
     def _carry_on(self, client: Client) -> None:
-        """Serve a client that another process gave away. One whose disk is not there, or smaller, is hung up on."""
+        """Serve a client that another process gave away. One whose disk is not there, or smaller, is hung up on; so is
+        one that would not be admitted, or not for writing, by the rules of this process's configuration."""
         hosting = self._hosting
         assert hosting is not None
         export = self.exports.get(client.export) if client.export in self.exports else None
@@ -223,6 +225,10 @@ class NbdServer:
             os.close(client.connection)
             return
         terms = Terms(offer=export, style=client.style, contexts=client.contexts, flags=client.flags)
+        if not export.keeps(client.peer, read_only=bool(client.flags & TransmissionFlag.READ_ONLY)):
+            log.warning("%s: the export %r does not admit it any more; disconnecting", client.peer.text, client.export)
+            os.close(client.connection)
+            return
         line = SocketLine(client.connection)
         attached = Attached(
             hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest, number=client.number

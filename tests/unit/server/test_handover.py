@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover, gi
 from nbdzram.server.service import Service
 from nbdzram.server.state import ExportRecord, Kept, Remembered
 from nbdzram.status import HistorySample, to_json
+from tests.support.loop_client import WireClient
 from tests.unit.server.house import tell
 
 CLIENTS = 450  # three messages with descriptors
@@ -206,3 +209,38 @@ def test_what_cannot_be_given_away_is_still_served() -> None:
     with theirs:
         assert give_away(given, ours) is None
     given.close()
+
+
+@pytest.mark.parametrize(
+    ("rules", "stays"),
+    [({}, True), ({"allow_certificates": ("somebody",)}, False), ({"read_only": True}, False)],
+    ids=["as they were", "others admitted", "nobody writes"],
+)
+def test_whoever_the_new_configuration_does_not_admit_is_not_carried_on(
+    tmp_path: Path, rules: dict[str, Any], *, stays: bool
+) -> None:
+    """As where rules change while a server runs: no client outlives what admitted it."""
+    path = tmp_path / "nbd.sock"
+    before = ExportConfig(name="disk", size_bytes=1 << 20)
+
+    def config(export: ExportConfig) -> ServerConfig:
+        return ServerConfig(tcp=(), unix=(UnixAddress(path=path),), exports=(export,))
+
+    async def story() -> None:
+        service = Service(config(before))
+        await service.start()
+        client = await (await WireClient.connect(str(path))).go()
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        following = Service(config(replace(before, **rules)), handed=handed)
+        await following.start(listen=False)
+        try:
+            await following.listen()
+            found = len(following.clients())
+        finally:
+            await following.stop()
+        ended = await client.at_end()
+        await client.close()
+        assert (len(handed.clients), found, ended) == (1, stays, True)
+
+    tell(story())
