@@ -8,6 +8,7 @@ separated by white space.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -165,6 +166,17 @@ def path(value: object) -> Path:
         return Path(value).expanduser()
     except RuntimeError:  # as Python says it: no such user, or a user without a home
         raise ValueError(f"{value!r} begins with the home directory of nobody here; write the whole path") from None
+
+
+def place(value: object) -> str:
+    """A path as one program tells it to another, which is taken as it stands; empty: there is none."""
+    told = text(value)
+    try:
+        if b"\0" not in os.fsencode(told):
+            return told
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(f"{told[:80]!r} is not a path: no file has a NUL in its name, or characters that are no text")
 
 
 def description(value: object) -> str:

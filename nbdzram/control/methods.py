@@ -344,11 +344,11 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         "reload": Method({}, reload),
         "takeover": Method(
             {
-                "socket": Parameter(str),
+                "socket": Parameter(str, read=values.place),
                 "pid": Parameter(int),
                 "format": Parameter(int),
                 "knows": Parameter(list, [], values.several(values.text)),
-                "state_dir": Parameter(str),
+                "state_dir": Parameter(str, read=values.place),
             },
             takeover,
         ),

@@ -511,3 +511,13 @@ def test_a_client_that_goes_away_in_its_stream_is_no_end_of_it(path: Path) -> No
 
     _, operations = with_server(path, act)
     assert operations.asked == []
+
+
+@pytest.mark.parametrize("name", ["socket", "state_dir"])
+@pytest.mark.parametrize("place", ["/a\0b", "/\ud800"])
+def test_a_path_that_none_can_be_is_refused_in_a_sentence(name: str, place: str) -> None:
+    """It comes from another program as it stands, and would end in a trace where it is used."""
+    given = {"socket": "/s", "pid": 1, "format": 1, "state_dir": "", name: place}
+    operations = RecordedOperations()
+    with pytest.raises(messages.MessageError, match=f"{name}: .* is not a path"):
+        method_table(operations, operations)["takeover"].read(given)
