@@ -297,7 +297,6 @@ class Changes(PoolChanges):
         export = self._exports.get(name)
         before = export.disk.size_bytes
         record = dataclasses.replace(self._record(export), size_bytes=size_bytes)
-        export.disk.identify(0)  # it is other content from here on
         if size_bytes >= before:
             await self._resize(export, record)
             return export.status()
@@ -314,6 +313,7 @@ class Changes(PoolChanges):
     async def _resize(self, export: Export, record: ExportRecord) -> None:
         before = self._record(export)
         await self._remember(export.name, record)
+        export.disk.identify(0)  # it is other content from here on, and may be where resizing fails
         try:
             await asyncio.to_thread(export.disk.resize, record.size_bytes)
         except BaseException:

@@ -131,3 +131,22 @@ def test_a_snapshot_that_is_resized_or_reset_is_other_content(tmp_path: Path) ->
             assert [house.service._exports.get(name).disk.identity for name in ("one", "two", "three")] == [0, 0, 0]
 
     uvloop.run(story())
+
+
+def test_a_snapshot_whose_resizing_is_refused_is_what_it_was(tmp_path: Path) -> None:
+    """What is sent since it can still be received."""
+
+    async def story() -> None:
+        house = House(tmp_path)
+        async with house.open() as changes:
+            await changes.copy_export("disk", "one", read_only=True)
+            house.service._exports.get("one").disk.identify(5)
+            with pytest.raises(UserError, match="destroys"):
+                await changes.resize_export("one", MIB, yes=False, force=False)
+            client = await house.client(b"one")
+            with pytest.raises(UserError, match="attached"):
+                await changes.resize_export("one", MIB, yes=True, force=False)
+            await client.close()
+            assert house.service._exports.get("one").disk.identity == 5
+
+    uvloop.run(story())
