@@ -74,6 +74,10 @@ class Shelf(Generic[Subject]):
         """Whatever is kept of an export of this name."""
         return next((kept for kept, _, _ in self._kept.values() if name in kept.exports), None)
 
+    def holder_in(self, pool: Pool) -> Kept[Subject] | None:
+        """Whatever lies in this pool."""
+        return next((kept for kept, _, _ in self._kept.values() if pool in kept.pools), None)
+
     async def let_go(self, identity: bytes) -> bool:
         """Nothing stays of it. False: nothing was kept."""
         kept = self.take(identity)

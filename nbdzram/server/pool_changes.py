@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from nbdzram.config import Access, Dedup, PoolConfig, ServerConfig
@@ -46,6 +46,7 @@ class PoolChanges:
         self._exports = exports
         self._nbd = nbd
         self._run_numbers = run_numbers
+        self._held_by: Callable[[Pool], str | None] = lambda _: None
         self._memory = State(None)
         self._accepting = False  # between `begin` and `stop`
         self._lock = asyncio.Lock()
@@ -62,6 +63,10 @@ class PoolChanges:
         self._config = config
         self._declared = {export.name: export for export in config.exports}
         self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
+
+    def ask_before_removal(self, held_by: Callable[[Pool], str | None]) -> None:
+        """`held_by` says, to whoever wants to remove a pool, what beside exports lies in it, if anything does."""
+        self._held_by = held_by
 
     async def stop(self) -> None:
         """Refuse changes, and wait for the one under way."""
@@ -167,6 +172,9 @@ class PoolChanges:
         holding = [export.name for export in self._exports if export.pool_name == name]
         if holding:
             raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
+        held = self._held_by(service.pool)
+        if held is not None:
+            raise UserError(f"the pool '{name}' holds {held}")
         forgotten = await self._forget_pool(name)
         del self._pools[name]
         await service.close()

@@ -27,6 +27,7 @@ from typing import TypeVar
 from nbdzram import __version__
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import ExportExists, NoSuchExport, StreamCut, StreamError, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
@@ -75,8 +76,10 @@ class Streams:
         self._running: set[asyncio.Task[object]] = set()
         self._threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix="stream")
         self._told: dict[Pipe, Callable[[], StreamStatus]] = {}  # what there is to say of those under way
+        self._within: dict[Pipe, Callable[[], Sequence[Pool]]] = {}  # ... and where what they hold lies
         self._moments: Shelf[tuple[_Moment, Sending]] = Shelf("sent", self._on_a_thread)
         self._parts: Shelf[Receiver] = Shelf("received", self._on_a_thread)
+        changes.ask_before_removal(self.held_in)
 
     async def stop(self) -> None:
         """End those under way; nothing of them stays."""
@@ -127,6 +130,7 @@ class Streams:
             else:
                 receiver, resumable = await self._goes_on(position), True
             self._told[pipe] = lambda: _receiving(receiver)
+            self._within[pipe] = lambda: receiver.pools
             try:
                 received = await self._on_a_thread(lambda: receiver.receive(pipe.read, begun=True, keep=resumable))
             except StreamCut as error:
@@ -145,6 +149,18 @@ class Streams:
     def status(self) -> tuple[StreamStatus, ...]:
         """The streams that are under way, and what is kept of others."""
         return (*[tell_of() for tell_of in self._told.values()], *self._moments.status(), *self._parts.status())
+
+    def held_in(self, pool: Pool) -> str | None:
+        """In words, what lies in a pool of a stream that is under way, or was interrupted, and what to do about it."""
+        kept = self._moments.holder_in(pool) or self._parts.holder_in(pool)
+        if kept is not None:
+            return (
+                f"what is kept of the stream {kept.identity.hex()} that was interrupted; let it go on, or give it up "
+                f"with `nbdzram streams abandon {kept.identity.hex()}`"
+            )
+        if any(pool in pools() for pools in self._within.values()):
+            return "what a stream that is under way sends or receives; wait until it has ended, or end it"
+        return None
 
     async def abandon(self, name: str) -> None:
         """Nothing is kept of this stream any more, whichever way it went. Raises StreamError."""
@@ -194,6 +210,7 @@ class Streams:
         names = tuple(source.part.name for _, _, sources in taken.pools for source in sources)
         watch = asyncio.create_task(self._watch(taken, pipe))
         self._told[pipe] = lambda: _sending(sending, names, progress)
+        self._within[pipe] = lambda: [pool for _, pool, _ in taken.pools]
 
         def work() -> None:
             sending.write_to(pipe.write)
@@ -347,6 +364,7 @@ class Streams:
         finally:
             self._pipes.discard(pipe)
             self._told.pop(pipe, None)
+            self._within.pop(pipe, None)
             self._running.discard(task)
 
     async def _on_a_thread(self, work: Callable[[], Outcome]) -> Outcome:

@@ -178,6 +178,30 @@ def test_what_is_kept_is_given_up_on_request(start: Start, tmp_path: Path) -> No
         assert "no stream is under way, and nothing is kept of one" in server.run("streams").out
 
 
+def test_a_pool_in_which_a_stream_has_something_stays(start: Start, tmp_path: Path) -> None:
+    """Without exports a pool could be removed; what is kept would be gone, its memory not, and each token lie."""
+    here, there = start("-e", "disk=8M,pool=p", "--pool", "p=0"), start()
+    assert there.run("pools", "add", "p").code == 0
+    fill(here, "disk", *(noise(number) for number in range(1000)))
+    token = broken(here, there, tmp_path / "x", "disk", count=2 * MIB)
+    refused = there.run("pools", "remove", "p")
+    assert (refused.code, f"what is kept of the stream {token[:32]} that was interrupted" in refused.err) == (1, True)
+    with subprocess.Popen(command(there, "receive"), stdin=subprocess.PIPE, env=clean_environment()) as process:
+        assert process.stdin is not None
+        rest = tmp_path / "rest"
+        assert send(here, rest, "--resume", token).returncode == 0
+        process.stdin.write(rest.read_bytes()[:-1])
+        process.stdin.flush()
+        until(lambda: there.run("streams").out.count("under way") == 1)
+        refused = there.run("pools", "remove", "p")
+        assert (refused.code, "a stream that is under way" in refused.err) == (1, True)
+        process.stdin.write(rest.read_bytes()[-1:])
+        process.stdin.close()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert there.run("exports", "remove", "disk", "--yes").code == 0
+    assert there.run("pools", "remove", "p").code == 0
+
+
 def test_a_moment_that_is_gone_is_refused_in_a_sentence(start: Start, tmp_path: Path) -> None:
     here, there = start("-e", "disk=8M", "--state-dir", str(tmp_path / "state")), start()
     fill(here, "disk", *(noise(number) for number in range(1000)))
