@@ -38,6 +38,7 @@ from nbdzram.engine.publish cimport amend32, amend64, look32, look64
 
 import os
 import resource
+import stat
 from pathlib import Path
 
 from nbdzram.errors import ArenaError, ArenaInUse
@@ -73,6 +74,8 @@ cdef enum:
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
 
 MFD_NOEXEC_SEAL = 8  # since Linux 6.3, which may insist on it (vm.memfd_noexec); memfd_create(2)
+INSTEAD_OF_FILE = "remove it, or name another state directory"
+INSTEAD_OF_KEPT = "whoever kept it has to let it go: systemctl stop the unit, and start it again"
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 OVERCOMMIT_NEVER = "2"
 
@@ -258,6 +261,16 @@ cdef class Arena:
             raise ArenaError(
                 f"no memory to open the arena {self.place}: {strerror(errno).decode()}; end other programs")
 
+    @property
+    def found(self) -> str:
+        """What there is, arena or not."""
+        return "what was kept in memory" if self.path is None else self.path
+
+    @property
+    def instead(self) -> str:
+        """What is to be done about one that cannot be used."""
+        return INSTEAD_OF_KEPT if self.path is None else INSTEAD_OF_FILE
+
     def _open_to_read(self, path: str):
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -273,16 +286,17 @@ cdef class Arena:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ArenaError(
-                f"cannot open the arena {path}: {error.strerror}; "
-                "give the file to this user, or name another state directory"
+                f"cannot open the arena {self.place}: {error.strerror}; give it to this user, or {self.instead}"
             ) from None
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise ArenaError(f"{self.found} is not an nbdzram arena, and not even a file; {self.instead}")
         if flock(self.fd, LOCK_EX | LOCK_NB) != 0:
             raise ArenaInUse(f"the arena {self.place} is in use by another process; stop that server first")
         size = os.fstat(self.fd).st_size
         if size % UNIT_SIZE:
             raise ArenaError(
-                f"{self.place} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
-                "remove it or name another state directory"
+                f"{self.found} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
+                f"{self.instead}"
             )
         self.opened = not self._is_blank(size)
         self.mapped = size if self.opened else 0

@@ -78,7 +78,7 @@ cdef class Opening:
                 names.add(name)
 
     def _refuse(self, reason):
-        raise ArenaError(f"the arena {self.arena.place} is damaged: {reason}; restore it or remove the file")
+        raise ArenaError(f"the arena {self.arena.place} is damaged: {reason}; restore it, or {self.arena.instead}")
 
     def rebuild(self):
         """Make what is derived. The numbers of the exports, with how many blocks each stores and how many of one

@@ -184,7 +184,7 @@ cdef class Pool:
         if self.superblock.identity != identity_of(self.superblock):
             raise ArenaError(
                 f"the arena {self.arena.place} is damaged: its superblock is not what was written; "
-                "restore it or remove the file"
+                f"restore it, or {self.arena.instead}"
             )
         opening = Opening(self.store, self.tables, self.directory)
         opening.survey()
@@ -220,7 +220,7 @@ cdef class Pool:
         )
 
     def _foreign(self):
-        return ArenaError(f"{self.arena.path} is not an nbdzram arena; remove it or name another state directory")
+        return ArenaError(f"{self.arena.found} is not an nbdzram arena; {self.arena.instead}")
 
     def _finish_shrinking(self):
         """What an export stores behind its end is none of it: a process was killed while it shrank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +85,28 @@ def test_pages_that_are_trimmed_go_back(memory: int) -> None:
 def test_a_pool_of_its_own_has_memory_of_its_own() -> None:
     with Pool() as pool:
         assert pool.is_private
+
+
+def a_pipe() -> int:
+    reads, writes = os.pipe()
+    os.close(writes)
+    return reads
+
+
+def of(content: bytes) -> int:
+    made = os.memfd_create("kept")
+    os.write(made, content)
+    return made
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [a_pipe, lambda: os.open("/dev/null", os.O_RDWR), lambda: of(b"x" * 100), lambda: of(b"x" * (64 << 10))],
+    ids=["pipe", "device", "no whole unit", "no superblock"],
+)
+def test_what_was_kept_and_is_no_arena_is_refused_by_its_name_with_the_remedy(kept: Callable[[], int]) -> None:
+    """No file lies anywhere that could be removed, nor has memory run out."""
+    descriptor = kept()
+    with pytest.raises(ArenaError, match=r"what was kept in memory is not an nbdzram arena.*systemctl stop"):
+        Pool(memory=descriptor)
+    os.close(descriptor)
