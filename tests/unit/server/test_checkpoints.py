@@ -282,7 +282,7 @@ def test_a_stop_waits_for_the_checkpoint_under_way_and_takes_the_last_one_behind
 ) -> None:
     async def story() -> None:
         async with serving(tmp_path) as service:
-            disk(service).write(0, text(1))
+            disk(service).write(0, b"".join(map(noise, range(100))))
             await of(service).take()
             disk(service).write(0, text(2))
             gate = Gate(monkeypatch)
@@ -299,6 +299,10 @@ def test_a_stop_waits_for_the_checkpoint_under_way_and_takes_the_last_one_behind
 
             opening = asyncio.create_task(open_it())
         await asyncio.gather(taking, opening)
+        assert files(tmp_path)[1:] == [
+            "00000002-since-00000001.stream",
+            "00000003-since-00000002.stream",
+        ], "the last one tells what changed since the one that was under way"
         async with serving(tmp_path) as service:
             assert disk(service).read(0, BLOCK) == text(3)
 
