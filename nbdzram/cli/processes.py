@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from nbdzram.cli.hints import Address
 from nbdzram.errors import UserError
 from nbdzram.settings import Given, Layer
 from nbdzram.status import ServerStatus
+
+log = logging.getLogger("nbdzram.server")
 
 KILLED = 128  # and the signal's number: as shells tell it
 
@@ -71,6 +74,32 @@ def parent_watched(parent: int, ended: Callable[[], None]) -> Iterator[None]:
         if descriptor >= 0:
             loop.remove_reader(descriptor)
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def among_processes(
+    pidfile: Path | None, parent: int | None, told_to_stop: asyncio.Event, *, needed: bool
+) -> Iterator[None]:
+    """Both, where they are asked for: our number is told, and when the parent ends, we are to stop. Raises UserError.
+
+    Unless they are `needed`: a server that goes on with clients, whose disks nobody else has by now, does so without.
+    """
+
+    def ended() -> None:
+        if not told_to_stop.is_set():
+            log.info("the process that started this one has ended; stopping")
+        told_to_stop.set()
+
+    watched = parent_watched(parent, ended) if parent is not None else contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        for held in (watched, pid_file(pidfile)):
+            try:
+                stack.enter_context(held)
+            except UserError as error:
+                if needed:
+                    raise
+                log.error("%s; going on without", error)
+        yield
 
 
 @contextlib.contextmanager

@@ -23,7 +23,14 @@ import click
 from nbdzram.cli.announce import description, greeting
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.perils import perils
-from nbdzram.cli.processes import first_of, parent_watched, pid_file, private_place, run_command, told_to_commands
+from nbdzram.cli.processes import (
+    among_processes,
+    first_of,
+    pid_file,
+    private_place,
+    run_command,
+    told_to_commands,
+)
 from nbdzram.cli.supervisor import notify_supervisor, wait_for_supervisor
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
@@ -487,7 +494,7 @@ async def _serve_once(
                 confirm()
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
-            with _parent_or_nobody(parent, told_to_stop), pid_file(config.pidfile):
+            with among_processes(config.pidfile, parent, told_to_stop, needed=listening is None):
                 if run is not None:  # whose output is its own: there is no greeting
                     notify_supervisor("READY=1")
                     environment = told_to_commands(service.status(), config.default_export, control.path)
@@ -530,17 +537,6 @@ async def _stop(service: Service, serves: bool, state_dir: Path | None) -> None:
     await service.stop()
     if serves:
         _tell_the_end(state_dir, stored)
-
-
-@contextlib.contextmanager
-def _parent_or_nobody(parent: int | None, told_to_stop: asyncio.Event) -> Iterator[None]:
-    def ended() -> None:
-        if not told_to_stop.is_set():
-            log.info("the process that started this one has ended; stopping")
-        told_to_stop.set()
-
-    with parent_watched(parent, ended) if parent is not None else contextlib.nullcontext():
-        yield
 
 
 def _tell_the_end(state_dir: Path | None, stored: int) -> None:
