@@ -134,6 +134,11 @@ class Handover:
     kept: Kept = field(default_factory=Kept)
     tls: TlsFiles | None = None  # as they were read; they do not travel, but serve again whoever goes on himself
 
+    @property
+    def comes_back(self) -> bool:
+        """Whoever has it gave it away himself, and goes on: nobody else could."""
+        return self.tls is not None
+
     def close(self) -> None:
         """Let all descriptors go: of clients, whose connections end unless another process has them, and arenas."""
         for listener in self._all_listeners:

@@ -134,7 +134,7 @@ class Service:
             for name, pool in pools.items():
                 self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
             await asyncio.to_thread(self._headroom.start)
-            await asyncio.to_thread(self._checkpoints.prepare, config.state_dir)
+            await self._prepare_checkpoints()
             moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._offer(placed.export())
@@ -151,13 +151,26 @@ class Service:
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
 
+    async def _prepare_checkpoints(self) -> None:
+        try:
+            await asyncio.to_thread(self._checkpoints.prepare, self._config.state_dir)
+        except UserError as error:
+            if not self._handed.comes_back:
+                raise
+            log.error("%s; going on, and each checkpoint tries again", error)
+
     def _offer(self, export: Export) -> None:
         if export.name in self._handed.counted.exports:
             export.traffic.go_on_from(self._handed.counted.exports[export.name])
         self._exports.add(export)
 
     def _restore(self, restore: Restore) -> int | None:
-        """Fill empty pools. The moment of the checkpoint that they are of, if it was one. Raises UserError."""
+        """Fill empty pools. The moment of the checkpoint that they are of, if it was one. Raises UserError.
+
+        Those that another process served have what they should, be it nothing.
+        """
+        if self._handed.listeners:
+            return None
         if self._restore_from is not None:
             restore.from_file(self._restore_from)
         directory = self._config.checkpoint.directory

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nbdzram.config import EVERYONE, ExportConfig, ServerConfig, UnixAddress
+from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.server.counts import ExportCount, OperationCount
@@ -22,7 +22,7 @@ from nbdzram.server.service import Service
 from nbdzram.server.state import ExportRecord, Kept, Remembered
 from nbdzram.status import HistorySample, to_json
 from tests.support.loop_client import WireClient
-from tests.unit.server.house import tell
+from tests.unit.server.house import UNCHANGED, tell
 
 CLIENTS = 450  # three messages with descriptors
 
@@ -242,5 +242,60 @@ def test_whoever_the_new_configuration_does_not_admit_is_not_carried_on(
         ended = await client.at_end()
         await client.close()
         assert (len(handed.clients), found, ended) == (1, stays, True)
+
+    tell(story())
+
+
+async def give_back(service: Service) -> Handover:
+    service._nbd.prepare_to_hand_over()
+    return await service.hand_over()
+
+
+def test_what_was_removed_does_not_come_back_out_of_a_checkpoint(tmp_path: Path) -> None:
+    config = ServerConfig(
+        tcp=(), unix=(UnixAddress(path=tmp_path / "s"),), checkpoint=CheckpointConfig(directory=tmp_path / "kept")
+    )
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        await service.changes.add_export("disk", 1 << 20, pool=None, **UNCHANGED)
+        await service._checkpoints.take()
+        await service.changes.remove_export("disk", force=False)
+        following = Service(config, handed=await give_back(service))
+        await following.start(listen=False)
+        await following.listen()
+        found = following.status().exports
+        await following.stop()
+        assert found == ()
+
+    tell(story())
+
+
+def test_who_goes_on_alone_does_so_where_no_checkpoint_can_be_kept(tmp_path: Path) -> None:
+    """As long as that is so they fail, and are told; disks in memory would be gone with the process."""
+    place = tmp_path / "kept"
+    config = ServerConfig(
+        tcp=(), unix=(UnixAddress(path=tmp_path / "s"),), checkpoint=CheckpointConfig(directory=place)
+    )
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        await service.changes.add_export("disk", 1 << 20, pool=None, **UNCHANGED)
+        handed = await give_back(service)
+        place.rmdir()
+        place.touch()
+        following = Service(config, handed=handed)
+        await following.start(listen=False)
+        await following.listen()
+        await following._checkpoints.take()
+        failures = [following._checkpoints.status]
+        place.unlink()
+        await following._checkpoints.take()
+        failures.append(following._checkpoints.status)
+        await following.stop()
+        assert [status.failures for status in failures if status] == [1, 1]
+        assert (place / "00000001-full.stream").exists()
 
     tell(story())
