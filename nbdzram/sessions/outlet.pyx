@@ -7,6 +7,7 @@ for it (session.pyx), so it is at most a scratch, and one reply that could not b
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
+from nbdzram.engine.must cimport must
 from nbdzram.sessions.budget cimport Budget, Piece, free_piece, new_piece
 from nbdzram.sessions.line cimport BROKEN, LATER, Line
 
@@ -27,6 +28,7 @@ cdef class Outlet:
             self.flush()
         if self.first != NULL or self.broken:
             return NULL
+        must(self.used + size <= SCRATCH_SIZE, b"an answer that is not cut finds room in the scratch")
         return self.scratch.bytes + self.used
 
     cdef void put(self, const uint8_t* reply, size_t size) noexcept nogil:

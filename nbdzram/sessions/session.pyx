@@ -29,6 +29,7 @@ from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.must cimport must
 from nbdzram.sessions.answers cimport UNFRAGMENTED
 from nbdzram.sessions.block_status cimport CONTEXTS
 from nbdzram.sessions.budget cimport Budget, free_piece
@@ -151,10 +152,12 @@ cdef class Session(Requests):
         if self.stage_now != OPEN:
             return
         if self.phase == PAYLOAD:
+            must(size <= self.remaining, b"no more comes into a payload's buffer than it has room for")
             self.remaining -= size
             turn_left(&self.turn.remaining, self.remaining)
         else:
             self.inbox.filled += size
+            must(self.inbox.filled <= self.inbox.size, b"no more comes into an inbox than it has room for")
             self.inbox.rested = False
         if self.later and self.phase == HEADER:
             self.settle()  # our turn is over

@@ -16,6 +16,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from nbdzram.engine.must cimport must
 from nbdzram.sessions.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLHUP, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
 )
@@ -227,6 +228,8 @@ cdef class Desk:
 
     cdef void part(self, Session session) noexcept nogil:
         """Nothing of it is under way any more: the event loop will have it buried."""
+        must(not session.queued and not session.held, b"nobody is buried who stands in a queue of the thread")
+        must(session.tasks == 0, b"nobody is buried whose content a worker still stores")
         if session.before == NULL:
             self.first = session.next
         else:

@@ -15,6 +15,7 @@ Invariants
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
+from nbdzram.engine.must cimport must
 from nbdzram.nbd.transmission cimport (
     BLOCK, CHUNK_DATA, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
     finish_read, put_chunk, put_simple, read_header_size, store64, verdict_of,
@@ -250,6 +251,7 @@ cdef class Work(Answers):
         """All of it came home: answer, once."""
         cdef Store** place = &self.stores
         cdef Store done = store[0]
+        must(store.in_flight == 0, b"a payload is there as long as a worker reads it")
         while place[0] != store:
             place = &place[0].next
         place[0] = store.next
