@@ -203,7 +203,10 @@ def _address_limit() -> str:
 
 
 def unnamed_file(name: str) -> int | None:
-    """The descriptor of a new file in memory; None: this system has none, or no descriptor is free."""
+    """The descriptor of a new file in memory; None: this system has none, no descriptor is free, or files may not grow
+    (ulimit -f), which is no bound of memory."""
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        return None
     for flags in (os.MFD_CLOEXEC | MFD_NOEXEC_SEAL, os.MFD_CLOEXEC):
         try:
             return os.memfd_create(name, flags)

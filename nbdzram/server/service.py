@@ -225,7 +225,10 @@ class Service:
                 "instead, or take over with a newer version"
             )
         if not mine and any(service.pool.is_private for service in self._pools.values()):
-            raise UserError("its disks are its own memory, as this system makes no files without names (memfd_create)")
+            raise UserError(
+                "its disks are its own memory, as this system makes no files without names (memfd_create), or bounds "
+                "those that there are (ulimit -f, LimitFSIZE=)"
+            )
         unit, of_theirs = Machine().unit(), Machine(Path(f"/proc/{pid}")).unit()
         if unit not in (None, of_theirs):
             raise UserError(

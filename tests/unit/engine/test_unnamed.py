@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,3 +111,18 @@ def test_what_was_kept_and_is_no_arena_is_refused_by_its_name_with_the_remedy(ke
     with pytest.raises(ArenaError, match=r"what was kept in memory is not an nbdzram arena.*systemctl stop"):
         Pool(memory=descriptor)
     os.close(descriptor)
+
+
+def test_a_limit_of_files_is_none_of_disks_in_memory() -> None:
+    """Units that are to write no files have LimitFSIZE=0."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
+    try:
+        memory = unnamed_file(NAME)
+        with Pool(memory=memory) as pool:
+            disk = pool.create("disk", 64 * MIB)
+            for offset in range(0, 32 * MIB, MIB):
+                disk.write(offset, os.urandom(MIB))
+            assert pool.is_private
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

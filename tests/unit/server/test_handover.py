@@ -299,3 +299,28 @@ def test_who_goes_on_alone_does_so_where_no_checkpoint_can_be_kept(tmp_path: Pat
         assert (place / "00000001-full.stream").exists()
 
     tell(story())
+
+
+def test_a_client_that_is_carried_on_is_who_it_was_and_a_newcomer_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    config = ServerConfig(
+        tcp=(), unix=(UnixAddress(path=path),), exports=(ExportConfig(name="disk", size_bytes=1 << 20),)
+    )
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        client = await (await WireClient.connect(str(path))).go()
+        (before,) = service.clients()
+        following = Service(config, handed=await give_back(service))
+        await following.start(listen=False)
+        await following.listen()
+        newcomer = await (await WireClient.connect(str(path))).go()
+        carried, other = following.clients()
+        await following.stop()
+        for one in (client, newcomer):
+            await one.close()
+        assert (carried.number, carried.since) == (before.number, before.since)
+        assert other.number > before.number
+
+    tell(story())
