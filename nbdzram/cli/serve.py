@@ -492,6 +492,7 @@ async def _serve_once(
             serves = True
             if confirm is not None:
                 confirm()
+            gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
             with among_processes(config.pidfile, parent, told_to_stop, needed=listening is None):
@@ -499,9 +500,10 @@ async def _serve_once(
                     notify_supervisor("READY=1")
                     environment = told_to_commands(service.status(), config.default_export, control.path)
                     return await run_command(run, environment, told_to_stop)
-                say = print_in_background().put
+                printed = print_in_background()
                 for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
-                    say(line)
+                    printed.put(line)
+                printed.close(0.0)  # its thread ends with the last of them: a server may come here often
                 notify_supervisor("READY=1")
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:
                     given = await service.hand_over()
