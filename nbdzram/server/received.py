@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nbdzram import values
+from nbdzram.bounds import UNBOUND
 from nbdzram.config import Access
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
@@ -34,7 +35,9 @@ def valid_name(prefix: str, part: ExportPart) -> str:
 
 
 def received_record(one: Received, declared: Declared | None) -> ExportRecord:
-    """What is to be remembered of a disk that was received, and what is declared of its name."""
+    """What is to be remembered of a disk that was received, and what is declared of its name: its bounds among it, of
+    which a stream says nothing.
+    """
     part = one.part
     return ExportRecord(
         pool=one.place.name,
@@ -42,6 +45,7 @@ def received_record(one: Received, declared: Declared | None) -> ExportRecord:
         read_only=part.read_only,
         description=part.description,
         access=Access(addresses=part.addresses, certificates=part.certificates, nobody=part.admits_nobody),
+        bounds=UNBOUND if declared is None else declared.bounds,
         removed=False,
         declared=declared,
     )

@@ -389,3 +389,13 @@ def test_a_durable_pool_without_a_directory_is_a_mistake() -> None:
     told = subprocess.run(words, capture_output=True, text=True, env=clean_environment(), check=False)
     assert told.returncode == 2
     assert "needs a disk to write to; name one with --checkpoint DIR" in told.stderr
+
+
+def test_an_export_that_is_received_again_is_bound_as_it_is_declared(start: Start, tmp_path: Path) -> None:
+    """A stream says nothing of bounds; and what is remembered holds, behind a restart too, until it is declared anew."""
+    server = start("-e", "disk=8M,quota=1M,iops=7")
+    send(server, tmp_path / "x", "disk")
+    assert server.run("exports", "remove", "disk", "--yes").code == 0
+    assert receive(server, tmp_path / "x").returncode == 0
+    (export,) = json.loads(server.run("stat", "--json").out)["exports"]
+    assert (export["bounds"]["quota_bytes"], export["bounds"]["iops"]) == (MIB, 7)
