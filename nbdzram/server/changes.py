@@ -206,6 +206,7 @@ class Changes(PoolChanges):
     async def _copy_export(self, source: str, name: str, *, read_only: bool) -> ExportStatus:
         original = self._exports.get(source)
         self._require_free_name(name)
+        self.require_privacy(name, private=original.disk.private)
         pool = self._pools[original.pool_name].pool
         record = self._copy_record(original, name, read_only=read_only)
         return await self._make(name, record, lambda: pool.clone(original.disk, name, read_only=read_only))
@@ -277,6 +278,7 @@ class Changes(PoolChanges):
     async def _rename_export(self, name: str, new_name: str) -> ExportRenaming:
         export = self._exports.get(name)
         self._require_free_name(new_name)
+        self.require_privacy(new_name, private=export.disk.private)
         record = self._record(export)
         declared = name in self._declared
         renamed = dataclasses.replace(record, declared=self._declaration(new_name))
@@ -410,6 +412,15 @@ class Changes(PoolChanges):
     async def _undo(self, name: str, before: ExportRecord | None) -> None:
         """What is remembered was not made. If this cannot be remembered either, the next start tells and forgets it."""
         await self._try_to_remember(name, before)
+
+    def require_privacy(self, name: str, *, private: bool) -> None:
+        """Whether a disk that is private, or is not, may have this name. Any thread. Raises UserError."""
+        declared = self._declared.get(name)
+        if declared is not None and declared.private and not private:
+            raise UserError(
+                f"the export '{name}' is declared private, and the blocks of this disk may be shared with other "
+                "exports; give it another name, or declare it otherwise"
+            )
 
     def _require_free_name(self, name: str) -> None:
         valid(values.export_name, name)

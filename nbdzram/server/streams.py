@@ -337,6 +337,7 @@ class Streams:
     def _name_for(self, prefix: str, part: ExportPart) -> str:
         """What an export is to be called here. Raises UserError."""
         name = valid_name(prefix, part)
+        self._changes.require_privacy(name, private=part.domain != 0)
         kept = self._parts.holder_of(name)
         if kept is not None:
             raise ExportExists(

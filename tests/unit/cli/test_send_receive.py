@@ -399,3 +399,23 @@ def test_an_export_that_is_received_again_is_bound_as_it_is_declared(start: Star
     assert receive(server, tmp_path / "x").returncode == 0
     (export,) = json.loads(server.run("stat", "--json").out)["exports"]
     assert (export["bounds"]["quota_bytes"], export["bounds"]["iops"]) == (MIB, 7)
+
+
+def test_a_name_that_is_declared_private_is_given_to_no_disk_that_is_not(start: Start, tmp_path: Path) -> None:
+    """Whoever reads the configuration believes that its blocks are shared with nobody's."""
+    server = start("-e", "secret=8M,private", "-e", "other=8M")
+    send(server, tmp_path / "private", "secret")
+    send(server, tmp_path / "shared", "other")
+    for name in ("secret", "other"):
+        assert server.run("exports", "remove", name, "--yes").code == 0
+    assert receive(server, tmp_path / "shared").returncode == 0
+    says = "the export 'secret' is declared private"
+    for words in (["clone", "other", "secret"], ["exports", "rename", "other", "secret"]):
+        done = server.run(*words)
+        assert (done.code, says in done.err) == (1, True), done
+    assert server.run("exports", "rename", "other", "et").code == 0
+    send(server, tmp_path / "et", "et")
+    done = receive(server, tmp_path / "et", "--prefix", "secr")
+    assert (done.returncode, says in done.stderr) == (1, True), done.stderr
+    assert receive(server, tmp_path / "private").returncode == 0
+    assert sorted(names(server)) == ["et", "secret"]
