@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from nbdzram import values
-from nbdzram.bounds import UNBOUND
 from nbdzram.config import Access
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
@@ -29,15 +28,16 @@ def valid_name(prefix: str, part: ExportPart) -> str:
         values.description(part.description)
         values.several(values.network)(list(part.addresses))
         values.several(values.certificate_name)(list(part.certificates))
+        for bound, read in values.BOUNDS.items():
+            read(getattr(part.bounds, bound))
         return values.export_name(prefix + part.name)
     except ValueError as error:
         raise StreamError(f"the stream's export {part.name[:80]!r} cannot be offered: {error}") from None
 
 
 def received_record(one: Received, declared: Declared | None) -> ExportRecord:
-    """What is to be remembered of a disk that was received, and what is declared of its name: its bounds among it, of
-    which a stream says nothing.
-    """
+    """What is to be remembered of a disk that was received, and what is declared of its name: its bounds among it,
+    whatever the stream says of them."""
     part = one.part
     return ExportRecord(
         pool=one.place.name,
@@ -45,7 +45,7 @@ def received_record(one: Received, declared: Declared | None) -> ExportRecord:
         read_only=part.read_only,
         description=part.description,
         access=Access(addresses=part.addresses, certificates=part.certificates, nobody=part.admits_nobody),
-        bounds=UNBOUND if declared is None else declared.bounds,
+        bounds=part.bounds if declared is None else declared.bounds,
         removed=False,
         declared=declared,
     )

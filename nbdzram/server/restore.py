@@ -111,10 +111,21 @@ class Restore:
         return len(received), disks.moment_ns
 
     def _record(self, received: Received) -> ExportRecord:
-        config = self._declared.get(received.name)
+        config, then = self._declared.get(received.name), received_record(received, None)
         if config is None:
-            return received_record(received, None)
+            return then
         declared = declared_export(config)
+        differs = [
+            what
+            for what, was, is_now in (
+                ("who may attach", then.access, declared.access),
+                ("whether clients may write", then.read_only, declared.read_only),
+                ("what it may take", then.bounds, declared.bounds),
+            )
+            if was != is_now
+        ]
+        if differs:
+            log.warning("of the export %s holds as declared, and not as it was: %s", received.name, ", ".join(differs))
         return ExportRecord(
             pool=received.place.name,
             size_bytes=max(received.disk.size_bytes, declared.size_bytes),

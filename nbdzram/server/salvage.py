@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nbdzram import __version__
+from nbdzram.bounds import UNBOUND
 from nbdzram.config import NOBODY
 from nbdzram.engine.codec import compress_lz4, fingerprint_of
 from nbdzram.engine.salvage import HOLE, OBJECT, WORD, Salvage
@@ -78,7 +79,8 @@ def salvage(directory: Path, write: Callable[[bytes], None]) -> Salvaged:
         raise UserError(f"nothing can be read in {directory}: {why}")
     progress = Progress()
     writer = Writer(write, progress)
-    writer.begin(Header(bytes(16), time.time_ns(), len(pools), count, f"nbdzram {__version__}"))
+    features = layout.features_of(one.part for found in pools.values() for one in found)
+    writer.begin(Header(bytes(16), time.time_ns(), len(pools), count, f"nbdzram {__version__}"), features)
     for number, (name, found) in enumerate(pools.items()):
         writer.add(Kind.POOL, layout.pool_body(PoolPart(number, name)))
         teller = _Teller(found[0].arena, writer, progress, outcome)
@@ -127,6 +129,7 @@ def _exports_of(path: Path, rules: dict[str, ExportRecord], outcome: Salvaged) -
             admits_nobody=access.nobody,
             addresses=access.addresses,
             certificates=access.certificates,
+            bounds=rule.bounds if rule is not None else UNBOUND,
         )
         outcome.exports.append(name)
         parts.append(_Found(arena, number, part))

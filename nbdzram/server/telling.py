@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nbdzram.bounds import Bounds
 from nbdzram.config import Access
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
@@ -39,6 +40,7 @@ class Seen:
     read_only: bool
     description: str
     access: Access
+    bounds: Bounds
     identity: int  # of its disk's content, if nobody may write that
 
     @classmethod
@@ -53,6 +55,7 @@ class Seen:
             read_only=export.read_only,
             description=export.description,
             access=export.access,
+            bounds=export.bounds,
             identity=disk.identity,
         )
 
@@ -111,6 +114,7 @@ def tell(
                 admits_nobody=export.access.nobody,
                 addresses=export.access.addresses,
                 certificates=export.access.certificates,
+                bounds=export.bounds,
             )
             sources.append(Source(part=part, copy=copy, base=base.copy if base else None))
         told.append((pool_name, pools[pool_name], sources))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
 
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.engine.codec import digest_of
 from nbdzram.errors import StreamError
 
@@ -29,8 +30,10 @@ MAGIC = b"NBDZRAMS"
 CONTINUATION_MAGIC = b"NBDZRAMC"
 """Of what goes on with a stream that was interrupted (position.py)."""
 VERSION = 1
-FEATURES = 0
-"""Bits of what a reader must know beyond the version; there are none yet."""
+BOUNDED = 1
+"""Of an export at least it says what that may take: a reader that does not know of it would offer it without."""
+FEATURES = BOUNDED
+"""Bits of what a reader must know beyond the version. Who writes sets those that the stream needs."""
 
 PREAMBLE = struct.Struct("<8sII")
 FRAME = struct.Struct("<IHH")
@@ -104,6 +107,7 @@ class ExportPart:
     admits_nobody: bool
     addresses: tuple[str, ...]
     certificates: tuple[str, ...]
+    bounds: Bounds = UNBOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +178,14 @@ def texts(values: Iterable[str]) -> bytes:
     return struct.pack("<H", len(encoded)) + b"".join(encoded)
 
 
-def preamble() -> bytes:
+def features_of(parts: Iterable[ExportPart]) -> int:
+    """What a reader of a stream of these exports must know."""
+    return BOUNDED if any(part.bounds != UNBOUND for part in parts) else 0
+
+
+def preamble(features: int = 0) -> bytes:
     """What a stream begins with."""
-    return PREAMBLE.pack(MAGIC, VERSION, FEATURES)
+    return PREAMBLE.pack(MAGIC, VERSION, features)
 
 
 def check_preamble(found: bytes) -> None:
@@ -252,16 +261,40 @@ def read_pool(body: memoryview) -> PoolPart:
     return _whole(body, lambda cursor: PoolPart(cursor.numbers("I")[0], cursor.text()))
 
 
-READ_ONLY, ADMITS_NOBODY = 1, 2
-EXPORT_FLAGS = READ_ONLY | ADMITS_NOBODY
+READ_ONLY, ADMITS_NOBODY, HAS_BOUNDS = 1, 2, 4
+EXPORT_FLAGS = READ_ONLY | ADMITS_NOBODY | HAS_BOUNDS
 
 
 def export_body(part: ExportPart) -> bytes:
     """EXPORT."""
-    flags = READ_ONLY * part.read_only | ADMITS_NOBODY * part.admits_nobody
+    bounded = part.bounds != UNBOUND
+    flags = READ_ONLY * part.read_only | ADMITS_NOBODY * part.admits_nobody | HAS_BOUNDS * bounded
     numbers = (part.number, flags, part.domain, part.origin, part.size_bytes, part.identity, part.origin_number)
     names = text(part.name) + text(part.origin_name) + text(part.description)
-    return struct.pack("<IIIIQQQ", *numbers) + names + texts(part.addresses) + texts(part.certificates)
+    rules = texts(part.addresses) + texts(part.certificates)
+    return struct.pack("<IIIIQQQ", *numbers) + names + rules + (_bounds_body(part.bounds) if bounded else b"")
+
+
+def _bounds_body(bounds: Bounds) -> bytes:
+    return struct.pack(
+        "<QQQQQ",
+        bounds.quota_bytes,
+        bounds.iops,
+        bounds.iops_burst,
+        bounds.bandwidth_bytes,
+        bounds.bandwidth_burst_bytes,
+    )
+
+
+def _read_bounds(cursor: Cursor) -> Bounds:
+    quota_bytes, iops, iops_burst, bandwidth_bytes, bandwidth_burst_bytes = cursor.numbers("QQQQQ")
+    return Bounds(
+        quota_bytes=quota_bytes,
+        iops=iops,
+        iops_burst=iops_burst,
+        bandwidth_bytes=bandwidth_bytes,
+        bandwidth_burst_bytes=bandwidth_burst_bytes,
+    )
 
 
 def read_export(body: memoryview) -> ExportPart:
@@ -286,6 +319,7 @@ def read_export(body: memoryview) -> ExportPart:
             admits_nobody=bool(flags & ADMITS_NOBODY),
             addresses=cursor.texts(),
             certificates=cursor.texts(),
+            bounds=_read_bounds(cursor) if flags & HAS_BOUNDS else UNBOUND,
         )
 
     return _whole(body, read)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from nbdzram.engine.codec import digest_of
 from nbdzram.errors import StreamError
-from nbdzram.stream.layout import CHECKSUM, CONTINUATION_MAGIC, FEATURES, PREAMBLE, VERSION, check_version
+from nbdzram.stream.layout import CHECKSUM, CONTINUATION_MAGIC, PREAMBLE, VERSION, check_version
 
 POSITION = struct.Struct("<16sQQ")
 _TOKEN = re.compile(r"([0-9a-f]{32})-(\d{1,19})-([0-9a-f]{16})")
@@ -56,9 +56,9 @@ def read_identity(text: str) -> bytes:
     return bytes.fromhex(found[1])
 
 
-def continuation(position: Position) -> bytes:
-    """What a continuation begins with."""
-    body = PREAMBLE.pack(CONTINUATION_MAGIC, VERSION, FEATURES)
+def continuation(position: Position, features: int = 0) -> bytes:
+    """What a continuation begins with; `features` are those of the stream."""
+    body = PREAMBLE.pack(CONTINUATION_MAGIC, VERSION, features)
     body += POSITION.pack(position.identity, position.records, position.digest)
     return body + CHECKSUM.pack(digest_of(body, 0))
 

@@ -59,9 +59,9 @@ class Writer:
         self.digest = 0
         self._salt = salt
 
-    def begin(self, header: Header) -> None:
+    def begin(self, header: Header, features: int) -> None:
         """The preamble and the header."""
-        self.put(layout.preamble())
+        self.put(layout.preamble(features))
         self.add(Kind.HEADER, layout.header_body(header))
 
     def add(self, kind: Kind, *parts: bytes, note: Callable[[], None] | None = None) -> None:
@@ -107,6 +107,7 @@ class Sending:
         self.identity = identity or os.urandom(16)
         self._pools = pools
         self._total = sum(len(sources) for _, _, sources in pools)
+        self._features = layout.features_of(source.part for _, _, sources in pools for source in sources)
         self._header = Header(self.identity, moment_ns, len(pools), self._total, program)
         self._writer = Writer(_nowhere, progress, salt)
         self._marks = marks
@@ -136,9 +137,9 @@ class Sending:
         """All that is left of it. Blocks as `write` does; what that raises ends it. Raises StreamError for rot."""
         self._writer.write = write
         if self._writer.records:
-            self._writer.put(continuation(self.position))
+            self._writer.put(continuation(self.position, self._features))
         else:
-            self._writer.put(layout.preamble())
+            self._writer.put(layout.preamble(self._features))
             self._add(Kind.HEADER, layout.header_body(self._header))
         while True:
             if self._pool >= 0:

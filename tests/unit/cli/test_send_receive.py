@@ -7,18 +7,23 @@ import os
 import pty
 import random
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nbdzram.bounds import Bounds
 from nbdzram.engine.pool import Pool
+from nbdzram.stream import layout
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
 from tests.unit.stream import plain_reader
+from tests.unit.stream.test_streams import EXPORT, HEADER, POOL, forged
 
 MIB = 1 << 20
 Start = Callable[..., Server]
@@ -85,10 +90,14 @@ def test_exports_go_to_another_server_with_their_content_and_rules(start: Start,
     first = fill(here, "vm1", text(1), noise(2), half_random(3))
     fill(here, "vm2", half_random(3), at=MIB - BLOCK)
     here.run("exports", "change", "vm2", "--allow-address", "10.0.0.0/8", "--description", "the second")
+    limits = {"quota_bytes": MIB, "iops": 700, "iops_burst": 70, "bandwidth_bytes": 30 * MIB}
+    here.run("exports", "change", "vm2", "--quota", "1M", "--iops", "700", "--iops-burst", "70", "--bandwidth", "30M")
     path = tmp_path / "all.stream"
     done = send(here, path, "--all")
     assert (done.returncode, done.stderr.split(":")[0]) == (0, "sent 2 exports, 4 blocks, 4 objects")
     assert plain_reader.contents(path.read_bytes())["vm1"].startswith(first)
+    said = {export.name: export.bounds for export in plain_reader.exports_of(path.read_bytes())}
+    assert said == {"vm1": [0] * 5, "vm2": [*limits.values(), 0]}
     done = receive(there, path)
     assert (done.returncode, done.stdout) == (0, "received vm1\nreceived vm2\n")
     for name in ("vm1", "vm2"):
@@ -96,6 +105,8 @@ def test_exports_go_to_another_server_with_their_content_and_rules(start: Start,
     told = {export["name"]: export for export in json.loads(there.run("exports", "list", "--json").out)}
     assert (told["vm1"]["admits"], told["vm2"]["allow_addresses"]) == ("everyone", ["10.0.0.0/8"])
     assert told["vm2"]["description"] == "the second"
+    assert told["vm2"]["bounds"] == {**limits, "bandwidth_burst_bytes": 0}
+    assert set(told["vm1"]["bounds"].values()) == {0}
     again = receive(there, path)
     assert (again.returncode, "there is an export 'vm1' already" in again.stderr) == (1, True)
     done = receive(there, path, "--prefix", "old-", "--json")
@@ -162,6 +173,11 @@ def test_mistakes_are_told_in_a_sentence(start: Start, tmp_path: Path) -> None:
     assert (done.returncode, "there is no pool 'none'" in done.stderr) == (4, True)
     done = receive(server, tmp_path / "x", "--prefix", "a\nb")
     assert (done.returncode, "cannot be offered" in done.stderr) == (1, True)
+    beyond = layout.export_body(replace(layout.read_export(memoryview(EXPORT)), bounds=Bounds(iops=1 << 40)))
+    end = struct.pack("<IIQQQ", 1, 0, 0, 0, 0)
+    (tmp_path / "x").write_bytes(forged((1, HEADER), (2, POOL), (3, beyond), (7, end)))
+    done = receive(server, tmp_path / "x", "--prefix", "new-")
+    assert (done.returncode, "'disk' cannot be offered: 1099511627776 is not" in done.stderr) == (1, True)
     assert names(server) == ["disk"]
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pytest
 import uvloop
 
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import CheckpointConfig, ExportConfig, PoolConfig, ServerConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.errors import PoolFull, UserError
@@ -27,13 +28,13 @@ from tests.unit.server.conftest import note_syncs
 
 MIB = 1 << 20
 NEVER = 10**6  # seconds: checkpoints are taken when a test says so
-ADDED: dict[str, Any] = {
-    "pool": None,
+AS_IT_IS: dict[str, Any] = {
     "read_only": None,
     "description": None,
     "allow_addresses": None,
     "allow_certificates": None,
 }
+ADDED: dict[str, Any] = {**AS_IT_IS, "pool": None}
 
 
 @contextlib.asynccontextmanager
@@ -111,6 +112,36 @@ def test_a_server_begins_from_the_newest_checkpoint_and_says_of_when_it_is(
 
     play(story)
     assert "4 exports restored from the checkpoint of 20" in caplog.text
+
+
+def test_what_nobody_declares_comes_back_no_more_open_than_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who may attach, whether to write, and what it may take; what is declared holds as declared, and that is told."""
+    limits = {"quota_bytes": MIB, "iops": 500, "iops_burst": 5, "bandwidth_bytes": 4 * MIB}
+    asked = {**AS_IT_IS, "read_only": True, "allow_addresses": ["10.0.0.0/8"], "bounds": limits}
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            await service.changes.add_export("other", MIB, **asked, pool=None)
+            await service.changes.copy_export("other", "clone", read_only=False)
+            for name in ("disk", "clone"):
+                await service.changes.change_export(name, **{**asked, "bounds": {"iops": 7}})
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left) as service:
+            other, clone = (service._exports.get(name) for name in ("other", "clone"))
+            assert other.bounds == Bounds(**limits)
+            assert (other.read_only, other.access.addresses) == (True, ("10.0.0.0/8",))
+            assert other.disk.quota_bytes == MIB
+            assert clone.bounds == Bounds(**{**limits, "iops": 7})
+            declared = service._exports.get("disk")
+            assert (declared.bounds, declared.read_only, declared.access.addresses) == (UNBOUND, False, ())
+
+    play(story)
+    differs = "who may attach, whether clients may write, what it may take"
+    assert f"of the export disk holds as declared, and not as it was: {differs}" in caplog.text
+    assert "of the export other" not in caplog.text
 
 
 def test_what_changed_is_written_and_what_did_not_is_not(tmp_path: Path) -> None:

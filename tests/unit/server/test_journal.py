@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from nbdzram.bounds import Bounds
 from nbdzram.config import CheckpointConfig, Durability, ExportConfig, PoolConfig, ServerConfig
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
@@ -29,7 +30,7 @@ from nbdzram.stream.journal import GROUP_MAGIC, Segment
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
-from tests.unit.server.test_checkpoints import ADDED, Gate, as_the_power_left_it, disk, files, of, play, whole
+from tests.unit.server.test_checkpoints import ADDED, AS_IT_IS, Gate, as_the_power_left_it, disk, files, of, play, whole
 
 MIB = 1 << 20
 NEVER = 10**6
@@ -107,18 +108,21 @@ def test_what_was_flushed_is_there_after_the_power_failed(tmp_path: Path, caplog
             await service.changes.rename_export("other", "second")
             await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
             await journal(service).synced()
+            await service.changes.change_export("second", **{**AS_IT_IS, "bounds": {"iops": 500}})  # this alone
+            await journal(service).synced()
             held = {export.name: whole(export.disk) for export in service._exports}
             disk(service).write(0, text(9))
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         async with serving(left, begun=False) as service:
             assert {export.name: whole(export.disk) for export in service._exports} == held
             assert service._exports.get("second").access.addresses == ("10.0.0.0/8",)
+            assert service._exports.get("second").bounds == Bounds(iops=500)
             assert service._exports.get("disk@monday").read_only
             await journal(service).synced()
             assert len(service._pools["default"].pool.disks()) == len(held)
 
     play(story)
-    assert "3 groups of the journal follow the checkpoint" in caplog.text
+    assert "4 groups of the journal follow the checkpoint" in caplog.text
 
 
 def test_one_group_answers_all_who_came_before_its_moment_and_none_who_came_later(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.bounds import Bounds
 from nbdzram.config import Access
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaError, UserError
@@ -37,6 +38,7 @@ def fill(directory: Path) -> dict[str, bytes]:
                 read_only=False,
                 description="the one",
                 access=Access(addresses=("10.0.0.0/8",), certificates=()),
+                bounds=Bounds(iops=500),
                 removed=False,
                 declared=None,
             )
@@ -87,6 +89,7 @@ def test_a_sound_directory_is_read_whole_with_its_rules_and_nothing_is_changed(t
     assert parts["disk"].addresses == ("10.0.0.0/8",)
     assert parts["disk"].description == "the one"
     assert not parts["disk"].admits_nobody
+    assert parts["disk"].bounds == Bounds(iops=500)
     assert parts["twin"].admits_nobody, "who may attach to it is not known"
     assert (parts["twin"].read_only, parts["disk"].read_only) == (True, False)
     assert (parts["alone"].domain != 0, parts["disk"].domain) == (True, 0)

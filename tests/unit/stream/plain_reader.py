@@ -16,6 +16,7 @@ import xxhash
 import zstandard
 
 BLOCK = 4096
+BOUNDED = 1
 HEADER, POOL, EXPORT, DICTIONARY, OBJECTS, BLOCKS, END = range(1, 8)
 
 
@@ -67,7 +68,8 @@ class Fields:
 def records(stream: bytes) -> Iterator[tuple[int, Fields]]:
     """Kind and body of each record, all held against what the page says of them."""
     require(stream[:8] == b"NBDZRAMS", "the magic")
-    require(struct.unpack("<II", stream[8:16]) == (1, 0), "version and features")
+    version, features = struct.unpack("<II", stream[8:16])
+    require(version == 1 and features & ~BOUNDED == 0, "version and features")
     at, number, digest, kind = 16, 0, 0, 0
     while kind != END:
         require(at + 8 <= len(stream), "the end record is missing")
@@ -128,6 +130,7 @@ class Export:
         self.size, self.identity, of = fields.u64(), fields.u64(), fields.u64()
         self.name, self.origin_name, self.description = fields.text(), fields.text(), fields.text()
         self.addresses, self.certificates = fields.texts(), fields.texts()
+        self.bounds = [fields.u64() for _ in range(5)] if self.flags & 4 else [0] * 5
         require(not fields.more and self.number == len(exports) and origin <= 2, "an export")
         before: bytes | bytearray = b"" if origin == 0 else exports[of].content if origin == 1 else bases[of]
         room = -(-self.size // BLOCK) * BLOCK
@@ -158,7 +161,7 @@ def joined(first: bytes, *continuations: bytes) -> bytes:
     """The stream that was cut off behind `first`, and went on."""
     for continuation in continuations:
         require(continuation[:8] == b"NBDZRAMC", "the magic of a continuation")
-        require(struct.unpack("<II", continuation[8:16]) == (1, 0), "version and features")
+        require(continuation[8:16] == first[8:16], "version and features")
         count, digest, checksum = struct.unpack("<QQQ", continuation[32:56])
         require(xxhash.xxh3_64_intdigest(continuation[:48], seed=0) == checksum, "the head's checksum")
         end, found = whole_records(first, count)

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
@@ -60,6 +61,7 @@ def begun(
     progress: Progress | None = None,
     domains: Mapping[str, int] | None = None,
     origins: Mapping[str, int] | None = None,
+    bounds: Mapping[str, Bounds] | None = None,
     marks: Marks | None = None,
 ) -> Iterator[Sending]:
     """The same, that can be interrupted; its moment is kept as long as the context."""
@@ -72,6 +74,7 @@ def begun(
         told = []
         for number, disk in enumerate(disks):
             given: dict[str, object] = {"domain": (domains or {}).get(disk.name, 0)}
+            given["bounds"] = (bounds or {}).get(disk.name, UNBOUND)
             base = bases.get(disk.name)
             if base is not None:
                 given |= {"origin": Origin.BASE, "origin_number": base.identity, "origin_name": base.name}

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import StreamCut, StreamError
+from nbdzram.stream import layout
 from nbdzram.stream.marks import Marks
 from nbdzram.stream.position import Position, continuation, read_identity, read_token
 from nbdzram.stream.reading import opening
@@ -79,6 +81,25 @@ def finished(receiver: Receiver, rest: bytes) -> dict[str, bytes]:
     held = {one.name: whole(one.disk) for one in received}
     receiver.discard()
     return held
+
+
+def test_a_stream_that_says_what_exports_may_take_is_for_readers_who_know_of_it(pool: Pool, other: Pool) -> None:
+    """Who does not would offer them without. All others are as they always were; what goes on says the same."""
+    disks, limits = (pool.create("bound", LEAF), pool.create("free", LEAF)), Bounds(quota_bytes=BLOCK, iops_burst=3)
+    cases: list[tuple[dict[str, Bounds], int]] = [({}, 0), ({"bound": limits}, layout.BOUNDED)]
+    for bounds, features in cases:
+        with begun(*disks, bounds=bounds, marks=Marks()) as sending:
+            out = io.BytesIO()
+            sending.write_to(out.write)  # type: ignore[arg-type]
+            stream = out.getvalue()
+            end, digest = plain_reader.whole_records(stream, 2)
+            rest = rest_of(sending, Position(sending.identity, 2, digest))
+        assert [int.from_bytes(part[12:16], "little") for part in (stream, rest)] == [features] * 2
+        assert plain_reader.joined(stream[:end], rest) == stream
+        receiver = receiver_in(other)
+        told = {one.name: one.part.bounds for one in receiver.receive(io.BytesIO(stream).read)}
+        assert told == {"bound": bounds.get("bound", UNBOUND), "free": UNBOUND}
+        receiver.discard()
 
 
 def test_cut_behind_any_record_it_goes_on_and_is_what_it_was(pool: Pool, other: Pool) -> None:
