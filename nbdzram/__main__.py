@@ -19,7 +19,9 @@ def main() -> None:
     from nbdzram.cli.main import run  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # nor does the end look for it: another tenth
+    sys.exit(code)
 
 
 def _open_standard_streams() -> None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import click
 
+from nbdzram import status
+from nbdzram.bounds import Bounds
 from nbdzram.cli import serve, stat
 from nbdzram.cli.main import COMMANDS
 from nbdzram.cli.objects import SCHEMA
@@ -303,14 +305,17 @@ def _parameter_default(parameter: Parameter) -> str:
 
 
 def _records() -> list[type]:
-    module = importlib.import_module("nbdzram.status")
-    found = [kind for _, kind in inspect.getmembers(module, dataclasses.is_dataclass) if isinstance(kind, type)]
-    return sorted({*found, stats.PoolStats, stats.DiskUsage} - {module.RunOptions}, key=lambda kind: kind.__name__)
+    kinds = [getattr(status, name) for names in status.PLACES.values() for name in names.split()]
+    found: set[type] = {Bounds, stats.PoolStats, stats.DiskUsage}
+    found |= {kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+    parts = {status.RunOptions, status.PoolFigures, status.Holdings, status.Brief, status.Named}  # of others, or asked
+    return sorted(found - parts, key=lambda kind: kind.__name__)
 
 
 def _fields(record: type) -> Iterator[tuple[str, ...]]:
     """Name, type, and the comment behind the field."""
-    for line in inspect.getsource(record).splitlines():
+    wholes = [kind for kind in reversed(record.__mro__) if dataclasses.is_dataclass(kind)]
+    for line in "".join(map(inspect.getsource, wholes)).splitlines():
         match = re.fullmatch(r"    (\w+): ([^=#]+?)(?: = [^#]+)?(?:  # (.+))?", line)
         if match:
             yield f"`{match[1]}`", _linked(match[2]), match[3] or ""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from nbdzram.cli.common import print_json
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
-from nbdzram.status import ExportLoss, from_json
+from nbdzram.status.encoding import from_json
 from nbdzram.units import format_size
+
+if TYPE_CHECKING:
+    from nbdzram.status import ExportLoss
 
 NAMED_CLIENTS = 5  # enough to know whom to ask
 
@@ -35,6 +39,8 @@ def agree(
     """
     if (yes or force) and not dry_run:
         return True
+    from nbdzram.status import ExportLoss  # noqa: PLC0415 - lists and additions destroy nothing
+
     losses = [from_json(ExportLoss, client.call("exports.lose", name=name, size_bytes=size_bytes)) for name in names]
     if dry_run:
         _tell(verb, losses, as_json=as_json)

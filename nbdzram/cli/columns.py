@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nbdzram.errors import ConfigError
@@ -17,19 +16,30 @@ Row = TypeVar("Row")
 Cell = str | int | None
 
 
-@dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
     """One column: heading, meaning, and the cell of a row. None is an empty cell; `zero` is how people read a 0.
 
     `seldom`: most servers have nothing in it, and lists leave it out then.
     """
 
-    heading: str
-    says: str
-    cell: Callable[[Row], Cell]
-    is_size: bool = False
-    zero: str = ""
-    seldom: bool = False
+    __slots__ = ("cell", "heading", "is_size", "says", "seldom", "zero")
+
+    def __init__(
+        self,
+        heading: str,
+        says: str,
+        cell: Callable[[Row], Cell],
+        is_size: bool = False,
+        *,
+        zero: str = "",
+        seldom: bool = False,
+    ) -> None:
+        self.heading = heading
+        self.says = says
+        self.cell = cell
+        self.is_size = is_size
+        self.zero = zero
+        self.seldom = seldom
 
 
 def choose(columns: Sequence[Column[Row]], wanted: str) -> list[Column[Row]]:

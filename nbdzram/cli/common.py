@@ -14,11 +14,13 @@ from nbdzram.cli.columns import Column, Row, render, screen_width
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import UserError
-from nbdzram.status import ExportStatus, ServerStatus
+from nbdzram.status.encoding import from_json
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from nbdzram.status import Brief, ExportStatus, Named
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -84,18 +86,20 @@ class Bound(click.ParamType[int]):
 
 def export_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """For a shell's completion: the exports of the server that the command would ask. Silent when there is none."""
-    return _known(context, lambda status: [export.name for export in status.exports], incomplete)
+    return _known(context, lambda status: status.exports, incomplete)
 
 
 def pool_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """The same for pools."""
-    return _known(context, lambda status: [pool.name for pool in status.pools], incomplete)
+    return _known(context, lambda status: status.pools, incomplete)
 
 
-def _known(context: click.Context, names: Callable[[ServerStatus], list[str]], incomplete: str) -> list[str]:
+def _known(context: click.Context, pick: Callable[[Brief], Sequence[Named]], incomplete: str) -> list[str]:
+    from nbdzram.status import Brief  # noqa: PLC0415 - shells alone complete
+
     try:
         with connect(context.params.get("control")) as client:
-            return [name for name in names(client.status()) if name.startswith(incomplete)]
+            return [one.name for one in pick(client.status_as(Brief)) if one.name.startswith(incomplete)]
     except UserError:
         return []
 
@@ -162,16 +166,18 @@ def print_json(value: Any) -> None:
 
 def list_rows(
     columns: Sequence[Column[Row]],
-    pick: Callable[[ServerStatus], Sequence[Row]],
+    kind: type[Row],
+    what: str,
     *,
     as_json: bool,
     control: Path | None,
 ) -> None:
-    """Print the server's exports, or its pools: what `pick` takes from its status. Raises UserError."""
+    """Print the server's exports, or its pools: `what` its status has, records of this kind. Raises UserError."""
     with connect(control) as client:
-        rows = pick(client.status())
+        told = client.call("status")[what]
     if as_json:
-        return print_json(rows)
+        return print_json(told)
+    rows = [from_json(kind, one) for one in told]
     columns = [column for column in columns if not column.seldom or any(column.cell(row) for row in rows)]
     for line in render(columns, rows, width=screen_width()):
         click.echo(line)

@@ -23,7 +23,7 @@ from nbdzram.cli.common import (
     print_json,
     remove_named,
 )
-from nbdzram.status import ExportRenaming, ExportStatus, from_json
+from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
 
 
@@ -94,7 +94,7 @@ def command() -> None:
 @control_option
 def list_(*, as_json: bool, control: Path | None) -> None:
     """List the exports."""
-    list_rows(COLUMNS, lambda status: status.exports, as_json=as_json, control=control)
+    list_rows(COLUMNS, ExportStatus, "exports", as_json=as_json, control=control)
 
 
 @command.command("add", epilog="Example: nbdzram exports add scratch 10G --description 'build trees'")
@@ -206,6 +206,8 @@ def rename(*, name: str, new_name: str, as_json: bool, control: Path | None) -> 
         answer = client.call("exports.rename", name=name, new_name=new_name)
     if as_json:
         return print_json(answer)
+    from nbdzram.status import ExportRenaming  # noqa: PLC0415 - for this alone
+
     for line in from_json(ExportRenaming, answer).lines():
         click.echo(line)
     return None

@@ -9,6 +9,7 @@ import click
 from nbdzram.cli.common import connect, control_option, json_option, print_json
 from nbdzram.cli.objects import SCHEMA
 from nbdzram.errors import UserError
+from nbdzram.status import Brief
 
 
 @click.command("health", epilog="\b\nExamples:\n  nbdzram health\n  nbdzram health --json")
@@ -20,7 +21,7 @@ def command(*, as_json: bool, control: Path | None) -> None:
     It asks the control socket, and so needs no metrics address.
     """
     with connect(control) as client:
-        status = client.status()
+        status = client.status_as(Brief)
     if as_json:
         print_json({"schema": SCHEMA, "ready": not status.draining, "version": status.version, "pid": status.pid})
     if status.draining:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbdzram.cli.columns import Column, Row
-from nbdzram.engine.stats import DiskUsage
-from nbdzram.rates import Rates, quantile
-from nbdzram.status import ExportStatus, OperationStatus, PoolStatus, ServerStatus, fields
+from nbdzram.status.encoding import fields
+
+if TYPE_CHECKING:
+    from nbdzram.engine.stats import DiskUsage
+    from nbdzram.rates import Rates
+    from nbdzram.status import ExportStatus, OperationStatus, PoolStatus, ServerStatus
 
 SCHEMA = 1
 
@@ -74,6 +77,8 @@ def rows_object(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> dict[str
 
 def top_object(status: ServerStatus, all_rates: Rates, rates: Mapping[str, Rates]) -> dict[str, Any]:
     """Of `top --json`: what happened a second since the last look, and what is stored."""
+    from nbdzram.rates import Rates  # noqa: PLC0415 - most JSON has none
+
     return {
         "schema": SCHEMA,
         "uptime_seconds": status.uptime_seconds,
@@ -115,6 +120,8 @@ def _export(export: ExportStatus, usage: DiskUsage | None, bounds: Sequence[floa
 
 def _operation(operation: OperationStatus, bounds: Sequence[float]) -> dict[str, Any]:
     """Without its histogram, which /metrics has; its median and p99 instead, since the server started."""
+    from nbdzram.rates import quantile  # noqa: PLC0415 - the same
+
     return {
         "requests": operation.requests,
         "bytes": operation.bytes,

@@ -9,10 +9,10 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import connect, control_option, json_option, list_rows, pool_names, print_json, remove_named
-from nbdzram.status import PoolStatus, from_json
+from nbdzram.status import PoolFigures, from_json
 from nbdzram.units import format_size
 
-COLUMNS: list[Column[PoolStatus]] = [
+COLUMNS: list[Column[PoolFigures]] = [
     Column("NAME", "", lambda pool: pool.name),
     Column("DATA", "", lambda pool: pool.stats.orig_data_size, True),
     Column("TOTAL", "", lambda pool: pool.stats.mem_used_total, True),
@@ -56,7 +56,7 @@ def command() -> None:
 @control_option
 def list_(*, as_json: bool, control: Path | None) -> None:
     """List the pools."""
-    list_rows(COLUMNS, lambda status: status.pools, as_json=as_json, control=control)
+    list_rows(COLUMNS, PoolFigures, "pools", as_json=as_json, control=control)
 
 
 @command.command("add", epilog="Example: nbdzram pools add fast --mem-limit 25%")
@@ -155,7 +155,7 @@ def _change(method: str, control: Path | None, as_json: bool, done: str, **param
         answer = client.call(method, **params)
     if as_json:
         return print_json(answer)
-    pool = from_json(PoolStatus, answer)
+    pool = from_json(PoolFigures, answer)
     limit = format_size(pool.stats.mem_limit) if pool.stats.mem_limit else "no limit"
     click.echo(f"{done} {pool.name} ({limit}, dedup {pool.dedup})")
     return None

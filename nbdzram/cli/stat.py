@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -16,9 +17,13 @@ from nbdzram.cli.common import connect, control_option, export_names, json_optio
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
-from nbdzram.status import ExportStatus, PoolStatus, ServerStatus, to_json
+from nbdzram.status import ExportStatus, Holdings, PoolFigures, to_json
 from nbdzram.units import format_size
 
+if TYPE_CHECKING:
+    from nbdzram.status import ServerStatus
+
+Whole = TypeVar("Whole", "ServerStatus", Holdings)
 DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
 
 
@@ -26,7 +31,7 @@ DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CL
 class Line:
     """One row: a pool, or an export in it."""
 
-    pool: PoolStatus
+    pool: PoolFigures
     export: ExportStatus | None
     exports: Sequence[ExportStatus]  # of the pool
     usage: Mapping[str, DiskUsage]  # by export; empty if no column asks for it
@@ -206,17 +211,25 @@ def command(
         return click.echo("\n".join(f"{column.heading:12}{column.says}" for column in COLUMNS))
     chosen = COLUMNS if output_all else choose(COLUMNS, output or DEFAULT_COLUMNS)
     whole = as_json and output is None and not output_all
-    walk = whole or memory or any(column.heading in WALKED for column in chosen)
+    walk = memory or any(column.heading in WALKED for column in chosen)
+
+    def as_text(found: object) -> str:
+        from nbdzram.cli.objects import text_of  # noqa: PLC0415 - the same
+
+        return text_of(found) if watch_seconds is None else to_json(found)
 
     def look(client: ControlClient) -> str:
-        status = select(client.status(), exports, pool)
+        if whole:
+            from nbdzram.cli.objects import stat_object  # noqa: PLC0415 - people read tables
+
+            return as_text(stat_object(select(client.status(), exports, pool), client.usage()))
+        status = select(client.status_as(Holdings), exports, pool)
         usage = client.usage() if walk and not (mm_stat or io_stat) else {}
         shown = list(_lines(status, usage, pools=not exports))
         if as_json:
-            from nbdzram.cli.objects import rows_object, stat_object, text_of  # noqa: PLC0415 - people read tables
+            from nbdzram.cli.objects import rows_object  # noqa: PLC0415 - the same
 
-            found = stat_object(status, usage) if whole else rows_object(chosen, shown)
-            return text_of(found) if watch_seconds is None else to_json(found)
+            return as_text(rows_object(chosen, shown))
         if memory:
             # An export's figures are its own: those of a pool are sums over all that it holds, whatever was named.
             lines = _lines(status, usage, pools=False) if exports else _pool_lines(status, usage)
@@ -244,7 +257,7 @@ def _watch(look: Callable[[], str], seconds: float) -> None:
             time.sleep(seconds)
 
 
-def select(status: ServerStatus, exports: Sequence[str], pool: str | None) -> ServerStatus:
+def select(status: Whole, exports: Sequence[str], pool: str | None) -> Whole:
     """Only what was asked for. Raises NoSuchExport."""
     missing = set(exports) - {export.name for export in status.exports}
     if missing:
@@ -315,7 +328,7 @@ def _sum_of(rows: Sequence[tuple[str, str, int, str]], in_bytes: bool) -> Iterat
         yield f"  {sign:1} {name:26}  {_size(size, in_bytes):>{width}}  {says}".rstrip()
 
 
-def _lines(status: ServerStatus, usage: Mapping[str, DiskUsage], *, pools: bool) -> Iterator[Line]:
+def _lines(status: Holdings, usage: Mapping[str, DiskUsage], *, pools: bool) -> Iterator[Line]:
     for line in _pool_lines(status, usage):
         if pools:
             yield line
@@ -323,7 +336,7 @@ def _lines(status: ServerStatus, usage: Mapping[str, DiskUsage], *, pools: bool)
             yield dataclasses.replace(line, export=export)
 
 
-def _pool_lines(status: ServerStatus, usage: Mapping[str, DiskUsage]) -> Iterator[Line]:
+def _pool_lines(status: Holdings, usage: Mapping[str, DiskUsage]) -> Iterator[Line]:
     for pool in status.pools:
         yield Line(pool, None, [export for export in status.exports if export.pool == pool.name], usage)
 
@@ -351,13 +364,13 @@ def _kind(export: ExportStatus | None) -> str:
     return "disk-ro" if export.read_only else "disk"
 
 
-def _mm_stat_line(status: ServerStatus) -> str:
+def _mm_stat_line(status: Holdings) -> str:
     if len(status.pools) != 1:
         names = ", ".join(pool.name for pool in status.pools)
         raise ConfigError(f"--mm-stat prints one pool's line; name one of {names} with --pool")
     return " ".join(f"{number:8}" for number in status.pools[0].stats.mm_stat())
 
 
-def _io_stat_line(status: ServerStatus) -> str:
+def _io_stat_line(status: Holdings) -> str:
     fields = ("failed_reads", "failed_writes", "invalid_io", "notify_free")
     return " ".join(f"{sum(getattr(export, field) for export in status.exports):8}" for field in fields)

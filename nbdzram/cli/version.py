@@ -10,6 +10,7 @@ from nbdzram import __version__
 from nbdzram.cli.common import connect, control_option, json_option, print_json
 from nbdzram.cli.objects import SCHEMA
 from nbdzram.errors import UserError
+from nbdzram.status import Brief
 
 
 @click.command("version", epilog="\b\nExamples:\n  nbdzram version\n  nbdzram version --json")
@@ -19,7 +20,7 @@ def command(*, as_json: bool, control: Path | None) -> None:
     """Print this program's version, that of the server that runs here, and the number of the JSON schema."""
     try:
         with connect(control) as client:
-            server: str | None = client.status().version
+            server: str | None = client.status_as(Brief).version
     except UserError:  # none runs, or not ours: the program's own version is known all the same
         server = None
     if as_json:

@@ -1,4 +1,7 @@
-"""The control socket's client side, for the command line: plain blocking calls."""
+"""The control socket's client side, for the command line: plain blocking calls.
+
+Records are made where they are asked for: most commands need one kind of the thirty (nbdzram/status).
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,21 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from nbdzram.control import messages
 from nbdzram.control.paths import not_ours
-from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import ServerUnreachable, UserError
-from nbdzram.status import ClientStatus, RunStatus, ServerStatus, from_json
-from nbdzram.stream.pipe import LARGEST_CHUNK, LENGTH
+from nbdzram.status.encoding import Record, from_json
+
+if TYPE_CHECKING:
+    from nbdzram.engine.stats import DiskUsage
+    from nbdzram.status import ClientStatus, RunStatus, ServerStatus
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
-Progress = Callable[[RunStatus, RunStatus | None], None]
+Progress = Callable[["RunStatus", "RunStatus | None"], None]
 
 
 class ControlClient:
@@ -66,14 +71,24 @@ class ControlClient:
 
     def status(self) -> ServerStatus:
         """Everything that the server says of itself."""
-        return from_json(ServerStatus, self.call("status"))
+        from nbdzram.status import ServerStatus  # noqa: PLC0415
+
+        return self.status_as(ServerStatus)
+
+    def status_as(self, kind: type[Record]) -> Record:
+        """Of that, what a record of this kind has."""
+        return from_json(kind, self.call("status"))
 
     def clients(self) -> tuple[ClientStatus, ...]:
         """Who is attached."""
+        from nbdzram.status import ClientStatus  # noqa: PLC0415
+
         return tuple(from_json(ClientStatus, found) for found in self.call("clients"))
 
     def usage(self) -> dict[str, DiskUsage]:
         """What each export's blocks cost, by name; from a walk that takes about 15 ms a stored GiB."""
+        from nbdzram.engine.stats import DiskUsage  # noqa: PLC0415
+
         return {name: from_json(DiskUsage, found) for name, found in self.call("usage").items()}
 
     def call(self, method: str, progress: Progress | None = None, **params: Any) -> Any:
@@ -82,6 +97,7 @@ class ControlClient:
 
     def call_for_stream(self, method: str, write: Callable[[bytes], None], **params: Any) -> Any:
         """The same, of a method that sends bytes before it answers, to `write`. What that raises ends the call."""
+        from nbdzram.stream.pipe import LENGTH  # noqa: PLC0415
 
         def pass_on() -> None:
             while (length := LENGTH.unpack(self._exactly(LENGTH.size))[0]) > 0:
@@ -91,6 +107,7 @@ class ControlClient:
 
     def call_with_stream(self, method: str, read: Callable[[int], bytes], **params: Any) -> Any:
         """The same, of a method that takes bytes: `read` gives up to so many, none at their end."""
+        from nbdzram.stream.pipe import LARGEST_CHUNK, LENGTH  # noqa: PLC0415
 
         def pass_in() -> None:
             content = b"some"
@@ -147,5 +164,7 @@ class ControlClient:
 
 
 def _report(progress: Progress, params: dict[str, Any]) -> None:
+    from nbdzram.status import RunStatus  # noqa: PLC0415
+
     ahead = params["waits_for"]
     progress(from_json(RunStatus, params["run"]), None if ahead is None else from_json(RunStatus, ahead))

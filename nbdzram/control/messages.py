@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbdzram.errors import (
     ExportExists,
@@ -29,7 +29,10 @@ from nbdzram.errors import (
     StreamError,
     UserError,
 )
-from nbdzram.status import RunStatus, to_json, to_json_pieces
+from nbdzram.status.encoding import to_json, to_json_pieces
+
+if TYPE_CHECKING:
+    from nbdzram.status import RunStatus
 
 MAX_REQUEST_BYTES = 64 << 10  # a name of 4096 bytes, escaped, in each parameter
 MAX_REPLY_BYTES = 64 << 20  # the status of ten thousand exports with their histograms
