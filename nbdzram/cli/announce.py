@@ -13,7 +13,7 @@ from nbdzram.config import ServerConfig, TlsConfig
 from nbdzram.units import format_size
 
 if TYPE_CHECKING:
-    from nbdzram.status import ServerStatus
+    from nbdzram.status import CheckpointStatus, ServerStatus
 
 GREETED_EXPORTS = 20  # what a screen takes
 
@@ -36,6 +36,25 @@ def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control:
         yield "attach it with one of"
         name = exports[0].name if exports else "NAME"
         yield from (f"  {line}" for line in how_to_attach(status.uris[0], name, tls))
+
+
+def the_end(
+    config: ServerConfig, before: ServerStatus, checkpoint: CheckpointStatus | None, *, systemd_keeps: bool
+) -> str:
+    """What became of the disks: `before` the stop, and the last checkpoint, which the stop takes."""
+    stored = format_size(sum(export.stored_bytes for export in before.exports))
+    if config.state_dir is not None:
+        return f"stopped; the disks stay in {config.state_dir}"
+    if systemd_keeps:
+        return "stopped; systemd keeps the disks for the next process of the unit, unless it stops that"
+    if stored == format_size(0):
+        return "stopped"
+    if checkpoint is None or before.checkpoint is None:
+        return f"stopped; {stored} of content is gone with it: --state-dir keeps disks"
+    place = config.checkpoint.directory
+    if checkpoint.failures == before.checkpoint.failures:
+        return f"stopped; the disks, {stored} of content, are in the last checkpoint in {place}"
+    return f"stopped; the last checkpoint in {place} failed, and what was written since the one before is gone"
 
 
 def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbdzram.cli.announce import description, greeting
+from nbdzram.cli.announce import description, greeting, the_end
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import (
@@ -44,7 +44,6 @@ from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
 from nbdzram.residence import stay
 from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers
-from nbdzram.units import format_size
 
 if TYPE_CHECKING:
     from nbdzram.cli.takeover import Takeover
@@ -382,7 +381,9 @@ def serve(
 
 
 def _name_process() -> None:
-    """Be nbdzram to ps, top, pidof and pgrep, and not python3. Threads that start later are called so, too."""
+    """Be nbdzram to ps, top and pgrep, and not python3 (pidof looks at how it was called, and wants -x). Threads that
+    start later are called so, too.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("nbdzram", encoding="ascii")
 
@@ -440,10 +441,8 @@ async def _serve(
         service = Service(config, reread, restore_from=restore, handed=handed)
         service.ends_with_a_command = run is not None
         _watch_signals(service, told_to_stop)
-        outcome = await _serve_once(service, config, told_to_stop, handed.control, confirm, run=run, parent=parent)
+        outcome = await _serve_once(service, config, told_to_stop, handed, confirm, run=run, parent=parent)
         if isinstance(outcome, int):
-            if kept.keeper is not None and config.state_dir is None:
-                log.info("systemd keeps the disks for the next process of the unit, unless it stops that")
             return outcome
         assert service.successor is not None
         successor = await asyncio.to_thread(give_away, outcome, service.successor)
@@ -461,21 +460,18 @@ async def _serve_once(
     service: Service,
     config: ServerConfig,
     told_to_stop: asyncio.Event,
-    listening: socket.socket | None,
+    handed: Handover,
     confirm: Callable[[], None] | None,
     *,
     run: str | None,
     parent: int | None,
 ) -> int | Handover:
-    """Serve until the end (an exit status), or a takeover (all that was served).
-
-    listening: the control socket, if another process had it.
-    """
+    """Serve until the end (an exit status), or a takeover (all that was served)."""
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
 
-    audit = Audit(config.state_dir)
+    audit, listening = Audit(config.state_dir), handed.control
     control = ControlServer(_control_path(config), method_table(service, service.changes), audit, listening=listening)
     metrics = _metrics_server(config, service)
     await control.start()
@@ -512,7 +508,7 @@ async def _serve_once(
                 return 0
         finally:
             if given is None:
-                await _stop(service, serves, config.state_dir)
+                await _stop(service, config, serves=serves, systemd_keeps=handed.kept.keeper is not None)
             if metrics is not None:
                 await metrics.stop()
     finally:
@@ -533,22 +529,12 @@ async def _starts(metrics: MetricsServer, *, goes_on: bool) -> bool:
     return True
 
 
-async def _stop(service: Service, serves: bool, state_dir: Path | None) -> None:
+async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd_keeps: bool) -> None:
     notify_supervisor("STOPPING=1")
-    stored = sum(export.stored_bytes for export in service.status().exports)
+    before = service.status()
     await service.stop()
-    if serves:
-        _tell_the_end(state_dir, stored)
-
-
-def _tell_the_end(state_dir: Path | None, stored: int) -> None:
-    """Whoever stopped it reads what became of the disks."""
-    if state_dir is not None:
-        log.info("stopped; the disks stay in %s", state_dir)
-    elif stored:
-        log.info("stopped; %s of content is gone with it: --state-dir keeps disks", format_size(stored))
-    else:
-        log.info("stopped")
+    if serves:  # whoever stopped it reads what became of the disks
+        log.info("%s", the_end(config, before, service.checkpoint, systemd_keeps=systemd_keeps))
 
 
 def _watch_signals(service: Service, told: asyncio.Event) -> None:

@@ -46,6 +46,7 @@ from nbdzram.server.streams import Streams
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.usage import Usages
 from nbdzram.status import (
+    CheckpointStatus,
     ClientStatus,
     ExportStatus,
     HistorySample,
@@ -254,6 +255,11 @@ class Service:
     def config(self) -> ServerConfig:
         """As it is now."""
         return self._config
+
+    @property
+    def checkpoint(self) -> CheckpointStatus | None:
+        """The newest, also of a server that has stopped."""
+        return self._checkpoints.status
 
     async def hand_over(self) -> Handover:
         """As stop, but clients that come to rest keep their connections. They are served until all else has ended."""

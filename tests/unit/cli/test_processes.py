@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli.announce import the_end
 from nbdzram.cli.processes import parent_watched, pid_file, told_to_commands
+from nbdzram.config import ServerConfig
 from nbdzram.errors import UserError
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Done, Server, clean_environment, run
@@ -189,6 +191,28 @@ def test_ctrl_c_says_what_it_does_and_what_it_did(start: Start, tmp_path: Path) 
     assert kept.stop() == 0
     assert "SIGTERM: nobody is attached; stopping; a second signal ends at once" in kept.log.read_text()
     assert f"stopped; the disks stay in {tmp_path / 'state'}" in kept.log.read_text()
+
+
+def test_a_stop_says_that_the_last_checkpoint_has_the_disks_or_that_it_failed(start: Start, tmp_path: Path) -> None:
+    place = tmp_path / "kept"
+    server = start("-e", "disk=1M", "--checkpoint", str(place), "--log-level", "info")
+    with Client(server.socket, "disk") as client:
+        client.write(0, b"x" * 4096)
+    assert server.stop() == 0
+    assert f"stopped; the disks, 4K of content, are in the last checkpoint in {place}" in server.log.read_text()
+    again = start("-e", "disk=1M", "--checkpoint", str(place), "--log-level", "info")
+    with Client(again.socket, "disk") as client:
+        assert client.read(0, 4096) == b"x" * 4096
+        client.write(0, b"y" * 4096)
+    place.rename(tmp_path / "gone")
+    place.write_text("no directory")
+    assert again.stop() == 0
+    assert f"stopped; the last checkpoint in {place} failed, and what was written since" in again.log.read_text()
+
+
+def test_disks_that_systemd_keeps_are_not_said_to_be_gone() -> None:
+    told = the_end(ServerConfig(exports=()), SERVER, None, systemd_keeps=True)
+    assert told == "stopped; systemd keeps the disks for the next process of the unit, unless it stops that"
 
 
 # -- --log -----------------------------------------------------------------------------------------------------------
