@@ -50,8 +50,8 @@ def agree(
         return True
     lost = "; ".join(_describe(loss) for loss in at_stake)
     if not sys.stdin.isatty():
-        raise UserError(f"to {verb} destroys content ({lost}); say --yes if that is meant, or look with --dry-run")
-    click.confirm(f"{verb} {lost}?", abort=True, err=True)
+        raise UserError(f"to {verb} {lost}; say --yes if that is meant, or look with --dry-run")
+    click.confirm(f"to {verb} {lost}; go on?", abort=True, err=True)
     return True
 
 
@@ -60,17 +60,20 @@ def _tell(verb: str, losses: Sequence[ExportLoss], *, as_json: bool) -> None:
         return print_json(losses)
     for loss in losses:
         clients = f"; attached: {_named(loss.clients)} (--force ends them)" if loss.clients else ""
-        click.echo(f"would {verb} {_describe(loss)}{clients}")
+        click.echo(f"to {verb} {_describe(loss)}{clients}")
     return None
 
 
 def _describe(loss: ExportLoss) -> str:
-    if loss.alone_bytes is None or not loss.stored_bytes:
-        return f"{loss.name} ({format_size(loss.stored_bytes)} of content)"
-    return (
-        f"{loss.name} ({format_size(loss.stored_bytes)} of content, of which nobody else holds "
-        f"{format_size(loss.alone_bytes)} compressed)"
-    )
+    """Behind the verb."""
+    if not loss.stored_bytes:
+        return f"{loss.name} destroys nothing that is stored"
+    told = f"{loss.name} destroys {format_size(loss.stored_bytes)} of content"
+    if loss.alone_bytes is None:
+        return told
+    if not loss.alone_bytes:
+        return f"{told}, and no block that nothing else has"
+    return f"{told}, with blocks that nothing else has ({format_size(loss.alone_bytes)} compressed)"
 
 
 def _named(clients: Sequence[str]) -> str:

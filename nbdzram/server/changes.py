@@ -359,7 +359,9 @@ class Changes(PoolChanges):
     async def _loss(self, name: str, size_bytes: int) -> ExportLoss:
         export = self._exports.get(name)
         stored = await asyncio.to_thread(stored_behind, export.disk, size_bytes)
-        alone = (await asyncio.to_thread(export.disk.usage)).unique if stored and not size_bytes else None
+        # Copies of a moment, for a checkpoint or a stream, hold blocks that are nowhere else once they go.
+        known = bool(stored) and not size_bytes and not moment.concealed(export.disk.pool)
+        alone = (await asyncio.to_thread(export.disk.usage)).unique if known else None
         return ExportLoss(
             name=name,
             size_bytes=export.disk.size_bytes,

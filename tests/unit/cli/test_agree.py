@@ -8,10 +8,12 @@ import pty
 import random
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Done, Server, clean_environment
+from tests.unit.cli.test_send_receive import until
 
 MIB = 1 << 20
 Start = Callable[..., Server]
@@ -49,7 +51,7 @@ def test_a_removal_without_a_terminal_wants_to_be_told_that_it_is_meant(start: S
     filled(server)
     refused = server.run("exports", "remove", "disk")
     assert (refused.code, names(server)) == (1, ["disk"])
-    assert "to remove destroys content (disk (1M of content, of which nobody else holds" in refused.err
+    assert "to remove disk destroys 1M of content, with blocks that nothing else has (1M compressed)" in refused.err
     assert "say --yes if that is meant" in refused.err
     assert server.run("exports", "remove", "disk", "--yes").out == "removed disk\n"
     assert names(server) == []
@@ -61,12 +63,26 @@ def test_what_is_empty_goes_without_a_question(start: Start) -> None:
     assert server.run("exports", "remove", "disk").code == 0
 
 
+def test_what_a_clone_has_too_is_told_and_what_a_checkpoint_keeps_is_no_copy(start: Start, tmp_path: Path) -> None:
+    server = start("-e", "disk=4M")
+    filled(server)
+    server.run("clone", "disk", "copy")
+    asked = server.run("exports", "remove", "disk")
+    assert "destroys 1M of content, and no block that nothing else has; say --yes" in asked.err
+    kept = start("-e", "disk=4M", "--checkpoint", str(tmp_path / "kept"), "--checkpoint-interval", "1")
+    filled(kept)
+    until(lambda: any((tmp_path / "kept").glob("*.stream")))
+    asked = kept.run("exports", "remove", "disk")
+    assert "to remove disk destroys 1M of content; say --yes" in asked.err
+
+
 def test_on_a_terminal_it_is_asked_and_no_means_no(start: Start) -> None:
     server = start("-e", "disk=4M")
     filled(server)
     declined = on_terminal(server, "n\n", "exports", "remove", "disk")
     assert (declined.code, names(server)) == (130, ["disk"])
-    assert "remove disk (1M of content" in declined.err
+    assert "to remove disk destroys 1M of content" in declined.err
+    assert "; go on? [y/N]" in declined.err
     agreed = on_terminal(server, "y\n", "exports", "remove", "disk")
     assert (agreed.code, agreed.out, names(server)) == (0, "removed disk\n", [])
 
@@ -78,7 +94,7 @@ def test_a_dry_run_tells_and_does_nothing(start: Start) -> None:
         for flags in ((), ("--yes",), ("--force",)):
             done = server.run("exports", verb, "disk", *words, "--dry-run", *flags)
             told = "shrink" if verb == "resize" else verb
-            assert (done.code, done.out.startswith(f"would {told} disk (1M of content")) == (0, True), done
+            assert (done.code, done.out.startswith(f"to {told} disk destroys 1M of content")) == (0, True), done
     told = json.loads(server.run("exports", "remove", "disk", "two", "--dry-run", "--json").out)
     assert [(loss["name"], loss["stored_bytes"]) for loss in told] == [("disk", MIB), ("two", 0)]
     listed: list[dict[str, Any]] = json.loads(server.run("exports", "list", "--json").out)
@@ -135,6 +151,13 @@ def test_clients_are_listed_and_ended_by_number_or_export(start: Start) -> None:
         assert (gone.code, "no client 2 is attached; `nbdzram clients list`" in gone.err) == (1, True)
         one.read(0, 512)
         assert server.run("clients", "disconnect", "--export", "disk").out == "disconnected 1\n"
+        nobody = server.run("clients", "disconnect", "--export", "disk")
+        assert (nobody.code, nobody.out) == (0, "no client is attached to disk\n")
+        assert server.run("clients", "disconnect", "--export", "disk", "--json").out == "[]\n"
+        wrong = server.run("clients", "disconnect", "--export", "dsik")
+        assert (wrong.code, "there is no export 'dsik'; there are: disk, two" in wrong.err) == (4, True)
+        assert server.run("clients", "list", "--export", "dsik").code == 4
+        assert server.run("clients").out == server.run("clients", "list").out
         table = server.run("clients", "list").out.splitlines()
         assert table[0].split()[:3] == ["CLIENT", "PEER", "EXPORT"]
         assert [line.split()[0] for line in table[1:]] == ["3"]
