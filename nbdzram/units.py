@@ -55,6 +55,11 @@ def format_size(size_bytes: int) -> str:
     return f"{sign}{whole}.{tenth}{letter}" if tenth else f"{sign}{whole}{letter}"
 
 
+def counted(number: int, what: str) -> str:
+    """So many, in words: 1 export, 2 exports."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def format_seconds(seconds: float) -> str:
     """A stretch of time in its two largest units: 3 d 4 h."""
     minutes, hours, days = int(seconds) // 60 % 60, int(seconds) // 3600 % 24, int(seconds) // 86400

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names
+from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names, require_export
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.config import DEFAULT_PORT
-from nbdzram.errors import ConfigError, NoSuchExport, UserError
+from nbdzram.errors import ConfigError, UserError
 from nbdzram.values import export_name
 
 OLD_CLIENTS_PORT = (
@@ -177,9 +177,7 @@ def _local_address(export: str, control: Path | None) -> Address:
     """The server's unix socket if it has one, else its first address. Raises NoSuchExport, UserError."""
     with connect(control) as client:
         status = client.status()
-    names = [known.name for known in status.exports]
-    if export not in names:
-        raise NoSuchExport(f"there is no export '{export}'; there are: {', '.join(names) or 'none'}")
+    require_export(export, [known.name for known in status.exports])
     addresses = [Address.of(uri) for uri in status.uris]
     addresses = [address for address in addresses if address.kernel_can_attach]
     if not addresses:

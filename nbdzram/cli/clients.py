@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json
+from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json, require_export
+from nbdzram.control.client import ControlClient
 from nbdzram.status import ClientStatus
 
 COLUMNS: list[Column[ClientStatus]] = [
@@ -30,11 +31,17 @@ export_option = click.option(
 
 @click.group(
     "clients",
-    epilog="\b\nExamples:\n  nbdzram clients list\n  nbdzram clients disconnect 7\n"
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n  nbdzram clients\n  nbdzram clients disconnect 7\n"
     "  nbdzram clients disconnect --export scratch",
 )
-def command() -> None:
-    """List the clients that are attached to a running server, or end one."""
+@json_option
+@control_option
+@click.pass_context
+def command(context: click.Context, *, as_json: bool, control: Path | None) -> None:
+    """Show the clients that are attached to a running server, or end one."""
+    if context.invoked_subcommand is None:
+        show(export=None, as_json=as_json, control=control)
 
 
 @command.command("list", epilog="Example: nbdzram clients list --export disk")
@@ -42,14 +49,28 @@ def command() -> None:
 @json_option
 @control_option
 def list_(*, export: str | None, as_json: bool, control: Path | None) -> None:
-    """List the clients that are attached."""
+    """Show the clients, as `nbdzram clients` alone does, or those of one export."""
+    show(export=export, as_json=as_json, control=control)
+
+
+def show(*, export: str | None, as_json: bool, control: Path | None) -> None:
+    """Print the clients. Raises UserError."""
     with connect(control) as client:
-        found = [one for one in client.clients() if export in (None, one.export)]
+        found = _of(client, export)
     if as_json:
         return print_json(found)
     for line in render(COLUMNS, found, width=screen_width()):
         click.echo(line)
     return None
+
+
+def _of(client: ControlClient, export: str | None) -> list[ClientStatus]:
+    """Those of the export, if one is named. Raises NoSuchExport."""
+    if export is not None:
+        from nbdzram.status import Brief  # noqa: PLC0415 - for this alone
+
+        require_export(export, [one.name for one in client.status_as(Brief).exports])
+    return [one for one in client.clients() if export in (None, one.export)]
 
 
 @command.command(
@@ -69,11 +90,13 @@ def disconnect(*, numbers: tuple[int, ...], export: str | None, as_json: bool, c
         raise click.UsageError("Name a client by its number in `nbdzram clients list`, or an export with --export.")
     with connect(control) as client:
         if export is not None:
-            of_export = [one.number for one in client.clients() if one.export == export]
+            of_export = [one.number for one in _of(client, export)]
             numbers = tuple(number for number in of_export if not numbers or number in numbers)
         for number in numbers:
             client.call("clients.disconnect", number=number)
             if not as_json:
                 click.echo(f"disconnected {number}")
+        if not numbers and not as_json:
+            click.echo(f"no client is attached to {export}")
     if as_json:
         print_json([{"disconnected": number} for number in numbers])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +13,7 @@ import click
 from nbdzram.cli.columns import Column, Row, render, screen_width
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
-from nbdzram.errors import UserError
+from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.status.encoding import from_json
 from nbdzram.units import format_size
 
@@ -182,6 +182,13 @@ def list_rows(
     for line in render(columns, rows, width=screen_width()):
         click.echo(line)
     return None
+
+
+def require_export(name: str, known: Iterable[str]) -> None:
+    """Raises NoSuchExport, as the server does where it is asked for one."""
+    names = list(known)
+    if name not in names:
+        raise NoSuchExport(f"there is no export '{name}'; there are: {', '.join(names) or 'none'}")
 
 
 def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as_json: bool, **params: Any) -> None:

@@ -81,20 +81,34 @@ BOUND_OPTIONS = (
 )
 
 
-@click.group("exports", epilog="\b\nExamples:\n  nbdzram exports list\n  nbdzram exports add scratch 10G")
-def command() -> None:
+@click.group(
+    "exports",
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n  nbdzram exports\n  nbdzram exports add scratch 10G",
+)
+@json_option
+@control_option
+@click.pass_context
+def command(context: click.Context, *, as_json: bool, control: Path | None) -> None:
     """List, add, change, rename, remove, resize, reset and roll back exports of a running server.
 
     With --state-dir the server remembers these changes.
     """
+    if context.invoked_subcommand is None:
+        show(as_json=as_json, control=control)
+
+
+def show(*, as_json: bool, control: Path | None) -> None:
+    """Print the exports. Raises UserError."""
+    list_rows(COLUMNS, ExportStatus, "exports", as_json=as_json, control=control)
 
 
 @command.command("list", epilog="Example: nbdzram exports list --json")
 @json_option
 @control_option
 def list_(*, as_json: bool, control: Path | None) -> None:
-    """List the exports."""
-    list_rows(COLUMNS, ExportStatus, "exports", as_json=as_json, control=control)
+    """List the exports, as `nbdzram exports` alone does."""
+    show(as_json=as_json, control=control)
 
 
 @command.command("add", epilog="Example: nbdzram exports add scratch 10G --description 'build trees'")

@@ -10,6 +10,7 @@ from nbdzram.cli.common import connect, control_option, json_option, print_json
 from nbdzram.cli.objects import SCHEMA
 from nbdzram.errors import UserError
 from nbdzram.status import Brief
+from nbdzram.units import counted
 
 
 @click.command("health", epilog="\b\nExamples:\n  nbdzram health\n  nbdzram health --json")
@@ -27,5 +28,5 @@ def command(*, as_json: bool, control: Path | None) -> None:
     if status.draining:
         raise UserError(f"the server (pid {status.pid}) drains: it answers what was begun, and then ends")
     if not as_json:
-        clients = "1 connection" if status.connections == 1 else f"{status.connections} connections"
-        click.echo(f"serving {len(status.exports)} exports to {clients}")
+        exports, clients = counted(len(status.exports), "export"), counted(status.connections, "connection")
+        click.echo(f"serving {exports} to {clients}")

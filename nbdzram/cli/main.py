@@ -11,6 +11,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Collection
 
 import click
 
@@ -50,6 +51,9 @@ COMMANDS = {
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""
 
+GROUPS = ("exports", "pools", "clients", "runs", "streams")
+"""Those that have commands of their own."""
+
 
 class Front(click.Group):
     """A group that imports a command when it is called."""
@@ -76,10 +80,19 @@ class Front(click.Group):
         except click.UsageError as error:
             import difflib  # noqa: PLC0415 - only a mistake pays for it
 
+            below = [f"{group} {args[0]}" for group in GROUPS if args[0] in self._below(ctx, group)]
+            if below:
+                raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{below[0]}'?", error.ctx) from None
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if not near or "Did you mean" in error.message:  # later versions of click ask themselves
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", error.ctx) from None
+
+    def _below(self, ctx: click.Context, group: str) -> Collection[str]:
+        """The names of a command's own commands."""
+        command = self.get_command(ctx, group)
+        assert isinstance(command, click.Group)
+        return command.commands
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The table, without importing every command."""

@@ -42,21 +42,33 @@ class Limit(click.ParamType[int]):
 
 
 @click.group(
-    "pools", epilog="\b\nExamples:\n  nbdzram pools list\n  nbdzram pools add fast --mem-limit 4G --dedup inline"
+    "pools",
+    invoke_without_command=True,
+    epilog="\b\nExamples:\n  nbdzram pools\n  nbdzram pools add fast --mem-limit 4G --dedup inline",
 )
-def command() -> None:
+@json_option
+@control_option
+@click.pass_context
+def command(context: click.Context, *, as_json: bool, control: Path | None) -> None:
     """List, add, remove, limit and set pools of a running server.
 
     A pool is one memory limit and one folding domain. With --state-dir the server remembers these changes.
     """
+    if context.invoked_subcommand is None:
+        show(as_json=as_json, control=control)
+
+
+def show(*, as_json: bool, control: Path | None) -> None:
+    """Print the pools. Raises UserError."""
+    list_rows(COLUMNS, PoolFigures, "pools", as_json=as_json, control=control)
 
 
 @command.command("list", epilog="Example: nbdzram pools list --json")
 @json_option
 @control_option
 def list_(*, as_json: bool, control: Path | None) -> None:
-    """List the pools."""
-    list_rows(COLUMNS, PoolFigures, "pools", as_json=as_json, control=control)
+    """List the pools, as `nbdzram pools` alone does."""
+    show(as_json=as_json, control=control)
 
 
 @command.command("add", epilog="Example: nbdzram pools add fast --mem-limit 25%")
@@ -156,6 +168,7 @@ def _change(method: str, control: Path | None, as_json: bool, done: str, **param
     if as_json:
         return print_json(answer)
     pool = from_json(PoolFigures, answer)
-    limit = format_size(pool.stats.mem_limit) if pool.stats.mem_limit else "no limit"
-    click.echo(f"{done} {pool.name} ({limit}, dedup {pool.dedup})")
+    told = [format_size(pool.stats.mem_limit) if pool.stats.mem_limit else "no limit", f"dedup {pool.dedup}"]
+    told += ["verify off"] * (not pool.verify) + ["sharing told"] * pool.tells_sharing
+    click.echo(f"{done} {pool.name} ({', '.join(told)})")
     return None

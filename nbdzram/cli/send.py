@@ -12,7 +12,7 @@ from nbdzram.cli.flow import Meter
 from nbdzram.cli.objects import text_of
 from nbdzram.errors import UserError
 from nbdzram.status import SendReport, from_json
-from nbdzram.units import format_size
+from nbdzram.units import counted, format_size
 
 
 @click.command(
@@ -74,7 +74,7 @@ def command(
         return click.echo(text_of(answer), err=True)
     report = from_json(SendReport, answer)
     click.echo(
-        f"sent {len(report.exports)} exports, {report.blocks} blocks, {report.objects} objects: "
+        f"sent {counted(len(report.exports), 'export')}, {report.blocks} blocks, {report.objects} objects: "
         f"{format_size(report.stream_bytes)} in {report.seconds:.1f} s",
         err=True,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
-from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names
+from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names, require_export
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
@@ -259,10 +259,8 @@ def _watch(look: Callable[[], str], seconds: float) -> None:
 
 def select(status: Whole, exports: Sequence[str], pool: str | None) -> Whole:
     """Only what was asked for. Raises NoSuchExport."""
-    missing = set(exports) - {export.name for export in status.exports}
-    if missing:
-        known = ", ".join(export.name for export in status.exports) or "none"
-        raise NoSuchExport(f"there is no export '{min(missing)}'; there are: {known}")
+    for name in exports:
+        require_export(name, [export.name for export in status.exports])
     if pool is not None and pool not in {found.name for found in status.pools}:
         raise NoSuchExport(f"there is no pool '{pool}'; there are: {', '.join(found.name for found in status.pools)}")
     kept = tuple(

@@ -20,7 +20,7 @@ from rich.text import Text
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.rates import Rates
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
-from nbdzram.units import format_seconds, format_size
+from nbdzram.units import counted, format_seconds, format_size
 
 HISTORY = 60  # samples that a sparkline remembers
 BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty pool do not fill it
@@ -98,7 +98,7 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
     status = frame.status
     short = status.headroom is not None and status.headroom.short
     state = ("draining", "yellow") if status.draining else ("memory is short", "red") if short else ("serving", "green")
-    clients = "1 connection" if status.connections == 1 else f"{status.connections} connections"
+    clients = counted(status.connections, "connection")
     told = f"  up {format_seconds(status.uptime_seconds)}  {clients}"
     left = Text.assemble((f"nbdzram {status.version}", "bold"), "  ", state, told)
     yield _aligned(left, Text(status.uris[0] if status.uris else "", "dim"), width)

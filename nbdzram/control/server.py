@@ -346,8 +346,11 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
         except BlockingIOError:
-            pass
+            whose = ""
+        else:
+            pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+            whose = f" (process {pid})" if pid else ""  # 0: it lives in another namespace
     raise UserError(
-        f"another server answers on the control socket {path}; stop it, or give this one --control, -p and --metrics "
-        f"of its own"
+        f"another server answers on the control socket {path}{whose}; stop it, or give this one --control, -p and "
+        f"--metrics of its own"
     )

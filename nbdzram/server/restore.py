@@ -26,6 +26,7 @@ from nbdzram.server.together import reveal_together
 from nbdzram.stream.journal import Group
 from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.receiving import Place, Received, Receiver
+from nbdzram.units import counted
 
 log = logging.getLogger("nbdzram.server")
 
@@ -49,7 +50,7 @@ class Restore:
             count, _ = self._receive([path])
         except UserError as error:
             raise type(error)(f"cannot restore {path}: {error}") from error
-        log.info("%d exports restored from %s", count, path)
+        log.info("%s restored from %s", counted(count, "export"), path)
 
     def from_newest(self, directory: Path) -> int | None:
         """The newest checkpoint that is whole, and its moment in nanoseconds since the epoch. Raises UserError.
@@ -71,7 +72,8 @@ class Restore:
                 refused = error
                 continue
             taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment_ns / 1e9))
-            log.info("%d exports restored from the checkpoint of %s, %s", count, taken, chain[-1].path.name)
+            told = counted(count, "export")
+            log.info("%s restored from the checkpoint of %s, %s", told, taken, chain[-1].path.name)
             return moment_ns
         raise UserError(
             f"no checkpoint in {directory} can be used: {refused or 'the whole ones are missing'}; repair them, or "

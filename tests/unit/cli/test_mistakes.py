@@ -47,6 +47,7 @@ Start = Callable[..., Server]
         (["pools", "limit", "default", "200%"], 2, "a percentage lies above 0 and at most 100"),
         (["pools", "add", "fast", "--dedup", "often"], 2, "'often' is not one of"),
         (["estimat"], 2, "Did you mean 'estimate'?"),
+        (["rename", "disk", "other"], 2, "No such command 'rename'. Did you mean 'exports rename'?"),
         (["nothing"], 2, "No such command 'nothing'"),
     ],
 )

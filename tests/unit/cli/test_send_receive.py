@@ -376,7 +376,7 @@ def test_a_server_that_was_killed_begins_from_its_newest_checkpoint(start: Start
     server.process.communicate()
     again = start(*flags)
     assert content_of(again, "disk")[: 2 * BLOCK] == noise(1) + noise(2)
-    assert "1 exports restored from the checkpoint of 20" in again.log.read_text()
+    assert "1 export restored from the checkpoint of 20" in again.log.read_text()
     fill(again, "disk", noise(3), at=2 * BLOCK)
     assert again.stop() == 0
     assert content_of(start(*flags), "disk")[2 * BLOCK : 3 * BLOCK] == noise(3)

@@ -364,7 +364,8 @@ def test_a_socket_that_a_dead_server_left_is_replaced(path: Path) -> None:
 def test_a_second_server_is_refused_and_the_first_lives_on(path: Path) -> None:
     async def act() -> None:
         async with serving(path):
-            with pytest.raises(UserError, match=f"another server answers on the control socket {path}"):
+            says = rf"another server answers on the control socket {path} \(process {os.getpid()}\); stop it"
+            with pytest.raises(UserError, match=says):
                 await ControlServer(path, {}).start()
             with await asyncio.to_thread(ControlClient, path) as client:
                 assert await asyncio.to_thread(client.status) == SERVER
