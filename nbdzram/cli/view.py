@@ -24,6 +24,9 @@ from nbdzram.units import counted, format_seconds, format_size
 
 HISTORY = 60  # samples that a sparkline remembers
 BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty pool do not fill it
+KEPT_BYTES = 192 << 10
+"""A full pool has so much left at most: 64 KiB are kept for making room, and figures for strangers are rounded."""
+NAMED_WIDTH = 16  # of a pool's name in a line that has more to say
 MAX_POOLS = 4  # bars; the rest is counted in one line
 WIDTHS = {"SIZE": 7, "STORED": 8, "RATIO": 6, "SHARED": 7, "READ/s": 8, "WRITE/s": 8, "IOPS": 6, "P99": 7, "CONN": 5}
 """The columns behind the name. 80 have room for all; in fewer, those go first that change least."""
@@ -96,8 +99,15 @@ def duration(seconds: float) -> str:
 
 def _head(frame: Frame, width: int) -> Iterator[Text]:
     status = frame.status
-    short = status.headroom is not None and status.headroom.short
-    state = ("draining", "yellow") if status.draining else ("memory is short", "red") if short else ("serving", "green")
+    full = next((pool.name for pool in status.pools if _is_full(pool.stats)), None)
+    if status.draining:
+        state = ("draining", "yellow")
+    elif status.headroom is not None and status.headroom.short:
+        state = ("memory is short", "red")
+    elif full is not None:
+        state = (f"pool {full[:NAMED_WIDTH]} is full", "red")
+    else:
+        state = ("serving", "green")
     clients = counted(status.connections, "connection")
     told = f"  up {format_seconds(status.uptime_seconds)}  {clients}"
     left = Text.assemble((f"nbdzram {status.version}", "bold"), "  ", state, told)
@@ -115,6 +125,12 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
         "  folded away ",
         (format_size(sum(one.shared_bytes for one in stats)), "bold"),
     )
+
+
+def _is_full(stats: PoolStats) -> bool:
+    """As the status page has it."""
+    room = stats.mem_limit - stats.memory_used
+    return stats.mem_limit > 0 and (room <= stats.mem_limit * 0.005 or room <= min(stats.mem_limit * 0.2, KEPT_BYTES))
 
 
 def _pools(frame: Frame, width: int) -> Iterator[Text]:

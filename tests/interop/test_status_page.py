@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.interop.test_runs import LONG, begin, states, wait_until
 from tests.support.browser import Browser
 from tests.support.nbd_client import Client, RequestFailed
 from tests.support.server import Nbdzram
@@ -119,6 +121,33 @@ def test_a_full_pool_is_seen_at_once(serve: Callable[..., Nbdzram], browser: Bro
     # A sixteenth is kept for making room, and figures for strangers are rounded down.
     assert re.fullmatch(r"9[4-9] % of the limit of 4 MiB", shown[0])
     assert shown[1:] == ["refused at the limit1 write"]
+
+
+def test_a_run_is_told_with_what_is_left_of_it_and_what_waits(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "64M"}, metrics=True)
+    rng = random.Random(7)
+    with server.client("disk") as client:
+        for number in range(0, 2000, 16):
+            client.write(number * 4096, b"".join(rng.randbytes(2048) + bytes(2048) for _ in range(16)))
+    browser.open(page_of(server))
+    asked = []
+    try:
+        for number, words in enumerate((LONG, ("fold",), ("compact",)), 1):
+            asked.append(begin(server, *words))
+            wait_until(partial(is_known, server, number))
+        browser.wait_for("/then fold, compact$/.test(document.querySelector('#runs .run').innerText)")
+        told = browser.evaluate("document.querySelector('#runs .run').innerText")
+        assert re.fullmatch(r"recompress of pool default: \d+ %(, [\w ]+ left)?; then fold, compact", told)
+        server.command_line("runs", "pause", "1")
+        browser.wait_for("document.querySelector('#runs .run').innerText.includes('%, paused; then')")
+    finally:
+        server.command_line("runs", "cancel", "1", check=False)
+        for process in asked:
+            process.communicate(timeout=60)
+
+
+def is_known(server: Nbdzram, number: int) -> bool:
+    return number in states(server)
 
 
 def fill(client: Client) -> None:

@@ -40,6 +40,24 @@ def test_everything_that_was_asked_for_is_on_one_screen() -> None:
     assert lines[-1].startswith("q quit   s sort: traffic")
 
 
+@pytest.mark.parametrize(
+    ("used", "limit", "told"),
+    [
+        (50 * MIB, 64 * MIB, "serving"),
+        (64 * MIB - (256 << 10), 64 * MIB, "pool default is full"),
+        (4 * MIB - (192 << 10), 4 * MIB, "pool default is full"),  # what is kept for making room is most of it
+        (4 * MIB - (256 << 10), 4 * MIB, "serving"),
+        (70 * MIB, 64 * MIB, "pool default is full"),
+        (70 * MIB, 0, "serving"),
+    ],
+)
+def test_a_full_pool_is_told_in_the_first_line(used: int, limit: int, told: str) -> None:
+    (pool,) = SERVER.pools
+    stats = replace(pool.stats, mem_used_total=used - MIB, metadata=MIB, mem_limit=limit)
+    lines = shown(Frame(replace(SERVER, pools=(replace(pool, stats=stats),))), 60)
+    assert f"  {told}  up " in lines[0]
+
+
 @pytest.mark.parametrize("size", [(80, 24), (60, 16), (132, 50), (20, 5)])
 @pytest.mark.parametrize("count", [0, 1, 12, 40])
 def test_the_screen_fits_the_terminal(size: tuple[int, int], count: int) -> None:
