@@ -137,6 +137,10 @@ def test_a_paced_run_sleeps_in_proportion_to_what_it_used(monkeypatch: pytest.Mo
         assert pauses == []
         report = await maintenance.run("fold", cpu_percent=25)
         assert sum(pause or 0 for pause in pauses) == pytest.approx(3 * report.cpu_seconds, rel=0.5)
+        pauses.clear()
+        maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(FIRST_SLICE, burn)})
+        await maintenance.run("fold", cpu_percent=1)
+        assert pauses == [], "nobody waits for a rest behind the last slice"
         await maintenance.stop()
 
     def burn() -> None:
