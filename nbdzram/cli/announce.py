@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach
 from nbdzram.cli.perils import perils
-from nbdzram.config import ServerConfig, TlsConfig
-from nbdzram.units import format_size
+from nbdzram.config import ExportConfig, ServerConfig, TlsConfig
+from nbdzram.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from nbdzram.status import CheckpointStatus, ServerStatus
@@ -61,6 +61,32 @@ def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> s
     return f"  export   {name} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
 
 
+def _terms(export: ExportConfig) -> Iterator[str]:
+    """What a disk is declared to be beside its size: who looks whether a typo took effect looks for these."""
+    if export.image is not None:
+        yield f"loaded from {export.image}"
+    if export.private:
+        yield "private"
+    if export.quota:
+        yield f"quota {format_size(export.quota)}"
+    if export.iops:
+        yield f"{export.iops} requests/s"
+    if export.bandwidth:
+        yield f"{format_size(export.bandwidth)}/s"
+    if export.snapshots_seconds:
+        yield f"a snapshot every {format_seconds(export.snapshots_seconds)}, {export.snapshots_keep} kept"
+    for admitted in (export.allow_addresses, export.allow_certificates):
+        if admitted:
+            yield f"for {' '.join(admitted)}"
+
+
+def _without_state(config: ServerConfig) -> str:
+    checkpoint = config.checkpoint
+    if checkpoint.directory is None:
+        return "none: the disks end with the process"
+    return f"none, but a checkpoint in {checkpoint.directory} every {format_seconds(checkpoint.interval_seconds)}"
+
+
 def description(config: ServerConfig) -> Iterator[str]:
     """What a configuration means, for whoever checks it."""
     yield "the configuration is valid"
@@ -68,12 +94,13 @@ def description(config: ServerConfig) -> Iterator[str]:
         limit = format_size(pool.mem_limit) if pool.mem_limit else "no limit"
         yield f"  pool     {pool.name} ({limit}, dedup {pool.dedup})"
     for export in config.exports:
-        yield _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
+        told = _export_line(export.name, export.size_bytes, export.pool, read_only=export.read_only)
+        yield ", ".join([told, *_terms(export)])
     for address in (*config.tcp, *config.unix, *config.vsock):
         yield f"  listen   {address}"
     yield f"  TLS      {config.tls.mode}"
     yield f"  metrics  {config.metrics or 'off'}"
     if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
         yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"
-    yield f"  state    {config.state_dir or 'none: the disks end with the process'}"
+    yield f"  state    {config.state_dir or _without_state(config)}"
     yield from (f"  warning  {peril.says}; {peril.remedy}" for peril in perils(config))

@@ -27,6 +27,14 @@ class Caged(Machine):
         return Share(512 * MIB, Path("/cage"))
 
 
+def test_check_config_says_what_each_disk_is_declared_to_be(tmp_path: Path) -> None:
+    words = ("private", "quota=1M", "iops=5", "bandwidth=3M", "snapshots=1h", "snapshots_keep=9")
+    done = run("serve", "-e", ",".join(["disk=1G", *words]), "--checkpoint", str(tmp_path), "--check-config")
+    terms = "private, quota 1M, 5 requests/s, 3M/s, a snapshot every 1 h 0 min, 9 kept"
+    assert f"  export   disk (1G in pool default), {terms}\n" in done.out
+    assert f"  state    none, but a checkpoint in {tmp_path} every 1 min 0 s\n" in done.out
+
+
 @pytest.mark.parametrize(("limit", "in_peril"), [(0, True), (256 * MIB, False), (384 * MIB, False), (500 * MIB, True)])
 def test_pools_that_outgrow_their_cgroup_are_a_peril(limit: int, in_peril: bool) -> None:
     found = list(memory_perils(replace(QUIET, pools=(PoolConfig(mem_limit=limit),)), Caged()))
