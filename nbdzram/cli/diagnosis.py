@@ -235,7 +235,8 @@ def state(patient: Patient) -> Iterator[Finding]:
     """The directory that lets disks outlive the process."""
     directory = patient.config.state_dir
     if directory is None:
-        yield Finding(Level.OK, "state", "no --state-dir: disks end with the process")
+        begins = "" if patient.config.checkpoint.directory is None else ", and the next one begins from a checkpoint"
+        yield Finding(Level.OK, "state", f"no --state-dir: disks end with the process{begins}")
         return
     existing = next(place for place in (directory, *directory.absolute().parents) if _there(place))
     limit, room = sum(pool.mem_limit for pool in patient.config.pools), _free(existing)

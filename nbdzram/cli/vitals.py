@@ -28,8 +28,9 @@ from nbdzram.config import PoolConfig, ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
-from nbdzram.units import format_size
+from nbdzram.units import counted, format_seconds, format_size
 
+LATE_INTERVALS, LATE_SECONDS = 5, 60  # of the newest checkpoint, as the alert NbdzramCheckpointOld
 NEARLY_FULL = 0.9  # as the alert NbdzramPoolNearLimit
 OPEN_TO_ALL = ("0.0.0.0", "[::]")  # noqa: S104 - looked for, not listened on
 
@@ -87,7 +88,8 @@ def state(patient: Patient) -> Iterator[Finding]:
     status = _server(patient)
     kept = [pool for pool in status.pools if pool.path is not None]
     if not kept:
-        yield Finding(Level.OK, "state", "no --state-dir: disks end with the process")
+        begins = "" if status.checkpoint is None else ", and the next one begins from a checkpoint"
+        yield Finding(Level.OK, "state", f"no --state-dir: disks end with the process{begins}")
         return
     place, room = Path(kept[0].path or "").parent, status.state_dir_free_bytes
     missing = sum(max(pool.stats.mem_limit - pool.stats.mem_used_total - pool.stats.metadata, 0) for pool in kept)
@@ -159,6 +161,24 @@ def certificate(patient: Patient) -> Iterator[Finding]:
         yield Finding(Level.OK, "TLS", "no certificate is in use")
 
 
+def checkpoints(patient: Patient) -> Iterator[Finding]:
+    """Whether they come as they should."""
+    status = _server(patient)
+    found, now = status.checkpoint, status.started_at + status.uptime_seconds
+    if found is None:
+        yield Finding(Level.OK, "checkpoints", "none: --checkpoint names no directory")
+        return
+    age = now - (status.started_at if found.moment is None else found.moment)
+    told = "none is whole yet" if found.moment is None else f"the newest is {format_seconds(max(age, 0))} old"
+    failed = f", {counted(found.failures, 'failure')} since the start" if found.failures else ""
+    if age <= LATE_INTERVALS * found.interval_seconds + LATE_SECONDS:
+        yield Finding(Level.OK, "checkpoints", f"{told}{failed}")
+    else:
+        says = f"{told}, and one is due every {format_seconds(found.interval_seconds)}{failed}"
+        remedy = "look into the log for why, and make room in the directory, or name another with --checkpoint"
+        yield Finding(Level.FAIL, "checkpoints", says, remedy)
+
+
 def journal(patient: Patient) -> Iterator[Finding]:
     """Whether FLUSH is answered, where it waits for a disk."""
     found = _server(patient).journal
@@ -180,6 +200,7 @@ VITALS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     unit,
     pools,
     state,
+    checkpoints,
     journal,
     swap,
     threads,

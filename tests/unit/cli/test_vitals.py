@@ -92,7 +92,35 @@ def test_the_state_directory_needs_room_for_what_pools_may_still_take(tmp_path: 
     stored = replace(SERVER.pools[0], path="/var/lib/nbdzram/default.pool")
     finding = only(vitals.state(patient(tmp_path, pools=(stored,), state_dir_free_bytes=free * MIB)))
     assert (finding.level, "/var/lib/nbdzram has room" in finding.says) == (level, True)
-    assert "disks end with the process" in only(vitals.state(patient(tmp_path))).says
+    assert (
+        "disks end with the process, and the next one begins from a checkpoint"
+        in only(vitals.state(patient(tmp_path))).says
+    )
+    assert only(vitals.state(patient(tmp_path, checkpoint=None))).says.endswith("disks end with the process")
+
+
+@pytest.mark.parametrize(
+    ("age", "failures", "level", "says"),
+    [
+        (30, 0, Level.OK, "the newest is 30 s old"),
+        (30, 1, Level.OK, "the newest is 30 s old, 1 failure since the start"),
+        (359, 0, Level.OK, "5 min 59 s old"),
+        (361, 2, Level.FAIL, "6 min 1 s old, and one is due every 1 min 0 s, 2 failures since the start"),
+        (-90, 0, Level.OK, "the newest is 0 s old"),  # a clock that was set back
+        (None, 0, Level.OK, "none is whole yet"),
+    ],
+)
+def test_a_checkpoint_that_is_late_is_a_failure(
+    tmp_path: Path, age: int | None, failures: int, level: Level, says: str
+) -> None:
+    assert SERVER.checkpoint is not None
+    now = SERVER.started_at + SERVER.uptime_seconds
+    taken = replace(SERVER.checkpoint, moment=None if age is None else now - age, failures=failures)
+    finding = only(vitals.checkpoints(patient(tmp_path, checkpoint=taken)))
+    assert (finding.level, says in finding.says) == (level, True), finding
+    late = patient(tmp_path, checkpoint=replace(taken, moment=None), uptime_seconds=1000.0)
+    assert only(vitals.checkpoints(late)).says.startswith("none is whole yet, and one is due every 1 min 0 s")
+    assert "no directory" in only(vitals.checkpoints(patient(tmp_path, checkpoint=None))).says
 
 
 @pytest.mark.parametrize(
