@@ -70,11 +70,13 @@ def _command_page(name: str, says: str) -> Iterator[str]:
     command = importlib.import_module(f"nbdzram.cli.{name}").command
     yield from _head(f"nbdzram-{name}", 1, says[0].lower() + says[1:].rstrip("."))
     if isinstance(command, click.Group):
-        yield from _synopsis(f"nbdzram {name}", ["COMMAND", "[OPTIONS]", "[ARGUMENTS]"])
+        context = click.Context(command)
+        yield from _synopsis(f"nbdzram {name}", command.collect_usage_pieces(context))
         yield ".SH DESCRIPTION"
         yield from _paragraphs(command.help or "")
+        yield ".SH OPTIONS"
+        yield from _options(command)
         yield from _examples(command.epilog or "")
-        context = click.Context(command)
         for part in command.list_commands(context):
             child = command.get_command(context, part)
             assert child is not None

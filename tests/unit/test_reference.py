@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.cli.main import COMMANDS
+from nbdzram.cli.main import COMMANDS, GROUPS
 from nbdzram.control.methods import method_table
 from nbdzram.metrics.families import FAMILIES
 from nbdzram.settings import KEYS, load
@@ -30,6 +30,10 @@ def test_the_manual_says_every_key_and_every_option() -> None:
     assert [key.path for key in KEYS if f".B {key.path[-1]}\n" not in pages["nbdzram.toml.5"]] == []
     assert "\\-\\-mem\\-limit" in pages["nbdzram-serve.1"]
     assert ".SH EXPORTS ADD" in pages["nbdzram-exports.1"]
+    for name in GROUPS:  # which list, alone, and have options for that
+        page = pages[f"nbdzram-{name}.1"]
+        assert f".B nbdzram {name}\n[OPTIONS] [COMMAND] [ARGS]...\n" in page
+        assert ".B \\-\\-json" in page.split(f".SH {name.upper()} ")[0]
 
 
 def test_roff_takes_the_manual_as_it_is(tmp_path: Path) -> None:
