@@ -51,6 +51,9 @@ class Step:
 APPLIED = frozenset({"exports", "pools", "maintenance", "limits", "tls", "default_export", "list_exports"})
 """Of ServerConfig: what a reload changes. All else takes effect at the next start."""
 
+KEYS = dict.fromkeys(("tcp", "unix", "vsock"), "listen")
+"""Those of its fields that have another key in the configuration."""
+
 FIXED_LIMITS = frozenset({"total_bytes"})  # what all connections together have been granted from
 
 log = logging.getLogger("nbdzram.server")
@@ -99,13 +102,12 @@ class Reload:
             now = asyncio.get_running_loop().time()
             for service in self._pools.values():
                 service.adopt(new.maintenance, now)
-            changed += [
-                name for name in _differing(old, new) if name in {"maintenance", "default_export", "list_exports"}
-            ]
-            changed += [f"limits.{name}" for name in _differing(old.limits, new.limits) if name not in FIXED_LIMITS]
-            changed += [f"tls.{name}" for name in _differing(old.tls, new.tls) if name != "mode"]
+            keys = [name for name in _differing(old, new) if name in {"maintenance", "default_export", "list_exports"}]
+            keys += [f"limits.{name}" for name in _differing(old.limits, new.limits) if name not in FIXED_LIMITS]
+            keys += [f"tls.{name}" for name in _differing(old.tls, new.tls) if name != "mode"]
+            changed += [f"{key} changed" for key in keys]
             return ReloadReport(
-                changed=tuple(changed), kept=tuple(_no_more_declared(old, new)), restart=tuple(_needs_restart(old, new))
+                changed=tuple(changed), kept=tuple(_no_more_declared(old, new)), restart=tuple(needs_restart(old, new))
             )
 
     def _judge(self, new: ServerConfig) -> Iterator[Step]:
@@ -214,7 +216,9 @@ class Reload:
                 tell_sharing=config.tell_sharing,
             )
 
-        return Step(f"pool {wanted.name} changed", partial(become, wanted), partial(become, before))
+        return Step(
+            f"pool {wanted.name} changed{_what(before, wanted)}", partial(become, wanted), partial(become, before)
+        )
 
     def _rest(self, name: str) -> Step:
         return Step("", partial(self._fold_inline, name, False), partial(self._fold_inline, name, True))
@@ -246,7 +250,7 @@ class Reload:
         before = self._changes.rules_of(wanted.name)
         if _rules(wanted) != _rules(there):
             yield Step(
-                f"export {wanted.name} changed",
+                f"export {wanted.name} changed{_what(_as_declared(there, wanted), wanted)}",
                 lambda: self._changes.change_export(
                     wanted.name,
                     read_only=wanted.read_only,
@@ -283,6 +287,29 @@ def _rules(one: ExportConfig | Export) -> tuple[Any, ...]:
     return one.read_only, one.description, one.access, one.bounds
 
 
+def _as_declared(there: Export, like: ExportConfig) -> ExportConfig:
+    """What a declaration of the rules that an export has would be."""
+    bounds = there.bounds
+    return dataclasses.replace(
+        like,
+        read_only=there.read_only,
+        description=there.description,
+        allow_addresses=there.access.addresses,
+        allow_certificates=there.access.certificates,
+        quota=bounds.quota_bytes,
+        iops=bounds.iops,
+        iops_burst=bounds.iops_burst,
+        bandwidth=bounds.bandwidth_bytes,
+        bandwidth_burst=bounds.bandwidth_burst_bytes,
+    )
+
+
+def _what(old: Any, new: Any) -> str:
+    """The keys of two declarations that differ, behind what was changed."""
+    keys = ", ".join(_differing(old, new))
+    return f" ({keys})" if keys else ""
+
+
 def _differing(old: Any, new: Any) -> Iterator[str]:
     """The names of the fields in which two records differ."""
     return (field.name for field in dataclasses.fields(old) if getattr(old, field.name) != getattr(new, field.name))
@@ -294,7 +321,8 @@ def _no_more_declared(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
     yield from (f"pool {pool.name}" for pool in old.pools if pool.name not in pools)
 
 
-def _needs_restart(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
-    yield from (name for name in _differing(old, new) if name not in APPLIED)
+def needs_restart(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
+    """The keys of what a reload does not change."""
+    yield from dict.fromkeys(KEYS.get(name, name) for name in _differing(old, new) if name not in APPLIED)
     yield from (f"limits.{name}" for name in _differing(old.limits, new.limits) if name in FIXED_LIMITS)
     yield from ("tls.mode" for _ in range(old.tls.mode is not new.tls.mode))

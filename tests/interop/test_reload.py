@@ -112,13 +112,13 @@ def test_exports_pools_access_and_limits_change_while_clients_are_served(tmp_pat
         )
         assert server.command_line("reload").stdout.splitlines() == [
             "pool fast added",
-            "pool default changed",
-            "export disk changed",
+            "pool default changed (mem_limit)",
+            "export disk changed (description, allow_addresses)",
             "export new added",
             "export disk grown to 16M",
-            "maintenance",
-            "default_export",
-            "limits.connections",
+            "maintenance changed",
+            "default_export changed",
+            "limits.connections changed",
             "limits.total_bytes takes effect at the next start",
         ]
         found = server.exports()
@@ -199,7 +199,7 @@ def test_what_fails_as_it_is_made_undoes_what_was_made_before(tmp_path: Path) ->
         assert server.command_line("reload").stdout.splitlines() == [
             "pool added added",
             "pool broken added",
-            "export disk changed",
+            "export disk changed (description)",
         ]
 
 
@@ -208,7 +208,10 @@ def test_all_rules_of_a_pool_that_folds_inline_change_at_once(tmp_path: Path) ->
     inline = GOOD + "[pools.default]\ndedup = 'inline'\n"
     with configured(tmp_path, inline) as server:
         server.write(inline.replace('size = "8M"', "size = '8M'\nallow_addresses = ['127.0.0.0/8']"))
-        assert server.command_line("reload").stdout == "export kept changed\nexport disk changed\n"
+        assert server.command_line("reload").stdout.splitlines() == [
+            "export kept changed (allow_addresses)",
+            "export disk changed (allow_addresses)",
+        ]
         assert pools_of(server)["default"] == (0, "inline")
         assert {export["allow_addresses"][0] for export in server.exports().values()} == {"127.0.0.0/8"}
 
@@ -242,14 +245,14 @@ def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:
     with configured(tmp_path) as server:
         server.write(GOOD + "[pools.default]\nverify = false\n" + sharing + "[pools.fast]\n" + sharing)
         answer = json.loads(server.command_line("reload", "--json").stdout)
-        assert answer["changed"] == ["pool fast added", "pool default changed"]
+        assert answer["changed"] == ["pool fast added", "pool default changed (verify, tell_sharing)"]
         assert answer["restart"] == []
         pools = json.loads(server.command_line("pools", "list", "--json").stdout)
         found = {pool["name"]: pool["tells_sharing"] for pool in pools}
         assert found == {"default": True, "fast": True}
         assert [pool["verify"] for pool in pools if pool["name"] == "default"] == [False]
         server.write(GOOD + "[pools.fast]\n" + sharing)
-        assert server.command_line("reload").stdout == "pool default changed\n"
+        assert server.command_line("reload").stdout == "pool default changed (verify, tell_sharing)\n"
         pools = json.loads(server.command_line("pools", "list", "--json").stdout)
         assert [(pool["verify"], pool["tells_sharing"]) for pool in pools if pool["name"] == "default"] == [
             (True, False)
@@ -301,11 +304,11 @@ def test_bounds_of_an_export_are_read_again(tmp_path: Path) -> None:
     with configured(tmp_path) as server, server.client() as client:
         client.write(0, b"x" * 8192)
         server.write(GOOD + 'quota = "8K"\niops = 1000\n')
-        assert server.command_line("reload").stdout == "export disk changed\n"
+        assert server.command_line("reload").stdout == "export disk changed (quota, iops)\n"
         with pytest.raises(RequestFailed, match=f"{errno.ENOSPC}"):
             client.write(8192, b"x" * 4096)
         (told,) = [export for export in server.stat()["exports"] if export["name"] == "disk"]
         assert (told["bounds"]["quota_bytes"], told["bounds"]["iops"]) == (8192, 1000)
         server.write(GOOD)
-        assert server.command_line("reload").stdout == "export disk changed\n"
+        assert server.command_line("reload").stdout == "export disk changed (quota, iops)\n"
         client.write(8192, b"x" * 4096)

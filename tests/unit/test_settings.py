@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nbdzram import values
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import Dedup, PoolConfig, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.errors import ConfigError
+from nbdzram.server import reload
 from nbdzram.settings import KEYS, Given, export_layer, export_layers, load, pool_layers
 
 
@@ -315,3 +317,11 @@ def test_a_wrong_pool_or_export_on_the_command_line_is_told(
     with pytest.raises(ConfigError) as refused:
         load(None, {}, pool_layers(pools, "--pool") | export_layers(exports, "-e"))
     assert complaint in str(refused.value)
+
+
+def test_what_needs_a_restart_is_named_by_its_key() -> None:
+    """`tcp` stands in no file; `listen` does."""
+    before, after = ServerConfig(), ServerConfig(tcp=(), unix=(), metrics=None)
+    assert list(reload.needs_restart(before, after)) == ["listen", "metrics"]
+    fields = {field.name for field in dataclasses.fields(ServerConfig)} - reload.APPLIED
+    assert {reload.KEYS.get(name, name) for name in fields} <= {key.path[0] for key in KEYS}
