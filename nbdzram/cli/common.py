@@ -174,7 +174,7 @@ def list_rows(
 ) -> None:
     """Print the server's exports, or its pools: `what` its status has, records of this kind. Raises UserError."""
     with connect(control) as client:
-        told = client.call("status")[what]
+        told = client.status_part(what)
     if as_json:
         return print_json(told)
     rows = [from_json(kind, one) for one in told]

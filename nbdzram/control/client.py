@@ -79,6 +79,14 @@ class ControlClient:
         """Of that, what a record of this kind has."""
         return from_json(kind, self.call("status"))
 
+    def status_part(self, what: str) -> list[Any]:
+        """Of that, one list, as JSON types."""
+        told = self.call("status")
+        found = told.get(what) if isinstance(told, dict) else None
+        if not isinstance(found, list):
+            raise UserError(f"the server's answer lacks or misplaces '{what}'; was it written by another version?")
+        return found
+
     def clients(self) -> tuple[ClientStatus, ...]:
         """Who is attached."""
         from nbdzram.status import ClientStatus  # noqa: PLC0415

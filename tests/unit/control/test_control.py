@@ -448,6 +448,15 @@ def test_an_answer_of_another_version_is_refused_in_one_sentence() -> None:
         from_json(ServerStatus, payload)
 
 
+@pytest.mark.parametrize("answer", [{}, {"exports": "none"}, [], None])
+def test_a_list_that_another_version_does_not_tell_is_missed_in_one_sentence(
+    answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ControlClient, "call", lambda *_: answer)
+    with pytest.raises(UserError, match="'exports'; was it written by another version"):
+        ControlClient.__new__(ControlClient).status_part("exports")
+
+
 def test_a_stream_comes_before_the_answer_and_the_connection_goes_on(path: Path) -> None:
     def act() -> tuple[bytes, Any, ServerStatus]:
         parts: list[bytes] = []
