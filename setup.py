@@ -41,8 +41,24 @@ extensions = [
 ]
 
 
+def forget_former(built: Path) -> None:
+    """What an earlier build left whose source is gone: it would be packed, and imported in the place of a .py."""
+    for file in built.glob("nbdzram/**/*.*"):
+        source = file.relative_to(built)
+        if file.suffix == ".so":
+            source = source.with_name(f"{file.name.partition('.')[0]}.pyx")
+        if not source.exists():
+            file.unlink()
+
+
 class BuildExtension(build_ext):
     """Says what it is at: a compiler that is silent for minutes looks like one that hangs."""
+
+    def run(self) -> None:
+        """All modules, and no former ones."""
+        if not self.inplace:
+            forget_former(Path(self.build_lib))
+        super().run()
 
     def build_extension(self, extension: Extension) -> None:
         """One module. What is up to date makes no line."""

@@ -58,6 +58,21 @@ def test_every_manual_page_goes_into_the_wheel() -> None:
         assert any(fnmatch(str(manual.DIRECTORY / name), pattern) for pattern in patterns), name
 
 
+def test_a_module_whose_source_is_gone_is_not_packed(tmp_path: Path) -> None:
+    """pip builds in the tree, over what an earlier version left there; an old .so wins over a new .py of its name."""
+    built = tmp_path / "lib"
+    former = [built / "nbdzram/server/traffic.cpython-311-x86_64-linux-gnu.so", built / "nbdzram/server/former.py"]
+    former[0].parent.mkdir(parents=True)
+    for file in former:
+        file.touch()
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path), "--build-lib", str(built)]
+    environment = dict(os.environ) | {"NBDZRAM_COMPILE": "done", "PYTHONWARNINGS": "ignore"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert not [file for file in former if file.exists()]
+    assert (built / "nbdzram/server/traffic.py").exists()
+    assert list(built.glob("nbdzram/engine/pool.*.so"))
+
+
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_a_real_shell_completes_names_with_commas(
     serve: Callable[..., Nbdzram], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str
