@@ -302,7 +302,8 @@ def _upgrade(config: ServerConfig) -> Callable[[], None] | None:
     """The way to say that a server serves which took over; None: the one that runs is of this version."""
     from nbdzram.cli.upgrade import go_to_background, reload_if_current  # noqa: PLC0415
 
-    return None if reload_if_current(_control_path(config)) else go_to_background()
+    old = reload_if_current(_control_path(config))
+    return None if old is None else go_to_background(old)
 
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
@@ -466,7 +467,7 @@ async def _serve_once(
     run: str | None,
     parent: int | None,
 ) -> int | Handover:
-    """Serve until the end (an exit status), or a takeover (all that was served)."""
+    """Serve until the end (an exit status), or a takeover (all that was served). `handed`: what another process had."""
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
@@ -530,7 +531,8 @@ async def _starts(metrics: MetricsServer, *, goes_on: bool) -> bool:
 
 
 async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd_keeps: bool) -> None:
-    notify_supervisor("STOPPING=1")
+    if serves:  # one that failed to take over must not end the unit of the other
+        notify_supervisor("STOPPING=1")
     before = service.status()
     await service.stop()
     if serves:  # whoever stopped it reads what became of the disks

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable
+from nbdzram.machine import Machine
 from nbdzram.server.descriptors import raise_limit
 from nbdzram.server.handover import ANSWER_SECONDS, CREDENTIALS, FORMAT, KNOWS, PEER, SERVING, Handover
 
@@ -83,8 +84,15 @@ def _ask(control: Path, listener: socket.socket, place: Path, state_dir: Path | 
         with contextlib.suppress(OSError):  # it lives in another namespace, say
             process = os.pidfd_open(client.server_pid)
             held.callback(os.close, process)
-        state = "" if state_dir is None else str(state_dir.absolute())
-        client.call("takeover", socket=str(place), pid=os.getpid(), format=FORMAT, knows=list(KNOWS), state_dir=state)
+        client.call(
+            "takeover",
+            socket=str(place),
+            pid=os.getpid(),
+            format=FORMAT,
+            knows=list(KNOWS),
+            state_dir="" if state_dir is None else str(state_dir.absolute()),
+            unit=Machine().unit() or "",
+        )
         giver = _accept(listener, client.server_pid)
         if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
             return giver

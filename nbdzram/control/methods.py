@@ -57,7 +57,16 @@ class Operations(Protocol):
     async def reload(self) -> ReloadReport:
         """Read the configuration again. An error in it changes nothing."""
 
-    async def takeover(self, socket: str, pid: int, format: int, knows: Sequence[str], state_dir: str) -> None:  # noqa: A002
+    async def takeover(
+        self,
+        socket: str,
+        pid: int,
+        format: int,  # noqa: A002
+        knows: Sequence[str],
+        state_dir: str,
+        *,
+        unit: str,
+    ) -> None:
         """Give all that is served to the process that listens on that socket, and end when it serves."""
 
     async def runs(self) -> tuple[RunStatus, ...]:
@@ -349,6 +358,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
                 "format": Parameter(int),
                 "knows": Parameter(list, [], values.several(values.text)),
                 "state_dir": Parameter(str, read=values.place),
+                "unit": Parameter(str, ""),
             },
             takeover,
         ),

@@ -206,8 +206,20 @@ class Service:
         clients = "1 client has" if attached == 1 else f"{attached} clients have"
         return f"stopping once {clients} the answers to what was begun, {self._config.limits.drain_seconds:g} s at most"
 
-    async def takeover(self, socket: str, pid: int, format: int, knows: Sequence[str], state_dir: str) -> None:  # noqa: A002
-        """Another process wants to go on in our place. Raises UserError: it cannot, and nothing happened."""
+    async def takeover(
+        self,
+        socket: str,
+        pid: int,
+        format: int,  # noqa: A002
+        knows: Sequence[str],
+        state_dir: str,
+        *,
+        unit: str,
+    ) -> None:
+        """Another process wants to go on in our place. Raises UserError: it cannot, and nothing happened.
+
+        `unit`: of systemd that it is of, or none. It says so itself: below PrivateUsers= its /proc is hidden from us.
+        """
         ours = self._config.state_dir
         mine, theirs = [
             str(path) and await asyncio.to_thread(os.path.realpath, path) for path in (ours or "", state_dir)
@@ -230,11 +242,11 @@ class Service:
                 "its disks are its own memory, as this system makes no files without names (memfd_create), or bounds "
                 "those that there are (ulimit -f, LimitFSIZE=)"
             )
-        unit, of_theirs = Machine().unit(), Machine(Path(f"/proc/{pid}")).unit()
-        if unit not in (None, of_theirs):
+        unit_of_ours = Machine().unit()
+        if unit_of_ours not in (None, unit):
             raise UserError(
-                f"it is the unit {unit}, and process {pid} is not of it, so that systemd would end both; "
-                f"`systemctl reload {unit}` upgrades it"
+                f"it is the unit {unit_of_ours}, and process {pid} is not of it, so that systemd would end both; "
+                f"`systemctl reload {unit_of_ours}` upgrades it"
             )
         if self.ends_with_a_command:
             raise UserError("it ends with the command that it runs (--run)")

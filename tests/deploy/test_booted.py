@@ -19,17 +19,34 @@ pytestmark = pytest.mark.slow
 BASE = ("systemd", "systemd-sysv", "dbus", "python3", "libnbd-bin", "procps")
 INSTALL_SECONDS = 300
 
-# Functions for the scripts that run inside. `say NAME COMMAND...` prints NAME=OUTPUT of one line.
-WORDS = """
-say() { local name=$1; shift; echo "$name=$("$@" 2>&1 | tr '\\n' ' ' | sed 's/ $//')"; }
+# Functions for the scripts that run inside. `say NAME COMMAND...` prints NAME=OUTPUT of one line; a client that was
+# told to `attach` stays, and reads again where it is to `answer`; `version` makes another one of what is installed.
+WORDS = r"""
+say() { local name=$1; shift; echo "$name=$("$@" 2>&1 | tr '\n' ' ' | sed 's/ $//')"; }
 state() { systemctl is-active nbdzram.service nbdzram.socket; }
 pid() { systemctl show --property MainPID --value nbdzram.service; }
-size() { nbdinfo --size nbd://127.0.0.1:10809/disk 2>&1 | grep -o 'refused\\|^[0-9]*$'; }
+size() { nbdinfo --size nbd://127.0.0.1:10809/disk 2>&1 | grep -o 'refused\|^[0-9]*$'; }
 fill() { head -c 1048576 /dev/urandom >/root/content; nbdcopy /root/content nbd://127.0.0.1:10809/disk; }
 kept() { nbdcopy nbd://127.0.0.1:10809/disk /root/found; cmp -n 1048576 /root/content /root/found && echo kept; }
 another() { local now; now=$(pid); [ "$now" != 0 ] && [ "$now" != "$1" ] && systemctl is-active --quiet nbdzram; }
 until_active() { until another "$1"; do sleep 0.1; done; }
+attach() {
+    coproc PYTHONPATH=/root python3 -c "
+import sys
+from tests.support.nbd_client import Client
+with Client(('127.0.0.1', 10809), 'disk') as client:
+    before = client.read(0, 4096)
+    print('attached', flush=True)
+    for line in sys.stdin:
+        print('same' if client.read(0, 4096) == before else 'another', flush=True)
+"
+    exec 6<&"${COPROC[0]}" 7>&"${COPROC[1]}" # bash closes its own in a subshell
+    read -r -t 60 line <&6
+}
+answer() { local line; echo >&7; read -r -t 60 line <&6; echo "$line"; }
+version() { sed -i "s/^__version__ = .*/__version__ = \"$1\"/" /usr/lib/nbdzram/nbdzram/__init__.py; }
 """
+CLIENT = ("tests/__init__.py", "tests/wire.py", "tests/support/nbd_client.py")
 
 STORY = """
 systemctl enable --now nbdzram; say enabled state
@@ -58,39 +75,32 @@ say listens_there grep -c ' 090200C0:2A39' /proc/net/tcp
 UPGRADE = """
 systemctl enable --now nbdzram
 say filled fill
-export PYTHONPATH=/root
-coproc python3 -c "
-from tests.support.nbd_client import Client
-with Client(('127.0.0.1', 10809), 'disk') as client:
-    before = client.read(0, 4096)
-    print('attached', flush=True)
-    for _ in range(3):
-        input()
-        print('same' if client.read(0, 4096) == before else 'another', flush=True)
-"
-answer() { echo >&${COPROC[1]}; read -r -t 60 line <&${COPROC[0]}; echo "$line"; }
-read -r line <&${COPROC[0]}
+attach
 was=$(pid); say reload_of_the_same systemctl reload nbdzram
 [ "$(pid)" = "$was" ] && echo same_process=yes
 say client_after_reload answer
-sed -i 's/^__version__ = .*/__version__ = "99.0"/' /usr/lib/nbdzram/nbdzram/__init__.py
-say upgraded systemctl reload nbdzram
+version 99.0; say upgraded systemctl reload nbdzram
 [ "$(pid)" != "$was" ] && echo another_process=yes
 say upgraded_state state
 say client_after_upgrade answer
 say upgraded_version nbdzram --version
 say after_upgrade kept
-sed -i 's/^__version__ = .*/__version__ = "99.1"/' /usr/lib/nbdzram/nbdzram/__init__.py
-echo 'raise SystemExit("broken")' >>/usr/lib/nbdzram/nbdzram/server/service.py
-was=$(pid); systemctl reload nbdzram; say broken_upgrade echo $?
-[ "$(pid)" = "$was" ] && echo old_one_stays=yes
-say client_after_broken_upgrade answer
-sed -i '$d' /usr/lib/nbdzram/nbdzram/server/service.py
+
+was=$(pid)
+for broken in 'service.py raise SystemExit("broken")' 'listener.py NbdServer.start = None'; do
+    file=/usr/lib/nbdzram/nbdzram/server/${broken%% *}
+    version 99.1; echo "${broken#* }" >>$file
+    systemctl reload nbdzram; say "broken_upgrade_${broken%%.*}" echo $?
+    [ "$(pid)" = "$was" ] && echo "old_one_stays_${broken%%.*}"=yes
+    say "state_after_${broken%%.*}" state
+    say "client_after_${broken%%.*}" answer
+    sed -i '$d' $file
+done
 systemctl restart nbdzram; say after_restart kept
 was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
-nbdzram serve --config /etc/nbdzram/nbdzram.toml --takeover; say from_outside echo $?
+nbdzram serve --config /etc/nbdzram/nbdzram.toml --control /run/nbdzram/nbdzram.sock --takeover
+say from_outside echo $?
 say stays state
-journalctl --unit nbdzram --no-pager | tail -60
 """
 
 STATE = """
@@ -106,6 +116,11 @@ say filled fill
 systemctl restart nbdzram; say after_restart kept
 systemctl stop nbdzram; systemctl start nbdzram; say after_stop kept
 was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
+attach
+was=$(pid); version 99.0; systemctl reload nbdzram; say reloaded echo $?
+[ "$(pid)" != "$was" ] && echo another_process=yes
+say client_after_reload answer
+say after_reload kept
 say upgraded dpkg --install /nbdzram.deb
 say after_upgrade kept
 rm /etc/nbdzram/nbdzram.toml; chgrp root /etc/nbdzram/conf.d
@@ -128,7 +143,7 @@ def _run(package: Path, directory: Path, story: str, files: Sequence[str] = ()) 
             shutil.copy(DEPLOY.parent / name, root / "root" / name)
         installed = run_in(root, ["dpkg", "--install", "/nbdzram.deb"], seconds=INSTALL_SECONDS)
         assert installed.returncode == 0, installed.stderr
-        text = boot(root, WORDS + story)
+        text = boot(root, WORDS + story + "journalctl --unit nbdzram --unit nbdzram.socket --no-pager\n")
         print(text)  # all of it, beside the assertion that fails
         return _told(text)
 
@@ -150,24 +165,29 @@ def test_a_server_that_was_stopped_stays_stopped_and_a_socket_never_restarts_it(
 
 def test_a_reload_to_another_version_keeps_disks_in_memory_and_clients(package: Path, tmp_path: Path) -> None:
     """What a package upgrade and `systemctl reload` do. A version that cannot serve leaves the old one serving."""
-    told = _run(package, tmp_path, UPGRADE, ("tests/__init__.py", "tests/wire.py", "tests/support/nbd_client.py"))
-    assert told["filled"] == "", told
-    assert told["same_process"] == told["another_process"] == told["old_one_stays"] == "yes", told
+    told = _run(package, tmp_path, UPGRADE, CLIENT)
+    assert told["filled"] == told["reload_of_the_same"] == told["upgraded"] == "", told
+    assert told["same_process"] == told["another_process"] == "yes", told
     assert told["client_after_reload"] == told["client_after_upgrade"] == "same", told
-    assert told["client_after_broken_upgrade"] == "same", told
     assert told["upgraded_state"] == told["stays"] == "active active", told
-    assert told["broken_upgrade"] == told["from_outside"] == "1", told
+    for where in ("service", "listener"):  # before it has asked, and when it has taken everything
+        assert told[f"broken_upgrade_{where}"] == "1", told
+        assert told[f"old_one_stays_{where}"] == "yes", told
+        assert told[f"state_after_{where}"] == "active active", told
+        assert told[f"client_after_{where}"] == "same", told
+    assert told["from_outside"] == "1", told
     for what in ("upgrade", "restart", "crash"):
         assert told[f"after_{what}"] == "kept", told
 
 
 def test_disks_in_a_tmpfs_of_their_own_outlive_the_server(package: Path, tmp_path: Path) -> None:
     assert (DEPLOY / "systemd" / "var-lib-nbdzram.mount").exists()
-    told = _run(package, tmp_path, STATE)
+    told = _run(package, tmp_path, STATE, CLIENT)
     assert told["enabled"] == "active active", told
     assert told["on_tmpfs"] == "tmpfs", told
     assert told["filled"] == "", told
-    for what in ("restart", "stop", "crash", "upgrade"):
+    assert (told["reloaded"], told["another_process"], told["client_after_reload"]) == ("0", "yes", "same"), told
+    for what in ("restart", "stop", "crash", "reload", "upgrade"):
         assert told[f"after_{what}"] == "kept", told
     assert told["without_conffile"] == "0", told
     assert told["group_is_the_administrators"] == "root", told

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +128,27 @@ def test_disks_in_memory_outlive_a_server_that_is_killed_and_one_that_stops(supe
         supervisor.hear()
         second = supervisor.start()
     second.stop()
+
+
+def test_who_fails_to_take_over_does_not_tell_that_the_unit_stops(supervisor: Supervisor) -> None:
+    """Else systemd would wait for the old one's end, and then bring it about."""
+    server = supervisor.start()
+    with server.client() as client, socket.create_server(("127.0.0.1", 0)) as taken:
+        client.write(0, b"a" * 4096)
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ["serve", "-e", "disk=1M", "--takeover", "--control", str(server.control), "--metrics", place]
+        environment = server.environment() | {"NOTIFY_SOCKET": str(supervisor.directory / "notify")}
+        failed = subprocess.run(
+            [sys.executable, "-m", "nbdzram", *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert "cannot listen on" in failed.stderr
+        server.wait_until(lambda: "going on" in server.log, START_SECONDS)
+        supervisor.hear()
+        assert "STOPPING=1" not in supervisor.messages
+        assert client.read(0, 4096) == b"a" * 4096
+    server.stop()
+    supervisor.hear()
+    assert "STOPPING=1" in supervisor.messages
 
 
 def test_a_pool_that_is_removed_is_not_kept(supervisor: Supervisor) -> None:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -91,7 +92,11 @@ def enter(root: Path, words: Sequence[str]) -> list[str]:
 
 
 def boot(root: Path, trial: str) -> str:
-    """Boot systemd in `root`, run the shell script `trial` there, and power off. What it printed."""
+    """Boot systemd in `root`, run the shell script `trial` there, and power off. What it printed.
+
+    It is not the first boot: at that systemd would enable, and start beside the trial, whatever is installed.
+    """
+    (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     nspawn = require_program("systemd-nspawn", package="systemd-container")
     told = root / "trial.out"
     script = root / "usr/local/bin/trial"

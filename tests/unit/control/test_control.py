@@ -56,8 +56,17 @@ class RecordedOperations:
     def clients(self) -> tuple[ClientStatus, ...]:
         return (CLIENT,)
 
-    async def takeover(self, socket: str, pid: int, format: int, knows: Sequence[str], state_dir: str) -> None:  # noqa: A002
-        self.asked.append((socket, pid, format, knows, state_dir))
+    async def takeover(
+        self,
+        socket: str,
+        pid: int,
+        format: int,  # noqa: A002
+        knows: Sequence[str],
+        state_dir: str,
+        *,
+        unit: str,
+    ) -> None:
+        self.asked.append((socket, pid, format, knows, state_dir, unit))
 
     async def disconnect_client(self, number: int) -> None:
         self.asked.append((number,))

@@ -14,6 +14,7 @@ import pytest
 
 from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import UserError
+from nbdzram.machine import Machine
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.server.counts import ExportCount, OperationCount
 from nbdzram.server.exports import Peer
@@ -117,9 +118,36 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
         try:
             await service.start(listen=False)
             with pytest.raises(UserError, match="it is starting"):
-                await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
+                await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "", unit="")
             await service.listen()
-            await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "")
+            await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "", unit="")
+            assert service.taken_over.is_set()
+        finally:
+            await service.stop()
+        assert service.successor is not None
+        service.successor.close()
+
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(tmp_path / "s"))
+        successor.listen()
+        tell(story())
+
+
+def test_a_process_of_another_unit_is_refused_and_one_of_the_same_says_so_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process of that number is seen here, as none is below PrivateUsers= and ProtectProc=."""
+    monkeypatch.setattr(Machine, "unit", lambda _: "nbdzram.service")
+    config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "nbd.sock"),))
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        try:
+            for other in ("", "trial.service"):
+                with pytest.raises(UserError, match="`systemctl reload"):
+                    await service.takeover(str(tmp_path / "s"), 1 << 30, FORMAT, KNOWS, "", unit=other)
+            await service.takeover(str(tmp_path / "s"), 1 << 30, FORMAT, KNOWS, "", unit="nbdzram.service")
             assert service.taken_over.is_set()
         finally:
             await service.stop()
