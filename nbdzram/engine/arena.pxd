@@ -55,4 +55,5 @@ cdef class Arena:
     cdef void give(self, uint32_t unit) noexcept nogil
     cdef bint commit(self, uint64_t offset, uint64_t length) noexcept nogil
     cdef bint holds(self, uint64_t offset) noexcept nogil
+    cdef uint64_t held_from(self, uint64_t offset) noexcept nogil
     cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil

@@ -443,12 +443,18 @@ cdef class Arena:
 
     cdef bint holds(self, uint64_t offset) noexcept nogil:
         """Whether the page at `offset` may be read although nobody committed it since the arena was opened again."""
+        return self.held_from(offset) == offset // PAGE_SIZE * PAGE_SIZE
+
+    cdef uint64_t held_from(self, uint64_t offset) noexcept nogil:
+        """Where the first such page lies, from that of `offset` on. Where there is none, behind all that is mapped."""
         cdef long found
-        if self.fd < 0:
-            return True
         offset = offset // PAGE_SIZE * PAGE_SIZE
+        if self.fd < 0:
+            return offset
         found = lseek(self.fd, offset, SEEK_DATA)
-        return found == <long>offset if found >= 0 else errno != ENXIO
+        if found < 0:
+            return self.mapped + PAGE_SIZE if errno == ENXIO else offset
+        return found
 
     cdef void release(self, uint64_t offset, uint64_t length) noexcept nogil:
         """Return whole pages to the system; they read as zeroes, whether it takes them or not."""

@@ -44,6 +44,7 @@ cdef class Directory:
     cdef Head* head(self, uint32_t number) noexcept nogil
     cdef uint32_t state(self, uint32_t number) noexcept nogil
     cdef bint is_held(self, uint32_t number) noexcept nogil
+    cdef uint32_t next_held(self, uint32_t number) noexcept nogil
     cdef bint is_right(self, uint32_t number) noexcept nogil
     cdef bint make_room(self, uint32_t number) noexcept nogil
     cdef void write(

@@ -48,8 +48,8 @@ from libc.string cimport memcpy, memset
 from nbdzram.engine.arena cimport PAGE_SIZE, Arena
 from nbdzram.engine.codec cimport digest
 from nbdzram.engine.format cimport (
-    CONCEALED_WHOLE, ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, HEADS, KEY_CURRENT, KEY_IDENTITY, NAME_MAX,
-    NAME_ROOM, UNCONCEALED, checked_word, is_checked, mix,
+    CONCEALED_WHOLE, ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, EXPORTS_MAX, HEADS, KEY_CURRENT, KEY_IDENTITY,
+    NAME_MAX, NAME_ROOM, UNCONCEALED, checked_word, is_checked, mix,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport publish64
@@ -85,6 +85,16 @@ cdef class Directory:
     cdef bint is_held(self, uint32_t number) noexcept nogil:
         """Whether an entry may be read in an arena opened again."""
         return self.arena.holds(<uint64_t>(<char*>self.entry(number) - <char*>self.arena.base))
+
+    cdef uint32_t next_held(self, uint32_t number) noexcept nogil:
+        """The first such entry, from `number` on; EXPORTS_MAX: there is none. One system call for a page of them and
+        all that lies in a hole before it."""
+        cdef uint64_t found
+        if number % ENTRIES_A_PAGE or number == EXPORTS_MAX:
+            return number  # as those before it on its page
+        found = self.arena.held_from(EXPORTS_AT + <uint64_t>number * sizeof(ExportEntry))
+        found = (found - EXPORTS_AT) // sizeof(ExportEntry)
+        return <uint32_t>found if found < EXPORTS_MAX else <uint32_t>EXPORTS_MAX
 
     cdef bint is_right(self, uint32_t number) noexcept nogil:
         """Whether an entry is what was written."""

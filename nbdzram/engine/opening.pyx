@@ -189,10 +189,12 @@ cdef class Opening:
 
     cdef bint _find_exports(self) noexcept nogil:
         """The export directory, and what its tables lead to."""
-        cdef uint32_t number
-        for number in range(EXPORTS_MAX):
-            if not self.directory.is_held(number):
-                continue
+        cdef uint32_t number, following = 0
+        while True:
+            number = self.directory.next_held(following)
+            if number >= EXPORTS_MAX:
+                return True
+            following = number + 1
             if not self.directory.is_right(number):
                 snprintf(self.complaint, COMPLAINT, "entry %u of the export directory is not what was written", number)
                 return False
@@ -205,7 +207,6 @@ cdef class Opening:
             if self._is_kept(number) and not self._walk(
                     number, self.directory.entry(number).root, TOP_LEVEL + 1, number):
                 return False
-        return True
 
     cdef bint _walk(self, uint32_t export, uint64_t word, int level, uint64_t number) noexcept nogil:
         """Find the node that word `number` of `level` names, and what is below it."""
@@ -352,13 +353,18 @@ cdef class Opening:
 
     cdef void _free_units(self) noexcept nogil:
         """The units of nobody, and the pages of the others that nothing lies in."""
-        cdef uint32_t unit
-        for unit in range(FIRST_UNITS, self.arena.unit_high):
+        cdef uint32_t unit = FIRST_UNITS, end, free
+        while unit < self.arena.unit_high:
             if self.owners.base[unit] == NODES:
                 self.tables.adopt_unit(unit)
-            elif self.owners.base[unit] == NOBODYS:
-                self.arena.release(<uint64_t>unit * UNIT_SIZE, UNIT_SIZE)
-                self.arena.give(unit)
+            end = unit
+            while end < self.arena.unit_high and self.owners.base[end] == NOBODYS:
+                end += 1
+            # All that lie together at once: on a disk each call may wait for the file system's journal.
+            self.arena.release(<uint64_t>unit * UNIT_SIZE, <uint64_t>(end - unit) * UNIT_SIZE)
+            for free in range(unit, end):
+                self.arena.give(free)
+            unit = end if end > unit else unit + 1
 
 
 cdef inline bint _is_object(uint64_t word) noexcept nogil:

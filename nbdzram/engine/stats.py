@@ -6,10 +6,25 @@ with pages_folded as the tenth.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 PAGE_SIZE = 4096
 BLOCK_SIZE = 4096
+
+CUMULATIVE = (
+    "pages_compacted",
+    "huge_pages_since",
+    "pages_folded",
+    "objects_folded",
+    "inline_folded",
+    "objects_moved",
+    "objects_recompressed",
+    "failed_writes",
+    "blocks_rotten",
+)
+"""What of PoolStats only grows, from the moment that the pool was opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,16 @@ class PoolStats:
         The one meaning of "saved", in columns, JSON, metrics and on every page.
         """
         return self.orig_data_size - self.mem_used_total - self.metadata
+
+    def counters(self) -> dict[str, int]:
+        """What another process goes on from that opens the pool."""
+        return {name: getattr(self, name) for name in (*CUMULATIVE, "mem_used_max")}
+
+    def gone_on(self, before: Mapping[str, int]) -> PoolStats:
+        """The same of a pool that has counted so much before it was opened."""
+        sums = {name: getattr(self, name) + before.get(name, 0) for name in CUMULATIVE}
+        highest = max(self.mem_used_max, before.get("mem_used_max", 0))
+        return dataclasses.replace(self, mem_used_max=highest, **sums)
 
     def mm_stat(self) -> tuple[int, ...]:
         """The ten numbers of zram's mm_stat line, in order."""

@@ -27,6 +27,7 @@ from tests.support.arena import (
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 
 BLOCKS = 100
+MAPPED_AHEAD = 16 << 20
 Change = Callable[[Arena], None]
 
 
@@ -381,6 +382,34 @@ def test_a_page_that_the_system_does_not_take_back_reads_as_zeroes(tmp_path: Pat
     with Pool(path=str(tmp_path / "arena")) as pool:
         assert pool.disks()[0].read(5 * BLOCK, BLOCK) == noise(2)
         pool.check()
+
+
+def test_what_was_free_is_taken_again(tmp_path: Path) -> None:
+    """Free units that lie together, and those that lie alone: the file grows by what is mapped ahead alone."""
+    path = tmp_path / "a.pool"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 30)
+        for number in range(10_000):
+            disk.write(number * BLOCK, noise(number))
+        disk.trim(0, 5_000 * BLOCK)
+        for number in range(5_000, 10_000, 200):
+            disk.trim(number * BLOCK, 40 * BLOCK)
+    size = path.stat().st_size
+    with Pool(path=str(path)) as pool:
+        (disk,) = pool.disks()
+        for number in range(5_000):
+            disk.write(number * BLOCK, noise(number))
+    assert path.stat().st_size <= size + MAPPED_AHEAD
+
+
+def test_every_export_of_a_directory_of_several_pages_is_found(tmp_path: Path) -> None:
+    names = [f"disk{number}" for number in range(20)]
+    with Pool(path=str(tmp_path / "a.pool")) as pool:
+        disks = [pool.create(name, 1 << 20) for name in names]
+        for disk in disks[3:12]:
+            pool.delete(disk)
+    with Pool(path=str(tmp_path / "a.pool")) as pool:
+        assert sorted(disk.name for disk in pool.disks()) == sorted(names[:3] + names[12:])
 
 
 def test_an_arena_cut_short_is_refused_and_stays_as_long_as_it_is(tmp_path: Path) -> None:
