@@ -408,7 +408,7 @@ def test_a_durable_pool_without_a_directory_is_a_mistake() -> None:
 
 
 def test_an_export_that_is_received_again_is_bound_as_it_is_declared(start: Start, tmp_path: Path) -> None:
-    """A stream says nothing of bounds; and what is remembered holds, behind a restart too, until it is declared anew."""
+    """Whatever the stream says; and what is remembered holds, behind a restart too, until it is declared anew."""
     server = start("-e", "disk=8M,quota=1M,iops=7")
     send(server, tmp_path / "x", "disk")
     assert server.run("exports", "remove", "disk", "--yes").code == 0
@@ -431,7 +431,7 @@ def test_a_name_that_is_declared_private_is_given_to_no_disk_that_is_not(start: 
         assert (done.code, says in done.err) == (1, True), done
     assert server.run("exports", "rename", "other", "et").code == 0
     send(server, tmp_path / "et", "et")
-    done = receive(server, tmp_path / "et", "--prefix", "secr")
-    assert (done.returncode, says in done.stderr) == (1, True), done.stderr
+    received = receive(server, tmp_path / "et", "--prefix", "secr")
+    assert (received.returncode, says in received.stderr) == (1, True), received.stderr
     assert receive(server, tmp_path / "private").returncode == 0
     assert sorted(names(server)) == ["et", "secret"]

@@ -11,7 +11,7 @@ import os, sys
 from nbdzram.cli.upgrade import go_to_background
 
 told, tells = map(int, sys.argv[1:])
-serves = go_to_background()
+serves = go_to_background(os.pidfd_open(os.getppid()))
 os.write(tells, b"starts ")
 os.read(told, 1)
 serves()
