@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from nbdzram.engine.foresight cimport FORESEEN, Foreseen
+from nbdzram.engine.must cimport must
 from nbdzram.nbd.transmission cimport (
     BLOCK, BLOCK_STATUS, DF, DISC, NOT_AN_OFFSET, OK, PAYLOAD_LEN, READ, REPLY_OVERHEAD, TRIM, UNREADABLE, WRITE,
     WRITE_ZEROES, WRONG_SHAPE, Request, finish_read, parse_request, read_header_size, validate, verdict_of,
@@ -83,6 +84,7 @@ cdef class Requests(Work):
         cdef int size
         cdef uint32_t count = 0
         while count < FORESEEN:
+            must(at <= self.inbox.filled, b"nothing is foreseen behind what came")
             size = parse_request(self.inbox.bytes + at, self.inbox.filled - at, self.rules.style, &request)
             if size <= 0 or request.command > WRITE or not 0 < request.length <= INLINE_LIMIT or (
                     request.offset >= self.disk.size):
