@@ -110,6 +110,7 @@ class Kept:
     arenas: dict[str, int] = field(default_factory=dict)  # descriptors of files without names, by pool
     keeper: Keeper | None = None
     file: Path | None = None  # where changes are written, for whoever gets the arenas from the keeper
+    ours: Remembered | None = None  # of a state directory, by the process that goes on with it itself
 
     def close(self) -> None:
         """Let the arenas go: what they hold is gone, unless another process has them."""
@@ -128,7 +129,8 @@ class State:
     def __init__(self, directory: Path | None, kept: Kept | None = None) -> None:
         """Make the directory if need be and read what it remembers; without one, go on from `kept`, which is ours now.
 
-        Raises UserError.
+        Who gave the directory away in vain knows what it remembers, and writes that again: another version may have
+        written there meanwhile what this one does not read. Raises UserError.
         """
         self.directory = directory
         self.changes = Remembered()
@@ -146,7 +148,10 @@ class State:
                     f"the state directory {directory} may not be written by user {os.geteuid()}; give it to that user, "
                     "mount it writable, or name another"
                 )
-            self.changes = _read(directory / FILE_NAME)
+            self.changes = self._kept.ours or _read(directory / FILE_NAME)
+            if self._kept.ours is not None:
+                with contextlib.suppress(UserError):  # or else the next change writes it
+                    self._save(self.changes)
         except OSError as error:
             raise UserError(
                 f"cannot use the state directory {directory}: {error.strerror}; "
@@ -174,6 +179,8 @@ class State:
         kept = dataclasses.replace(self._kept, remembered=Remembered(), arenas=dict(self._kept.arenas))
         if self.directory is None:
             kept.remembered = self.changes
+        else:
+            kept.ours = self.changes
         self._kept.arenas.clear()
         return kept
 

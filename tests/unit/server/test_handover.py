@@ -20,7 +20,7 @@ from nbdzram.server.counts import ExportCount, OperationCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover, give_away
 from nbdzram.server.service import Service
-from nbdzram.server.state import ExportRecord, Kept, Remembered
+from nbdzram.server.state import FILE_NAME, ExportRecord, Kept, Remembered
 from nbdzram.status import HistorySample, to_json
 from tests.support.loop_client import WireClient
 from tests.unit.server.house import UNCHANGED, tell
@@ -350,5 +350,27 @@ def test_a_client_that_is_carried_on_is_who_it_was_and_a_newcomer_is_another(tmp
             await one.close()
         assert (carried.number, carried.since) == (before.number, before.since)
         assert other.number > before.number
+
+    tell(story())
+
+
+def test_who_goes_on_alone_needs_nothing_that_another_version_wrote_in_its_place(tmp_path: Path) -> None:
+    """A newer one started, noted what it found as it does, and failed."""
+    config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "s"),), state_dir=tmp_path / "state")
+    file = tmp_path / "state" / FILE_NAME
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        await service.changes.add_export("disk", 1 << 20, pool=None, **{**UNCHANGED, "description": "mine"})
+        handed = await give_back(service)
+        file.write_text('{"format": 1000}')
+        following = Service(config, handed=handed)
+        await following.start(listen=False)
+        await following.listen()
+        (found,) = following.status().exports
+        await following.stop()
+        assert found.description == "mine"
+        assert set(json.loads(file.read_text())["exports"]) == {"disk"}
 
     tell(story())
