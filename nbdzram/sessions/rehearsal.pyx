@@ -15,6 +15,7 @@ from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, p
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
+from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.throttle cimport (
     Rate, Throttle, rate_due, rate_grant, rate_of_bytes, rate_of_requests, rate_take_back,
 )
@@ -121,7 +122,9 @@ def pass_time(Desk desk not None, Throttle throttle not None, uint64_t nanosecon
         (<Session>session).place.due -= min((<Session>session).place.due, nanoseconds)
         (<Session>session).place.taken -= min((<Session>session).place.taken, nanoseconds)
         session = (<Session>session).next_held
-    desk.next_due = 0
+    desk.next_due -= min(desk.next_due, nanoseconds)
+    if desk.next_due <= monotonic():
+        desk.next_due = 0  # what is due now makes the desk's owner come back
     desk.again()
 
 

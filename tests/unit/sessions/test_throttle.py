@@ -228,6 +228,18 @@ def test_clients_of_an_export_take_turns(stage: Stage) -> None:
     assert 19 <= hog.session.requests + other.session.requests <= 22
 
 
+def test_a_thread_wakes_for_each_who_waits_when_he_is_due(stage: Stage) -> None:
+    """Whoever came to wait after him, and however long that one has to."""
+    limit(stage, iops=1, iops_burst=1)
+    clients = [stage.attach(style=0) for _ in range(4)]
+    for client in clients:
+        send(stage, client, reads(1))
+    for served in range(1, len(clients)):
+        assert [client.session.requests for client in clients] == [1] * served + [0] * (len(clients) - served)
+        wait(stage, SPAN)
+    assert all(client.session.requests == 1 for client in clients)
+
+
 def test_while_a_burst_is_used_up_a_client_takes_one_place_a_turn(stage: Stage) -> None:
     """Eight are due at once, of a burst of twenty: who comes first does not take them all."""
     limit(stage, iops=20)
