@@ -171,7 +171,7 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
     age = now - (status.started_at if found.moment is None else found.moment)
     told = "none is whole yet" if found.moment is None else f"the newest is {format_seconds(max(age, 0))} old"
     failed = f", {counted(found.failures, 'failure')} since the start" if found.failures else ""
-    if age <= LATE_INTERVALS * found.interval_seconds + LATE_SECONDS:
+    if age <= LATE_INTERVALS * found.interval_seconds + LATE_SECONDS or not status.exports:  # of nothing none is taken
         yield Finding(Level.OK, "checkpoints", f"{told}{failed}")
     else:
         says = f"{told}, and one is due every {format_seconds(found.interval_seconds)}{failed}"

@@ -120,6 +120,8 @@ def test_a_checkpoint_that_is_late_is_a_failure(
     assert (finding.level, says in finding.says) == (level, True), finding
     late = patient(tmp_path, checkpoint=replace(taken, moment=None), uptime_seconds=1000.0)
     assert only(vitals.checkpoints(late)).says.startswith("none is whole yet, and one is due every 1 min 0 s")
+    nothing = patient(tmp_path, checkpoint=replace(taken, moment=None), uptime_seconds=1000.0, exports=())
+    assert only(vitals.checkpoints(nothing)).level is Level.OK
     assert "no directory" in only(vitals.checkpoints(patient(tmp_path, checkpoint=None))).says
 
 
