@@ -100,6 +100,21 @@ def test_thirty_exports_fit_the_window(
     assert (tmp_path / "page.png").read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.parametrize(("width", "shown"), [(1280, False), (390, True)])
+def test_a_run_names_its_pool_on_a_phone_too(
+    serve: Callable[..., Nbdzram], browser: Browser, width: int, shown: bool
+) -> None:
+    """Where the column of pools has no room it stands behind the run's name."""
+    server = serve({"disk": "1M"}, metrics=True)
+    server.fold()
+    browser.open(page_of(server), width=width)
+    browser.wait_for("document.querySelectorAll('#runs tbody tr').length === 1")
+    told = browser.evaluate("document.querySelector('#runs tbody tr').innerText.split(/\\s+/).slice(0, 2)")
+    assert told == ["fold", "default"]
+    cells = browser.evaluate("document.querySelector('#runs td.name').innerText")
+    assert (cells == "fold default") is shown
+
+
 def test_the_page_says_when_the_server_is_gone(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     server = serve({"disk": "1M"}, metrics=True)
     browser.open(page_of(server))
