@@ -211,7 +211,7 @@ class Maintenance:
             before, turns = turns, self._pool.turns()
             percent = share_percent(100 if self._is_in_the_way(ticket) else ticket.cpu_percent, turns - before)
             if percent < 100 and more:  # what is done is told at once: a slice of level 19 rests for seconds
-                ticket.ended.wait(pause_seconds(used, percent))
+                ticket.rest(pause_seconds(used, percent))
             if not ticket.going.is_set():
                 ticket.going.wait()
         return time.thread_time() - began

@@ -85,6 +85,7 @@ class Ticket:
         self._finished_at: float | None = None
         self._working_since: float | None = None
         self._worked_seconds = 0.0  # without pauses
+        self._rests_until = 0.0
 
     def __str__(self) -> str:
         """As sentences name it."""
@@ -119,6 +120,12 @@ class Ticket:
         self._move(RunState.RUNNING)
         self.going.set()
 
+    def rest(self, seconds: float) -> None:
+        """On its thread: between two slices, unless it is ended meanwhile."""
+        self._rests_until = time.monotonic() + seconds
+        self.ended.wait(seconds)
+        self._rests_until = 0.0
+
     def end(self, state: RunState, *, result: dict[str, int] | None = None, error: str | None = None) -> None:
         """It came to its end, or is to end at its next slice."""
         self._progress = self.progress
@@ -152,12 +159,13 @@ class Ticket:
         )
 
     def _seconds_left(self, done: int, total: int) -> float | None:
-        worked = self._worked_seconds
+        """As fast as it was so far, its rests included; at the least what is left of the rest that it takes."""
+        worked, now = self._worked_seconds, time.monotonic()
         if self._working_since is not None:
-            worked += time.monotonic() - self._working_since
+            worked += now - self._working_since
         if self.state is not RunState.RUNNING or worked < FORECAST_SECONDS or not done:
             return None
-        return worked * (total - done) / done
+        return max(worked * (total - done) / done, self._rests_until - now)
 
     def _move(self, state: RunState) -> None:
         assert state in MOVES.get(self.state, ()), (self.state, state)

@@ -444,6 +444,29 @@ def test_time_left_goes_by_the_work_done_and_not_by_pauses(monkeypatch: pytest.M
     assert ticket.status().seconds == 1020
 
 
+def test_a_run_that_rests_has_no_less_left_than_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of a second at two per cent rests for most of a minute, with nearly all of the work done."""
+    now, told = 0.0, []
+
+    class Rest(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002
+            nonlocal now
+            for _ in range(2):
+                now += 20
+                told.append(ticket.status().seconds_left)
+            return False
+
+    monkeypatch.setattr("nbdzram.server.runs.time", SimpleNamespace(monotonic=lambda: now, time=lambda: now))
+    monkeypatch.setattr("nbdzram.server.runs.threading", SimpleNamespace(Event=Rest))
+    run = ScriptedRun(100, lambda: None)
+    ticket = Ticket(1, "fold", "default", RunOptions(), cpu_percent=2, reason="asked")
+    ticket.start(run)
+    run.done, now = 99, 1.0
+    ticket.rest(49)
+    assert told == [pytest.approx(29), pytest.approx(9)]
+    assert ticket.status().seconds_left == pytest.approx(41 / 99)
+
+
 def test_a_dry_run_frees_nothing_and_is_not_among_the_last_runs() -> None:
     """Its result says what it would return; the pool has it still."""
 
