@@ -308,7 +308,14 @@ def _records() -> list[type]:
     kinds = [getattr(status, name) for names in status.PLACES.values() for name in names.split()]
     found: set[type] = {Bounds, stats.PoolStats, stats.DiskUsage}
     found |= {kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
-    parts = {status.RunOptions, status.PoolFigures, status.Holdings, status.Brief, status.Named}  # of others, or asked
+    parts = {
+        status.RunOptions,
+        status.PoolFigures,
+        status.Holdings,
+        status.Account,
+        status.Brief,
+        status.Named,
+    }  # of others, or asked
     return sorted(found - parts, key=lambda kind: kind.__name__)
 
 

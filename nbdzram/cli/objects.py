@@ -16,7 +16,7 @@ from nbdzram.status.encoding import fields
 if TYPE_CHECKING:
     from nbdzram.engine.stats import DiskUsage
     from nbdzram.rates import Rates
-    from nbdzram.status import ExportStatus, OperationStatus, PoolStatus, ServerStatus
+    from nbdzram.status import Account, ExportStatus, OperationStatus, PoolFigures, ServerStatus
 
 SCHEMA = 1
 
@@ -50,7 +50,7 @@ def text_of(value: Any, indent: int = 0, behind: int = 0) -> str:
     return line
 
 
-def stat_object(status: ServerStatus, usage: Mapping[str, DiskUsage]) -> dict[str, Any]:
+def stat_object(status: Account, usage: Mapping[str, DiskUsage]) -> dict[str, Any]:
     """Of `stat --json`: a pool's counters stand beside its name, an export's costs under `usage`."""
     return {
         "schema": SCHEMA,
@@ -108,7 +108,7 @@ def top_object(status: ServerStatus, all_rates: Rates, rates: Mapping[str, Rates
     }
 
 
-def _pool(pool: PoolStatus) -> dict[str, Any]:
+def _pool(pool: PoolFigures) -> dict[str, Any]:
     names = {"name": pool.name, "path": pool.path, "dedup": pool.dedup}
     return names | fields(pool.stats) | {"saved": pool.stats.saved}
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -17,13 +17,10 @@ from nbdzram.cli.common import connect, control_option, export_names, json_optio
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
-from nbdzram.status import ExportStatus, Holdings, PoolFigures, to_json
+from nbdzram.status import Account, ExportStatus, Holdings, PoolFigures, to_json
 from nbdzram.units import format_size
 
-if TYPE_CHECKING:
-    from nbdzram.status import ServerStatus
-
-Whole = TypeVar("Whole", "ServerStatus", Holdings)
+Whole = TypeVar("Whole", bound=Holdings)
 DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
 
 
@@ -222,7 +219,7 @@ def command(
         if whole:
             from nbdzram.cli.objects import stat_object  # noqa: PLC0415 - people read tables
 
-            return as_text(stat_object(select(client.status(), exports, pool), client.usage()))
+            return as_text(stat_object(select(client.status_as(Account), exports, pool), client.usage()))
         status = select(client.status_as(Holdings), exports, pool)
         usage = client.usage() if walk and not (mm_stat or io_stat) else {}
         shown = list(_lines(status, usage, pools=not exports))

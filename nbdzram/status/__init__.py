@@ -19,7 +19,7 @@ PLACES = {
     "maintenance": "RunTotals RunSummary MaintenanceStatus ScrubStatus PoolStatus RunReport",
     "streams": "SendReport ReceiveReport StreamStatus",
     "brief": "Named Brief",
-    "holdings": "Holdings",
+    "holdings": "Holdings Account",
     "server": "HistorySample ThreadStatus CheckpointStatus JournalStatus HeadroomStatus ServerStatus",
     "reload": "ReloadReport",
 }

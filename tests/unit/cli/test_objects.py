@@ -11,11 +11,16 @@ from nbdzram.cli.columns import render
 from nbdzram.cli.objects import LINE_WIDTH, SCHEMA, rows_object, stat_object, text_of, top_object
 from nbdzram.cli.stat import COLUMNS, Line
 from nbdzram.rates import Rates
-from nbdzram.status import ServerStatus, to_json
+from nbdzram.status import Account, ServerStatus, from_json, to_json
 from tests.unit.records import EXPORT, MAINTENANCE, REPORT, RUNNING, SERVER, USAGE, WAITING
 
 GOLDEN = Path(__file__).with_name(f"json_schema_{SCHEMA}.json")
 BUSY = replace(SERVER, pools=(replace(SERVER.pools[0], maintenance=replace(MAINTENANCE, queue=(RUNNING, WAITING))),))
+
+
+def account(status: ServerStatus) -> Account:
+    """As `stat --json` reads it."""
+    return from_json(Account, json.loads(to_json(status)))
 
 
 def shape_of(value: Any) -> Any:
@@ -33,7 +38,7 @@ def shapes() -> dict[str, Any]:
     """Of each command that answers with records."""
     rates = Rates(1.0, 2.0, 3.0, 4.0, 5.0)
     printed = {
-        "stat": stat_object(SERVER, {"disk": USAGE}),
+        "stat": stat_object(account(SERVER), {"disk": USAGE}),
         "top": top_object(BUSY, rates, {"disk": rates}),
         "runs": [RUNNING],
         "fold": [REPORT],
@@ -65,7 +70,7 @@ def test_the_golden_file_knows_every_key() -> None:
 
 def test_an_export_is_a_handful_of_lines() -> None:
     exports = tuple(replace(EXPORT, name=f"disk{number}") for number in range(9))
-    text = text_of(stat_object(replace(SERVER, exports=exports), {"disk0": USAGE}))
+    text = text_of(stat_object(account(replace(SERVER, exports=exports)), {"disk0": USAGE}))
     assert len(text.splitlines()) < 400
     assert max(map(len, text.splitlines())) <= LINE_WIDTH
     assert json.loads(text)["exports"][8]["name"] == "disk8"
@@ -86,7 +91,7 @@ def test_p99_is_where_the_slowest_hundredth_begins() -> None:
     slow = replace(EXPORT.operations["read"], latency_counts=(90, 0, 10))
     export = replace(EXPORT, operations={"read": slow})
     status = replace(SERVER, exports=(export,), latency_bounds_seconds=(0.001, 0.01, 0.1))
-    told = stat_object(status, {})["exports"][0]["operations"]["read"]
+    told = stat_object(account(status), {})["exports"][0]["operations"]["read"]
     assert told["median_seconds"] < 0.001
     assert 0.01 < told["p99_seconds"] <= 0.1
 
@@ -113,7 +118,7 @@ def test_columns_that_were_asked_for_are_rows_of_plain_numbers() -> None:
 
 def test_saved_has_one_meaning() -> None:
     """What is stored, less all memory for it: in JSON, in the column, and in the metric."""
-    pool = stat_object(SERVER, {})["pools"][0]
+    pool = stat_object(account(SERVER), {})["pools"][0]
     assert pool["saved"] == pool["orig_data_size"] - pool["mem_used_total"] - pool["metadata"]
     assert pool["saved"] == top_object(SERVER, Rates(), {})["pools"][0]["saved"]
     (column,) = (column for column in COLUMNS if column.heading == "SAVED")
