@@ -485,10 +485,8 @@ async def _serve_once(
                 await load_image(service, export, told_to_stop)
             if metrics is not None and not await _starts(metrics, goes_on=listening is not None and confirm is None):
                 metrics = None
-            await service.listen()  # last: until here nothing that was taken over has been touched
+            await service.listen(confirm)  # last: until that word nothing that was taken over has been touched
             serves = True
-            if confirm is not None:
-                confirm()
             gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbdzram.control.client import ControlClient
-from nbdzram.errors import ServerUnreachable
+from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.descriptors import raise_limit
 from nbdzram.server.handover import ANSWER_SECONDS, CREDENTIALS, FORMAT, KNOWS, PEER, SERVING, Handover
@@ -58,27 +58,31 @@ def take_over(
             listener.bind(str(place))
         finally:
             os.umask(mask)
-        giver = None
+        taken = None
         try:
             listener.listen(1)
-            giver = held.enter_context(_ask(control, listener, place, state_dir))
+            giver, process = _ask(control, listener, place, state_dir)
+            held.enter_context(giver)
+            if process is not None:
+                held.callback(os.close, process)
+            giver.settimeout(ANSWER_SECONDS)
+            taken = Takeover(_take(giver, process), giver, serves)
         except ServerUnreachable:
             log.info("no server runs here that could be taken over; starting")
         except (GiverEnded, ConnectionError) as ended:
             log.warning("%s; starting", ended)
         finally:
             place.unlink(missing_ok=True)
-        if giver is None:
-            yield None
-            return
-        giver.settimeout(ANSWER_SECONDS)
-        taken = Takeover(Handover.take(giver), giver, serves)
-        log.info("taking over from a server with %d clients", len(taken.handover.clients))
+        if taken is not None:
+            log.info("taking over from a server with %d clients", len(taken.handover.clients))
         yield taken
 
 
-def _ask(control: Path, listener: socket.socket, place: Path, state_dir: Path | None) -> socket.socket:
-    """The connection on which the server gives, once it does. Raises ServerUnreachable, GiverEnded, UserError."""
+def _ask(
+    control: Path, listener: socket.socket, place: Path, state_dir: Path | None
+) -> tuple[socket.socket, int | None]:
+    """The connection on which the server gives, once it does, and a descriptor of its process, if that is seen from
+    here. Raises ServerUnreachable, GiverEnded, UserError."""
     with ControlClient(control) as client, contextlib.ExitStack() as held:
         process = None
         with contextlib.suppress(OSError):  # it lives in another namespace, say
@@ -95,11 +99,27 @@ def _ask(control: Path, listener: socket.socket, place: Path, state_dir: Path | 
         )
         giver = _accept(listener, client.server_pid)
         if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
-            return giver
+            held.pop_all()
+            return giver, process
         giver.close()
-        if process is not None:  # hung up, and not gone yet: it still has its other sockets and its arenas
-            select.select([process], (), (), ENDING_SECONDS)
+        _wait_for_end(process)
         raise GiverEnded("the server ended before it gave anything away")
+
+
+def _take(giver: socket.socket, process: int | None) -> Handover:
+    """All that it gives. Raises UserError; GiverEnded: it was killed at that, and nobody else goes on with anything."""
+    try:
+        return Handover.take(giver)
+    except ConnectionError:
+        if not _wait_for_end(process):
+            raise UserError("the other server did not give everything away, and goes on") from None
+        raise GiverEnded("the server ended before it had given everything away") from None
+
+
+def _wait_for_end(process: int | None) -> bool:
+    """Of a server that hung up: until then it may have its other sockets and its arenas. Whether it has ended, as far
+    as can be told: an arena has one server in any case."""
+    return process is None or bool(select.select([process], (), (), ENDING_SECONDS)[0])
 
 
 def _accept(listener: socket.socket, pid: int) -> socket.socket:

@@ -210,6 +210,7 @@ class Attached:
             contexts=self._terms.contexts,
             flags=self._terms.flags,
             peer=self.peer,
+            listener=self._hosting.origins[self.number].listener,
             since=self.since,
             rest=self.session.take_rest(),
             connection=line.detach(),

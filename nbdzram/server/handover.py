@@ -9,8 +9,10 @@ A takeover is a stop and a start between which connections live. Clients see a p
             come to rest: whatever was asked for completely is answered, and what came of the next request is kept.
             Then its pools are closed
     old ──> new   this: one text, then the descriptors: of listeners, control socket, clients and arenas in this order
-    new     starts as ever, and serves them
-    new ──> old   SERVING; the old one leaves
+    new     starts as ever, up to where it would read what clients send
+    new ──> old   SERVING; the old one leaves, and the new one serves them
+
+The word comes before the first byte of a client is read: whoever goes on without it has to find all of them.
 
 Without that word (the new one ends, is silent for too long, or hangs up) the old one does what the new one would have:
 it starts as ever, with what it had given away, which is its own still: the descriptors that travel are copies.
@@ -40,14 +42,14 @@ from nbdzram.engine.pool import ARENA_FORMAT
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
 from nbdzram.receive import receive_exactly
-from nbdzram.server.counts import ExportCount
+from nbdzram.server.counts import ExportCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.state import Kept, Remembered
 from nbdzram.server.steadily import steadily
 from nbdzram.server.tls import TlsFiles
 from nbdzram.status import HistorySample, from_json, to_json
 
-FORMAT = 2
+FORMAT = 3
 ARENA = f"arena-{ARENA_FORMAT}"  # arenas of this format can be opened
 MEMORY = "memory"  # and such without a name
 KNOWS = (ARENA, MEMORY)
@@ -71,6 +73,7 @@ class Client:
     contexts: tuple[MetaContext, ...]
     flags: TransmissionFlag
     peer: Peer
+    listener: str  # by which it came in
     since: float
     rest: bytes  # what came behind the last request that was answered
     connection: int  # the descriptor
@@ -87,6 +90,8 @@ class Client:
             "peer": self.peer.text,
             "address": None if self.peer.address is None else str(self.peer.address),
             "local": self.peer.local,
+            "account": self.peer.account,
+            "listener": self.listener,
             "since": self.since,
             "rest": base64.b64encode(self.rest).decode(),
         }
@@ -102,7 +107,8 @@ class Client:
             style=ReplyStyle(text["style"]),
             contexts=tuple(map(MetaContext, text["contexts"])),
             flags=TransmissionFlag(text["flags"]),
-            peer=Peer(str(text["peer"]), address, local=bool(text["local"])),
+            peer=Peer(str(text["peer"]), address, local=bool(text["local"]), account=str(text["account"])),
+            listener=str(text["listener"]),
             since=float(text["since"]),
             rest=base64.b64decode(text["rest"], validate=True),
             connection=connection,
@@ -119,6 +125,7 @@ class Counted:
     last_client: int = 0  # the highest number that one had, of clients and of runs: none is used again
     last_run: int = 0
     exports: dict[str, ExportCount] = field(default_factory=dict)
+    pools: dict[str, PoolCount] = field(default_factory=dict)
     history: tuple[HistorySample, ...] = ()
 
 
@@ -127,6 +134,7 @@ class Handover:
     """What is served."""
 
     listeners: list[socket.socket] = field(default_factory=list)
+    uris: list[str] = field(default_factory=list)  # of the listeners, as clients name them by which they came in
     paths: list[tuple[Path, int]] = field(default_factory=list)  # files of unix sockets that we made, and their inodes
     control: socket.socket | None = None  # listens: who asks meanwhile is answered by the next, and none binds it
     clients: list[Client] = field(default_factory=list)
@@ -156,6 +164,7 @@ class Handover:
         text = {
             "format": FORMAT,
             "listeners": len(self.listeners),
+            "uris": self.uris,
             "control": self.control is not None,
             "paths": [[str(path), inode] for path, inode in self.paths],
             "clients": [client.text() for client in self.clients],
@@ -173,10 +182,12 @@ class Handover:
 
     @classmethod
     def take(cls, giver: socket.socket) -> Self:
-        """What the other process gives. Raises UserError, and then nothing of it is ours."""
+        """What the other process gives. Raises UserError; ConnectionError: it hangs up. Then nothing is ours."""
         with contextlib.ExitStack() as taken:
             try:
                 handed = cls._taken(giver, taken)
+            except ConnectionError:
+                raise
             except (OSError, KeyError, RecursionError, TypeError, ValueError) as error:
                 raise UserError(f"the other server did not give away its connections: {error}") from None
             taken.pop_all()
@@ -216,6 +227,7 @@ class Handover:
                 from_json(Remembered, text["remembered"], "the other server"),
                 {str(name): next(given) for name in text["arenas"]},
             ),
+            uris=[str(uri) for uri in text["uris"]],
             paths=[(Path(path), int(inode)) for path, inode in text["paths"]],
             counted=from_json(Counted, text["counted"], "the other server"),
         )

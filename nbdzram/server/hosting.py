@@ -76,7 +76,7 @@ class Hosting:
         self.haggling: set[Connection] = set()
         self.haggling_buffer = bytearray(HAGGLING_BUFFER_SIZE)
         self.attached: dict[int, Attached] = {}  # by their numbers
-        self._origins: dict[int, Origin] = {}
+        self.origins: dict[int, Origin] = {}  # of attached clients, the same
         self._attached_from: Counter[str] = Counter()  # by source, and by listener
         self.accepted = 0
         self._numbers = itertools.count(1)
@@ -147,7 +147,7 @@ class Hosting:
         """It is attached, and goes on."""
         self._quiet.clear()
         self.attached[attached.number] = attached
-        self._origins[attached.number] = origin
+        self.origins[attached.number] = origin
         self._attached_from.update((origin.listener, origin.source))
         attached.begin()
         if self._rest is None:
@@ -223,7 +223,7 @@ class Hosting:
         self._heed(attached.gone)
         self.plane.bury(session)
         del self.attached[attached.number]
-        listener, source, _ = self._origins.pop(attached.number)
+        listener, source, _ = self.origins.pop(attached.number)
         self._attached_from.subtract((listener, source))
         self._attached_from += Counter()  # forget who has none
         self._end()

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nbdzram.config import ServerConfig, TlsConfig
@@ -22,7 +22,7 @@ from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.handover import Client, Handover
 from nbdzram.server.hosting import Hosting
-from nbdzram.server.lobby import origin_of
+from nbdzram.server.lobby import Origin, origin_of
 from nbdzram.server.sockets import (
     BACKLOG,
     FamilyLacking,
@@ -64,10 +64,18 @@ class NbdServer:
         self._uris: list[str] = []
         self._paths: list[tuple[Path, int]] = []
 
-    async def start(self, environment: Mapping[str, str] | None = None, *, handed: Handover | None = None) -> None:
+    async def start(
+        self,
+        environment: Mapping[str, str] | None = None,
+        *,
+        handed: Handover | None = None,
+        ready: Callable[[], None] | None = None,
+    ) -> None:
         """Listen: on sockets handed over by another process (`handed`, with its clients), or in `environment`
         (LISTEN_FDS), or else on the configured addresses.
 
+        `ready` is called when nothing can fail any more, and nothing of any client handed over has been read: until
+        then the other process can go on with them, and from then on it never does.
         Raises UserError for an address that cannot be used, ConfigError for unusable TLS files.
         """
         assert self._hosting is None
@@ -87,11 +95,17 @@ class NbdServer:
             self._uris.append(uri_of(listener, self._config.tls.mode))
             self._servers.append(await _accept_on(listener, hosting, self._uris[-1]))
         self._listeners = listeners
+        carried: list[tuple[Attached, Origin]] = []
         if handed is not None:
             self._paths = list(handed.paths)  # ours to remove from now on: whoever fails before leaves them
             hosting.go_on_from(handed.counted)
-            for client in handed.clients:
-                self._carry_on(client)
+            names = dict(zip(handed.uris, self._uris, strict=True))
+            found = [self._carry_on(client, names) for client in handed.clients]
+            carried = [one for one in found if one is not None]
+        if ready is not None:
+            ready()
+        for attached, origin in carried:
+            hosting.enlist(attached, origin)
 
     @property
     def uris(self) -> list[str]:
@@ -214,27 +228,28 @@ class NbdServer:
         hosting.stop()
         self._hosting = None
 
-    def _carry_on(self, client: Client) -> None:
-        """Serve a client that another process gave away. One whose disk is not there, or smaller, is hung up on; so is
-        one that would not be admitted, or not for writing, by the rules of this process's configuration."""
+    def _carry_on(self, client: Client, listeners: Mapping[str, str]) -> tuple[Attached, Origin] | None:
+        """A client that another process gave away, and where it came in, by our names of the listeners. None: its disk
+        is not there, or smaller, or it would not be admitted, or not for writing, by the rules of this process's
+        configuration, and it is hung up on."""
         hosting = self._hosting
         assert hosting is not None
         export = self.exports.get(client.export) if client.export in self.exports else None
         if export is None or export.size_bytes < client.size_bytes:
             log.warning("%s: the export %r is not what it was; disconnecting", client.peer.text, client.export)
             os.close(client.connection)
-            return
+            return None
         terms = Terms(offer=export, style=client.style, contexts=client.contexts, flags=client.flags)
         if not export.keeps(client.peer, read_only=bool(client.flags & TransmissionFlag.READ_ONLY)):
             log.warning("%s: the export %r does not admit it any more; disconnecting", client.peer.text, client.export)
             os.close(client.connection)
-            return
+            return None
         line = SocketLine(client.connection)
         attached = Attached(
             hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest, number=client.number
         )
         attached.since = client.since
-        hosting.enlist(attached, origin_of("", client.peer))
+        return attached, origin_of(listeners.get(client.listener, ""), client.peer)
 
     def prepare_to_hand_over(self) -> None:
         """Have what hand_over needs and could be refused: from there on there is no way back. Raises UserError."""
@@ -276,6 +291,7 @@ class NbdServer:
         await hosting.wait_quiet()
         handed = Handover(
             listeners=self._spare_listeners,
+            uris=list(self._uris),
             paths=self._paths,
             clients=[session.carried for session in sessions if session.carried is not None],
             counted=hosting.counted(),

@@ -12,6 +12,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import UserError
+from nbdzram.server.counts import PoolCount
 from nbdzram.server.maintenance import Maintenance, RunFactory
 from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_gain
 from nbdzram.server.runs import Run
@@ -23,6 +24,8 @@ REFUSALS_SECONDS = 60.0  # a full pool refuses thousands of writes a second; an 
 NEAR_CEILING_BYTES = 1 << 20  # of what is left of memory: a write that found less was refused for it
 ROT_SECONDS = 60.0  # a disk that is read through names one broken block after the other
 
+NOTHING = PoolCount()  # was counted before
+
 log = logging.getLogger("nbdzram.server")
 
 
@@ -30,13 +33,26 @@ class PoolService:
     """One pool, its maintenance and the policies that start it."""
 
     def __init__(
-        self, name: str, pool: Pool, wishes: MaintenanceConfig, now: float, numbers: Iterator[int] | None = None
+        self,
+        name: str,
+        pool: Pool,
+        wishes: MaintenanceConfig,
+        now: float,
+        numbers: Iterator[int] | None = None,
+        *,
+        before: PoolCount = NOTHING,
     ) -> None:
+        """`before`: what another process counted that had the pool."""
         self.name = name
         self.pool = pool
         self.policies = _policies(wishes, now)
-        self.scrubs = Scrubs(name, pool)
+        self.scrubs = Scrubs(name, pool, objects=before.scrubbed_objects, blocks=before.scrubbed_blocks)
         self.maintenance = Maintenance(name, pool, _kinds(pool, self.scrubs), numbers)
+        for kind in self.maintenance.totals.keys() & before.totals.keys():
+            self.maintenance.totals[kind] = before.totals[kind]
+        for kind in self.policies.keys() & before.decisions.keys():
+            self.policies[kind].decisions.update(before.decisions[kind])
+        self._counted_before = before.counters
         self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
         self.scrubbing: asyncio.Task[None] | None = None  # the same, of a scrub: others need not wait for that
         self._refusals_told = 0
@@ -53,7 +69,7 @@ class PoolService:
             dedup="inline" if self.pool.inline_dedup else "fold",
             tells_sharing=self.pool.tells_sharing,
             verify=self.pool.verify,
-            stats=self.pool.stats(),
+            stats=self.pool.stats().gone_on(self._counted_before),
             scrub=self.scrubs.status(),
             maintenance=MaintenanceStatus(
                 running=self.maintenance.running,
@@ -65,6 +81,17 @@ class PoolService:
                 recent=tuple(self.maintenance.recent),
                 queue=self.maintenance.queue,
             ),
+        )
+
+    def counted(self) -> PoolCount:
+        """What another process goes on from that opens the pool. Before it is closed."""
+        scrubbed = self.scrubs.status()
+        return PoolCount(
+            counters=self.pool.stats().gone_on(self._counted_before).counters(),
+            totals=dict(self.maintenance.totals),
+            decisions={kind: dict(policy.decisions) for kind, policy in self.policies.items()},
+            scrubbed_objects=scrubbed.objects,
+            scrubbed_blocks=scrubbed.blocks,
         )
 
     def adopt(self, wishes: MaintenanceConfig, now: float) -> None:

@@ -24,10 +24,11 @@ log = logging.getLogger("nbdzram.server")
 class Scrubs:
     """Those of one pool."""
 
-    def __init__(self, pool_name: str, pool: Pool) -> None:
+    def __init__(self, pool_name: str, pool: Pool, *, objects: int = 0, blocks: int = 0) -> None:
+        """`objects`, `blocks`: that another process has looked at before."""
         self._pool_name = pool_name
         self._pool = pool
-        self._objects = self._blocks = 0  # of those that ended, or were ended
+        self._objects, self._blocks = objects, blocks  # of those that ended, or were ended
         self._last: Scrub | None = None
         self._told = True
         self._found = (0, 0)  # rotten objects and blocks, by the last that was finished

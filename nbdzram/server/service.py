@@ -35,7 +35,7 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
 from nbdzram.server.policy import STARTS, Reason, gained
-from nbdzram.server.pools import PoolService, automatic_options
+from nbdzram.server.pools import NOTHING, PoolService, automatic_options
 from nbdzram.server.reload import Reload
 from nbdzram.server.restore import Restore
 from nbdzram.server.runs import LIVE, Ticket
@@ -133,7 +133,10 @@ class Service:
         pools = await asyncio.to_thread(open_pools, config.pools, state)
         try:
             for name, pool in pools.items():
-                self._pools[name] = PoolService(name, pool, config.maintenance, loop.time(), self._run_numbers)
+                before = self._handed.counted.pools.get(name, NOTHING)
+                self._pools[name] = PoolService(
+                    name, pool, config.maintenance, loop.time(), self._run_numbers, before=before
+                )
             await asyncio.to_thread(self._headroom.start)
             await self._prepare_checkpoints()
             moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
@@ -177,10 +180,13 @@ class Service:
         directory = self._config.checkpoint.directory
         return None if directory is None else restore.from_newest(directory)
 
-    async def listen(self) -> None:
-        """Of a service that was started without: let clients in, and go on with those handed. Raises UserError."""
+    async def listen(self, ready: Callable[[], None] | None = None) -> None:
+        """Of a service that was started without: let clients in, and go on with those handed once we are `ready`.
+
+        Raises UserError; before that.
+        """
         self._exports.arrange(export.name for export in self._config.exports)  # as if those loaded had been there
-        await self._nbd.start(handed=self._handed if self._handed.listeners else None)
+        await self._nbd.start(handed=self._handed if self._handed.listeners else None, ready=ready)
 
     async def load(self, export: ExportConfig, fill: Callable[[str], Awaitable[None]]) -> ExportStatus:
         """Make a declared export and offer it once `fill` has filled the disk at the URI that it is given.
@@ -282,6 +288,7 @@ class Service:
         )
         await _end([("the end of scheduled snapshots", self._schedule.stop)])
         handed = await self._nbd.hand_over()
+        pools = {service.name: service.counted() for service in self._pools.values()}
         await _end([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
         with steadily("what ends before a takeover"):  # there is no way back: who raised now would lose the disks
             _raise_first(outcomes)
@@ -290,6 +297,7 @@ class Service:
             handed.counted,
             last_run=next(self._run_numbers) - 1,
             exports={export.name: export.traffic.counted() for export in self._exports},
+            pools=pools,
             history=tuple(self._history.samples),
         )
         return handed

@@ -36,6 +36,8 @@ class Traffic(Tally):
                 for number, (requests, size, nanoseconds, errors, latency) in found.items()
             },
             blocks_trimmed=self.blocks_trimmed(),
+            throttled_requests=self.throttled()[0],
+            throttled_nanoseconds=self.throttled()[1],
         )
 
     def go_on_from(self, count: ExportCount) -> None:
@@ -44,6 +46,7 @@ class Traffic(Tally):
             if int(number) in _NAMES:
                 self.add(int(number), one.requests, one.size, one.nanoseconds, one.errors, one.latency)
         self.add_trimmed(count.blocks_trimmed)
+        self.add_throttled(count.throttled_requests, count.throttled_nanoseconds)
 
     def _operation(self, number: int) -> OperationStatus:
         found = self.operation(number)

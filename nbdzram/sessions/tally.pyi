@@ -18,5 +18,7 @@ class Tally:
         """To what `operation` tells. Only while no thread counts: each has its own counters, and these are one's."""
     def add_trimmed(self, blocks: int) -> None:
         """To what `blocks_trimmed` tells, under the same rule."""
+    def add_throttled(self, requests: int, nanoseconds: int) -> None:
+        """To what `throttled` tells, under the same rule."""
     def operation(self, operation: int) -> tuple[int, int, int, list[int], list[int]] | None:
         """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket); None: never asked."""

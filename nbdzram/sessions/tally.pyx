@@ -69,6 +69,11 @@ cdef class Tally:
     def add_trimmed(self, uint64_t blocks):
         self.of(0).blocks_trimmed += blocks
 
+    def add_throttled(self, uint64_t requests, uint64_t nanoseconds):
+        cdef Counts* counts = self.of(0)
+        counts.throttled += requests
+        counts.throttled_ns += nanoseconds
+
     def operation(self, int operation):
         """(requests, bytes, nanoseconds, errors by verdict, latency counts by bucket) of one operation; None: never
         asked."""

@@ -1,8 +1,8 @@
-"""A server that every client reaches over TCP, a unix socket and TLS."""
+"""A server that every client reaches over TCP, a unix socket and TLS; and servers that take over from each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from tests.conftest import IMAGE_BYTES
 from tests.support.pki import Pki
 from tests.support.reach import TRANSPORTS, Reach, tls_arguments
 from tests.support.server import Nbdzram
+from tests.support.takeover import Line
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,18 @@ def reach(request: pytest.FixtureRequest, serve: Callable[..., Nbdzram], pki: Pk
     transport = str(request.param)
     arguments = tls_arguments(pki, mode="require") if transport == "tls" else ()
     return Reach(serve({"disk": IMAGE_BYTES}, arguments=arguments), transport, client_files)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line]:
+    made = Line(tmp_path)
+    yield made
+    made.last.stop()
+
+
+@pytest.fixture(params=["state-directory", "memory"])
+def either_line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Line]:
+    """With disks in a state directory, and with disks in the process's own memory."""
+    made = Line(tmp_path, in_memory=request.param == "memory")
+    yield made
+    made.last.stop()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.cli.takeover import _accept
+from nbdzram.cli import takeover
+from nbdzram.cli.takeover import GiverEnded, _accept, _take
+from nbdzram.errors import UserError
 
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
 
@@ -36,3 +38,24 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
             server.send(b"x")
             assert giver.recv(1) == b"x"
         assert stranger.wait() == 0
+
+
+@pytest.mark.parametrize(("lives", "raises"), [(True, UserError), (False, GiverEnded)])
+def test_who_hangs_up_while_he_gives_goes_on_unless_he_is_dead(
+    monkeypatch: pytest.MonkeyPatch, lives: bool, raises: type[Exception]
+) -> None:
+    """Where he is dead nobody else goes on: whoever was to take starts."""
+    monkeypatch.setattr(takeover, "ENDING_SECONDS", 0.0)
+    giver, taker = socket.socketpair()
+    with giver, taker, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as old:  # it ends when its input does
+        process = os.pidfd_open(old.pid)
+        if not lives:
+            old.kill()
+            old.wait()
+        giver.sendall(b"\0\0\0")
+        giver.close()
+        try:
+            with pytest.raises(raises):
+                _take(taker, process)
+        finally:
+            os.close(process)

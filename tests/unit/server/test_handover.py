@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -12,19 +13,23 @@ from typing import Any
 
 import pytest
 
-from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfig, UnixAddress
+from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfig, TlsConfig, TlsMode, UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
-from nbdzram.server.counts import ExportCount, OperationCount
+from nbdzram.server.counts import ExportCount, OperationCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover, give_away
+from nbdzram.server.lobby import Origin
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, ExportRecord, Kept, Remembered
-from nbdzram.status import HistorySample, to_json
+from nbdzram.status import HistorySample, RunTotals, to_json
 from tests.support.loop_client import WireClient
+from tests.support.nbd_client import Client as Wire
+from tests.support.pki import Pki
 from tests.unit.server.house import UNCHANGED, tell
 
+DISK = ExportConfig(name="disk", size_bytes=1 << 20)
 CLIENTS = 450  # three messages with descriptors
 
 
@@ -36,6 +41,7 @@ def handed(clients: int) -> Handover:
     count = OperationCount(requests=1, size=2, nanoseconds=3, errors=(0, 1), latency=(1, 0, 2))
     return Handover(
         listeners=[listener],
+        uris=["nbd://l"],
         paths=[(Path("/x"), 7)],
         control=socket.socket(socket.AF_UNIX),
         clients=[client(number) for number in range(clients)],
@@ -43,7 +49,12 @@ def handed(clients: int) -> Handover:
             accepted=9,
             handshake_failures={"tls": 2},
             last_client=450,
-            exports={"e": ExportCount({"0": count}, 5)},
+            exports={"e": ExportCount({"0": count}, 5, 6, 7)},
+            pools={
+                "p": PoolCount(
+                    {"pages_folded": 8}, {"fold": RunTotals(1, 0, 0.5, 0.25, 4096)}, {"fold": {"x": 1}}, 2, 3
+                )
+            },
             history=(HistorySample(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7),),
         ),
         kept=Kept(Remembered(exports={"e": record}), {"p": os.memfd_create("p")}),
@@ -58,7 +69,8 @@ def client(number: int) -> Client:
         style=ReplyStyle.STRUCTURED,
         contexts=(MetaContext.ALLOCATION,),
         flags=TransmissionFlag.READ_ONLY,
-        peer=Peer("unix", local=True),
+        peer=Peer("unix", local=True, account="uid 7"),
+        listener="nbd://l",
         since=1.5,
         rest=bytes([number % 256]) * 3,
         connection=os.memfd_create(f"client {number}"),
@@ -184,6 +196,30 @@ def test_what_fails_while_it_ends_loses_no_disks(tmp_path: Path, monkeypatch: py
         await following.start()
         assert following._pools["default"].pool.disks()[0].read(0, 4096) == b"x" * 4096
         await following.stop()
+
+    tell(story())
+
+
+def test_clients_count_for_the_listener_by_which_they_came_in_whatever_it_is_called_now(tmp_path: Path) -> None:
+    config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "nbd.sock"),), exports=(DISK,))
+    pki = Pki(tmp_path)
+    certificate, key = pki.issue("localhost", file="server", alternatives="DNS:localhost")
+    later = replace(config, tls=TlsConfig(mode=TlsMode.REQUIRE, certificate=certificate, key=key))
+
+    async def story() -> None:
+        first = Service(config)
+        await first.start()
+        client = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", DISK.name)
+        (before,) = origins(first)
+        first._nbd.prepare_to_hand_over()
+        second = Service(later, handed=await first.hand_over())
+        await second.start(listen=False)
+        await second.listen()
+        (after,) = origins(second)
+        assert (after.source, before.listener in second._nbd.uris) == (before.source, False)
+        assert [after.listener] == second._nbd.uris
+        await second.stop()
+        client.socket.close()
 
     tell(story())
 
@@ -374,3 +410,8 @@ def test_who_goes_on_alone_needs_nothing_that_another_version_wrote_in_its_place
         assert set(json.loads(file.read_text())["exports"]) == {"disk"}
 
     tell(story())
+
+
+def origins(service: Service) -> list[Origin]:
+    assert service._nbd._hosting is not None
+    return list(service._nbd._hosting.origins.values())

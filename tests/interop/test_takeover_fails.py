@@ -1,0 +1,218 @@
+"""A takeover that fails or is refused leaves the old server serving, its clients attached."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nbdzram.control.client import ControlClient
+from nbdzram.errors import UserError
+from nbdzram.server.handover import FORMAT, SERVING, Handover
+from tests.support.nbd_client import Client
+from tests.support.pki import Pki
+from tests.support.server import START_SECONDS, free_port
+from tests.support.takeover import MIB, Line, ask, beating, listening
+from tests.wire import CMD_WRITE, SIMPLE_REPLY, request
+
+pytestmark = pytest.mark.interop
+
+
+def ends_when_it_is_to_take(line: Line, place: Path) -> None:
+    with listening(place) as listener:
+        ask(line, place)
+        listener.accept()[0].close()
+
+
+def ends_when_it_has_taken(line: Line, place: Path) -> None:
+    with listening(place) as listener:
+        ask(line, place)
+        with listener.accept()[0] as giver:
+            Handover.take(giver).close()
+
+
+def says_something_else(line: Line, place: Path) -> None:
+    with listening(place) as listener:
+        ask(line, place)
+        with listener.accept()[0] as giver:
+            taken = Handover.take(giver)
+            giver.sendall(b"x" * len(SERVING))
+            taken.close()
+
+
+def cannot_bind_its_metrics(line: Line, _: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        metrics = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AssertionError, match="cannot listen on"):
+            line.take_over(["--metrics", metrics])
+
+
+def cannot_read_its_certificate(line: Line, _: Path) -> None:
+    missing = str(line.directory / "missing")
+    with pytest.raises(AssertionError, match="missing"):
+        line.take_over(["--tls", "on", "--tls-certificate", missing, "--tls-key", missing])
+
+
+def has_no_descriptors(line: Line, _: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(line.last.client()) for _ in range(60)]
+        with pytest.raises(AssertionError, match="raise LimitNOFILE="):
+            line.take_over(behind=["prlimit", "--nofile=64:64"])
+        line.servers[0].wait_until(lambda: "going on" in line.servers[0].log, START_SECONDS)
+        for client in clients:
+            assert client.read(0, 4096) == bytes(4096)
+
+
+def cannot_open_the_pools(line: Line, _: Path) -> None:
+    """Its state directory is the same, and one of its pools is no arena."""
+    (Path(line.state) / "other.pool").write_bytes(b"no arena" * 4096)
+    with pytest.raises(AssertionError, match="is not an nbdzram arena"):
+        line.take_over(["--pool", "other"])
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        ends_when_it_is_to_take,
+        ends_when_it_has_taken,
+        says_something_else,
+        cannot_bind_its_metrics,
+        cannot_read_its_certificate,
+        has_no_descriptors,
+        cannot_open_the_pools,
+    ],
+)
+def test_a_successor_that_fails_leaves_the_old_server_serving(
+    either_line: Line, fails: Callable[[Line, Path], None]
+) -> None:
+    line = either_line
+    if not line.state and fails is cannot_open_the_pools:
+        pytest.skip("no file of a pool lies anywhere")
+    with beating(line) as beater:
+        fails(line, line.directory / "s")
+        server = line.servers[0]
+        server.wait_until(lambda: "going on" in server.log, START_SECONDS)
+        beater.beat()
+        assert line.attached() == (61 if fails is has_no_descriptors else 1), "its client had to connect again"
+        with Client(server.unix_path, "disk") as newcomer:
+            newcomer.read(0, 4096)
+        assert server.command_line("stat").returncode == 0
+        line.servers[1:] = []
+        line.take_over()
+        beater.beat()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"speaks": FORMAT + 1}, "restart it instead"),
+        ({"state": "/somewhere/else"}, "and not in /somewhere/else"),
+        ({"state": ""}, "and not in memory"),
+        ({"knows": []}, "which the one that asks does not know"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_happens(line: Line, given: dict[str, object], says: str) -> None:
+    with beating(line) as beater:
+        with pytest.raises(UserError, match=says):
+            ask(line, line.directory / "s", **given)  # type: ignore[arg-type]
+        beater.beat()
+    assert "going on" not in line.last.log
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_disks_in_memory_are_not_given_to_who_has_a_directory_nor_the_other_way(tmp_path: Path, held: int) -> None:
+    line = Line(tmp_path, exports={"disk": "1M"}, in_memory=not held)
+    with pytest.raises(UserError, match="and not in"):
+        ask(line, tmp_path / "s", state="" if held else str(tmp_path))
+    line.last.stop()
+
+
+def test_one_takeover_at_a_time_and_who_asks_meanwhile_is_answered_by_the_next(line: Line) -> None:
+    payload = b"p" * MIB
+    with line.last.client() as client, listening(line.directory / "s") as listener:
+        client.socket.sendall(request(CMD_WRITE, 0, MIB, cookie=1) + payload[: MIB // 2])
+        ask(line, line.directory / "s")
+        with pytest.raises(UserError, match="it is ending already"):
+            ask(line, line.directory / "t")
+        client.socket.sendall(payload[MIB // 2 :])
+        with listener.accept()[0] as giver:
+            taken = Handover.take(giver)
+            with contextlib.ExitStack() as stack:  # nobody accepts it now, and it is not refused either
+                waiting = stack.enter_context(ControlClient(line.control))
+                taken.close()
+                giver.close()
+                line.last.wait_until(
+                    lambda: [export.name for export in waiting.status().exports] == ["disk"], START_SECONDS
+                )
+        assert SIMPLE_REPLY.unpack(client.receive(SIMPLE_REPLY.size))[1:] == (0, 1)
+
+
+def test_a_server_that_is_told_to_stop_while_it_gives_stops_where_that_fails(line: Line) -> None:
+    with listening(line.directory / "s") as listener:
+        ask(line, line.directory / "s")
+        with listener.accept()[0] as giver:
+            Handover.take(giver).close()
+            line.last.process.send_signal(signal.SIGTERM)
+    assert line.last.process.wait(START_SECONDS) == 0, line.last.log
+
+
+def test_who_goes_on_needs_nothing_that_is_not_there_any_more(tmp_path: Path) -> None:
+    """Neither certificates that are broken by now, which may be why nobody could take over, nor its metrics' port."""
+    pki = Pki(tmp_path)
+    certificate, key = pki.issue("localhost", file="server", alternatives="DNS:localhost")
+    files = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    port = free_port()
+    line = Line(tmp_path, ["--tls", "on", *files, "--metrics", f"127.0.0.1:{port}"], in_memory=True)
+    with beating(line) as beater, listening(line.directory / "s") as listener:
+        ask(line, line.directory / "s")
+        with listener.accept()[0] as giver:
+            taken = Handover.take(giver)
+            certificate.write_text("broken")
+            with socket.create_server(("127.0.0.1", port)):
+                taken.close()
+                giver.close()
+                line.last.wait_until(lambda: "going on without metrics" in line.last.log, START_SECONDS)
+                beater.beat()
+    assert line.attached() == 1
+    line.last.stop()
+
+
+def test_who_ended_before_anything_was_given_to_him_is_told_to_nobody(line: Line) -> None:
+    """Whoever asks has to listen: nothing ends before he was reached."""
+    with beating(line) as beater:
+        with pytest.raises(UserError, match="is it still there"):
+            ask(line, line.directory / "s")
+        beater.beat()
+    assert "going on" not in line.last.log
+
+
+def test_a_server_that_is_killed_before_it_gives_is_followed_by_one_that_starts(line: Line) -> None:
+    """With a state directory it has what the killed one had."""
+    payload, client = b"p" * MIB, line.last.client()
+    with client.socket:
+        client.write(0, b"a" * 4096)
+        client.socket.sendall(request(CMD_WRITE, MIB, MIB, cookie=1) + payload[: MIB // 2])  # it waits for the rest
+        old = line.last
+        starting = threading.Thread(target=lambda: line.servers.append(line._server(["--takeover"])))
+        starting.start()
+        old.wait_until(lambda: "takes over" in old.log, START_SECONDS)
+        old.kill()
+        starting.join()
+    assert "ended before it gave anything away; starting" in line.last.log
+    with line.last.client() as client:
+        assert client.read(0, 4096) == b"a" * 4096
+
+
+def test_where_no_server_runs_one_starts(tmp_path: Path) -> None:
+    line = Line(tmp_path, ["--takeover"])
+    with line.last.client() as client:
+        client.write(0, b"a" * 4096)
+    assert "no server runs here that could be taken over" in line.last.log
+    line.last.stop()
+    assert not list(tmp_path.glob(f".{os.getpid()}*"))
