@@ -18,7 +18,7 @@ import click
 
 from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names, require_export
 from nbdzram.cli.diagnosis import Kernel, Module
-from nbdzram.cli.hints import Address, Attachment, Credentials
+from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials
 from nbdzram.config import DEFAULT_PORT
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.values import export_name
@@ -114,9 +114,10 @@ def command(
         raise ConfigError(
             "--request-timeout, --dead-timeout and --block-size are for --persist; nbd-client has its own"
         )
-    if persist and (nbdtab or certificates):
-        refused = "--nbdtab: its lines are nbd-client's" if nbdtab else "--tls-certificates: the kernel speaks no TLS"
-        raise ConfigError(f"--persist goes not with {refused}")
+    if persist and nbdtab:
+        raise ConfigError("--persist goes not with --nbdtab: its lines are nbd-client's")
+    if persist and certificates:
+        raise ConfigError(f"--persist goes not with --tls-certificates: they are for TLS, {NO_TLS}")
     address = Address.of(uri) if uri else _local_address(export, control)
     try:
         export_name(export)
@@ -125,10 +126,7 @@ def command(
     if not address.kernel_can_attach:
         raise UserError("nbd-client speaks no vsock; let the server listen on TCP or a unix socket too")
     if persist and address.over_tls:
-        raise UserError(
-            f"the server at {address.uri(export)} asks for TLS, which the kernel does not speak; --nbdtab gives a line "
-            "whose nbd-client does, and whose requests fail while the server restarts"
-        )
+        raise UserError(f"the server at {address.uri(export)} asks for TLS, {NO_TLS}")
     if persist:
         kept = max(connections or KEPT_CONNECTIONS, KEPT_CONNECTIONS)
         patience = request_seconds or REQUEST_SECONDS, dead_seconds or DEAD_SECONDS

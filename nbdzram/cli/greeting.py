@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nbdzram.cli.hints import Address
+from nbdzram.cli.hints import NO_TLS, Address
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import (
     INIT_MAGIC,
@@ -95,6 +95,8 @@ def greet(server: socket.socket, export: str) -> tuple[int, TransmissionFlag]:
         if (magic, option) != (OPTION_REPLY_MAGIC, Option.GO) or size > _LONGEST_REPLY:
             raise Refused("the server answers what was not asked")
         body = receive_exactly(server.recv, size, "the server")
+        if reply == Reply.ERR_TLS_REQD:
+            raise Refused(f"the server asks for TLS, {NO_TLS}")
         if reply & _REFUSED:
             raise Refused(f"the server refuses the export '{export}': {body.decode(errors='replace') or hex(reply)}")
         if reply == Reply.ACK and found is not None:

@@ -19,6 +19,14 @@ _HOST = re.compile(r"[^\s/-][^\s/]*")
 _NBDTAB_FIELD = re.compile(r"[^\s,=#][^\s,=]*")
 """What nbdtab's own reader takes for a word (nbdtab_lexer.l of the NBD project)."""
 
+NO_TLS = (
+    "which the kernel does not speak, and a proxy for it could wait for the disk that waits for it; let a tunnel end "
+    "on this machine instead (ssh -N -L /run/far.sock:/run/nbdzram.sock HOST, WireGuard), and attach with --uri "
+    "'nbd+unix:///?socket=/run/far.sock'; without --persist nbd-client has such a proxy, whose requests fail while the "
+    "server restarts"
+)
+"""Follows a sentence that says where TLS is asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

@@ -22,6 +22,7 @@ from nbdzram.cli.netlink import NetlinkDevice, Patience
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.residence import go_late
+from tests.support.pki import Pki
 from tests.unit.cli.conftest import Server, run
 from tests.wire import CMD_DISC, request
 
@@ -209,6 +210,14 @@ def test_who_is_refused_reads_the_servers_reason(start: Start) -> None:
         dial_to(start("-e", "disk=5M"), "none")()
 
 
+def test_a_server_that_asks_for_tls_is_reached_by_a_tunnel(start: Start, tmp_path: Path) -> None:
+    """Whatever the URI says of it."""
+    certificate, key = Pki(tmp_path).issue("localhost", file="server", alternatives="DNS:localhost")
+    files = ["--tls", "require", "--tls-certificate", str(certificate), "--tls-key", str(key)]
+    with pytest.raises(Refused, match=r"the server asks for TLS, .*let a tunnel end on this machine"):
+        dial_to(start("-e", "disk=5M", *files))()
+
+
 @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n", b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\0\0"])
 def test_something_else_that_listens_there_is_refused(said: bytes) -> None:
     ours, theirs = socket.socketpair()
@@ -275,6 +284,8 @@ def test_a_kernel_without_the_client_is_one_sentence() -> None:
         (["--uri", "nbd://192.0.2.1", "--nbdtab", "--persist"], "--persist goes not with --nbdtab"),
         (["--uri", "nbd://192.0.2.1", "--dead-timeout", "5"], "are for --persist"),
         (["--uri", "nbds://192.0.2.1", "--persist"], "which the kernel does not speak"),
+        (["--uri", "nbds://192.0.2.1", "--persist"], "let a tunnel end on this machine instead"),
+        (["--uri", "nbd://192.0.2.1", "--persist", "--tls-certificates", "/"], "let a tunnel end on this machine"),
         (["--uri", "nbd://192.0.2.1", "--persist", "--request-timeout", "0"], "request-timeout"),
     ],
 )
