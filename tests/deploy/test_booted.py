@@ -43,6 +43,7 @@ with Client(('127.0.0.1', 10809), 'disk') as client:
     exec 6<&"${COPROC[0]}" 7>&"${COPROC[1]}" # bash closes its own in a subshell
     read -r -t 60 line <&6
 }
+until_asked() { until journalctl --unit nbdzram --no-pager | tail -20 | grep -q 'takes over'; do :; done; }
 answer() { local line; echo >&7; read -r -t 60 line <&6; echo "$line"; }
 version() { sed -i "s/^__version__ = .*/__version__ = \"$1\"/" /usr/lib/nbdzram/nbdzram/__init__.py; }
 """
@@ -101,6 +102,23 @@ was=$(pid); kill -9 "$was"; until_active "$was"; say after_crash kept
 nbdzram serve --config /etc/nbdzram/nbdzram.toml --control /run/nbdzram/nbdzram.sock --takeover
 say from_outside echo $?
 say stays state
+"""
+
+# Of each two one kills the old process while the new one starts, asks or takes, and one the new one.
+KILLS = """
+systemctl enable --now nbdzram
+say filled fill
+for turn in 1 2 3 4 5 6; do
+    was=$(pid); version "99.$turn"
+    systemctl reload nbdzram >/dev/null 2>&1 & reload=$!
+    until successor=$(pgrep -f -- --upgrade | tail -1); [ -n "$successor" ]; do :; done
+    if [ $((turn % 2)) = 0 ]; then until_asked; kill -9 "$was"; else kill -9 "$(pgrep -f -- --upgrade | tail -1)"; fi
+    wait $reload
+    until [ "$(pid)" != 0 ] && systemctl is-active --quiet nbdzram; do sleep 0.1; done
+    [ "$(pid)" = "$was" ] && echo "stays_$turn=yes" || echo "stays_$turn=no"
+    say "kept_$turn" kept
+done
+say left pgrep -c -f -- '--upgrade|nbdzram serve'
 """
 
 STATE = """
@@ -178,6 +196,16 @@ def test_a_reload_to_another_version_keeps_disks_in_memory_and_clients(package: 
     assert told["from_outside"] == "1", told
     for what in ("upgrade", "restart", "crash"):
         assert told[f"after_{what}"] == "kept", told
+
+
+def test_disks_in_memory_outlive_whoever_is_killed_in_a_reload(package: Path, tmp_path: Path) -> None:
+    """systemd starts the unit again where its main process is killed; else the old one serves on."""
+    told = _run(package, tmp_path, KILLS)
+    assert told["filled"] == "", told
+    for turn in range(1, 7):
+        assert told[f"kept_{turn}"] == "kept", told
+        assert told[f"stays_{turn}"] == ("no" if turn % 2 == 0 else "yes"), told
+    assert told["left"] == "1", told
 
 
 def test_disks_in_a_tmpfs_of_their_own_outlive_the_server(package: Path, tmp_path: Path) -> None:
