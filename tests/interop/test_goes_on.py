@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nbdzram.server.handover import Handover
-from tests.interop.test_takeover import Line, ask, beating, ends_when_it_is_to_take, listening
 from tests.support.server import START_SECONDS
+from tests.support.takeover import Line, ask, beating, ends_when_it_is_to_take, listening
 
 pytestmark = pytest.mark.interop
 

@@ -297,7 +297,7 @@ def test_clients_that_were_taken_over_count_for_where_they_came_in(tmp_path: Pat
             line.take_over()
         with pytest.raises((EOFError, ConnectionError)), Client(line.servers[0].unix_path, "disk"):
             pass
-        assert "which has its share" in line.last.log
+        line.last.wait_until(lambda: "which has its share" in line.last.log, START_SECONDS)
         with Client(("127.0.0.1", line.last.port or 0), "disk") as other:
             assert other.read(0, 4096) == bytes(4096)
     with ControlClient(line.control) as control:

@@ -18,16 +18,10 @@ from nbdzram.server.handover import FORMAT, SERVING, Handover
 from tests.support.nbd_client import Client
 from tests.support.pki import Pki
 from tests.support.server import START_SECONDS, free_port
-from tests.support.takeover import MIB, Line, ask, beating, listening
+from tests.support.takeover import MIB, Line, ask, beating, ends_when_it_is_to_take, listening
 from tests.wire import CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
-
-
-def ends_when_it_is_to_take(line: Line, place: Path) -> None:
-    with listening(place) as listener:
-        ask(line, place)
-        listener.accept()[0].close()
 
 
 def ends_when_it_has_taken(line: Line, place: Path) -> None:

@@ -151,3 +151,10 @@ def listening(place: Path) -> Iterator[socket.socket]:
         listener.listen(1)
         listener.settimeout(START_SECONDS)
         yield listener
+
+
+def ends_when_it_is_to_take(line: Line, place: Path) -> None:
+    """A takeover by this process that ends before anything was given."""
+    with listening(place) as listener:
+        ask(line, place)
+        listener.accept()[0].close()
