@@ -8,6 +8,7 @@ import random
 import signal
 import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,9 +99,18 @@ def test_clients_of_a_server_that_is_taken_over_see_a_pause_and_no_end(either_li
 
 
 @pytest.mark.slow
-def test_a_hundred_takeovers_under_fio(either_line: Line) -> None:
-    """With 256 MiB stored, that do not compress."""
-    line = either_line
+@pytest.mark.parametrize("where", ["memory", "tmpfs", "disk"])
+def test_a_hundred_takeovers_under_fio(tmp_path: Path, where: str) -> None:
+    """With 256 MiB stored, that do not compress; with a state directory on tmpfs, and on what tests run on."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if where == "tmpfs" else tmp_path) as directory:
+        line = Line(Path(directory), in_memory=where == "memory")
+        try:
+            _take_over_a_hundred_times(line)
+        finally:
+            line.last.stop()
+
+
+def _take_over_a_hundred_times(line: Line) -> None:
     with line.last.client() as client:
         for offset in range(SIZE // 2, SIZE, MIB):
             client.write(offset, random.Random(offset).randbytes(MIB))
