@@ -42,7 +42,7 @@ refill_buffers
 verify=crc32c
 verify_fatal=1
 do_verify=1
-loops=1000
+loops=1000000
 offset_increment=16M
 [clients]
 numjobs=8
