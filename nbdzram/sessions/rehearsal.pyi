@@ -46,6 +46,8 @@ class Schedule:
         """When a request may begin that is there now."""
     def take_back(self, amount: int) -> None:
         """It does not begin."""
+    def is_scarce(self, now: int) -> bool:
+        """Is half of the burst used up?"""
 
 def rest(desk: Desk, session: Session) -> None:
     """What a second does."""

@@ -17,7 +17,7 @@ from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
 from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.throttle cimport (
-    Rate, Throttle, rate_due, rate_grant, rate_of_bytes, rate_of_requests, rate_take_back,
+    Rate, Throttle, rate_due, rate_grant, rate_is_scarce, rate_of_bytes, rate_of_requests, rate_take_back,
 )
 
 
@@ -145,6 +145,10 @@ cdef class Schedule:
     def take_back(self, uint64_t amount):
         """It does not begin."""
         rate_take_back(&self.rate, amount)
+
+    def is_scarce(self, uint64_t now):
+        """Is half of the burst used up?"""
+        return rate_is_scarce(&self.rate, now)
 
 
 def rest(Desk desk not None, Session session not None):

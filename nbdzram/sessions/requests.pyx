@@ -146,8 +146,9 @@ cdef class Requests(Work):
         cdef Request* request = &self.request
         cdef uint8_t* target
         if request.length > INLINE_LIMIT or (request.length > SMALL_STEP and self.budget.strained()):
+            if not self.start_read():
+                return False
             self.inbox.taken += size
-            self.start_read()
             return True
         target = self.outlet.reserve(request.length + REPLY_OVERHEAD)
         if target == NULL:

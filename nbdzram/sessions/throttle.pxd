@@ -70,7 +70,8 @@ cdef inline uint64_t rate_due(const Rate* rate) noexcept nogil:
     return rate.until - rate.burst_ns + 1 if rate.per_span and rate.until >= rate.burst_ns else 0
 
 cdef inline bint rate_is_scarce(const Rate* rate, uint64_t now) noexcept nogil:
-    return rate.per_span != 0 and rate_due(rate) + rate.burst_ns // 2 > now
+    # Not by rate_due, which cannot lie before the clock's own beginning: a machine that has just booted.
+    return rate.per_span != 0 and rate.until >= now + (rate.burst_ns + 1) // 2
 
 cdef inline void rate_grant(Rate* rate, uint64_t amount, uint64_t due) noexcept nogil:
     # `amount` begins at `due`: rate_due, or later.

@@ -59,7 +59,7 @@ cdef class Work(Answers):
     cdef bint may_begin(self) noexcept nogil
     cdef void begin_request(self) noexcept nogil
     cdef void start_job(self, Way way, Piece* piece) noexcept nogil
-    cdef void start_read(self) noexcept nogil
+    cdef bint start_read(self) noexcept nogil
     cdef bint step(self) noexcept nogil
     cdef bint step_read(self, uint64_t length) noexcept nogil
     cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil

@@ -9,7 +9,9 @@ Invariants
 1. Everything here runs on the session's thread; workers see Tasks, and a Task under way keeps its Store, and the
    session.
 2. A Job that has begun is finished once, or dropped with the session; a Store likewise, when its last Task is home.
-3. Of a READ no more is made than the peer takes: a step of it, or a reply that may not be cut, charged to the budget.
+3. Behind a header that went ahead comes its content, and no other answer: nothing else is under way from there to its
+   last byte, as nothing more is taken from the inbox meanwhile.
+4. Of a READ no more is made than the peer takes: a step of it, or a reply that may not be cut, charged to the budget.
 """
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -70,15 +72,16 @@ cdef class Work(Answers):
         self.place.epoch = 0
 
     cdef void start_job(self, Way way, Piece* piece) noexcept nogil:
+        must(way != STREAM or not self.busy(), b"no answer can come into the content of a READ whose header is sent")
         self.job.request = self.request
         self.job.started = self.started
         self.job.cursor = 0
         self.job.piece = piece
         self.job.way = way
 
-    cdef void start_read(self) noexcept nogil:
+    cdef bint start_read(self) noexcept nogil:
         """A long READ. A simple reply, and one with DF, has one header before all of its content: it is made whole
-        where there is memory, and else its header goes ahead."""
+        where there is memory, and else its header goes ahead. False: not before what is under way is answered."""
         cdef Request* request = &self.request
         cdef uint64_t whole = request.length + REPLY_OVERHEAD
         cdef Piece* piece
@@ -86,13 +89,15 @@ cdef class Work(Answers):
         cdef uint8_t* end
         if self.rules.style != SIMPLE and not request.flags & DF:
             self.start_job(CHUNKS, NULL)
-            return
+            return True
         if self.budget.take(whole):
             piece = new_piece(whole, whole)
             if piece != NULL:
                 self.start_job(WHOLE, piece)
-                return
+                return True
             self.budget.give_back(whole)
+        if self.busy():
+            return False
         if self.rules.style == SIMPLE:
             end = put_simple(header, request.cookie, 0)
         else:
@@ -103,6 +108,7 @@ cdef class Work(Answers):
             end += 8
         self.outlet.put(header, end - header)
         self.start_job(STREAM, NULL)
+        return True
 
     cdef bint step(self) noexcept nogil:
         """Do a part of the job. False: the peer must read first, or our turn is over."""

@@ -169,7 +169,9 @@ def test_the_last_places_are_for_other_sources(play: Play, stage: Stage) -> None
         tcp = Origin("nbd://127.0.0.1", "127.0.0.1")
         assert hosting.no_place_for(tcp) == ""
         assert "its share" in hosting.no_place_for(Origin("unix", f"uid {os.getuid()}"))
+        last = list(hosting.attached.values())[-1]
         await many.pop().close()
+        await last.closed
         many.append(await stage.client())
         assert await many[-1].read(0, 512) == bytes(512)
         for client in (*many, refused):

@@ -129,6 +129,16 @@ def test_the_rate_is_reached_however_late_a_thread_is() -> None:
     assert 1000 <= begun + 100 <= 1200
 
 
+@pytest.mark.parametrize("now", [0, SECOND, HOUR])
+def test_it_is_scarce_once_half_of_the_burst_is_used_however_young_the_clock(now: int) -> None:
+    """The clock begins with the machine, and a burst may be worth hours."""
+    schedule = Schedule(1, 10_000)
+    schedule.take(4_999, now)
+    assert not schedule.is_scarce(now)
+    schedule.take(2, now)
+    assert schedule.is_scarce(now)
+
+
 def test_what_is_given_back_others_may_take() -> None:
     schedule = Schedule(1, 2)
     assert [schedule.take(1, 0) for _ in range(2)] == [0, 0]

@@ -282,6 +282,32 @@ def test_a_large_write_is_answered_once_whoever_stores_it(processors: int, mem_l
     stage.close()
 
 
+def test_no_answer_comes_into_the_content_of_a_read_whose_header_went_ahead() -> None:
+    """There is no memory to make it whole, its peer reads slowly, and a WRITE before it is stored meanwhile."""
+    stage = Stage(SIZE, processors=3, budget=3 * MIB)
+    size = 4 * MIB
+    content = random.Random(1).randbytes(MIB // 2)
+    stage.disk.write(0, content * (size // len(content)))
+    client = stage.attach(style=0, limits=Limits(connection_bytes=64 * MIB))
+    client.line.room = MIB
+    client.send(request(CMD_WRITE, 8 * MIB, len(content), cookie=1) + content)
+    client.send(request(CMD_READ, 0, size, cookie=2))
+    stage.settle()
+    client.line.room = 1 << 30
+    stage.settle()
+    replies = dict.fromkeys((1, 2), b"")
+    got = bytes(client.line.outgoing)
+    while got:
+        cookie = int.from_bytes(got[8:SIMPLE_REPLY])
+        length = size if cookie == 2 else 0
+        replies[cookie], got = got[SIMPLE_REPLY : SIMPLE_REPLY + length], got[SIMPLE_REPLY + length :]
+    assert replies == {1: b"", 2: stage.disk.read(0, size)}
+    client.line.sends_no_more = True
+    stage.settle()
+    assert client.over
+    stage.close()
+
+
 def test_a_session_lost_while_workers_store_gives_everything_back() -> None:
     stage = Stage(SIZE, processors=3)
     content = b"\x07" * (8 * MIB)
