@@ -329,7 +329,7 @@ def test_run_time_changes_are_there_after_a_restart(start: Start, tmp_path: Path
     assert again.stop() == 0
     last = start("-e", "disk=1M", "--state-dir", state)
     assert [e["name"] for e in json.loads(last.run("exports", "list", "--json").out)] == ["scratch"]
-    assert "was removed at run time" in last.log.read_text()
+    last.wait_for_log("was removed at run time")
     assert [line.split()[1] for line in last.greeting if line.startswith("  export")] == ["scratch"]
 
 

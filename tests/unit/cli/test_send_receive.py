@@ -328,7 +328,7 @@ def test_a_server_begins_with_what_a_stream_holds(start: Start, tmp_path: Path) 
     assert there.stop() == 0
     again = start("--restore", str(path), "-e", "vm1=2M", *state)
     assert content_of(again, "vm1")[:BLOCK] == text(9)
-    assert "is not restored" in again.log.read_text()
+    again.wait_for_log("is not restored")
 
 
 def test_a_start_from_a_stream_that_is_cut_is_refused(tmp_path: Path, start: Start) -> None:
@@ -376,7 +376,7 @@ def test_a_server_that_was_killed_begins_from_its_newest_checkpoint(start: Start
     server.process.communicate()
     again = start(*flags)
     assert content_of(again, "disk")[: 2 * BLOCK] == noise(1) + noise(2)
-    assert "1 export restored from the checkpoint of 20" in again.log.read_text()
+    again.wait_for_log("1 export restored from the checkpoint of 20")
     fill(again, "disk", noise(3), at=2 * BLOCK)
     assert again.stop() == 0
     assert content_of(start(*flags), "disk")[2 * BLOCK : 3 * BLOCK] == noise(3)
@@ -394,7 +394,7 @@ def test_what_a_client_flushed_is_there_when_the_server_was_killed(start: Start,
     server.process.communicate()
     again = start(*flags)
     assert content_of(again, "disk")[: 20 * BLOCK] == b"".join(noise(number) for number in range(20))
-    assert "groups of the journal follow the checkpoint" in again.log.read_text()
+    again.wait_for_log("groups of the journal follow the checkpoint")
     with Client(again.socket, "disk") as client:
         client.flush()
     assert "FLUSH is on the disk when it is answered" in again.run("doctor").out
