@@ -77,6 +77,8 @@ class PoolStats:
 
     def gone_on(self, before: Mapping[str, int]) -> PoolStats:
         """The same of a pool that has counted so much before it was opened."""
+        if not before:
+            return self
         sums = {name: getattr(self, name) + before.get(name, 0) for name in CUMULATIVE}
         highest = max(self.mem_used_max, before.get("mem_used_max", 0))
         return dataclasses.replace(self, mem_used_max=highest, **sums)
