@@ -41,7 +41,8 @@ def test_sighup_ends_no_server_on_standard_input() -> None:
     """inetd's children live with their parent's signals; there is nothing to read again, and nobody to lose a disk."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        command = [*NBDZRAM, "serve", "--stdin", "-e", "disk=1M"]
+        # Whoever runs the tests may ignore it, as nohup does, and then the server would too.
+        command = ["env", "--default-signal=HUP", *NBDZRAM, "serve", "--stdin", "-e", "disk=1M"]
         process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, env=clean_environment())
         theirs.close()
         assert process.stderr is not None

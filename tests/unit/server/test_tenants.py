@@ -156,16 +156,18 @@ def test_a_pool_that_folds_inline_for_strangers_goes_on_telling(house: House) ->
 
 
 def test_a_pool_that_was_remembered_before_is_as_declared_in_what_was_not_known_then(house: House) -> None:
+    pools = (PoolConfig(verify=False, tell_sharing=True),)
+
     async def story() -> None:
-        async with house.open() as changes:
+        async with house.open(pools=pools) as changes:
             await changes.change_pool("default", 64 * MIB, None)
         file = house.state_dir / FILE_NAME
         remembered = json.loads(file.read_text())
         for entry in remembered["pools"].values():
             del entry["verify"], entry["tell_sharing"]
         file.write_text(json.dumps(remembered))
-        async with house.open():
-            assert (house.pool().mem_limit, house.pool().verify, house.pool().tells_sharing) == (64 * MIB, True, False)
+        async with house.open(pools=pools):
+            assert (house.pool().mem_limit, house.pool().verify, house.pool().tells_sharing) == (64 * MIB, False, True)
 
     tell(story())
 
