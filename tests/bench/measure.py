@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ def timed_load(
         p99_us=p99_us,
         cpu_us=spent / sum(direction["total_ios"] for direction in directions) * 1e6,
     )
+
+
+def median_load(loads: Sequence[Load]) -> Load:
+    """Of several runs, each figure's median."""
+    figures = ([getattr(load, field.name) for load in loads] for field in fields(Load))
+    return Load(*map(median, figures))
 
 
 def fill(server: ServerProcess, size: int, *options: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from threading import Event, Thread
 from nbdzram.engine.codec import compress_lz4, fingerprint_of
 from tests.bench.content import ext4_gibibyte
 from tests.bench.figures import Figure
-from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, timed_load
+from tests.bench.measure import BLOCK, MIB, Load, copy_seconds, fill, fio, median, median_load, timed_load
 from tests.support.pki import Pki
 from tests.support.reach import tls_arguments, trusting_user
 from tests.support.server import Nbdkit, Nbdzram, ServerProcess, free_port
@@ -36,22 +36,6 @@ class Effort:
     seconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What one server gave in all rounds, medians."""
-
-    iops: float
-    p50_us: float
-    p99_us: float
-    cpu_us: float
-
-    @staticmethod
-    def of(loads: Sequence[Load]) -> Spent:
-        return Spent(
-            *(median(getattr(load, what) for load in loads) for what in ("iops", "p50_us", "p99_us", "cpu_us"))
-        )
-
-
 def start_peer(name: str, directory: Path, size: int) -> ServerProcess:
     directory.mkdir()
     match name:
@@ -66,13 +50,13 @@ def start_peer(name: str, directory: Path, size: int) -> ServerProcess:
 
 def alternate(
     peers: Mapping[str, ServerProcess], load: Callable[[ServerProcess], Load], effort: Effort
-) -> tuple[dict[str, Spent], str]:
+) -> tuple[dict[str, Load], str]:
     """The same load on each in turn, and a line that tells of each."""
     loads: dict[str, list[Load]] = {name: [] for name in peers}
     for _ in range(effort.rounds):
         for name, peer in peers.items():
             loads[name].append(load(peer))
-    found = {name: Spent.of(loads[name]) for name in peers}
+    found = {name: median_load(loads[name]) for name in peers}
     return found, ", ".join(
         f"{name} {spent.iops / 1000:.1f}k at {spent.cpu_us:.1f} us" for name, spent in found.items()
     )
