@@ -27,6 +27,7 @@ from nbdzram.status import HistorySample, RunTotals, to_json
 from tests.support.loop_client import WireClient
 from tests.support.nbd_client import Client as Wire
 from tests.support.pki import Pki
+from tests.support.takeover import listening
 from tests.unit.server.house import UNCHANGED, tell
 
 DISK = ExportConfig(name="disk", size_bytes=1 << 20)
@@ -139,9 +140,7 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
         assert service.successor is not None
         service.successor.close()
 
-    with socket.socket(socket.AF_UNIX) as successor:
-        successor.bind(str(tmp_path / "s"))
-        successor.listen()
+    with listening(tmp_path / "s"):
         tell(story())
 
 
@@ -166,9 +165,7 @@ def test_a_process_of_another_unit_is_refused_and_one_of_the_same_says_so_itself
         assert service.successor is not None
         service.successor.close()
 
-    with socket.socket(socket.AF_UNIX) as successor:
-        successor.bind(str(tmp_path / "s"))
-        successor.listen()
+    with listening(tmp_path / "s"):
         tell(story())
 
 
