@@ -42,12 +42,13 @@ def the_end(
     config: ServerConfig, before: ServerStatus, checkpoint: CheckpointStatus | None, *, systemd_keeps: bool
 ) -> str:
     """What became of the disks: `before` the stop, and the last checkpoint, which the stop takes."""
-    stored = format_size(sum(export.stored_bytes for export in before.exports))
+    stored_bytes = sum(export.stored_bytes for export in before.exports)
+    stored = format_size(stored_bytes)
     if config.state_dir is not None:
         return f"stopped; the disks stay in {config.state_dir}"
     if systemd_keeps:
         return "stopped; systemd keeps the disks for the next process of the unit, unless it stops that"
-    if stored == format_size(0):
+    if not stored_bytes:
         return "stopped"
     if checkpoint is None or before.checkpoint is None:
         return f"stopped; {stored} of content is gone with it: --state-dir keeps disks"

@@ -256,8 +256,9 @@ def _watch(look: Callable[[], str], seconds: float) -> None:
 
 def select(status: Whole, exports: Sequence[str], pool: str | None) -> Whole:
     """Only what was asked for. Raises NoSuchExport."""
+    names = [export.name for export in status.exports]
     for name in exports:
-        require_export(name, [export.name for export in status.exports])
+        require_export(name, names)
     if pool is not None and pool not in {found.name for found in status.pools}:
         raise NoSuchExport(f"there is no pool '{pool}'; there are: {', '.join(found.name for found in status.pools)}")
     kept = tuple(

@@ -30,14 +30,15 @@ class Traffic(Tally):
     def counted(self) -> ExportCount:
         """All of it, for another process that goes on with the export."""
         found = {str(number): told for number in _NAMES if (told := self.operation(number)) is not None}
+        requests_throttled, nanoseconds_throttled = self.throttled()
         return ExportCount(
             operations={
                 number: OperationCount(requests, size, nanoseconds, tuple(errors), tuple(latency))
                 for number, (requests, size, nanoseconds, errors, latency) in found.items()
             },
             blocks_trimmed=self.blocks_trimmed(),
-            throttled_requests=self.throttled()[0],
-            throttled_nanoseconds=self.throttled()[1],
+            throttled_requests=requests_throttled,
+            throttled_nanoseconds=nanoseconds_throttled,
         )
 
     def go_on_from(self, count: ExportCount) -> None:
