@@ -10,10 +10,10 @@ from libc.string cimport memcpy
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
+from nbdzram.sessions.epoll cimport EPOLLIN
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, patience_looks
 from nbdzram.sessions.session cimport Session
-from nbdzram.sessions.stage cimport LOST
 from nbdzram.sessions.thread cimport Desk
 from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.throttle cimport (
@@ -98,13 +98,7 @@ cdef class RehearsalLine(Line):
 def serve(Desk desk not None, Session session not None, *, bint alone=False):
     """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too."""
     desk.scratch.alone = alone
-    if session.stage_now >= LOST:
-        return
-    if session.outlet.blocked():
-        session.writable()
-    else:
-        session.readable()
-    desk.after(session)
+    desk.meet(session, EPOLLIN)
     desk.again()
 
 

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from nbdzram.sessions.line cimport Line
 from nbdzram.sessions.outlet cimport Scratch
@@ -29,7 +29,9 @@ cdef class Session(Requests):
     cdef void* next              # of its thread's sessions
     cdef void* before
     cdef void* next_ready
-    cdef bint queued             # among those that have more to do
+    cdef bint queued             # among those that have more to do, or much
+    cdef bint heavy              # its last turn was long, or it is in the middle of a payload
+    cdef uint32_t found          # what the poller told of its line while it stands in the queue
     cdef void* next_held
     cdef bint held               # among those that wait for their place
     cdef bint linked

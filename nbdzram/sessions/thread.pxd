@@ -19,7 +19,7 @@ cdef class Desk:
     cdef Workers workers
     cdef readonly int number     # by which it counts (tally.pxd)
     cdef void* first             # Sessions that it serves
-    cdef void* first_ready       # those of them that have more to do
+    cdef void* first_ready       # the queue: those of them that have more to do, or more than little
     cdef void* last_ready
     cdef void* first_held        # those that wait for a place in their export's schedule
     cdef void* last_held
@@ -32,6 +32,7 @@ cdef class Desk:
 
     cdef void take_mail(self) noexcept nogil
     cdef void take_turns(self) noexcept nogil
+    cdef void take_turn(self, Session session) noexcept nogil
     cdef void rounds(self, uint32_t wishes) noexcept nogil
     cdef void hold(self, Session session) noexcept nogil
     cdef void let_on(self) noexcept nogil
@@ -40,6 +41,9 @@ cdef class Desk:
     cdef uint64_t begin_turn(self) noexcept nogil
     cdef void end_turn(self, uint64_t began) noexcept nogil
     cdef void admit(self, Session session) noexcept nogil
+    cdef void queue(self, Session session) noexcept nogil
+    cdef void meet(self, Session session, uint32_t found) noexcept nogil
+    cdef void wake(self, Session session, uint32_t found) noexcept nogil
     cdef void part(self, Session session) noexcept nogil
 
 cdef class IoThread(Desk):
@@ -47,5 +51,4 @@ cdef class IoThread(Desk):
     cdef Patience patience
     cdef uint64_t served         # what scratch.served was when the last turn began
     cdef void serve(self) noexcept nogil
-    cdef void wake(self, Session session, uint32_t found) noexcept nogil
     cdef int wait(self, epoll_event* events) noexcept nogil

@@ -1,22 +1,28 @@
 """A thread of the data plane: one poller, the sessions that it serves, no interpreter lock, ever.
 
-    wait ─> lines that are ready ─> mail ─> who has more to do ─> wait, or not at all while somebody has
+    wait ─> lines that are ready ─> mail ─> a spell of the queue ─> wait, or not at all while somebody is in it
+
+Who asks for little (a machine that swaps, one request at a time) is served as soon as the poller tells of it. Whose last
+turn was long, and who has more to do than one turn allows, waits in the queue; between two spells of it the poller is
+asked again, so that the one waits for a few turns of the other, however many they are.
 
 A Desk is all of that but the waiting: tests serve sessions at one of their own, without a thread.
 
 Invariants
 1. A session is served by the desk that it was mailed to, from ATTACH to BURY, and touched by nobody else but for its
    two bells, its turn, its tasks, and the counters that others may read.
-2. Whoever has more to do than one turn allows waits in a queue; each round serves those that stood there when it began.
+2. Each spell serves at least one of the queue and ends at SPELL; who is served goes to its end, if at all. So everybody
+   in it has a turn after one of each other, and at most READY short ones are served between two spells.
 """
 
 import threading
 
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from nbdzram.engine.must cimport must
+from nbdzram.sessions.costs cimport TURN
 from nbdzram.sessions.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLHUP, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
 )
@@ -26,6 +32,7 @@ from nbdzram.sessions.mail cimport (
 )
 from nbdzram.sessions.outlet cimport SCRATCH_SIZE
 from nbdzram.sessions.patience cimport LOOK_NS, STOLEN_NS, patience_bar, patience_learn, patience_looks, patience_pause
+from nbdzram.sessions.requests cimport PAYLOAD
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport GONE, LOST
 from nbdzram.sessions.tally cimport monotonic
@@ -57,6 +64,8 @@ cdef extern from * nogil:
 
 cdef enum:
     READY = 64            # lines that one wait tells of
+    SHORT = 64 << 10      # of `cost` (costs.pxd), a turn: one request that is done at once, or sixteen of a block
+    SPELL = 128 << 10     # of `cost`, of the queue: some 50 microseconds, of which asking the poller takes one
     FOR_EVER = -1
 
 
@@ -155,16 +164,28 @@ cdef class Desk:
             self.finished = True
 
     cdef void take_turns(self) noexcept nogil:
-        """Serve those that have more to do, once each."""
-        cdef void* session = self.first_ready
-        cdef void* following
-        self.first_ready = self.last_ready = NULL
-        while session != NULL:
-            following = (<Session>session).next_ready
+        """A spell of the queue: once each at most of those that stand in it."""
+        cdef void* last = self.last_ready
+        cdef void* session = NULL
+        cdef int64_t left = SPELL
+        while left > 0 and session != last:
+            session = self.first_ready
+            self.first_ready = (<Session>session).next_ready
+            if self.first_ready == NULL:
+                self.last_ready = NULL
             (<Session>session).queued = False
-            (<Session>session).go_on()
-            self.after(<Session>session)
-            session = following
+            self.take_turn(<Session>session)
+            left -= TURN - (<Session>session).allowance
+
+    cdef void take_turn(self, Session session) noexcept nogil:
+        """It has come to the head of the queue."""
+        cdef uint32_t found = session.found
+        session.found = 0
+        if found and not session.later and session.stage_now < LOST:
+            self.wake(session, found)
+        else:  # the poller tells of its line again
+            session.go_on()
+            self.after(session)
 
     cdef void hold(self, Session session) noexcept nogil:
         """It goes on when its place is due (throttle.pyx)."""
@@ -211,20 +232,43 @@ cdef class Desk:
 
     cdef void after(self, Session session) noexcept nogil:
         """After each call of a session: it may have more to do, or be gone."""
+        session.heavy = TURN - session.allowance > SHORT or session.phase == PAYLOAD
         if (session.later or session.unread) and not session.queued:
-            session.queued = True
-            session.next_ready = NULL
-            if self.first_ready == NULL:
-                self.first_ready = <void*>session
-            else:
-                (<Session>self.last_ready).next_ready = <void*>session
-            self.last_ready = <void*>session
+            self.queue(session)
         if session.throttled:
             self.hold(session)
         elif session.held:
             self.next_due = 0  # it waits no more: let_on forgets it
         if session.linked and not session.queued and not session.held and session.may_go():
             self.part(session)
+
+    cdef void queue(self, Session session) noexcept nogil:
+        """It has its turn when those that stand there already had theirs."""
+        session.queued = True
+        session.next_ready = NULL
+        if self.first_ready == NULL:
+            self.first_ready = <void*>session
+        else:
+            (<Session>self.last_ready).next_ready = <void*>session
+        self.last_ready = <void*>session
+
+    cdef void meet(self, Session session, uint32_t found) noexcept nogil:
+        """The poller tells of its line, and does so again for what is left there."""
+        if session.queued or session.stage_now >= LOST:
+            return
+        if session.heavy and not self.scratch.alone:
+            session.found = found
+            self.queue(session)
+        else:
+            self.wake(session, found)
+
+    cdef void wake(self, Session session, uint32_t found) noexcept nogil:
+        """Its line has bytes, or room, or its end."""
+        if found & (EPOLLIN | EPOLLHUP | EPOLLERR) and not session.outlet.blocked():
+            session.readable()
+        else:
+            session.writable()
+        self.after(session)
 
     cdef void part(self, Session session) noexcept nogil:
         """Nothing of it is under way any more: the event loop will have it buried."""
@@ -275,26 +319,18 @@ cdef class IoThread(Desk):
         while not self.finished:
             count = self.wait(events)
             self.served = self.scratch.served
-            self.scratch.alone = count <= 1
+            self.scratch.alone = count <= 1 and self.first_ready == NULL
             began = self.begin_turn()
             for index in range(max(count, 0)):
                 session = events[index].data.ptr
                 if session == NULL:
                     mail_quiet(&self.box)
-                elif (<Session>session).stage_now < LOST:
-                    self.wake(<Session>session, events[index].events)
+                else:
+                    self.meet(<Session>session, events[index].events)
             self.take_mail()
             self.let_on()
             self.take_turns()
             self.end_turn(began)
-
-    cdef void wake(self, Session session, uint32_t found) noexcept nogil:
-        """Its line has bytes, or room, or its end."""
-        if found & (EPOLLIN | EPOLLHUP | EPOLLERR) and not session.outlet.blocked():
-            session.readable()
-        else:
-            session.writable()
-        self.after(session)
 
     cdef int wait(self, epoll_event* events) noexcept nogil:
         """How many lines are ready: at once while somebody has more to do, or else as soon as one is."""

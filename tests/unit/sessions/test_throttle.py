@@ -349,6 +349,7 @@ def test_a_client_that_is_cut_while_it_waits_is_gone_and_gives_its_place_back(st
     send(stage, other, reads(1))
     assert (waits.session.requests, other.session.requests) == (1, 0)
     waits.line.reset = True
+    stage.serve(waits, alone=True)  # before its place is due
     stage.settle()
     assert waits.over
     assert waits.session.number not in stage.clients

@@ -20,6 +20,7 @@ SIZE = 64 * MIB
 SCRATCH = 260 * KIB  # answers of one turn
 STORE_LIMIT = 64  # large WRITEs, and answers that wait for a sync, of one session
 SIMPLE_REPLY = 16
+LONG_TURN = 33  # requests of a block: a spell of those that are busy
 TURN_OF_REQUESTS = 70  # that one turn answers at most, of those that cost the least of these: 1 MiB / 16 KiB, and some
 
 
@@ -57,6 +58,88 @@ def answered(client: Client) -> int:
 def stage_of(client: Client) -> Ends:
     """How far its end has come."""
     return client.session.stage
+
+
+def busy_clients(stage: Stage, count: int) -> list[Client]:
+    """Whose last turns were long; each has one request more where its poller finds it."""
+    clients = [stage.attach(style=0) for _ in range(count)]
+    for client in clients:
+        client.send(request(CMD_READ, 0, BLOCK) * LONG_TURN)
+        serve(stage.desk, client.session, alone=True)
+        assert answered(client) == LONG_TURN
+        client.send(request(CMD_READ, 0, BLOCK) * LONG_TURN)
+    return clients
+
+
+def test_who_asks_for_little_is_served_before_all_that_are_busy(stage: Stage) -> None:
+    busy, quiet = busy_clients(stage, 3), stage.attach(style=0)
+    quiet.send(request(CMD_READ, 0, BLOCK))
+    for client in (*busy, quiet, *busy):  # the poller tells again and again of what is left in a socket
+        serve(stage.desk, client.session)
+    assert answered(quiet) == 1
+    assert [answered(client) for client in busy] == [LONG_TURN] * 3
+
+
+def test_the_poller_is_asked_between_turns_of_the_busy_and_each_has_its_turn(stage: Stage) -> None:
+    busy = busy_clients(stage, 4)
+    for client in busy:
+        serve(stage.desk, client.session)
+    for served in range(1, 5):
+        stage.desk.turn()
+        assert [answered(client) for client in busy] == [2 * LONG_TURN] * served + [LONG_TURN] * (4 - served)
+        serve(stage.desk, busy[0].session)  # it asked for no more
+
+
+def test_a_spell_serves_nobody_twice(stage: Stage) -> None:
+    """However short the turns are, the poller is asked behind one of each."""
+    clients = [stage.attach(style=0) for _ in range(2)]
+    for client in clients:
+        client.line.untold, client.line.piece = True, len(request(CMD_READ, 0, BLOCK))
+        client.send(request(CMD_READ, 0, BLOCK) * 8)
+        serve(stage.desk, client.session)
+    for served in range(2, 9):
+        stage.desk.turn()
+        assert [answered(client) for client in clients] == [served] * 2
+
+
+def test_who_has_more_to_do_goes_behind_those_that_the_poller_told_of_meanwhile(stage: Stage) -> None:
+    long, other = stage.attach(style=0), busy_clients(stage, 1)[0]
+    long.send(request(CMD_TRIM, 0, 48 * MIB))  # a step of 4 MiB costs half a turn; it takes six
+    serve(stage.desk, long.session)
+    assert long.session.in_flight == 1
+    serve(stage.desk, other.session)
+    stage.desk.turn()
+    assert long.session.in_flight == 1
+    assert answered(other) == LONG_TURN
+    stage.desk.turn()
+    assert answered(other) == 2 * LONG_TURN
+    assert long.session.in_flight == 1
+
+
+def test_who_was_busy_and_asks_for_little_now_is_served_at_once_again(stage: Stage) -> None:
+    client = busy_clients(stage, 1)[0]
+    serve(stage.desk, client.session, alone=True)
+    for _ in range(2):
+        client.send(request(CMD_READ, 0, BLOCK))
+        serve(stage.desk, client.session)
+        stage.desk.turn()
+    client.send(request(CMD_READ, 0, BLOCK))
+    serve(stage.desk, client.session)
+    assert answered(client) == 2 * LONG_TURN + 3
+
+
+def test_who_is_in_the_middle_of_a_payload_waits_for_others(stage: Stage) -> None:
+    """Taking what came of it is work, though it performs nothing yet."""
+    sender, quiet = stage.attach(style=0), stage.attach(style=0)
+    sender.send(request(CMD_WRITE, 0, MIB) + bytes(BLOCK))
+    serve(stage.desk, sender.session)
+    sender.send(bytes(MIB - 2 * BLOCK))
+    quiet.send(request(CMD_READ, 0, BLOCK))
+    serve(stage.desk, sender.session)
+    serve(stage.desk, quiet.session)
+    assert (answered(quiet), sender.session.payload_remaining) == (1, MIB - BLOCK)
+    stage.desk.turn()
+    assert sender.session.payload_remaining == BLOCK
 
 
 @pytest.mark.parametrize(
@@ -315,7 +398,7 @@ def test_a_session_lost_while_workers_store_gives_everything_back() -> None:
         client = stage.attach(style=0)
         client.send(request(CMD_WRITE, 0, len(content)) + content)
         while client.line.ready:
-            serve(stage.desk, client.session)
+            serve(stage.desk, client.session, alone=True)
         stage.plane.abort(client.session)
         stage.settle()
         assert client.over
