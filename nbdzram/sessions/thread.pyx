@@ -2,9 +2,9 @@
 
     wait ─> lines that are ready ─> mail ─> a spell of the queue ─> wait, or not at all while somebody is in it
 
-Who asks for little (a machine that swaps, one request at a time) is served as soon as the poller tells of it. Whose last
-turn was long, and who has more to do than one turn allows, waits in the queue; between two spells of it the poller is
-asked again, so that the one waits for a few turns of the other, however many they are.
+Who asks for little (a machine that swaps, one request at a time) is served as soon as the poller tells of it. Whose
+last turn was long, and who has more to do than one turn allows, waits in the queue; between two spells of it the poller
+is asked again, so that the one waits for a few turns of the other, however many they are.
 
 A Desk is all of that but the waiting: tests serve sessions at one of their own, without a thread.
 
