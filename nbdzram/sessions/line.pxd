@@ -13,6 +13,7 @@ cdef enum:  # what a line is watched for
 cdef class Line:
     cdef int error               # errno of what broke it
     cdef Ending cause            # how it broke, if not by `error` alone
+    cdef size_t grain            # bytes of plain text that a record holds; 1: what is given is sent as it is
     cdef bint more               # it holds bytes that came, of which no poller tells
     cdef void attend(self, int poller, void* session) noexcept nogil
     cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil

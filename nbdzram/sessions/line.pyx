@@ -34,6 +34,9 @@ cdef enum:
 cdef class Line:
     """See the module's docstring. Each kind of line completes it."""
 
+    def __cinit__(self):
+        self.grain = 1
+
     cdef void attend(self, int poller, void* session) noexcept nogil:
         """Let `poller` (epoll's descriptor) wake the thread for it, with `session` as its word."""
 

@@ -24,6 +24,7 @@ cdef class Outlet:
 
     cdef uint8_t* reserve(self, size_t size) noexcept nogil
     cdef void put(self, const uint8_t* reply, size_t size) noexcept nogil
+    cdef void send_ahead(self) noexcept nogil
     cdef void flush(self) noexcept nogil
     cdef void send(self, Piece* piece) noexcept nogil
     cdef void drain(self) noexcept nogil

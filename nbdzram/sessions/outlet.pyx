@@ -5,7 +5,7 @@ for it (session.pyx), so it is at most a scratch, and one reply that could not b
 """
 
 from libc.stdint cimport uint8_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from nbdzram.engine.must cimport must
 from nbdzram.sessions.budget cimport Budget, Piece, free_piece, new_piece
@@ -24,6 +24,8 @@ cdef class Outlet:
 
     cdef uint8_t* reserve(self, size_t size) noexcept nogil:
         """Where `size` bytes of answer may be put (then add them to `used`); NULL when the peer must read first."""
+        if self.used + size > SCRATCH_SIZE:
+            self.send_ahead()
         if self.used + size > SCRATCH_SIZE or (self.used and self.budget.strained()):
             self.flush()
         if self.first != NULL or self.broken:
@@ -45,6 +47,19 @@ cdef class Outlet:
                 return
             memcpy(piece.bytes, reply, size)
             self._keep(piece)
+
+    cdef void send_ahead(self) noexcept nogil:
+        """Send what the scratch holds, while more is to be put behind it: what fills records of the line. A record of
+        the few bytes beyond costs either side as much as a full one."""
+        cdef size_t whole = self.used - self.used % self.line.grain
+        cdef ssize_t given
+        if whole == 0 or self.broken:
+            return
+        must(self.first == NULL, b"nothing is put into the scratch while pieces wait")
+        given = self._give(self.scratch.bytes, whole)
+        if given > 0:
+            self.used -= given
+            memmove(self.scratch.bytes, self.scratch.bytes + given, self.used)
 
     cdef void flush(self) noexcept nogil:
         """Send what the scratch holds; what the peer does not take is kept."""

@@ -21,8 +21,10 @@ class RehearsalLine(Line):
     """The line takes all that was sent at once, and no poller tells of what it holds: as OpenSSL does with records."""
     mute: bool
     """It has no room for what it says at its end."""
-    gifts: int
-    """How often it was given something."""
+    record: int
+    """Plain bytes that a record of the line holds; 1 of a line without."""
+    gifts: list[int]
+    """Sizes of what it was given."""
     closed: bool
     closed_in_order: bool
     watched: int

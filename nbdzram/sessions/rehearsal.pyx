@@ -32,14 +32,23 @@ cdef class RehearsalLine(Line):
     cdef public bint reset
     cdef public bint untold        # what comes is held by the line: no poller tells of it once it was told of the first
     cdef public bint mute          # there is no room for what a line says at its end
-    cdef readonly int gifts        # how often it was given something
+    cdef readonly list gifts       # sizes of what it was given
     cdef readonly bint closed
     cdef readonly bint closed_in_order
     cdef readonly int watched
 
+    @property
+    def record(self):
+        return self.grain
+
+    @record.setter
+    def record(self, size_t size):
+        self.grain = size
+
     def __init__(self):
         self.incoming = bytearray()
         self.outgoing = bytearray()
+        self.gifts = []
         self.room = self.piece = <size_t>1 << 40
 
     @property
@@ -79,7 +88,7 @@ cdef class RehearsalLine(Line):
                 return LATER
             self.outgoing += PyBytes_FromStringAndSize(<const char*>source, size)
             self.room -= size
-            self.gifts += 1
+            self.gifts.append(size)
             return size
 
     cdef int watch(self, int wanted) noexcept nogil:

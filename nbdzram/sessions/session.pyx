@@ -294,7 +294,7 @@ cdef class Session(Requests):
         self.allowance = early = TURN
         while self.advance():
             if self.scratch.alone and early - self.allowance >= EARLY:  # so that it and we are at work at the same time
-                self.outlet.flush()
+                self.outlet.send_ahead()
                 early = self.allowance
         self.outlet.flush()
         if self.counts.untimed_any:

@@ -71,6 +71,7 @@ cdef class TlsLine(SocketLine):
     def __init__(self, int fd, TlsContext context not None, bytes rest not None):
         cdef void* bio
         self.context = context
+        self.grain = RECORD
         self.rest = rest
         self.ahead_at, self.ahead_size = <const uint8_t*>PyBytes_AS_STRING(rest), PyBytes_GET_SIZE(rest)
         self.tls = openssl.SSL_new(context.context)

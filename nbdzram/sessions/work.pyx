@@ -175,7 +175,7 @@ cdef class Work(Answers):
         if self.job.cursor == request.length:
             self.finish_job(OK, 0)
         elif self.job.way != WHOLE:
-            self.outlet.flush()
+            self.outlet.send_ahead()
         return True
 
     cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil:

@@ -20,6 +20,7 @@ SIZE = 64 * MIB
 SCRATCH = 260 * KIB  # answers of one turn
 STORE_LIMIT = 64  # large WRITEs, and answers that wait for a sync, of one session
 SIMPLE_REPLY = 16
+RECORD = 16 * KIB  # of TLS
 LONG_TURN = 33  # requests of a block: a spell of those that are busy
 TURN_OF_REQUESTS = 70  # that one turn answers at most, of those that cost the least of these: 1 MiB / 16 KiB, and some
 
@@ -44,11 +45,63 @@ def test_a_client_that_nobody_is_beside_gets_its_first_answers_before_its_last_a
     client = stage.attach(style=0)
     client.send(request(CMD_WRITE, 0, BLOCK) + bytes(BLOCK))
     serve(stage.desk, client.session)  # its inbox grows
-    before = client.line.gifts
+    before = len(client.line.gifts)
     client.send(request(CMD_READ, 0, BLOCK) * 16)
     serve(stage.desk, client.session, alone=alone)
     assert answered(client) == 17
-    assert client.line.gifts - before == gifts
+    assert len(client.line.gifts) - before == gifts
+
+
+def test_records_are_filled_while_more_is_to_come(stage: Stage) -> None:
+    """A record of a few bytes costs as much as a full one: the few wait for the answers behind them."""
+    client = stage.attach(style=0)
+    client.line.record = RECORD
+    client.send(request(CMD_WRITE, 0, BLOCK) + bytes(BLOCK))
+    serve(stage.desk, client.session)
+    before, held = len(client.line.gifts), bytes(client.line.outgoing)
+    content = stage.disk.read(0, 16 * BLOCK)
+    client.send(b"".join(request(CMD_READ, number * BLOCK, BLOCK) for number in range(16)))
+    serve(stage.desk, client.session, alone=True)
+    *ahead, last = client.line.gifts[before:]
+    assert ahead == [RECORD] * 4
+    assert last == 16 * SIMPLE_REPLY
+    answers = bytes(client.line.outgoing)[len(held) :]
+    assert (
+        b"".join(
+            answers[at + SIMPLE_REPLY : at + SIMPLE_REPLY + BLOCK]
+            for at in range(0, len(answers), SIMPLE_REPLY + BLOCK)
+        )
+        == content
+    )
+
+
+def test_what_a_long_answer_leaves_of_a_record_goes_with_what_follows(stage: Stage) -> None:
+    stage.disk.write(0, random.Random(7).randbytes(SIZE))
+    client = stage.attach(style=1)
+    client.line.record = RECORD
+    client.send(request(CMD_READ, 0, MIB))
+    stage.settle()
+    assert [size % RECORD for size in client.line.gifts[:-1]] == [0] * (len(client.line.gifts) - 1)
+    assert sum(client.line.gifts) > MIB
+
+
+@pytest.mark.parametrize("room", [0, 1, RECORD - 1, RECORD, RECORD + 1, 3 * RECORD])
+def test_a_peer_that_stops_reading_between_two_records_gets_every_answer_once(stage: Stage, room: int) -> None:
+    stage.disk.write(0, random.Random(7).randbytes(MIB))
+    client = stage.attach(style=0)
+    client.line.record, client.line.room = RECORD, room
+    client.send(request(CMD_READ, 0, BLOCK) + request(CMD_READ, 0, BLOCK) * 3)  # its inbox grows
+    client.send(b"".join(request(CMD_READ, number * BLOCK, BLOCK) for number in range(40)))
+    serve(stage.desk, client.session, alone=True)
+    serve(stage.desk, client.session, alone=True)
+    client.line.room = 1 << 40
+    while client.line.ready:
+        serve(stage.desk, client.session, alone=True)
+        stage.desk.turn()
+    contents = [0] * 4 + list(range(40))
+    assert bytes(client.line.outgoing) == b"".join(
+        struct.pack(">IIQ", 0x67446698, 0, 1) + stage.disk.read(number * BLOCK, BLOCK) for number in contents
+    )
 
 
 def answered(client: Client) -> int:
