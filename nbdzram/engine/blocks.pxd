@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from nbdzram.engine.cursor cimport Cursor
 from nbdzram.engine.directory cimport ExportEntry, Head
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.twins cimport Twins
@@ -45,7 +46,7 @@ cdef class Blocks:
 
     cdef Head* head(self) noexcept nogil
     cdef uint64_t* root(self) noexcept nogil
-    cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil
+    cdef bint walk(self, Cursor* cursor) noexcept nogil
     cdef uint64_t end_block(self) noexcept nogil
     cdef void share_concealed(self, Blocks twin) noexcept nogil
     cdef void _share(self, Blocks twin) noexcept nogil

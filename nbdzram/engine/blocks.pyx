@@ -23,6 +23,7 @@ from enum import IntFlag
 
 from nbdzram.engine.cells cimport KIND_FILL, REFS_SHIFT, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
+from nbdzram.engine.cursor cimport Cursor, go_on, next_entry
 from nbdzram.engine.directory cimport CONCEALED, STATE, Head
 from nbdzram.engine.domain cimport domain_of, salt_of
 from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
@@ -30,7 +31,7 @@ from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport amend32, amend64, look64
-from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
+from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
 from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has, twins_make_room
 
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
@@ -88,9 +89,9 @@ cdef class Blocks:
             return NULL
         return &self._entry.root
 
-    cdef uint64_t* walk(self, uint64_t* block, uint64_t end) noexcept nogil:
-        """Under the pool's lock: Tables.next_leaf, the one way in which leaves are walked. A gone export has none."""
-        return self.pool.tables.next_leaf(self.root(), block, end)
+    cdef bint walk(self, Cursor* cursor) noexcept nogil:
+        """Under the pool's lock: cursor.go_on, the one way in which leaves are walked. A gone export has none."""
+        return go_on(&self.pool.lock, self.pool.tables, self.root(), NULL, cursor)
 
     cdef uint64_t end_block(self) noexcept nogil:
         """Behind the last block that belongs to the export."""
@@ -242,23 +243,24 @@ cdef class Blocks:
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil:
         """Under the pool's lock: look at up to `limit` entries more of one leaf; how many, 0 at the end of the
         table."""
-        cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT  # not the size: nothing is to lie behind it
-        cdef uint64_t* leaf = self.walk(&self.recounted, end)
-        cdef uint64_t entry
+        cdef Cursor cursor
+        cdef uint64_t block, entry
         cdef uint32_t looked = 0
-        if leaf == NULL:
-            return 0 if self.recounted == end else limit
-        while looked < limit and (looked == 0 or self.recounted % LEAF_BLOCKS):
-            entry = leaf[self.recounted % LEAF_BLOCKS]
-            if not self.pool.tables.is_right(entry, self.recounted):
-                self.wrong = min(self.wrong, self.recounted)
+        cursor.next = self.recounted
+        cursor.end = <uint64_t>1 << MAX_BLOCKS_SHIFT  # not the size: nothing is to lie behind it
+        if not self.walk(&cursor):
+            self.recounted = cursor.next
+            return 0 if cursor.next == cursor.end else limit
+        while looked < limit and next_entry(&cursor, &block, &entry):
+            if not self.pool.tables.is_right(entry, block):
+                self.wrong = min(self.wrong, block)
             elif not is_hole(entry):
                 self.found_stored += 1
                 self.found_same += self.pool.tables.is_same(entry)
-                if self.recounted >= self.end_block() and self.head().shrinking_from <= self.size:
+                if block >= self.end_block() and self.head().shrinking_from <= self.size:
                     self.found_behind = True
-            self.recounted += 1
             looked += 1
+        self.recounted = cursor.next
         return looked
 
     cdef bint is_wrong(self) noexcept nogil:
@@ -267,24 +269,19 @@ cdef class Blocks:
 
     def first_unreadable(self, uint32_t handle):
         """The first block whose entry is not right, or leads to the object of `handle`; None if there is none."""
-        cdef uint64_t end = <uint64_t>1 << MAX_BLOCKS_SHIFT
-        cdef uint64_t block = 0
-        cdef uint64_t* leaf
-        cdef uint32_t looked, held
+        cdef Cursor cursor
+        cdef uint64_t block = 0, entry
+        cdef uint32_t held
         cdef bint found = False
+        cursor.next, cursor.end = 0, <uint64_t>1 << MAX_BLOCKS_SHIFT
         with nogil:
-            while block < end and not found:
+            while cursor.next < cursor.end and not found:
                 lock_take(&self.pool.lock)
-                leaf = self.walk(&block, end)
-                for looked in range(HOLD if leaf != NULL else 0):
-                    held = self.pool.tables.handle_at(leaf[block % LEAF_BLOCKS], block)
-                    found = (not self.pool.tables.is_right(leaf[block % LEAF_BLOCKS], block)
+                self.walk(&cursor)
+                while not found and next_entry(&cursor, &block, &entry):
+                    held = self.pool.tables.handle_at(entry, block)
+                    found = (not self.pool.tables.is_right(entry, block)
                              or handle != 0 and held != 0 and self.pool.store.resolve(held) == handle)
-                    if found:
-                        break
-                    block += 1
-                    if block % LEAF_BLOCKS == 0:
-                        break
                 lock_leave(&self.pool.lock)
         return block if found else None
 
@@ -377,24 +374,21 @@ cdef class Blocks:
     cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil:
         """Find the objects that several blocks of a stretch (counted from 1) hold. Takes the lock, HOLD blocks at a
         time."""
-        cdef uint64_t block = (stretch - 1) * STRETCH_BLOCKS
-        cdef uint64_t end = stretch * STRETCH_BLOCKS
-        cdef uint64_t stop
-        cdef uint64_t* leaf
+        cdef Cursor cursor
+        cdef uint64_t block, entry
         cdef uint32_t handle
+        cursor.next, cursor.end = (stretch - 1) * STRETCH_BLOCKS, stretch * STRETCH_BLOCKS
         twins_forget(twins)
-        while block < end:
+        while cursor.next < cursor.end:
             twins_make_room(twins, HOLD)
             lock_take(&self.pool.lock)
-            leaf = self.walk(&block, end)
-            stop = min(end, block - block % HOLD + HOLD)
-            while leaf != NULL and block < stop:
-                handle = self.pool.tables.handle_at(leaf[block % LEAF_BLOCKS], block)
+            self.walk(&cursor)
+            while next_entry(&cursor, &block, &entry):
+                handle = self.pool.tables.handle_at(entry, block)
                 if handle:
                     handle = self.pool.store.resolve(handle)
                     if self.pool.store.cells.refs(handle) > 1:
                         twins_add(twins, handle)
-                block += 1
             lock_leave(&self.pool.lock)
         twins.stretch = stretch
 
@@ -411,41 +405,35 @@ cdef class Blocks:
         """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them; where it got
         to, `end` too when the list is full. It goes no further than the stretch whose twins are known; which is
         `wanted` next (counted from 1), it says."""
+        cdef Cursor cursor
         cdef uint64_t first = at // BLOCK
-        cdef uint64_t block = first
-        cdef uint64_t* leaf = self.walk(&block, (end + BLOCK - 1) // BLOCK)
-        cdef uint64_t stop
-        cdef bint shared
-        if block > first:
-            stop = min(block * BLOCK, end)
+        cdef uint64_t block, entry, stop
+        cdef bint found, shared
+        cursor.next, cursor.end = first, (end + BLOCK - 1) // BLOCK
+        found = self.walk(&cursor)
+        if cursor.next > first:
+            stop = min(cursor.next * BLOCK, end)
             if not _add_run(runs, stop - at, (HOLE_BIT | ZERO_BIT) & mask):
                 return end
             at = stop
-        if leaf == NULL:
+        if not found:
             return at
-        if twins != NULL and block // STRETCH_BLOCKS + 1 != twins.stretch:
-            wanted[0] = block // STRETCH_BLOCKS + 1
+        if twins != NULL and cursor.next // STRETCH_BLOCKS + 1 != twins.stretch:
+            wanted[0] = cursor.next // STRETCH_BLOCKS + 1
             return at
-        shared = self.pool.tables.leaf_is_shared(self.root(), block)
-        first = block
-        while at < end and block < first + HOLD:
+        shared = self.pool.tables.leaf_is_shared(self.root(), cursor.next)
+        while next_entry(&cursor, &block, &entry):
             stop = min((block + 1) * BLOCK, end)
-            if not _add_run(runs, stop - at, self._told_bits(leaf[block % LEAF_BLOCKS], block, shared, twins) & mask):
+            if not _add_run(runs, stop - at, self._told_bits(entry, block, shared, twins) & mask):
                 return end
             at = stop
-            block += 1
-            if block % LEAF_BLOCKS == 0:
-                break
         return at
 
     def usage(self):
         cdef Pool pool = self.pool
-        cdef uint64_t block = 0
-        cdef uint64_t end = self.end_block()
-        cdef uint64_t first
+        cdef Cursor cursor
         cdef uint64_t stored = 0, same = 0, compressed = 0, unique = 0, huge = 0
-        cdef uint64_t* leaf
-        cdef uint64_t entry
+        cdef uint64_t block, entry
         cdef uint32_t handle, length, bits
         cdef bint leaf_shared
         cdef bint inside
@@ -455,20 +443,17 @@ cdef class Blocks:
         cdef uint32_t* found = <uint32_t*>calloc(known, sizeof(uint32_t))
         if found == NULL:
             raise MemoryError("no memory to count who holds an export's objects")
+        cursor.next, cursor.end = 0, self.end_block()
         with nogil:
             inside = users_enter(&pool.users)
-            while inside and block < end and not users_leaving(&pool.users):
+            while inside and cursor.next < cursor.end and not users_leaving(&pool.users):
                 lock_take(&pool.lock)
-                leaf = self.walk(&block, end)
-                first = block
-                leaf_shared = leaf != NULL and pool.tables.leaf_is_shared(self.root(), block)
-                while leaf != NULL and block < first + HOLD and (block == first or block % LEAF_BLOCKS):
-                    entry = leaf[block % LEAF_BLOCKS]
-                    block += 1
-                    if is_hole(entry) or not pool.tables.is_right(entry, block - 1):
+                leaf_shared = self.walk(&cursor) and pool.tables.leaf_is_shared(self.root(), cursor.next)
+                while next_entry(&cursor, &block, &entry):
+                    if is_hole(entry) or not pool.tables.is_right(entry, block):
                         continue
                     stored += 1
-                    bits = self._kind_bits(entry, block - 1, leaf_shared)
+                    bits = self._kind_bits(entry, block, leaf_shared)
                     if bits & SAME_FILLED_BIT:
                         same += 1
                         continue

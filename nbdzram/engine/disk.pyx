@@ -26,6 +26,7 @@ from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
 from nbdzram.engine.compact cimport make_room
+from nbdzram.engine.cursor cimport Cursor, leaf_end
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
 from nbdzram.engine.foresight cimport Foreseen, foresee
 from nbdzram.engine.kit cimport Kit, bring_slot, kit_of_thread, seat_of_thread
@@ -395,27 +396,25 @@ cdef class Disk(Blocks):
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:
         """Blocks [first, end) become holes. ENOSPC: but for those in leaves that a clone shares, and no room to
         copy."""
-        cdef uint64_t block = first
-        cdef uint64_t* leaf
-        cdef uint64_t stop
-        cdef bint gone
+        cdef Cursor cursor
+        cdef bint found, gone
         cdef int error
         cdef int refused = 0
-        while block < end:
+        cursor.next, cursor.end = first, end
+        while cursor.next < cursor.end:
             lock_take(&self.pool.lock)
-            leaf = self.walk(&block, end)
+            found = self.walk(&cursor)
             gone = self.root() == NULL
             lock_leave(&self.pool.lock)
             if gone or users_leaving(&self.pool.users):
                 return EIO
-            if leaf == NULL:
+            if not found:
                 continue
-            stop = min(end, (block | (LEAF_BLOCKS - 1)) + 1)
-            error = self._clear_leaf(block, stop)
+            error = self._clear_leaf(cursor.next, leaf_end(&cursor))
             if error and error != ENOSPC:
                 return error
             refused = error or refused
-            block = stop
+            cursor.next = leaf_end(&cursor)
         return refused
 
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil:

@@ -8,10 +8,10 @@
 #
 # Every hold is bounded: HOLD entries, cells or zspages, or LOOKS words of nodes of which none leads to a cell, whatever
 # a client has written. Tests set `tested`: WATCHED measures each hold, in processor time of its thread (waiting for a
-# processor is not the holder's doing); PAUSED makes a thread step aside now and then before it takes a lock and after
-# it leaves one, so that threads meet where they seldom would; LINGERING keeps a thread that left the lock in a certain
-# function, or came to a place with a certain name (lock_step_aside), until the test has done what is to happen just
-# then. Off, they cost a comparison of a word on the line that the mutex stands in.
+# processor is not the holder's doing), and counts what walks look at in it; PAUSED makes a thread step aside now and
+# then before it takes a lock and after it leaves one, so that threads meet where they seldom would; LINGERING keeps a
+# thread that left the lock in a certain function, or came to a place with a certain name (lock_step_aside), until the
+# test has done what is to happen just then. Off, they cost a comparison of a word on the line that the mutex stands in.
 
 from libc.stdint cimport uint64_t
 
@@ -48,9 +48,11 @@ cdef extern from * nogil:
         uint64_t turns;          /* taken by others than runs so often */
         uint64_t contended;      /* ... so often somebody had it */
         uint64_t turns_behind;   /* taken behind them so often */
-        uint64_t began_ns;       /* of the hold under way; these three while WATCHED */
+        uint64_t began_ns;       /* of the hold under way; these while WATCHED */
         uint64_t longest_ns;
         const char* longest_in;  /* the function that ended the longest hold */
+        uint64_t entries, words;            /* that walks looked at and passed over in it (cursor.pyx) */
+        uint64_t most_entries, most_words;  /* ... in any hold */
         char linger_in[32];      /* what the name of the function ends with, while LINGERING */
         int lingering;           /* threads that are there */
     } Lock;
@@ -67,6 +69,7 @@ cdef extern from * nogil:
         lock->turns = lock->contended = lock->turns_behind = 0;
         lock->began_ns = lock->longest_ns = 0;
         lock->longest_in = "";
+        lock->entries = lock->words = lock->most_entries = lock->most_words = 0;
         lock->linger_in[0] = 0;
         lock->lingering = 0;
     }
@@ -100,7 +103,17 @@ cdef extern from * nogil:
     }
     static inline void lock_taken(Lock* lock) {
         if (lock->sides) sides_close(lock->sides);
-        if (__builtin_expect(lock->tested & NBDZRAM_WATCHED, 0)) lock->began_ns = lock_clock_ns();
+        if (__builtin_expect(lock->tested & NBDZRAM_WATCHED, 0)) {
+            lock->entries = lock->words = 0;
+            lock->began_ns = lock_clock_ns();
+        }
+    }
+    static inline void lock_saw(Lock* lock, uint64_t entries, uint64_t words) {  /* the hold under way, of leaves */
+        if (__builtin_expect(!(lock->tested & NBDZRAM_WATCHED), 1)) return;
+        lock->entries += entries;
+        lock->words += words;
+        if (lock->entries > lock->most_entries) lock->most_entries = lock->entries;
+        if (lock->words > lock->most_words) lock->most_words = lock->words;
     }
     static inline void lock_take(Lock* lock) {
         if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
@@ -168,11 +181,14 @@ cdef extern from * nogil:
         uint64_t turns_behind
         uint64_t longest_ns
         const char* longest_in
+        uint64_t most_entries
+        uint64_t most_words
         char* linger_in
         int lingering
     void lock_init(Lock*, int tested)
     void lock_end(Lock*)
     void lock_pause()
+    void lock_saw(Lock*, uint64_t entries, uint64_t words)
     void lock_step_aside(Lock*, const char* where)
     void lock_take(Lock*)
     void lock_take_behind(Lock*)

@@ -121,6 +121,8 @@ class Pool:
 
     def lingering(self) -> int:
         """How many threads linger."""
+    def most_in_a_hold(self) -> tuple[int, int]:
+        """The most entries that walks might look at in a hold, and words of nodes that they passed over."""
     def longest_holds(self) -> dict[str, tuple[int, str]]:
         """Of each kind of lock, the longest hold since it was watched: nanoseconds of processor time, and where."""
     def __enter__(self) -> Self: ...

@@ -565,6 +565,9 @@ cdef class Pool:
     def lingering(self) -> int:
         return self.lock.lingering
 
+    def most_in_a_hold(self) -> tuple[int, int]:
+        return self.lock.most_entries, self.lock.most_words
+
     def longest_holds(self) -> dict:
         from nbdzram.engine.disk import _longest_stripe
 

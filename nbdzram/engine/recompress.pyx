@@ -31,6 +31,7 @@ from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
     zstd_free_compressor, zstd_new_cdict, zstd_new_compressor, zstd_train,
 )
+from nbdzram.engine.cursor cimport Cursor, next_entry
 from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, keep_dictionary
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.format cimport KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit
@@ -39,7 +40,7 @@ from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport RECOMPRESSED
-from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, LEAF_BLOCKS, age_of, is_hole
+from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, age_of, is_hole
 from nbdzram.engine.users cimport users_enter, users_leave
 
 from nbdzram.errors import EngineError, UserError
@@ -60,7 +61,7 @@ cdef class Recompress(Run):
 
     cdef list disks          # that are still to be walked
     cdef Disk disk
-    cdef uint64_t block
+    cdef Cursor cursor       # over `disk`
     cdef uint32_t counted, cells_end  # handles before `cells_end` among which what is due is counted first
     cdef uint64_t due                 # objects that the walk is still expected to encode
     cdef int level
@@ -131,7 +132,7 @@ cdef class Recompress(Run):
 
     cdef bint _go_on(self) except -1:
         self.disk = self.disks.pop(0) if self.disks else None
-        self.block = 0
+        self.cursor.next = 0
         return self.disk is not None
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
@@ -176,34 +177,25 @@ cdef class Recompress(Run):
 
     cdef bint _visit_disk(self, Disk disk, uint32_t budget) noexcept nogil:
         """Go on where the last step ended. False when the disk is done."""
-        cdef uint64_t end = disk.end_block()
-        cdef uint64_t entry = 0
-        cdef uint64_t* leaf
+        cdef uint64_t block, entry = 0
         cdef uint32_t handle
+        cdef bint found
+        self.cursor.end = disk.end_block()  # it may have been resized
         while budget:
             self.pool.keep_short()
             lock_take_behind(&self.pool.lock)
-            leaf = disk.walk(&self.block, end)
-            if leaf == NULL:
-                lock_leave(&self.pool.lock)
-                if self.block >= end:
-                    return False
-                budget -= 1
-                continue
+            found = disk.walk(&self.cursor)
             # Holes and same-filled blocks cost no budget.
             handle = 0
-            while self.block < end:
-                entry = leaf[self.block % LEAF_BLOCKS]
-                handle = self.pool.tables.handle_at(entry, self.block)
-                self.block += 1
-                if not is_hole(entry):
-                    self._done += 1
-                if handle or self.block % LEAF_BLOCKS == 0:
-                    break
+            while handle == 0 and next_entry(&self.cursor, &block, &entry):
+                handle = self.pool.tables.handle_at(entry, block)
+                self._done += not is_hole(entry)
             if handle:
-                budget -= 1
                 self._visit(handle, age_of(entry, self.pool.now))
             lock_leave(&self.pool.lock)
+            if not found and self.cursor.next >= self.cursor.end:
+                return False
+            budget -= handle != 0 or not found
         return True
 
     cdef void _visit(self, uint32_t first, uint32_t age) noexcept nogil:
@@ -242,7 +234,7 @@ cdef class Recompress(Run):
         if not right:
             self.pool.rotten += 1
             self.pool.rotten_export = self.disk.number
-            self.pool.rotten_block = self.block - 1
+            self.pool.rotten_block = self.cursor.next - 1
         elif self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
             if not (better_length and self.pool.store.slab.saves(length, better_length)):
                 self.pool.store.set_tried(handle)

@@ -16,11 +16,11 @@ from libc.string cimport memcpy
 
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
+from nbdzram.engine.cursor cimport Cursor, next_entry
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take_behind
 from nbdzram.engine.pool cimport Pool
 from nbdzram.engine.run cimport Run
-from nbdzram.engine.table cimport LEAF_BLOCKS, MAX_BLOCKS_SHIFT
 
 cdef enum:
     ROTTEN_MAX = 1024
@@ -28,16 +28,15 @@ cdef enum:
     FOUND_MAX = 64    # HOLD
     OBJECT_WORK = 64  # of an entry that is looked at: decoding and hashing take about 800 ns, looking 10
 
-cdef uint64_t NO_BLOCK = <uint64_t>-1
-
 
 @cython.final
 cdef class Scrub(Run):
     """See scrub.pyi."""
 
-    cdef uint64_t at                    # a handle, then a block of `disk`
+    cdef uint32_t handle                # the next one
     cdef uint64_t handles_end
     cdef bint in_objects
+    cdef Cursor cursor                  # over `disk`
     cdef readonly uint64_t objects, objects_rotten, blocks, blocks_rotten
     cdef readonly bint finished
     cdef uint32_t rotten[ROTTEN_MAX]    # handles, in their order
@@ -50,7 +49,7 @@ cdef class Scrub(Run):
 
     def __cinit__(self, Pool pool):
         pool.reclaim_ripe()
-        self.at = 1
+        self.handle = 1
         self.in_objects = True
         self.places = []
         self.disks = pool.disks()
@@ -71,11 +70,11 @@ cdef class Scrub(Run):
         cdef uint32_t looked
         while budget:
             if self.in_objects:
-                if self.at >= self.handles_end:
+                if self.handle >= self.handles_end:
                     return False
                 looked = self._look_at_object()
             else:
-                if self.disk is None or self.at == NO_BLOCK or self.found_count:
+                if self._is_behind() or self.found_count:
                     return False
                 looked = self._look_at_blocks(min(budget, <uint32_t>HOLD))
             self._done += looked
@@ -88,18 +87,22 @@ cdef class Scrub(Run):
             if len(self.places) < PLACES_MAX:
                 self.places.append((self.disk.name, self.found[index]))
         self.found_count = 0
-        if self.in_objects or self.disk is None or self.at == NO_BLOCK:
+        if self.in_objects or self._is_behind():
             self.in_objects = False
-            self.at = 0
+            self.cursor.next = 0
             self.disk = self.disks.pop(0) if self.disks else None
+            self.cursor.end = 0 if self.disk is None else self.disk.end_block()
             self.finished = self.disk is None
         return self.disk is not None
+
+    cdef bint _is_behind(self) noexcept nogil:
+        return self.disk is None or self.cursor.next >= self.cursor.end
 
     # -- objects -------------------------------------------------------------------------------------------------
 
     cdef uint32_t _look_at_object(self) noexcept nogil:
-        cdef uint32_t handle = <uint32_t>self.at
-        self.at += 1
+        cdef uint32_t handle = self.handle
+        self.handle += 1
         if self._is_wrong(handle, False) and self._is_wrong(handle, True):  # it may have been given up meanwhile
             self.objects_rotten += 1
             if self.rotten_count < ROTTEN_MAX:
@@ -129,21 +132,18 @@ cdef class Scrub(Run):
     # -- blocks --------------------------------------------------------------------------------------------------
 
     cdef uint32_t _look_at_blocks(self, uint32_t limit) noexcept nogil:
-        """Of one leaf. `at` is NO_BLOCK behind the last."""
-        cdef uint64_t end = min(self.disk.end_block(), <uint64_t>1 << MAX_BLOCKS_SHIFT)
-        cdef uint64_t* leaf
+        """Of one leaf."""
+        cdef uint64_t block, entry
         cdef uint32_t looked = 0
         lock_take_behind(&self.pool.lock)
-        leaf = self.disk.walk(&self.at, end)
-        while looked < limit and leaf != NULL and self.at < end and (looked == 0 or self.at % LEAF_BLOCKS):
-            if self._is_rotten(leaf[self.at % LEAF_BLOCKS], self.at):
+        self.cursor.end = self.disk.end_block()  # it may have been resized
+        self.disk.walk(&self.cursor)
+        while looked < limit and next_entry(&self.cursor, &block, &entry):
+            if self._is_rotten(entry, block):
                 self.blocks_rotten += 1
-                self.found[self.found_count] = self.at
+                self.found[self.found_count] = block
                 self.found_count += 1
-            self.at += 1
             looked += 1
-        if self.at >= end:
-            self.at = NO_BLOCK
         lock_leave(&self.pool.lock)
         self.blocks += looked
         return max(looked, <uint32_t>1)

@@ -106,7 +106,6 @@ cdef class Tables:
     cdef Census census      # of a check under way, else None
 
     cdef uint64_t* leaf(self, uint64_t* root, uint64_t block) noexcept nogil
-    cdef uint64_t* next_leaf(self, uint64_t* root, uint64_t* block, uint64_t end) noexcept nogil
     cdef bint is_lost(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef uint64_t* place_of(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef uint64_t* own_leaf_on(self, uint64_t* root, uint64_t block, LeafCopy* copy) noexcept nogil
@@ -133,7 +132,7 @@ cdef class Tables:
     cdef bint _is_empty(self, uint32_t page, int level, uint64_t block) noexcept nogil
     cdef bint _names_nothing(self, uint32_t page, int level) noexcept nogil
     cdef void _changes(self, uint32_t page) noexcept nogil
-    cdef uint64_t _export_of(self, uint64_t* root) noexcept nogil
+    cdef uint64_t export_of(self, uint64_t* root) noexcept nogil
     cdef uint64_t _number(self, uint64_t* root, int level, uint64_t block) noexcept nogil
     cdef bint is_word(self, uint64_t word, int level, uint64_t number) noexcept nogil
     cdef bint reserve_refs(self, uint32_t unit) noexcept nogil

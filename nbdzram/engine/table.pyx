@@ -49,7 +49,7 @@ from nbdzram.engine.ledger cimport ledger_give, ledger_take
 from nbdzram.engine.limbo cimport (
     LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen,
 )
-from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, LOOKS
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.publish cimport exchange64, look64, publish64
@@ -104,17 +104,17 @@ cdef class Tables:
         if self.census is not None:
             self.census.change(page)
 
-    cdef uint64_t _export_of(self, uint64_t* root) noexcept nogil:
+    cdef uint64_t export_of(self, uint64_t* root) noexcept nogil:
         """The number of the export whose root stands here: what a root's check is bound to."""
         return <uint64_t>(<char*>root - <char*>self.arena.base - EXPORTS_AT) // ENTRY_SIZE
 
     # -- finding -------------------------------------------------------------------------------------------------
 
-    # A walk goes down from a root: `word` stands in level `level` as number `number` of it, and names a node of the
-    # level below, in which the next word of the walk stands.
+    # The way to a block goes down from a root: `word` stands in level `level` as number `number` of it, and names a
+    # node of the level below, in which the next word of the way stands. Who looks at many blocks walks with cursor.pyx.
 
     cdef uint64_t _number(self, uint64_t* root, int level, uint64_t block) noexcept nogil:
-        return block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else self._export_of(root)
+        return block >> (level * BRANCH_SHIFT) if level <= TOP_LEVEL else self.export_of(root)
 
     cdef bint is_word(self, uint64_t word, int level, uint64_t number) noexcept nogil:
         return word == branch_word(self.seed, level, number, page_of(word))
@@ -142,39 +142,6 @@ cdef class Tables:
         """Whether nobody can tell what the block is."""
         cdef uint64_t* leaf = self.leaf(root, block)
         return leaf == self.no_leaf
-
-    cdef uint64_t* next_leaf(self, uint64_t* root, uint64_t* block, uint64_t end) noexcept nogil:
-        """The entries of the first leaf from block[0] on, which moves to its first block there; no_leaf where it is
-        lost.
-
-        NULL: none before `end`, where block[0] is then, or LOOKS words were passed over, and the caller lets the lock
-        go before it calls again. A root of NULL has none.
-        """
-        cdef uint32_t looks = LOOKS
-        cdef int level = TOP_LEVEL + 1
-        cdef uint64_t* place = root
-        must(end <= <uint64_t>1 << MAX_BLOCKS_SHIFT, b"a table ends where its numbers do")
-        while root != NULL and block[0] < end:
-            if not self.is_word(place[0], level, self._number(root, level, block[0])):
-                return self.no_leaf
-            if page_of(place[0]) and level == 1:
-                return self.words(page_of(place[0]))
-            if page_of(place[0]):
-                level -= 1
-                place = self.words(page_of(place[0])) + ((block[0] >> (level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1))
-                continue
-            if level > TOP_LEVEL:
-                break
-            if looks == 0:
-                return NULL
-            looks -= 1
-            block[0] = ((block[0] >> (level * BRANCH_SHIFT)) + 1) << (level * BRANCH_SHIFT)
-            place += 1
-            if (block[0] >> (level * BRANCH_SHIFT)) & (BRANCH_CHILDREN - 1) == 0:  # into what lies beside the node
-                place = root
-                level = TOP_LEVEL + 1
-        block[0] = end
-        return NULL
 
     cdef bint leaf_is_shared(self, uint64_t* root, uint64_t block) noexcept nogil:
         """Whether a node on the way to the block's leaf, or the leaf, has several parents."""
@@ -330,9 +297,9 @@ cdef class Tables:
     cdef void share(self, uint64_t* root, uint64_t* twin) noexcept nogil:
         """Let another export have the table of this one. A root that is not right is not right for its twin either."""
         cdef uint32_t page = page_of(root[0])
-        if self.is_word(root[0], TOP_LEVEL + 1, self._export_of(root)):
+        if self.is_word(root[0], TOP_LEVEL + 1, self.export_of(root)):
             self.acquire(page)
-            twin[0] = branch_word(self.seed, TOP_LEVEL + 1, self._export_of(twin), page)
+            twin[0] = branch_word(self.seed, TOP_LEVEL + 1, self.export_of(twin), page)
         else:
             twin[0] = 0
 

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Region
+from nbdzram.engine.cursor cimport Cursor
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.pool cimport Pool
 
@@ -26,8 +27,7 @@ cdef class Walk:
     cdef Disk disk
     cdef Disk origin          # None: all is a hole there
     cdef Told told
-    cdef uint64_t block       # where it goes on to look
-    cdef uint64_t end
+    cdef Cursor cursor        # where it goes on to look
     cdef Found found[64]      # blocks of one hold, of which those from `settled` on are still to be told
     cdef uint32_t found_count, settled
     cdef uint32_t copied      # bytes in this hold
@@ -48,8 +48,8 @@ cdef class Walk:
 
     cdef bint _fill(self) noexcept nogil
     cdef bint _look(self) noexcept nogil
-    cdef bint _find_leaves(self, uint64_t** now, uint64_t** before) noexcept nogil
-    cdef bint _judge(self, Found* found, uint64_t entry, uint64_t before) noexcept nogil
+    cdef bint _find_leaf(self) noexcept nogil
+    cdef bint _judge(self, Found* found, uint64_t block, uint64_t entry, uint64_t before) noexcept nogil
     cdef void _copy(self, uint32_t handle, uint8_t* target, uint32_t* kind, uint32_t* length) noexcept nogil
     cdef bint _settle(self, uint32_t index) noexcept nogil
     cdef bint _add_object(self, const Found* found, const uint8_t* encoded, const uint8_t* block) noexcept nogil

@@ -27,13 +27,12 @@ from libc.string cimport memcmp, memcpy
 from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_ZSTD_DICT, fingerprint
+from nbdzram.engine.cursor cimport Cursor, go_on, leaf_end, next_entry, origin_entry
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.lock cimport HOLD, HOLD_BYTES, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
 from nbdzram.engine.pool cimport Pool
-from nbdzram.engine.table cimport (
-    BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, aged, entry_handle, hole_word, is_hole, page_of, repeated_of,
-)
+from nbdzram.engine.table cimport aged, entry_handle, is_hole, repeated_of
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.errors import EngineError
@@ -100,8 +99,8 @@ cdef class Walk:
         self.disk = disk
         self.origin = origin
         self.told = told
-        self.end = disk.end_block()
-        self.block = first
+        self.cursor.end = disk.end_block()
+        self.cursor.next = min(first, self.cursor.end)
         self.copies = <uint8_t*>malloc(2 * HOLD * BLOCK)
         self.objects = <uint8_t*>malloc(OBJECTS_GOAL + OBJECT_HEAD + BLOCK)
         self.runs = <uint8_t*>malloc(RUNS_GOAL + 2 * RUN_HEAD + 8)
@@ -142,12 +141,12 @@ cdef class Walk:
 
     @property
     def position(self):
-        return self.found[self.settled].block if self.settled < self.found_count else min(self.block, self.end)
+        return self.found[self.settled].block if self.settled < self.found_count else self.cursor.next
 
     @property
     def progress(self):
         """Of the blocks of the disk, the part that is behind."""
-        return self.block / self.end if self.end else 1.0
+        return self.cursor.next / self.cursor.end if self.cursor.end else 1.0
 
     def _raise(self):
         if self.trouble == ROT:
@@ -161,7 +160,7 @@ cdef class Walk:
     cdef bint _fill(self) noexcept nogil:
         """Tell the blocks of one hold. False when the step has enough, or nothing is left, or there is trouble."""
         if self.settled == self.found_count:
-            if self.block >= self.end or not self._look():
+            if self.cursor.next >= self.cursor.end or not self._look():
                 return False
         while self.settled < self.found_count:
             if self.objects_size >= OBJECTS_GOAL or self.runs_size >= RUNS_GOAL:
@@ -175,74 +174,39 @@ cdef class Walk:
 
     cdef bint _look(self) noexcept nogil:
         """Find what is to be told of up to HOLD entries of a leaf, or HOLD_BYTES. False when there is trouble."""
-        cdef uint64_t* now = NULL
-        cdef uint64_t* before = NULL
-        cdef uint64_t entry, old
-        cdef uint32_t looked = 0
+        cdef uint64_t block, entry
         self.found_count = self.settled = self.copied = 0
         lock_take_behind(&self.pool.lock)
-        if self._find_leaves(&now, &before):
-            while (self.block < self.end and looked < HOLD and self.copied < HOLD_BYTES
-                   and (looked == 0 or self.block % LEAF_BLOCKS)):
-                entry = now[self.block % LEAF_BLOCKS] if now != NULL else hole_word(self.pool.seed, self.block)
-                old = before[self.block % LEAF_BLOCKS] if before != NULL else hole_word(self.pool.seed, self.block)
-                if self._judge(&self.found[self.found_count], entry, old):
+        if self._find_leaf():
+            while (self.copied < HOLD_BYTES and self.trouble == NO_TROUBLE
+                   and next_entry(&self.cursor, &block, &entry)):
+                if self._judge(&self.found[self.found_count], block, entry, origin_entry(&self.cursor, block)):
                     self.found_count += 1
-                if self.trouble:
-                    break
-                self.block += 1
-                looked += 1
         lock_leave(&self.pool.lock)
         return self.trouble == NO_TROUBLE
 
-    cdef bint _find_leaves(self, uint64_t** now, uint64_t** before) noexcept nogil:
-        """Under the lock: the leaves in which the next block stands that may differ; NULL where all are holes.
-
-        False: there is none, or HOLD nodes were passed over, or there is trouble.
-        """
+    cdef bint _find_leaf(self) noexcept nogil:
+        """Under the lock: go on to what may differ. False: there is nothing in this hold, or there is trouble."""
         cdef uint64_t* root = self.disk.root()
-        cdef uint64_t* origin_root = NULL if self.origin is None else self.origin.root()
-        cdef uint64_t* place
-        cdef uint64_t* other
-        cdef uint32_t page, other_page, looks
-        cdef int level
-        if root == NULL or self.origin is not None and origin_root == NULL or users_leaving(&self.pool.users):
-            return self._fails(GONE, self.block)
-        for looks in range(HOLD):
-            place, other, level = root, origin_root, TOP_LEVEL + 1
-            while True:
-                if (place != NULL and not self.pool.tables.is_word(
-                            place[0], level, self.pool.tables._number(root, level, self.block))
-                        or other != NULL and not self.pool.tables.is_word(
-                            other[0], level, self.pool.tables._number(origin_root, level, self.block))):
-                    return self._fails(ROT, self.block)
-                page = page_of(place[0]) if place != NULL else 0
-                other_page = page_of(other[0]) if other != NULL else 0
-                if page == other_page:
-                    break
-                if level == 1:
-                    now[0] = self.pool.tables.words(page) if page else NULL
-                    before[0] = self.pool.tables.words(other_page) if other_page else NULL
-                    return True
-                level -= 1
-                place = _below(self.pool.tables.words(page), self.block, level) if page else NULL
-                other = _below(self.pool.tables.words(other_page), self.block, level) if other_page else NULL
-            self.block = self.end if level > TOP_LEVEL else min(
-                self.end, ((self.block >> (level * BRANCH_SHIFT)) + 1) << (level * BRANCH_SHIFT))
-            if self.block >= self.end:
-                return False
-        return False
+        cdef uint64_t* origin = NULL if self.origin is None else self.origin.root()
+        if root == NULL or self.origin is not None and origin == NULL or users_leaving(&self.pool.users):
+            return self._fails(GONE, self.cursor.next)
+        if not go_on(&self.pool.lock, self.pool.tables, root, origin, &self.cursor):
+            return False
+        if self.cursor.leaf == self.pool.tables.no_leaf:
+            return self._fails(ROT, self.cursor.next)
+        return True
 
-    cdef bint _judge(self, Found* found, uint64_t entry, uint64_t before) noexcept nogil:
+    cdef bint _judge(self, Found* found, uint64_t block, uint64_t entry, uint64_t before) noexcept nogil:
         """Under the lock: whether the block is to be told, and as what."""
         cdef uint64_t expected
         cdef uint32_t handle = entry_handle(entry)
         cdef uint32_t other = 0
-        cdef bint known = self.pool.tables.is_right(before, self.block)  # of what is not, nobody knows if it differs
-        found.block = self.block
+        cdef bint known = self.pool.tables.is_right(before, block)  # of what is not, nobody knows if it differs
+        found.block = block
         found.kind = found.origin_kind = 0
-        if not self.pool.tables.is_right(entry, self.block):
-            return self._fails(ROT, self.block)
+        if not self.pool.tables.is_right(entry, block):
+            return self._fails(ROT, block)
         if known and aged(entry, 0) == aged(before, 0):
             return False
         if handle == 0:
@@ -250,7 +214,7 @@ cdef class Walk:
             found.word = 0 if is_hole(entry) else repeated_of(entry)
             return True
         if not self.pool.store.is_sound(handle, self.pool.store.resolve(handle)):
-            return self._fails(ROT, self.block)
+            return self._fails(ROT, block)
         expected = self.pool.store.cells.cell(handle).fingerprint
         if known and entry_handle(before):
             other = self.pool.store.resolve(entry_handle(before))
@@ -374,16 +338,14 @@ cdef class Walk:
 def leaves_apart(Disk disk not None, Disk origin, uint64_t limit) -> int:
     """How many leaves of a copy a walk would look at, up to `limit`. May take milliseconds."""
     cdef Walk walk = Walk(disk, origin, Told())
-    cdef uint64_t* now = NULL
-    cdef uint64_t* before = NULL
     cdef uint64_t found = 0
     walk._enter()
     with nogil:
-        while walk.block < walk.end and found < limit and walk.trouble == NO_TROUBLE:
+        while walk.cursor.next < walk.cursor.end and found < limit and walk.trouble == NO_TROUBLE:
             lock_take_behind(&walk.pool.lock)
-            if walk._find_leaves(&now, &before):
+            if walk._find_leaf():
                 found += 1
-                walk.block = (walk.block | (LEAF_BLOCKS - 1)) + 1
+                walk.cursor.next = leaf_end(&walk.cursor)
             lock_leave(&walk.pool.lock)
         users_leave(&walk.pool.users)
     return found if walk.trouble == NO_TROUBLE else limit
@@ -395,12 +357,7 @@ def blocks_apart(Disk disk not None, Disk origin, uint64_t limit) -> int:
     cdef uint64_t found = 0
     walk._enter()
     with nogil:
-        while walk.block < walk.end and found < limit and walk._look():
+        while walk.cursor.next < walk.cursor.end and found < limit and walk._look():
             found += walk.found_count
         users_leave(&walk.pool.users)
     return found if walk.trouble == NO_TROUBLE else limit
-
-
-cdef inline uint64_t* _below(uint64_t* words, uint64_t block, int level) noexcept nogil:
-    """The word of a node that leads to a block; its level."""
-    return words + ((block >> (level * BRANCH_SHIFT)) & (LEAF_BLOCKS - 1))

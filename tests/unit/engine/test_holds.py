@@ -14,11 +14,14 @@ import pytest
 
 import nbdzram
 from nbdzram.engine import moment
+from nbdzram.engine.check import Check
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.run import HOLD_COUNT
-from nbdzram.engine.walk import Told, Walk
-from tests.unit.engine.blocks import BLOCK, half_random, noise, text
+from nbdzram.engine.scrub import Scrub
+from nbdzram.engine.walk import Told, Walk, blocks_apart, leaves_apart
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 LEAF_BLOCKS = 512
 CHILDREN = 1024
@@ -192,6 +195,53 @@ def test_what_a_stream_tells_is_copied_a_few_blocks_at_a_time() -> None:
 
     assert turns_of(pool, tell) >= blocks * BLOCK // copied_a_hold
     assert walk.progress == 1.0
+
+
+def stream(disk: Disk) -> None:
+    """All of it, and what came behind a copy."""
+    (before,) = moment.snapshot_together([disk], ["before"])
+    disk.write(0, text(0))
+    (copy,) = moment.snapshot_together([disk], ["copy"])
+    for origin in (None, before):
+        leaves_apart(copy, origin, 1 << 30)
+        blocks_apart(copy, origin, 1 << 30)
+        told = Walk(copy, origin, Told())
+        while told.step() is not None:
+            pass
+    moment.discard([before, copy])
+
+
+def unreadable(disk: Disk) -> None:
+    assert disk.first_unreadable(0) is None  # type: ignore[attr-defined]  # for a check that found something
+
+
+LOOKS_AT_LEAVES: dict[str, Callable[[Pool, Disk], object]] = {
+    **{name: walk for name, walk in WALKS.items() if name != "delete"},
+    "what its client may know of sharing": lambda _, disk: disk.extents(0, disk.size_bytes, 1 << 20, Extent.SHARED),
+    "check": lambda pool, _: run(Check(pool)),
+    "unreadable": lambda _, disk: unreadable(disk),
+    "scrub": lambda pool, _: run(Scrub(pool)),
+    "recompress": lambda pool, _: run(Recompress(pool)),
+    "stream": lambda _, disk: stream(disk),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS_AT_LEAVES)
+def test_a_hold_looks_at_a_few_entries_and_passes_over_a_few_empty_places_whatever_it_is_for(look: str) -> None:
+    """A leaf of objects, one of repeated words, which leads to nothing, and one block in each 2 GiB."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    for block in range(LEAF_BLOCKS):
+        disk.write(block * BLOCK, half_random(block % 50, 100))
+    disk.write(LEAF, b"\x07" * LEAF)
+    for number in range(1, 40):
+        disk.write(number * BRANCH - BLOCK, text(number))
+    pool.test_locks(watch=True)
+    LOOKS_AT_LEAVES[look](pool, disk)
+    entries, words = pool.most_in_a_hold()
+    assert 1 < entries <= HOLD_COUNT
+    assert 1 < words <= LOOKS
+    pool.check()
 
 
 def test_who_deletes_a_large_disk_stands_behind_clients() -> None:
