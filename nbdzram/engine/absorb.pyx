@@ -28,7 +28,7 @@ from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, find_d
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.leaf cimport ANYWHERE, own_leaf
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.prepare cimport RUN, Prepared, prepare_encoded
 from nbdzram.engine.store cimport HUGE_LENGTH
 from nbdzram.engine.table cimport LEAF_BLOCKS, aged, entry_word
@@ -72,14 +72,14 @@ cdef dict WRONG = {
 cdef class Absorber:
     """See absorb.pyi."""
 
-    cdef Pool pool
+    cdef PoolCore pool
     cdef void* ddicts[CODEC_DICTS]  # of the stream
     cdef int places[CODEC_DICTS]    # where the pool has them
     cdef void* compressor
     cdef uint64_t number            # what an error is about
     cdef readonly uint64_t objects, object_bytes, objects_folded, objects_encoded_again, blocks
 
-    def __cinit__(self, Pool pool not None):
+    def __cinit__(self, PoolCore pool not None):
         self.pool = pool
         self.compressor = zstd_new_compressor(LEVEL)
         if self.compressor == NULL:

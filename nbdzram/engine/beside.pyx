@@ -27,7 +27,6 @@ Crash rules: those of a write that has the lock alone, store for store: bytes, c
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport PAGE_SIZE
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport (
     KIND_FILL, REFS_MAX, REFS_SHIFT, Cell, kind_of, length_of, object_word, slot_of, unit_of,
@@ -37,7 +36,8 @@ from nbdzram.engine.kit cimport Kit, expect_slot, has_handle, has_room, has_slot
 from nbdzram.engine.ledger cimport ledger_is_near
 from nbdzram.engine.lock cimport lock_leave_beside, lock_take_beside
 from nbdzram.engine.must cimport must, must_debug
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.page cimport PAGE_SIZE
 from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.prepare cimport Prepared
 from nbdzram.engine.publish cimport add64, exchange64, look32, look64, publish64, subtract64
@@ -62,7 +62,7 @@ cdef struct Gain:
 
 
 cdef uint32_t write_beside(
-    Pool pool, Blocks disk, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end
+    PoolCore pool, Blocks disk, uint64_t first, uint32_t count, const Prepared* prepared, uint64_t end
 ) noexcept nogil:
     """Give blocks of one leaf their new content, in order; how many were stored. Why the next was not, whoever has the
     lock alone finds out. The caller holds the leaf's stripe; see Disk._commit."""
@@ -90,7 +90,7 @@ cdef uint32_t write_beside(
     return done
 
 
-cdef uint64_t* _own_leaf(Pool pool, Blocks disk, uint64_t block) noexcept nogil:
+cdef uint64_t* _own_leaf(PoolCore pool, Blocks disk, uint64_t block) noexcept nogil:
     """The 512 entries among which `block` is; NULL: there are none yet, others share them, or something is not
     right."""
     cdef uint64_t* place = disk.root()
@@ -112,7 +112,7 @@ cdef uint64_t* _own_leaf(Pool pool, Blocks disk, uint64_t block) noexcept nogil:
     return place
 
 
-cdef void _bring_near(Pool pool, const uint64_t* leaf, uint64_t first, uint32_t count) noexcept nogil:
+cdef void _bring_near(PoolCore pool, const uint64_t* leaf, uint64_t first, uint32_t count) noexcept nogil:
     """The cells of the objects that go are looked at soon, and lie anywhere."""
     cdef uint32_t high = look32(&pool.store.cells.high)
     cdef uint32_t index, handle
@@ -123,7 +123,7 @@ cdef void _bring_near(Pool pool, const uint64_t* leaf, uint64_t first, uint32_t 
 
 
 cdef bint _replace(
-    Pool pool, Blocks disk, Kit* kit, uint64_t* place, uint64_t block, const Prepared* new, Gain* gain
+    PoolCore pool, Blocks disk, Kit* kit, uint64_t* place, uint64_t block, const Prepared* new, Gain* gain
 ) noexcept nogil:
     """Store one block. False: something is not as usual, and nothing changed."""
     cdef Old old
@@ -164,7 +164,7 @@ cdef bint _count_one(Blocks disk) noexcept nogil:
     return False
 
 
-cdef bint _see(Pool pool, uint64_t entry, uint64_t block, Old* old) noexcept nogil:
+cdef bint _see(PoolCore pool, uint64_t entry, uint64_t block, Old* old) noexcept nogil:
     """Find out what a block was. False: it is not right, or cannot be released beside others."""
     cdef Cell* cell
     old.handle = entry_handle(entry)
@@ -184,7 +184,7 @@ cdef bint _see(Pool pool, uint64_t entry, uint64_t block, Old* old) noexcept nog
             and aged(entry, 0) == entry_word(pool.seed, block, old.handle, cell.fingerprint))
 
 
-cdef uint32_t _put(Pool pool, Kit* kit, const Prepared* new) noexcept nogil:
+cdef uint32_t _put(PoolCore pool, Kit* kit, const Prepared* new) noexcept nogil:
     """Store a new object with one holder. Its handle, or 0: there is nothing at hand for it; nothing changed then."""
     cdef int size_class = pool.store.slab.class_of[new.length]
     cdef uint32_t handle
@@ -217,7 +217,7 @@ cdef uint32_t _put(Pool pool, Kit* kit, const Prepared* new) noexcept nogil:
     return handle
 
 
-cdef void _release(Pool pool, Kit* kit, uint32_t handle, uint64_t word) noexcept nogil:
+cdef void _release(PoolCore pool, Kit* kit, uint32_t handle, uint64_t word) noexcept nogil:
     """One holder less; an object that nothing leads to any more goes."""
     cdef Cell* cell = pool.store.cells.cell(handle)
     cdef uint64_t refs = word >> REFS_SHIFT
@@ -252,7 +252,7 @@ cdef void _tally(Kit* kit, uint64_t word, int sign) noexcept nogil:
         kit.tallies.huge_now += <int64_t>sign
 
 
-cdef void _count(Pool pool, Blocks disk, const Gain* gain) noexcept nogil:
+cdef void _count(PoolCore pool, Blocks disk, const Gain* gain) noexcept nogil:
     """So many blocks more in the export, and in the sums that it is part of (Blocks._add). No recount is under way."""
     add64(&disk.stored, gain.stored - gain.counted)
     add64(&disk.same, gain.same)

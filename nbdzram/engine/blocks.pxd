@@ -2,7 +2,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nbdzram.engine.cursor cimport Cursor
 from nbdzram.engine.directory cimport ExportEntry, Head
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.twins cimport Twins
 
 cdef enum:  # Extent (disk.pyi)
@@ -22,7 +22,7 @@ cdef struct Runs:
 
 cdef class Blocks:
     # What readers look at, and nobody writes beside it.
-    cdef readonly Pool pool
+    cdef readonly PoolCore pool
     cdef readonly uint32_t number
     cdef bint gone           # deleted, or its pool is closed
     cdef ExportEntry* _entry  # for root, readers and what changes it alone: it may be another's once this disk is gone

@@ -29,7 +29,7 @@ from nbdzram.engine.domain cimport domain_of, salt_of
 from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.publish cimport amend32, amend64, look64
 from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
 from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has, twins_make_room
@@ -55,7 +55,7 @@ class Extent(IntFlag):
 cdef class Blocks:
     """What a disk is beside its content; see disk.pyi."""
 
-    def _bind(self, Pool pool, uint32_t number, uint64_t stored, uint64_t same):
+    def _bind(self, PoolCore pool, uint32_t number, uint64_t stored, uint64_t same):
         must(not pool.held[number], b"a directory entry is not used again while somebody holds its disk")
         self.pool = pool
         self.number = number
@@ -430,7 +430,7 @@ cdef class Blocks:
         return at
 
     def usage(self):
-        cdef Pool pool = self.pool
+        cdef PoolCore pool = self.pool
         cdef Cursor cursor
         cdef uint64_t stored = 0, same = 0, compressed = 0, unique = 0, huge = 0
         cdef uint64_t block, entry

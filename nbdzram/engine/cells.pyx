@@ -35,12 +35,11 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve,
-)
+from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
 from nbdzram.engine.limbo cimport LIMBO_FEW, limbo_count, limbo_due, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.must cimport must, must_debug
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.publish cimport amend32, amend64, publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX

@@ -42,7 +42,7 @@ from nbdzram.engine.format cimport ENTRY_FREE
 from nbdzram.engine.kit cimport are_empty, gather_tallies
 from nbdzram.engine.limbo cimport limbo_count
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.recount cimport SLOT_WORDS, CellCensus, NodeCensus, ZspageCensus, judge_slots
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport Slab, retired_slot, retired_unit
@@ -102,7 +102,7 @@ cdef class Check(Run):
     cdef bint no_memory
     cdef char complaint[COMPLAINT]
 
-    def __cinit__(self, Pool pool, *, contents: bool = True):
+    def __cinit__(self, PoolCore pool, *, contents: bool = True):
         self.store = pool.store
         self.slab = pool.store.slab
         self.tables = pool.tables

@@ -1,3 +1,3 @@
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 
-cdef bint make_room(Pool pool, bint* waited) noexcept nogil
+cdef bint make_room(PoolCore pool, bint* waited) noexcept nogil

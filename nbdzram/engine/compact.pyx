@@ -28,7 +28,7 @@ from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, unit_of
 from nbdzram.engine.codec cimport CODEC_FREE
 from nbdzram.engine.kit cimport gather_slots
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
-from nbdzram.engine.pool cimport Compaction, Pool
+from nbdzram.engine.core cimport Compaction, PoolCore
 from nbdzram.engine.publish cimport look64
 from nbdzram.engine.quiescence cimport away, back
 from nbdzram.engine.run cimport Run
@@ -60,7 +60,7 @@ cdef class Compact(Run):
     cdef uint64_t moved
     cdef int64_t pass_returned
 
-    def __cinit__(self, Pool pool, *, dry_run: bool = False):
+    def __cinit__(self, PoolCore pool, *, dry_run: bool = False):
         self.dry_run = dry_run
         self.cause = COMPACTED
         lock_take(&pool.lock)
@@ -111,7 +111,7 @@ cdef class Compact(Run):
         return self.pool.compaction.phase != RESTING and self.pool.compaction.number == self.number
 
 
-cdef bint make_room(Pool pool, bint* waited) noexcept nogil:
+cdef bint make_room(PoolCore pool, bint* waited) noexcept nogil:
     """Return pages for a write that found no room; whether there are any. The caller holds no lock of the engine.
 
     At first what was freed is waited for, as it is had soon: `waited` says that it was, and nothing was stored since.
@@ -145,7 +145,7 @@ cdef bint make_room(Pool pool, bint* waited) noexcept nogil:
     return gained
 
 
-cdef uint64_t _gain(Pool pool) noexcept nogil:
+cdef uint64_t _gain(PoolCore pool) noexcept nogil:
     """Under the lock: pages that a pass would return."""
     cdef uint64_t pages = 0
     cdef int index
@@ -154,7 +154,7 @@ cdef uint64_t _gain(Pool pool) noexcept nogil:
     return pages
 
 
-cdef bint _pays(Pool pool) noexcept nogil:
+cdef bint _pays(PoolCore pool) noexcept nogil:
     """Whether a write should begin a pass."""
     cdef bint pays
     cdef uint64_t worth
@@ -167,7 +167,7 @@ cdef bint _pays(Pool pool) noexcept nogil:
     return pays
 
 
-cdef void _begin(Pool pool) noexcept nogil:
+cdef void _begin(PoolCore pool) noexcept nogil:
     cdef Compaction* going = &pool.compaction
     lock_take(&pool.lock)
     going.end = pool.store.cells.high
@@ -180,7 +180,7 @@ cdef void _begin(Pool pool) noexcept nogil:
     going.returned_before = pool.store.slab.returned[COMPACTED]
 
 
-cdef void _advance(Pool pool, uint32_t budget) noexcept nogil:
+cdef void _advance(PoolCore pool, uint32_t budget) noexcept nogil:
     """Carry the pass on by about `budget` zspages and handles."""
     cdef Compaction* going = &pool.compaction
     while budget and going.phase == PLANNING:
@@ -196,7 +196,7 @@ cdef void _advance(Pool pool, uint32_t budget) noexcept nogil:
         budget -= _end(pool, min(budget, <uint32_t>HOLD))
 
 
-cdef uint32_t _plan(Pool pool, uint32_t limit) noexcept nogil:
+cdef uint32_t _plan(PoolCore pool, uint32_t limit) noexcept nogil:
     """Mark up to `limit` zspages of one class, under one hold of the lock; how many were looked at."""
     cdef Compaction* going = &pool.compaction
     cdef uint32_t looked = 1
@@ -217,7 +217,7 @@ cdef uint32_t _plan(Pool pool, uint32_t limit) noexcept nogil:
     return looked
 
 
-cdef void _visit(Pool pool, uint32_t handle) noexcept nogil:
+cdef void _visit(PoolCore pool, uint32_t handle) noexcept nogil:
     """Move the object of this handle if its zspage is being emptied."""
     if not _must_move(pool, look64(&pool.store.cells.cell(handle).word)):  # a hint until the lock is held
         return
@@ -226,7 +226,7 @@ cdef void _visit(Pool pool, uint32_t handle) noexcept nogil:
         _move(pool, handle)
 
 
-cdef bint _move(Pool pool, uint32_t handle) noexcept nogil:
+cdef bint _move(PoolCore pool, uint32_t handle) noexcept nogil:
     """Whether the object of this handle, if it still had to move, was moved."""
     cdef bint moved = True
     lock_take_behind(&pool.lock)
@@ -239,12 +239,12 @@ cdef bint _move(Pool pool, uint32_t handle) noexcept nogil:
     return moved
 
 
-cdef bint _must_move(Pool pool, uint64_t word) noexcept nogil:
+cdef bint _must_move(PoolCore pool, uint64_t word) noexcept nogil:
     return (kind_of(word) != CODEC_FREE and kind_of(word) != KIND_FILL and kind_of(word) != KIND_FORWARD
             and pool.store.slab.is_evacuating(unit_of(word)))
 
 
-cdef uint32_t _end(Pool pool, uint32_t limit) noexcept nogil:
+cdef uint32_t _end(PoolCore pool, uint32_t limit) noexcept nogil:
     """Use up to `limit` marked zspages of one class again, under one hold of the lock; how many were looked at."""
     cdef Compaction* going = &pool.compaction
     cdef uint32_t looked = 1

@@ -7,19 +7,19 @@ dictionary while the pool is open. Opening an arena frees the places whose dicti
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.arena cimport UNIT_SIZE, units_of
 from nbdzram.engine.codec cimport CODEC_DICTS, digest, zstd_free_ddict, zstd_new_ddict
 from nbdzram.engine.format cimport dictionary_length, dictionary_unit, dictionary_word
 from nbdzram.engine.ledger cimport ledger_give, ledger_take
 from nbdzram.engine.lock cimport lock_leave, lock_take_behind
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.page cimport UNIT_SIZE, units_of
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport dictionary_pages
 
 from nbdzram.errors import EngineError
 
 
-def dictionary_of(Pool pool, int number) -> bytes:
+def dictionary_of(PoolCore pool, int number) -> bytes:
     """The content of dictionary `number`. Raises EngineError when there is none, or it is not what was written."""
     cdef const uint8_t* content
     cdef uint32_t length = dictionary_length(pool.superblock, number) if 0 <= number < CODEC_DICTS else 0
@@ -31,7 +31,7 @@ def dictionary_of(Pool pool, int number) -> bytes:
     return content[:length]
 
 
-cdef int find_dictionary(Pool pool, const uint8_t* content, uint32_t length) noexcept nogil:
+cdef int find_dictionary(PoolCore pool, const uint8_t* content, uint32_t length) noexcept nogil:
     """The number of a dictionary that the pool has already, or NO_DICTIONARY."""
     cdef int number
     for number in range(CODEC_DICTS):
@@ -41,7 +41,7 @@ cdef int find_dictionary(Pool pool, const uint8_t* content, uint32_t length) noe
     return NO_DICTIONARY
 
 
-cdef int keep_dictionary(Pool pool, const uint8_t* content, uint32_t length) noexcept nogil:
+cdef int keep_dictionary(PoolCore pool, const uint8_t* content, uint32_t length) noexcept nogil:
     """Give it the next number. NO_DICTIONARY when there is no room, or no number: a reader may be decoding with an old
     one.
 

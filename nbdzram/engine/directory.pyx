@@ -45,13 +45,14 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from nbdzram.engine.arena cimport PAGE_SIZE, Arena
+from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.codec cimport digest
 from nbdzram.engine.format cimport (
     CONCEALED_WHOLE, ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_AT, EXPORTS_MAX, HEADS, KEY_CURRENT, KEY_IDENTITY,
     NAME_MAX, NAME_ROOM, UNCONCEALED, checked_word, is_checked, mix,
 )
 from nbdzram.engine.must cimport must
+from nbdzram.engine.page cimport PAGE_SIZE
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.table cimport TOP_LEVEL, branch_word
 

@@ -33,7 +33,7 @@ from nbdzram.engine.kit cimport Kit, bring_slot, kit_of_thread, seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
 from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
 from nbdzram.engine.publish cimport look64, publish64
 from nbdzram.engine.reading cimport read_block, read_range
@@ -58,7 +58,7 @@ cdef enum:
 cdef uint64_t _offload = OFFLOAD
 
 
-def _open_disk(Pool pool, uint32_t number, uint64_t stored, uint64_t same):
+def _open_disk(PoolCore pool, uint32_t number, uint64_t stored, uint64_t same):
     """The disk of a live entry of the pool's export directory; for Pool alone."""
     disk = Disk.__new__(Disk)
     disk._bind(pool, number, stored, same)

@@ -13,10 +13,11 @@ from libc.string cimport memcpy, memset
 
 from dataclasses import dataclass
 
-from nbdzram.engine.arena cimport PAGE_SIZE, Arena
+from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.codec cimport (
     BLOCK, fingerprint, lz4_compress, same_filled, zstd_compress, zstd_free_compressor, zstd_new_compressor,
 )
+from nbdzram.engine.page cimport PAGE_SIZE
 from nbdzram.engine.slab cimport MAX_CLASSES, SizeClass, Slab
 from nbdzram.engine.store cimport HUGE_LENGTH
 

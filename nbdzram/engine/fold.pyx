@@ -23,7 +23,7 @@ from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
 from nbdzram.engine.kit cimport gather_tallies
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport FOLDED
 
@@ -43,7 +43,7 @@ cdef class Fold(Run):
     cdef uint64_t freed
     cdef uint64_t compared
 
-    def __cinit__(self, Pool pool, *, dry_run: bool = False):
+    def __cinit__(self, PoolCore pool, *, dry_run: bool = False):
         self.dry_run = dry_run
         self.cause = FOLDED
         self.position = 1

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 
 cdef enum:
     FORESEEN = 32  # blocks at a time: more than a processor fetches at once, few enough to stay in its caches
@@ -12,4 +12,4 @@ cdef struct Foreseen:
     bint read
 
 cdef void foresee(Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil
-cdef void foresee_reading(Pool pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil
+cdef void foresee_reading(PoolCore pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil

@@ -15,11 +15,11 @@ also where memory changed under us. Fetching itself cannot fail, whatever the ad
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport Cell, kind_of, length_of
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.publish cimport look32, look64
 from nbdzram.engine.quiescence cimport offline, online
@@ -39,7 +39,7 @@ cdef void foresee(Blocks disk, const Foreseen* blocks, uint32_t count) noexcept 
     offline()
 
 
-cdef void foresee_reading(Pool pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil:
+cdef void foresee_reading(PoolCore pool, Blocks disk, uint64_t first, uint64_t count) noexcept nogil:
     """The first FORESEEN of `count` adjacent blocks; one alone waits as long either way. The caller is online."""
     cdef Foreseen blocks[FORESEEN]
     cdef uint32_t index
@@ -52,7 +52,7 @@ cdef void foresee_reading(Pool pool, Blocks disk, uint64_t first, uint64_t count
     _foresee(pool, disk, blocks, count)
 
 
-cdef void _foresee(Pool pool, Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil:
+cdef void _foresee(PoolCore pool, Blocks disk, const Foreseen* blocks, uint32_t count) noexcept nogil:
     cdef uint64_t* places[FORESEEN]
     cdef Cell* cells[FORESEEN]
     cdef uint32_t high = look32(&pool.store.cells.high)
@@ -77,7 +77,7 @@ cdef void _foresee(Pool pool, Blocks disk, const Foreseen* blocks, uint32_t coun
             pool.store.index.prefetch_bucket(cells[index].fingerprint)
 
 
-cdef uint64_t* _place(Pool pool, Blocks disk, uint64_t block, uint64_t pages) noexcept nogil:
+cdef uint64_t* _place(PoolCore pool, Blocks disk, uint64_t block, uint64_t pages) noexcept nogil:
     """Where the entry of a block stands; NULL: there is none. The words on the way may be wrong."""
     cdef uint64_t* place = &disk._entry.root
     cdef uint32_t page
@@ -92,7 +92,7 @@ cdef uint64_t* _place(Pool pool, Blocks disk, uint64_t block, uint64_t pages) no
     return place
 
 
-cdef void _bring_object(Pool pool, uint64_t word) noexcept nogil:
+cdef void _bring_object(PoolCore pool, uint64_t word) noexcept nogil:
     cdef const uint8_t* first
     cdef uint32_t at = 0
     if not CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS:

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from nbdzram.engine.arena cimport UNIT_SIZE
 from nbdzram.engine.codec cimport CODEC_DICTS
+from nbdzram.engine.page cimport UNIT_SIZE
 
 cdef enum:
     VERSION = 2

@@ -1,4 +1,4 @@
-# The engine's locks: the pool's and the stripes of its disks (pool.pyx has their order).
+# The engine's locks: the pool's and the stripes of its disks (core.pyx has their order).
 #
 # The pool's has two sides (sides.pxd): taken as a mutex is, it is had alone; writers take it beside each other.
 #

@@ -20,9 +20,7 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport (
-    UNIT_PAGES, UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve, units_of,
-)
+from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
     CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_MAX, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
     target_of, unit_of,
@@ -33,6 +31,7 @@ from nbdzram.engine.format cimport (
     ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, KEY_STRENGTH, SEGMENTS_MAX, Superblock,
     dictionary_length, dictionary_unit, dictionary_word, is_checked,
 )
+from nbdzram.engine.page cimport UNIT_PAGES, UNIT_SIZE, units_of
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
 from nbdzram.engine.table cimport (

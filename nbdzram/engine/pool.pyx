@@ -1,17 +1,8 @@
 """A pool: one memory limit, one folding domain, one isolation boundary.
 
-    Pool -> Tables (which object a block is)      table.pyx
-         -> ObjectStore (objects and handles)     store.pyx -> Slab, Cells, Index
-         -> Arena (pages)                         arena.pyx
-
-Lock order: maintenance (one step of a fold, compaction or recompression), a leaf's stripe (disk.pyx), the pool's lock,
-a latch of the index or the depot's lock, and that of an arena that grows; never the other way, never two of a kind. The
-interpreter lock is outermost: whoever holds one of these must not ask for it, so nothing runs under them that could
-give it away, not even the making of a Python object. The pool's lock covers everything below it: tables, cells, index,
-slots, counters. Threads that store blocks as usual take it beside each other (sides.pxd, beside.pyx, kit.pyx);
-everything else has it alone, and is not about them. No compression, hashing or decoding happens under it on a client's
-way. Readers take no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and who
-waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
+    Pool ── its arena, begun or opened again (opening.pyx)
+         ── its exports: made, cloned, renamed, deleted    -> Disk (disk.pyx)
+         -> PoolCore: all that they and runs share         core.pyx
 
 Authoritative: superblock, both directories, block table nodes, cells, objects. Everything else is derived and rebuilt
 when an arena is opened again. A process killed at any instruction leaves every block with its old or its new content,
@@ -19,92 +10,50 @@ as each change ends in one store of a word: a leaf's entry, a cell, a node's num
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 import os
 import threading
 
-from nbdzram.engine.arena cimport PAGE_SIZE, Arena, pages_for
-from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
+from nbdzram.engine.codec cimport BLOCK
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
+from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.drop cimport drop_tree
 from nbdzram.engine.format cimport (
     ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, NAME_ROOM, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT,
-    VERSION, Superblock, dictionary_length, identity_of,
+    VERSION, Superblock, identity_of,
 )
-from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
-from nbdzram.engine.kit cimport gather_tallies, kits_free
-from nbdzram.engine.ledger cimport ledger_count, ledger_share
-from nbdzram.engine.lock cimport (
-    HOLD, LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_end, lock_init, lock_leave, lock_take,
-)
+from nbdzram.engine.ledger cimport ledger_count
+from nbdzram.engine.lock cimport LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.opening cimport Opening
+from nbdzram.engine.page cimport PAGE_SIZE, pages_for
 from nbdzram.engine.publish cimport amend32, publish64
-from nbdzram.engine.purse cimport Purse
-from nbdzram.engine.quiescence cimport calls_ever, grace_begin, grace_wait
-from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim, reclaim_ripe
-from nbdzram.engine.slab cimport FOLDED
-from nbdzram.engine.store cimport HUGE_LENGTH, KINDS, ObjectStore, dictionary_pages
-from nbdzram.engine.table cimport (
-    AGE_MASK, AGE_SECONDS, LEAF_BLOCKS, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables,
-)
+from nbdzram.engine.quiescence cimport grace_begin, grace_wait
+from nbdzram.engine.store cimport HUGE_LENGTH, ObjectStore
+from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables
 from nbdzram.engine.upgrade cimport OldOpening
-from nbdzram.engine.users cimport users_close, users_end, users_enter, users_init, users_leave
+from nbdzram.engine.users cimport users_close, users_enter, users_leave
 
-from nbdzram.engine.stats import PoolStats
+from nbdzram.engine.check import Check
+from nbdzram.engine.disk import _clear_behind, _longest_stripe, _open_disk, _test_stripes
 from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
 
 HUGE_THRESHOLD = HUGE_LENGTH
 ARENA_FORMAT = VERSION
 cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
-cdef uint64_t NO_BLOCK = <uint64_t>-1
 cdef bytes MAGIC = b"NBDZRAM\n"
-
-cdef enum:
-    AGED_PAGES = 64  # looked at for entries grown old, whenever the clock is told: 30 us, LOOKS entries a hold
-
-# Addresses that a pool reserves. A zspage may use one page of its unit's sixteen: so many times the limit always
-# suffice. Without a limit that would be too much: a process has 128 TiB, and on a machine with a terabyte seven pools
-# used them up. Compacted, zspages use nine pages of their units and more, so that four times the machine's memory are
-# enough there.
-LIMITED_FACTOR = 16
-UNLIMITED_FACTOR = 4
-COMPACTED_FACTOR = 2  # a limit may be raised, as long as compacted zspages fit
-SMALLEST_RESERVE = 16 << 30
-LARGEST_RESERVE = 16 << 40  # page numbers have 32 bits
-
-
-def _reserve_for(mem_limit: int) -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    wanted = LIMITED_FACTOR * mem_limit if mem_limit else UNLIMITED_FACTOR * memory
-    return max(SMALLEST_RESERVE, min(LARGEST_RESERVE, wanted))
 
 
 @cython.final
-cdef class Pool:
+cdef class Pool(PoolCore):
     """See pool.pyi."""
 
-    def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, memory: int | None = None,
-                  inline_dedup: bool = False, verify: bool = True, tell_sharing: bool = False, clock: int = 0,
-                  fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF):
-        self._disks = []
+    def __cinit__(self, *, mem_limit: int = 0, **_):
         self.making = threading.RLock()
-        self.arena = Arena(path, _reserve_for(mem_limit), memory=memory)
-        lock_init(&self.lock, 0)
-        self.lock.sides = &self.sides
-        lock_init(&self.maintenance, 0)
-        users_init(&self.users)
-        self.lock_made = True
-        self.fingerprint_mask = fingerprint_mask
-        self.inline_on = inline_dedup
-        self.verify_on = verify
-        self.tells_sharing = tell_sharing
-        self.rotten_block = NO_BLOCK
-        self.set_clock(clock)
-        self.superblock = <Superblock*>self.arena.base
         if self.arena.opened:
             self._open_again()
             self.arena.ledger.used = self.pages_in_all()
@@ -112,13 +61,6 @@ cdef class Pool:
         else:
             self._begin()
         self.mem_limit = mem_limit
-
-    def __dealloc__(self):
-        if self.lock_made:
-            lock_end(&self.lock)
-            lock_end(&self.maintenance)
-            users_end(&self.users)
-            kits_free(&self.sides)
 
     def close(self) -> None:
         """See pool.pyi. Users that are in are waited for; those that take long go by themselves (users.pxd)."""
@@ -224,200 +166,10 @@ cdef class Pool:
 
     def _finish_shrinking(self):
         """What an export stores behind its end is none of it: a process was killed while it shrank."""
-        from nbdzram.engine.disk import _clear_behind
-
         for disk in self._disks:
             _clear_behind(disk)
 
-    # -- settings and counters -----------------------------------------------------------------------------------
-
-    @property
-    def path(self):
-        return self.arena.path
-
-    @property
-    def is_private(self):
-        return self.arena.fd < 0
-
-    @property
-    def mem_limit(self):
-        return self.arena.ledger.limit * PAGE_SIZE
-
-    @mem_limit.setter
-    def mem_limit(self, limit: int):
-        self.require_limit(limit)
-        cdef uint64_t pages = pages_for(limit)
-        lock_take(&self.lock)
-        self.arena.ledger.limit = pages
-        lock_leave(&self.lock)
-
-    def require_limit(self, limit: int) -> None:
-        if limit < 0:
-            raise ValueError(f"mem_limit {limit} is negative")
-        most = self.arena.reserved // COMPACTED_FACTOR
-        if limit > most:
-            raise UserError(
-                f"mem_limit {limit} is over {most} bytes: this pool reserved addresses for so much when it was opened; "
-                "restart the server with the larger limit"
-            )
-
-    def share(self, Purse purse) -> None:
-        lock_take(&self.lock)
-        ledger_share(&self.arena.ledger, NULL if purse is None else &purse.sum)
-        lock_leave(&self.lock)
-        self.purse = purse
-
-    @property
-    def inline_dedup(self):
-        return self.inline_on
-
-    @inline_dedup.setter
-    def inline_dedup(self, on: bool):
-        self.inline_on = on
-
-    @property
-    def verify(self):
-        return self.verify_on
-
-    @verify.setter
-    def verify(self, on: bool):
-        self.verify_on = on
-
-    def set_clock(self, seconds: int) -> None:
-        self.now = seconds // AGE_SECONDS & AGE_MASK
-        if self.tables is not None:
-            self.reclaim_ripe()
-            for _ in range(AGED_PAGES * LEAF_BLOCKS // LOOKS):
-                lock_take(&self.lock)
-                self.tables.age_on(LOOKS // LEAF_BLOCKS, self.now)
-                lock_leave(&self.lock)
-
-    def last_rot(self):
-        if self.rotten_block == NO_BLOCK:
-            return None
-        names = [disk.name for disk in self._disks if disk.number == self.rotten_export]
-        return f"block {self.rotten_block} of export {names[0]!r}" if names else "of an export that was removed"
-
-    def turns(self) -> int:
-        return self.lock.turns + calls_ever()
-
-    def turns_behind(self) -> int:
-        return self.lock.turns_behind
-
-    def readers_looked_again(self) -> tuple[int, int]:
-        return self.looked_again, self.misread
-
-    def reset_mem_used_max(self) -> None:
-        self.reclaim_ripe()
-        lock_take(&self.lock)
-        self.store.slab.pages_max = self.store.slab.pages_used
-        lock_leave(&self.lock)
-
-    def stats(self):
-        cdef Counters now
-        self.reclaim_ripe()
-        lock_take(&self.lock)
-        gather_tallies(&self.sides, self.store)
-        self.read_counters(&now)
-        lock_leave(&self.lock)
-        dictionary_bytes = sum([now.bytes_of[kind] for kind in range(CODEC_ZSTD_DICT, KINDS)])
-        return PoolStats(
-            orig_data_size=now.blocks_stored * BLOCK,
-            compr_data_size=sum([now.bytes_of[kind] for kind in range(KINDS)]),
-            mem_used_total=now.pages_used * PAGE_SIZE,
-            mem_limit=now.pages_limit * PAGE_SIZE,
-            mem_used_max=now.pages_max * PAGE_SIZE,
-            same_pages=now.blocks_same,
-            pages_compacted=now.pages_compacted,
-            huge_pages=now.huge_now,
-            huge_pages_since=now.huge_ever,
-            pages_folded=now.pages_folded,
-            metadata=(now.pages_in_all - now.pages_used) * PAGE_SIZE,
-            objects=now.objects,
-            handles=now.handles,
-            shared_objects=now.shared_objects,
-            shared_bytes=now.shared_bytes,
-            fold_pending=now.pending,
-            objects_folded=now.folded + now.inline_folded,
-            inline_folded=now.inline_folded,
-            objects_moved=now.moved,
-            objects_recompressed=now.recompressed,
-            recompress_untried=now.untried,
-            compr_by_codec={
-                "raw": now.bytes_of[CODEC_RAW],
-                "lz4": now.bytes_of[CODEC_LZ4],
-                "zstd": now.bytes_of[CODEC_ZSTD],
-                "zstd-dict": dictionary_bytes,
-            },
-            zspages=now.zspages,
-            failed_writes=now.failed_writes,
-            blocks_rotten=now.rotten,
-        )
-
-    cdef void read_counters(self, Counters* now) noexcept nogil:
-        """Under the lock, with all tallies gathered: all of them at one moment."""
-        memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))
-        now.blocks_stored = self.blocks_stored
-        now.blocks_same = self.blocks_same
-        now.pages_used = self.store.slab.pages_used
-        now.pages_in_all = self.arena.ledger.used
-        now.pages_limit = self.arena.ledger.limit
-        now.pages_max = self.store.slab.pages_max
-        now.zspages = self.store.slab.zspage_count
-        now.pages_compacted = self.store.pages_compacted
-        now.pages_folded = self.store.slab.returned[FOLDED]
-        now.huge_now = self.store.huge_now
-        now.huge_ever = self.store.huge_ever
-        now.objects = self.store.objects
-        now.handles = self.store.cells.live
-        now.shared_objects = self.store.shared_objects
-        now.shared_bytes = self.store.shared_bytes
-        now.pending = self.store.index.pending_count
-        now.folded = self.store.folded
-        now.inline_folded = self.inline_folded
-        now.moved = self.store.moved
-        now.recompressed = self.store.recompressed
-        now.untried = self.store.bytes_of[CODEC_LZ4] - self.store.tried_bytes
-        now.failed_writes = self.failed_writes
-        now.rotten = self.rotten
-
-    cdef uint64_t pages_in_all(self) noexcept nogil:
-        """Under the lock: what the ledger is to say, added up from those who have the pages."""
-        cdef uint64_t pages = 1 + pages_for(self.exports_high * sizeof(ExportEntry))
-        cdef int number
-        pages += self.store.slab.pages_used + self.store.slab.zspages.pages
-        pages += self.store.cells.pages() + self.store.index.pages() + self.store.tried.pages
-        pages += self.tables.pages() + self.arena.free_units.pages
-        for number in range(CODEC_DICTS):
-            pages += dictionary_pages(dictionary_length(self.superblock, number))
-        return pages
-
-    cdef bint may_retire(self) noexcept nogil:
-        return may_retire(self.store, self.tables)
-
-    cdef bint reclaim(self) noexcept nogil:
-        return reclaim(&self.lock, self.store, self.tables)
-
-    cdef void reclaim_ripe(self) noexcept nogil:
-        reclaim_ripe(&self.lock, self.store, self.tables)
-
-    cdef void keep_short(self) noexcept nogil:
-        keep_short(&self.lock, self.store, self.tables)
-
-    cdef void fit_index(self) noexcept nogil:
-        """Make the index as large as its objects ask for, which came and went beside others."""
-        lock_take(&self.lock)
-        gather_tallies(&self.sides, self.store)
-        self.store.index.fit(HOLD)
-        lock_leave(&self.lock)
-
     # -- exports -------------------------------------------------------------------------------------------------
-
-    def disks(self):
-        return [disk for disk in self._disks if not disk.concealed]
-
-    def all_disks(self):
-        return list(self._disks)
 
     def create(self, name: str, size_bytes: int, *, read_only: bool = False, private: bool = False):
         return self._add(name, size_bytes, read_only, private, None)
@@ -490,8 +242,6 @@ cdef class Pool:
         raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
 
     def _disk_of(self, number, stored, same):
-        from nbdzram.engine.disk import _open_disk
-
         return _open_disk(self, number, stored, same)
 
     cdef void _use_export_entry(self, uint32_t number) noexcept nogil:
@@ -547,8 +297,6 @@ cdef class Pool:
             users_leave(&self.users)
 
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
-        from nbdzram.engine.disk import _test_stripes
-
         self.store.index.pausing = pause
         self.pausing = pause or linger != ""
         cdef bytes name = linger.encode()
@@ -559,18 +307,7 @@ cdef class Pool:
         for disk in self._disks:
             _test_stripes(disk)
 
-    def taken_alone(self) -> tuple[int, int]:
-        return self.lock.turns, self.lock.contended
-
-    def lingering(self) -> int:
-        return self.lock.lingering
-
-    def most_in_a_hold(self) -> tuple[int, int]:
-        return self.lock.most_entries, self.lock.most_words
-
     def longest_holds(self) -> dict:
-        from nbdzram.engine.disk import _longest_stripe
-
         stripes = [_longest_stripe(disk) for disk in self._disks]
         return {
             "pool": (self.lock.longest_ns, self.lock.longest_in.decode()),
@@ -578,8 +315,6 @@ cdef class Pool:
         }
 
     def check(self) -> None:
-        from nbdzram.engine.check import Check
-
         check = Check(self, contents=False)
         while check.step():
             pass

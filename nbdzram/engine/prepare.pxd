@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 
 cdef enum:
     RUN = 8  # blocks prepared together, and stored under one hold of the lock: about 4 us
@@ -15,12 +15,12 @@ cdef struct Prepared:
     uint64_t word          # the fingerprint, or the repeated word
 
 cdef void prepare(
-    Pool pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
+    PoolCore pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
 ) noexcept nogil
 cdef bint prepare_encoded(
-    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind,
+    PoolCore pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind,
     Prepared* prepared
 ) noexcept nogil
 cdef void prepare_zeroes(Prepared* block) noexcept nogil
-cdef void put_down(Pool pool, const Prepared* block) noexcept nogil
-cdef void abandon(Pool pool, const Prepared* block) noexcept nogil
+cdef void put_down(PoolCore pool, const Prepared* block) noexcept nogil
+cdef void abandon(PoolCore pool, const Prepared* block) noexcept nogil

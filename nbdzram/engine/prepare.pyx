@@ -15,7 +15,7 @@ from libc.string cimport memcmp, memcpy
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_LZ4, CODEC_RAW, fingerprint, lz4_compress, same_filled
 from nbdzram.engine.lock cimport lock_leave, lock_take
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.store cimport HUGE_LENGTH
 
@@ -25,7 +25,7 @@ cdef enum:
 
 
 cdef void prepare(
-    Pool pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
+    PoolCore pool, uint64_t salt, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
 ) noexcept nogil:
     """`count` adjacent blocks, at most RUN, of an export whose folding domain has this salt.
 
@@ -42,7 +42,7 @@ cdef void prepare(
 
 
 cdef bint prepare_encoded(
-    Pool pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind,
+    PoolCore pool, uint64_t salt, const uint8_t* block, const uint8_t* encoded, uint32_t length, uint32_t kind,
     Prepared* prepared
 ) noexcept nogil:
     """A block that comes encoded already, and not from a client. Whether the pool has it: then that is used, whatever
@@ -67,20 +67,20 @@ cdef void prepare_zeroes(Prepared* block) noexcept nogil:
     block.word = 0
 
 
-cdef void put_down(Pool pool, const Prepared* block) noexcept nogil:
+cdef void put_down(PoolCore pool, const Prepared* block) noexcept nogil:
     """Under the lock: the object that a block holds is about to be an entry's, or nobody's."""
     pool.store.cells.changes(block.handle)
     pool.in_hand[block.shift] -= 1
 
 
-cdef void abandon(Pool pool, const Prepared* block) noexcept nogil:
+cdef void abandon(PoolCore pool, const Prepared* block) noexcept nogil:
     """Under the lock: a prepared block is not going to be stored."""
     if block.handle:
         put_down(pool, block)
         pool.store.release(block.handle)
 
 
-cdef void _recognize(Pool pool, uint64_t salt, const uint8_t* source, Prepared* block) noexcept nogil:
+cdef void _recognize(PoolCore pool, uint64_t salt, const uint8_t* source, Prepared* block) noexcept nogil:
     block.handle = 0
     block.kind = KIND_FILL
     if same_filled(source, &block.word):
@@ -90,12 +90,12 @@ cdef void _recognize(Pool pool, uint64_t salt, const uint8_t* source, Prepared* 
     pool.store.index.prefetch_bucket(block.word)
 
 
-cdef inline uint64_t _fingerprint(Pool pool, uint64_t salt, const uint8_t* block) noexcept nogil:
+cdef inline uint64_t _fingerprint(PoolCore pool, uint64_t salt, const uint8_t* block) noexcept nogil:
     """What a block of a folding domain with this salt is found by."""
     return (fingerprint(block, pool.seed) & pool.fingerprint_mask) ^ salt
 
 
-cdef void _encode(Pool pool, const uint8_t* source, uint8_t* encoded, Prepared* block) noexcept nogil:
+cdef void _encode(PoolCore pool, const uint8_t* source, uint8_t* encoded, Prepared* block) noexcept nogil:
     pool.store.index.prefetch_chain(block.word)
     block.kind = CODEC_LZ4
     block.source = encoded
@@ -107,7 +107,7 @@ cdef void _encode(Pool pool, const uint8_t* source, uint8_t* encoded, Prepared* 
 
 
 cdef void _find_equal(
-    Pool pool, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
+    PoolCore pool, const uint8_t* source, uint32_t count, uint8_t* encoded, Prepared* blocks
 ) noexcept nogil:
     """Give each block that the pool has already the handle of an object with exactly this content.
 
@@ -138,7 +138,7 @@ cdef void _find_equal(
             block.handle = 0
 
 
-cdef void _take_in_hand(Pool pool, Prepared* block) noexcept nogil:
+cdef void _take_in_hand(PoolCore pool, Prepared* block) noexcept nogil:
     """Under the lock: hold the object that may be equal; where and what its bytes are, at this moment."""
     cdef uint64_t word
     block.handle = pool.store.index.first(block.word)
@@ -154,7 +154,9 @@ cdef void _take_in_hand(Pool pool, Prepared* block) noexcept nogil:
     prefetch(block.source)
 
 
-cdef bint _decodes_to(Pool pool, const Prepared* block, const uint8_t* encoded, const uint8_t* source) noexcept nogil:
+cdef bint _decodes_to(
+    PoolCore pool, const Prepared* block, const uint8_t* encoded, const uint8_t* source
+) noexcept nogil:
     cdef uint8_t decoded[BLOCK]
     if block.kind == CODEC_RAW:
         return memcmp(encoded, source, BLOCK) == 0

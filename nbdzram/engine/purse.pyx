@@ -1,6 +1,6 @@
 """What all pools of a server together may take (purse.pxd)."""
 
-from nbdzram.engine.arena cimport PAGE_SIZE
+from nbdzram.engine.page cimport PAGE_SIZE
 
 
 cdef class Purse:

@@ -24,7 +24,6 @@ from libc.errno cimport EIO
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, Cell, fill_word, kind_of, length_of, slot_of, target_of, unit_of,
@@ -32,7 +31,8 @@ from nbdzram.engine.cells cimport (
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_FREE, CODEC_RAW, CODEC_ZSTD_DICT, fill
 from nbdzram.engine.foresight cimport FORESEEN, foresee_reading
 from nbdzram.engine.lock cimport lock_leave, lock_step_aside, lock_take
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.publish cimport exchange64, look32, look64, tally
 from nbdzram.engine.quiescence cimport offline, online, quiescent
 from nbdzram.engine.store cimport FORWARDS_MAX
@@ -79,7 +79,7 @@ cdef int read_block(Blocks disk, uint64_t block, uint8_t* target) noexcept nogil
 
 
 cdef int _read_range(
-    Pool pool, Blocks disk, uint64_t offset, uint64_t length, uint8_t* target, bint is_online
+    PoolCore pool, Blocks disk, uint64_t offset, uint64_t length, uint8_t* target, bint is_online
 ) noexcept nogil:
     cdef uint64_t done = 0
     cdef uint64_t block
@@ -106,7 +106,7 @@ cdef int _read_range(
 
 
 cdef int _read_part(
-    Pool pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
+    PoolCore pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
 ) noexcept nogil:
     """`count` bytes of a block from its byte `start`, by a thread that is online."""
     cdef uint8_t whole[BLOCK]
@@ -129,7 +129,7 @@ cdef int _read_part(
     return 0
 
 
-cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexcept nogil:
+cdef bint _see_entry(PoolCore pool, Blocks disk, uint64_t block, Sight* sight) noexcept nogil:
     """Find the entry of a block as it is at one moment. False: it changed meanwhile, or is not right."""
     cdef uint64_t* places[WORDS]
     cdef uint64_t words[WORDS]
@@ -170,7 +170,7 @@ cdef bint _see_entry(Pool pool, Blocks disk, uint64_t block, Sight* sight) noexc
     return not look32(<uint32_t*>&disk.gone)
 
 
-cdef bint _see_object(Pool pool, uint64_t block, Sight* sight) noexcept nogil:
+cdef bint _see_object(PoolCore pool, uint64_t block, Sight* sight) noexcept nogil:
     """Find what an entry leads to. False: it is gone, or not right."""
     cdef uint32_t handle = entry_handle(sight.entry)
     cdef uint32_t high, length
@@ -219,7 +219,7 @@ cdef bint _see_object(Pool pool, uint64_t block, Sight* sight) noexcept nogil:
 
 
 cdef int _look_again(
-    Pool pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
+    PoolCore pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
 ) noexcept nogil:
     """_read_part under the pool's lock, on a copy of the object's bytes: what is not right here is rot."""
     cdef uint8_t encoded[BLOCK], whole[BLOCK]

@@ -25,7 +25,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.arena cimport UNIT_SIZE, Region, region_free, region_reserve
+from nbdzram.engine.arena cimport Region, region_free, region_reserve
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
     BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
@@ -36,7 +36,8 @@ from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, keep_d
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.format cimport KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.page cimport UNIT_SIZE
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport RECOMPRESSED
@@ -73,7 +74,7 @@ cdef class Recompress(Run):
     cdef void* cdict
     cdef uint64_t seen, replaced, before, after
 
-    def __cinit__(self, Pool pool, *, level: int = 3, idle_seconds: int = 0, huge_only: bool = False,
+    def __cinit__(self, PoolCore pool, *, level: int = 3, idle_seconds: int = 0, huge_only: bool = False,
                   dictionary: bool = False):
         if not MIN_LEVEL <= level <= MAX_LEVEL:
             raise UserError(f"Zstandard level {level} is outside {MIN_LEVEL} .. {MAX_LEVEL}")

@@ -8,10 +8,10 @@ cimport cython
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, slot_of, target_of, unit_of
 from nbdzram.engine.census cimport COMPLAINT, Census
 from nbdzram.engine.codec cimport CODEC_FREE, CODEC_RAW
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
 from nbdzram.engine.slab cimport (
     FULL, GROUPS, GROWING, GROWING_GROUP, LISTED, NO_SLOT, NOT_A_ZSPAGE, SizeClass, Slab, ZSpage,
 )

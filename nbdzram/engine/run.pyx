@@ -16,7 +16,7 @@ that is done is the share of the time. What was expected and did not come is tak
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.slab cimport RELEASED
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -29,7 +29,7 @@ HOLD_COUNT = HOLD
 cdef class Run:
     """One run, stepped by one thread at a time; its counters may be read from any."""
 
-    def __cinit__(self, Pool pool, **_):
+    def __cinit__(self, PoolCore pool, **_):
         self.pool = pool
 
     def step(self, uint32_t budget = 4096) -> bool:

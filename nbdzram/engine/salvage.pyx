@@ -14,7 +14,7 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_SIZE, Arena
+from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, SEGMENT_CELLS, SEGMENT_UNITS, kind_of, length_of, target_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT, digest, zstd_new_ddict
 from nbdzram.engine.directory cimport Directory
@@ -23,6 +23,7 @@ from nbdzram.engine.format cimport (
     ENTRY_FREE, EXPORTS_MAX, FIRST_UNITS, READ_ONLY_FLAG, SEGMENTS_AT, SEGMENTS_MAX, VERSION, Superblock,
     dictionary_length, dictionary_unit, dictionary_word, identity_of,
 )
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
 from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
 from nbdzram.engine.table cimport (
     BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, Tables, entry_handle, is_hole, page_of, repeated_of,

@@ -19,7 +19,7 @@ from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.cursor cimport Cursor, next_entry
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take_behind
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.run cimport Run
 
 cdef enum:
@@ -47,7 +47,7 @@ cdef class Scrub(Run):
     cdef uint64_t found[FOUND_MAX]      # blocks, of one hold
     cdef uint32_t found_count
 
-    def __cinit__(self, Pool pool):
+    def __cinit__(self, PoolCore pool):
         pool.reclaim_ripe()
         self.handle = 1
         self.in_objects = True

@@ -41,14 +41,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, Arena, region_ensure, region_free, region_reserve,
-)
+from nbdzram.engine.arena cimport Arena, region_ensure, region_free, region_reserve
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
 from nbdzram.engine.limbo cimport (
     LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen,
 )
 from nbdzram.engine.must cimport must
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
 from nbdzram.engine.publish cimport look8, look32
 
 import zlib

@@ -15,7 +15,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport UNIT_SIZE, Arena, Region, region_ensure, region_free, region_reserve
+from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
     KIND_FILL, KIND_FORWARD, REFS_SHIFT, Cell, Cells, fill_word, handles_max, kind_of, length_of, object_word,
     refs_bits, slot_of, target_of, unit_of,
@@ -28,6 +28,7 @@ from nbdzram.engine.domain cimport is_fingerprint_of
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.lock cimport lock_end, lock_init
+from nbdzram.engine.page cimport UNIT_SIZE
 from nbdzram.engine.publish cimport clear_bits, look8, publish64
 from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab
 

@@ -40,9 +40,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport (
-    PAGE_SIZE, UNIT_PAGES, Arena, Region, region_ensure, region_free, region_reserve,
-)
+from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.ledger cimport ledger_give, ledger_take
@@ -51,6 +49,7 @@ from nbdzram.engine.limbo cimport (
 )
 from nbdzram.engine.lock cimport HOLD, HOLD_PAGES
 from nbdzram.engine.must cimport must, must_debug
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES
 from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.publish cimport exchange64, look64, publish64
 from nbdzram.engine.store cimport ObjectStore

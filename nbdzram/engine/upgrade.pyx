@@ -25,7 +25,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, region_ensure, region_free, region_reserve, units_of
+from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport KIND_FILL, REFS_MAX, REFS_SHIFT, Cell, fill_word, kind_of, refs_bits
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_ZSTD_DICT, digest
 from nbdzram.engine.directory cimport ExportEntry
@@ -34,6 +34,7 @@ from nbdzram.engine.format cimport (
     identity_of,
 )
 from nbdzram.engine.opening cimport COMPLAINT, DICTIONARY, Opening
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, units_of
 from nbdzram.engine.publish cimport publish32, publish64
 from nbdzram.engine.table cimport (
     BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, aged, branch_word, entry_handle, entry_word, hole_word,

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nbdzram.engine.arena cimport Region
 from nbdzram.engine.cursor cimport Cursor
 from nbdzram.engine.disk cimport Disk
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 
 cdef struct Found:
     # A block that is to be told.
@@ -23,7 +23,7 @@ cdef class Told:
     cdef bint add(self, uint32_t handle) noexcept nogil
 
 cdef class Walk:
-    cdef Pool pool
+    cdef PoolCore pool
     cdef Disk disk
     cdef Disk origin          # None: all is a hole there
     cdef Told told

@@ -31,7 +31,7 @@ from nbdzram.engine.cursor cimport Cursor, go_on, leaf_end, next_entry, origin_e
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.lock cimport HOLD, HOLD_BYTES, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
-from nbdzram.engine.pool cimport Pool
+from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.table cimport aged, entry_handle, is_hole, repeated_of
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
