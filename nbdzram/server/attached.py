@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Terms
 from nbdzram.nbd.verdicts import Asked, Verdict, explain
+from nbdzram.server.exports import Export, Peer
 from nbdzram.server.handover import Client
+from nbdzram.server.hosting import Hosting
 from nbdzram.sessions.answers import LOGGED_ERRORS, UNFRAGMENTED_LIMIT
 from nbdzram.sessions.line import Line, SocketLine
 from nbdzram.sessions.stage import Ending
@@ -24,8 +26,6 @@ from nbdzram.sessions.turns import PACE_BYTES, PACE_SECONDS
 from nbdzram.status import ClientStatus
 
 if TYPE_CHECKING:
-    from nbdzram.server.exports import Export, Peer
-    from nbdzram.server.hosting import Hosting
     from nbdzram.sessions.plane import Notice
 
 log = logging.getLogger("nbdzram.server")

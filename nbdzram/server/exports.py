@@ -9,11 +9,12 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import Access
@@ -25,9 +26,6 @@ from nbdzram.nbd.options import Refusal
 from nbdzram.server.traffic import Traffic
 from nbdzram.sessions.throttle import Throttle
 from nbdzram.status import ExportStatus
-
-if TYPE_CHECKING:
-    from nbdzram.server.attached import Attached
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -46,6 +44,31 @@ class Peer:
     certificate_names: frozenset[str] = frozenset()  # verified under TLS: common name and DNS names
     local: bool = False  # a unix socket, whose file's mode decided already, or vsock
     account: str = "local"  # of a local one: whose it is, as the kernel says
+
+
+class Served(Protocol):
+    """Who is attached to an export, as far as that is its business (attached.py)."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who it is."""
+
+    @property
+    def read_only(self) -> bool:
+        """What it was told when it attached."""
+
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done once nothing of it is under way any more."""
+
+    def go_on(self) -> None:
+        """The export's limits are others than they were."""
+
+    def drain(self) -> None:
+        """Be answered, and end."""
+
+    def abort(self) -> None:
+        """End."""
 
 
 class Export:
@@ -67,7 +90,7 @@ class Export:
         self.pool_name = pool_name
         self.traffic = Traffic()
         self.throttle = Throttle()
-        self.connections: set[Attached] = set()
+        self.connections: set[Served] = set()
         self.changing: str | None = None  # what is being done to it: resized, reset, removed
         self.set_rules(access=access, read_only=read_only, description=description)
         self.set_bounds(bounds)
@@ -107,7 +130,7 @@ class Export:
         """May one stay who attached by other rules, to read alone or to write?"""
         return self.admits(peer) and (read_only or not self.read_only)
 
-    def unqualified(self) -> list[Attached]:
+    def unqualified(self) -> list[Served]:
         """Who is attached and, as the rules are now, would not be, or not for writing."""
         return [one for one in self.connections if not self.keeps(one.peer, read_only=one.read_only)]
 

@@ -7,24 +7,24 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nbdzram.config import ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server.descriptors import places, raise_limit
-from nbdzram.server.exports import Exports
-from nbdzram.server.handover import Counted
-from nbdzram.server.lobby import Lobby, Origin
+from nbdzram.server.exports import Export, Exports, Served
+from nbdzram.server.handover import Client, Counted
+from nbdzram.server.lobby import Guest, Lobby, Origin
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.tls import TlsFiles
 from nbdzram.sessions.budget import release_memory
 from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.session import Session
+from nbdzram.status import ClientStatus
 
 if TYPE_CHECKING:
-    from nbdzram.server.attached import Attached
-    from nbdzram.server.connection import Connection
+    from nbdzram.sessions.plane import Notice
 
 log = logging.getLogger("nbdzram.server")
 
@@ -52,6 +52,61 @@ RELEASE_SECONDS = 1.0
 """After a connection ended, its freed buffers go back to the system: once for all that end together."""
 
 
+class Haggling(Guest, Protocol):
+    """A connection from accept to the end of its handshake (connection.py)."""
+
+    def shut_down(self) -> None:
+        """Attach to nothing any more."""
+
+    def abort(self) -> None:
+        """End."""
+
+
+class Hosted(Served, Protocol):
+    """An attached client (attached.py); what its thread has to tell comes to Hosting, and from there to it."""
+
+    @property
+    def number(self) -> int:
+        """By which the operator names it."""
+
+    @property
+    def export(self) -> Export:
+        """To which it is attached."""
+
+    @property
+    def session(self) -> Session:
+        """Which serves it."""
+
+    @property
+    def carried(self) -> Client | None:
+        """What was released of it."""
+
+    @property
+    def busy(self) -> bool:
+        """Requests of it are under way."""
+
+    def status(self) -> ClientStatus:
+        """What the server tells of it."""
+
+    def begin(self) -> None:
+        """Be served."""
+
+    def release(self) -> None:
+        """As drain, but stay connected, for another process to serve."""
+
+    def refused(self, notice: Notice) -> None:
+        """Hear that a request was refused, or failed."""
+
+    def ended(self) -> None:
+        """Hear why it ends."""
+
+    def wants_sync(self) -> None:
+        """Hear that answers wait for the disk."""
+
+    def gone(self) -> None:
+        """Hear that nothing of it is under way any more."""
+
+
 class Hosting:
     """Made by NbdServer; lives on its event loop."""
 
@@ -73,9 +128,9 @@ class Hosting:
         self.syncs = syncs or Syncs()
         self.places = places(config.limits.connections, raise_limit())
         self.lobby = Lobby(self.places.haggling, self.loop.call_soon)
-        self.haggling: set[Connection] = set()
+        self.haggling: set[Haggling] = set()
         self.haggling_buffer = bytearray(HAGGLING_BUFFER_SIZE)
-        self.attached: dict[int, Attached] = {}  # by their numbers
+        self.attached: dict[int, Hosted] = {}  # by their numbers
         self.origins: dict[int, Origin] = {}  # of attached clients, the same
         self._attached_from: Counter[str] = Counter()  # by source, and by listener
         self.accepted = 0
@@ -119,7 +174,7 @@ class Hosting:
         """Open ones, in the handshake or attached."""
         return len(self.haggling) + len(self.attached)
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Haggling) -> None:
         """A connection was accepted."""
         self.haggling.add(connection)
         self._quiet.clear()
@@ -137,13 +192,13 @@ class Hosting:
             return f"{count} of {limit} connections: the last {kept // 2} are for other listeners, or a certificate"
         return ""
 
-    def promote(self, connection: Connection, attached: Attached) -> None:
+    def promote(self, connection: Haggling, attached: Hosted) -> None:
         """Its handshake is done: it is attached, and goes on."""
         self.haggling.discard(connection)
         self.lobby.leave(connection)
         self.enlist(attached, connection.origin)
 
-    def enlist(self, attached: Attached, origin: Origin) -> None:
+    def enlist(self, attached: Hosted, origin: Origin) -> None:
         """It is attached, and goes on."""
         self._quiet.clear()
         self.attached[attached.number] = attached
@@ -157,7 +212,7 @@ class Hosting:
         """A number for one more attached client, by which the operator names it: in their order, never used again."""
         return next(self._numbers)
 
-    def end_haggling(self, connection: Connection) -> None:
+    def end_haggling(self, connection: Haggling) -> None:
         """It is gone, or was promoted before."""
         self.haggling.discard(connection)
         self.lobby.leave(connection)
@@ -218,7 +273,7 @@ class Hosting:
         except Exception as error:  # noqa: BLE001
             self.loop.call_exception_handler({"message": "what a client's thread told", "exception": error})
 
-    def _bury(self, attached: Attached, session: Session) -> None:
+    def _bury(self, attached: Hosted, session: Session) -> None:
         """It is gone, and nothing is under way for it."""
         self._heed(attached.gone)
         self.plane.bury(session)

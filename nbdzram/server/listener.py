@@ -19,9 +19,9 @@ from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Failure, Terms
 from nbdzram.server.attached import Attached
 from nbdzram.server.connection import Connection
-from nbdzram.server.exports import Export, Exports
+from nbdzram.server.exports import Export, Exports, Served
 from nbdzram.server.handover import Client, Handover
-from nbdzram.server.hosting import Hosting
+from nbdzram.server.hosting import Hosted, Hosting
 from nbdzram.server.lobby import Origin, origin_of
 from nbdzram.server.sockets import (
     BACKLOG,
@@ -144,7 +144,7 @@ class NbdServer:
         return self._hosting.tls.expires_at if self._hosting else None
 
     @property
-    def sessions(self) -> list[Attached]:
+    def sessions(self) -> list[Hosted]:
         """The attached clients, in the order in which they attached."""
         return list(self._hosting.attached.values()) if self._hosting else []
 
@@ -186,7 +186,7 @@ class NbdServer:
         """End the connections of an export to which nobody can attach; its disk is unused when this returns."""
         await self.end(list(export.connections))
 
-    async def end(self, sessions: Sequence[Attached]) -> None:
+    async def end(self, sessions: Sequence[Served]) -> None:
         """Answer what they have under way, close them, and wait until none of them uses its disk any more."""
         for session in sessions:
             session.drain()

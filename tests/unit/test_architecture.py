@@ -3,14 +3,16 @@
     cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
         -> config -> {bounds, units, errors, machine, receive, residence, slices}
 
-Packages of one level do not import each other.
+Packages of one level do not import each other, and no file knows one that knows it: neither by an import that waits for
+its call, nor for types alone, nor by a class that is declared before it is there.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,9 @@ RESERVED = {
 LONGEST_FILE = 600
 WIDEST_LINE = 120  # as pyproject.toml has it
 SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for path in ROOT.rglob(pattern))
+_FORWARD = re.compile(
+    r"^[ \t]*(?:ctypedef\s+|cdef\s+)?(?:public\s+)?class\s+\w+(?:\([\w, .]*\))?[ \t]*(?:#.*)?$", re.MULTILINE
+)
 _CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", re.MULTILINE)
 
 
@@ -106,6 +111,35 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             yield node.module or ""
+
+
+def named_by(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, also where it names them as `from package import module`."""
+    text = path.read_text(encoding="utf-8")
+    for target in imports(path):
+        yield target
+        if (ROOT.parent / target.replace(".", "/")).is_dir():
+            for names in re.findall(rf"from {re.escape(target)} c?import (\([^)]*\)|[^\n]*)", text):
+                yield from (f"{target}.{name}" for name in re.findall(r"\w+", names))
+
+
+def arrows(paths: Iterable[Path]) -> dict[str, set[str]]:
+    """Which modules each module imports. A stub says what a compiled module's callers see, and imports nothing."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        if path.suffix != ".pyi":
+            module = f"nbdzram.{module_of(path)}".removesuffix(".__init__")
+            found.setdefault(module, set()).update(set(named_by(path)) - {module})
+    return found
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """One way round, from a module to itself; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def level_of(top: str) -> int:
@@ -147,6 +181,33 @@ def test_no_line_is_wider_than_a_page(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     wide = [number for number, line in enumerate(lines, 1) if len(line) > WIDEST_LINE]
     assert not wide, f"{module_of(path)}: lines {wide} are wider than {WIDEST_LINE} columns"
+
+
+def test_no_file_knows_one_that_knows_it() -> None:
+    assert circle(arrows(SOURCES)) == []
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix in {".pyx", ".pxd"}], ids=module_of)
+def test_no_class_is_declared_before_it_is_there(path: Path) -> None:
+    """`cdef class Disk` without a colon: how two files of Cython would know each other."""
+    text = path.read_text(encoding="utf-8")
+    assert _FORWARD.findall(text) == [], f"{module_of(path)} declares a class that another file defines"
+
+
+def test_a_circle_is_seen_however_it_is_closed(tmp_path: Path) -> None:
+    """By a look at each way in which the package once had one."""
+    assert sorted(set(circle({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}}))) == ["a", "b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+    late = tmp_path / "late.pyx"
+    late.write_text("cdef class Late:\n    def make(self):\n        from nbdzram.engine.disk import Disk\n")
+    assert "nbdzram.engine.disk" in set(named_by(late))
+    typed = tmp_path / "typed.py"
+    typed.write_text("if TYPE_CHECKING:\n    from nbdzram.server import hosting\n")
+    assert "nbdzram.server.hosting" in set(named_by(typed))
+    for forward in ("cdef class Disk\n", "    cdef class Disk  # later\n", "cdef class Disk(Blocks)\n"):
+        assert _FORWARD.search(f"\n{forward}cdef int x\n")
+    for whole in ("cdef class Disk:\n", "cdef class Disk(Blocks):\n", "# a cdef class\n"):
+        assert not _FORWARD.search(f"\n{whole}    cdef int x\n")
 
 
 def test_the_walk_sees_the_whole_package() -> None:

@@ -44,7 +44,7 @@ def test_writes_that_overlap_give_their_whole_budget_back(play: Play) -> None:
                 answers = [await client.answer() for _ in range(12)]
             assert sorted(cookie for cookie, _ in answers) == list(range(12))
             assert not any(answer.error for _, answer in answers)
-            (session,) = stage.disk.connections
+            (session,) = stage.server.sessions
             assert not session.busy
         for _ in range(2):
             hosting_of(stage).plane.rest()

@@ -18,6 +18,7 @@ from nbdzram.errors import ConfigError, ExportExists, NoSuchExport, UserError
 from nbdzram.nbd.constants import Reply
 from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
+from nbdzram.server.hosting import Hosted
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.sockets import inherited, open_unix
 from nbdzram.server.syncs import Syncs
@@ -125,7 +126,7 @@ def test_stopping_answers_what_was_begun_reads_nothing_more_and_closes(stage: St
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         client.ask(READ, 0, 4 << 20, cookie=3)
         client.send(b"\x25\x60\x95\x13")  # a request that has begun, and must not end in an error
-        (attached,) = stage.disk.connections
+        (attached,) = stage.server.sessions
         while not attached.busy:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         draining = asyncio.ensure_future(stage.server.drain())
@@ -241,7 +242,7 @@ def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(client_hello() + option(OPT_GO, name_and_infos(b"disk")))
         await reader.readexactly(18 + 20 + 12 + 20)
-        (attached,) = stage.disk.connections
+        (attached,) = stage.server.sessions
         with accepted_socket(attached) as ours:
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
             assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
@@ -256,7 +257,7 @@ def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage:
     play(story)
 
 
-def accepted_socket(attached: Attached) -> socket.socket:
+def accepted_socket(attached: Hosted) -> socket.socket:
     """Another descriptor of the server's own socket."""
     line = attached.session.line
     assert isinstance(line, SocketLine)
