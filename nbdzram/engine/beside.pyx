@@ -181,6 +181,7 @@ cdef bint _see(PoolCore pool, uint64_t entry, uint64_t block, Old* old) noexcept
     old.word = look64(&cell.word)
     return (CODEC_RAW <= kind_of(old.word) < CODEC_ZSTD_DICT + CODEC_DICTS
             and old.word >> REFS_SHIFT != REFS_MAX
+            and pool.store.slab.has_slot(unit_of(old.word), slot_of(old.word), length_of(old.word))
             and aged(entry, 0) == entry_word(pool.seed, block, old.handle, cell.fingerprint))
 
 

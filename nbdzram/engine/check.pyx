@@ -15,8 +15,7 @@ goes or moves changes the count of what it names. So each of them was seen, and 
 that a number stayed settled, what was found must be what is counted. The others were being changed by clients; they are
 passed over and told as such (`changing`). A write with inline folding holds an object before its entry does: such a
 hold tells the census when it ends, and those from before the walk must have ended before it is judged (Pool.shift).
-Walking goes by page number, not from the roots, so that no clone or deletion can
-carry a node past the walk.
+Walking goes by page number, not from the roots, so that no clone or deletion can carry a node past the walk.
 
 Each hold of the lock looks at up to HOLD things; where an entry leads through forwards, or a bucket has a chain, at all
 of those. Memory: WINDOW numbers are judged in one walk, so at most 192 MiB however large the pool, and for one of a GiB
@@ -46,7 +45,7 @@ from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.recount cimport SLOT_WORDS, CellCensus, NodeCensus, ZspageCensus, judge_slots
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport Slab, retired_slot, retired_unit
-from nbdzram.engine.store cimport KINDS, ObjectStore
+from nbdzram.engine.store cimport FORWARDS_MAX, KINDS, ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle, page_of
 
 from nbdzram.errors import CheckFailed, EngineError
@@ -224,6 +223,7 @@ cdef class Check(Run):
         cdef uint8_t block[BLOCK]
         cdef uint32_t handle = <uint32_t>self.at
         cdef uint64_t word, expected
+        cdef bint sound
         if self.at >= self.contents_end:
             self._begin_window(0)
             return 1
@@ -231,14 +231,15 @@ cdef class Check(Run):
         lock_take_behind(&self.pool.lock)
         word = self.store.cells.cell(handle).word
         expected = self.store.cells.cell(handle).fingerprint
-        if _is_object(word):
+        sound = _is_object(word) and self.store.is_sound(handle, handle)
+        if sound:
             memcpy(encoded, self.store.bytes_at(word), length_of(word))
         lock_leave(&self.pool.lock)
         if not _is_object(word):
             return 1
         self.checked += 1
         self._done += CONTENT_WORK
-        if not self.store.decode_right(kind_of(word), encoded, length_of(word), expected, block):
+        if not (sound and self.store.decode_right(kind_of(word), encoded, length_of(word), expected, block)):
             self.rotten = handle
             snprintf(self.complaint, COMPLAINT,
                      "the object of handle %u does not decode to the block whose fingerprint it has", handle)
@@ -405,7 +406,9 @@ cdef class Check(Run):
 
     cdef void _found_holder(self, uint32_t page, uint32_t handle) noexcept nogil:
         cdef uint64_t word
-        while handle:
+        cdef int steps = 0
+        while handle and steps <= FORWARDS_MAX:
+            steps += 1
             word = self.store.cells.cell(handle).word if handle < self.store.cells.high else 0
             if kind_of(word) == CODEC_FREE:
                 snprintf(self.complaint, COMPLAINT, "entry %u of table node %u leads to handle %u, which is free",

@@ -24,7 +24,7 @@ Known limits: a pass reads every cell, 16 bytes a stored block: 1 ms a GiB.
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, unit_of
+from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, slot_of, unit_of
 from nbdzram.engine.codec cimport CODEC_FREE
 from nbdzram.engine.kit cimport gather_slots
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
@@ -241,6 +241,7 @@ cdef bint _move(PoolCore pool, uint32_t handle) noexcept nogil:
 
 cdef bint _must_move(PoolCore pool, uint64_t word) noexcept nogil:
     return (kind_of(word) != CODEC_FREE and kind_of(word) != KIND_FILL and kind_of(word) != KIND_FORWARD
+            and pool.store.slab.has_slot(unit_of(word), slot_of(word), length_of(word))
             and pool.store.slab.is_evacuating(unit_of(word)))
 
 

@@ -88,7 +88,12 @@ cdef class Fold(Run):
         cdef uint32_t following
         cdef uint64_t turns
         cdef bint equal, suspect_lives, other_lives
+        if not self.pool.store.is_whole(suspect):
+            return  # it stays a suspect
         while other:
+            if not self.pool.store.is_whole(other):
+                other = self.pool.store.index.find(fingerprint, other)
+                continue
             self.compared += 1
             if self._same_bytes(suspect, other):
                 self._merge(suspect, other)

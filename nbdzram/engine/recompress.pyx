@@ -215,7 +215,7 @@ cdef class Recompress(Run):
         cdef uint32_t better_length = 0
         if not self._is_worth_trying(kind) or self.pool.store.was_tried(handle):
             return
-        if age < self.idle or not self.pool.store.is_sound(first, handle) or not self.pool.store.acquire(handle):
+        if age < self.idle or not self.pool.store.is_whole(first) or not self.pool.store.acquire(handle):
             self._expect(0)
             return
         self._expect(1)
@@ -302,14 +302,16 @@ cdef class Recompress(Run):
         cdef uint32_t handle = 1
         cdef uint32_t count = 0
         cdef uint64_t word, expected
+        cdef bint whole
         while handle < high and count < SAMPLES:
             lock_take_behind(&self.pool.lock)
             word = self.pool.store.cells.cell(handle).word
             expected = self.pool.store.cells.cell(handle).fingerprint
-            if _is_compressed(kind_of(word)):  # raw ones have nothing in common with anything
+            whole = _is_compressed(kind_of(word)) and self.pool.store.is_whole(handle)
+            if whole:  # raw ones have nothing in common with anything
                 memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
             lock_leave(&self.pool.lock)
-            if _is_compressed(kind_of(word)) and self.pool.store.decode_right(
+            if whole and self.pool.store.decode_right(
                     kind_of(word), encoded, length_of(word), expected, samples + <uint64_t>count * BLOCK):
                 count += 1
             handle += stride

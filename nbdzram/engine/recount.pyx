@@ -15,7 +15,7 @@ from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
 from nbdzram.engine.slab cimport (
     FULL, GROUPS, GROWING, GROWING_GROUP, LISTED, NO_SLOT, NOT_A_ZSPAGE, SizeClass, Slab, ZSpage,
 )
-from nbdzram.engine.store cimport ObjectStore
+from nbdzram.engine.store cimport KINDS, ObjectStore
 from nbdzram.engine.table cimport Tables
 
 cdef extern from * nogil:
@@ -37,7 +37,7 @@ cdef class CellCensus(Census):
         if kind_of(word) == CODEC_FREE:
             return
         self.live += sign
-        if kind_of(word) == KIND_FILL or kind_of(word) == KIND_FORWARD:
+        if kind_of(word) >= KINDS:  # a fill, a forward, or what memory made of one
             return
         refs = self.store.cells.refs(number)
         self.objects += sign

@@ -92,6 +92,7 @@ cdef class Slab:
     cdef Census census   # of a check under way, else None
 
     cdef ZSpage* zspage(self, uint32_t unit) noexcept nogil
+    cdef bint has_slot(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil

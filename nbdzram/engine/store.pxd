@@ -46,6 +46,7 @@ cdef class ObjectStore:
     cdef uint32_t put_fill(self, uint64_t word) noexcept nogil
     cdef uint32_t resolve(self, uint32_t handle) noexcept nogil
     cdef bint is_sound(self, uint32_t first, uint32_t last) noexcept nogil
+    cdef bint is_whole(self, uint32_t first) noexcept nogil
     cdef bint acquire(self, uint32_t handle) noexcept nogil
     cdef bint _can_count(self, uint32_t handle) noexcept nogil
     cdef void release(self, uint32_t handle) noexcept nogil

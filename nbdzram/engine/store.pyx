@@ -7,6 +7,10 @@
 What may change behind a handle is where the bytes lie (move), how they are encoded (replace) and with whom they are
 shared (merge); never the block that they decode to. Each such change is one store of a cell's word.
 
+A cell has no room for a check of its word, so memory that fails may make it name any place. Whoever frees, moves,
+merges or encodes what a cell leads to has looked first whether it can be there (is_whole): a bit that flipped costs the
+blocks of that cell, or of another object of its size, and not the process.
+
 Not locked here: the pool's lock covers every call. Threads that write beside each other put and release objects by
 themselves (beside.pyx).
 """
@@ -132,12 +136,20 @@ cdef class ObjectStore:
             self.slab.offset_of(unit_of(word), slot_of(word), length_of(word)) + length_of(word)
             <= <uint64_t>self.arena.unit_high * UNIT_SIZE)
 
+    cdef bint is_whole(self, uint32_t first) noexcept nogil:
+        """Whether `first` leads to a cell of the same content, whose bytes lie in a slot that can be its. Otherwise
+        memory changed under us."""
+        cdef uint32_t last = self.resolve(first)
+        cdef uint64_t word = self.cells.cell(last).word
+        return self.is_sound(first, last) and (
+            kind_of(word) == KIND_FILL or self.slab.has_slot(unit_of(word), slot_of(word), length_of(word)))
+
     cdef bint acquire(self, uint32_t handle) noexcept nogil:
-        """One holder more of a handle, and of everything that it leads through. False: no memory to count it; nothing
-        changed then."""
+        """One holder more of a handle, and of everything that it leads through. False: no memory to count it, or it is
+        not whole; nothing changed then."""
         cdef uint64_t word = self.cells.cell(handle).word
         cdef uint64_t refs
-        if not self._can_count(handle):
+        if not self.is_whole(handle) or not self._can_count(handle):
             return False
         while kind_of(word) == KIND_FORWARD:
             self.cells.add_refs(handle, 1)
@@ -160,9 +172,12 @@ cdef class ObjectStore:
         return kind_of(word) != KIND_FORWARD and self.cells.can_count(handle, 1)
 
     cdef void release(self, uint32_t handle) noexcept nogil:
-        """One holder less; what nothing leads to any more is freed."""
+        """One holder less; what nothing leads to any more is freed. What is not whole stays, and so does its slot:
+        another's would be freed."""
         cdef uint64_t word
         cdef bint last
+        if not self.is_whole(handle):
+            return
         while True:
             word = self.cells.cell(handle).word
             last = self.cells.drop_ref(handle)

@@ -410,6 +410,8 @@ cdef class Tables:
                 prefetch(self.store.cells.cell(handle))
         while copy.done < stop and not copy.refused:
             handle = self.handle_at(source[copy.done], copy.first + copy.done)
+            if handle and not self.store.is_whole(handle):
+                handle = 0
             copy.refused = handle and not self.store.acquire(handle)
             if not copy.refused:
                 words[copy.done] = source[copy.done]

@@ -1,0 +1,158 @@
+"""Cells that memory changed below an open pool: their blocks are errors, and nobody else notices.
+
+A cell has no room for a check of where its object lies (engine/store.pyx), and whatever is done to an object begins
+there. So one bit of all cells is flipped at once, and then everything is done that leads through a cell, each in a
+process of its own: whoever believes one is found out.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine.check import Check
+from nbdzram.engine.compact import Compact
+from nbdzram.engine.disk import Disk
+from nbdzram.engine.fold import Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.scrub import Scrub
+from tests.faults.contents import BLOCK, FAR, NEAR, expected, mixed, noise, sparse
+from tests.faults.damage import Image, cell_places, finish
+from tests.faults.test_damage import RIGHT, TOLD, Expected, apart, arena_of, read_all
+
+# What a bit of a cell's word is part of (engine/cells.pyx)
+BITS = {
+    "kind, so that no kind is so": 3,
+    "kind, so that it is another": 1,
+    "length": 15,
+    "slot, behind the last": 26,
+    "unit, a neighbour": 27,
+    "unit, and a forward's target": 33,
+    "unit, far away": 48,
+    "unit, as far as can be": 54,
+    "holders": 55,
+}
+CELL = 16
+SUSPECTS = range(100, 180)
+GAPS = range(300, 470, 3)
+
+
+def untidy(place: Path) -> Image:
+    """An arena with every kind of content, equal objects that no fold has seen yet, and zspages with gaps."""
+    path = place / "untidy"
+    arena_of(2, place).write(path)
+    with Pool(path=str(path)) as pool:
+        disks = {disk.name: disk for disk in pool.disks()}
+        for block in SUSPECTS:
+            disks["twin"].write(block * BLOCK, sparse(block))
+        for block in GAPS:
+            disks["plain"].trim(block * BLOCK, BLOCK)
+            disks["copy"].trim(block * BLOCK, BLOCK)
+    return Image.of(path)
+
+
+def now_expected() -> Expected:
+    """What `untidy` leaves."""
+    exports = expected()
+    exports["twin"] |= {block: sparse(block) for block in SUSPECTS}
+    for name in ("plain", "copy"):
+        for block in GAPS:
+            exports[name].pop(block, None)
+    return exports
+
+
+def each_block(pool: Pool, change: Callable[[Disk, int], None]) -> None:
+    """Change all blocks of all exports; none is refused, whatever it was."""
+    for disk in pool.disks():
+        for block in (*range(NEAR), *range(FAR, FAR + 100)):
+            change(disk, block)
+
+
+def overwrite(pool: Pool) -> None:
+    each_block(pool, lambda disk, block: disk.write(block * BLOCK, noise(block)))
+
+
+def overwrite_with_what_is_there(pool: Pool) -> None:
+    pool.inline_dedup = True
+    each_block(
+        pool, lambda disk, block: disk.write(block * BLOCK, sparse(block) if block < NEAR else mixed(block % 15))
+    )
+
+
+def trim(pool: Pool) -> None:
+    each_block(pool, lambda disk, block: disk.trim(block * BLOCK, BLOCK))
+
+
+def clone_and_write(pool: Pool) -> None:
+    for disk in pool.disks():
+        twin = pool.clone(disk, f"{disk.name} once more")
+        for block in range(7, NEAR, 64):
+            twin.write(block * BLOCK, noise(block))
+        pool.delete(twin)
+
+
+def delete(pool: Pool) -> None:
+    for disk in pool.disks():
+        pool.delete(disk)
+
+
+def look(pool: Pool) -> None:
+    for disk in pool.disks():
+        disk.extents(0, disk.size_bytes, 1000)
+        disk.usage()
+    finish(Scrub(pool))
+    finish(Check(pool))
+
+
+ACTS: dict[str, Callable[[Pool], object]] = {
+    "look": look,
+    "check": lambda pool: finish(Check(pool)),
+    "fold": lambda pool: finish(Fold(pool)),
+    "compact": lambda pool: finish(Compact(pool)),
+    "recompress": lambda pool: finish(Recompress(pool, level=19, dictionary=True)),
+    "overwrite": overwrite,
+    "overwrite with what is there": overwrite_with_what_is_there,
+    "trim": trim,
+    "clone and write": clone_and_write,
+    "delete": delete,
+}
+KEEP_CONTENT = ("look", "check", "fold", "compact", "recompress", "clone and write")
+
+
+def told(image: Image, path: Path, bit: int, act: str, exports: Expected) -> str:
+    """Flip a bit of each cell's word below a pool, and do something."""
+    image.write(path)
+    with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        for at in cell_places(image):
+            (word,) = struct.unpack_from("<Q", view, at)
+            if at % CELL == 0 and word:
+                struct.pack_into("<Q", view, at, word ^ 1 << bit)
+        ACTS[act](pool)
+        return read_all(pool, exports) if act in KEEP_CONTENT else RIGHT
+
+
+@pytest.mark.parametrize("bit", BITS.values(), ids=BITS)
+def test_whoever_comes_through_a_cell_looks_whether_its_object_can_be_there(place: Path, bit: int) -> None:
+    image, exports, path = untidy(place), now_expected(), place / "open"
+    outcomes = {act: apart(partial(told, image, path, bit, act, exports)) for act in ACTS}
+    assert set(outcomes.values()) <= {RIGHT, TOLD}, outcomes
+
+
+def test_the_same_arena_without_a_change_is_right(place: Path) -> None:
+    path = place / "open"
+    untidy(place).write(path)
+    with Pool(path=str(path)) as pool:
+        assert read_all(pool, now_expected()) == RIGHT
+        folded = Fold(pool)
+        finish(folded)
+        compacted = Compact(pool)
+        finish(compacted)
+        assert folded.report()["objects_merged"] > 0
+        assert compacted.report()["objects_moved"] > 0
+        pool.check()
