@@ -207,7 +207,7 @@ class Checkpoints:
         number, continues = await self._moments.on_the_thread(self._look)
         whole = self._last is None or not continues or self._is_long()
         if self.journal is not None:
-            taken = await self.journal.begin_checkpoint(number)
+            taken = await self.journal.begin_checkpoint(number, self._last if continues else None)
         else:
             taken = await self._moments.take(self._last)
         if taken is self._last and continues:

@@ -101,9 +101,9 @@ class Journal(Sync):
 
     # ---- for checkpoints ----
 
-    async def begin_checkpoint(self, number: int) -> Moment:
-        """The moment of a checkpoint, held; what comes after it goes to a segment of its own. Raises UserError,
-        EngineError, OSError.
+    async def begin_checkpoint(self, number: int, standing: Moment | None) -> Moment:
+        """The moment of a checkpoint, held; what comes after it goes to a segment of its own, unless it is `standing`:
+        that of the last checkpoint, whose files are all there. Raises UserError, EngineError, OSError.
         """
         async with self._turn:
             if self._segment is not None:
@@ -113,7 +113,8 @@ class Journal(Sync):
                 return self._mending
             self._mending = None
             assert self._last is not None
-            if self._segment.head.since != self._last.identity or self._segment.head.number != self._stood:
+            head = self._segment.head
+            if self._last is not standing or head.since != self._last.identity or head.number != self._stood:
                 fresh = await self._moments.on_the_thread(self._begin_segment(number, self._last))
                 self._segment.close()
                 self._segment = fresh

@@ -308,6 +308,29 @@ def test_segments_stay_until_a_checkpoint_behind_them_stands(tmp_path: Path, mon
     play(story)
 
 
+@pytest.mark.parametrize("why", ["the copies gave way", "a file is gone"])
+def test_a_checkpoint_of_an_unchanged_moment_has_a_segment_of_its_own(tmp_path: Path, why: str) -> None:
+    """Nothing was written since the last one, and it is written all the same: what its number leads to goes on."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, noise(1))
+            await of(service).take()
+            if why == "the copies gave way":
+                await of(service)._give_way()
+            else:
+                next((tmp_path / "kept").glob("*.stream")).unlink()
+            await of(service).take()
+            disk(service).write(0, noise(2))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            assert journal(service).status.failures == 0
+        async with serving(left, begun=False) as again:
+            assert disk(again).read(0, BLOCK) == noise(2)
+
+    play(story)
+
+
 def test_what_a_file_held_before_does_not_look_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         async with serving(tmp_path / "kept") as service:
