@@ -153,7 +153,7 @@ cdef bint _region_commit(Region* region, uint64_t size) noexcept nogil:
         return False
     if mprotect(region.base + region.committed, wanted - region.committed, PROT_READ | PROT_WRITE) != 0:
         return False
-    amend64(&region.committed, wanted)  # Slab.has_slot looks beside whoever has the depot's lock
+    amend64(&region.committed, wanted)  # can_lie (slab.pxd) looks beside others
     return True
 
 

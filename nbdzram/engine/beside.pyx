@@ -41,7 +41,7 @@ from nbdzram.engine.page cimport PAGE_SIZE
 from nbdzram.engine.prefetch cimport prefetch
 from nbdzram.engine.prepare cimport Prepared
 from nbdzram.engine.publish cimport add64, exchange64, look32, look64, publish64, subtract64
-from nbdzram.engine.slab cimport RELEASED, retired_slot, retired_unit, retired_word
+from nbdzram.engine.slab cimport RELEASED, can_lie, retired_slot, retired_unit, retired_word
 from nbdzram.engine.table cimport (
     BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, PARENTS_MASK, TOP_LEVEL, aged, branch_word, entry_handle, entry_word,
     hole_word, page_of, repeated_of, same_entry,
@@ -181,7 +181,7 @@ cdef bint _see(PoolCore pool, uint64_t entry, uint64_t block, Old* old) noexcept
     old.word = look64(&cell.word)
     return (CODEC_RAW <= kind_of(old.word) < CODEC_ZSTD_DICT + CODEC_DICTS
             and old.word >> REFS_SHIFT != REFS_MAX
-            and pool.store.slab.has_slot(unit_of(old.word), slot_of(old.word), length_of(old.word))
+            and can_lie(pool.store.slab, unit_of(old.word), slot_of(old.word), length_of(old.word))
             and aged(entry, 0) == entry_word(pool.seed, block, old.handle, cell.fingerprint))
 
 

@@ -32,7 +32,7 @@ from nbdzram.engine.core cimport Compaction, PoolCore
 from nbdzram.engine.publish cimport look64
 from nbdzram.engine.quiescence cimport away, back
 from nbdzram.engine.run cimport Run
-from nbdzram.engine.slab cimport COMPACTED
+from nbdzram.engine.slab cimport COMPACTED, can_lie
 
 cdef enum:
     RESTING = 0
@@ -241,7 +241,7 @@ cdef bint _move(PoolCore pool, uint32_t handle) noexcept nogil:
 
 cdef bint _must_move(PoolCore pool, uint64_t word) noexcept nogil:
     return (kind_of(word) != CODEC_FREE and kind_of(word) != KIND_FILL and kind_of(word) != KIND_FORWARD
-            and pool.store.slab.has_slot(unit_of(word), slot_of(word), length_of(word))
+            and can_lie(pool.store.slab, unit_of(word), slot_of(word), length_of(word))
             and pool.store.slab.is_evacuating(unit_of(word)))
 
 

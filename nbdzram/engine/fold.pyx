@@ -19,13 +19,13 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from nbdzram.engine.cells cimport kind_of, length_of
-from nbdzram.engine.codec cimport BLOCK, CODEC_RAW
+from nbdzram.engine.cells cimport kind_of, length_of, slot_of, unit_of
+from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.kit cimport gather_tallies
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.run cimport Run
-from nbdzram.engine.slab cimport FOLDED
+from nbdzram.engine.slab cimport FOLDED, can_lie
 
 from nbdzram.engine.compact import Compact
 
@@ -88,10 +88,10 @@ cdef class Fold(Run):
         cdef uint32_t following
         cdef uint64_t turns
         cdef bint equal, suspect_lives, other_lives
-        if not self.pool.store.is_whole(suspect):
+        if not self._can_lie(suspect):
             return  # it stays a suspect
         while other:
-            if not self.pool.store.is_whole(other):
+            if not self._can_lie(other):
                 other = self.pool.store.index.find(fingerprint, other)
                 continue
             self.compared += 1
@@ -125,6 +125,12 @@ cdef class Fold(Run):
             other = following
         self.pool.store.index.clear_pending(suspect)
         self.pool.store.index.link(suspect)
+
+    cdef bint _can_lie(self, uint32_t handle) noexcept nogil:
+        """Whether the object of this handle, which is no forward, lies where one of its size can be."""
+        cdef uint64_t word = self.pool.store.cells.cell(handle).word
+        return CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS and can_lie(
+            self.pool.store.slab, unit_of(word), slot_of(word), length_of(word))
 
     cdef bint _same_bytes(self, uint32_t one, uint32_t other) noexcept nogil:
         cdef uint64_t one_word = self.pool.store.cells.cell(one).word

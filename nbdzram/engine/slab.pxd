@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from nbdzram.engine.arena cimport Arena, Region
 from nbdzram.engine.census cimport Census
 from nbdzram.engine.limbo cimport Limbo
+from nbdzram.engine.publish cimport look8, look64
 
 cdef enum:
     MIN_SIZE = 32
@@ -92,7 +93,6 @@ cdef class Slab:
     cdef Census census   # of a check under way, else None
 
     cdef ZSpage* zspage(self, uint32_t unit) noexcept nogil
-    cdef bint has_slot(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
     cdef bint alloc(self, uint32_t length, uint32_t* unit, uint32_t* slot) noexcept nogil
@@ -138,3 +138,12 @@ cdef class Slab:
     cdef uint32_t _next_to_evacuate(self, int index) noexcept nogil
     cdef uint64_t pages_of(self, SizeClass* klass, uint64_t slots) noexcept nogil
     cdef uint32_t unit_end(self) noexcept nogil
+
+cdef inline bint can_lie(Slab slab, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
+    """Whether an object of `length` bytes can lie there, beside others too: a cell that memory changed may name any
+    place."""
+    cdef uint8_t index = slab.class_of[length]
+    cdef ZSpage* page = <ZSpage*>slab.zspages.base + unit
+    return (<uint64_t>unit * sizeof(ZSpage) < look64(&slab.zspages.committed)  # whole pages
+            and page.size_class == index and look8(&page.state_group) & 15 != NOT_A_ZSPAGE
+            and slot < slab.classes[index].slots)

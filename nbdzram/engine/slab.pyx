@@ -48,7 +48,7 @@ from nbdzram.engine.limbo cimport (
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
-from nbdzram.engine.publish cimport look8, look32, look64
+from nbdzram.engine.publish cimport look8, look32
 
 import zlib
 
@@ -107,16 +107,6 @@ cdef class Slab:
     cdef uint64_t offset_of(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
         """Where an object of `length` bytes in this slot begins: the class follows from the length."""
         return <uint64_t>unit * UNIT_SIZE + slot * self.slot_size[self.class_of[length]]
-
-    cdef bint has_slot(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
-        """Whether an object of `length` bytes can lie there, beside others too: a cell that memory changed may name any
-        place."""
-        cdef int index = self.class_of[length]
-        cdef ZSpage* page = self.zspage(unit)
-        return (unit < look32(&self.arena.unit_high)
-                and <uint64_t>unit < look64(&self.zspages.committed) // sizeof(ZSpage)
-                and look8(&page.state_group) & 15 != NOT_A_ZSPAGE and page.size_class == index
-                and slot < self.classes[index].slots)
 
     cdef bint saves(self, uint32_t length, uint32_t shorter) noexcept nogil:
         """Whether `shorter` bytes lie in a smaller slot than `length` bytes do."""

@@ -34,7 +34,7 @@ from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.lock cimport lock_end, lock_init
 from nbdzram.engine.page cimport UNIT_SIZE
 from nbdzram.engine.publish cimport clear_bits, look8, publish64
-from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab
+from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab, can_lie
 
 from nbdzram.errors import ArenaError
 
@@ -142,7 +142,7 @@ cdef class ObjectStore:
         cdef uint32_t last = self.resolve(first)
         cdef uint64_t word = self.cells.cell(last).word
         return self.is_sound(first, last) and (
-            kind_of(word) == KIND_FILL or self.slab.has_slot(unit_of(word), slot_of(word), length_of(word)))
+            kind_of(word) == KIND_FILL or can_lie(self.slab, unit_of(word), slot_of(word), length_of(word)))
 
     cdef bint acquire(self, uint32_t handle) noexcept nogil:
         """One holder more of a handle, and of everything that it leads through. False: no memory to count it, or it is

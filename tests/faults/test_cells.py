@@ -1,7 +1,7 @@
 """Cells that memory changed below an open pool: their blocks are errors, and nobody else notices.
 
 A cell has no room for a check of where its object lies (engine/store.pyx), and whatever is done to an object begins
-there. So one bit of all cells is flipped at once, and then everything is done that leads through a cell, each in a
+there. So one bit of every second cell is flipped, and then everything is done that leads through a cell, each in a
 process of its own: whoever believes one is found out.
 """
 
@@ -22,6 +22,7 @@ from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.scrub import Scrub
+from nbdzram.errors import EngineError
 from tests.faults.contents import BLOCK, FAR, NEAR, expected, mixed, noise, sparse
 from tests.faults.damage import Image, cell_places, finish
 from tests.faults.test_damage import RIGHT, TOLD, Expected, apart, arena_of, read_all
@@ -39,8 +40,23 @@ BITS = {
     "holders": 55,
 }
 CELL = 16
+RAW, LZ4 = 1, 2
+UNITS = (1 << 28) - 1
+MOST_LOST = 20  # blocks with one content
 SUSPECTS = range(100, 180)
 GAPS = range(300, 470, 3)
+
+
+def word_at(image: Image, at: int) -> int:
+    return int.from_bytes(image.word(at), "little")
+
+
+def kind_of(word: int) -> int:
+    return word & 15
+
+
+def unit_of(word: int) -> int:
+    return word >> 27 & UNITS
 
 
 def untidy(place: Path) -> Image:
@@ -125,14 +141,18 @@ ACTS: dict[str, Callable[[Pool], object]] = {
 KEEP_CONTENT = ("look", "check", "fold", "compact", "recompress", "clone and write")
 
 
+def flip(view: mmap.mmap, at: int, bit: int) -> None:
+    (word,) = struct.unpack_from("<Q", view, at)
+    struct.pack_into("<Q", view, at, word ^ 1 << bit)
+
+
 def told(image: Image, path: Path, bit: int, act: str, exports: Expected) -> str:
-    """Flip a bit of each cell's word below a pool, and do something."""
+    """Flip a bit of every second cell's word below a pool, and do something."""
     image.write(path)
     with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         for at in cell_places(image):
-            (word,) = struct.unpack_from("<Q", view, at)
-            if at % CELL == 0 and word:
-                struct.pack_into("<Q", view, at, word ^ 1 << bit)
+            if at % (2 * CELL) == 0:
+                flip(view, at, bit)
         ACTS[act](pool)
         return read_all(pool, exports) if act in KEEP_CONTENT else RIGHT
 
@@ -156,3 +176,55 @@ def test_the_same_arena_without_a_change_is_right(place: Path) -> None:
         assert folded.report()["objects_merged"] > 0
         assert compacted.report()["objects_moved"] > 0
         pool.check()
+
+
+def others_after(image: Image, path: Path, at: int, word: int, exports: Expected) -> str:
+    """Change one cell's word below a pool, let go of the blocks that cannot be read, and store others instead."""
+    image.write(path)
+    with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        struct.pack_into("<Q", view, at, word)
+        lost = 0
+        for disk in pool.disks():
+            for block in exports[disk.name]:
+                try:
+                    disk.read(block * BLOCK, BLOCK)
+                except EngineError:
+                    lost += 1
+                    disk.trim(block * BLOCK, BLOCK)
+                    exports[disk.name][block] = bytes(BLOCK)
+        fresh = pool.create("fresh", len(SUSPECTS) * BLOCK)
+        for number in range(len(SUSPECTS)):
+            fresh.write(number * BLOCK, sparse(5000 + number))
+        pool.delete(fresh)
+        assert 0 < lost < MOST_LOST
+        return read_all(pool, exports)
+
+
+@pytest.mark.parametrize("where", ["behind the last slot", "in a zspage of another size"])
+def test_a_cell_that_leads_astray_costs_its_own_blocks_alone(place: Path, where: str) -> None:
+    image, exports, path = untidy(place), now_expected(), place / "open"
+    cells = {at: word_at(image, at) for at in cell_places(image) if at % CELL == 0}
+    whole = next(unit_of(word) for word in cells.values() if kind_of(word) == RAW)
+    compressed = [at for at, word in cells.items() if kind_of(word) == LZ4]
+    for at in compressed[:: len(compressed) // 8]:
+        word = cells[at] | 1 << 26 if where == "behind the last slot" else cells[at] & ~(UNITS << 27) | whole << 27
+        assert apart(partial(others_after, image, path, at, word, exports)) == RIGHT, hex(at)
+
+
+def test_a_dictionary_is_trained_from_what_can_be_read(place: Path) -> None:
+    path = place / "open"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 600 * BLOCK)
+        for block in range(600):
+            disk.write(block * BLOCK, sparse(block))
+    image = Image.of(path)
+
+    def train() -> str:
+        with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            for at in cell_places(image)[:800:8]:
+                flip(view, at // CELL * CELL, 54)
+            run = Recompress(pool, level=3, dictionary=True)
+            finish(run)
+            return TOLD if run.report()["dictionary_bytes"] else RIGHT
+
+    assert apart(train) == TOLD
