@@ -68,7 +68,7 @@ def records(
             if (end.records, end.digest) != (counted.records, counted.digest):
                 raise StreamError("the stream is damaged: its end record is not that of the records before it")
             if alone and read(1):
-                raise StreamError("the stream is damaged: there are bytes behind its end record")
+                raise StreamCut("the stream is damaged: there are bytes behind its end record")
         yield kind, memoryview(framed)[FRAME.size :]
         counted.records += 1
         counted.digest = layout.digest_on(counted.digest, checksum)

@@ -171,6 +171,20 @@ def test_a_bent_record_is_cut_off_and_sent_again(pool: Pool, other: Pool) -> Non
         assert finished(receiver, rest_of(sending, receiver.position)) == {disk.name: whole(disk) for disk in disks}
 
 
+@pytest.mark.parametrize("behind", [b"\0", b"NBDZRAMC" + bytes(4096)], ids=["a byte", "another stream"])
+def test_bytes_behind_the_end_of_what_goes_on_leave_what_came(pool: Pool, other: Pool, behind: bytes) -> None:
+    """As any damage does: all but the end was whole, and the end alone is sent again."""
+    disks = family(pool)
+    with begun(*disks, marks=Marks()) as sending:
+        out = io.BytesIO()
+        sending.write_to(out.write)  # type: ignore[arg-type]
+        stream = out.getvalue()
+        receiver = receiver_in(other)
+        rest = rest_of(sending, cut(receiver, stream[: boundaries(stream)[3]]))
+        assert cut(receiver, rest + behind, begun=True).records == len(boundaries(stream)) - 1
+        assert finished(receiver, rest_of(sending, receiver.position)) == {disk.name: whole(disk) for disk in disks}
+
+
 def test_a_pipe_that_breaks_while_it_is_written_loses_nothing(pool: Pool, other: Pool) -> None:
     """At any write, in the middle of it or when all of it has gone; who reads has what was written until then."""
     disks = family(pool)
