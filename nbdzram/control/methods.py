@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nbdzram import values
 from nbdzram.control.messages import Code, MessageError
@@ -32,6 +32,7 @@ from nbdzram.stream.pipe import Pipe
 
 Progress = Callable[[RunStatus, RunStatus | None], None]
 """Told of a run, and of the one under way while it waits for that."""
+Beside = TypeVar("Beside", Progress, Pipe)
 
 
 class Operations(Protocol):
@@ -165,6 +166,9 @@ class Changes(Protocol):
     async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
         """Offer a snapshot EXPORT@NAME of each export that clients may write, all of one moment, or none."""
 
+    async def settled(self) -> None:
+        """Return once what was changed before outlives the power, where a flush does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -249,6 +253,16 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         "allow_certificates": Parameter(list, None, values.several(values.certificate_name)),
         **{bound: Parameter(int, None, read) for bound, read in values.BOUNDS.items()},
     }
+
+    def lasting(act: Callable[[Mapping[str, Any], Beside], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Answered as done once what it changed outlives the power, where a flush does."""
+
+        async def settle(given: Mapping[str, Any], beside: Beside) -> Any:
+            outcome = await act(given, beside)
+            await changes.settled()
+            return outcome
+
+        return settle
 
     async def status(_: Mapping[str, Any], __: Progress) -> Any:
         return operations.status()
@@ -350,7 +364,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
             },
             run,
         ),
-        "reload": Method({}, reload),
+        "reload": Method({}, lasting(reload)),
         "takeover": Method(
             {
                 "socket": Parameter(str, read=values.place),
@@ -374,7 +388,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
                 "verify": Parameter(bool, True),
                 "tell_sharing": Parameter(bool, False),
             },
-            add_pool,
+            lasting(add_pool),
         ),
         "pools.change": Method(
             {
@@ -384,9 +398,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
                 "verify": Parameter(bool, None),
                 "tell_sharing": Parameter(bool, None),
             },
-            change_pool,
+            lasting(change_pool),
         ),
-        "pools.remove": Method({"name": name}, remove_pool),
+        "pools.remove": Method({"name": name}, lasting(remove_pool)),
         "exports.add": Method(
             {
                 "name": new_name,
@@ -395,21 +409,21 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
                 "private": Parameter(bool, None),
                 **rules,
             },
-            add,
+            lasting(add),
         ),
-        "exports.change": Method({"name": name, **rules}, change),
-        "exports.rename": Method({"name": name, "new_name": new_name}, rename),
+        "exports.change": Method({"name": name, **rules}, lasting(change)),
+        "exports.rename": Method({"name": name, "new_name": new_name}, lasting(rename)),
         "exports.lose": Method(
             {"name": name, "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX))}, lose, is_act=False
         ),
-        "exports.remove": Method({"name": name, "force": force}, remove),
+        "exports.remove": Method({"name": name, "force": force}, lasting(remove)),
         "exports.resize": Method(
-            {"name": name, "size_bytes": size, "yes": Parameter(bool, False), "force": force}, resize
+            {"name": name, "size_bytes": size, "yes": Parameter(bool, False), "force": force}, lasting(resize)
         ),
-        "exports.reset": Method({"name": name, "force": force}, reset),
-        "exports.rollback": Method({"name": name, "snapshot": name, "force": force}, roll_back),
-        "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, copy),
-        "moments.take": Method({"name": new_name}, take_moment),
+        "exports.reset": Method({"name": name, "force": force}, lasting(reset)),
+        "exports.rollback": Method({"name": name, "snapshot": name, "force": force}, lasting(roll_back)),
+        "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, lasting(copy)),
+        "moments.take": Method({"name": new_name}, lasting(take_moment)),
         "streams.send": StreamMethod(
             {
                 "exports": Parameter(list, [], values.several(values.text)),
@@ -422,7 +436,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         ),
         "streams.receive": StreamMethod(
             {"prefix": Parameter(str, ""), "pool": Parameter(str, None), "resumable": Parameter(bool, False)},
-            receive,
+            lasting(receive),
             inward=True,
         ),
         "streams": Method({}, streams, is_act=False),

@@ -35,6 +35,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
 from nbdzram.server.moments import Moment, Moments
 from nbdzram.server.pools import PoolService
+from nbdzram.server.settling import Settling
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
 from nbdzram.stream.sending import Progress, send
@@ -70,8 +71,11 @@ class Checkpoints:
         self._journal_moments = Moments(exports, pools, "journal")
         self.journal: Journal | None = None
         """What FLUSH of the durable pools waits for."""
+        self.settling: Settling | None = None
+        """What the answer to an administrator waits for, beside a journal."""
         if durable and config.directory is not None:
             self.journal = Journal(config.directory, self._journal_moments, durable)
+            self.settling = Settling(config.directory, self.journal)
 
     @property
     def _directory(self) -> Path:
@@ -223,6 +227,8 @@ class Checkpoints:
         self._last = taken
         if self.journal is not None:
             await self.journal.stands(number, taken)
+        if self.settling is not None and self.journal is not None and self.journal.status.usable:
+            await self.settling.follow()
         self._status = replace(
             self._status,
             moment=taken.taken_ns / 1e9,

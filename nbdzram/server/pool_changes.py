@@ -19,6 +19,7 @@ from nbdzram.server.exports import Exports
 from nbdzram.server.inventory import Placed, declared_as, open_pool, place_exports, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
+from nbdzram.server.settling import Settling
 from nbdzram.server.state import PoolChange, State
 from nbdzram.server.wanted import pool_config
 from nbdzram.status import PoolStatus
@@ -48,14 +49,16 @@ class PoolChanges:
         self._run_numbers = run_numbers
         self._held_by: Callable[[Pool], str | None] = lambda _: None
         self._memory = State(None)
+        self._settling: Settling | None = None
         self._accepting = False  # between `begin` and `stop`
         self._lock = asyncio.Lock()
 
     # ---- for the service ----
 
-    def begin(self, state: State) -> None:
-        """The server has started; changes are made from now on, and remembered in `state`."""
+    def begin(self, state: State, settling: Settling | None = None) -> None:
+        """The server has started; changes are made from now on, remembered in `state`, and settled behind a journal."""
         self._memory = state
+        self._settling = settling
         self._accepting = True
 
     def declare(self, config: ServerConfig) -> None:
@@ -67,6 +70,11 @@ class PoolChanges:
     def ask_before_removal(self, held_by: Callable[[Pool], str | None]) -> None:
         """`held_by` says, to whoever wants to remove a pool, what beside exports lies in it, if anything does."""
         self._held_by = held_by
+
+    async def settled(self) -> None:
+        """Return once what was changed before outlives the power, if there is a journal. Raises UserError."""
+        if self._settling is not None:
+            await self._settling.settle()
 
     async def stop(self) -> None:
         """Refuse changes, and wait for the one under way."""

@@ -7,9 +7,10 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from nbdzram.config import ExportConfig
@@ -18,7 +19,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, StreamError, UserError
 from nbdzram.server.chains import chains, checkpoints_in
-from nbdzram.server.inventory import declared_export
+from nbdzram.server.inventory import effective
 from nbdzram.server.received import place_in, received_record, valid_name
 from nbdzram.server.replay import apply_all, groups_since
 from nbdzram.server.state import ExportRecord, State
@@ -34,10 +35,18 @@ log = logging.getLogger("nbdzram.server")
 class Restore:
     """Into the pools of a server that starts. Its methods take long: not on an event loop."""
 
-    def __init__(self, declared: Iterable[ExportConfig], pools: Mapping[str, Pool], state: State) -> None:
+    def __init__(
+        self,
+        declared: Iterable[ExportConfig],
+        pools: Mapping[str, Pool],
+        state: State,
+        remembered: Mapping[str, ExportRecord] = MappingProxyType({}),
+    ) -> None:
+        """`remembered` beside a journal: what was declared when exports became what it tells (settling.py)."""
         self._declared = {export.name: export for export in declared}
         self._pools = pools
         self._state = state
+        self._remembered = remembered
 
     def from_file(self, path: Path) -> None:
         """All that the stream in a file holds, or nothing; what is declared of its exports holds, not what it says.
@@ -109,35 +118,36 @@ class Restore:
             disks.discard()
             raise
         records = {one.name: self._record(one) for one in received}
+        if journal_in is not None:
+            records = {**self._removed(records), **records}
         reveal_together([one.disk for one in received], records, self._state)
         return len(received), disks.moment_ns
 
+    def _removed(self, there: Container[str]) -> dict[str, ExportRecord]:
+        """What is declared, and was removed at run time."""
+        known = self._remembered.items()
+        return {name: record for name, record in known if record.removed and name not in there}
+
     def _record(self, received: Received) -> ExportRecord:
+        """What was changed at run time holds where it is remembered what was declared then, and that still is."""
         config, then = self._declared.get(received.name), received_record(received, None)
         if config is None:
             return then
-        declared = declared_export(config)
+        known = self._remembered.get(received.name)
+        record = effective(config, replace(then, declared=known.declared if known is not None else None))
         differs = [
             what
             for what, was, is_now in (
-                ("who may attach", then.access, declared.access),
-                ("whether clients may write", then.read_only, declared.read_only),
-                ("what it may take", then.bounds, declared.bounds),
+                ("who may attach", then.access, record.access),
+                ("whether clients may write", then.read_only, record.read_only),
+                ("what it may take", then.bounds, record.bounds),
             )
             if was != is_now
         ]
         if differs:
             log.warning("of the export %s holds as declared, and not as it was: %s", received.name, ", ".join(differs))
-        return ExportRecord(
-            pool=received.place.name,
-            size_bytes=max(received.disk.size_bytes, declared.size_bytes),
-            read_only=declared.read_only,
-            description=declared.description,
-            access=declared.access,
-            bounds=declared.bounds,
-            removed=False,
-            declared=declared,
-        )
+        size_bytes = max(received.disk.size_bytes, record.size_bytes)
+        return replace(record, pool=received.place.name, size_bytes=size_bytes)
 
 
 class _Arriving:

@@ -40,7 +40,7 @@ from nbdzram.server.reload import Reload
 from nbdzram.server.restore import Restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.schedule import Schedule
-from nbdzram.server.state import State
+from nbdzram.server.state import Remembered, State, remembered_in
 from nbdzram.server.steadily import steadily
 from nbdzram.server.streams import Streams
 from nbdzram.server.syncs import Syncs
@@ -130,6 +130,8 @@ class Service:
         self._state = state = State(config.state_dir, self._handed.kept)
         loop = asyncio.get_running_loop()
         self._started_at, self._started = time.time(), loop.time()
+        known = await asyncio.to_thread(self._remembered_beside_journal)
+        state.go_on_from(known)
         pools = await asyncio.to_thread(open_pools, config.pools, state)
         try:
             for name, pool in pools.items():
@@ -139,7 +141,7 @@ class Service:
                 )
             await asyncio.to_thread(self._headroom.start)
             await self._prepare_checkpoints()
-            moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state))
+            moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state, known.exports))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._offer(placed.export())
             if listen:
@@ -150,10 +152,24 @@ class Service:
             for pool in pools.values():
                 pool.close()
             raise
-        self.changes.begin(state)
+        self.changes.begin(state, self._checkpoints.settling)
+        if self._checkpoints.settling is not None:
+            self._checkpoints.settling.begin(state)
         self._checkpoints.start(moment_ns)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
+
+    def _remembered_beside_journal(self) -> Remembered:
+        """What a journal does not tell; nothing where there is none. Raises UserError."""
+        directory = self._config.checkpoint.directory
+        if directory is None or self._checkpoints.journal is None:
+            return Remembered()
+        try:
+            return remembered_in(directory)
+        except OSError as error:
+            raise UserError(
+                f"cannot read what was changed beside the journal in {directory}: {error.strerror}"
+            ) from error
 
     async def _prepare_checkpoints(self) -> None:
         try:

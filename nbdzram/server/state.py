@@ -123,6 +123,11 @@ def remembered_in(directory: Path) -> Remembered:
     return _read(directory / FILE_NAME)
 
 
+def note_in(directory: Path, changes: Remembered) -> None:
+    """What a directory remembers, replaced and synced. Raises OSError, and then it is what it was."""
+    _replace(directory / FILE_NAME, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
+
+
 class State:
     """What the state directory remembers, or without one this process. Files are synced: not on an event loop."""
 
@@ -157,6 +162,12 @@ class State:
                 f"cannot use the state directory {directory}: {error.strerror}; "
                 f"name a directory that this user may write, such as /var/lib/nbdzram"
             ) from error
+
+    def go_on_from(self, changes: Remembered) -> None:
+        """Nothing is remembered and no arena is there: what a journal's directory remembers of pools, and who was
+        admitted where nothing is. What it knows of exports is told with their disks (restore.py)."""
+        if self.changes == Remembered() and not self.arenas():
+            self.changes = Remembered(pools=changes.pools, former=changes.former)
 
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""

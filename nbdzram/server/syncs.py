@@ -45,6 +45,7 @@ class Sync(ABC):
         """Return once everything that was stored before this call is on the disk. Raises OSError."""
         if self._next is None:
             self._next = asyncio.create_task(self._sync_after(self._running))
+            self._next.add_done_callback(lambda sync: sync.cancelled() or sync.exception())  # also if nobody waits now
         await asyncio.shield(self._next)
 
     @abstractmethod

@@ -53,6 +53,9 @@ class RecordedOperations:
     def status(self) -> ServerStatus:
         return SERVER
 
+    async def settled(self) -> None:
+        """At once."""
+
     def clients(self) -> tuple[ClientStatus, ...]:
         return (CLIENT,)
 

@@ -23,6 +23,7 @@ from nbdzram.errors import PoolFull, UserError
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
+from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
 from tests.unit.server.conftest import note_syncs
 
@@ -67,7 +68,8 @@ def whole(found: Disk) -> bytes:
 
 
 def files(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    """Of checkpoints and the journal."""
+    return sorted(path.name for path in directory.iterdir() if path.name != FILE_NAME)
 
 
 def as_the_power_left_it(directory: Path, to: Path) -> Path:

@@ -51,6 +51,8 @@ async def serving(directory: Path, *, begun: bool = True, **given: Any) -> Async
     try:
         if begun:
             await journal(service).synced()
+            async with of(service)._turn:
+                pass  # and what it leads to has ended
         yield service
     finally:
         await service.stop()

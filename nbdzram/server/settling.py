@@ -1,0 +1,75 @@
+"""Behind a journal an administrator's act is answered as done when the disk of the checkpoints has it.
+
+    the act is made ── a group of the journal tells it ── changes.json is replaced ── it is answered
+
+The journal tells what exports are. What it does not tell lies beside it, as a state directory would have it
+(state.py): what was declared when something was changed, so that a start knows whether the change still holds; what was
+removed and is declared; pools that were added or changed.
+
+Invariants
+1. The file is never ahead of the journal: what it knows of an export, the journal has told. Where the power fails
+   between the two, the journal says what is, and the act was not answered.
+2. It is written by one after the other, each with all that was changed before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from nbdzram.errors import UserError
+from nbdzram.server.state import Remembered, State, note_in
+from nbdzram.server.syncs import Sync
+
+SETTLE_SECONDS = 30
+"""For an administrator, who can look again; the first checkpoint of a large server may take minutes."""
+
+log = logging.getLogger("nbdzram.server")
+
+
+class Settling:
+    """Of one server. Used on the event loop."""
+
+    def __init__(self, directory: Path, journal: Sync) -> None:
+        self._directory = directory
+        self._journal = journal
+        self._memory = State(None)
+        self._noted: Remembered | None = None
+        self._turn = asyncio.Lock()
+
+    def begin(self, memory: State) -> None:
+        """The server has started; `memory` is what it remembers."""
+        self._memory = memory
+
+    async def settle(self) -> None:
+        """Return once what was changed before outlives the power. Raises UserError: it is made, and may not."""
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS), self._turn:
+                await self._note()
+        except TimeoutError:
+            why = f"the disk, or the first checkpoint, took longer than {SETTLE_SECONDS} s"
+        except OSError as error:
+            why = error.strerror or str(error)
+        else:
+            return
+        raise UserError(
+            f"it is done, and not on the disk of the checkpoints: {why}; if the power fails before a checkpoint "
+            "stands, it is undone; `nbdzram doctor` tells when flushes are answered again"
+        )
+
+    async def follow(self) -> None:
+        """A checkpoint stands: what a start or a reload changed is settled too."""
+        if self._noted is not self._memory.changes:
+            try:
+                await self.settle()
+            except UserError as error:
+                log.warning("what was changed last: %s", error)
+
+    async def _note(self) -> None:
+        changes = self._memory.changes
+        await self._journal.synced()
+        if changes is not self._noted:
+            # To its end, whoever waits no longer: the next one writes the same file.
+            await asyncio.shield(asyncio.create_task(asyncio.to_thread(note_in, self._directory, changes)))
+            self._noted = changes

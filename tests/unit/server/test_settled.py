@@ -1,0 +1,171 @@
+"""Behind a journal an administrator's act is answered as done when the disk has it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.config import ExportConfig
+from nbdzram.control.methods import Method, method_table
+from nbdzram.errors import UserError
+from nbdzram.server import settling
+from nbdzram.server.service import Service
+from nbdzram.server.state import remembered_in
+from tests.unit.engine.blocks import BLOCK, text
+from tests.unit.server.test_checkpoints import ADDED, as_the_power_left_it, disk, of, play, whole
+from tests.unit.server.test_journal import MIB, NEVER, Platter, journal, serving
+
+
+async def asked(service: Service, method: str, **given: Any) -> Any:
+    """As control asks for it, and has its answer."""
+    found = method_table(service, service.changes)[method]
+    assert isinstance(found, Method)
+    return await found.call(found.read(given), lambda *_: None)
+
+
+ACTS: dict[str, dict[str, Any]] = {
+    "exports.add": {"name": "fresh", "size_bytes": MIB},
+    "exports.change": {
+        "name": "other",
+        "read_only": True,
+        "allow_addresses": ["10.0.0.0/8"],
+        "iops": 7,
+        "quota_bytes": MIB,
+    },
+    "exports.rename": {"name": "other", "new_name": "second"},
+    "exports.resize": {"name": "other", "size_bytes": 2 * MIB},
+    "exports.reset": {"name": "other"},
+    "exports.rollback": {"name": "other", "snapshot": "other@then"},
+    "exports.copy": {"source": "other", "name": "copy"},
+    "exports.remove": {"name": "other"},
+    "moments.take": {"name": "now"},
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_what_an_administrator_was_told_is_done_is_there_after_the_power_failed(tmp_path: Path, act: str) -> None:
+    """Nobody flushed behind it."""
+
+    def told(service: Service) -> dict[str, Any]:
+        return {
+            export.name: (export.read_only, export.access, export.bounds, whole(export.disk))
+            for export in service._exports
+        }
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            await service.changes.add_export("other", MIB, **ADDED)
+            disk(service, "other").write(0, text(1))
+            await service.changes.copy_export("other", "other@then", read_only=True)
+            disk(service, "other").write(0, text(2))
+            await journal(service).synced()
+            before = told(service)
+            await asked(service, act, **ACTS[act])
+            after = told(service)
+            assert after != before
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left, begun=False) as service:
+            assert told(service) == after
+
+    play(story)
+
+
+CHANGED = {"read_only": True, "allow_addresses": ["10.0.0.0/8"], "iops": 7, "description": "of the operator"}
+
+
+@pytest.mark.parametrize("declared_anew", [False, True])
+def test_what_was_changed_of_a_declared_export_holds_until_it_is_declared_otherwise(
+    tmp_path: Path, declared_anew: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a state directory: for each of its values."""
+    declared = ExportConfig(name="disk", size_bytes=4 * MIB, iops=9 if declared_anew else 0)
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await asked(service, "exports.change", name="disk", **CHANGED)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        for _ in range(2):  # and behind the next failure
+            async with serving(left, exports=(declared,)) as service:
+                export = service._exports.get("disk")
+                assert whole(export.disk)[:BLOCK] == text(1)
+                assert (export.read_only, export.access.addresses) == (True, ("10.0.0.0/8",))
+                assert export.description == "of the operator"
+                assert export.bounds.iops == (9 if declared_anew else 7)
+                left = as_the_power_left_it(left, tmp_path / f"left again {os.urandom(2).hex()}")
+
+    play(story)
+    assert ("holds as declared, and not as it was: what it may take" in caplog.text) == declared_anew
+
+
+def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_after_the_power_failed(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            await asked(service, "exports.remove", name="disk")
+            await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
+            await asked(service, "pools.change", name="fast", mem_limit=32 * MIB)
+            disk(service, "new").write(0, text(1))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left) as service:
+            assert [export.name for export in service._exports] == ["new"]
+            assert whole(disk(service, "new"))[:BLOCK] == text(1)
+            assert service._pools["fast"].pool.mem_limit == 32 * MIB
+            await asked(service, "exports.add", name="disk", size_bytes=4 * MIB)
+            left = as_the_power_left_it(left, tmp_path / "left again")
+        async with serving(left) as service:
+            assert sorted(export.name for export in service._exports) == ["disk", "new"]
+
+    play(story)
+
+
+def test_what_is_noted_beside_the_journal_is_never_ahead_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal that the journal does not tell yet was not made, as far as a start knows."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            platter = Platter(monkeypatch)
+            platter.opened.clear()
+            removal = asyncio.ensure_future(asked(service, "exports.remove", name="disk"))
+            assert await asyncio.to_thread(platter.reached.wait, 60)
+            assert not removal.done()
+            assert remembered_in(tmp_path / "kept").exports["disk"].removed is False
+            platter.opened.set()
+            await removal
+            assert remembered_in(tmp_path / "kept").exports["disk"].removed
+
+    play(story)
+
+
+def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made; whoever asked is told that the power may undo it, at once or when it takes too long."""
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            platter = Platter(monkeypatch)
+            platter.opened.clear()
+            monkeypatch.setattr(settling, "SETTLE_SECONDS", 0)
+            with pytest.raises(UserError, match=r"it is done, and not on the disk .* took longer than 0 s"):
+                await asked(service, "exports.add", name="other", size_bytes=MIB)
+            platter.error = errno.EIO
+            platter.opened.set()
+            monkeypatch.setattr(settling, "SETTLE_SECONDS", NEVER)
+            async with of(service)._turn:  # no checkpoint is taken meanwhile
+                with pytest.raises(UserError, match=r"it is done, and not on the disk .* failed .Input/output error"):
+                    await asked(service, "exports.change", name="other", read_only=True)
+            assert service._exports.get("other").read_only
+            platter.error = 0
+
+    play(story)
