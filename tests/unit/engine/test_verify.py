@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.engine import moment
 from nbdzram.engine.check import Check
 from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.walk import Told, Walk
 from nbdzram.errors import CheckFailed, EngineError
 from tests.support.arena import SEGMENTS_AT, Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
@@ -120,3 +122,21 @@ def test_a_bit_that_flips_in_the_directory_of_cells_leads_nobody_astray(tmp_path
         pool.check()
     with Pool(path=str(path)) as pool:
         assert pool.disks()[0].read(0, 2 * BLOCK) == text(1) + text(3)
+
+
+@pytest.mark.parametrize("level", [1, 3])
+@pytest.mark.parametrize("damaged", ["the copy", "its origin"])
+def test_a_walk_ends_where_either_table_leads_nowhere(tmp_path: Path, damaged: str, level: int) -> None:
+    """What differs from a table of which nobody knows what it said, nobody knows."""
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 16 << 20)
+        disk.write(0, half_random(1) + half_random(2))
+        (before,) = moment.snapshot_together([disk], ["before"])
+        disk.write(0, half_random(3))
+        (copy,) = moment.snapshot_together([disk], ["copy"])
+        number = {"the copy": copy, "its origin": before}[damaged].number
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            Arena(view).set_word(Arena(view).word_at(0, level, number), 0)
+            with pytest.raises(EngineError, match="block 0 is not what was written"):
+                Walk(copy, before, Told()).step()
