@@ -48,6 +48,7 @@ from nbdzram.engine.slab cimport Slab, retired_slot, retired_unit
 from nbdzram.engine.store cimport FORWARDS_MAX, KINDS, ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, LEAF_BLOCKS, LEVEL_SHIFT, Tables, entry_handle, page_of
 
+from nbdzram.engine.reports import CheckReport
 from nbdzram.errors import CheckFailed, EngineError
 
 cdef enum:
@@ -122,7 +123,7 @@ cdef class Check(Run):
         self._free_window()
 
     def report(self):
-        return {"objects_checked": self.checked, "changing": self.changing}
+        return CheckReport(objects_checked=self.checked, changing=self.changing)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import CompactReport
 from nbdzram.engine.run import Run
 
-class Compact(Run):
-    """One compaction run. report(): objects_moved, pages_returned."""
+class Compact(Run[CompactReport]):
+    """One compaction run."""
 
     def __init__(self, pool: Pool, *, dry_run: bool = False) -> None: ...

@@ -34,6 +34,8 @@ from nbdzram.engine.quiescence cimport away, back
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport COMPACTED, can_lie
 
+from nbdzram.engine.reports import CompactReport
+
 cdef enum:
     RESTING = 0
     PLANNING = 1
@@ -80,7 +82,7 @@ cdef class Compact(Run):
 
     def report(self):
         returned = self.predicted if self.dry_run else max(0, self.pass_returned)
-        return {"objects_moved": self.moved, "pages_returned": returned}
+        return CompactReport(objects_moved=self.moved, pages_returned=returned)
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
         if self.dry_run:

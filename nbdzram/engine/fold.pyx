@@ -29,6 +29,8 @@ from nbdzram.engine.slab cimport FOLDED, can_lie
 
 from nbdzram.engine.compact import Compact
 
+from nbdzram.engine.reports import FoldReport
+
 __all__ = ["Compact", "Fold"]
 
 
@@ -54,12 +56,8 @@ cdef class Fold(Run):
         lock_leave(&pool.lock)
 
     def report(self):
-        return {
-            "objects_merged": self.merged,
-            "bytes_freed": self.freed,
-            "pages_returned": self.returned,
-            "comparisons": self.compared,
-        }
+        return FoldReport(
+            objects_merged=self.merged, bytes_freed=self.freed, pages_returned=self.returned, comparisons=self.compared)
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
         cdef uint32_t suspect

@@ -1,14 +1,14 @@
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import RecompressReport
 from nbdzram.engine.run import Run
 
-class Recompress(Run):
+class Recompress(Run[RecompressReport]):
     """One recompression run.
 
     Objects whose blocks were last used at least `idle_seconds` ago are encoded again with Zstandard at `level` (1..22)
     and kept so only if smaller; a run tries what no run as strong has tried. huge_only: raw objects alone. dictionary:
     train one from the pool's own blocks first, and use it where it saves more. Raises UserError for a level outside the
-    range. report(): objects_seen, objects_recompressed, bytes_before, bytes_after, pages_returned,
-    dictionary_bytes.
+    range.
     """
 
     def __init__(

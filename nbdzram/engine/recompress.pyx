@@ -44,6 +44,7 @@ from nbdzram.engine.slab cimport RECOMPRESSED
 from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, age_of, is_hole
 from nbdzram.engine.users cimport users_enter, users_leave
 
+from nbdzram.engine.reports import RecompressReport
 from nbdzram.errors import EngineError, UserError
 
 cdef enum:
@@ -119,15 +120,15 @@ cdef class Recompress(Run):
         zstd_free_cdict(self.cdict)
 
     def report(self):
-        return {
-            "objects_seen": self.seen,
-            "objects_recompressed": self.replaced,
-            "bytes_before": self.before,
-            "bytes_after": self.after,
-            "pages_returned": max(<int64_t>0, self.returned),
-            "dictionary_bytes": 0 if self.dictionary == NO_DICTIONARY
+        return RecompressReport(
+            objects_seen=self.seen,
+            objects_recompressed=self.replaced,
+            bytes_before=self.before,
+            bytes_after=self.after,
+            pages_returned=max(<int64_t>0, self.returned),
+            dictionary_bytes=0 if self.dictionary == NO_DICTIONARY
             else dictionary_length(self.pool.superblock, self.dictionary),
-        }
+        )
 
     # -- the walk ------------------------------------------------------------------------------------------------
 

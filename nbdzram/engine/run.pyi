@@ -1,9 +1,13 @@
+from typing import Generic, TypeVar
+
 from nbdzram.engine.pool import Pool
+
+R_co = TypeVar("R_co", covariant=True)
 
 HOLD_COUNT: int
 """Handles, zspages or entries that a run looks at under one hold of the pool's lock."""
 
-class Run:
+class Run(Generic[R_co]):
     """One run over a pool in bounded steps, without the interpreter lock; clients go on meanwhile.
 
     Call step() from a thread of its own until it returns False.
@@ -18,5 +22,5 @@ class Run:
     @property
     def total(self) -> int:
         """Work to do, as far as is known."""
-    def report(self) -> dict[str, int]:
-        """What came of it, by name."""
+    def report(self) -> R_co:
+        """What came of it so far, a record of its kind (reports.py)."""

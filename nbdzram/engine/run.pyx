@@ -53,9 +53,6 @@ cdef class Run:
         finally:
             users_leave(&self.pool.users)
 
-    def report(self):
-        return {}
-
     @property
     def done(self):
         return self._done

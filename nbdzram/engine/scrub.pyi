@@ -1,13 +1,11 @@
 from collections.abc import Sequence
 
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import ScrubReport
 from nbdzram.engine.run import Run
 
-class Scrub(Run):
-    """One look at every object and every block; nothing is changed, and it goes on behind what it finds.
-
-    report(): objects_checked, objects_rotten, blocks_checked, blocks_rotten.
-    """
+class Scrub(Run[ScrubReport]):
+    """One look at every object and every block; nothing is changed, and it goes on behind what it finds."""
 
     def __init__(self, pool: Pool) -> None: ...
     @property

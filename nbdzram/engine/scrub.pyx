@@ -22,6 +22,8 @@ from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.run cimport Run
 
+from nbdzram.engine.reports import ScrubReport
+
 cdef enum:
     ROTTEN_MAX = 1024
     PLACES_MAX = 256
@@ -59,12 +61,12 @@ cdef class Scrub(Run):
         lock_leave(&pool.lock)
 
     def report(self):
-        return {
-            "objects_checked": self.objects,
-            "objects_rotten": self.objects_rotten,
-            "blocks_checked": self.blocks,
-            "blocks_rotten": self.blocks_rotten,
-        }
+        return ScrubReport(
+            objects_checked=self.objects,
+            objects_rotten=self.objects_rotten,
+            blocks_checked=self.blocks,
+            blocks_rotten=self.blocks_rotten,
+        )
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
         cdef uint32_t looked

@@ -24,10 +24,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Protocol
 
-from nbdzram.engine.stats import PAGE_SIZE, PoolStats
+from nbdzram.engine.reports import MemoryReport, Report
+from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import EngineError, RunCancelled, UserError
+from nbdzram.server.policy import gained
 from nbdzram.server.runs import LIVE, Run, RunState, Ticket
 from nbdzram.status import RunOptions, RunReport, RunStatus, RunSummary, RunTotals
 
@@ -115,6 +118,17 @@ class Maintenance:
 
         A caller that goes away does not end the run.
         """
+        _, told = await self._shielded(kind, options, cpu_percent, reason, progress)
+        return told
+
+    async def gain(self, kind: str, options: RunOptions, *, cpu_percent: int, reason: str) -> int:
+        """The same, for who wants to know how many bytes it freed, and no more."""
+        report, _ = await self._shielded(kind, options, cpu_percent, reason, None)
+        return gained(report)
+
+    async def _shielded(
+        self, kind: str, options: RunOptions, cpu_percent: int, reason: str, progress: Progress | None
+    ) -> tuple[Report, RunReport]:
         if kind not in self._kinds:
             raise UserError(f"there is no run '{kind}'; there are {', '.join(self._kinds)}")
         ticket = Ticket(next(self._numbers), kind, self.name, options, cpu_percent=cpu_percent, reason=reason)
@@ -138,7 +152,7 @@ class Maintenance:
             await self._turn.wait_for(lambda: not self._queue)
         self._executor.shutdown()
 
-    async def _run_in_turn(self, ticket: Ticket, progress: Progress | None) -> RunReport:
+    async def _run_in_turn(self, ticket: Ticket, progress: Progress | None) -> tuple[Report, RunReport]:
         self._refuse_when_ended(ticket)
         self._queue.append(ticket)
         if progress is not None:  # at once: who asked can name it from now on
@@ -166,7 +180,7 @@ class Maintenance:
                 with contextlib.suppress(TimeoutError):  # to tell again how far the one before is
                     await asyncio.wait_for(self._turn.wait(), PROGRESS_SECONDS)
 
-    async def _perform(self, ticket: Ticket, progress: Progress | None) -> RunReport:
+    async def _perform(self, ticket: Ticket, progress: Progress | None) -> tuple[Report, RunReport]:
         kind, options = ticket.kind, ticket.options
         before, started = self._pool.stats(), time.monotonic()
         run = self._kinds[kind](options)
@@ -177,16 +191,18 @@ class Maintenance:
             self._count(kind, RunTotals(failures=1))
             raise UserError(f"{kind} of the pool '{self.name}' failed: {error}") from error
         seconds, after = time.monotonic() - started, self._pool.stats()
-        result = run.report()
+        report = run.report()
         if ticket.cancelled:
-            ticket.result = result
+            ticket.report = report
         self._refuse_when_ended(ticket)
-        ticket.end(RunState.DONE, result=result)
-        freed = 0 if options.dry_run else result.get("pages_returned", 0) * PAGE_SIZE
+        ticket.end(RunState.DONE, report=report)
+        freed = report.bytes_returned if isinstance(report, MemoryReport) and not options.dry_run else 0
+        result = asdict(report)
         self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
         if not options.dry_run:
             self.recent.append(RunSummary(kind, ticket.reason, time.time(), seconds, freed, result))
-        return RunReport(kind, self.name, options.dry_run, ticket.reason, seconds, cpu_seconds, result, before, after)
+        told = RunReport(kind, self.name, options.dry_run, ticket.reason, seconds, cpu_seconds, result, before, after)
+        return report, told
 
     async def _watch(self, ticket: Ticket, run: Run, progress: Progress | None) -> float:
         loop = asyncio.get_running_loop()

@@ -15,11 +15,12 @@ Every decision has a reason from the fixed set Reason and is counted, so that me
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from nbdzram.config import Trigger
+from nbdzram.engine.reports import MemoryReport, Report
 from nbdzram.engine.stats import PAGE_SIZE, PoolStats
 
 WORTH_SHARE = 0.01  # of the stored bytes: less is lost in the noise of a busy pool
@@ -70,10 +71,9 @@ def recompress_gain(stats: PoolStats) -> int:
     return stats.recompress_untried // 5
 
 
-def gained(result: Mapping[str, int]) -> int:
+def gained(report: Report) -> int:
     """Bytes that a run of any kind freed, by its own count: a pool that clients fill meanwhile grows all the same."""
-    objects = max(result.get("bytes_freed", 0), result.get("bytes_before", 0) - result.get("bytes_after", 0))
-    return max(objects, result.get("pages_returned", 0) * PAGE_SIZE)
+    return report.bytes_gained if isinstance(report, MemoryReport) else 0
 
 
 @dataclass(slots=True)

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Protocol
 
+from nbdzram.engine.reports import Report
 from nbdzram.errors import UserError
 from nbdzram.status import RunOptions, RunStatus
 
@@ -36,7 +38,7 @@ class Run(Protocol):
     def total(self) -> int:
         """Work to do, as far as is known."""
 
-    def report(self) -> dict[str, int]:
+    def report(self) -> Report:
         """What came of it."""
 
 
@@ -75,7 +77,7 @@ class Ticket:
         self.ended = threading.Event()  # its thread does no further slice
         self.going = threading.Event()  # cleared: its thread waits before the next slice
         self.going.set()
-        self.result: dict[str, int] = {}
+        self.report: Report | None = None
         self.error: str | None = None
         self._pool = pool
         self._run: Run | None = None
@@ -126,12 +128,12 @@ class Ticket:
         self.ended.wait(seconds)
         self._rests_until = 0.0
 
-    def end(self, state: RunState, *, result: dict[str, int] | None = None, error: str | None = None) -> None:
+    def end(self, state: RunState, *, report: Report | None = None, error: str | None = None) -> None:
         """It came to its end, or is to end at its next slice."""
         self._progress = self.progress
         self._move(state)
         self._run, self._finished_at = None, time.time()
-        self.result, self.error = result or {}, error
+        self.report, self.error = report, error
         self.ended.set()
         self.going.set()
 
@@ -154,7 +156,7 @@ class Ticket:
             done=done,
             total=total,
             seconds_left=self._seconds_left(done, total),
-            result=self.result,
+            result={} if self.report is None else asdict(self.report),
             error=self.error,
         )
 

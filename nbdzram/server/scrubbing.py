@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from nbdzram.engine.check import Check
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import VerifyReport
 from nbdzram.engine.scrub import Scrub
 from nbdzram.errors import CheckFailed
 from nbdzram.status import ScrubStatus
@@ -104,9 +105,16 @@ class Checking:
         """Work to do."""
         return self._scrub.total + self._recount.total
 
-    def report(self) -> dict[str, int]:
-        """What came of it, by name."""
-        return {**self._recount.report(), **self._scrub.report()}
+    def report(self) -> VerifyReport:
+        """What came of it."""
+        looked = self._scrub.report()
+        return VerifyReport(
+            objects_checked=looked.objects_checked,
+            changing=self._recount.report().changing,
+            objects_rotten=looked.objects_rotten,
+            blocks_checked=looked.blocks_checked,
+            blocks_rotten=looked.blocks_rotten,
+        )
 
     def _rot(self) -> str:
         found = self._scrub

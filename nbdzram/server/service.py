@@ -34,7 +34,7 @@ from nbdzram.server.inventory import open_pools, place_exports
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
-from nbdzram.server.policy import STARTS, Reason, gained
+from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import NOTHING, PoolService, automatic_options
 from nbdzram.server.reload import Reload
 from nbdzram.server.restore import Restore
@@ -555,8 +555,7 @@ class Service:
             wishes = self._config.maintenance
             options = automatic_options(kind, wishes)
             percent = wishes.scrub_cpu_percent if kind == "scrub" else wishes.cpu_percent
-            report = await service.maintenance.run(kind, options, cpu_percent=percent, reason=reason)
-            freed = gained(report.result)
+            freed = await service.maintenance.gain(kind, options, cpu_percent=percent, reason=reason)
         except UserError as error:
             log.warning("automatic %s", error)
         policy.learn(loop.time(), expected, freed)

@@ -61,12 +61,12 @@ def measure_fold() -> list[Figure]:
         seconds = finish_timed(first)
         second = Fold(pool)
         again = finish_timed(second)
-        merged = first.report()["objects_merged"]
+        merged = first.report().objects_merged
     assert merged == GIB_BLOCKS - DISTINCT
     detail = f"{merged} objects merged in {seconds:.2f} s"
     return [
         Figure("fold of 1 GiB, every block a suspect, GB/s of one core", GIB / seconds / 1e9, 2, True, detail),
-        Figure("second fold: objects merged", second.report()["objects_merged"], 0, False, ""),
+        Figure("second fold: objects merged", second.report().objects_merged, 0, False, ""),
         Figure("second fold / first, time", again / seconds, 0.05, False, f"{again * 1e6:.0f} us"),
     ]
 

@@ -106,7 +106,7 @@ def play_fold(stage: Stage) -> None:
     while run.step(BLOCKS):
         pass
     end("fold, a block", BLOCKS)
-    assert run.report()["objects_merged"] >= BLOCKS // 2
+    assert run.report().objects_merged >= BLOCKS // 2
 
 
 def play_scrape(directory: Path) -> None:

@@ -24,6 +24,7 @@ from nbdzram.engine.check import Check
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.reports import Report
 from nbdzram.engine.run import Run
 from tests.bench.content import count_distinct
 from tests.bench.economy import measure_economy
@@ -146,7 +147,7 @@ def zstd_bound(image: bytes) -> int:
     return sum(sizes.values())
 
 
-def finish(run: Run) -> None:
+def finish(run: Run[Report]) -> None:
     while run.step():
         pass
 

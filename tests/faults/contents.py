@@ -13,6 +13,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.reports import Report
 from nbdzram.engine.run import Run
 
 BLOCK = 4096
@@ -60,7 +61,7 @@ class Told:
         self.exports[disk.name][block] = content
 
 
-def run(task: Run) -> None:
+def run(task: Run[Report]) -> None:
     while task.step(1000):
         pass
 

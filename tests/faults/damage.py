@@ -19,6 +19,7 @@ from nbdzram.engine.compact import Compact
 from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.reports import Report
 from nbdzram.engine.run import Run
 from nbdzram.errors import CheckFailed, EngineError, PoolFull
 from tests.faults.contents import BLOCK, FAR, NEAR
@@ -157,7 +158,7 @@ def use(pool: Pool, seed: int) -> None:
         pool.delete(disk)
 
 
-def finish(run: Run) -> None:
+def finish(run: Run[Report]) -> None:
     """To its end, or to what it finds."""
     try:
         while run.step(1000):

@@ -173,8 +173,8 @@ def test_the_same_arena_without_a_change_is_right(place: Path) -> None:
         finish(folded)
         compacted = Compact(pool)
         finish(compacted)
-        assert folded.report()["objects_merged"] > 0
-        assert compacted.report()["objects_moved"] > 0
+        assert folded.report().objects_merged > 0
+        assert compacted.report().objects_moved > 0
         pool.check()
 
 
@@ -225,6 +225,6 @@ def test_a_dictionary_is_trained_from_what_can_be_read(place: Path) -> None:
                 flip(view, at // CELL * CELL, 54)
             run = Recompress(pool, level=3, dictionary=True)
             finish(run)
-            return TOLD if run.report()["dictionary_bytes"] else RIGHT
+            return TOLD if run.report().dictionary_bytes else RIGHT
 
     assert apart(train) == TOLD

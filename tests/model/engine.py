@@ -14,6 +14,7 @@ from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.reports import Report
 from nbdzram.engine.run import Run
 from nbdzram.errors import ArenaError, PoolFull
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
@@ -52,7 +53,7 @@ class Pair:
         self.mask = mask & (2**64 - 1)
         self.pool = Pool(path=path, mem_limit=mem_limit, inline_dedup=inline_dedup, fingerprint_mask=self.mask)
         self.models: dict[str, bytearray] = {}
-        self.tasks: dict[str, Run] = {}
+        self.tasks: dict[str, Run[Report]] = {}
         self.names = 0
         self.clock = 0
 
@@ -110,7 +111,7 @@ class Pair:
 
     def begin(self, name: str) -> None:
         """Begin a run; step() goes on with it, so that other steps come between."""
-        makers: dict[str, Callable[[], Run]] = {
+        makers: dict[str, Callable[[], Run[Report]]] = {
             "fold": lambda: Fold(self.pool),
             "fold dry": lambda: Fold(self.pool, dry_run=True),
             "compact": lambda: Compact(self.pool),
@@ -125,7 +126,7 @@ class Pair:
 
     def finish_fold(self) -> None:
         run(Fold(self.pool))
-        assert run(Fold(self.pool))["objects_merged"] == 0
+        assert run(Fold(self.pool)).objects_merged == 0
         distinct = {
             bytes(model[at : at + BLOCK]).ljust(BLOCK, b"\0")
             for model in self.models.values()

@@ -483,7 +483,7 @@ def test_an_object_that_goes_while_it_is_recompressed_is_not_stored_again() -> N
     disk.write(0, half(1))
     task = Recompress(pool)
     lingering(pool, "_visit", lambda: run(task), lambda: disk.trim(0, BLOCK))
-    assert task.report()["objects_recompressed"] == 0
+    assert task.report().objects_recompressed == 0
     assert pool.stats().objects == 0
     pool.check()
 

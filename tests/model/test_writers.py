@@ -459,7 +459,7 @@ def test_an_object_that_takes_the_handle_of_a_recompressed_one_is_recompressed_t
     for turn in range(4):
         for block in range(blocks):
             disk.write(block * BLOCK, text(turn * blocks + block))
-        assert run(Recompress(pool))["objects_seen"] == blocks
+        assert run(Recompress(pool)).objects_seen == blocks
 
 
 def test_a_check_counts_what_writers_had_at_hand_as_it_began() -> None:

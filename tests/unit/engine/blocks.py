@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
+from nbdzram.engine.reports import Report
 from nbdzram.engine.run import Run
+
+R = TypeVar("R", bound=Report)
 
 BLOCK = 4096
 AT_HAND = 8  # handles that a thread takes at a time to write with; free cells until they are used
@@ -33,7 +37,7 @@ def prose(number: int) -> bytes:
     return " ".join(choose.choice(WORDS) for _ in range(800)).encode()[:BLOCK]
 
 
-def run(task: Run, budget: int = 64) -> dict[str, int]:
+def run(task: Run[R], budget: int = 64) -> R:
     """Step a task to its end, and return its report."""
     while task.step(budget):
         pass

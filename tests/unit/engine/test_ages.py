@@ -15,7 +15,7 @@ NOW = 1_790_000_000  # a clock as time.time() has it
 
 
 def seen(pool: Pool, idle_seconds: int) -> int:
-    return run(Recompress(pool, idle_seconds=idle_seconds))["objects_seen"]
+    return run(Recompress(pool, idle_seconds=idle_seconds)).objects_seen
 
 
 def test_ages_survive_the_process_and_the_machine(tmp_path: Path) -> None:

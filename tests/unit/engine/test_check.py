@@ -16,6 +16,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.reports import CheckReport
 from nbdzram.engine.run import HOLD_COUNT
 from nbdzram.errors import CheckFailed
 from tests.support.arena import REF, Arena
@@ -150,8 +151,8 @@ def test_what_changes_during_a_check_is_passed_over_and_told() -> None:
     while check.step(25):
         turn += 1
         disk.write(turn % 600 * BLOCK, half_random(10_000 + turn))
-    assert 0 < check.report()["changing"] < 600
-    assert run(Check(pool)) == {"objects_checked": 600, "changing": 0}
+    assert 0 < check.report().changing < 600
+    assert run(Check(pool)) == CheckReport(objects_checked=600, changing=0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -222,4 +223,4 @@ def test_a_check_within_a_check_takes_its_place_and_both_come_to_their_end() -> 
         disk.write(turn * BLOCK, noise(turn))
         pool.check()
     # Of those written meanwhile, some may have a handle that a writer had at hand from the beginning (kit.pyx).
-    assert 300 <= run(check)["objects_checked"] <= 300 + AT_HAND
+    assert 300 <= run(check).objects_checked <= 300 + AT_HAND

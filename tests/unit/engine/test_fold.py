@@ -8,6 +8,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.reports import FoldReport
 from nbdzram.engine.run import HOLD_COUNT
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
@@ -34,8 +35,8 @@ def test_equal_blocks_of_one_disk_and_of_two_become_one_object() -> None:
     report = run(Fold(pool))
     after = pool.stats()
     assert after.objects == distinct(one, two) == 13
-    assert report["objects_merged"] == 118 - 13
-    assert report["bytes_freed"] == before.compr_data_size - after.compr_data_size
+    assert report.objects_merged == 118 - 13
+    assert report.bytes_freed == before.compr_data_size - after.compr_data_size
     assert after.handles == before.handles
     assert after.orig_data_size == before.orig_data_size
     assert one.read(0, 59 * BLOCK) == b"".join(contents)
@@ -48,7 +49,7 @@ def test_blocks_that_differ_in_their_last_byte_stay_two_also_under_one_fingerpri
     pool = Pool(fingerprint_mask=0)
     contents = [text(1)[:-1] + last for last in (b"x", b"y")]
     disk = filled(pool, "disk", contents)
-    assert run(Fold(pool))["objects_merged"] == 0
+    assert run(Fold(pool)).objects_merged == 0
     assert disk.read(0, 2 * BLOCK) == b"".join(contents)
 
 
@@ -69,7 +70,7 @@ def test_of_two_encodings_of_a_block_the_shorter_stays(recompressed_first: bool)
         run(Recompress(pool, level=19, idle_seconds=500))
     lengths = pool.stats().compr_by_codec
     assert lengths["lz4"] > lengths["zstd"] > 0
-    assert run(Fold(pool))["objects_merged"] >= 1
+    assert run(Fold(pool)).objects_merged >= 1
     assert pool.stats().compr_by_codec["lz4"] == 0
     assert disk.read(0, BLOCK) == text(7)
     pool.check()
@@ -81,7 +82,7 @@ def test_the_very_first_handle_can_be_a_suspect() -> None:
     disk.trim(0, BLOCK)
     pool.stats()  # who asks has what was freed taken back
     disk.write(0, text(2))  # gets the handle that was freed last
-    assert run(Fold(pool))["objects_merged"] == 1
+    assert run(Fold(pool)).objects_merged == 1
 
 
 def test_a_second_fold_looks_at_nothing() -> None:
@@ -90,7 +91,7 @@ def test_a_second_fold_looks_at_nothing() -> None:
     run(Fold(pool))
     again = Fold(pool)
     assert again.total == 0
-    assert run(again) == {"objects_merged": 0, "bytes_freed": 0, "pages_returned": 0, "comparisons": 0}
+    assert run(again) == FoldReport(objects_merged=0, bytes_freed=0, pages_returned=0, comparisons=0)
 
 
 def test_fold_returns_pages_and_counts_them() -> None:
@@ -99,7 +100,7 @@ def test_fold_returns_pages_and_counts_them() -> None:
     before = pool.stats()
     report = run(Fold(pool))
     after = pool.stats()
-    assert after.pages_folded == report["pages_returned"]
+    assert after.pages_folded == report.pages_returned
     assert before.mem_used_total - after.mem_used_total == after.pages_folded * BLOCK > 0
 
 
@@ -111,8 +112,8 @@ def test_dry_run_predicts_and_changes_nothing() -> None:
     predicted = run(Fold(pool, dry_run=True))
     assert pool.stats().compr_data_size == before.compr_data_size
     done = run(Fold(pool))
-    assert (predicted["objects_merged"], predicted["bytes_freed"]) == (done["objects_merged"], done["bytes_freed"])
-    assert before.compr_data_size - pool.stats().compr_data_size == done["bytes_freed"]
+    assert (predicted.objects_merged, predicted.bytes_freed) == (done.objects_merged, done.bytes_freed)
+    assert before.compr_data_size - pool.stats().compr_data_size == done.bytes_freed
 
 
 def test_only_what_changed_since_the_last_fold_is_looked_at() -> None:
@@ -123,7 +124,7 @@ def test_only_what_changed_since_the_last_fold_is_looked_at() -> None:
     disk.write(BLOCK, half_random(6))
     disk.write(2 * BLOCK, half_random(5000))
     later = Fold(pool)
-    assert run(later)["objects_merged"] == 2
+    assert run(later).objects_merged == 2
     assert later.done == 2
 
 
@@ -188,7 +189,7 @@ def test_contents_that_share_a_prefix_stay_apart() -> None:
     # Incompressible heads of growing length: each encoding begins like the next one.
     contents = [noise(1)[:length] + bytes(BLOCK - length) for length in range(1000, 1064)]
     disk = filled(pool, "disk", contents)
-    assert run(Fold(pool))["objects_merged"] == 0
+    assert run(Fold(pool)).objects_merged == 0
     assert disk.read(0, 64 * BLOCK) == b"".join(contents)
     pool.check()
 
@@ -200,7 +201,7 @@ def test_a_constant_fingerprint_is_slower_and_just_as_right(mask: int) -> None:
     disk = filled(pool, "disk", contents)
     run(Fold(pool))
     assert pool.stats().objects == 35
-    assert run(Fold(pool))["objects_merged"] == 0
+    assert run(Fold(pool)).objects_merged == 0
     for number in range(0, 100, 3):
         disk.write(number * BLOCK, text(number))
         contents[number] = text(number)
@@ -236,16 +237,16 @@ def test_compaction_ends_within_one_partial_page_a_class() -> None:
         if number % 5:
             disk.trim(number * BLOCK, BLOCK)
     before = pool.stats()
-    predicted = run(Compact(pool, dry_run=True))["pages_returned"]
+    predicted = run(Compact(pool, dry_run=True)).pages_returned
     report = run(Compact(pool))
     after = pool.stats()
-    assert report["pages_returned"] == predicted == after.pages_compacted
+    assert report.pages_returned == predicted == after.pages_compacted
     assert before.mem_used_total - after.mem_used_total == predicted * BLOCK
     # Rounding to 16 bytes, the tail of a zspage, and a page a class: three percent and 16 classes' pages.
     assert after.mem_used_total <= after.compr_data_size * 1.03 + 32 * BLOCK
     for number in range(0, 8192, 5):
         assert disk.read(number * BLOCK, BLOCK) == half_random(number, 200 + number % 16 * 200)
-    assert run(Compact(pool))["objects_moved"] == 0
+    assert run(Compact(pool)).objects_moved == 0
     pool.check()
 
 
@@ -332,7 +333,7 @@ def test_slots_that_a_compaction_did_not_get_to_empty_are_used_again(given_up: b
     if given_up:
         del compaction
     else:
-        assert run(compaction)["objects_moved"] < 800
+        assert run(compaction).objects_moved < 800
     for number in range(0, 1600, 2):
         disk.trim(number * BLOCK, BLOCK)
     write(range(0, 1600, 2), 9000)

@@ -17,6 +17,7 @@ import pytest
 from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import CompactReport
 from nbdzram.errors import PoolFull, UserError
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
@@ -133,8 +134,8 @@ def test_compaction_moves_nothing_where_no_page_is_gained() -> None:
         disk.write(number * BLOCK, noise(number) if number % 2 else half_random(number))
     for number in range(1, 300, 4):
         disk.trim(number * BLOCK, BLOCK)
-    assert run(Compact(pool)) == {"objects_moved": 0, "pages_returned": 0}
-    assert run(Compact(pool, dry_run=True))["pages_returned"] == 0
+    assert run(Compact(pool)) == CompactReport(objects_moved=0, pages_returned=0)
+    assert run(Compact(pool, dry_run=True)).pages_returned == 0
 
 
 def test_a_zspage_with_a_free_slot_that_spans_no_page_is_left_alone() -> None:
@@ -144,7 +145,7 @@ def test_a_zspage_with_a_free_slot_that_spans_no_page_is_left_alone() -> None:
     disk.write(0, b"".join(half_random(number) for number in range(62)))  # two zspages of 31 slots
     assert pool.stats().zspages == 2
     disk.trim(7 * BLOCK, BLOCK)
-    assert run(Compact(pool)) == {"objects_moved": 0, "pages_returned": 0}
+    assert run(Compact(pool)) == CompactReport(objects_moved=0, pages_returned=0)
 
 
 def test_tables_cost_a_page_for_two_mebibytes_and_little_beside() -> None:
@@ -347,8 +348,8 @@ def test_compaction_works_in_a_pool_that_is_exactly_full() -> None:
             disk.trim(number * BLOCK, BLOCK)
     pool.mem_limit = pool.stats().memory_used
     report = run(Compact(pool))
-    assert report["pages_returned"] * BLOCK > pool.mem_limit // 4
-    while run(Compact(pool))["objects_moved"]:  # now there is room for the rest of each class
+    assert report.pages_returned * BLOCK > pool.mem_limit // 4
+    while run(Compact(pool)).objects_moved:  # now there is room for the rest of each class
         pass
     assert pool.stats().mem_used_total <= pool.stats().compr_data_size * 1.03 + 15 * BLOCK
     pool.check()

@@ -294,7 +294,7 @@ def with_dictionary(path: Path) -> None:
         disk = pool.create("disk", 16 << 20)
         for number in range(300):
             disk.write(number * BLOCK, prose(number))
-        assert run(Recompress(pool, dictionary=True))["dictionary_bytes"]
+        assert run(Recompress(pool, dictionary=True)).dictionary_bytes
 
 
 def test_a_dictionary_is_what_was_written_or_the_arena_is_refused(tmp_path: Path) -> None:

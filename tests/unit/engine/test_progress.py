@@ -11,7 +11,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.run import Run
-from tests.unit.engine.blocks import AT_HAND, BLOCK, half_random
+from tests.unit.engine.blocks import AT_HAND, BLOCK, R, half_random
 
 OBJECTS = 2000
 CLONES = 3
@@ -30,7 +30,7 @@ def pool() -> Iterator[Pool]:
         yield pool
 
 
-def shares(run: Run) -> list[tuple[dict[str, int], float]]:
+def shares(run: Run[R]) -> list[tuple[R, float]]:
     """After each step: what came of it so far, and the share that is told."""
     told, more = [], True
     while more:
@@ -60,14 +60,14 @@ def test_a_check_of_blocks_without_an_object_knows_its_walk_too() -> None:
 
 def test_the_contents_of_a_check_count_as_the_time_that_they_take(pool: Pool) -> None:
     """Four fifths of it and more, though they are a tenth of the things looked at."""
-    decoded = [share for result, share in shares(Check(pool)) if result["objects_checked"] < OBJECTS]
+    decoded = [share for result, share in shares(Check(pool)) if result.objects_checked < OBJECTS]
     assert decoded[-1] > 0.8
     assert decoded[len(decoded) // 2] == pytest.approx(decoded[-1] / 2, rel=0.1)
 
 
 def test_a_recompression_is_done_when_its_last_object_is_encoded_and_not_when_clones_were_walked(pool: Pool) -> None:
     told = shares(Recompress(pool))
-    encoding = [share for result, share in told if 0 < result["objects_seen"] < OBJECTS]
+    encoding = [share for result, share in told if 0 < result.objects_seen < OBJECTS]
     assert encoding[-1] > 0.95
     assert encoding[len(encoding) // 2] == pytest.approx(0.5, abs=0.05)
     assert told[-1][1] == 1.0
@@ -92,9 +92,9 @@ def test_blocks_that_do_not_rest_leave_the_total_when_they_are_passed_over(pool:
         disk.read(number * BLOCK, BLOCK)
     run = Recompress(pool, idle_seconds=1000)
     told = shares(run)
-    seen = run.report()["objects_seen"]
+    seen = run.report().objects_seen
     assert 0 < seen < OBJECTS
-    encoded = [share for result, share in told if result["objects_seen"] >= seen]
+    encoded = [share for result, share in told if result.objects_seen >= seen]
     assert encoded[0] > 0.95
 
 
@@ -106,7 +106,7 @@ def test_raw_objects_alone_are_expected_of_a_run_for_huge_ones(pool: Pool) -> No
 
 def test_objects_that_come_during_a_run_make_its_total_grow(pool: Pool) -> None:
     run = Recompress(pool)
-    while run.step(STEP) and not run.report()["objects_seen"]:
+    while run.step(STEP) and not run.report().objects_seen:
         pass
     disk: Disk = pool.create("late", OBJECTS * BLOCK)
     for number in range(OBJECTS):
@@ -116,7 +116,7 @@ def test_objects_that_come_during_a_run_make_its_total_grow(pool: Pool) -> None:
 
 def test_what_goes_during_a_run_leaves_its_total_at_the_end(pool: Pool) -> None:
     run = Recompress(pool)
-    while run.step(STEP) and not run.report()["objects_seen"]:
+    while run.step(STEP) and not run.report().objects_seen:
         pass
     for disk in pool.disks():
         disk.trim(0, OBJECTS * BLOCK)

@@ -368,8 +368,8 @@ def test_a_fold_tells_the_pages_that_came_back_and_not_those_that_will() -> None
         disk.write(number * BLOCK, half_random(number % 2))
     before = pages(pool)
     report = run(Fold(pool), 1 << 20)
-    assert report["pages_returned"] == before - pages(pool) > 0
-    assert pool.stats().pages_folded == report["pages_returned"]
+    assert report.pages_returned == before - pages(pool) > 0
+    assert pool.stats().pages_folded == report.pages_returned
     pool.check()
 
 
@@ -380,14 +380,14 @@ def test_compaction_and_recompression_tell_the_pages_that_came_back() -> None:
         disk.write(number * BLOCK, prose(number))
     before = pages(pool)
     report = run(Recompress(pool), 1 << 20)
-    assert report["pages_returned"] == before - pages(pool) > 0
+    assert report.pages_returned == before - pages(pool) > 0
     for number in range(1000):
         if number % 5:
             disk.trim(number * BLOCK, BLOCK)
     before = pages(pool)
-    report = run(Compact(pool), 1 << 20)
-    assert report["pages_returned"] == before - pages(pool) > 0
-    assert pool.stats().pages_compacted == report["pages_returned"]
+    compacted = run(Compact(pool), 1 << 20)
+    assert compacted.pages_returned == before - pages(pool) > 0
+    assert pool.stats().pages_compacted == compacted.pages_returned
     pool.check()
 
 

@@ -27,10 +27,10 @@ def test_idle_objects_get_smaller_and_read_back() -> None:
     report = run(Recompress(pool))
     after = pool.stats()
     assert after.compr_data_size < before.compr_data_size * 0.9
-    assert report["bytes_before"] - report["bytes_after"] == before.compr_data_size - after.compr_data_size
-    assert before.mem_used_total - after.mem_used_total == report["pages_returned"] * BLOCK > 0
-    assert after.compr_by_codec["zstd"] == report["bytes_after"]
-    assert after.objects_recompressed == report["objects_recompressed"] >= 300
+    assert report.bytes_before - report.bytes_after == before.compr_data_size - after.compr_data_size
+    assert before.mem_used_total - after.mem_used_total == report.pages_returned * BLOCK > 0
+    assert after.compr_by_codec["zstd"] == report.bytes_after
+    assert after.objects_recompressed == report.objects_recompressed >= 300
     assert after.huge_pages == 20
     assert disk.read(0, len(contents) * BLOCK) == b"".join(contents)
     pool.check()
@@ -52,13 +52,13 @@ def test_dry_run_predicts_the_fold_of_twins_in_several_encodings(freed_handles: 
     twins.write(0, contents * 4)
     pool.set_clock(10_000)
     first.read(0, len(contents))
-    assert run(Recompress(pool, idle_seconds=5_000))["objects_recompressed"] == 40
+    assert run(Recompress(pool, idle_seconds=5_000)).objects_recompressed == 40
     before = pool.stats()
     predicted = [run(Fold(pool, dry_run=True)) for _ in range(2)]
     pool.check()
     run(Fold(pool))
     freed = before.compr_data_size - pool.stats().compr_data_size
-    assert [(report["objects_merged"], report["bytes_freed"]) for report in predicted] == [(40, freed)] * 2
+    assert [(report.objects_merged, report.bytes_freed) for report in predicted] == [(40, freed)] * 2
 
 
 @pytest.mark.parametrize("stronger", [{"level": 12}, {"level": 1, "dictionary": True}], ids=["level", "dictionary"])
@@ -67,16 +67,16 @@ def test_a_stronger_run_tries_what_a_weaker_one_made_smaller(stronger: dict[str,
     disk = pool.create("disk", SIZE)
     contents = b"".join(prose(number) for number in range(400))
     disk.write(0, contents)
-    assert run(Recompress(pool, level=1))["objects_recompressed"] == 400
+    assert run(Recompress(pool, level=1)).objects_recompressed == 400
     before = pool.stats()
     report = run(Recompress(pool, **stronger))
     after = pool.stats()
-    assert report["objects_seen"] == 400
-    assert report["objects_recompressed"] > 100
-    assert report["bytes_before"] - report["bytes_after"] == before.compr_data_size - after.compr_data_size > 0
-    assert bool(report["dictionary_bytes"]) == ("dictionary" in stronger)
+    assert report.objects_seen == 400
+    assert report.objects_recompressed > 100
+    assert report.bytes_before - report.bytes_after == before.compr_data_size - after.compr_data_size > 0
+    assert bool(report.dictionary_bytes) == ("dictionary" in stronger)
     for weaker in (stronger, {"level": 1}):
-        assert run(Recompress(pool, **weaker))["objects_seen"] == 0
+        assert run(Recompress(pool, **weaker)).objects_seen == 0
     assert disk.read(0, len(contents)) == contents
     run(Check(pool))
 
@@ -85,11 +85,11 @@ def test_what_did_not_shrink_is_not_tried_again_until_it_changes() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)
     disk.write(0, b"".join(noise(number) for number in range(50)))
-    assert run(Recompress(pool))["objects_seen"] == 50
-    assert run(Recompress(pool))["objects_seen"] == 0
+    assert run(Recompress(pool)).objects_seen == 50
+    assert run(Recompress(pool)).objects_seen == 0
     disk.write(0, noise(100))
-    assert run(Recompress(pool))["objects_seen"] == 1
-    assert run(Recompress(pool, level=9))["objects_seen"] == 50
+    assert run(Recompress(pool)).objects_seen == 1
+    assert run(Recompress(pool, level=9)).objects_seen == 50
 
 
 def test_a_recompressed_block_folds_with_its_lz4_twin_and_the_smaller_stays() -> None:
@@ -99,7 +99,7 @@ def test_a_recompressed_block_folds_with_its_lz4_twin_and_the_smaller_stays() ->
     run(Recompress(pool))
     small = pool.stats().compr_data_size
     disk.write(20 * BLOCK, b"".join(prose(number) for number in range(20)))
-    assert run(Fold(pool))["objects_merged"] == 20
+    assert run(Fold(pool)).objects_merged == 20
     stats = pool.stats()
     assert (stats.objects, stats.compr_data_size, stats.compr_by_codec["lz4"]) == (20, small, 0)
     assert disk.read(20 * BLOCK, 20 * BLOCK) == disk.read(0, 20 * BLOCK)
@@ -144,9 +144,9 @@ def test_only_blocks_that_rested_are_touched() -> None:
     disk.read(0, BLOCK * 4)
     disk.write(4 * BLOCK, prose(77))
     pool.set_clock(112_000)
-    assert run(Recompress(pool, idle_seconds=10_000))["objects_seen"] == 5
-    assert run(Recompress(pool, idle_seconds=2_001))["objects_seen"] == 0
-    assert run(Recompress(pool, idle_seconds=1_900))["objects_seen"] == 5
+    assert run(Recompress(pool, idle_seconds=10_000)).objects_seen == 5
+    assert run(Recompress(pool, idle_seconds=2_001)).objects_seen == 0
+    assert run(Recompress(pool, idle_seconds=1_900)).objects_seen == 5
 
 
 def test_untried_bytes_are_those_of_lz4_objects_that_no_run_has_looked_at() -> None:
@@ -179,7 +179,7 @@ def test_huge_only_leaves_lz4_objects_alone() -> None:
     disk.write(0, skewed + prose(1))
     assert pool.stats().huge_pages == 1
     report = run(Recompress(pool, huge_only=True))
-    assert (report["objects_seen"], report["objects_recompressed"]) == (1, 1)
+    assert (report.objects_seen, report.objects_recompressed) == (1, 1)
     assert pool.stats().huge_pages == 0
     assert disk.read(0, 2 * BLOCK) == skewed + prose(1)
 
@@ -198,7 +198,7 @@ def test_a_dictionary_saves_more_and_outlives_the_process(tmp_path: Path, count:
     disk.write(0, b"".join(contents))
     report = run(Recompress(pool, dictionary=True))
     stats = pool.stats()
-    assert report["dictionary_bytes"] >= least_bytes
+    assert report.dictionary_bytes >= least_bytes
     assert stats.compr_by_codec["zstd-dict"] > 0
     assert stats.compr_data_size < without * 0.95
     pool.check()
@@ -209,14 +209,14 @@ def test_a_dictionary_saves_more_and_outlives_the_process(tmp_path: Path, count:
     run(Check(again))
     again.disks()[0].write(0, prose(7000))
     report = run(Recompress(again, dictionary=True))
-    assert (report["objects_seen"], report["objects_recompressed"]) == (1, 1)  # what was made small is known
+    assert (report.objects_seen, report.objects_recompressed) == (1, 1)  # what was made small is known
     again.close()
     again = Pool(path=path)
     assert again.disks()[0].read(BLOCK, (count - 1) * BLOCK) == b"".join(contents[1:])
     again.disks()[0].trim(0, SIZE)
     again.close()
     empty = Pool(path=path)
-    assert empty.stats().metadata < stats.metadata - 2 * report["dictionary_bytes"]
+    assert empty.stats().metadata < stats.metadata - 2 * report.dictionary_bytes
     empty.close()
 
 
@@ -226,7 +226,7 @@ def test_a_dictionary_that_helps_some_blocks_and_not_others_loses_none() -> None
     disk = pool.create("disk", SIZE)
     contents = [half_random(number, 1500) if number % 3 == 0 else prose(number) for number in range(2000)]
     disk.write(0, b"".join(contents))
-    assert run(Recompress(pool, dictionary=True))["dictionary_bytes"] > 1000
+    assert run(Recompress(pool, dictionary=True)).dictionary_bytes > 1000
     assert pool.stats().compr_by_codec["zstd-dict"] > pool.stats().compr_data_size // 4
     assert disk.read(0, len(contents) * BLOCK) == b"".join(contents)
     run(Check(pool))

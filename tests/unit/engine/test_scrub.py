@@ -8,6 +8,7 @@ from pathlib import Path
 from nbdzram.engine import moment
 from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import ScrubReport
 from nbdzram.engine.scrub import Scrub
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
@@ -37,12 +38,9 @@ def test_a_sound_pool_is_looked_at_whole() -> None:
         disk.write(5 * MIB, b"".join(noise(number) for number in range(100)))
         other.write(0, text(1) + bytes(8) * 512 + b"8 bytes!" * 512)
         scrub = scrubbed(pool)
-        assert scrub.report() == {
-            "objects_checked": 101,
-            "objects_rotten": 0,
-            "blocks_checked": scrub.blocks,
-            "blocks_rotten": 0,
-        }
+        assert scrub.report() == ScrubReport(
+            objects_checked=101, objects_rotten=0, blocks_checked=scrub.blocks, blocks_rotten=0
+        )
         assert scrub.blocks >= 102
         assert scrub.total == scrub.done
 
@@ -60,7 +58,7 @@ def test_every_block_of_every_export_that_leads_to_rot_is_named_and_nothing_else
         bend(path, 1)
         for budget in (1, 64, 1 << 16):
             scrub = scrubbed(pool, budget)
-            assert scrub.report()["objects_rotten"] == 1
+            assert scrub.report().objects_rotten == 1
             assert sorted(scrub.places) == [
                 *(("clone", 0), ("clone", 9 * MIB // BLOCK)),
                 *(("disk", 0), ("disk", 9 * MIB // BLOCK)),
@@ -107,4 +105,4 @@ def test_a_disk_that_is_deleted_meanwhile_is_passed_over() -> None:
         pool.delete(disk)
         run(scrub, 8)
         assert scrub.finished
-        assert scrub.report()["blocks_rotten"] == 0
+        assert scrub.report().blocks_rotten == 0

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from nbdzram.engine.reports import FoldReport
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import CheckFailed, RunCancelled, UserError
 from nbdzram.server.maintenance import (
@@ -56,8 +57,8 @@ class ScriptedRun:
         self.done = min(self.done + budget, self.total)
         return self.done < self.total
 
-    def report(self) -> dict[str, int]:
-        return {"objects_merged": self.done, "pages_returned": 1}
+    def report(self) -> FoldReport:
+        return FoldReport(objects_merged=self.done, bytes_freed=0, pages_returned=1, comparisons=0)
 
 
 def test_a_run_reports_before_after_and_what_came_of_it() -> None:
@@ -71,7 +72,8 @@ def test_a_run_reports_before_after_and_what_came_of_it() -> None:
         maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(FIRST_SLICE, step)})
         report = await maintenance.run("fold", progress=lambda run, ahead: heard.append((run.done, run.total, ahead)))
         assert report.after.mem_used_total - report.before.mem_used_total == 4096
-        assert (report.result, report.reason) == ({"objects_merged": FIRST_SLICE, "pages_returned": 1}, "asked")
+        fold = {"objects_merged": FIRST_SLICE, "bytes_freed": 0, "pages_returned": 1, "comparisons": 0}
+        assert (report.result, report.reason) == (fold, "asked")
         assert heard[-1] == (FIRST_SLICE, FIRST_SLICE, None)
         (summary,) = maintenance.recent
         assert (summary.kind, summary.bytes_freed, summary.result) == ("fold", 4096, report.result)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nbdzram.config import Trigger
+from nbdzram.engine.reports import CheckReport, CompactReport, FoldReport, RecompressReport, Report
 from nbdzram.engine.stats import PoolStats
 from nbdzram.server.policy import (
     FIRST_BACKOFF_SECONDS,
@@ -98,15 +99,29 @@ def test_an_empty_pool_expects_nothing() -> None:
     assert (fold_gain(empty), compact_gain(empty)) == (0, 0)
 
 
+def recompressed(*, bytes_before: int, bytes_after: int, pages_returned: int) -> RecompressReport:
+    return RecompressReport(
+        objects_seen=4,
+        objects_recompressed=3,
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
+        pages_returned=pages_returned,
+        dictionary_bytes=0,
+    )
+
+
 @pytest.mark.parametrize(
-    ("result", "freed"),
+    ("report", "freed"),
     [
-        ({"objects_merged": 3, "bytes_freed": 9000, "pages_returned": 1}, 9000),
-        ({"objects_moved": 3, "pages_returned": 2}, 8192),
-        ({"objects_recompressed": 3, "bytes_before": 9000, "bytes_after": 4000, "pages_returned": 0}, 5000),
+        (FoldReport(objects_merged=3, bytes_freed=9000, pages_returned=1, comparisons=3), 9000),
+        (FoldReport(objects_merged=3, bytes_freed=3000, pages_returned=1, comparisons=3), 4096),
+        (CompactReport(objects_moved=3, pages_returned=2), 8192),
+        (recompressed(bytes_before=9000, bytes_after=4000, pages_returned=0), 5000),
+        (recompressed(bytes_before=9000, bytes_after=4000, pages_returned=2), 8192),
+        (CheckReport(objects_checked=3, changing=0), 0),
     ],
-    ids=["fold", "compact", "recompress"],
+    ids=["fold", "fold of little", "compact", "recompress", "recompress and return", "check"],
 )
-def test_a_run_is_judged_by_what_it_says_that_it_freed(result: dict[str, int], freed: int) -> None:
+def test_a_run_is_judged_by_what_it_says_that_it_freed(report: Report, freed: int) -> None:
     """And not by the pool before and after: clients write meanwhile."""
-    assert gained(result) == freed
+    assert gained(report) == freed

@@ -14,6 +14,7 @@ import pytest
 
 from nbdzram.config import ExportConfig, MaintenanceConfig, ServerConfig
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.reports import CheckReport, VerifyReport
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import CheckFailed, UserError
 from nbdzram.server import service as service_module
@@ -42,9 +43,9 @@ def test_a_check_names_every_block_that_cannot_be_read(tmp_path: Path) -> None:
         pool.create("disk", MIB).write(0, half_random(1) + half_random(2))
         pool.create("other", MIB).write(5 * BLOCK, half_random(3, 1000))
         scrubs = Scrubs("default", pool)
-        report = run(scrubs.begin_check())  # type: ignore[arg-type]
-        assert report["objects_checked"] == 3
-        assert report["changing"] == 0
+        report: VerifyReport = run(scrubs.begin_check())  # type: ignore[arg-type]
+        assert report.objects_checked == 3
+        assert report.changing == 0
         bend(path, 1)
         bend(path, 3)
         with pytest.raises(CheckFailed, match="block 0 of export 'disk', block 5 of export 'other'"):
@@ -121,8 +122,8 @@ class Slow:
         self.steps += 1
         return not self.more.is_set()
 
-    def report(self) -> dict[str, int]:
-        return {}
+    def report(self) -> CheckReport:
+        return CheckReport(objects_checked=0, changing=0)
 
 
 class Still:
