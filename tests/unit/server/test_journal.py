@@ -26,7 +26,7 @@ from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
 from nbdzram.server.journal import Journal
 from nbdzram.server.service import Service
-from nbdzram.stream.journal import GROUP_MAGIC, Segment
+from nbdzram.stream.journal import GROUP_HEAD_BYTES, GROUP_MAGIC, HEAD_BYTES, Segment
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
@@ -354,6 +354,26 @@ def test_what_a_file_held_before_does_not_look_new(tmp_path: Path, caplog: pytes
 
     play(story)
     assert "damaged" not in caplog.text
+
+
+def test_a_new_head_before_old_records_is_no_group(tmp_path: Path) -> None:
+    """So the power leaves a file that is used again, where the first sector of a group reached the disk alone."""
+    written: list[bytes] = []
+
+    async def story() -> None:
+        for name in ("old", "new"):
+            async with serving(tmp_path / name) as service:
+                disk(service).write(0, text(7))
+                await journal(service).synced()
+                (segment,) = (tmp_path / name).glob("*.journal")
+                assert len(list(Segment(segment).groups())) == 1
+                written.append(segment.read_bytes())
+
+    play(story)
+    old, new = written
+    torn = tmp_path / "torn.journal"
+    torn.write_bytes(new[: HEAD_BYTES + GROUP_HEAD_BYTES] + old[HEAD_BYTES + GROUP_HEAD_BYTES :])
+    assert list(Segment(torn).groups()) == []
 
 
 @pytest.mark.parametrize(("bent", "told"), [(1, True), (2, False)])
