@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,19 +227,18 @@ def _persist(
     from nbdzram.cli.keep import Keeper  # noqa: PLC0415
     from nbdzram.cli.netlink import NetlinkDevice, Patience  # noqa: PLC0415
     from nbdzram.cli.supervisor import notify_supervisor  # noqa: PLC0415
+    from nbdzram.cli.voice import Voice  # noqa: PLC0415
     from nbdzram.residence import stay  # noqa: PLC0415
 
     if os.geteuid() != 0:
         raise UserError("attaching needs root; run it with sudo")
     _make_device(device)
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     kernel = NetlinkDevice(device, address.uri(export), block_size)
-    for refusal in stay():
-        say(f"{refusal}; else a swap or root disk on {device} may wait for this process, and it for the disk")
-    with _signals() as (wake, told):
+    refusals = stay()
+    with Voice(sys.stderr.fileno()) as voice, _signals() as (wake, told):
+        for refusal in refusals:
+            voice.say(f"{refusal}; else a swap or root disk on {device} may wait for this process, and it for the disk")
         keeper = Keeper(
             kernel,
             device,
@@ -247,19 +247,21 @@ def _persist(
             Patience(*patience),
             wake=wake,
             told_to_leave=told,
-            say=say,
+            say=voice.say,
         )
         keeper.attach()
         notify_supervisor("READY=1")
-        say(f"attached {export} to {device}; without a server requests wait {patience[1]} s")
-        say(f"detach it with: nbd-client -d {device}")
+        voice.say(f"attached {export} to {device}; without a server requests wait {patience[1]} s")
+        voice.say(f"detach it with: nbd-client -d {device}")
         if not keeper.keep():
-            return say(f"{device} was detached")
-    if keeper.leave():
-        return say(f"detached {device}")
-    return say(
-        f"{device} is in use and stays attached; run this again, or nobody connects it again when its server goes"
-    )
+            voice.say(f"{device} was detached")
+        elif keeper.leave():
+            voice.say(f"detached {device}")
+        else:
+            voice.say(
+                f"{device} is in use and stays attached; run this again, or nobody connects it again when its server "
+                "goes"
+            )
 
 
 @contextmanager

@@ -7,7 +7,8 @@
 
 1. Only the kernel sends again: what was in flight on a dead connection goes over a new one, and is answered once.
 2. A disk of another size is another disk, and is never put below what uses the first.
-3. Nothing that is needed to connect again is fetched meanwhile: no name, no page of this program, no module.
+3. Nothing that is needed to connect again is fetched meanwhile: no name, no page of this program, no module. Nor does
+   it wait for whoever reads what it says (voice.py).
 4. The device outlives this process, whatever ends that. Started again it goes on, also with what nbd-client attached.
 """
 

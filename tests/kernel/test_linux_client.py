@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +42,9 @@ def test_linux_keeps_a_file_system_and_swap_on_a_disk_that_folds_meanwhile(tmp_p
 class OnPort(Nbdzram):
     """A server that comes back where the one before it listened."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, port: int, size: str = "128M", arguments: Sequence[str] = ()) -> None:
         self.wanted = str(port)
-        super().__init__(directory, {"disk": "128M"}, arguments=["--state-dir", str(directory / "state")])
+        super().__init__(directory, {"disk": size}, arguments=["--state-dir", str(directory / "state"), *arguments])
 
     def environment(self) -> dict[str, str]:
         self.command[self.command.index("-p") + 1] = self.wanted
@@ -62,8 +64,52 @@ def test_a_kept_disk_outlives_servers_that_are_killed_and_stopped_under_load(tmp
 
     actions = {how: partial(start_anew, how) for how in ("kill", "stop")}
     try:
-        console = run_guest(tmp_path, port=port, actions=actions, persist=True)
+        console = run_guest(tmp_path, port=port, actions=actions, work="persist")
         assert "PASS:" in console, console
         assert ends == ["kill", "stop", "kill", "kill"]
+    finally:
+        servers[-1].stop()
+
+
+SWAP_SECONDS = int(os.environ.get("NBDZRAM_TEST_SWAP_SECONDS", "300"))
+"""How long a guest lives from swap. An hour, 3600, is what says something about a machine under pressure for good."""
+SWAPPED_MIB = 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("memory_mib", "group_mib"), [(512, "100"), (256, "")], ids=["group", "machine"])
+def test_a_guest_lives_from_swap_while_it_folds_and_its_server_is_restarted(
+    tmp_path: Path, memory_mib: int, group_mib: str
+) -> None:
+    """No page comes back wrong and nothing hangs, though most pages are out and the server goes away twice.
+
+    Once memory is short in a control group alone; once in the whole machine, so that whatever keeps the device attached
+    must need no page of anybody's who waits for it.
+    """
+    port = free_port()
+    begin = partial(OnPort, tmp_path, port, "1G", ["--swap"])
+    servers = [begin()]
+    ends: list[str] = []
+    folded: list[int] = []
+
+    def start_anew(how: str) -> None:
+        getattr(servers[-1], how)()
+        servers.append(begin())
+        ends.append(how)
+
+    def fold() -> None:
+        servers[-1].fold()
+        folded.append(servers[-1].mm_stat()[9])
+
+    actions = {"fold": fold, **{how: partial(start_anew, how) for how in ("kill", "stop")}}
+    arguments = {"seconds": SWAP_SECONDS, "swapped": SWAPPED_MIB, "group": group_mib}
+    try:
+        console = run_guest(
+            tmp_path, port=port, actions=actions, work="swap", arguments=arguments, memory_mib=memory_mib
+        )
+        print(console, f"pages folded at each fold: {folded}", sep="\n")
+        assert "PASS:" in console, console
+        assert ends == ["stop", "kill"]
+        assert min(folded) > 0, "a guest whose every fourth page has twins, and nothing folded"
     finally:
         servers[-1].stop()

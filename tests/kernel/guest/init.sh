@@ -2,7 +2,8 @@
 # Process 1 of the guest: use an export as a disk, then as swap, and print one line, PASS or FAIL.
 #
 # The host listens on the second serial port: this script writes a word, the host acts (folds) and answers "done".
-# Arguments come on the kernel's command line: nbd.port, nbd.connections.
+# Arguments come on the kernel's command line: nbd.port, nbd.connections, nbd.work, nbd.seconds,
+# nbd.swapped (MiB), nbd.group (MiB).
 
 /bin/busybox --install -s /bin
 export PATH=/sbin:/bin
@@ -211,8 +212,73 @@ take_over_from_nbd_client() {
     grep -q "was detached" /keeper.log || fail "$(cat /keeper.log)"
 }
 
+# --- swap that the whole machine lives from, for as long as nbd.seconds says; the host folds and restarts its server
+
+FOLD_SECONDS=60
+
+# Memory is at work: pages were visited since the last look. One that hangs never passes here, which the host notices.
+pages_go_on() {
+    before=$(cat /progress 2>/dev/null)
+    until [ "$(cat /progress 2>/dev/null)" != "$before" ]; do
+        kill -0 $pressure 2>/dev/null || fail "after $1: $(cat /pressure.log) $(cat /keeper.log)"
+        sleep 1
+    done
+}
+
+swapped() { awk '$1 == "SwapTotal:" { total = $2 } $1 == "SwapFree:" { print int((total - $2) / 1024) }' /proc/meminfo; }
+
+live_from_swap() {
+    mkswap /dev/nbd0 >/dev/null && swapon -d /dev/nbd0 || fail "swapon"
+    rm -rf /payload
+    join=true
+    free=$(argument group)
+    if [ -n "$free" ]; then
+        mount -t cgroup2 none /cgroup
+        echo +memory >/cgroup/cgroup.subtree_control || fail "no memory controller"
+        mkdir /cgroup/small
+        echo "${free}M" >/cgroup/small/memory.max
+        join="echo 0 >/cgroup/small/cgroup.procs"
+    else
+        free=$(awk '$1 == "MemAvailable:" { print int($2 / 1024) }' /proc/meminfo)
+    fi
+    size=$((free + $(argument swapped)))
+    step "$size MiB of memory in use, where $free are free"
+    sh -c "$join; exec \"\$@\"" pressure $(cat /python/program) -B /pressure.py $size /progress /enough >/pressure.log 2>&1 &
+    pressure=$!
+    echo 1000 >/proc/$pressure/oom_score_adj
+    start=$(cut -d. -f1 /proc/uptime)
+    seconds=$(argument seconds)
+    least=99999
+    todo="stop:$((seconds / 3)) kill:$((seconds * 2 / 3))"
+    passed=0
+    while [ $passed -lt "$seconds" ]; do
+        sleep $FOLD_SECONDS
+        pages_go_on "a while"
+        ask_host fold
+        passed=$(($(cut -d. -f1 /proc/uptime) - start))
+        set -- $todo
+        if [ $# -gt 0 ] && [ $passed -ge "${1#*:}" ]; then
+            ask_host "${1%:*}"
+            pages_go_on "${1%:*}"
+            shift
+            todo="$*"
+        fi
+        now=$(swapped)
+        [ "$(cut -d' ' -f2 /progress)" -eq 0 ] || [ "$now" -ge $least ] || least=$now
+        step "$passed s: $now MiB in swap, pages and passes $(cat /progress)"
+    done
+    [ -z "$todo" ] || fail "not restarted: $todo"
+    touch /enough
+    wait $pressure || fail "$(cat /pressure.log)"
+    grep -E '^(pswpin|pswpout|oom_kill) ' /proc/vmstat
+    step "at least $least MiB were in swap at each look"
+    swapoff /dev/nbd0 || fail "swapoff"
+    kill -TERM $keeper
+    wait $keeper || fail "the keeper ended with $?: $(cat /keeper.log)"
+}
+
 no_error_in_the_log() {
-    errors=$(dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|corrupt')
+    errors=$(dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|corrupt|Out of memory|read-error on swap|hung task')
     [ -z "$errors" ] || fail "the kernel complains: $errors"
 }
 
@@ -223,6 +289,14 @@ if [ "$(argument work)" = persist ]; then
     take_over_from_nbd_client
     no_error_in_the_log
     finish "PASS: ext4 on a disk whose server was killed and stopped, Linux $(uname -r)"
+fi
+if [ "$(argument work)" = swap ]; then
+    export PYTHONHOME=$(cat /python/home) PYTHONPATH=$(cat /python/path)
+    echo 4096 >/proc/sys/vm/min_free_kbytes
+    keep_attached --swap
+    live_from_swap
+    no_error_in_the_log
+    finish "PASS: $(argument swapped) MiB beyond the memory for $(argument seconds) s, Linux $(uname -r)"
 fi
 attach
 use_as_file_system

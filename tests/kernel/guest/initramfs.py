@@ -19,6 +19,7 @@ from tests.kernel.guest.kernel import Kernel
 from tests.support.programs import require_program
 
 INIT = Path(__file__).with_name("init.sh")
+PRESSURE = Path(__file__).with_name("pressure.py")
 MODULES = ("virtio_pci", "virtio_net", "nbd", "ext4")
 
 # Enough for folding and memory pressure to mean something, little enough for an emulated machine to copy in seconds.
@@ -106,14 +107,15 @@ def add_nbdzram(archive: Archive) -> None:
             archive.program(str(path), str(path).lstrip("/"))
         else:
             archive.file(str(path).lstrip("/"), path.read_bytes())
+    archive.file("pressure.py", PRESSURE.read_bytes())
     archive.file("python/program", program.encode())
     archive.file("python/home", sys.base_prefix.encode())
     archive.file("python/path", f"{root}:{sysconfig.get_path('purelib')}".encode())
 
 
 LOADED = """
-import encodings.ascii, encodings.idna, sys
-from nbdzram.cli import attach, greeting, keep, main, netlink, supervisor
+import encodings.ascii, encodings.idna, hashlib, mmap, sys
+from nbdzram.cli import attach, greeting, keep, main, netlink, supervisor, voice
 from nbdzram import __main__, residence
 for module in list(sys.modules.values()):
     if getattr(module, "__file__", None):

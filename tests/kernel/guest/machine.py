@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.kernel.guest.initramfs import build_initramfs
 from tests.kernel.guest.kernel import fetch_kernel
@@ -29,18 +30,22 @@ def run_guest(
     port: int,
     connections: int = 1,
     actions: Mapping[str, Callable[[], object]],
-    persist: bool = False,
+    work: str = "all",
+    arguments: Mapping[str, object] = MappingProxyType({}),
+    memory_mib: int = 512,
 ) -> str:
     """Boot, let the guest work through its script, and return its console.
 
     port: the server's, on the host's loopback. actions: what the guest may ask for, by name; each ask is answered when
-    the action has returned. persist: the guest attaches by `nbdzram attach --persist`.
+    the action has returned. work: which of the stories at the end of init.sh; in all but "all" the guest attaches by
+    `nbdzram attach --persist`. arguments: what else that story reads from the kernel's command line.
     """
-    work = "persist" if persist else "all"
+    told = {"port": port, "connections": connections, "work": work, **arguments}
+    words = " ".join(f"nbd.{name}={value}" for name, value in told.items())
     qemu = require_program("qemu-system-x86_64", package="qemu-system-x86")
     kernel = fetch_kernel()
     initramfs = directory / "initramfs.cpio"
-    initramfs.write_bytes(build_initramfs(kernel, with_nbdzram=persist))
+    initramfs.write_bytes(build_initramfs(kernel, with_nbdzram=work != "all"))
     console = directory / "console.log"
     asks = directory / "asks.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -54,14 +59,14 @@ def run_guest(
                 "-smp",
                 "1",  # with two, emulation now and then trips over the kernel patching its own code while it boots
                 "-m",
-                "512",
+                str(memory_mib),
                 "-nodefaults",
                 "-no-reboot",
                 "-display",
                 "none",
             ),
             *("-kernel", str(kernel.image), "-initrd", str(initramfs)),
-            *("-append", f"console=ttyS0 quiet panic=-1 nbd.port={port} nbd.connections={connections} nbd.work={work}"),
+            *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
             *("-serial", f"file:{console}"),
             *("-chardev", f"socket,id=asks,path={asks}", "-serial", "chardev:asks"),
             *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="),
