@@ -32,6 +32,9 @@ cdef class Index:
     cdef bint next_pending(self, uint32_t* handle) noexcept nogil
     cdef uint64_t pages(self) noexcept nogil
 
+    cdef void expect(self, uint64_t objects) noexcept nogil
+    cdef void adopt(self, uint32_t handle) noexcept nogil
+    cdef void _put(self, uint32_t handle) noexcept nogil
     cdef void _unlink(self, uint32_t handle) noexcept nogil
     cdef bint fit(self, uint32_t limit) noexcept nogil
     cdef bint fits(self) noexcept nogil

@@ -106,9 +106,11 @@ cdef class Index:
             self.link(handle)
 
     cdef void link(self, uint32_t handle) noexcept nogil:
-        cdef uint32_t* head
         self.fit(1)
-        head = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
+        self._put(handle)
+
+    cdef void _put(self, uint32_t handle) noexcept nogil:
+        cdef uint32_t* head = self.bucket(self.bucket_of(self.cells.cell(handle).fingerprint))
         self.cells.link(handle)[0] = head[0]
         head[0] = handle
         self.linked += 1
@@ -143,6 +145,26 @@ cdef class Index:
         cdef int64_t linked = <int64_t>self.linked
         return linked * 2 < <int64_t>self.buckets * 3 and (
             linked * 2 >= <int64_t>self.buckets or self.buckets == MIN_BUCKETS)
+
+    # -- an arena opened again (opening.pyx): all of its objects at once ----------------------------------------------
+
+    cdef void expect(self, uint64_t objects) noexcept nogil:
+        """Have a bucket for each of so many before the first one comes: to split for each, with every chain moved that
+        is in a cache no more, was a fifth of an opening. Without memory for them the chains are longer until fit.
+        """
+        if objects > self.buckets and objects < <uint32_t>-1 and region_ensure(
+                &self.heads, objects * sizeof(uint32_t)):
+            must(self.linked == 0, b"buckets are made before objects come")
+            self.buckets = <uint32_t>objects
+            while <uint64_t>2 * self.half <= objects:
+                self.half *= 2
+
+    cdef void adopt(self, uint32_t handle) noexcept nogil:
+        """insert, with the buckets that there are; `fit` is called when all are in."""
+        if self.first(self.cells.cell(handle).fingerprint):
+            self.set_pending(handle)
+        else:
+            self._put(handle)
 
     # -- beside others (beside.pyx): buckets are neither split nor merged there ---------------------------------------
 

@@ -8,6 +8,7 @@ from nbdzram.engine.table cimport Tables
 
 cdef enum:
     COMPLAINT = 200  # bytes of a sentence
+    AHEAD = 8        # cells; a fetch from memory takes about as long as eight are counted
 
     # Whose a unit is.
     NOBODYS = 0
@@ -31,6 +32,7 @@ cdef class Opening:
     cdef uint64_t wrong           # entries of leaves that are not right
     cdef char complaint[COMPLAINT]
 
+    cdef void _come_near(self, uint32_t handle) noexcept nogil
     cdef bint _is_kept(self, uint32_t number) noexcept nogil
     cdef str _name_of(self, uint32_t number)
     cdef bint _is_too_large(self, uint64_t size) noexcept nogil

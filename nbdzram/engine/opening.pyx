@@ -337,7 +337,13 @@ cdef class Opening:
         """Each cell gets its holders; what nothing leads to is free."""
         cdef uint32_t handle, holders
         cdef Cell* cell
+        cdef uint64_t objects = 0
+        cdef int kind
+        for kind in range(CODEC_ZSTD_DICT + CODEC_DICTS):
+            objects += self.used[kind]
+        self.store.index.expect(objects)
         for handle in range(1, self.store.cells.high):
+            self._come_near(handle)
             holders = (<uint32_t*>self.holders.base)[handle]
             cell = self.store.cells.cell(handle)
             self.store.cells.live += 1
@@ -348,7 +354,14 @@ cdef class Opening:
             self.store.cells.add_refs(handle, holders)
             if _is_object(cell.word):
                 self.store.adopt(handle)
+        self.store.index.fit(<uint32_t>-1)
         self.store.slab.adoption_done()
+
+    cdef void _come_near(self, uint32_t handle) noexcept nogil:
+        """Cells stand in a row, and where their fingerprints lead anywhere: ask for that some cells ahead."""
+        if handle + 2 * AHEAD < self.store.cells.high:
+            self.store.index.prefetch_bucket(self.store.cells.cell(handle + 2 * AHEAD).fingerprint)
+            self.store.index.prefetch_chain(self.store.cells.cell(handle + AHEAD).fingerprint)
 
     cdef void _free_units(self) noexcept nogil:
         """The units of nobody, and the pages of the others that nothing lies in."""

@@ -318,7 +318,7 @@ cdef class ObjectStore:
         cdef uint64_t refs
         if not self.index.reserve(handle):
             return False
-        self.index.insert(handle)
+        self.index.adopt(handle)
         self._count(word, 1)
         refs = self.cells.refs(handle)
         if refs > 1:

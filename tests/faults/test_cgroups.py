@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram.machine import Machine
-from tests.support.cgroup import cgroup, inside, run_inside
+from tests.support.cgroup import cgroup, inside, oom_kills, run_inside
 from tests.support.nbd_client import Client, RequestFailed
 from tests.support.server import Nbdzram
 from tests.unit.cli.conftest import NBDZRAM
@@ -47,13 +47,6 @@ def test_half_of_the_memory_is_half_of_the_cgroups_and_a_full_disk_is_enospc(tmp
                 client.write(offset, noise.randbytes(MIB))
         assert refused.value.error == errno.ENOSPC
         assert server.process.poll() is None
-
-
-def oom_kills(cage: Path) -> int:
-    """How often the kernel ended somebody in the group."""
-    files = [cage / name for name in ("memory.events", "memory.oom_control")]
-    text = "".join(file.read_text() for file in files if file.exists())
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
 
 
 class Writer(threading.Thread):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -101,7 +101,10 @@ def test_a_guest_lives_from_swap_while_it_folds_and_its_server_is_restarted(
         servers[-1].fold()
         folded.append(servers[-1].mm_stat()[9])
 
-    actions = {"fold": fold, **{how: partial(start_anew, how) for how in ("kill", "stop")}}
+    actions: dict[str, Callable[[], object]] = {
+        "fold": fold,
+        **{how: partial(start_anew, how) for how in ("kill", "stop")},
+    }
     arguments = {"seconds": SWAP_SECONDS, "swapped": SWAPPED_MIB, "group": group_mib}
     try:
         console = run_guest(

@@ -45,3 +45,10 @@ def inside(directory: Path, command: Sequence[str | Path]) -> list[str]:
 
 def run_inside(directory: Path, command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(inside(directory, command), capture_output=True, text=True, timeout=60, check=False)
+
+
+def oom_kills(cage: Path) -> int:
+    """How often the kernel ended somebody in the group."""
+    files = [cage / name for name in ("memory.events", "memory.oom_control")]
+    text = "".join(file.read_text() for file in files if file.exists())
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))

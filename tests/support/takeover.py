@@ -33,13 +33,15 @@ class Line:
         *,
         in_memory: bool = False,
         program: Sequence[str] = ("-m", "nbdzram"),
+        behind: Sequence[str] = (),
     ) -> None:
-        """`program`: what Python runs as the first of them."""
+        """`program`: what Python runs as the first of them; `behind`: a command that runs every one."""
         self.directory = directory
         self.control = directory / "c.sock"
         self.state = "" if in_memory else str(directory / "state")
         self.arguments = [*(["--state-dir", self.state] if self.state else []), *arguments]
         self.exports = exports or {"disk": str(SIZE)}
+        self.behind = behind
         self._numbers = itertools.count()
         self.servers = [self._server([], program=program)]
 
@@ -52,7 +54,7 @@ class Line:
             def environment(self) -> dict[str, str]:
                 self.command[self.command.index("--control") + 1] = str(line.control)
                 self.command[1:3] = program
-                self.command[:0] = behind
+                self.command[:0] = behind or line.behind
                 self.control = line.control
                 return super().environment()
 

@@ -342,6 +342,32 @@ def test_more_handles_than_a_page_or_a_segment_has_are_all_found(tmp_path: Path,
         pool.check()
 
 
+def test_suspects_are_suspects_again_and_the_index_is_as_large_as_it_was(tmp_path: Path) -> None:
+    """It is made for every object at once, and most are no part of it here; then it grows and shrinks as ever."""
+    distinct, equal = 3000, 9000
+    buckets = 2 * distinct * 4  # bytes: at most two for each object in the index
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 30)
+        for number in range(distinct):
+            disk.write(number * BLOCK, half_random(number, 40))
+        for number in range(distinct, distinct + equal):
+            disk.write(number * BLOCK, half_random(distinct, 40))
+        used = pool.stats().metadata
+    with Pool(path=str(path)) as pool:
+        pool.check()
+        assert pool.stats().metadata <= used + buckets
+        assert run(Fold(pool)).objects_merged == equal - 1
+        disk = pool.disks()[0]
+        for number in range(distinct, 3 * distinct):
+            disk.write(number * BLOCK, half_random(number, 40))
+        pool.check()
+        disk.trim(0, 2 * distinct * BLOCK)
+        pool.check()
+        disk.write(0, half_random(3 * distinct - 1, 40))
+        assert run(Fold(pool)).objects_merged == 1
+
+
 def test_the_most_memory_used_and_the_pages_are_those_of_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "arena"
     with Pool(path=str(path)) as pool:
