@@ -34,7 +34,7 @@ from libc.string cimport memset, strerror
 
 from nbdzram.engine.ledger cimport Ledger, ledger_give, ledger_take
 from nbdzram.engine.lock cimport lock_end, lock_init, lock_leave, lock_take
-from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, pages_for, units_of
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE, pages_for
 from nbdzram.engine.publish cimport amend32, amend64, look32, look64
 
 import os

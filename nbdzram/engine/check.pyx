@@ -31,9 +31,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from nbdzram.engine.arena cimport Region, region_ensure, region_free, region_reserve
-from nbdzram.engine.cells cimport (
-    KIND_FILL, KIND_FORWARD, REFS_SHIFT, kind_of, length_of, slot_of, target_of, unit_of,
-)
+from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, kind_of, length_of, slot_of, target_of, unit_of
 from nbdzram.engine.census cimport COMPLAINT
 from nbdzram.engine.codec cimport BLOCK, CODEC_FREE
 from nbdzram.engine.disk cimport Disk

@@ -18,7 +18,7 @@ way. Readers take no lock at all (reading.pyx): what they may see is retired bef
 waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 import os

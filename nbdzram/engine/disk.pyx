@@ -23,8 +23,8 @@ from libc.string cimport memcpy, memset
 
 from nbdzram.engine.beside cimport write_beside
 from nbdzram.engine.blocks cimport Blocks
-from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
-from nbdzram.engine.codec cimport BLOCK, CODEC_RAW, fill, is_zero
+from nbdzram.engine.cells cimport KIND_FILL
+from nbdzram.engine.codec cimport BLOCK, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.cursor cimport Cursor, leaf_end
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
@@ -38,14 +38,13 @@ from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zer
 from nbdzram.engine.publish cimport look64, publish64
 from nbdzram.engine.reading cimport read_block, read_range
 from nbdzram.engine.table cimport (
-    LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, repeated_of,
-    same_entry,
+    LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, same_entry,
 )
 from nbdzram.engine.sides cimport Seat
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving, users_rise, users_sit
 
 from nbdzram.engine.blocks import Extent
-from nbdzram.errors import EngineError, PoolFull, UserError
+from nbdzram.errors import PoolFull, UserError
 
 __all__ = ["OFFLOAD_SIZE", "Disk", "Extent"]
 

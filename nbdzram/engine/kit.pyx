@@ -38,7 +38,7 @@ from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.prefetch cimport prefetch_to_write
 from nbdzram.engine.quiescence cimport thread_number
 from nbdzram.engine.sides cimport SEATS, Seat, Sides, sides_give, sides_high, sides_seat
-from nbdzram.engine.slab cimport RELEASED, retired_slot, retired_unit, retired_word
+from nbdzram.engine.slab cimport RELEASED, retired_slot, retired_unit
 from nbdzram.engine.store cimport KINDS, ObjectStore
 
 cdef extern from "stdlib.h" nogil:

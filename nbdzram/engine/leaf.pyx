@@ -16,7 +16,6 @@ from libc.string cimport memset
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
-from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.table cimport LEAF_BLOCKS, LEAF_SHIFT, LeafCopy, is_hole, page_of
 
 cdef enum:

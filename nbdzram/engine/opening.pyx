@@ -17,10 +17,10 @@ Invariants
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
+from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport (
     CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_MAX, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
     target_of, unit_of,
@@ -28,15 +28,14 @@ from nbdzram.engine.cells cimport (
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT, digest, zstd_new_ddict
 from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.format cimport (
-    ENTRY_DELETING, ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, KEY_STRENGTH, SEGMENTS_MAX, Superblock,
-    dictionary_length, dictionary_unit, dictionary_word, is_checked,
+    ENTRY_DELETING, ENTRY_FREE, EXPORTS_MAX, FIRST_UNITS, KEY_STRENGTH, SEGMENTS_MAX, Superblock, dictionary_length,
+    dictionary_unit, dictionary_word, is_checked,
 )
 from nbdzram.engine.page cimport UNIT_PAGES, UNIT_SIZE, units_of
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
 from nbdzram.engine.table cimport (
-    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, PARENTS_MASK, TOP_LEVEL, Tables, entry_handle,
-    page_of,
+    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle, page_of,
 )
 
 from nbdzram.errors import ArenaError

@@ -23,7 +23,7 @@ from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
 from nbdzram.engine.drop cimport drop_tree
 from nbdzram.engine.format cimport (
     ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, FIRST_UNITS, NAME_MAX, NAME_ROOM, OLD_VERSION, READ_ONLY_FLAG, SEGMENTS_AT,
-    VERSION, Superblock, identity_of,
+    VERSION, identity_of,
 )
 from nbdzram.engine.ledger cimport ledger_count
 from nbdzram.engine.lock cimport LINGER_NAME, LINGERING, LOOKS, PAUSED, WATCHED, lock_leave, lock_take

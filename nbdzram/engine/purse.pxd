@@ -4,7 +4,7 @@
 # given to each, would refuse one pool what another does not need. So pages are entered here as well, one atomic
 # addition where pages are taken, and refused beyond the ceiling however many pools ask at once.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 cdef extern from * nogil:
     """

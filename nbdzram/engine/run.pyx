@@ -13,7 +13,7 @@ Progress is told in work, not in things: what takes a thousand times as long cou
 that is done is the share of the time. What was expected and did not come is taken off the total when a run ends.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.core cimport PoolCore

@@ -16,7 +16,7 @@ from libc.string cimport memcmp
 
 from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.cells cimport KIND_FILL, KIND_FORWARD, SEGMENT_CELLS, SEGMENT_UNITS, kind_of, length_of, target_of
-from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT, digest, zstd_new_ddict
+from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, digest, zstd_new_ddict
 from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.domain cimport domain_of
 from nbdzram.engine.format cimport (

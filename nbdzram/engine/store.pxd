@@ -1,7 +1,7 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nbdzram.engine.arena cimport Arena, Region
-from nbdzram.engine.cells cimport Cell, Cells
+from nbdzram.engine.cells cimport Cells
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.page cimport pages_for

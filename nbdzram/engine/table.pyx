@@ -40,7 +40,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from nbdzram.engine.arena cimport Arena, Region, region_ensure, region_free, region_reserve
+from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport KIND_FILL, kind_of
 from nbdzram.engine.format cimport EXPORTS_AT
 from nbdzram.engine.ledger cimport ledger_give, ledger_take

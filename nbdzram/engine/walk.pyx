@@ -27,11 +27,10 @@ from libc.string cimport memcmp, memcpy
 from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
 from nbdzram.engine.cells cimport KIND_FILL, kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_ZSTD_DICT, fingerprint
-from nbdzram.engine.cursor cimport Cursor, go_on, leaf_end, next_entry, origin_entry
+from nbdzram.engine.cursor cimport go_on, leaf_end, next_entry, origin_entry
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.lock cimport HOLD, HOLD_BYTES, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
-from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.table cimport aged, entry_handle, is_hole, repeated_of
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.nbd.transmission cimport Request

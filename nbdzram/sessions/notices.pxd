@@ -1,7 +1,7 @@
 from libc.stdint cimport uint64_t
 
 from nbdzram.nbd.transmission cimport Request
-from nbdzram.sessions.mail cimport Bell, Mailbox
+from nbdzram.sessions.mail cimport Bell
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:

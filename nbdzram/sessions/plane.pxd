@@ -1,4 +1,3 @@
-from libc.stdint cimport uint64_t
 
 from nbdzram.sessions.budget cimport Budget
 from nbdzram.sessions.mail cimport Mailbox

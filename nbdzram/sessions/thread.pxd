@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.sessions.epoll cimport epoll_event
-from nbdzram.sessions.mail cimport Bell, Letter, Mailbox
+from nbdzram.sessions.mail cimport Bell, Mailbox
 from nbdzram.sessions.outlet cimport Scratch
 from nbdzram.sessions.patience cimport Patience
 from nbdzram.sessions.session cimport Session

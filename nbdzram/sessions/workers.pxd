@@ -1,6 +1,5 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from nbdzram.engine.disk cimport Disk
 from nbdzram.sessions.mail cimport Letter, Mailbox
 
 cdef extern from "<pthread.h>" nogil:

@@ -8,7 +8,6 @@ Only the queue is shared, under one mutex; a Task belongs to one side at a time.
 
 import threading
 
-from libc.stdint cimport uint8_t, uint64_t
 
 from nbdzram.engine.disk cimport Disk
 from nbdzram.sessions.mail cimport STORED, mail_post

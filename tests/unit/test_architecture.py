@@ -91,6 +91,8 @@ SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for pat
 _FORWARD = re.compile(
     r"^[ \t]*(?:ctypedef\s+|cdef\s+)?(?:public\s+)?class\s+\w+(?:\([\w, .]*\))?[ \t]*(?:#.*)?$", re.MULTILINE
 )
+_NAMES = re.compile(r"^from\s+[\w.]+\s+c?import\s+(\([^)]*\)|[^\n]+)", re.MULTILINE)
+_QUOTED = re.compile(r'(cdef extern from [^\n]*\n\s*)?"""(?:.|\n)*?"""')
 _CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", re.MULTILINE)
 
 
@@ -183,6 +185,27 @@ def test_no_line_is_wider_than_a_page(path: Path) -> None:
     assert not wide, f"{module_of(path)}: lines {wide} are wider than {WIDEST_LINE} columns"
 
 
+def unused(text: str) -> list[str]:
+    """Names that a file of Cython imports and uses nowhere else; words of comments and docstrings are no use, those of
+    C that stands in it are."""
+    text = _QUOTED.sub(lambda block: block[0] if block[1] else "", re.sub(r"#[^\n]*", "", text))
+    names = [
+        part.split(" as ")[-1].strip()
+        for listed in _NAMES.findall(text)
+        for part in listed.strip("()").replace("\n", " ").split(",")
+        if part.strip()
+    ]
+    rest = _NAMES.sub("", text)
+    return [name for name in names if not re.search(rf"\b{re.escape(name)}\b", rest)]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix in {".pyx", ".pxd"}], ids=module_of)
+def test_no_name_is_imported_that_nobody_uses(path: Path) -> None:
+    """Of Python the linter says so already; of Cython nobody else does."""
+    left = unused(path.read_text(encoding="utf-8"))
+    assert left == [], f"{module_of(path)} imports {', '.join(left)} and does not use it"
+
+
 def test_no_file_knows_one_that_knows_it() -> None:
     assert circle(arrows(SOURCES)) == []
 
@@ -208,6 +231,23 @@ def test_a_circle_is_seen_however_it_is_closed(tmp_path: Path) -> None:
         assert _FORWARD.search(f"\n{forward}cdef int x\n")
     for whole in ("cdef class Disk:\n", "cdef class Disk(Blocks):\n", "# a cdef class\n"):
         assert not _FORWARD.search(f"\n{whole}    cdef int x\n")
+
+
+def test_a_name_that_nobody_uses_is_seen() -> None:
+    text = '''"""Of a word."""
+from libc.stdint cimport (
+    uint8_t,  # word
+    uint32_t,
+)
+from nbdzram.engine.disk import Disk as Word
+cdef extern from * nogil:
+    """
+    static uint8_t one;  /* told */
+    """
+cdef uint32_t two
+'''
+    assert unused(text) == ["Word"]
+    assert unused(text + "Word()") == []
 
 
 def test_the_walk_sees_the_whole_package() -> None:
