@@ -254,7 +254,8 @@ def command(
 ) -> None:
     """Serve disks over NBD until SIGINT or SIGTERM, then drain and end.
 
-    A second signal ends at once; SIGHUP reads the configuration again. Every flag but those for one run alone (--run,
+    A second signal ends at once. SIGHUP reads the configuration again, and the server goes on, disks and all, also when
+    it comes of a terminal that is closed or a line that broke. Every flag but those for one run alone (--run,
     --exit-with-parent, --stdin, --restore, --takeover, --upgrade, --check-config) has a key in the TOML file and a
     variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
