@@ -1,13 +1,14 @@
 """Cells that memory changed below an open pool: their blocks are errors, and nobody else notices.
 
 A cell has no room for a check of where its object lies (engine/store.pyx), and whatever is done to an object begins
-there. So one bit of every second cell is flipped, and then everything is done that leads through a cell, each in a
+there. So one bit of half of the cells is flipped, and then everything is done that leads through a cell, each in a
 process of its own: whoever believes one is found out.
 """
 
 from __future__ import annotations
 
 import mmap
+import random
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -147,11 +148,13 @@ def flip(view: mmap.mmap, at: int, bit: int) -> None:
 
 
 def told(image: Image, path: Path, bit: int, act: str, exports: Expected) -> str:
-    """Flip a bit of every second cell's word below a pool, and do something."""
+    """Flip a bit of half of the cells' words below a pool, and do something."""
     image.write(path)
     with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        dice = random.Random(bit)
         for at in cell_places(image):
-            if at % (2 * CELL) == 0:
+            # By a coin: equal objects stand in two rows, of which every second cell would be the same ones.
+            if at % CELL == 0 and dice.random() < 0.5:
                 flip(view, at, bit)
         ACTS[act](pool)
         return read_all(pool, exports) if act in KEEP_CONTENT else RIGHT

@@ -111,18 +111,25 @@ def test_a_slot_is_not_written_while_somebody_reads() -> None:
     pool.check()
 
 
-def test_a_handle_is_not_another_objects_while_somebody_reads() -> None:
+@pytest.mark.parametrize("trims", [False, True], ids=["overwritten", "trimmed"])
+def test_a_handle_is_not_another_objects_while_somebody_reads(trims: bool) -> None:
     pool = Pool()
     disk = pool.create("disk", LEAF)
     disk.write(0, noise(0))
+
+    def write_again(end: bytes) -> None:
+        for number in range(3 * 256):  # cells of three pages
+            disk.write(0, number.to_bytes(8, "little") * (BLOCK // 16) + bytes(BLOCK // 2 - 1) + end)
+            if trims:
+                disk.trim(0, BLOCK)
+
+    disk.write(BLOCK, noise(1))  # the leaf stays
     before = metadata(pool)
     with a_reader():
-        for number in range(3 * 256):  # cells of three pages
-            disk.write(0, number.to_bytes(8, "little") * (BLOCK // 16) + bytes(BLOCK // 2 - 1) + b"1")
+        write_again(b"1")
         assert metadata(pool) >= before + 3
     more = metadata(pool)
-    for number in range(3 * 256):
-        disk.write(0, number.to_bytes(8, "little") * (BLOCK // 16) + bytes(BLOCK // 2 - 1) + b"2")
+    write_again(b"2")
     assert metadata(pool) == more
 
 
