@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread, get_native_id
 
+from nbdzram.control.client import ControlClient
 from tests.bench.figures import Figure
 from tests.bench.measure import BLOCK, MIB, fill, fio, median
 from tests.support.cgroup import cgroup, inside, oom_kills
@@ -75,7 +76,7 @@ def pushing(line: Line) -> Iterator[list[Pusher]]:
                 line.last.command_line(kind, check=False)  # one that a takeover ends is told so
 
     with ExitStack() as stack:
-        pushers = [Pusher(stack.enter_context(line.last.client("full")), number) for number in range(WRITERS)]
+        pushers = [Pusher(stack.enter_context(line.servers[0].client("full")), number) for number in range(WRITERS)]
         runner = Thread(target=run_and_run)
         for thread in (*pushers, runner):
             thread.start()
@@ -102,7 +103,7 @@ def measure_caged(directory: Path, rounds: int, seconds: int) -> list[Figure]:
                 alone.append(_p99_us(line, seconds))
                 with pushing(line) as pushers:
                     beside.append(_p99_us(line, seconds))
-                    taking = Thread(target=line.take_over)
+                    taking = Thread(target=_take_over_beside_reads, args=(line, _reads(line)))
                     taking.start()
                     taken.append(_p99_us(line, seconds))
                     taking.join()
@@ -120,6 +121,17 @@ def measure_caged(directory: Path, rounds: int, seconds: int) -> list[Figure]:
     ]
 
 
+def _reads(line: Line) -> int:
+    with ControlClient(line.control) as control:
+        return sum(export.operations["read"].requests for export in control.status().exports)
+
+
+def _take_over_beside_reads(line: Line, before: int) -> None:
+    """Once the reader reads."""
+    line.last.wait_until(lambda: _reads(line) > before, 60)
+    line.take_over()
+
+
 def _p99_us(line: Line, seconds: int) -> float:
     options = (
         "--rw=randread",
@@ -129,6 +141,6 @@ def _p99_us(line: Line, seconds: int) -> float:
         "--time_based",
         f"--runtime={seconds}",
     )
-    report = fio(line.last, *options)["read"]
+    report = fio(line.servers[0], *options)["read"]  # its sockets are handed over
     p99_ns: float = report["clat_ns"]["percentile"]["99.000000"]
     return p99_ns / 1000
