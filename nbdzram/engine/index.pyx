@@ -158,6 +158,8 @@ cdef class Index:
             self.buckets = <uint32_t>objects
             while <uint64_t>2 * self.half <= objects:
                 self.half *= 2
+            must(self.half <= self.buckets and self.buckets // 2 < self.half,
+                 b"the half is the last power of two that is not above the buckets")
 
     cdef void adopt(self, uint32_t handle) noexcept nogil:
         """insert, with the buckets that there are; `fit` is called when all are in."""
