@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from nbdzram.engine.stats import PAGE_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class FoldReport:
-    """Of a fold, or of what one would do (a dry run)."""
+class MemoryReport:
+    """Of a run that is for memory."""
 
-    objects_merged: int
-    bytes_freed: int  # compressed bytes of the objects that are no more
+    __slots__ = ()
     pages_returned: int
-    comparisons: int  # of contents, byte by byte
 
     @property
     def bytes_returned(self) -> int:
@@ -27,29 +24,34 @@ class FoldReport:
     @property
     def bytes_gained(self) -> int:
         """Of memory returned, or of objects that others can take."""
+        return self.bytes_returned
+
+
+@dataclass(frozen=True, slots=True)
+class FoldReport(MemoryReport):
+    """Of a fold, or of what one would do (a dry run)."""
+
+    objects_merged: int
+    bytes_freed: int  # compressed bytes of the objects that are no more
+    pages_returned: int
+    comparisons: int  # of contents, byte by byte
+
+    @property
+    def bytes_gained(self) -> int:
+        """Of memory returned, or of objects that others can take."""
         return max(self.bytes_freed, self.bytes_returned)
 
 
 @dataclass(frozen=True, slots=True)
-class CompactReport:
+class CompactReport(MemoryReport):
     """Of a compaction, or of what one would do (a dry run)."""
 
     objects_moved: int
     pages_returned: int
 
-    @property
-    def bytes_returned(self) -> int:
-        """Of memory, to the system."""
-        return self.pages_returned * PAGE_SIZE
-
-    @property
-    def bytes_gained(self) -> int:
-        """The same."""
-        return self.bytes_returned
-
 
 @dataclass(frozen=True, slots=True)
-class RecompressReport:
+class RecompressReport(MemoryReport):
     """Of a recompression."""
 
     objects_seen: int  # and encoded again
@@ -58,11 +60,6 @@ class RecompressReport:
     bytes_after: int
     pages_returned: int
     dictionary_bytes: int  # of the dictionary that was used; 0: none
-
-    @property
-    def bytes_returned(self) -> int:
-        """Of memory, to the system."""
-        return self.pages_returned * PAGE_SIZE
 
     @property
     def bytes_gained(self) -> int:
@@ -99,7 +96,4 @@ class VerifyReport:
     blocks_rotten: int
 
 
-MemoryReport = FoldReport | CompactReport | RecompressReport
-"""Of runs that are for memory."""
-
-Report = MemoryReport | CheckReport | ScrubReport | VerifyReport
+Report = FoldReport | CompactReport | RecompressReport | CheckReport | ScrubReport | VerifyReport
