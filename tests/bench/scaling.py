@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import tempfile
 import threading
 import time
@@ -31,6 +30,7 @@ from pathlib import Path
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from tests.bench.content import CACHE
+from tests.bench.floor import Floor
 from tests.bench.measure import MIB, fill, timed_load
 from tests.support.pki import Pki
 from tests.support.programs import require_program, run
@@ -70,23 +70,6 @@ class Cell:
     def __str__(self) -> str:
         amount = self.rate / 1000
         return f"{amount:.0f} ({self.processors:.1f})" if amount >= 100 else f"{amount:.1f} ({self.processors:.1f})"
-
-
-class Floor(ServerProcess):
-    """floor.c, compiled here and now; on a machine without a compiler as tools/bundle compiled it."""
-
-    def __init__(self, directory: Path, size: int) -> None:
-        program = directory / "floor"
-        source = Path(__file__).with_name("floor.c")
-        compiled = Path(__file__).parents[2] / "bin" / "floor"
-        if compiled.exists():
-            program = compiled
-        else:
-            compiler = require_program("gcc", package="gcc")
-            subprocess.run([compiler, "-O3", "-pthread", "-o", program, source], check=True)
-        socket = directory / "nbd.sock"
-        threads = len(os.sched_getaffinity(0))
-        super().__init__([program, socket, str(size), str(threads)], directory=directory, unix_path=socket, port=None)
 
 
 class Separate:

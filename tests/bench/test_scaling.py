@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.floor import Floor
 from tests.bench.measure import MIB
-from tests.bench.scaling import SIZE, Floor, Load, loaded
+from tests.bench.scaling import SIZE, Load, loaded
 from tests.support.programs import require_program, run
 
 pytestmark = pytest.mark.interop
