@@ -45,6 +45,7 @@ RAW, LZ4 = 1, 2
 UNITS = (1 << 28) - 1
 MOST_LOST = 20  # blocks with one content
 SUSPECTS = range(100, 180)
+ALIKE = range(180, 260)  # each two are equal, and encoded in the same way: a fold compares them where they lie
 GAPS = range(300, 470, 3)
 
 
@@ -60,6 +61,10 @@ def unit_of(word: int) -> int:
     return word >> 27 & UNITS
 
 
+def alike(block: int) -> bytes:
+    return sparse(3000 + block // 2)
+
+
 def untidy(place: Path) -> Image:
     """An arena with every kind of content, equal objects that no fold has seen yet, and zspages with gaps."""
     path = place / "untidy"
@@ -68,6 +73,8 @@ def untidy(place: Path) -> Image:
         disks = {disk.name: disk for disk in pool.disks()}
         for block in SUSPECTS:
             disks["twin"].write(block * BLOCK, sparse(block))
+        for block in ALIKE:
+            disks["twin"].write(block * BLOCK, alike(block))
         for block in GAPS:
             disks["plain"].trim(block * BLOCK, BLOCK)
             disks["copy"].trim(block * BLOCK, BLOCK)
@@ -77,7 +84,7 @@ def untidy(place: Path) -> Image:
 def now_expected() -> Expected:
     """What `untidy` leaves."""
     exports = expected()
-    exports["twin"] |= {block: sparse(block) for block in SUSPECTS}
+    exports["twin"] |= {block: sparse(block) for block in SUSPECTS} | {block: alike(block) for block in ALIKE}
     for name in ("plain", "copy"):
         for block in GAPS:
             exports[name].pop(block, None)
@@ -197,7 +204,7 @@ def others_after(image: Image, path: Path, at: int, word: int, exports: Expected
                     exports[disk.name][block] = bytes(BLOCK)
         fresh = pool.create("fresh", len(SUSPECTS) * BLOCK)
         for number in range(len(SUSPECTS)):
-            fresh.write(number * BLOCK, sparse(5000 + number))
+            fresh.write(number * BLOCK, noise(5000 + number) if number % 2 else sparse(5000 + number))
         pool.delete(fresh)
         assert 0 < lost < MOST_LOST
         return read_all(pool, exports)
