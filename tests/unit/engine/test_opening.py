@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from nbdzram.engine.arena import fail_allocation, refuse_releases
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
-from nbdzram.errors import ArenaError, EngineError
+from nbdzram.errors import ArenaError, EngineError, PoolFull
 from tests.support.arena import (
     CURRENT_AT,
     FORWARD,
@@ -28,6 +29,8 @@ from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 
 BLOCKS = 100
 MAPPED_AHEAD = 16 << 20
+KEPT_PAGES = 16  # of a limit, for compaction (engine/ledger.pxd)
+BUCKET = 4  # bytes
 Change = Callable[[Arena], None]
 
 
@@ -366,6 +369,36 @@ def test_suspects_are_suspects_again_and_the_index_is_as_large_as_it_was(tmp_pat
         pool.check()
         disk.write(0, half_random(3 * distinct - 1, 40))
         assert run(Fold(pool)).objects_merged == 1
+
+
+def test_buckets_that_are_made_at_once_count_as_memory(tmp_path: Path) -> None:
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 30)
+        for number in range(12000):
+            disk.write(number * BLOCK, half_random(number, 40))
+        used = pool.stats().metadata
+    with Pool(path=str(path)) as pool:
+        assert pool.stats().metadata >= used
+
+
+def test_what_was_made_for_suspects_is_room_for_writes(tmp_path: Path) -> None:
+    """The index is made for every object, and the limit holds for it; suspects are no part of it."""
+    suspects, room = 60_000, 80  # pages
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 30)
+        for number in range(suspects):
+            disk.write(number * BLOCK, half_random(0, 40))
+        used = pool.stats().memory_used
+    with Pool(path=str(path), mem_limit=used + (KEPT_PAGES + room) * BLOCK) as pool:
+        disk = pool.disks()[0]
+        stored = 0
+        with contextlib.suppress(PoolFull):
+            while True:
+                disk.write((suspects + stored) * BLOCK, noise(stored))
+                stored += 1
+        assert stored > room - suspects * BUCKET / BLOCK / 2
 
 
 def test_the_most_memory_used_and_the_pages_are_those_of_what_is_there(tmp_path: Path) -> None:
