@@ -33,6 +33,9 @@ cdef extern from * nogil:
     static inline uint8_t nbdzram_look8(const void* place) {
         return __atomic_load_n((const uint8_t*)place, __ATOMIC_RELAXED);
     }
+    static inline void nbdzram_amend8(void* place, uint8_t value) {
+        __atomic_store_n((uint8_t*)place, value, __ATOMIC_RELAXED);
+    }
     static inline void nbdzram_tally(uint64_t* place) { __atomic_fetch_add(place, 1, __ATOMIC_RELAXED); }
     """
     uint64_t look64 "nbdzram_look64" (const uint64_t* place)
@@ -45,6 +48,7 @@ cdef extern from * nogil:
     void set_bits "nbdzram_set_bits" (void* place, unsigned char bits)
     void clear_bits "nbdzram_clear_bits" (void* place, unsigned char bits)
     unsigned char look8 "nbdzram_look8" (const void* place)
+    void amend8 "nbdzram_amend8" (void* place, unsigned char value)
     void tally "nbdzram_tally" (uint64_t* place)
 
 cdef void publish64(uint64_t* place, uint64_t value) noexcept nogil

@@ -40,7 +40,7 @@ cdef struct ZSpage:
     uint16_t used
     uint16_t top        # slots from here on were never used; of whole pages: how many are used or spare
     uint16_t free_slot  # first of the list of free slots; of whole pages: a bit for each free one
-    uint8_t size_class
+    uint8_t size_class   # this and the next are looked at beside others (can_lie): amended under whatever lock
     uint8_t state_group  # state in the low 4 bits, number of its list in the high ones
 
 cdef struct SizeClass:
@@ -145,5 +145,5 @@ cdef inline bint can_lie(Slab slab, uint32_t unit, uint32_t slot, uint32_t lengt
     cdef uint8_t index = slab.class_of[length]
     cdef ZSpage* page = <ZSpage*>slab.zspages.base + unit
     return (<uint64_t>unit * sizeof(ZSpage) < look64(&slab.zspages.committed)  # whole pages
-            and page.size_class == index and look8(&page.state_group) & 15 != NOT_A_ZSPAGE
+            and look8(&page.size_class) == index and look8(&page.state_group) & 15 != NOT_A_ZSPAGE
             and slot < slab.classes[index].slots)

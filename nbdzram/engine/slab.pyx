@@ -48,7 +48,7 @@ from nbdzram.engine.limbo cimport (
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
-from nbdzram.engine.publish cimport look8, look32
+from nbdzram.engine.publish cimport amend8, look8, look32
 
 import zlib
 
@@ -263,7 +263,7 @@ cdef class Slab:
         page.used = 0
         page.top = 0
         page.free_slot = self._no_slot_used(&self.classes[index])
-        page.size_class = index
+        amend8(&page.size_class, index)
         self.classes[index].zspages += 1
         self.zspage_count += 1
         self._place(taken, page)
@@ -368,7 +368,7 @@ cdef class Slab:
         klass.reached -= page.top
         klass.zspages -= 1
         self.zspage_count -= 1
-        page.state_group = NOT_A_ZSPAGE
+        amend8(&page.state_group, NOT_A_ZSPAGE)
         self.arena.give(unit)
 
     # -- fullness groups -----------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ cdef class Slab:
         cdef SizeClass* klass = &self.classes[page.size_class]
         cdef int group = self._group_of(page)
         if page.used == klass.slots:
-            page.state_group = FULL
+            amend8(&page.state_group, FULL)
         elif group == GROWING_GROUP:
             self._list_in(unit, page, GROWING, group)
         else:
@@ -395,7 +395,7 @@ cdef class Slab:
     cdef void _list_in(self, uint32_t unit, ZSpage* page, int state, int group) noexcept nogil:
         cdef SizeClass* klass = &self.classes[page.size_class]
         cdef uint32_t head = klass.head[group]
-        page.state_group = state | (group << 4)
+        amend8(&page.state_group, state | (group << 4))
         page.prev = 0
         page.next = head
         if head:
