@@ -236,7 +236,7 @@ cdef int _look_again(
         return EIO
     leaf = pool.tables.leaf(root, block)
     if leaf != NULL:
-        entry = leaf[block % LEAF_BLOCKS]
+        entry = look64(leaf + block % LEAF_BLOCKS)  # others who read it may make it younger
         if not pool.tables.is_right(entry, block):
             return _rot(disk, block)
     first = entry_handle(entry)
