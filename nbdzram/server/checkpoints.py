@@ -271,7 +271,10 @@ class Checkpoints:
         self._chain.append(Checkpoint(number, since, path))
         self._chain_bytes.append(progress.bytes_written)
         if whole:
-            self._forget(known)
+            try:
+                self._forget(known)
+            except OSError as error:  # this one stands all the same, and the next one tells what changed since
+                log.warning("old checkpoints in %s stay until the next whole one: %s", self._directory, error)
         return progress
 
     def _forget(self, known: Mapping[int, Checkpoint]) -> None:

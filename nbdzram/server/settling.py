@@ -36,6 +36,7 @@ class Settling:
         self._journal = journal
         self._memory = State(None)
         self._noted: Remembered | None = None
+        self._writing: asyncio.Task[None] | None = None  # to its end, also when whoever began it waits no longer
         self._turn = asyncio.Lock()
 
     def begin(self, memory: State) -> None:
@@ -70,6 +71,9 @@ class Settling:
         changes = self._memory.changes
         await self._journal.synced()
         if changes is not self._noted:
-            # To its end, whoever waits no longer: the next one writes the same file.
-            await asyncio.shield(asyncio.create_task(asyncio.to_thread(note_in, self._directory, changes)))
+            if self._writing is not None:
+                await asyncio.wait({self._writing})  # what it writes is older, and must not come last
+            self._writing = asyncio.create_task(asyncio.to_thread(note_in, self._directory, changes))
+            self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
+            await asyncio.shield(self._writing)
             self._noted = changes

@@ -224,6 +224,38 @@ def test_a_chain_ends_and_older_ones_go(tmp_path: Path, monkeypatch: pytest.Monk
     play(story)
 
 
+def test_a_whole_one_stands_though_older_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And those behind it tell what changed since it, so that a start can read them."""
+    monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 1)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 160)))
+            await of(service).take()
+            disk(service).write(0, text(1))
+            with monkeypatch.context() as patch:
+                patch.setattr(Checkpoints, "_forget", refused)
+                await of(service).take()
+            monkeypatch.undo()
+            disk(service).write(BLOCK, text(2))
+            await of(service).take()
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.failures == 0
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert "00000003-since-00000002.stream" in files(left)
+        async with serving(left) as service:
+            assert disk(service).read(0, 2 * BLOCK) == text(1) + text(2)
+
+    play(story)
+    assert "stay until the next whole one: [Errno 5] Input/output error" in caplog.text
+
+
 def test_a_chain_ends_when_what_changed_is_more_than_the_whole(tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(tmp_path) as service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nbdzram.control.methods import Method, method_table
 from nbdzram.errors import UserError
 from nbdzram.server import settling
 from nbdzram.server.service import Service
-from nbdzram.server.state import remembered_in
+from nbdzram.server.state import Remembered, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.test_checkpoints import ADDED, as_the_power_left_it, disk, of, play, whole
 from tests.unit.server.test_journal import MIB, NEVER, Platter, journal, serving
@@ -167,5 +168,41 @@ def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
                     await asked(service, "exports.change", name="other", read_only=True)
             assert service._exports.get("other").read_only
             platter.error = 0
+
+    play(story)
+
+
+def test_a_note_that_was_slow_does_not_replace_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked for it waits no longer; what another administrator was told meanwhile holds."""
+    note_in, reached, opened, noted = settling.note_in, threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def slow_once(directory: Path, changes: Remembered) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert opened.wait(60)
+        note_in(directory, changes)
+        noted.release()
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            monkeypatch.setattr(settling, "note_in", slow_once)
+            first = asyncio.ensure_future(asked(service, "exports.change", name="disk", read_only=True))
+            assert await asyncio.to_thread(reached.wait, 60)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            second = asyncio.ensure_future(asked(service, "exports.remove", name="disk"))
+            while len(service._exports):  # noqa: ASYNC110 - the removal tells nobody
+                await asyncio.sleep(0)
+            for _ in range(100):  # the second comes as far as it can while the first stands
+                await journal(service).synced()
+                await asyncio.to_thread(int)
+            opened.set()
+            await second
+            for _ in range(2):
+                assert await asyncio.to_thread(noted.acquire, timeout=60)
+            assert remembered_in(tmp_path / "kept").exports["disk"].removed
 
     play(story)
