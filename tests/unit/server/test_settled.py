@@ -16,7 +16,7 @@ from nbdzram.control.methods import Method, method_table
 from nbdzram.errors import UserError
 from nbdzram.server import settling
 from nbdzram.server.service import Service
-from nbdzram.server.state import Remembered, remembered_in
+from nbdzram.server.state import Remembered, note_in, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.test_checkpoints import ADDED, as_the_power_left_it, disk, of, play, whole
 from tests.unit.server.test_journal import MIB, NEVER, Platter, journal, serving
@@ -174,7 +174,7 @@ def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
 
 def test_a_note_that_was_slow_does_not_replace_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asked for it waits no longer; what another administrator was told meanwhile holds."""
-    note_in, reached, opened, noted = settling.note_in, threading.Event(), threading.Event(), threading.Semaphore(0)
+    reached, opened, noted = threading.Event(), threading.Event(), threading.Semaphore(0)
 
     def slow_once(directory: Path, changes: Remembered) -> None:
         if not reached.is_set():
