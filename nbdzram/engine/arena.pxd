@@ -12,6 +12,7 @@ cdef struct Region:
 
 cdef bint region_reserve(Region* region, uint64_t size, Ledger* ledger) noexcept nogil
 cdef bint region_ensure(Region* region, uint64_t size) noexcept nogil
+cdef void region_expect(Region* region, uint64_t size) noexcept nogil
 cdef void region_shrink(Region* region, uint64_t size) noexcept nogil
 cdef void region_return(Region* region, uint64_t start, uint64_t length) noexcept nogil
 cdef void region_free(Region* region) noexcept nogil

@@ -51,7 +51,7 @@ cdef extern from "sys/mman.h" nogil:
     int madvise(void*, size_t, int)
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
-    int MADV_DONTNEED, MADV_REMOVE, MADV_NOHUGEPAGE, MADV_DONTDUMP
+    int MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP
     int MADV_DONTNEED_LOCKED "24"  # since Linux 5.18, and in no header of Debian 12's
     void* MAP_FAILED
 
@@ -72,6 +72,7 @@ cdef extern from "sys/file.h" nogil:
 ADDRESSES = 1 << 47  # of a process: four levels of page tables, on x86-64 as on arm64 with 48 bits
 
 cdef enum:
+    HUGE_PAGE = 2 << 20
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
 
 MFD_NOEXEC_SEAL = 8  # since Linux 6.3, which may insist on it (vm.memfd_noexec); memfd_create(2)
@@ -155,6 +156,12 @@ cdef bint _region_commit(Region* region, uint64_t size) noexcept nogil:
         return False
     amend64(&region.committed, wanted)  # can_lie (slab.pxd) looks beside others
     return True
+
+
+cdef void region_expect(Region* region, uint64_t size) noexcept nogil:
+    """All of the first `size` bytes, which are usable, will soon be touched: have huge pages for them, if the system
+    has some. Nothing is resident for it that would not be."""
+    madvise(region.base, size // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
 
 
 cdef void region_shrink(Region* region, uint64_t size) noexcept nogil:

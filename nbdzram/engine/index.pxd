@@ -33,7 +33,7 @@ cdef class Index:
     cdef uint64_t pages(self) noexcept nogil
 
     cdef void expect(self, uint64_t objects) noexcept nogil
-    cdef void adopt(self, uint32_t handle) noexcept nogil
+    cdef bint adopt(self, uint32_t handle, uint64_t fingerprint) noexcept nogil
     cdef void _put(self, uint32_t handle) noexcept nogil
     cdef void _unlink(self, uint32_t handle) noexcept nogil
     cdef bint fit(self, uint32_t limit) noexcept nogil

@@ -22,14 +22,14 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve, region_shrink
+from nbdzram.engine.arena cimport region_ensure, region_expect, region_free, region_reserve, region_shrink
 from nbdzram.engine.cells cimport Cells, handles_max
 from nbdzram.engine.ledger cimport Ledger
 from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
 from nbdzram.engine.lock cimport LOOKS, lock_pause
 from nbdzram.engine.must cimport must
 from nbdzram.engine.prefetch cimport prefetch
-from nbdzram.engine.publish cimport clear_bits, look8, set_bits
+from nbdzram.engine.publish cimport clear_bits, exchange32, look8, look32, set_bits, step_aside
 
 from nbdzram.errors import ArenaError
 
@@ -155,18 +155,31 @@ cdef class Index:
         if objects > self.buckets and objects < <uint32_t>-1 and region_ensure(
                 &self.heads, objects * sizeof(uint32_t)):
             must(self.linked == 0, b"buckets are made before objects come")
+            region_expect(&self.heads, objects * sizeof(uint32_t))
             self.buckets = <uint32_t>objects
             while <uint64_t>2 * self.half <= objects:
                 self.half *= 2
             must(self.half <= self.buckets and self.buckets // 2 < self.half,
                  b"the half is the last power of two that is not above the buckets")
 
-    cdef void adopt(self, uint32_t handle) noexcept nogil:
-        """insert, with the buckets that there are; `fit` is called when all are in."""
-        if self.first(self.cells.cell(handle).fingerprint):
-            self.set_pending(handle)
-        else:
-            self._put(handle)
+    cdef bint adopt(self, uint32_t handle, uint64_t fingerprint) noexcept nogil:
+        """insert, with the buckets that there are, while other threads do so too and nobody removes; `fit` is called
+        when all are in. Whether it was linked; the caller counts."""
+        cdef uint32_t* bucket = self.bucket(self.bucket_of(fingerprint))
+        cdef uint32_t head, other
+        cdef uint32_t looked = 0  # what stands from here on in the chain is another's
+        while True:
+            head = other = look32(bucket)
+            while other != looked:
+                if self.cells.cell(other).fingerprint == fingerprint:
+                    set_bits(self.pending.base + (handle >> 3), 1 << (handle & 7))
+                    return False
+                other = self.cells.link(other)[0]
+            self.cells.link(handle)[0] = head
+            step_aside()
+            if exchange32(bucket, head, handle):
+                return True
+            looked = head
 
     # -- beside others (beside.pyx): buckets are neither split nor merged there ---------------------------------------
 

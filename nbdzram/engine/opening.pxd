@@ -8,7 +8,6 @@ from nbdzram.engine.table cimport Tables
 
 cdef enum:
     COMPLAINT = 200  # bytes of a sentence
-    AHEAD = 8        # cells; a fetch from memory takes about as long as eight are counted
 
     # Whose a unit is.
     NOBODYS = 0
@@ -17,6 +16,11 @@ cdef enum:
     DICTIONARY = 3
     NODES = 4
     ZSPAGE = 5
+
+cdef struct BlockCount:
+    uint64_t stored
+    uint64_t same    # of these, blocks of one repeated word
+    bint shares      # it has nodes that were found before, of others or of its own
 
 cdef class Opening:
     cdef Arena arena
@@ -30,9 +34,11 @@ cdef class Opening:
     cdef uint32_t exports_high    # entries of the directory below have been used
     cdef uint64_t used[16]        # objects of each kind
     cdef uint64_t wrong           # entries of leaves that are not right
+    cdef Region counts            # of BlockCount, by export
+    cdef Region shares            # of Share, in the order of their handles
+    cdef object together          # runs functions at the same time
     cdef char complaint[COMPLAINT]
 
-    cdef void _come_near(self, uint32_t handle) noexcept nogil
     cdef bint _is_kept(self, uint32_t number) noexcept nogil
     cdef str _name_of(self, uint32_t number)
     cdef bint _is_too_large(self, uint64_t size) noexcept nogil
@@ -47,5 +53,6 @@ cdef class Opening:
     cdef bint _hold(self, uint32_t handle) noexcept nogil
     cdef bint _find_objects(self) noexcept nogil
     cdef bint _has_dictionaries(self) noexcept nogil
-    cdef void _count_cells(self) noexcept nogil
+    cdef void _cut_shares(self) noexcept nogil
+    cdef void _add_shares(self) noexcept nogil
     cdef void _free_units(self) noexcept nogil

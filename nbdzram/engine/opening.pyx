@@ -1,7 +1,8 @@
 """Opening an arena again, in two passes: first whether it is sound, then what is derived from it.
 
     survey    reads alone     superblock ─> cell segments ─> dictionaries ─> exports ─> nodes ─> entries ─> cells, slots
-    rebuild   writes          counts of holders, free handles, slots, nodes and units; deletions that were cut off
+    rebuild   writes          counts of holders, free handles, slots, nodes and units; deletions that were cut off.
+                              Cells are most of it: threads share them (adoption.pyx)
 
 Until the survey is done the file is mapped for reading (arena.pyx): a refused arena stays as it is, byte for byte. What
 the survey finds out it keeps beside the arena, where the rebuild takes it from; so nothing is walked twice.
@@ -20,12 +21,15 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from nbdzram.engine.arena cimport region_ensure, region_free, region_reserve
+import functools
+
+from nbdzram.engine.adoption cimport Share, add_share, adopt_share, is_object
+from nbdzram.engine.arena cimport region_ensure, region_expect, region_free, region_reserve
 from nbdzram.engine.cells cimport (
-    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_MAX, SEGMENT_CELLS, SEGMENT_UNITS, Cell, kind_of, length_of, slot_of,
+    CELLS_A_PAGE, KIND_FILL, KIND_FORWARD, REFS_MAX, SEGMENT_CELLS, SEGMENT_UNITS, kind_of, length_of, slot_of,
     target_of, unit_of,
 )
-from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT, digest, zstd_new_ddict
+from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_ZSTD, CODEC_ZSTD_DICT, digest, zstd_new_ddict
 from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.format cimport (
     ENTRY_DELETING, ENTRY_FREE, EXPORTS_MAX, FIRST_UNITS, KEY_STRENGTH, SEGMENTS_MAX, Superblock, dictionary_length,
@@ -35,7 +39,7 @@ from nbdzram.engine.page cimport UNIT_PAGES, UNIT_SIZE, units_of
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.store cimport FORWARDS_MAX, ObjectStore
 from nbdzram.engine.table cimport (
-    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle, page_of,
+    BRANCH_CHILDREN, BRANCH_SHIFT, LEVEL_SHIFT, MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables, entry_handle, is_hole, page_of,
 )
 
 from nbdzram.errors import ArenaError
@@ -43,22 +47,34 @@ from nbdzram.errors import ArenaError
 ctypedef unsigned long long ull  # for printf
 
 
-cdef class Opening:
-    """One opening of an arena into a store and tables that are empty yet."""
+def run_in_turn(functions) -> None:
+    """One after the other, by the thread that asks."""
+    for function in functions:
+        function()
 
-    def __cinit__(self, ObjectStore store, Tables tables, Directory directory):
+
+cdef class Opening:
+    """One opening of an arena into a store and tables that are empty yet. `together` runs functions, several at the
+    same time, and returns when all have."""
+
+    def __cinit__(self, ObjectStore store, Tables tables, Directory directory, together=run_in_turn):
         self.arena = store.arena
         self.store = store
         self.tables = tables
         self.directory = directory
+        self.together = together
         self.superblock = <Superblock*>self.arena.base
         if (not region_reserve(&self.owners, self.arena.unit_high + 1, NULL)
-                or not region_ensure(&self.owners, self.arena.unit_high + 1)):
+                or not region_ensure(&self.owners, self.arena.unit_high + 1)
+                or not region_reserve(&self.counts, EXPORTS_MAX * sizeof(BlockCount), NULL)
+                or not region_ensure(&self.counts, EXPORTS_MAX * sizeof(BlockCount))):
             raise ArenaError("cannot reserve addresses to open an arena; raise ulimit -v")
 
     def __dealloc__(self):
         region_free(&self.owners)
         region_free(&self.holders)
+        region_free(&self.shares)
+        region_free(&self.counts)
 
     def survey(self) -> None:
         """Find everything, and find it sound. Writes nothing to the arena. Raises ArenaError."""
@@ -82,7 +98,7 @@ cdef class Opening:
         """Make what is derived. The numbers of the exports, with how many blocks each stores and how many of one
         word."""
         cdef uint32_t number
-        cdef uint64_t stored, same
+        cdef BlockCount* count
         exports = []
         if not self.arena.admit_writes():
             raise ArenaError(f"the system refuses to write to the arena {self.arena.place}, now that it is read")
@@ -91,14 +107,20 @@ cdef class Opening:
                     and not self._is_kept(number)):
                 self.directory.finish_deletion(number)
         self._open_dictionaries()
+        self._cut_shares()
+        shares = [functools.partial(self._adopt_share, segment) for segment in range(self.segments)]
+        self.together([self._adopt_slots, *shares])
         with nogil:
-            self._count_cells()
+            self._add_shares()
             self._free_units()
         for number in range(self.exports_high):
             if self._is_kept(number):
-                stored = same = 0
-                self.tables.count(self.directory.entry(number).root, TOP_LEVEL + 1, number, &stored, &same)
-                exports.append((number, stored, same))
+                count = <BlockCount*>self.counts.base + number
+                if count.shares:  # what it has of others' was not looked at again
+                    count.stored = count.same = 0
+                    self.tables.count(
+                        self.directory.entry(number).root, TOP_LEVEL + 1, number, &count.stored, &count.same)
+                exports.append((number, count.stored, count.same))
         return exports
 
     cdef bint _is_kept(self, uint32_t number) noexcept nogil:
@@ -155,20 +177,23 @@ cdef class Opening:
         self._find_cells()
         if not (self.store.cells.ready() and self.store.index.reserve(self.store.cells.high)
                 and region_reserve(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4, NULL)
-                and region_ensure(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4)):
+                and region_ensure(&self.holders, (<uint64_t>self.store.cells.high + 1) * 4)
+                and region_reserve(&self.shares, (self.segments + 1) * sizeof(Share), NULL)
+                and region_ensure(&self.shares, (self.segments + 1) * sizeof(Share))):
             snprintf(self.complaint, COMPLAINT, "no memory for its handles")
             return False
+        region_expect(&self.holders, self.store.cells.high * <uint64_t>4)
+        region_expect(&self.store.cells.links, self.store.cells.high * <uint64_t>4)
         return True
 
     cdef void _find_cells(self) noexcept nogil:
         """The highest cell that is in use."""
-        cdef uint64_t handle
-        for handle in range(1, <uint64_t>self.segments * SEGMENT_CELLS):
-            if handle % CELLS_A_PAGE == 0 or handle == 1:
-                if not self.store.cells.held(<uint32_t>handle):
-                    return  # pages of cells are taken in their order
-            if self.store.cells.cell(<uint32_t>handle).word:
-                self.store.cells.high = <uint32_t>handle + 1
+        cdef uint64_t handle = 1
+        while handle < <uint64_t>self.segments * SEGMENT_CELLS and self.store.cells.held(<uint32_t>handle):
+            handle = (handle // CELLS_A_PAGE + 1) * CELLS_A_PAGE  # pages of cells are taken in their order
+        while handle > 1 and self.store.cells.cell(<uint32_t>(handle - 1)).word == 0:
+            handle -= 1
+        self.store.cells.high = <uint32_t>handle
 
     cdef bint _find_dictionaries(self) noexcept nogil:
         cdef int number
@@ -210,6 +235,7 @@ cdef class Opening:
         """Find the node that word `number` of `level` names, and what is below it."""
         cdef uint64_t first = number << BRANCH_SHIFT if level <= TOP_LEVEL else 0
         cdef uint64_t* words = self.tables.words(page_of(word))
+        cdef BlockCount* count = <BlockCount*>self.counts.base + export
         cdef bint fresh = False
         cdef int index
         if not self.tables.is_word(word, level, number):
@@ -221,14 +247,18 @@ cdef class Opening:
             return True
         if not self._find_node(page_of(word), level - 1, &fresh):
             return False
+        count.shares |= not fresh
         for index in range(BRANCH_CHILDREN if fresh else 0):
             if level > 1:
                 if not self._walk(export, words[index], level - 1, first + index):
                     return False
             elif not self.tables.is_right(words[index], first + index):
                 self.wrong += 1
-            elif entry_handle(words[index]) and not self._hold(entry_handle(words[index])):
-                return False
+            elif not is_hole(words[index]):
+                count.stored += 1
+                count.same += self.tables.is_same(words[index])
+                if entry_handle(words[index]) and not self._hold(entry_handle(words[index])):
+                    return False
         return True
 
     cdef bint _find_node(self, uint32_t page, int level, bint* fresh) noexcept nogil:
@@ -277,6 +307,7 @@ cdef class Opening:
     cdef bint _find_objects(self) noexcept nogil:
         """Give each object that something leads to its slot."""
         cdef uint32_t handle
+        cdef uint32_t unit = 0  # that was claimed last: what was written together lies together
         cdef uint64_t word
         if not self.store.slab.adoption_begin():
             snprintf(self.complaint, COMPLAINT, "no memory for its zspages")
@@ -286,11 +317,12 @@ cdef class Opening:
             if (<uint32_t*>self.holders.base)[handle] > REFS_MAX and not self.store.cells.take_chunk(handle):
                 snprintf(self.complaint, COMPLAINT, "no memory for its handles")
                 return False
-            if (<uint32_t*>self.holders.base)[handle] == 0 or not _is_object(word):
+            if (<uint32_t*>self.holders.base)[handle] == 0 or not is_object(word):
                 continue
             self.used[kind_of(word)] += 1
-            if not self._claim(unit_of(word), 1, ZSPAGE):
+            if unit_of(word) != unit and not self._claim(unit_of(word), 1, ZSPAGE):
                 return False
+            unit = unit_of(word)
             if not self.store.slab.adopt(unit_of(word), slot_of(word), length_of(word)):
                 snprintf(self.complaint, COMPLAINT, "object %u lies where none can be", handle)
                 return False
@@ -332,35 +364,35 @@ cdef class Opening:
                 raise ArenaError(
                     f"no memory for a dictionary of the arena {self.arena.place}; free some and start again")
 
-    cdef void _count_cells(self) noexcept nogil:
-        """Each cell gets its holders; what nothing leads to is free."""
-        cdef uint32_t handle, holders
-        cdef Cell* cell
+    cdef void _cut_shares(self) noexcept nogil:
+        """Let the cells be counted by several threads (adoption.pyx)."""
         cdef uint64_t objects = 0
+        cdef uint32_t segment
+        cdef Share* share
         cdef int kind
         for kind in range(CODEC_ZSTD_DICT + CODEC_DICTS):
             objects += self.used[kind]
+            if kind >= CODEC_ZSTD and self.used[kind]:
+                self.store.expect_tried()
         self.store.index.expect(objects)
-        for handle in range(1, self.store.cells.high):
-            self._come_near(handle)
-            holders = (<uint32_t*>self.holders.base)[handle]
-            cell = self.store.cells.cell(handle)
-            self.store.cells.live += 1
-            if holders == 0:
-                self.store.cells.free(handle)
-                continue
-            cell.word = cell.word << 9 >> 9
-            self.store.cells.add_refs(handle, holders)
-            if _is_object(cell.word):
-                self.store.adopt(handle)
-        self.store.index.fit(<uint32_t>-1)
-        self.store.slab.adoption_done()
+        for segment in range(self.segments):
+            share = <Share*>self.shares.base + segment
+            share.first = max(1, segment * SEGMENT_CELLS)
+            share.end = <uint32_t>min(<uint64_t>self.store.cells.high, (segment + <uint64_t>1) * SEGMENT_CELLS)
 
-    cdef void _come_near(self, uint32_t handle) noexcept nogil:
-        """Cells stand in a row, and where their fingerprints lead anywhere: ask for that some cells ahead."""
-        if handle + 2 * AHEAD < self.store.cells.high:
-            self.store.index.prefetch_bucket(self.store.cells.cell(handle + 2 * AHEAD).fingerprint)
-            self.store.index.prefetch_chain(self.store.cells.cell(handle + AHEAD).fingerprint)
+    def _adopt_share(self, uint32_t segment):
+        with nogil:
+            adopt_share(self.store, <uint32_t*>self.holders.base, <Share*>self.shares.base + segment)
+
+    def _adopt_slots(self):
+        with nogil:
+            self.store.slab.adoption_done()
+
+    cdef void _add_shares(self) noexcept nogil:
+        cdef uint32_t segment
+        for segment in range(self.segments):
+            add_share(self.store, <Share*>self.shares.base + segment)
+        self.store.index.fit(<uint32_t>-1)
 
     cdef void _free_units(self) noexcept nogil:
         """The units of nobody, and the pages of the others that nothing lies in."""
@@ -376,7 +408,3 @@ cdef class Opening:
             for free in range(unit, end):
                 self.arena.give(free)
             unit = end if end > unit else unit + 1
-
-
-cdef inline bint _is_object(uint64_t word) noexcept nogil:
-    return CODEC_RAW <= kind_of(word) < CODEC_ZSTD_DICT + CODEC_DICTS

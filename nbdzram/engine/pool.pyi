@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,8 @@ class Pool:
 
     path: a file (tmpfs or disk) that outlives the process and is opened again with everything in it. memory: the
     descriptor of a file without a name (arena.unnamed_file), which does as long as somebody has it; the caller keeps
-    it. Neither: the arena is anonymous memory. Raises ArenaError.
+    it. Neither: the arena is anonymous memory. together: runs functions of an opening, which let go of the interpreter
+    lock, several at the same time, and returns when all have ended; by default it runs them in turn. Raises ArenaError.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Pool:
         tell_sharing: bool = False,
         clock: int = 0,
         fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF,
+        together: Callable[[Sequence[Callable[[], None]]], None] = ...,
     ) -> None: ...
     @property
     def path(self) -> str | None: ...

@@ -38,6 +38,7 @@ from nbdzram.engine.upgrade cimport OldOpening
 from nbdzram.engine.users cimport users_close, users_enter, users_leave
 
 from nbdzram.engine.check import Check
+from nbdzram.engine.opening import run_in_turn
 from nbdzram.engine.disk import _clear_behind, _longest_stripe, _open_disk, _test_stripes
 from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
 
@@ -52,10 +53,10 @@ cdef bytes MAGIC = b"NBDZRAM\n"
 cdef class Pool(PoolCore):
     """See pool.pyi."""
 
-    def __cinit__(self, *, mem_limit: int = 0, **_):
+    def __cinit__(self, *, mem_limit: int = 0, together=run_in_turn, **_):
         self.making = threading.RLock()
         if self.arena.opened:
-            self._open_again()
+            self._open_again(together)
             self.arena.ledger.used = self.pages_in_all()
             self._finish_shrinking()
         else:
@@ -110,7 +111,7 @@ cdef class Pool(PoolCore):
         self.tables = Tables(self.store, self.seed)
         self.directory = Directory(self.arena, self.seed)
 
-    def _open_again(self):
+    def _open_again(self, together):
         """See opening.pyx; what the arena says is checked before it is used."""
         if self.arena.unit_high < FIRST_UNITS or not self.arena.holds(0) or (
                 memcmp(self.superblock.magic, <const char*>MAGIC, 8) != 0):
@@ -128,7 +129,7 @@ cdef class Pool(PoolCore):
                 f"the arena {self.arena.place} is damaged: its superblock is not what was written; "
                 f"restore it, or {self.arena.instead}"
             )
-        opening = Opening(self.store, self.tables, self.directory)
+        opening = Opening(self.store, self.tables, self.directory, together)
         opening.survey()
         for number, stored, same in opening.rebuild():
             self.exports_high = number + 1

@@ -18,6 +18,9 @@ cdef extern from * nogil:
     static inline int nbdzram_exchange64(uint64_t* place, uint64_t old, uint64_t value) {
         return __atomic_compare_exchange_n(place, &old, value, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
     }
+    static inline int nbdzram_exchange32(uint32_t* place, uint32_t old, uint32_t value) {
+        return __atomic_compare_exchange_n(place, &old, value, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+    }
     static inline uint64_t nbdzram_subtract64(uint64_t* place, uint64_t less) {  /* what it was before */
         return __atomic_fetch_sub(place, less, __ATOMIC_ACQ_REL);
     }
@@ -43,6 +46,7 @@ cdef extern from * nogil:
     void amend64 "nbdzram_amend64" (uint64_t* place, uint64_t value)
     void amend32 "nbdzram_amend32" (uint32_t* place, uint32_t value)
     bint exchange64 "nbdzram_exchange64" (uint64_t* place, uint64_t old, uint64_t value)
+    bint exchange32 "nbdzram_exchange32" (uint32_t* place, uint32_t old, uint32_t value)
     uint64_t subtract64 "nbdzram_subtract64" (uint64_t* place, uint64_t less)
     void add64 "nbdzram_add64" (uint64_t* place, uint64_t more)
     void set_bits "nbdzram_set_bits" (void* place, unsigned char bits)
@@ -53,3 +57,4 @@ cdef extern from * nogil:
 
 cdef void publish64(uint64_t* place, uint64_t value) noexcept nogil
 cdef void publish32(uint32_t* place, uint32_t value) noexcept nogil
+cdef void step_aside() noexcept nogil

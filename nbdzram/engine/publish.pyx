@@ -33,6 +33,9 @@ cdef extern from * nogil:
         if (nbdzram_moments_left == NBDZRAM_PAUSING) nbdzram_pause();
         else if (--nbdzram_moments_left == 0) kill(getpid(), SIGKILL);
     }
+    static inline void nbdzram_step_aside(void) {
+        if (__builtin_expect(nbdzram_moments_left == NBDZRAM_PAUSING, 0)) nbdzram_pause();
+    }
     static inline void nbdzram_store64(uint64_t* place, uint64_t value) {
         nbdzram_moment();
         __atomic_store_n(place, value, __ATOMIC_RELEASE);
@@ -47,6 +50,7 @@ cdef extern from * nogil:
     }
     """
     long long nbdzram_moments_left
+    void nbdzram_step_aside()
     void nbdzram_store64(uint64_t* place, uint64_t value)
     void nbdzram_store32(uint32_t* place, uint32_t value)
 
@@ -59,6 +63,11 @@ cdef void publish64(uint64_t* place, uint64_t value) noexcept nogil:
 cdef void publish32(uint32_t* place, uint32_t value) noexcept nogil:
     must_debug(<uint64_t>place % 4 == 0, b"a published word is aligned")
     nbdzram_store32(place, value)
+
+
+cdef void step_aside() noexcept nogil:
+    """Between a look and the exchange that hangs on it: where another thread comes in between, under test."""
+    nbdzram_step_aside()
 
 
 def kill_at_publish(long long moment, /) -> None:

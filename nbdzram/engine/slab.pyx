@@ -359,7 +359,7 @@ cdef class Slab:
             self.spare_count = 0
         if page.state_group != FULL:
             self._unlist(unit, page)
-        self._return_pages(klass, <uint64_t>unit * UNIT_SIZE, UNIT_PAGES if self._is_whole(klass) else pages, pages)
+        self._return_pages(klass, <uint64_t>unit * UNIT_SIZE, UNIT_PAGES, pages)
         self._give_zspage(unit, page)
 
     cdef void _give_zspage(self, uint32_t unit, ZSpage* page) noexcept nogil:
@@ -510,7 +510,8 @@ cdef class Slab:
         return unit < self.unit_end() and self.zspage(unit).state_group != NOT_A_ZSPAGE
 
     cdef bint adoption_begin(self) noexcept nogil:
-        return region_reserve(&self.adopted, <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8), NULL)
+        cdef uint64_t size = <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8)
+        return region_reserve(&self.adopted, size, NULL) and region_ensure(&self.adopted, size)
 
     cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
         """Count a slot that a handle cell names. False when it cannot be one: a broken arena, or no memory."""
@@ -521,8 +522,6 @@ cdef class Slab:
         if unit == 0 or unit >= self.arena.unit_high or slot >= klass.slots:
             return False
         if not region_ensure(&self.zspages, (<uint64_t>unit + 1) * sizeof(ZSpage)):
-            return False
-        if not region_ensure(&self.adopted, (<uint64_t>unit + 1) * (MAX_SLOTS // 8)):
             return False
         page = self.zspage(unit)
         if page.state_group == NOT_A_ZSPAGE:
@@ -576,7 +575,10 @@ cdef class Slab:
         cdef uint64_t pages = self.pages_of(klass, page.top)
         cdef uint8_t* bits = self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8)
         cdef int slot
-        self.arena.release(<uint64_t>unit * UNIT_SIZE + pages * PAGE_SIZE, UNIT_SIZE - pages * PAGE_SIZE)
+        if page.top < klass.slots:  # else what lies behind is of no slot, and goes with the zspage
+            self.arena.release(<uint64_t>unit * UNIT_SIZE + pages * PAGE_SIZE, UNIT_SIZE - pages * PAGE_SIZE)
+        if page.used == page.top:
+            return
         for slot from page.top > slot >= 0:
             if not bits[slot // 8] >> (slot & 7) & 1:
                 self._free_link(unit, slot, klass)[0] = page.free_slot

@@ -62,7 +62,8 @@ cdef class ObjectStore:
     cdef Region begin_trying(self, int strength, Region fresh) noexcept nogil
     cdef bint was_tried(self, uint32_t handle) noexcept nogil
     cdef void set_tried(self, uint32_t handle) noexcept nogil
-    cdef bint adopt(self, uint32_t handle) noexcept nogil
+    cdef bint expect_tried(self) noexcept nogil
+    cdef void adopt_tried(self, uint32_t handle) noexcept nogil
 
     cdef void _count(self, uint64_t word, int sign) noexcept nogil
     cdef bint _take_slot(self, uint32_t length, uint32_t* unit, uint32_t* slot, int cause) noexcept nogil

@@ -32,8 +32,8 @@ from nbdzram.engine.domain cimport is_fingerprint_of
 from nbdzram.engine.index cimport Index
 from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.lock cimport lock_end, lock_init
-from nbdzram.engine.page cimport UNIT_SIZE
-from nbdzram.engine.publish cimport clear_bits, look8, publish64
+from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
+from nbdzram.engine.publish cimport clear_bits, look8, publish64, set_bits
 from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab, can_lie
 
 from nbdzram.errors import ArenaError
@@ -311,19 +311,11 @@ cdef class ObjectStore:
             if kind_of(word) == CODEC_LZ4:
                 self.tried_bytes += length_of(word)
 
-    cdef bint adopt(self, uint32_t handle) noexcept nogil:
-        """Count an object that was found in an arena opened again; its slot and refs are known. False without
-        memory."""
-        cdef uint64_t word = self.cells.cell(handle).word
-        cdef uint64_t refs
-        if not self.index.reserve(handle):
-            return False
-        self.index.adopt(handle)
-        self._count(word, 1)
-        refs = self.cells.refs(handle)
-        if refs > 1:
-            self.shared_objects += 1
-            self.shared_bytes += (refs - 1) * length_of(word)
-        if kind_of(word) != CODEC_RAW and kind_of(word) != CODEC_LZ4:
-            self.set_tried(handle)
-        return True
+    cdef bint expect_tried(self) noexcept nogil:
+        """Have room to note that of any object in an arena opened again. False without memory: none was tried then."""
+        return region_ensure(&self.tried, (<uint64_t>self.cells.high >> 3) + 1)
+
+    cdef void adopt_tried(self, uint32_t handle) noexcept nogil:
+        """Remember that of an object which recompression made; others do so of other handles at the same moment."""
+        if handle >> 3 < self.tried.pages * PAGE_SIZE:
+            set_bits(self.tried.base + (handle >> 3), 1 << (handle & 7))

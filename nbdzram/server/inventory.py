@@ -21,7 +21,8 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -30,6 +31,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
+from nbdzram.machine import Machine
 from nbdzram.server.exports import Export
 from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
@@ -114,7 +116,14 @@ def _pool(config: PoolConfig, state: State) -> Pool:
         verify=config.verify,
         tell_sharing=config.tell_sharing,
         clock=int(time.time()),
+        together=_on_all_processors,
     )
+
+
+def _on_all_processors(functions: Sequence[Callable[[], None]]) -> None:
+    with ThreadPoolExecutor(min(len(functions), Machine().processors()), thread_name_prefix="opening") as threads:
+        for ended in [threads.submit(function) for function in functions]:
+            ended.result()
 
 
 def require_trust(pool: str, rules: Iterable[Access], *, tells_sharing: bool) -> None:

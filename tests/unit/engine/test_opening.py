@@ -81,8 +81,8 @@ def set_segment(arena: Arena, unit: int) -> None:
     struct.pack_into("<I", arena.view, SEGMENTS_AT, unit)
 
 
-def unit_of_object(arena: Arena) -> int:
-    return arena.word(arena.cell(1)) >> 27 & 0xFFFFFFF
+def unit_of_object(arena: Arena, handle: int = 1) -> int:
+    return arena.word(arena.cell(handle)) >> 27 & 0xFFFFFFF
 
 
 def set_unit_of_object(arena: Arena, handle: int, unit: int) -> None:
@@ -417,6 +417,58 @@ def test_the_most_memory_used_and_the_pages_are_those_of_what_is_there(tmp_path:
         run(Compact(pool))
         assert pool.stats().mem_used_max <= used
         pool.check()
+
+
+def test_what_lies_behind_the_slots_of_a_zspage_goes_with_it(tmp_path: Path) -> None:
+    """Nobody put it there. But a node that is made of the page would find old words in it. What lies behind the last
+    slot that is used of a zspage that is not full may be of slots that were, and goes at once."""
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 64 << 20)
+        for number in range(300):
+            disk.write(number * BLOCK, half_random(number, 2600))  # their class takes 11 pages of a unit
+    places = []
+
+    def leave(arena: Arena) -> None:
+        for handle in (1, 300):
+            place = (unit_of_object(arena, handle) + 1) * UNIT - PAGE
+            assert not any(arena.view[place : place + PAGE])
+            arena.view[place : place + PAGE] = noise(1)
+            places.append(place)
+
+    def is_left(place: int) -> bool:
+        return any(path.read_bytes()[place : place + PAGE])
+
+    change(path, leave)
+    with Pool(path=str(path)) as pool:
+        assert not is_left(places[1])
+        pool.disks()[0].trim(0, 64 << 20)
+        assert pool.stats().zspages == 0
+        assert not is_left(places[0])
+
+
+def test_what_recompression_made_is_not_tried_again_when_the_arena_was_opened(tmp_path: Path) -> None:
+    with Pool(path=str(tmp_path / "arena")) as pool:
+        disk = pool.create("disk", 64 << 20)
+        for number in range(100):
+            disk.write(number * BLOCK, prose(number))
+        assert run(Recompress(pool)).objects_recompressed == 100
+    with Pool(path=str(tmp_path / "arena")) as pool:
+        assert run(Recompress(pool)).objects_seen == 0
+
+
+def test_the_cell_of_what_nothing_leads_to_is_free(tmp_path: Path) -> None:
+    """Its entry was damaged, or a process was killed before the cell was free."""
+    path = tmp_path / "arena"
+    filled(path)
+    change(path, lambda arena: arena.set_word(arena.word_at(50), arena.word(arena.word_at(50)) ^ 1 << 40))
+    handles = range(1, BLOCKS + 1)
+    before = Arena(bytearray(path.read_bytes()))
+    Pool(path=str(path)).close()
+    after = Arena(bytearray(path.read_bytes()))
+    assert [handle for handle in handles if after.word(after.cell(handle)) == 0] == [
+        *(handle for handle in handles if before.word(before.cell(handle)) == 0 or handle == 51)
+    ]
 
 
 def test_a_page_that_the_system_does_not_take_back_reads_as_zeroes(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""What is derived of the cells of an arena that is opened again is the same, however many threads derive it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from nbdzram.engine.fold import Fold
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.publish import pause_at_publish
+from nbdzram.engine.stats import CUMULATIVE, PoolStats
+from nbdzram.errors import ArenaError
+from tests.support.arena import SEGMENTS_AT, UNIT
+from tests.unit.engine.blocks import AT_HAND, BLOCK, run, text
+
+SEGMENT = 65536  # cells, of which each share is one
+COMMON = 1000  # blocks of one content: more holders than a cell counts by itself
+AT_ONCE = 1024
+SINCE_OPENING = (*CUMULATIVE, "mem_used_max", "mem_used_total", "metadata", "zspages")
+"""What an opened pool counts anew, or has less of by what threads had at hand."""
+
+
+def numbered(number: int) -> bytes:
+    """A block that compresses to some thirty bytes and is quickly made."""
+    return struct.pack("<QQ", number, 1) + bytes(BLOCK - 16)
+
+
+def on_threads(count: int) -> Callable[[Sequence[Callable[[], None]]], None]:
+    def together(functions: Sequence[Callable[[], None]]) -> None:
+        with ThreadPoolExecutor(count) as threads:
+            for ended in [threads.submit(function) for function in functions]:
+                ended.result()
+
+    return together
+
+
+def opened(path: Path, threads: int) -> Pool:
+    return Pool(path=str(path), together=on_threads(threads))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """An arena that ended cleanly, and what the pool counted that wrote it."""
+
+    path: Path
+    stats: PoolStats
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Two segments of cells with the same content in the same order, so that threads meet in the index; one object of a
+    thousand handles; gaps in both."""
+    path = tmp_path_factory.mktemp("ended") / "a.pool"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 1 << 40)
+        for number in range(COMMON):
+            disk.write(number * BLOCK, text(0))
+        run(Fold(pool))
+        for first in range(COMMON, 2 * SEGMENT + COMMON, AT_ONCE):
+            disk.write(first * BLOCK, b"".join(numbered(n % SEGMENT) for n in range(first, first + AT_ONCE)))
+        for number in range(2 * COMMON, 2 * SEGMENT, SEGMENT // 7):
+            disk.trim(number * BLOCK, 300 * BLOCK)
+        stats = pool.stats()
+    with Pool(path=str(path)) as pool:
+        # A suspect whose equal has gone is none any more, which only a fold or an opening finds out.
+        assert 0 < pool.stats().fold_pending < stats.fold_pending
+        stats = dataclasses.replace(stats, fold_pending=pool.stats().fold_pending)
+    return Ended(path, stats)
+
+
+@pytest.fixture
+def arena(ended: Ended, tmp_path: Path) -> Ended:
+    shutil.copyfile(ended.path, tmp_path / "a.pool")
+    return Ended(tmp_path / "a.pool", ended.stats)
+
+
+def cells(path: Path) -> list[int]:
+    """The words of all cells, from handle 0 to the highest that is in use."""
+    view = path.read_bytes()
+    words: list[int] = []
+    for unit in struct.unpack_from("<8I", view, SEGMENTS_AT):
+        words += struct.unpack_from(f"<{2 * SEGMENT}Q", view, unit * UNIT)[::2] if unit else ()
+    while words[-1] == 0:
+        words.pop()
+    return words
+
+
+def kept(stats: PoolStats) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(stats).items() if name not in SINCE_OPENING}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_objects_holders_and_suspects_are_counted_as_they_were(arena: Ended, threads: int) -> None:
+    with opened(arena.path, threads) as pool:
+        assert kept(pool.stats()) == kept(arena.stats)
+        pool.check()
+        run(Fold(pool))
+        assert pool.stats().objects_folded == arena.stats.fold_pending
+        pool.check()
+
+
+def test_threads_that_come_between_a_look_and_its_exchange_lose_no_object(arena: Ended) -> None:
+    """Both segments have the same content: each object is found by the other thread's, or finds it."""
+    pause_at_publish(True)
+    try:
+        pool = opened(arena.path, 4)
+    finally:
+        pause_at_publish(False)
+    with pool:
+        assert pool.stats().fold_pending == arena.stats.fold_pending
+        pool.check()
+
+
+def test_handles_that_are_free_in_any_share_are_used_before_new_ones(arena: Ended) -> None:
+    words = cells(arena.path)
+    free = words[1:].count(0)
+    assert min(words[:SEGMENT].count(0), words[SEGMENT:].count(0)) > 10 * AT_HAND
+    with opened(arena.path, 4) as pool:
+        (disk,) = pool.disks()
+        for number in range(free - AT_HAND):
+            disk.write((1 << 20) + number * BLOCK, text(number + 1))
+    assert len(cells(arena.path)) == len(words)
+
+
+def test_the_arena_is_the_same_to_the_byte_however_many_threads_opened_it(arena: Ended, tmp_path: Path) -> None:
+    """And after what was written then: handles and slots that are free are taken in the same order."""
+    found = []
+    for threads in (1, 4):
+        shutil.copyfile(arena.path, tmp_path / "copy.pool")
+        with opened(tmp_path / "copy.pool", threads) as pool:
+            (disk,) = pool.disks()
+            for number in range(3 * COMMON):
+                disk.write((1 << 20) + number * BLOCK, text(number))
+        found.append((tmp_path / "copy.pool").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_an_arena_that_was_opened_and_not_written_to_is_opened_again_without_a_change(arena: Ended) -> None:
+    before = arena.path.read_bytes()
+    opened(arena.path, 4).close()
+    assert arena.path.read_bytes() == before
+
+
+def test_an_opening_whose_threads_fail_is_none(arena: Ended) -> None:
+    """The next one finds all."""
+
+    def fails(functions: Sequence[Callable[[], None]]) -> None:
+        functions[1]()
+        raise ArenaError("no thread")
+
+    with pytest.raises(ArenaError, match="no thread"):
+        Pool(path=str(arena.path), together=fails)
+    with opened(arena.path, 2) as pool:
+        assert kept(pool.stats()) == kept(arena.stats)
+        pool.check()
