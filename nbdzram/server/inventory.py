@@ -121,8 +121,24 @@ def _pool(config: PoolConfig, state: State) -> Pool:
 
 
 def _on_all_processors(functions: Sequence[Callable[[], None]]) -> None:
-    with ThreadPoolExecutor(min(len(functions), Machine().processors()), thread_name_prefix="opening") as threads:
-        for ended in [threads.submit(function) for function in functions]:
+    """Each once, by this thread and as many others as there are processors, and as the system gives."""
+    left = list(reversed(functions))
+
+    def work() -> None:
+        while True:
+            try:
+                function = left.pop()
+            except IndexError:
+                return
+            function()
+
+    with ThreadPoolExecutor(max(Machine().processors() - 1, 1), thread_name_prefix="opening") as threads:
+        helping = []
+        with contextlib.suppress(RuntimeError):  # a limit on threads: then with fewer
+            for _ in range(min(len(functions), Machine().processors()) - 1):
+                helping.append(threads.submit(work))
+        work()
+        for ended in helping:
             ended.result()
 
 

@@ -22,6 +22,7 @@ from tests.unit.engine.blocks import AT_HAND, BLOCK, run, text
 SEGMENT = 65536  # cells, of which each share is one
 COMMON = 1000  # blocks of one content: more holders than a cell counts by itself
 AT_ONCE = 1024
+BEHIND = 1 << 32  # bytes: where nothing is written yet
 SINCE_OPENING = (*CUMULATIVE, "mem_used_max", "mem_used_total", "metadata", "zspages")
 """What an opened pool counts anew, or has less of by what threads had at hand."""
 
@@ -124,7 +125,7 @@ def test_handles_that_are_free_in_any_share_are_used_before_new_ones(arena: Ende
     with opened(arena.path, 4) as pool:
         (disk,) = pool.disks()
         for number in range(free - AT_HAND):
-            disk.write((1 << 20) + number * BLOCK, text(number + 1))
+            disk.write(BEHIND + number * BLOCK, text(number + 1))
     assert len(cells(arena.path)) == len(words)
 
 
@@ -136,7 +137,7 @@ def test_the_arena_is_the_same_to_the_byte_however_many_threads_opened_it(arena:
         with opened(tmp_path / "copy.pool", threads) as pool:
             (disk,) = pool.disks()
             for number in range(3 * COMMON):
-                disk.write((1 << 20) + number * BLOCK, text(number))
+                disk.write(BEHIND + number * BLOCK, text(number))
         found.append((tmp_path / "copy.pool").read_bytes())
     assert found[0] == found[1]
 

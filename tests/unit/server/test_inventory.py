@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -299,3 +300,16 @@ def test_an_arena_that_another_server_has_is_refused_in_a_while(tmp_path: Path) 
         pytest.raises(ArenaInUse, match="stop that server first"),
     ):
         open_pool(PoolConfig(name="default"), state)
+
+
+def test_disks_are_found_again_where_no_thread_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started(tmp_path, declare()) as found:
+        found["disk"].disk.write(0, b"kept" * 1024)
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("nbdzram.machine.Machine.processors", lambda _: 4)
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with started(tmp_path, declare()) as found:
+        assert found["disk"].disk.read(0, 4096) == b"kept" * 1024
