@@ -102,7 +102,12 @@ COLUMNS: list[Column[Line]] = [
         zero="none",
     ),
     Column("COMPR", "compressed size: of a pool's distinct objects, of an export's blocks", _compressed, True),
-    Column("UNIQUE", "compressed size of objects that one export alone holds: what removing it frees", _unique, True),
+    Column(
+        "UNIQUE",
+        "compressed size of objects that one export alone holds: what removing it frees at once",
+        _unique,
+        True,
+    ),
     Column(
         "SHARED", "compressed size of objects that several exports hold; an export's: COMPR - UNIQUE", _shared, True
     ),
@@ -198,7 +203,8 @@ def command(
     """Show pools and their exports.
 
     The first row of a pool is the pool; its exports follow. TOTAL, SAVED and other memory belong to the pool, because
-    exports share objects; UNIQUE is what removing an export would free.
+    exports share objects; UNIQUE is what removing an export frees at once. What a checkpoint or a stream keeps a copy
+    of is shared with that copy, and goes with it.
     """
     wanted = {"--columns": columns, "--json": as_json, "--memory": memory, "--mm-stat": mm_stat, "--io-stat": io_stat}
     forms = [option for option, given in wanted.items() if given]
@@ -285,8 +291,8 @@ def _explain_export(export: ExportStatus, line: Line, in_bytes: bool) -> Iterato
     same_filled = f"{usage.same_filled // 4096} same-filled, without an object"
     rows = (
         ("", "blocks stored", usage.stored, same_filled),
-        ("", "needed by it alone", usage.unique, "removing it frees this"),
-        ("+", "shared", usage.shared, "held by others too, or by several of its own blocks"),
+        ("", "needed by it alone", usage.unique, "removing it frees this at once"),
+        ("+", "shared", usage.shared, "held by others or a checkpoint's copy too, or by several of its blocks"),
         ("=", "compressed blocks", usage.compressed, "an object counted once a block"),
     )
     yield from _sum_of(rows, in_bytes)
@@ -304,7 +310,7 @@ def _explain_pool(line: Line, in_bytes: bool) -> Iterator[str]:
     limit = f"{100 * taken / stats.mem_limit:.0f} % of the limit" if stats.mem_limit else ""
     rows = (
         ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} same-filled, without an object"),
-        ("", "needed by one export alone", unique, "removing that export frees it"),
+        ("", "needed by one export alone", unique, "removing that export frees it at once"),
         ("+", "shared", shared, f"held by several; sharing spares {_size(spared, in_bytes)}"),
         ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
         ("+", "fragmentation", frag, "rounding, free slots: `nbdzram compact`"),
