@@ -145,6 +145,8 @@ class Checkpoints:
             await self.take()
         async with self._turn:
             await self._drop()
+        if self.settling is not None:
+            await self.settling.finish()
         if self.journal is not None:
             await self.journal.close()
         self._moments.close()

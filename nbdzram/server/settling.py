@@ -67,12 +67,16 @@ class Settling:
             except UserError as error:
                 log.warning("what was changed last: %s", error)
 
+    async def finish(self) -> None:
+        """Nothing is written behind this, into what is then another server's."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+
     async def _note(self) -> None:
         changes = self._memory.changes
         await self._journal.synced()
         if changes is not self._noted:
-            if self._writing is not None:
-                await asyncio.wait({self._writing})  # what it writes is older, and must not come last
+            await self.finish()  # what the one under way writes is older, and must not come last
             self._writing = asyncio.create_task(asyncio.to_thread(note_in, self._directory, changes))
             self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
             await asyncio.shield(self._writing)

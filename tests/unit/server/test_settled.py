@@ -15,6 +15,7 @@ from nbdzram.config import ExportConfig
 from nbdzram.control.methods import Method, method_table
 from nbdzram.errors import UserError
 from nbdzram.server import settling
+from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from nbdzram.server.state import Remembered, note_in, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
@@ -170,6 +171,49 @@ def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
             platter.error = 0
 
     play(story)
+
+
+def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked for it waits no longer; behind the end the directory is another server's."""
+    reached, opened = threading.Event(), threading.Event()
+    order: list[str] = []
+    let_go = Checkpoints.release
+
+    def slow(directory: Path, changes: Remembered) -> None:
+        reached.set()
+        assert opened.wait(60)
+        note_in(directory, changes)
+        order.append("noted")
+
+    def release(checkpoints: Checkpoints) -> None:
+        order.append("let go")
+        let_go(checkpoints)
+
+    async def open_late() -> None:
+        for _ in range(1000):  # the end comes as far as it can while the note stands
+            if order:
+                break
+            await asyncio.to_thread(int)
+        opened.set()
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            monkeypatch.setattr(settling, "note_in", slow)
+            asked_for = asyncio.ensure_future(asked(service, "exports.change", name="disk", read_only=True))
+            assert await asyncio.to_thread(reached.wait, 60)
+            asked_for.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked_for
+            monkeypatch.setattr(Checkpoints, "release", release)
+            late = asyncio.ensure_future(open_late())
+            await of(service).stop(last=False)  # as in a takeover; a last one would wait for its own note
+            await late
+            of(service)._task = None  # it has ended
+
+    play(story)
+    assert order == ["noted", "let go"]
 
 
 def test_a_note_that_was_slow_does_not_replace_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
