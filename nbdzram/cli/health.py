@@ -17,14 +17,19 @@ from nbdzram.units import counted
 @json_option
 @control_option
 def command(*, as_json: bool, control: Path | None) -> None:
-    """Say whether the server serves. Exit code 0: it does; 1: it drains; 3: none answers.
+    """Say whether the server serves. Exit code 0: it does; 1: it starts, or drains; 3: none answers.
 
     It asks the control socket, and so needs no metrics address.
     """
     with connect(control) as client:
         status = client.status_as(Brief)
     if as_json:
-        print_json({"schema": SCHEMA, "ready": not status.draining, "version": status.version, "pid": status.pid})
+        ready = not (status.starting or status.draining)
+        print_json({"schema": SCHEMA, "ready": ready, "version": status.version, "pid": status.pid})
+    if status.starting:
+        raise UserError(
+            f"the server (pid {status.pid}) is starting: it opens its disks and loads images, and lets clients in then"
+        )
     if status.draining:
         raise UserError(f"the server (pid {status.pid}) drains: it answers what was begun, and then ends")
     if not as_json:

@@ -102,6 +102,8 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
     full = next((pool.name for pool in status.pools if _is_full(pool.stats)), None)
     if status.draining:
         state = ("draining", "yellow")
+    elif status.starting:
+        state = ("starting", "yellow")
     elif status.headroom is not None and status.headroom.short:
         state = ("memory is short", "red")
     elif full is not None:

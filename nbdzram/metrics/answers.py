@@ -3,7 +3,7 @@
     GET /             the status page
     GET /metrics      Prometheus' text format
     GET /healthz      200 while the event loop runs
-    GET /readyz       200 while clients are served, 503 while draining
+    GET /readyz       200 while clients are served, 503 while starting or draining
     GET /status.json  what the page shows
     GET /clients.json who is attached
     GET /history.json the last two hours, a sample each ten seconds
@@ -121,8 +121,9 @@ class Answers:
         return sentence(HTTPStatus.OK, "ok")
 
     async def _say_ready(self) -> Answer:
-        if self._watched.status().draining:
-            return sentence(HTTPStatus.SERVICE_UNAVAILABLE, "draining")
+        status = self._watched.status()
+        if status.starting or status.draining:
+            return sentence(HTTPStatus.SERVICE_UNAVAILABLE, "draining" if status.draining else "starting")
         return sentence(HTTPStatus.OK, "ready")
 
     async def _make_metrics(self) -> Answer:

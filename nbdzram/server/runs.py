@@ -85,6 +85,8 @@ class Ticket:
         self._asked_at = time.time()
         self._started_at: float | None = None
         self._finished_at: float | None = None
+        self._began: float | None = None  # the same by a clock that nobody sets
+        self._ended: float | None = None
         self._working_since: float | None = None
         self._worked_seconds = 0.0  # without pauses
         self._rests_until = 0.0
@@ -106,7 +108,7 @@ class Ticket:
     def start(self, run: Run) -> None:
         """It is its turn."""
         self._move(RunState.RUNNING)
-        self._run, self._started_at = run, time.time()
+        self._run, self._started_at, self._began = run, time.time(), time.monotonic()
 
     def pause(self) -> None:
         """Hold it before its next slice. Raises UserError."""
@@ -132,7 +134,7 @@ class Ticket:
         """It came to its end, or is to end at its next slice."""
         self._progress = self.progress
         self._move(state)
-        self._run, self._finished_at = None, time.time()
+        self._run, self._finished_at, self._ended = None, time.time(), time.monotonic()
         self.report, self.error = report, error
         self.ended.set()
         self.going.set()
@@ -140,7 +142,7 @@ class Ticket:
     def status(self) -> RunStatus:
         """At this moment."""
         done, total = self.progress
-        until = self._finished_at or time.time()
+        until = time.monotonic() if self._ended is None else self._ended
         return RunStatus(
             number=self.number,
             kind=self.kind,
@@ -152,7 +154,7 @@ class Ticket:
             asked_at=self._asked_at,
             started_at=self._started_at,
             finished_at=self._finished_at,
-            seconds=until - self._started_at if self._started_at else 0.0,
+            seconds=0.0 if self._began is None else until - self._began,
             done=done,
             total=total,
             seconds_left=self._seconds_left(done, total),

@@ -22,3 +22,4 @@ class Brief:
     connections: int
     pools: tuple[Named, ...]
     exports: tuple[Named, ...]
+    starting: bool = False

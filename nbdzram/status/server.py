@@ -95,3 +95,4 @@ class ServerStatus:
     journal: JournalStatus | None = None  # None: FLUSH waits for none
     threads: tuple[ThreadStatus, ...] = ()
     headroom: HeadroomStatus | None = None  # None: nobody looks (limits.keep_free)
+    starting: bool = False  # it opens its disks and loads images: nobody is let in yet

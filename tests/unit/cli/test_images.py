@@ -137,6 +137,25 @@ def test_of_an_image_that_was_interrupted_nothing_is_left(
     assert content(server, "disk", 4096) == raw.read_bytes()[:4096]
 
 
+def test_a_server_that_still_loads_is_not_healthy(tmp_path: Path, raw: Path, half_a_program: Path) -> None:
+    process = beginning(tmp_path, half_a_program, raw)
+    try:
+        health = [*NBDZRAM, "health", "--control", str(tmp_path / "c.sock")]
+        told = subprocess.run(health, capture_output=True, text=True, env=clean_environment(), check=False)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert f"the server (pid {process.pid}) is starting" in told.stderr
+        told = subprocess.run([*health, "--json"], capture_output=True, text=True, env=clean_environment(), check=False)
+        assert (told.returncode, json.loads(told.stdout)["ready"]) == (1, False)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_server_that_has_loaded_is_healthy(start: Start, raw: Path) -> None:
+    server = start("-e", f"disk=@{raw}")
+    assert server.run("health").out == "serving 1 export to 0 connections\n"
+
+
 def test_an_image_that_does_not_fit_the_pool_is_an_error_and_no_half_disk(raw: Path) -> None:
     done = subprocess.run(
         [*NBDZRAM, "serve", "-e", f"disk=@{raw}", "--mem-limit", "64K", "--run", "echo served"],

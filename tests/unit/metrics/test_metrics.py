@@ -122,8 +122,10 @@ def test_a_scrape_of_a_hundred_exports_renders_each_of_them_once() -> None:
     assert sum(1 for name, _ in found if name == "nbdzram_export_size_bytes") == 100
 
 
-def test_readiness_ends_with_draining_and_health_does_not() -> None:
-    draining = dataclasses.replace(SERVER, draining=True)
+def test_readiness_begins_when_clients_are_let_in_and_ends_with_draining_and_health_does_not() -> None:
+    starting, draining = dataclasses.replace(SERVER, starting=True), dataclasses.replace(SERVER, draining=True)
+    assert get("/readyz", starting)[::2] == (503, "starting\n")
+    assert get("/healthz", starting)[::2] == (200, "ok\n")
     assert get("/readyz")[::2] == (200, "ready\n")
     assert get("/readyz", draining)[::2] == (503, "draining\n")
     assert get("/healthz", draining)[::2] == (200, "ok\n")

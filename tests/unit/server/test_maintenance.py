@@ -446,6 +446,19 @@ def test_time_left_goes_by_the_work_done_and_not_by_pauses(monkeypatch: pytest.M
     assert ticket.status().seconds == 1020
 
 
+def test_a_clock_that_is_set_meanwhile_makes_a_run_neither_longer_nor_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, now = 1000.0, 100.0
+    monkeypatch.setattr("nbdzram.server.runs.time", SimpleNamespace(time=lambda: wall, monotonic=lambda: now))
+    ticket = Ticket(1, "fold", "default", RunOptions(), cpu_percent=100, reason="asked")
+    assert ticket.status().seconds == 0
+    ticket.start(ScriptedRun(100, CountingPool))
+    wall, now = wall - 3600, now + 10
+    assert ticket.status().seconds == 10
+    ticket.end(RunState.DONE)
+    now += 5
+    assert ticket.status().seconds == 10
+
+
 def test_a_run_that_rests_has_no_less_left_than_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice of a second at two per cent rests for most of a minute, with nearly all of the work done."""
     now, told = 0.0, []
