@@ -69,7 +69,7 @@ cdef class PoolCore:
 
     def __cinit__(self, *, mem_limit: int = 0, path: str | None = None, memory: int | None = None,
                   inline_dedup: bool = False, verify: bool = True, tell_sharing: bool = False, clock: int = 0,
-                  fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF, **_):
+                  fingerprint_mask: int = 0xFFFFFFFFFFFFFFFF, together=None):
         self._disks = []
         self.arena = Arena(path, _reserve_for(mem_limit), memory=memory)
         lock_init(&self.lock, 0)

@@ -160,3 +160,8 @@ def test_an_opening_whose_threads_fail_is_none(arena: Ended) -> None:
     with opened(arena.path, 2) as pool:
         assert kept(pool.stats()) == kept(arena.stats)
         pool.check()
+
+
+def test_a_pool_takes_no_word_that_it_does_not_know() -> None:
+    with pytest.raises(TypeError):
+        Pool(mem_limt=1)  # type: ignore[call-arg]
