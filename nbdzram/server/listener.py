@@ -113,6 +113,11 @@ class NbdServer:
         return list(self._uris)
 
     @property
+    def lets_in(self) -> bool:
+        """Clients are served, or what they began is answered."""
+        return self._hosting is not None
+
+    @property
     def connections(self) -> int:
         """Open ones, in the handshake or attached."""
         return self._hosting.connections if self._hosting else 0

@@ -123,7 +123,6 @@ class Service:
         self._threads: tuple[ThreadStatus, ...] = ()
         self._requests_seen = 0
         self._draining = False
-        self._lets_in = False
 
     async def start(self, *, listen: bool = True) -> None:
         """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
@@ -147,7 +146,6 @@ class Service:
                 self._offer(placed.export())
             if listen:
                 await self._nbd.start()
-                self._lets_in = True
         except BaseException:
             self._headroom.stop()
             self._checkpoints.release()
@@ -205,7 +203,6 @@ class Service:
         """
         self._exports.arrange(export.name for export in self._config.exports)  # as if those loaded had been there
         await self._nbd.start(handed=self._handed if self._handed.listeners else None, ready=ready)
-        self._lets_in = True
 
     async def load(self, export: ExportConfig, fill: Callable[[str], Awaitable[None]]) -> ExportStatus:
         """Make a declared export and offer it once `fill` has filled the disk at the URI that it is given.
@@ -221,7 +218,6 @@ class Service:
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected client until it leaves."""
-        self._lets_in = True
         await self._nbd.serve_socket(client)
 
     def what_a_stop_does(self) -> str:
@@ -401,7 +397,7 @@ class Service:
             checkpoint=self._checkpoints.status,
             journal=None if self._checkpoints.journal is None else self._checkpoints.journal.status,
             headroom=self._headroom.status,
-            starting=not self._lets_in,
+            starting=not (self._nbd.lets_in or self._draining),
         )
 
     def clients(self) -> tuple[ClientStatus, ...]:

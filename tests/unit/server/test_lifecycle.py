@@ -20,6 +20,7 @@ from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.hosting import Hosted
 from nbdzram.server.listener import NbdServer
+from nbdzram.server.service import Service
 from nbdzram.server.sockets import inherited, open_unix
 from nbdzram.server.syncs import Syncs
 from nbdzram.sessions.line import SocketLine
@@ -423,3 +424,16 @@ def test_a_mistake_in_what_one_client_tells_loses_nobody_elses(play: Play, monke
         assert len(told) == 3
 
     play(story)
+
+
+def test_a_server_is_starting_until_it_lets_clients_in_and_never_again(tmp_path: Path) -> None:
+    async def act() -> None:
+        service = Service(ServerConfig(exports=(), tcp=(), unix=(UnixAddress(path=tmp_path / "n.sock"),)))
+        await service.start(listen=False)
+        assert service.status().starting
+        await service.listen()
+        assert not service.status().starting
+        await service.stop()
+        assert (service.status().starting, service.status().draining) == (False, True)
+
+    asyncio.run(act())
