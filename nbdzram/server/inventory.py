@@ -132,10 +132,11 @@ def _on_all_processors(functions: Sequence[Callable[[], None]]) -> None:
                 return
             function()
 
-    with ThreadPoolExecutor(max(Machine().processors() - 1, 1), thread_name_prefix="opening") as threads:
+    others = min(len(functions), Machine().processors()) - 1
+    with ThreadPoolExecutor(max(others, 1), thread_name_prefix="opening") as threads:
         helping = []
         with contextlib.suppress(RuntimeError):  # a limit on threads: then with fewer
-            for _ in range(min(len(functions), Machine().processors()) - 1):
+            for _ in range(others):
                 helping.append(threads.submit(work))
         work()
         for ended in helping:

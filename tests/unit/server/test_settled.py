@@ -173,6 +173,15 @@ def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
     play(story)
 
 
+async def ask_and_go_away(service: Service, reached: threading.Event) -> None:
+    """Whoever asks for a change waits no longer once its note is `reached`."""
+    asking = asyncio.ensure_future(asked(service, "exports.change", name="disk", read_only=True))
+    assert await asyncio.to_thread(reached.wait, 60)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,11 +210,7 @@ def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
     async def story() -> None:
         async with serving(tmp_path / "kept") as service:
             monkeypatch.setattr(settling, "note_in", slow)
-            asked_for = asyncio.ensure_future(asked(service, "exports.change", name="disk", read_only=True))
-            assert await asyncio.to_thread(reached.wait, 60)
-            asked_for.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asked_for
+            await ask_and_go_away(service, reached)
             monkeypatch.setattr(Checkpoints, "release", release)
             late = asyncio.ensure_future(open_late())
             await of(service).stop(last=False)  # as in a takeover; a last one would wait for its own note
@@ -232,11 +237,7 @@ def test_a_note_that_was_slow_does_not_replace_a_later_one(tmp_path: Path, monke
             disk(service).write(0, text(1))
             await journal(service).synced()
             monkeypatch.setattr(settling, "note_in", slow_once)
-            first = asyncio.ensure_future(asked(service, "exports.change", name="disk", read_only=True))
-            assert await asyncio.to_thread(reached.wait, 60)
-            first.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await first
+            await ask_and_go_away(service, reached)
             second = asyncio.ensure_future(asked(service, "exports.remove", name="disk"))
             while len(service._exports):  # noqa: ASYNC110 - the removal tells nobody
                 await asyncio.sleep(0)
