@@ -31,7 +31,7 @@ from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
 from nbdzram.engine.foresight cimport Foreseen, foresee
 from nbdzram.engine.kit cimport Kit, bring_slot, kit_of_thread, seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
-from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, Lock, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, WATCHED, Lock, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
@@ -72,9 +72,11 @@ def _clear_behind(Disk disk):
 
 
 def _test_stripes(Disk disk):
-    """Test the stripes as the pool's lock is tested."""
+    """Test the stripes as the pool's lock is tested; where it is watched, from now on."""
     cdef int index
     for index in range(STRIPES):
+        if disk.pool.lock.tested & WATCHED:
+            disk.stripes[index].longest_ns = 0
         disk.stripes[index].tested = disk.pool.lock.tested
 
 

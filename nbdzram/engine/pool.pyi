@@ -112,9 +112,10 @@ class Pool:
         the next opening finishes what was begun. Then its disks refuse requests, and a file may be opened again.
         """
     def test_locks(self, *, watch: bool = False, pause: bool = False, linger: str = "") -> None:
-        """For tests. watch: measure every hold of the pool's lock and the disks' stripes. pause: let threads step aside
-        at random before they take a lock and after they leave one. linger: keep who left the pool's lock in a function
-        whose name ends so, or a reader at the place of that name (engine/reading.pyx), until they are tested otherwise.
+        """For tests. watch: measure every hold of the pool's lock and the disks' stripes from now on. pause: let
+        threads step aside at random before they take a lock and after they leave one. linger: keep who left the pool's
+        lock in a function whose name ends so, or a reader at the place of that name (engine/reading.pyx), until they
+        are tested otherwise.
         """
     def taken_alone(self) -> tuple[int, int]:
         """How often the pool's lock was taken with everybody else shut out; how often somebody waited. Runs aside.
@@ -127,7 +128,7 @@ class Pool:
     def most_in_a_hold(self) -> tuple[int, int]:
         """The most entries that walks might look at in a hold, and words of nodes that they passed over."""
     def longest_holds(self) -> dict[str, tuple[int, str]]:
-        """Of each kind of lock, the longest hold since it was watched: nanoseconds of processor time, and where."""
+        """Of each kind of lock, the longest hold since test_locks: nanoseconds of processor time, and where."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -304,6 +304,8 @@ cdef class Pool(PoolCore):
         must(len(name) < LINGER_NAME, b"the name of a function to linger in has room")
         memcpy(self.lock.linger_in, <const char*>name, len(name) + 1)
         self.store.depot.tested = PAUSED if pause else 0
+        if watch:
+            self.lock.longest_ns = 0
         self.lock.tested = (WATCHED if watch else 0) | (PAUSED if pause else 0) | (LINGERING if linger else 0)
         for disk in self._disks:
             _test_stripes(disk)

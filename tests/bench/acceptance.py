@@ -216,11 +216,11 @@ def measure_scrape(directory: Path, effort: Effort) -> list[Figure]:
 
 
 def measure_holds(_: Path, effort: Effort) -> list[Figure]:
-    """How long anybody keeps a pool's lock or a disk's stripe: processor time, the longest of the quietest round."""
+    """How long anybody keeps a pool's lock or a disk's stripe: processor time."""
     figures = []
     for case, measure in holds.CASES.items():
         nothing = min(holds.of_nothing() for _ in range(effort.rounds)) / 1000
-        for kind, (held_ns, function) in holds.of_the_quietest_round(measure, effort.rounds).items():
+        for kind, (held_ns, function) in holds.longest_of(measure, effort.rounds).items():
             detail = f"{holds.where(function)}; a hold that does nothing {nothing:.0f} us"
             figures.append(Figure(f"longest hold of a {kind}'s lock, {case}, us", held_ns / 1000, 100.0, False, detail))
     return figures

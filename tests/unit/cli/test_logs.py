@@ -154,7 +154,7 @@ def test_a_key_with_a_pass_phrase_is_one_sentence_everywhere_and_nobody_is_asked
         subprocess.run(make, check=True, capture_output=True)
         tls = f"NBDZRAM_TLS_MODE=on NBDZRAM_TLS_CERTIFICATE={tmp_path}/cert.pem NBDZRAM_TLS_KEY={locked}"
         for words in ("serve --check-config", f"serve -e disk=1M -U {tmp_path}/nbd.sock --metrics off", "doctor"):
-            command = f"env {tls} COLUMNS=1000 {' '.join(NBDZRAM)} {words}"
+            command = f"env {tls} NBDZRAM_CONTROL={tmp_path}/c.sock COLUMNS=1000 {' '.join(NBDZRAM)} {words}"
             done = subprocess.run(
                 [script, "-qec", command, "/dev/null"],
                 stdin=subprocess.DEVNULL,

@@ -244,6 +244,19 @@ def test_a_hold_looks_at_a_few_entries_and_passes_over_a_few_empty_places_whatev
     pool.check()
 
 
+def test_holds_are_measured_from_when_they_are_watched() -> None:
+    """A measurement takes small steps, each by itself."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    pool.test_locks(watch=True)
+    disk.write(0, text(1))
+    disk.trim(0, BLOCK)
+    disk.usage()
+    assert all(longest_ns > 0 for longest_ns, _ in pool.longest_holds().values())
+    pool.test_locks(watch=True)
+    assert all(longest_ns == 0 for longest_ns, _ in pool.longest_holds().values())
+
+
 def test_who_deletes_a_large_disk_stands_behind_clients() -> None:
     """Each hold that is taken behind them is none of the turns that others had."""
 
