@@ -29,11 +29,11 @@ from nbdzram.engine.directory cimport ExportEntry
 from nbdzram.engine.format cimport Superblock, dictionary_length
 from nbdzram.engine.kit cimport gather_tallies, kits_free
 from nbdzram.engine.ledger cimport ledger_share
-from nbdzram.engine.lock cimport HOLD, LOOKS, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport LOOKS, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.page cimport PAGE_SIZE, pages_for
 from nbdzram.engine.purse cimport Purse
 from nbdzram.engine.quiescence cimport calls_ever
-from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim, reclaim_ripe
+from nbdzram.engine.reclaim cimport fit_index, keep_short, may_retire, reclaim, reclaim_ripe
 from nbdzram.engine.slab cimport FOLDED
 from nbdzram.engine.store cimport KINDS, dictionary_pages
 from nbdzram.engine.table cimport AGE_MASK, AGE_SECONDS, LEAF_BLOCKS
@@ -268,17 +268,21 @@ cdef class PoolCore:
         keep_short(&self.lock, self.store, self.tables)
 
     cdef void fit_index(self) noexcept nogil:
-        """Make the index as large as its objects ask for, which came and went beside others."""
+        """Make the index as large as its objects ask for, which came and went beside others. What all threads had to
+        tell is told then, so none of them asks for its share again."""
         lock_take(&self.lock)
         gather_tallies(&self.sides, self.store)
-        self.store.index.fit(HOLD)
         lock_leave(&self.lock)
+        fit_index(&self.lock, self.store)
 
     def taken_alone(self) -> tuple[int, int]:
         return self.lock.turns, self.lock.contended
 
     def lingering(self) -> int:
         return self.lock.lingering
+
+    def buckets(self) -> int:
+        return self.store.index.buckets
 
     def most_in_a_hold(self) -> tuple[int, int]:
         return self.lock.most_entries, self.lock.most_words

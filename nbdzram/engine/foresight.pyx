@@ -20,7 +20,7 @@ from nbdzram.engine.cells cimport Cell, kind_of, length_of
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
-from nbdzram.engine.prefetch cimport prefetch
+from nbdzram.engine.prefetch cimport prefetch, prefetch_to_write
 from nbdzram.engine.publish cimport look32, look64
 from nbdzram.engine.quiescence cimport offline, online
 from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, entry_handle, page_of
@@ -63,11 +63,11 @@ cdef void _foresee(PoolCore pool, Blocks disk, const Foreseen* blocks, uint32_t 
             places[index] = places[index - 1] + 1 if places[index - 1] != NULL else NULL
         else:
             places[index] = _place(pool, disk, blocks[index].block, pages)
-        prefetch(places[index])
+        _bring(places[index], blocks[index].read)
     for index in range(count):
         handle = entry_handle(look64(places[index])) if places[index] != NULL else 0
         cells[index] = pool.store.cells.cell(handle) if 0 < handle < high else NULL
-        prefetch(cells[index])
+        _bring(cells[index], blocks[index].read)
     for index in range(count):
         if cells[index] == NULL:
             continue
@@ -75,6 +75,14 @@ cdef void _foresee(PoolCore pool, Blocks disk, const Foreseen* blocks, uint32_t 
             _bring_object(pool, look64(&cells[index].word))
         else:
             pool.store.index.prefetch_bucket(cells[index].fingerprint)
+
+
+cdef inline void _bring(const void* place, bint read) noexcept nogil:
+    """What is written is wanted alone: a copy that others have as well would have to be asked for twice."""
+    if read:
+        prefetch(place)
+    else:
+        prefetch_to_write(place)
 
 
 cdef uint64_t* _place(PoolCore pool, Blocks disk, uint64_t block, uint64_t pages) noexcept nogil:

@@ -28,7 +28,7 @@ from nbdzram.engine.ledger cimport Ledger
 from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
 from nbdzram.engine.lock cimport LOOKS, lock_pause
 from nbdzram.engine.must cimport must
-from nbdzram.engine.prefetch cimport prefetch
+from nbdzram.engine.prefetch cimport prefetch, prefetch_to_write
 from nbdzram.engine.publish cimport clear_bits, exchange32, look8, look32, set_bits, step_aside
 
 from nbdzram.errors import ArenaError
@@ -73,8 +73,10 @@ cdef class Index:
         return <uint32_t*>self.heads.base + number
 
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil:
-        """Bring the bucket near while a block is being compressed. Needs no lock: a wrong guess costs nothing."""
-        prefetch(self.bucket(self.bucket_of(fingerprint)))
+        """Bring the bucket near while a block is being compressed, and its latch, which another writer had last. Needs
+        no lock: a wrong guess costs nothing."""
+        prefetch_to_write(self.bucket(self.bucket_of(fingerprint)))
+        prefetch_to_write(self.latch(fingerprint))
 
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil:
         """The same for the first object of a bucket that is near by now."""

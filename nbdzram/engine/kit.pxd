@@ -8,7 +8,8 @@ from nbdzram.engine.store cimport KINDS, ObjectStore
 cdef enum:
     KIT_HANDLES = 128    # at hand at most
     KIT_SLOTS = 16       # of one size class
-    KIT_BYTES = 1 << 18  # of all slots: what a thread may keep from others of a pool that is not near its limit
+    KIT_BYTES = 1 << 20  # of all slots, a few of each of sixty classes: what a thread may keep from others of a pool
+                         # that is not near its limit
     KIT_GONE = 128       # objects that went and may still be seen; a power of two
     KIT_FEW = 32         # of them are left alone: to look whether nobody sees them takes a line of each thread
     KIT_LOOKS_EVERY = 16 # that went

@@ -99,9 +99,12 @@ cdef bint has_handle(Kit* kit, ObjectStore store) noexcept nogil:
 
 
 cdef bint has_slot(Kit* kit, ObjectStore store, int size_class) noexcept nogil:
-    """Have a slot of a size class at hand. False at the limit, or without memory. What went is looked through
-    before."""
-    if kit.slot_count[size_class] == 0 and limbo_count(&kit.limbo) and limbo_ripen(&kit.limbo):
+    """Have a slot of a size class at hand. False at the limit, or without memory.
+
+    What went is looked through before, once enough did: who looked for each slot would never have more than the one
+    that it let go last, and look for ever.
+    """
+    if kit.slot_count[size_class] == 0 and _may_look(kit) and limbo_ripen(&kit.limbo):
         _keep_or_give(kit, store)
     if kit.slot_count[size_class] == 0:
         lock_take(&store.depot)
@@ -134,9 +137,7 @@ cdef void bring_slot(Kit* kit) noexcept nogil:
 cdef bint has_room(Kit* kit, ObjectStore store, uint32_t count) noexcept nogil:
     """Have room for so many objects that go; what nobody sees any more is at hand again. False: readers are slow."""
     must_debug(count <= KIT_GONE, b"what goes at once finds room in a kit")
-    if (limbo_count(&kit.limbo) >= KIT_FEW and kit.limbo.first == kit.limbo.ripe
-            and kit.limbo.last - kit.looked_at >= KIT_LOOKS_EVERY):
-        kit.looked_at = kit.limbo.last
+    if limbo_count(&kit.limbo) >= KIT_FEW and kit.limbo.first == kit.limbo.ripe and _may_look(kit):
         limbo_ripen(&kit.limbo)
     if kit.limbo.first < kit.limbo.ripe:
         _keep_or_give(kit, store)
@@ -167,6 +168,14 @@ cdef bint outgrows(Kit* kit, ObjectStore store) noexcept nogil:
     outgrown = not store.index.fits()
     lock_leave(&store.depot)
     return outgrown
+
+
+cdef bint _may_look(Kit* kit) noexcept nogil:
+    """Whether enough went since it was last looked whether nobody sees it any more; then whoever asks looks."""
+    if kit.limbo.last - kit.looked_at < KIT_LOOKS_EVERY:
+        return False
+    kit.looked_at = kit.limbo.last
+    return True
 
 
 cdef void _keep_or_give(Kit* kit, ObjectStore store) noexcept nogil:

@@ -127,6 +127,8 @@ class Pool:
         """How many threads linger."""
     def most_in_a_hold(self) -> tuple[int, int]:
         """The most entries that walks might look at in a hold, and words of nodes that they passed over."""
+    def buckets(self) -> int:
+        """Of the index, as it is just now. For tests: a start, or a look at the counters, makes it fit."""
     def longest_holds(self) -> dict[str, tuple[int, str]]:
         """Of each kind of lock, the longest hold since test_locks: nanoseconds of processor time, and where."""
     def __enter__(self) -> Self: ...

@@ -9,3 +9,6 @@ def watches() -> int:
 
 def waiting() -> int:
     """Threads that wait for a grace period at this moment. For tests."""
+
+def grace_periods() -> int:
+    """That began so far, of all pools. For tests and measurements: each has all who write or read told something."""

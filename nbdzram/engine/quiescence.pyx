@@ -195,6 +195,7 @@ cdef extern from * nogil:
     void nbdzram_grace_wait(uint64_t)
     int nbdzram_watches_count()
     int nbdzram_waiting
+    uint64_t nbdzram_epoch
     uint64_t nbdzram_calls_ever()
 
 if nbdzram_watches_begin():
@@ -268,3 +269,7 @@ def watches() -> int:
 
 def waiting() -> int:
     return nbdzram_waiting
+
+
+def grace_periods() -> int:
+    return nbdzram_epoch

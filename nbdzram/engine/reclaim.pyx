@@ -67,7 +67,12 @@ cdef void reclaim_ripe(Lock* lock, ObjectStore store, Tables tables) noexcept no
         lock_take(lock)
         going = _take_back(store, tables)
         lock_leave(lock)
-    going = True
+    fit_index(lock, store)
+
+
+cdef void fit_index(Lock* lock, ObjectStore store) noexcept nogil:
+    """Make the index as large as the objects that were counted ask for."""
+    cdef bint going = True
     while going:
         lock_take(lock)
         going = store.index.fit(HOLD)

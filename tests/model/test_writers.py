@@ -23,7 +23,9 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
+from nbdzram.engine.quiescence import grace_periods
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.run import HOLD_COUNT as HOLD
 from nbdzram.errors import EngineError, PoolFull
 from tests.support.threads import PATIENCE_SECONDS, in_threads, wait_until
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
@@ -33,6 +35,8 @@ LEAF = 512 * BLOCK
 SEATS = 128  # threads that a pool lets write beside each other; those beyond write alone
 SEVERAL = 8
 KEPT_PAGES = 16  # of a limit, for what makes room
+OWES = 64  # objects that a thread may have stored and not told of (engine/kit.pxd)
+LOOKS_EVERY = 16  # objects that went (engine/kit.pxd)
 
 pytestmark = pytest.mark.usefixtures("small_requests_meet_too")
 
@@ -281,6 +285,42 @@ def test_a_pool_is_as_full_by_many_threads_as_by_one() -> None:
             return disk.stats().stored
 
     assert filled(SEVERAL) == filled(1)
+
+
+def test_chains_stay_short_however_many_threads_write() -> None:
+    """What all of them tell of at once is fitted at once: at most three objects in two buckets, and what they owe."""
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+
+    abreast = threading.Barrier(SEVERAL, timeout=PATIENCE_SECONDS)
+
+    def fill(first: int) -> None:
+        for block in range(first, first + 512):
+            disk.write(block * BLOCK, half_random(block))
+            if block % 8 == 0:
+                abreast.wait()
+
+    in_threads(*(partial(fill, 512 * number) for number in range(SEVERAL)))
+    buckets = pool.buckets()  # asked for before the counters, which make it fit
+    owed = SEVERAL * (OWES + HOLD)
+    assert 2 * (pool.stats().objects - owed) <= 3 * buckets
+    assert pool.stats().objects == SEVERAL * 512
+    pool.check()
+
+
+@pytest.mark.parametrize("lengths", [(2000,), tuple(range(600, 3300, 50))], ids=["alike", "of all sizes"])
+def test_who_writes_seldom_looks_at_what_others_do(lengths: tuple[int, ...]) -> None:
+    """To look whether nobody sees any more what went takes a line of each thread's: once for sixteen that went."""
+    pool = Pool()
+    disk = pool.create("disk", LEAF)
+    blocks = 256
+    for block in range(blocks):
+        disk.write(block * BLOCK, half_random(block, lengths[block % len(lengths)]))
+    before = grace_periods()
+    for block in range(blocks):
+        disk.write(block * BLOCK, half_random(block + blocks, lengths[block * 7 % len(lengths)]))
+    assert 1 < grace_periods() - before <= blocks // LOOKS_EVERY + 1
+    pool.check()
 
 
 def test_what_a_thread_has_at_hand_is_given_out_before_anybody_is_refused() -> None:

@@ -70,7 +70,7 @@ def test_pages_given_back_before_a_pool_is_opened_again_stay_given_back(tmp_path
             assert disk.read(number * BLOCK, BLOCK) == (noise(number) if number % 16 in (3, 9) else bytes(BLOCK))
         for number in range(256):
             disk.write(number * BLOCK, noise(number + 1000))
-        assert pool.stats().mem_used_total == 256 * BLOCK
+        assert 256 <= pool.stats().mem_used_total // BLOCK <= 256 + SPARE_PAGES
         pool.check()
 
 
