@@ -55,7 +55,7 @@ cdef class PoolCore:
     cdef uint64_t blocks_same
     cdef uint64_t sum              # number of the sum over all exports that is under way, or was the last (check.pyx)
     cdef uint64_t sum_stored, sum_same
-    cdef uint64_t failed_writes
+    cdef uint64_t failed_count   # writes that found no room; counted and read without a lock
     cdef uint64_t rotten         # blocks found not to be what was written
     cdef uint32_t rotten_export  # number of the last one's export
     cdef uint64_t rotten_block

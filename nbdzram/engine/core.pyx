@@ -31,6 +31,7 @@ from nbdzram.engine.kit cimport gather_tallies, kits_free
 from nbdzram.engine.ledger cimport ledger_share
 from nbdzram.engine.lock cimport LOOKS, lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.page cimport PAGE_SIZE, pages_for
+from nbdzram.engine.publish cimport look64
 from nbdzram.engine.purse cimport Purse
 from nbdzram.engine.quiescence cimport calls_ever
 from nbdzram.engine.reclaim cimport fit_index, keep_short, may_retire, reclaim, reclaim_ripe
@@ -217,6 +218,10 @@ cdef class PoolCore:
             blocks_rotten=now.rotten,
         )
 
+    @property
+    def failed_writes(self):
+        return look64(&self.failed_count)
+
     cdef void read_counters(self, Counters* now) noexcept nogil:
         """Under the lock, with all tallies gathered: all of them at one moment."""
         memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))
@@ -241,7 +246,7 @@ cdef class PoolCore:
         now.moved = self.store.moved
         now.recompressed = self.store.recompressed
         now.untried = self.store.bytes_of[CODEC_LZ4] - self.store.tried_bytes
-        now.failed_writes = self.failed_writes
+        now.failed_writes = look64(&self.failed_count)
         now.rotten = self.rotten
 
     cdef uint64_t pages_in_all(self) noexcept nogil:

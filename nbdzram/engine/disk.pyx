@@ -35,7 +35,7 @@ from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, WATCHED, Lock, lock_end
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
-from nbdzram.engine.publish cimport look64, publish64
+from nbdzram.engine.publish cimport look64, publish64, tally
 from nbdzram.engine.reading cimport read_block, read_range
 from nbdzram.engine.table cimport (
     LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, same_entry,
@@ -235,9 +235,7 @@ cdef class Disk(Blocks):
     cdef int _refused(self, int error) noexcept nogil:
         """What a write ends with: count it if it found no room."""
         if error == ENOSPC:
-            lock_take(&self.pool.lock)
-            self.pool.failed_writes += 1
-            lock_leave(&self.pool.lock)
+            tally(&self.pool.failed_count)
         return error
 
     cdef Lock* _stripe(self, uint64_t block) noexcept nogil:

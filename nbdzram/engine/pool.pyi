@@ -73,7 +73,11 @@ class Pool:
         """
     def last_rot(self) -> str | None:
         """The block that was last found not to be what was written; PoolStats.blocks_rotten counts them."""
-    def stats(self) -> PoolStats: ...
+    def stats(self) -> PoolStats:
+        """All of its counters at one moment. It takes back first what threads have at hand: not for each request."""
+    @property
+    def failed_writes(self) -> int:
+        """That counter alone: one load, for who looks often whether a write found no room."""
     def turns(self) -> int:
         """How often others than runs have had the pool's lock: whether clients come."""
     def turns_behind(self) -> int:

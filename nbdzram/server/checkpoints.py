@@ -177,7 +177,7 @@ class Checkpoints:
 
     def _refused(self) -> int:
         """On the loop, or on the thread: pools may come and go meanwhile."""
-        return sum(service.pool.stats().failed_writes for service in tuple(self._pools.values()))
+        return sum(service.pool.failed_writes for service in tuple(self._pools.values()))
 
     async def _give_way(self) -> None:
         """The copies of the last one go, and the next one is whole; those of the journal's last group are made anew."""

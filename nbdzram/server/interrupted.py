@@ -124,4 +124,4 @@ class Shelf(Generic[Subject]):
 
 
 def _failed_writes(kept: Kept[Subject]) -> list[int]:
-    return [pool.stats().failed_writes for pool in kept.pools]
+    return [pool.failed_writes for pool in kept.pools]

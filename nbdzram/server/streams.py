@@ -316,8 +316,8 @@ class Streams:
     async def _watch(self, taken: _Moment, pipe: Pipe) -> None:
         """A stream gives way to writes."""
         pools = [pool for _, pool, _ in taken.pools]
-        before = [pool.stats().failed_writes for pool in pools]
-        while [pool.stats().failed_writes for pool in pools] == before:  # noqa: ASYNC110 - the engine tells nobody
+        before = [pool.failed_writes for pool in pools]
+        while [pool.failed_writes for pool in pools] == before:  # noqa: ASYNC110 - the engine tells nobody
             await asyncio.sleep(WATCH_SECONDS)
         pipe.cancel(ROOM_SAYS)
 

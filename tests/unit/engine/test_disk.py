@@ -134,6 +134,9 @@ def test_a_write_at_the_limit_is_refused_and_everything_stored_stays() -> None:
     assert disk.read(0, written * BLOCK) == b"".join(noise(number) for number in range(written))
     assert disk.read(written * BLOCK, BLOCK) == bytes(BLOCK)
     assert pool.stats().failed_writes == 1
+    turns = pool.turns()
+    assert pool.failed_writes == 1
+    assert pool.turns() == turns, "who asks for this number alone takes no lock"
     assert pool.stats().memory_used <= pool.mem_limit
     disk.write(written * BLOCK, bytes(BLOCK))  # same-filled needs no memory
     disk.trim(0, BLOCK)

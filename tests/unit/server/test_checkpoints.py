@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -392,6 +393,33 @@ def test_a_checkpoint_under_way_gives_way_to_a_write_that_finds_no_room(
 
     play(story)
     assert "a checkpoint failed: a write found no room" in caplog.text
+
+
+class Watched:
+    """A pool of which nothing but the count of refused writes can be asked."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    @property
+    def failed_writes(self) -> int:
+        self.looks += 1
+        return 0
+
+
+def test_a_checkpoint_looks_at_one_counter_for_each_record(tmp_path: Path) -> None:
+    """All of a pool's counters would be a walk under its lock, which takes from writers what they have at hand."""
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            watched: Any = Watched()
+            of(service)._pools = {"default": SimpleNamespace(pool=watched)}  # type: ignore[dict-item]
+            await of(service).take()
+            assert files(tmp_path) == ["00000001-full.stream"]
+            assert watched.looks > 5, "the records of a header, a pool, an export, objects, blocks and the end"
+
+    play(story)
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from nbdzram.server import interrupted
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import PoolFull
+from nbdzram.server import interrupted, streams
 from nbdzram.server.interrupted import Kept, Shelf
+from nbdzram.server.streams import Streams
+from tests.unit.engine.blocks import noise
 
 
 async def at_once(work: Callable[[], None]) -> None:
@@ -45,6 +51,38 @@ def test_it_goes_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gone == [1, 2]
 
     asyncio.run(story())
+
+
+def test_who_watches_for_writes_without_room_takes_no_lock_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a stream under way nor for what is kept of one; it hears of the write all the same."""
+    monkeypatch.setattr(interrupted, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(streams, "WATCH_SECONDS", 0.0)
+    reasons: list[str] = []
+
+    async def story() -> None:
+        gone: list[int] = []
+        pool = Pool(mem_limit=256 << 10)
+        disk = pool.create("disk", 1 << 20)
+        shelf: Shelf[int] = Shelf("sent", at_once)
+        await shelf.keep(replace(kept(1, gone), pools=(pool,)))
+        taken: Any = SimpleNamespace(pools=[("default", pool, [])])
+        pipe: Any = SimpleNamespace(cancel=reasons.append)
+        watch = asyncio.create_task(Streams._watch(SimpleNamespace(), taken, pipe))  # type: ignore[arg-type]
+        turns = pool.turns()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert pool.turns() == turns
+        assert not gone
+        assert not reasons
+        with pytest.raises(PoolFull):
+            disk.write(0, b"".join(noise(number) for number in range(256)))
+        await watch
+        while not gone:  # noqa: ASYNC110 - it is the shelf that is watched
+            await asyncio.sleep(0)
+        await shelf.stop()
+
+    asyncio.run(story())
+    assert reasons == [streams.ROOM_SAYS]
 
 
 def test_of_one_stream_that_broke_twice_the_later_part_is_kept() -> None:
