@@ -7,6 +7,9 @@ it ended. Journals with a smaller number than the checkpoint's are older than it
 
 A group that is not whole ends the journal: it was never answered. Only if later ones stand behind it, or a journal
 begins at a moment that was not reached, something is lost that was answered, and that is an error in the log.
+
+A journal may have been begun and given up, as its directory could not be synced; the one before it went on, and if the
+power takes its removal it is there again. It has no group, and begins at a moment that was passed: nobody needs it.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def groups_since(directory: Path, number: int, identity: bytes) -> Iterator[Grou
 
 
 def _groups_since(directory: Path, number: int, identity: bytes) -> Iterator[Group]:
+    passed: set[bytes] = set()
     for found, path in sorted(segments_in(directory).items()):
         if found < number:
             continue
@@ -47,6 +51,8 @@ def _groups_since(directory: Path, number: int, identity: bytes) -> Iterator[Gro
         except StreamError as error:
             _tell_loss(path, str(error))
             return
+        if segment.head.since in passed and _is_without_groups(segment):
+            continue
         if segment.head.since != identity:
             _tell_loss(path, "it begins at a moment that neither the checkpoint nor the journal before it has")
             return
@@ -55,11 +61,17 @@ def _groups_since(directory: Path, number: int, identity: bytes) -> Iterator[Gro
                 _tell_loss(path, f"its group {group.head.sequence} does not follow the one before it")
                 return
             yield group
+            passed.add(identity)
             identity = group.head.identity
         lost = segment.lost()
         if lost:
             _tell_loss(path, f"a group at byte {segment.end} is not what was written, and {lost} follow it")
             return
+
+
+def _is_without_groups(segment: Segment) -> bool:
+    """None is whole, and none ever was."""
+    return next(segment.groups(), None) is None and not segment.lost()
 
 
 def _tell_loss(path: Path, why: str) -> None:

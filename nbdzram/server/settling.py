@@ -7,8 +7,9 @@ The journal tells what exports are. What it does not tell lies beside it, as a s
 removed and is declared; pools that were added or changed.
 
 Invariants
-1. The file is never ahead of the journal: what it knows of an export, the journal has told. Where the power fails
-   between the two, the journal says what is, and the act was not answered.
+1. What was answered is in both: the file is replaced behind the group that tells the act. One of them may know of an
+   act alone that was not answered: the journal where the power fails between the two, the file where the act was
+   remembered, and not made yet as the group's moment was taken. Then the journal says what exports are (restore.py).
 2. It is written by one after the other, each with all that was changed before it.
 """
 
@@ -45,13 +46,14 @@ class Settling:
 
     async def settle(self) -> None:
         """Return once what was changed before outlives the power. Raises UserError: it is made, and may not."""
+        patience = asyncio.timeout(SETTLE_SECONDS)
         try:
-            async with asyncio.timeout(SETTLE_SECONDS), self._turn:
+            async with patience, self._turn:
                 await self._note()
-        except TimeoutError:
-            why = f"the disk, or the first checkpoint, took longer than {SETTLE_SECONDS} s"
-        except OSError as error:
+        except OSError as error:  # a disk may say ETIMEDOUT itself, which is a TimeoutError too
             why = error.strerror or str(error)
+            if patience.expired():
+                why = f"the disk, or the first checkpoint, took longer than {SETTLE_SECONDS} s"
         else:
             return
         raise UserError(

@@ -24,9 +24,11 @@ from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
+from nbdzram.server.chains import sync_directory
 from nbdzram.server.journal import Journal
 from nbdzram.server.service import Service
-from nbdzram.stream.journal import GROUP_HEAD_BYTES, GROUP_MAGIC, HEAD_BYTES, Segment
+from nbdzram.stream.journal import GROUP_HEAD_BYTES, GROUP_MAGIC, HEAD_BYTES, GroupHead, Segment
+from nbdzram.stream.sending import Progress, send
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
@@ -412,6 +414,66 @@ def test_a_journal_that_does_not_follow_its_checkpoint_is_told(
         newest = left / "00000002-since-00000001.stream"
         newest.write_bytes(newest.read_bytes()[:-1])
         assert (await begun_from(left))[:BLOCK] == bytes(BLOCK)
+
+    play(story)
+    assert "it begins at a moment that neither the checkpoint nor the journal before it has" in caplog.text
+
+
+def failing_to_begin(directory: Path, to: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has a new segment's name, and says that it has not; `to` gets the file as it is there."""
+    sync = sync_directory
+
+    def refuse(synced: Path) -> None:
+        begun = max(synced.glob("*.journal"))
+        if to.exists() or not begun.samefile(directory / "00000002.journal"):
+            return sync(synced)
+        shutil.copy(begun, to)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(segments, "sync_directory", refuse)
+
+
+def test_a_segment_that_was_given_up_and_is_there_again_takes_nothing_from_the_one_that_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name reached the disk although the directory's sync failed, and its removal did not."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            failing_to_begin(tmp_path / "kept", tmp_path / "begun", monkeypatch)
+            disk(service).write(0, text(1))
+            await of(service).take()
+            assert files(tmp_path / "kept") == ["00000001-full.stream", "00000001.journal"]
+            disk(service).write(BLOCK, text(2))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        shutil.copy(tmp_path / "begun", left / "00000002.journal")
+        assert (await begun_from(left))[: 2 * BLOCK] == text(1) + text(2)
+        assert [path.name for path in left.glob("*.damaged")] == []
+
+    play(story)
+    assert "is damaged" not in caplog.text
+
+
+def test_groups_that_begin_at_a_moment_that_was_passed_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two files say what followed: somebody's flushed writes are lost, and nobody may take that for right."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            disk(service).write(0, text(2))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        first, _ = Segment(left / "00000001.journal").groups()
+        begun = segments.begin_segment(left, 2, first.head.identity)
+        head = GroupHead(sequence=1, since=first.head.identity, identity=os.urandom(16), all_exports=False)
+        begun.append(head, lambda write, salt: send((), 0, "another", write, Progress(), salt=salt))
+        begun.close()
+        assert (await begun_from(left))[:BLOCK] == text(2)
+        assert [path.name for path in left.glob("*.damaged")] == ["00000002.damaged"]
 
     play(story)
     assert "it begins at a moment that neither the checkpoint nor the journal before it has" in caplog.text

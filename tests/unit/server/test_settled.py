@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,23 @@ def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_aft
     play(story)
 
 
+def test_an_act_that_is_noted_and_not_in_the_journal_was_not_made(tmp_path: Path) -> None:
+    """It is remembered before it is made, so the note behind another's act may know of it."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await asked(service, "exports.add", name="other", size_bytes=MIB)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        noted = remembered_in(left)
+        removal = replace(noted.exports["other"], size_bytes=4 * MIB, removed=True)
+        note_in(left, replace(noted, exports={**noted.exports, "disk": removal}))
+        async with serving(left, begun=False) as service:
+            assert disk(service).read(0, BLOCK) == text(1)
+
+    play(story)
+
+
 def test_what_is_noted_beside_the_journal_is_never_ahead_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A removal that the journal does not tell yet was not made, as far as a start knows."""
 
@@ -169,6 +187,24 @@ def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
                     await asked(service, "exports.change", name="other", read_only=True)
             assert service._exports.get("other").read_only
             platter.error = 0
+
+    play(story)
+
+
+def test_what_the_disk_says_is_told_also_where_it_says_that_it_timed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of a network gives up by itself; nobody waited for as long as an administrator may."""
+
+    def timed_out(*_: object) -> None:
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            with monkeypatch.context() as patch:
+                patch.setattr(settling, "note_in", timed_out)
+                with pytest.raises(UserError, match="on the disk of the checkpoints: Connection timed out; if"):
+                    await asked(service, "exports.add", name="other", size_bytes=MIB)
 
     play(story)
 
