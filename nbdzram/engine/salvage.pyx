@@ -91,9 +91,19 @@ cdef class Salvage:
                 lost += 1
             elif self.directory.state(number) != ENTRY_FREE and self.directory.is_kept(number):
                 head = self.directory.head(number)
-                found.append((number, self.directory.name_of(number), head.size, bool(head.flags & READ_ONLY_FLAG),
-                              domain_of(head.flags)))
+                name = self._name_of(number)
+                if name is None:
+                    lost += 1
+                else:
+                    found.append((number, name, head.size, bool(head.flags & READ_ONLY_FLAG), domain_of(head.flags)))
         return found, lost
+
+    cdef str _name_of(self, uint32_t number):
+        """None: it is no text, though the entry's check agrees with it."""
+        try:
+            return self.directory.name_of(number)
+        except UnicodeDecodeError:
+            return None
 
     def leaves(self, uint32_t number):
         """Generates (first block, blocks), each an entry for block: (kind, word or handle); a leaf that is lost is

@@ -18,7 +18,8 @@ from nbdzram.bounds import UNBOUND
 from nbdzram.config import NOBODY
 from nbdzram.engine.codec import compress_lz4, fingerprint_of
 from nbdzram.engine.salvage import HOLE, OBJECT, WORD, Salvage
-from nbdzram.errors import ArenaError, UserError
+from nbdzram.errors import ArenaError, StreamError, UserError
+from nbdzram.server.received import valid_name
 from nbdzram.server.state import ARENA_SUFFIX, ExportRecord, remembered_in
 from nbdzram.stream import layout
 from nbdzram.stream.layout import ExportPart, Header, Kind, Origin, PoolPart
@@ -109,10 +110,6 @@ def _exports_of(path: Path, rules: dict[str, ExportRecord], outcome: Salvaged) -
     outcome.lost_exports += lost
     parts = []
     for number, name, size, read_only, domain in found:
-        if name in outcome.exports:
-            outcome.notes.append(f"there are two exports '{name}'; the one in {path} is left out")
-            outcome.lost_exports += 1
-            continue
         rule = rules.get(name)
         access = rule.access if rule is not None else NOBODY
         part = ExportPart(
@@ -131,9 +128,23 @@ def _exports_of(path: Path, rules: dict[str, ExportRecord], outcome: Salvaged) -
             certificates=access.certificates,
             bounds=rule.bounds if rule is not None else UNBOUND,
         )
+        why = _why_not(part, outcome)
+        if why:
+            outcome.notes.append(f"an export in {path} is left out: {why}")
+            outcome.lost_exports += 1
+            continue
         outcome.exports.append(name)
         parts.append(_Found(arena, number, part))
     return parts
+
+
+def _why_not(part: ExportPart, outcome: Salvaged) -> str:
+    """Why nobody could receive a stream with this export, if that is so: all others of it would be lost with it."""
+    try:
+        name = valid_name("", part)
+    except StreamError as error:
+        return str(error)
+    return f"there are two of the name '{name}'" if name in outcome.exports else ""
 
 
 class _Teller:

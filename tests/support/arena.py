@@ -5,14 +5,19 @@ from __future__ import annotations
 import mmap
 import struct
 
+from nbdzram.engine.codec import digest_of
+
 UNIT = 65536
 PAGE = 4096
+SEED_AT = 16
 SEGMENTS_AT = 1 * UNIT
 EXPORTS_AT = 5 * UNIT
 ENTRY_SIZE = 512
 NAME_AT = 24  # in an entry of the export directory
 HEADS_AT = 280
 HEAD_SIZE = 64
+CHECK_AT = 56  # in a head
+NAME_ROOM = 256
 CURRENT_AT = 408
 ROOT_AT = 416
 OLD_ROOT_AT = 16  # format 1
@@ -45,6 +50,15 @@ class Arena:
         """Where an export's entry of the directory lies."""
         return EXPORTS_AT + export * ENTRY_SIZE
 
+    def forge_name(self, export: int, name: bytes) -> None:
+        """Another name of as many bytes, which the entry's checks agree with."""
+        at, seed = self.entry(export), self.word(SEED_AT)
+        head = at + HEADS_AT + (self.word(at + CURRENT_AT) >> 16 & 1) * HEAD_SIZE
+        self.view[at + NAME_AT : at + NAME_AT + len(name)] = name
+        checked = digest_of(bytes(self.view[head : head + CHECK_AT]), seed ^ export)
+        room = digest_of(bytes(self.view[at + NAME_AT : at + NAME_AT + NAME_ROOM]), seed)
+        self.set_word(head + CHECK_AT, _mix(checked, room))
+
     def root(self, export: int = 0) -> int:
         """Where the root of an export's block table stands."""
         return self.entry(export) + ROOT_AT
@@ -67,3 +81,8 @@ class Arena:
         word = self.word(self.cell(handle))
         assert word >> 16 & 0x7FF == 0
         return (word >> 27 & 0xFFFFFFF) * UNIT
+
+
+def _mix(one: int, other: int) -> int:
+    product = (one ^ 0x9E3779B97F4A7C15) * (other ^ 0xD6E8FEB86659FD93)
+    return (product ^ product >> 64) & 0xFFFFFFFFFFFFFFFF

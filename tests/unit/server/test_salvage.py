@@ -164,6 +164,31 @@ def test_an_export_whose_entry_is_damaged_is_counted_and_the_others_are_read(tmp
     assert found == {name: held[name] for name in ("disk", "alone")}
 
 
+def test_an_export_that_nobody_could_receive_does_not_cost_the_others(tmp_path: Path) -> None:
+    """A name that no list could show, made by who writes into arenas; one of ours is the copy of a rollback."""
+    held = fill(tmp_path)
+    with Pool(path=str(tmp_path / "default.pool")) as pool:
+        pool.create("\x7frollback", MIB)
+        pool.create("cleared\x1b[2J", MIB)
+    outcome, found = salvaged(tmp_path)
+    assert outcome.lost_exports == 2
+    assert len(outcome.notes) == 2
+    assert all(note.isprintable() and "default.pool is left out" in note for note in outcome.notes)
+    assert found == held
+
+
+def test_a_name_that_is_no_text_is_counted(tmp_path: Path) -> None:
+    """Its checks agree with it: somebody forged it."""
+    held = fill(tmp_path)
+    with (tmp_path / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        Arena(view).forge_name(1, b"tw\xffn")
+    with pytest.raises(ArenaError, match="the name of export number 1 is no text"):
+        Pool(path=str(tmp_path / "default.pool"))
+    outcome, found = salvaged(tmp_path)
+    assert outcome.lost_exports == 1
+    assert found == {name: held[name] for name in ("disk", "alone")}
+
+
 def test_a_file_that_broke_off_is_read_up_to_there(tmp_path: Path) -> None:
     held = fill(tmp_path)
     path = tmp_path / "default.pool"
