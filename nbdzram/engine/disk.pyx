@@ -44,7 +44,7 @@ from nbdzram.engine.sides cimport Seat
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving, users_rise, users_sit
 
 from nbdzram.engine.blocks import Extent
-from nbdzram.errors import PoolFull, UserError
+from nbdzram.errors import EngineError, PoolFull, UserError
 
 __all__ = ["OFFLOAD_SIZE", "Disk", "Extent"]
 
@@ -148,6 +148,12 @@ cdef class Disk(Blocks):
                 f"cannot grow export {self.name!r} to {size_bytes} bytes: what it held behind {self.size} before it "
                 "shrank is not all cleared, and there is no memory for that; raise the pool's limit, trim, fold or "
                 "compact"
+            )
+        if error == EIO and self.size % BLOCK and not self.gone and not self.pool.closing:
+            raise EngineError(
+                f"cannot grow export {self.name!r} to {size_bytes} bytes: its last block held more before it shrank, "
+                f"and is not what was written; write its {self.size % BLOCK} bytes at {self.size // BLOCK * BLOCK} "
+                "anew first"
             )
         self._raise(error, "resize", 0, size_bytes)
 
@@ -262,6 +268,9 @@ cdef class Disk(Blocks):
         cdef Prepared prepared
         cdef uint32_t stored
         cdef int error = read_block(self, block, whole)
+        if error == EIO and _is_all_there_is(self, block, start, count):
+            memset(whole, 0, BLOCK)  # what was there matters to nobody, and rot goes as from any block written whole
+            error = 0
         if error:
             return error
         if end == ANYWHERE and is_zero(whole + start, count):
@@ -526,3 +535,15 @@ cdef class Disk(Blocks):
         if self.root() != NULL and self.head().shrinking_from > end:
             self.pool.directory.publish(self.number, SHRINKING_FROM, end)
         lock_leave(&self.pool.lock)
+
+
+cdef bint _is_all_there_is(Disk disk, uint64_t block, uint32_t start, uint32_t count) noexcept nogil:
+    """Whether a part is all that the export has of a block: its last one, where the size is no multiple of it.
+
+    It stays right while the stripe is held: an export that grows has zeroes behind its end.
+    """
+    cdef uint64_t size
+    lock_take(&disk.pool.lock)
+    size = disk.size
+    lock_leave(&disk.pool.lock)
+    return start == 0 and block * BLOCK + count >= size

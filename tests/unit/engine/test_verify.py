@@ -55,6 +55,29 @@ def test_a_flipped_bit_is_an_error_of_its_block_alone_counted_and_named(tmp_path
         assert disk.read(0, BLOCK) == noise(2)
 
 
+@pytest.mark.parametrize("anew", ["written", "zeroed", "zeroed without a hole"])
+def test_a_rotten_last_block_is_right_again_when_all_that_the_export_has_of_it_is_written(
+    tmp_path: Path, anew: str
+) -> None:
+    """The rest of the block is behind the end, where nobody reads and nobody can write."""
+    with rotten(tmp_path / "arena", half_random(1)) as pool:
+        (disk,) = pool.disks()
+        disk.resize(512)
+        for offset, length in ((0, 511), (1, 511)):
+            with pytest.raises(EngineError, match="is not what was written"):
+                disk.write(offset, bytes(length))
+        with pytest.raises(EngineError, match=r"its last block held more before .* write its 512 bytes at 0 anew"):
+            disk.resize(BLOCK)
+        if anew == "written":
+            disk.write(0, noise(1)[:512])
+        else:
+            disk.zero(0, 512, no_hole="without" in anew)
+        disk.resize(2 * BLOCK)
+        written = noise(1)[:512] if anew == "written" else bytes(512)
+        assert disk.read(0, 2 * BLOCK) == written.ljust(2 * BLOCK, b"\0")
+        pool.check()
+
+
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_verify_off_delivers_what_is_stored(tmp_path: Path, kind: str) -> None:
     with rotten(tmp_path / "arena", CONTENTS[kind], verify=False) as pool:
