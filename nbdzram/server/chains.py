@@ -12,6 +12,8 @@ from nbdzram.errors import UserError
 
 _NAME = re.compile(r"(\d{8})-(?:full|since-(\d{8}))\.stream")
 _SEGMENT = re.compile(r"(\d{8})\.journal")
+FIRST = 1
+"""The number of a checkpoint before which there was neither one nor a journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def segments_in(directory: Path) -> dict[int, Path]:
 
 def next_number(directory: Path) -> int:
     """Of a checkpoint: neither one nor a journal had it before. Raises UserError."""
-    return max([0, *checkpoints_in(directory), *segments_in(directory)]) + 1
+    return max([FIRST - 1, *checkpoints_in(directory), *segments_in(directory)]) + 1
 
 
 def _names(directory: Path) -> list[str]:

@@ -10,7 +10,11 @@ A file is written beside its place, synced, renamed, and the directory synced: w
 power does. Files are read again by restore.py.
 
 Between two checkpoints the copies of the last one keep what clients overwrite. They give way: when a write finds no
-room they are dropped, and the next checkpoint is a whole one.
+room they are dropped, and the next checkpoint is a whole one. One that is being written is given up then, and the next
+one is not: beside clients that write to a full pool there would be none any more.
+
+A whole one meets every block. Where one of them is not what was written the chain goes on in its place, of which only
+what changes is read: what one bit costs is its block.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +33,7 @@ from nbdzram import __version__
 from nbdzram.config import CheckpointConfig
 from nbdzram.errors import EngineError, StreamError, UserError
 from nbdzram.machine import Machine
-from nbdzram.server.chains import Checkpoint, checkpoints_in, name_of, next_number, sync_directory
+from nbdzram.server.chains import FIRST, Checkpoint, checkpoints_in, name_of, next_number, sync_directory
 from nbdzram.server.claim import Claim
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
@@ -67,6 +71,8 @@ class Checkpoints:
         self._claim: Claim | None = None
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
+        self._gave_way = False  # the last one did; used on the thread, one after another
+        self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
         self._status: CheckpointStatus | None = None
         self._journal_moments = Moments(exports, pools, "journal")
         self.journal: Journal | None = None
@@ -100,6 +106,7 @@ class Checkpoints:
         try:
             self._claim = Claim(self._directory)
             self._claim.take()
+            self._require_writable()
             for left in self._directory.glob("*.new"):
                 left.unlink()
             sync_directory(self._directory)
@@ -114,6 +121,14 @@ class Checkpoints:
                 f"cannot keep checkpoints in {self._directory}: {error.strerror}; name a directory that this user may "
                 "write"
             ) from error
+
+    def _require_writable(self) -> None:
+        """Raises UserError. One that is full is no reason not to start: room can be made."""
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise UserError(
+                f"cannot keep checkpoints in {self._directory}: it may not be written by user {os.geteuid()}, or its "
+                "file system is read-only; give it to that user, mount it writable, or name another"
+            )
 
     def start(self, moment_ns: int | None) -> None:
         """`moment_ns`: of the checkpoint that the server began from."""
@@ -207,10 +222,10 @@ class Checkpoints:
 
     async def _take(self) -> None:
         assert self._status is not None
-        if not len(self._exports) and self.journal is None:
-            return
         began = time.monotonic()
         number, continues = await self._moments.on_the_thread(self._look)
+        if not len(self._exports) and self.journal is None and number == FIRST:
+            return  # there never was anything to keep
         whole = self._last is None or not continues or self._is_long()
         if self.journal is not None:
             taken = await self.journal.begin_checkpoint(number, self._last if continues else None)
@@ -221,7 +236,7 @@ class Checkpoints:
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
         try:
-            progress = await self._moments.on_the_thread(lambda: self._write(number, taken, whole=whole))
+            progress = await self._write_best(number, taken, whole=whole, continues=continues)
         except BaseException:
             await self._moments.release(taken)
             raise
@@ -238,6 +253,22 @@ class Checkpoints:
             stream_bytes=progress.bytes_written,
         )
 
+    async def _write_best(self, number: int, taken: Moment, *, whole: bool, continues: bool) -> Progress:
+        """A whole one if it is time for one, and can be; else what changed, if there is something to go on from."""
+
+        def write(*, whole: bool) -> Awaitable[Progress]:
+            return self._moments.on_the_thread(lambda: self._write(number, taken, whole=whole))
+
+        try:
+            return await write(whole=whole)
+        except StreamError as error:
+            met_rot = isinstance(error.__cause__, EngineError)
+            if not (whole and met_rot and continues and self._last is not None):
+                raise
+            self._goes_on_to = len(self._chain) + LONGEST_CHAIN
+            log.warning("no whole checkpoint can be written, so what changed is; writing the block mends it: %s", error)
+        return await write(whole=False)
+
     def _look(self) -> tuple[int, bool]:
         """On the thread: the number of the next one, and whether the files that it would go on from are all there."""
         assert self._claim is not None
@@ -251,25 +282,28 @@ class Checkpoints:
 
     def _is_long(self) -> bool:
         """Another chain is to begin."""
-        return len(self._chain) >= LONGEST_CHAIN or sum(self._chain_bytes[1:]) > self._chain_bytes[0]
+        is_long = len(self._chain) >= LONGEST_CHAIN or sum(self._chain_bytes[1:]) > self._chain_bytes[0]
+        return is_long and len(self._chain) >= self._goes_on_to
 
     def _write(self, number: int, taken: Moment, *, whole: bool) -> Progress:
         """On the thread: one file, and away with what is not kept."""
         known = checkpoints_in(self._directory)
         since = None if whole else self._chain[-1].number
         told = taken.told_since(None if whole else self._last, self._moments.engine_pools())
-        progress, refused = Progress(), self._refused()
+        progress, refused, gives_way = Progress(), self._refused(), not self._gave_way
         path = self._directory / name_of(number, since)
         with _durable(path) as descriptor, os.fdopen(os.dup(descriptor), "wb", WRITE_AT_ONCE_BYTES) as file:
 
             def write(content: bytes) -> None:
-                if self._refused() != refused:
+                if gives_way and self._refused() != refused:
+                    self._gave_way = True
                     raise StreamError("a write found no room in a pool, and the copies of this one keep some")
                 _write_all(file, content)
 
             send(told, taken.taken_ns, f"nbdzram {__version__}", write, progress, identity=taken.identity)
+        self._gave_way = False
         if whole:
-            self._chain, self._chain_bytes = [], []
+            self._chain, self._chain_bytes, self._goes_on_to = [], [], 0
         self._chain.append(Checkpoint(number, since, path))
         self._chain_bytes.append(progress.bytes_written)
         if whole:
@@ -298,7 +332,8 @@ def _write_all(file: BinaryIO, content: bytes) -> None:
 def _durable(path: Path) -> Iterator[int]:
     """A file that has its name once all of it is on the disk, and is not there before."""
     fresh = path.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    # One that is there could not be removed when it failed, as where the file system could not be written for a while.
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         yield descriptor
         os.fsync(descriptor)

@@ -3,6 +3,7 @@ its journal holds beyond it."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -113,7 +114,8 @@ class Restore:
             received = disks.under_their_names()
         except OSError as error:
             disks.discard()
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            refusal = StreamError if error.errno == errno.EIO else UserError  # what its disk lost is as if damaged
+            raise refusal(f"cannot read {path}: {error.strerror}") from error
         except BaseException:
             disks.discard()
             raise

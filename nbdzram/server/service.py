@@ -187,14 +187,20 @@ class Service:
     def _restore(self, restore: Restore) -> int | None:
         """Fill empty pools. The moment of the checkpoint that they are of, if it was one. Raises UserError.
 
-        Those that another process served have what they should, be it nothing.
+        What a checkpoint has was served here last, so it comes before a file that a unit may name at each start. Those
+        that another process served have what they should, be it nothing.
         """
         if self._handed.listeners:
             return None
-        if self._restore_from is not None:
-            restore.from_file(self._restore_from)
         directory = self._config.checkpoint.directory
-        return None if directory is None else restore.from_newest(directory)
+        moment_ns = None if directory is None else restore.from_newest(directory)
+        if self._restore_from is None:
+            return moment_ns
+        if moment_ns is None:
+            restore.from_file(self._restore_from)
+        else:
+            log.info("%s is not restored: what a checkpoint has was served here last", self._restore_from)
+        return moment_ns
 
     async def listen(self, ready: Callable[[], None] | None = None) -> None:
         """Of a service that was started without: let clients in, and go on with those handed once we are `ready`.

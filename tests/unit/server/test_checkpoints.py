@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import logging
+import mmap
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -21,10 +23,12 @@ from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import CheckpointConfig, ExportConfig, PoolConfig, ServerConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.errors import PoolFull, UserError
+from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
+from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
 from tests.unit.server.conftest import note_syncs
 
@@ -40,7 +44,7 @@ ADDED: dict[str, Any] = {**AS_IT_IS, "pool": None}
 
 
 @contextlib.asynccontextmanager
-async def serving(directory: Path, **given: Any) -> AsyncIterator[Service]:
+async def serving(directory: Path, *, restore_from: Path | None = None, **given: Any) -> AsyncIterator[Service]:
     """A server in anonymous memory, as after a power failure, with this directory of checkpoints."""
     config = ServerConfig(
         exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
@@ -48,7 +52,7 @@ async def serving(directory: Path, **given: Any) -> AsyncIterator[Service]:
         unix=(),
         checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
     )
-    service = Service(replace(config, **given))
+    service = Service(replace(config, **given), restore_from=restore_from)
     await service.start(listen=False)
     try:
         yield service
@@ -405,6 +409,154 @@ class Watched:
     def failed_writes(self) -> int:
         self.looks += 1
         return 0
+
+
+def test_beside_a_full_pool_every_other_checkpoint_goes_on_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that tries again and again would keep all others without a checkpoint, and their flushes waiting."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            checkpoints = of(service)
+
+            def refused_again(file: BinaryIO, content: bytes) -> None:
+                with pytest.raises(PoolFull):
+                    disk(service).write(0, b"".join(noise(1000 + number) for number in range(600)))
+                file.write(content)
+
+            monkeypatch.setattr(checkpoints_module, "_write_all", refused_again)
+            outcomes = []
+            for _ in range(4):
+                await checkpoints.take()
+                outcomes.append(len(files(tmp_path / "kept")))
+            assert outcomes == [0, 1, 1, 2]
+
+    play(story)
+
+
+def test_rot_costs_its_block_and_no_later_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A whole one would meet it; what changed is told without, until it is written again."""
+    monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 2)
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+    (tmp_path / "state").mkdir()
+
+    async def story() -> None:
+        kept = tmp_path / "kept"
+        async with serving(kept, state_dir=tmp_path / "state") as service:
+            disk(service).write(MIB, noise(1))
+            disk(service).write(3 * MIB, b"".join(noise(number) for number in range(100, 160)))
+            await of(service).take()
+            with (tmp_path / "state" / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+                arena = Arena(view)
+                place = arena.object_of(1)
+                arena.set_word(place + 8, arena.word(place + 8) ^ 1)
+            for number in range(4):
+                disk(service).write(2 * MIB, text(number))
+                await of(service).take()
+            assert files(kept)[-1] == "00000005-since-00000004.stream"
+            assert caplog.text.count("no whole checkpoint can be written") == 2, "each time the chain was long again"
+            left = as_the_power_left_it(kept, tmp_path / "left")
+            disk(service).write(MIB, noise(2))
+            disk(service).write(2 * MIB, text(9))
+            for number in range(2):
+                await of(service).take()
+                disk(service).write(2 * MIB, text(10 + number))
+            assert files(kept)[-1] == "00000007-full.stream"
+        async with serving(left) as service:
+            assert disk(service).read(2 * MIB, BLOCK) == text(3)
+            assert disk(service).read(MIB, BLOCK) == noise(1), "as it was before"
+
+    play(story)
+
+
+def test_an_export_that_was_removed_last_does_not_come_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept", exports=()) as service:
+            await of(service).take()
+            assert files(tmp_path / "kept") == [], "there is nothing to keep"
+            await service.changes.add_export("only", MIB, **ADDED)
+            await of(service).take()
+            await service.changes.remove_export("only", force=False)
+        async with serving(tmp_path / "kept", exports=()) as service:
+            assert list(service._exports) == []
+
+    play(story)
+
+
+def test_what_could_not_be_removed_when_it_failed_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Its file system could not be written for a while; the server went on."""
+
+    async def story() -> None:
+        async with serving(tmp_path) as service:
+            (tmp_path / "00000001-full.new").write_bytes(b"half of a longer one" * 4096)
+            disk(service).write(0, text(1))
+            await of(service).take()
+            assert files(tmp_path) == ["00000001-full.stream"]
+        async with serving(tmp_path) as service:
+            assert disk(service).read(0, BLOCK) == text(1)
+
+    play(story)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anything
+
+    async def story() -> None:
+        async with serving(tmp_path):
+            raise AssertionError
+
+    with pytest.raises(UserError, match=r"it may not be written by user \d+, or its file system is read-only"):
+        play(story)
+
+
+def test_a_checkpoint_whose_disk_lost_a_part_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that is damaged: an older one is whole."""
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            for number in range(2):
+                disk(service).write(number * BLOCK, noise(number))
+                await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        opened = Path.open
+
+        def lost(path: Path, *given: Any, **more: Any) -> Any:
+            if path.name == "00000002-since-00000001.stream":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return opened(path, *given, **more)
+
+        monkeypatch.setattr(Path, "open", lost)
+        async with serving(left) as service:
+            assert disk(service).read(0, 2 * BLOCK) == noise(0) + bytes(BLOCK)
+
+    play(story)
+    assert "cannot be used: cannot read" in caplog.text
+
+
+def test_a_file_to_restore_does_not_come_before_what_a_checkpoint_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flag stands in a unit, and is there at each start behind a power failure too."""
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with serving(tmp_path / "first") as service:
+            disk(service).write(0, text(1))
+        backup = tmp_path / "backup.stream"
+        shutil.copy(tmp_path / "first" / "00000001-full.stream", backup)
+        for held in (text(1), text(2)):
+            async with serving(tmp_path / "kept", restore_from=backup) as service:
+                assert disk(service).read(0, BLOCK) == held
+                disk(service).write(0, text(2))
+
+    play(story)
+    assert f"{tmp_path}/backup.stream is not restored: what a checkpoint has was served here last" in caplog.text
 
 
 def test_a_checkpoint_looks_at_one_counter_for_each_record(tmp_path: Path) -> None:
