@@ -3,12 +3,13 @@ its journal holds beyond it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +17,10 @@ from typing import BinaryIO
 
 from nbdzram.config import ExportConfig
 from nbdzram.engine import moment
+from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, NoSuchExport, StreamError, UserError
+from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UserError
 from nbdzram.server.chains import chains, checkpoints_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.received import place_in, received_record, valid_name
@@ -28,7 +30,12 @@ from nbdzram.server.together import reveal_together
 from nbdzram.stream.journal import Group
 from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.receiving import Place, Received, Receiver
-from nbdzram.units import counted
+from nbdzram.units import counted, format_size
+
+ARRIVING_FACTOR = 3
+"""Of a pool's limit: all that it held, and as much again where all of it was replaced."""
+FITS_SHARE = 16
+"""A pool may be over its limit by this part of it: what it held lies in other zspages than it lay."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -103,15 +110,17 @@ class Restore:
         """
         disks = _Arriving(self._pools)
         try:
-            for path in paths:
-                with path.open("rb") as file:
-                    disks.take_stream(file, all_exports=True)
-            if journal_in is not None:
-                groups = groups_since(journal_in, number, disks.moment_identity)
-                count = apply_all(groups, disks.take_group)
-                if count:
-                    log.info("%d groups of the journal follow the checkpoint", count)
-            received = disks.under_their_names()
+            with _room_to_arrive(self._pools):
+                for path in paths:
+                    with path.open("rb") as file:
+                        disks.take_stream(file, all_exports=True)
+                if journal_in is not None:
+                    groups = groups_since(journal_in, number, disks.moment_identity)
+                    count = apply_all(groups, disks.take_group)
+                    if count:
+                        log.info("%d groups of the journal follow the checkpoint", count)
+                received = disks.under_their_names()
+            _require_fits(self._pools)
         except OSError as error:
             disks.discard()
             refusal = StreamError if error.errno == errno.EIO else UserError  # what its disk lost is as if damaged
@@ -152,6 +161,44 @@ class Restore:
         return replace(record, pool=received.place.name, size_bytes=size_bytes)
 
 
+@contextlib.contextmanager
+def _room_to_arrive(pools: Mapping[str, Pool]) -> Iterator[None]:
+    """While it comes there is more than what there was: what changed beside what it replaces, and eight bytes for each
+    object. A pool that was full would not be filled again."""
+    limits = {name: pool.mem_limit for name, pool in pools.items()}
+    try:
+        for name, pool in pools.items():
+            with contextlib.suppress(UserError):  # too few addresses: terabytes
+                pool.mem_limit = ARRIVING_FACTOR * limits[name]
+        yield
+    finally:
+        for name, pool in pools.items():
+            pool.mem_limit = limits[name]
+
+
+def _require_fits(pools: Mapping[str, Pool]) -> None:
+    """Raises UserError: what came is not what a pool with this limit can have had."""
+    for name, pool in pools.items():
+        limit = pool.mem_limit
+        if not limit or pool.stats().memory_used <= limit:
+            continue
+        compaction = Compact(pool)
+        while compaction.step():
+            pass
+        used = pool.stats().memory_used
+        if used > limit + limit // FITS_SHARE:
+            raise UserError(
+                f"it does not fit the pool '{name}': it would take {format_size(used)}, and mem_limit is "
+                f"{format_size(limit)}; raise the limit, or restore it where there is more room"
+            )
+        if used > limit:
+            log.warning(
+                "the pool '%s' takes %s, and mem_limit is %s: it was full, and lies a little otherwise now; writes "
+                "find no room until something is trimmed or removed, or the limit is raised",
+                *(name, format_size(used), format_size(limit)),
+            )
+
+
 class _Arriving:
     """Concealed disks, as the streams that came so far say that they are."""
 
@@ -167,10 +214,14 @@ class _Arriving:
         """all_exports: those that it does not tell are gone. Raises UserError; then nothing is changed."""
         bases = {one.part.identity: one.disk for one in self._received.values()}
         receiver = Receiver(self._place_among(bases), self._name)
-        fresh = {
-            (one.place.name, valid_name("", one.part)): one
-            for one in receiver.receive(file.read, salt=salt, alone=alone)
-        }
+        try:
+            arrived = receiver.receive(file.read, salt=salt, alone=alone)
+        except StreamError as error:
+            if isinstance(error.__cause__, PoolFull):
+                more = f"while this comes a pool may take {ARRIVING_FACTOR} times its mem_limit"
+                raise StreamError(f"{error} ({more})") from error.__cause__
+            raise
+        fresh = {(one.place.name, valid_name("", one.part)): one for one in arrived}
         gone = [one for key, one in self._received.items() if all_exports or key in fresh]
         self._received = fresh if all_exports else {**self._received, **fresh}
         moment.discard([one.disk for one in gone])

@@ -21,6 +21,7 @@ import uvloop
 
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import CheckpointConfig, ExportConfig, PoolConfig, ServerConfig
+from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
@@ -29,7 +30,7 @@ from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
 from tests.support.arena import Arena
-from tests.unit.engine.blocks import BLOCK, half_random, noise, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 from tests.unit.server.conftest import note_syncs
 
 MIB = 1 << 20
@@ -537,6 +538,54 @@ def test_a_checkpoint_whose_disk_lost_a_part_is_passed_over(
 
     play(story)
     assert "cannot be used: cannot read" in caplog.text
+
+
+def test_a_pool_that_was_full_is_filled_again(tmp_path: Path) -> None:
+    """From a whole checkpoint and what changed, which lies between what it replaces; and takes no more than it did."""
+    full: dict[str, Any] = {
+        "pools": (PoolConfig(mem_limit=8 * MIB),),
+        "exports": (ExportConfig(name="disk", size_bytes=32 * MIB),),
+    }
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept", **full) as service:
+            found, pool = disk(service), service._pools["default"].pool
+            with pytest.raises(PoolFull):
+                for number in range(8192):
+                    found.write(number * BLOCK, half_random(number))
+            await of(service).take()
+            for number in range(0, 8192, 2):
+                found.trim(number * BLOCK, BLOCK)
+            await of(service).take()  # whose copy holds none of them
+            run(Compact(pool))
+            with pytest.raises(PoolFull):
+                for number in range(0, 8192, 2):
+                    found.write(number * BLOCK, half_random(8192 + number, 1400))
+            await of(service).take()
+            assert pool.stats().memory_used > 7 * MIB
+            held = whole(found)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert files(left)[-1] == "00000003-since-00000002.stream"
+        async with serving(left, **full) as service:
+            assert whole(disk(service)) == held
+            pool = service._pools["default"].pool
+            assert pool.mem_limit == 8 * MIB
+            assert pool.stats().memory_used < 8 * MIB + MIB // 2
+
+    play(story)
+
+
+def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(tmp_path / "kept") as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(700)))
+        with pytest.raises(
+            UserError, match=r"it does not fit the pool 'default': it would take .*, and mem_limit is 2M"
+        ):
+            async with serving(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)):
+                raise AssertionError
+
+    play(story)
 
 
 def test_a_file_to_restore_does_not_come_before_what_a_checkpoint_has(

@@ -485,8 +485,8 @@ def test_groups_that_do_not_fit_are_no_reason_to_begin_without_them(tmp_path: Pa
             disk(service).write(0, b"".join(noise(number) for number in range(700)))
             await journal(service).synced()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        with pytest.raises(UserError, match="cannot be applied, and without it flushed writes would be lost"):
-            async with serving(left, pools=(PoolConfig(mem_limit=2 * MIB, durability=Durability.FLUSH),)):
+        with pytest.raises(UserError, match=r"cannot be applied, and without it flushed .* 3 times its mem_limit"):
+            async with serving(left, pools=(PoolConfig(mem_limit=MIB // 2, durability=Durability.FLUSH),)):
                 raise AssertionError
 
     play(story)
