@@ -2,7 +2,8 @@
 
 Promised is what was synced: a file's content by fsync or fdatasync of it, its name by fsync of the directory. Of the
 rest anything may be there: of the writes any, in any order, each only in part, by sectors of 512 bytes; of the names a
-first part of what was done to them, as a file system's own journal leaves it.
+first part of what was done to them, as a file system's own journal leaves it. What a sync failed for is doubtful for
+ever: a later one that succeeds says nothing of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 SECTOR = 512
 HEAD = struct.Struct("<IIQQQII")
+SURVIVES = 0.5
+"""The share of doubtful writes that are on the disk all the same."""
 MARKS = ".marks"
 """A file of the directory that the story writes its progress to: no part of the disk, in order with all the rest."""
 
@@ -60,9 +63,10 @@ def recorded(log: Path) -> Iterator[Event]:
 
 @dataclass(slots=True, eq=False)
 class File:
-    """`synced`: writes that are on the disk; `pending`: those that may be."""
+    """`synced`: writes that are on the disk, or may be where a sync of them failed (the last word); `pending`: those
+    that may be."""
 
-    synced: list[tuple[int, bytes]] = field(default_factory=list)
+    synced: list[tuple[int, bytes, bool]] = field(default_factory=list)
     pending: list[tuple[int, bytes]] = field(default_factory=list)
     synced_size: int = 0
     size: int = 0
@@ -87,7 +91,8 @@ class Disk:
         names = dice.choice([self._synced_names, *self._pending_names[-3:], *self._pending_names])
         way = dice.choice(["nothing", "everything", "sectors", "torn", "torn"])
         for name, file in names.items():
-            kept = [*file.synced, *_left(file.pending, way, dice)]
+            kept = [one[:2] for one in file.synced if not one[2] or dice.random() < SURVIVES]
+            kept += _left(file.pending, way, dice)
             size = max(file.synced_size, *(position + len(content) for position, content in kept), 0)
             if way == "everything":
                 size = file.size
@@ -102,7 +107,10 @@ class Disk:
             self._names = {**self._names, event.name: File()}
             self._by_inode[event.file] = self._names[event.name]
             self._pending_names.append(self._names)
-        assert event.first or not event.length, "nothing that is there is written over from its beginning"
+        elif event.length:  # what was left where something failed
+            file = self._by_inode[event.file]
+            file.pending.append((0, bytes(file.size)))
+            file.size = 0
 
     def _written(self, event: Event) -> None:
         file = self._by_inode[event.file]
@@ -117,15 +125,15 @@ class Disk:
         raise AssertionError(f"{event.name} is truncated, which this disk does not know")
 
     def _synced(self, event: Event) -> None:
-        if event.error:
-            return
         if not event.name:
-            self._synced_names, self._pending_names = self._names, []
+            if not event.error:
+                self._synced_names, self._pending_names = self._names, []
             return
         file = self._by_inode[event.file]
-        file.synced.extend(file.pending)
+        file.synced.extend((position, content, event.error != 0) for position, content in file.pending)
         file.pending.clear()
-        file.synced_size = file.size
+        if not event.error:
+            file.synced_size = file.size
 
     def _renamed(self, event: Event) -> None:
         names = dict(self._names)

@@ -2,6 +2,7 @@
  *
  * NBDZRAM_RECORD_DIRECTORY   the directory, absolute; files in it and itself are recorded
  * NBDZRAM_RECORD_LOG         the file that this writes
+ * NBDZRAM_RECORD_FAILS       "SEED N": from the first mark on one act in N fails, EIO or ENOSPC; of those none is done
  *
  * A record: kind 4 | error 4 | file (its inode) 8 | offset 8 | length 8 | length of name 4 | of other 4 | name | other |
  * content. One mutex is held around each act and its record: the log's order is the order of the acts.
@@ -20,12 +21,15 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#define MARKS ".marks"
 enum { OPENED = 1, WRITTEN, SYNCED, RENAMED, UNLINKED, ALLOCATED, TRUNCATED, LINKED };
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static int log_fd = -1;
 static const char *directory;
 static size_t directory_length;
+static unsigned seed, one_in;  /* 0: nothing fails */
+static int marked;
 
 static void begin(void) {
     const char *path = getenv("NBDZRAM_RECORD_LOG");
@@ -34,6 +38,7 @@ static void begin(void) {
     if (!path || !directory) return;
     directory_length = strlen(directory);
     log_fd = real(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (getenv("NBDZRAM_RECORD_FAILS")) sscanf(getenv("NBDZRAM_RECORD_FAILS"), "%u %u", &seed, &one_in);
 }
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -62,6 +67,12 @@ static uint64_t inode_of(int fd) {
     return fstat(fd, &found) == 0 ? found.st_ino : 0;
 }
 
+/* In turn: with which error an act is to fail; 0: it is done. */
+static int refusal(const char *name) {
+    if (!one_in || !marked || !strcmp(name, MARKS) || rand_r(&seed) % one_in) return 0;
+    return rand_r(&seed) % 3 ? EIO : ENOSPC;
+}
+
 static void record(uint32_t kind, int error, uint64_t file, uint64_t offset, uint64_t length, const char *name,
                    const char *other, const void *content) {
     struct { uint32_t kind, error; uint64_t file, offset, length; uint32_t name, other; } head =
@@ -83,8 +94,8 @@ static int opened(const char *path, int flags, mode_t mode) {
     if (!name || !name[0] || (flags & O_ACCMODE) == O_RDONLY) return real(path, flags, mode);
     TURN({
         fresh = access(path, F_OK) != 0;
-        fd = real(path, flags, mode);
-        saved = errno;
+        saved = refusal(name);
+        if (!saved) { fd = real(path, flags, mode); saved = errno; }
         if (fd >= 0) record(OPENED, 0, inode_of(fd), fresh, flags & O_TRUNC, name, "", NULL);
         errno = saved;
     });
@@ -110,9 +121,13 @@ static ssize_t written(int fd, const void *content, size_t length, off_t offset,
     if (!real_write) { real_write = dlsym(RTLD_NEXT, "write"); real_pwrite = dlsym(RTLD_NEXT, "pwrite"); }
     if (!name) return here ? real_write(fd, content, length) : real_pwrite(fd, content, length, offset);
     TURN({
+        marked |= !strcmp(name, MARKS);
         if (here) offset = lseek(fd, 0, SEEK_CUR);
-        done = here ? real_write(fd, content, length) : real_pwrite(fd, content, length, offset);
-        saved = errno;
+        saved = refusal(name);
+        if (!saved) {
+            done = here ? real_write(fd, content, length) : real_pwrite(fd, content, length, offset);
+            saved = errno;
+        }
         if (done > 0) record(WRITTEN, 0, inode_of(fd), offset, done, name, "", content);
         errno = saved;
     });
@@ -130,8 +145,8 @@ static int synced(int fd, int alone) {
     if (!real_fsync) { real_fsync = dlsym(RTLD_NEXT, "fsync"); real_fdatasync = dlsym(RTLD_NEXT, "fdatasync"); }
     if (!name) return alone ? real_fdatasync(fd) : real_fsync(fd);
     TURN({
-        result = alone ? real_fdatasync(fd) : real_fsync(fd);
-        saved = errno;
+        saved = refusal(name);
+        if (!saved) { result = alone ? real_fdatasync(fd) : real_fsync(fd); saved = errno; }
         record(SYNCED, result ? saved : 0, inode_of(fd), 0, 0, name, "", NULL);
         errno = saved;
     });
@@ -145,7 +160,7 @@ int rename(const char *from, const char *to) {
     const char *name = inside(from), *other = inside(to);
     int result = -1, saved;
     if (!name || !other) return real(from, to);
-    TURN({ result = real(from, to); saved = errno; if (!result) record(RENAMED, 0, 0, 0, 0, name, other, NULL); errno = saved; });
+    TURN({ saved = refusal(name); if (!saved) { result = real(from, to); saved = errno; } if (!result) record(RENAMED, 0, 0, 0, 0, name, other, NULL); errno = saved; });
     return result;
 }
 int link(const char *from, const char *to) {
@@ -153,7 +168,7 @@ int link(const char *from, const char *to) {
     const char *name = inside(from), *other = inside(to);
     int result = -1, saved;
     if (!name || !other) return real(from, to);
-    TURN({ result = real(from, to); saved = errno; if (!result) record(LINKED, 0, 0, 0, 0, name, other, NULL); errno = saved; });
+    TURN({ saved = refusal(name); if (!saved) { result = real(from, to); saved = errno; } if (!result) record(LINKED, 0, 0, 0, 0, name, other, NULL); errno = saved; });
     return result;
 }
 int linkat(int at, const char *from, int there, const char *to, int flags) {
@@ -166,7 +181,7 @@ int unlink(const char *path) {
     const char *name = inside(path);
     int result = -1, saved;
     if (!name) return real(path);
-    TURN({ result = real(path); saved = errno; if (!result) record(UNLINKED, 0, 0, 0, 0, name, "", NULL); errno = saved; });
+    TURN({ saved = refusal(name); if (!saved) { result = real(path); saved = errno; } if (!result) record(UNLINKED, 0, 0, 0, 0, name, "", NULL); errno = saved; });
     return result;
 }
 int posix_fallocate64(int fd, off64_t offset, off64_t length) {
@@ -175,7 +190,7 @@ int posix_fallocate64(int fd, off64_t offset, off64_t length) {
     const char *name = inside_fd(fd, room, sizeof room);
     int result = -1;
     if (!name) return real(fd, offset, length);
-    TURN({ result = real(fd, offset, length); if (!result) record(ALLOCATED, 0, inode_of(fd), offset, length, name, "", NULL); });
+    TURN({ result = refusal(name); if (!result) result = real(fd, offset, length); if (!result) record(ALLOCATED, 0, inode_of(fd), offset, length, name, "", NULL); });
     return result;
 }
 int posix_fallocate(int fd, off_t offset, off_t length) { return posix_fallocate64(fd, offset, length); }

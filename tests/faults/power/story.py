@@ -234,6 +234,7 @@ def main() -> None:
     segments.ROOM_BYTES = 32 << 10  # so that files grow, and are used again
     journal.LONG_BYTES = 256 << 10
     checkpoints.LONGEST_CHAIN = 3
+    checkpoints.AGAIN_SECONDS = 0.001  # where the disk fails too
 
     async def tell() -> None:
         story = Story(given.seed, given.directory)

@@ -46,7 +46,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Tale:
     """What a story did to its disk, and what its exports were."""
 
-    def __init__(self, seed: int, recorder: Path, place: Path) -> None:
+    def __init__(self, seed: int, recorder: Path, place: Path, one_fails_in: int = 0) -> None:
         self.place = place
         directory, log, history = place / "kept", place / "log", place / "history"
         directory.mkdir(parents=True)
@@ -58,6 +58,7 @@ class Tale:
                 "LD_PRELOAD": str(recorder),
                 "NBDZRAM_RECORD_DIRECTORY": str(directory),
                 "NBDZRAM_RECORD_LOG": str(log),
+                "NBDZRAM_RECORD_FAILS": f"{seed} {one_fails_in}",
             },
             cwd=SOURCE.parents[2],
             capture_output=True,
@@ -171,11 +172,13 @@ def cut_and_compare(tale: Tale, count: int, dice: random.Random) -> None:
         shutil.rmtree(left)
 
 
-def stories(count: int, cuts: int, recorder: Path, place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def stories(
+    count: int, cuts: int, recorder: Path, place: Path, caplog: pytest.LogCaptureFixture, *, one_fails_in: int = 0
+) -> None:
     caplog.set_level(logging.ERROR, "nbdzram")
     for seed in SEEDS or random.sample(range(1 << 30), count):
         print(f"NBDZRAM_POWER_SEEDS={seed}")
-        tale = Tale(seed, recorder, place / str(seed))
+        tale = Tale(seed, recorder, place / str(seed), one_fails_in)
         cut_and_compare(tale, cuts // count, random.Random(seed))
     assert "is damaged" not in caplog.text, "what the power tears is no damage"
 
@@ -186,8 +189,16 @@ def test_no_flushed_write_is_lost_to_a_power_cut(
     stories(2, QUICK_CUTS, recorder, tmp_path, caplog)
 
 
-@pytest.mark.slow
-def test_no_flushed_write_is_lost_to_a_thousand_power_cuts(
+def test_no_flushed_write_is_lost_to_a_power_cut_of_a_disk_that_fails(
     recorder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stories(10, SLOW_CUTS, recorder, tmp_path, caplog)
+    """Any write, sync, name and removal may; what was answered was answered by what did not."""
+    stories(2, QUICK_CUTS, recorder, tmp_path, caplog, one_fails_in=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one_fails_in", [0, 15], ids=["sound", "failing"])
+def test_no_flushed_write_is_lost_to_a_thousand_power_cuts(
+    recorder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, one_fails_in: int
+) -> None:
+    stories(10, SLOW_CUTS, recorder, tmp_path, caplog, one_fails_in=one_fails_in)
