@@ -4,7 +4,8 @@
     blocks    every entry of every export: whether it is right, and leads to an object that is
 
 A check ends at the first thing that is wrong; this goes on, and names what cannot be read. Nothing is changed: a rotten
-block is an error to whoever reads it, and right again when it is written.
+block is an error to whoever reads it, and right again when it is written. Its handle may be another object's then, so
+that is looked at once more before a block is named.
 
 Each hold of the lock copies one object or looks at up to HOLD entries. Remembered are ROTTEN_MAX objects and PLACES_MAX
 blocks; what is beyond is counted: objects in the first phase, blocks in the second.
@@ -47,6 +48,7 @@ cdef class Scrub(Run):
     cdef Disk disk
     cdef readonly list places           # (export, block)
     cdef uint64_t found[FOUND_MAX]      # blocks, of one hold
+    cdef uint32_t suspects[FOUND_MAX]   # of each the handle; 0: its entry is not right
     cdef uint32_t found_count
 
     def __cinit__(self, PoolCore pool):
@@ -136,23 +138,29 @@ cdef class Scrub(Run):
     cdef uint32_t _look_at_blocks(self, uint32_t limit) noexcept nogil:
         """Of one leaf."""
         cdef uint64_t block, entry
-        cdef uint32_t looked = 0
+        cdef uint32_t looked = 0, index, count
         lock_take_behind(&self.pool.lock)
         self.cursor.end = self.disk.end_block()  # it may have been resized
         self.disk.walk(&self.cursor)
         while looked < limit and next_entry(&self.cursor, &block, &entry):
-            if self._is_rotten(entry, block):
-                self.blocks_rotten += 1
+            if self._is_suspect(entry, block, &self.suspects[self.found_count]):
                 self.found[self.found_count] = block
                 self.found_count += 1
             looked += 1
         lock_leave(&self.pool.lock)
+        count, self.found_count = self.found_count, 0
+        for index in range(count):
+            if self.suspects[index] == 0 or self._is_wrong(self.suspects[index], True):
+                self.found[self.found_count] = self.found[index]
+                self.found_count += 1
+        self.blocks_rotten += self.found_count
         self.blocks += looked
         return max(looked, <uint32_t>1)
 
-    cdef bint _is_rotten(self, uint64_t entry, uint64_t block) noexcept nogil:
-        """Under the lock."""
+    cdef bint _is_suspect(self, uint64_t entry, uint64_t block, uint32_t* handle_of) noexcept nogil:
+        """Under the lock: whether an entry is not right, or leads to what was wrong, whose handle is given out."""
         cdef uint32_t handle, low = 0, high = self.rotten_count, middle
+        handle_of[0] = 0
         if not self.pool.tables.is_right(entry, block):
             return True
         handle = self.pool.tables.handle_at(entry, block)
@@ -165,6 +173,7 @@ cdef class Scrub(Run):
                 low = middle + 1
             else:
                 high = middle
+        handle_of[0] = handle
         return low < self.rotten_count and self.rotten[low] == handle
 
 

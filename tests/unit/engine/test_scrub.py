@@ -95,6 +95,25 @@ def test_more_rot_than_is_remembered_is_counted(tmp_path: Path) -> None:
         assert len(scrub.places) == 256
 
 
+def test_a_handle_that_is_another_objects_by_then_is_no_rot(tmp_path: Path) -> None:
+    """A client mended the block between the two phases, and its handle was used for what is written next."""
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 16 * MIB)
+        disk.write(0, half_random(1) + half_random(2))
+        bend(path, 1)
+        scrub = Scrub(pool)
+        while scrub.objects < 2:
+            scrub.step(1)
+        assert scrub.report().objects_rotten == 1
+        disk.write(0, half_random(3))
+        pool.stats()  # takes back what is free
+        for number in range(2, 400):
+            disk.write(number * BLOCK, half_random(number))
+        run(scrub)
+        assert (scrub.places, scrub.blocks_rotten) == ([], 0)
+
+
 def test_a_disk_that_is_deleted_meanwhile_is_passed_over() -> None:
     with Pool() as pool:
         disk, other = pool.create("disk", 16 * MIB), pool.create("other", 16 * MIB)
