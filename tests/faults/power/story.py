@@ -194,6 +194,7 @@ class Story:
         name = self.fresh("d")
         rules = ("pool", "read_only", "description", "allow_addresses", "allow_certificates")
         given: dict[str, Any] = dict.fromkeys(rules)
+        given["private"] = self.dice.random() < 0.5
         await self.service.changes.add_export(name, BLOCKS * BLOCK, **given)
         self.exports[name] = array("H", [0] * BLOCKS)
 
@@ -213,6 +214,7 @@ ACTS = {
     Story.write_several: 6,
     Story.trim: 6,
     Story.rest: 8,
+    Story.add: 2,
     Story.copy: 3,
     Story.snapshot: 1,
     Story.roll_back: 2,
