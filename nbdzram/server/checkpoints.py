@@ -103,6 +103,11 @@ class Checkpoints:
                 "pools of which nobody knows whether they are whole, and the journal would not be read; put it on a "
                 "tmpfs, or leave it out"
             )
+        if self.journal is not None and state_dir is not None and _is_same(state_dir, self._directory):
+            raise UserError(
+                f'durability = "flush": {self._directory} is the state directory too, and each keeps a changes.json of '
+                "its own there; name another for the checkpoints"
+            )
         try:
             self._claim = Claim(self._directory)
             self._claim.take()
@@ -322,6 +327,10 @@ class Checkpoints:
                 with contextlib.suppress(FileNotFoundError):
                     one.path.unlink()
         sync_directory(self._directory)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

@@ -639,6 +639,21 @@ def test_a_state_directory_on_a_disk_is_refused(tmp_path: Path, monkeypatch: pyt
     play(story)
 
 
+def test_a_state_directory_that_is_the_checkpoints_too_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one of them remembers would replace what the other does."""
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+    (tmp_path / "there").symlink_to(tmp_path)
+
+    async def story() -> None:
+        with pytest.raises(UserError, match=r"is the state directory too, .* name another for the checkpoints"):
+            async with serving(tmp_path / "there", state_dir=tmp_path):
+                raise AssertionError
+
+    play(story)
+
+
 def test_a_file_of_the_journal_has_its_name_once_its_head_is_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
