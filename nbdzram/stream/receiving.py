@@ -73,6 +73,7 @@ class Receiver:
         self._token = os.urandom(8).hex()
         self._pools: list[_PoolReceiver] = []
         self._received: dict[int, Received] = {}
+        self._told_names: set[str] = set()
 
     @property
     def position(self) -> Position:
@@ -148,6 +149,9 @@ class Receiver:
     def _add_export(self, part: ExportPart) -> None:
         if part.number != len(self._received) or part.number >= EXPORTS_MAX:
             raise StreamError("the stream is damaged: an export is missing")
+        if part.name in self._told_names:
+            raise StreamError(f"the stream is damaged: it has two exports {part.name[:80]!r}")
+        self._told_names.add(part.name)
         pool, name = self._pools[-1], self._name(part)
         disk = pool.add_export(part, name)
         self._received[part.number] = Received(name, pool.place, disk, part)

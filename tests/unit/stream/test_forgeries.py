@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import UserError
+from nbdzram.errors import StreamError, UserError
 from nbdzram.stream import layout
+from nbdzram.stream.receiving import Place, Receiver
+from nbdzram.stream.sending import Progress, Source, send
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
-from tests.unit.stream.roads import receive, sent
+from tests.unit.stream.roads import part, receive, sent
 from tests.unit.stream.test_streams import forged
 
 SIZE = 64 * BLOCK
@@ -64,6 +68,28 @@ def bent(draw: st.DrawFn) -> list[tuple[int, bytes]]:
         elif what == "kind":
             records[place] = (draw(st.integers(1, 7)), body)
     return records
+
+
+def test_two_exports_of_one_name_are_refused_also_where_they_lie_in_two_pools() -> None:
+    """A server has each name once: of two one would be offered, and be gone with the other."""
+    out = io.BytesIO()
+    with Pool() as one, Pool() as other:
+        told = []
+        for number, pool in enumerate((one, other)):
+            disk = pool.create("disk", SIZE)
+            (copy,) = moment.snapshot_together([disk], ["\ncopy"])
+            told.append((f"pool{number}", pool, [Source(part=part(number, disk), copy=copy)]))
+
+        def write(content: bytes) -> None:
+            out.write(content)
+
+        send(told, 1, "tests", write, Progress())
+    with Pool() as one, Pool() as other:
+        places = {f"pool{number}": Place("", pool, lambda _: None) for number, pool in enumerate((one, other))}
+        receiver = Receiver(lambda name: places[name], lambda told: told.name)
+        with pytest.raises(StreamError, match="it has two exports 'disk'"):
+            receiver.receive(io.BytesIO(out.getvalue()).read)
+        assert one.all_disks() + other.all_disks() == []
 
 
 @settings(max_examples=400, deadline=None)
