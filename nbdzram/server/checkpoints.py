@@ -220,6 +220,8 @@ class Checkpoints:
             except (UserError, EngineError, OSError, MemoryError) as error:
                 self._status = replace(self._status, failures=self._status.failures + 1)
                 log.warning("a checkpoint failed: %s", error)
+                if self.journal is not None and _met_rot(error):
+                    self.journal.cannot_begin(error)
             except Exception:
                 self._status = replace(self._status, failures=self._status.failures + 1)
                 with steadily("the taking of checkpoints"):
@@ -267,8 +269,7 @@ class Checkpoints:
         try:
             return await write(whole=whole)
         except StreamError as error:
-            met_rot = isinstance(error.__cause__, EngineError)
-            if not (whole and met_rot and continues and self._last is not None):
+            if not (whole and _met_rot(error) and continues and self._last is not None):
                 raise
             self._goes_on_to = len(self._chain) + LONGEST_CHAIN
             log.warning("no whole checkpoint can be written, so what changed is; writing the block mends it: %s", error)
@@ -327,6 +328,11 @@ class Checkpoints:
                 with contextlib.suppress(FileNotFoundError):
                     one.path.unlink()
         sync_directory(self._directory)
+
+
+def _met_rot(error: Exception) -> bool:
+    """Whether a stream ended at a block that is not what was written."""
+    return isinstance(error, StreamError) and isinstance(error.__cause__, EngineError)
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -10,7 +10,8 @@ checkpoint and has its number; a checkpoint that is durable lets the segments be
 
     BEGINNING   no checkpoint of this server stands yet: FLUSH waits for it
     OPEN        groups are appended
-    DEAD        a write or a sync failed, so nobody knows what is on the disk: FLUSH is EIO
+    DEAD        a write or a sync failed, so nobody knows what is on the disk: FLUSH is EIO; also where rot keeps the
+                first checkpoint from standing
 
 From BEGINNING and DEAD a checkpoint leads to OPEN, whose moment was taken in that stage and which stands: a new segment
 begins at its moment.
@@ -119,6 +120,13 @@ class Journal(Sync):
                 self._segment.close()
                 self._segment = fresh
             return self._moments.hold(self._last)
+
+    def cannot_begin(self, error: Exception) -> None:
+        """Until somebody writes a block there is no checkpoint, so nobody waits for the first one."""
+        if not self._decided.is_set():
+            self._dead = f"the journal in {self._directory} cannot begin: {error}"
+            log.error("%s: FLUSH and FUA are I/O errors until a checkpoint stands", self._dead)
+            self._decided.set()
 
     async def stands(self, number: int, moment: Moment) -> None:
         """The checkpoint is durable, whatever the power does."""

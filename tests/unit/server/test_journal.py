@@ -628,6 +628,38 @@ def test_rot_fails_the_flush_and_not_the_journal(
     assert "FLUSH fails" in caplog.text
 
 
+def test_rot_that_is_there_before_the_journal_fails_the_flush_that_would_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint stands until the block is written again; then one does by itself."""
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+    monkeypatch.setattr(checkpoints_module, "AGAIN_SECONDS", 0.01)
+    (tmp_path / "state").mkdir()
+
+    async def story() -> None:
+        async with serving(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            disk(service).write(0, noise(1))
+        with (tmp_path / "state" / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            arena = Arena(view)
+            place = arena.object_of(1)
+            arena.set_word(place + 8, arena.word(place + 8) ^ 1)
+        async with serving(tmp_path / "kept", begun=False, state_dir=tmp_path / "state") as service:
+            with pytest.raises(OSError, match="cannot begin: the export 'disk' cannot be sent: block 0 is not"):
+                async with asyncio.timeout(30):
+                    await journal(service).synced()
+            disk(service).write(0, noise(2))
+            while not journal(service).status.usable:  # noqa: ASYNC110 - a condition of another task
+                await asyncio.sleep(0.01)
+            await journal(service).synced()
+            async with of(service)._turn:
+                pass  # and what the checkpoint leads to has ended
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with serving(left, begun=False) as service:
+            assert disk(service).read(0, BLOCK) == noise(2)
+
+    play(story)
+
+
 def test_a_state_directory_on_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: False)
 
