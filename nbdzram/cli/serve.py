@@ -219,7 +219,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--restore",
     metavar="FILE",
     type=click.Path(path_type=Path, readable=False),  # as above
-    help="Begin with the exports of a stream, which `send` wrote, unless there are disks already.",
+    help="Begin with the exports of a stream, which `send` wrote, unless there are disks, or a checkpoint, already.",
 )
 @click.option(
     "--takeover",

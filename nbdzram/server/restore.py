@@ -188,7 +188,7 @@ def _require_fits(pools: Mapping[str, Pool]) -> None:
         used = pool.stats().memory_used
         if used > limit + limit // FITS_SHARE:
             raise UserError(
-                f"it does not fit the pool '{name}': it would take {format_size(used)}, and mem_limit is "
+                f"what was stored does not fit the pool '{name}': it would take {format_size(used)}, and mem_limit is "
                 f"{format_size(limit)}; raise the limit, or restore it where there is more room"
             )
         if used > limit:

@@ -579,9 +579,7 @@ def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(tmp_path / "kept") as service:
             disk(service).write(0, b"".join(noise(number) for number in range(700)))
-        with pytest.raises(
-            UserError, match=r"it does not fit the pool 'default': it would take .*, and mem_limit is 2M"
-        ):
+        with pytest.raises(UserError, match=r"does not fit the pool 'default': it would take .*, and mem_limit is 2M"):
             async with serving(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)):
                 raise AssertionError
 
