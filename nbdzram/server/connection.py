@@ -291,17 +291,22 @@ def peer_of(transport: Any) -> Peer:
         return Peer(text, ipaddress.ip_address(host))
     if family in (socket.AF_INET, socket.AF_INET6):
         return Peer("a client that is gone already")
-    if family == socket.AF_UNIX:
-        return _unix_client(transport)
-    return Peer(f"client {name}", local=True, account=f"context {name[0]}" if name else "local")
+    return _client_without_address(transport)
 
 
-def _unix_client(transport: Any) -> Peer:
-    """Who connected, as the kernel says: several local clients are told apart by it."""
+def _client_without_address(transport: Any) -> Peer:
+    """Who connected to a unix socket, as the kernel says: several local clients are told apart by it. Or by vsock,
+    which the loop takes for a unix socket: a virtual machine, or this one, by its context."""
     try:
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
     except OSError:  # all are in use: it is served all the same
-        return Peer("unix client", local=True)
+        return Peer("local client", local=True)
     with socket.socket(fileno=descriptor) as peer:
-        pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return Peer(f"unix client (pid {pid}, uid {uid})", local=True, account=f"uid {uid}")
+        if peer.family == socket.AF_UNIX:
+            pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            return Peer(f"unix client (pid {pid}, uid {uid})", local=True, account=f"uid {uid}")
+        try:
+            context, port, *_ = peer.getpeername()
+        except OSError:
+            return Peer("a client that is gone already", local=True)
+    return Peer(f"vsock client (context {context}, port {port})", local=True, account=f"context {context}")

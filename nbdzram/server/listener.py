@@ -26,6 +26,7 @@ from nbdzram.server.lobby import Origin, origin_of
 from nbdzram.server.sockets import (
     BACKLOG,
     FamilyLacking,
+    as_the_loop_takes_it,
     close_all,
     inherited,
     keep_alive,
@@ -184,7 +185,8 @@ class NbdServer:
         hosting = self._hosting
         client.setblocking(False)
         keep_alive(client)
-        await hosting.loop.connect_accepted_socket(lambda: Connection(hosting, "standard input"), client)
+        taken = as_the_loop_takes_it(client)
+        await hosting.loop.connect_accepted_socket(lambda: Connection(hosting, "standard input"), taken)
         await hosting.wait_quiet()
 
     async def detach(self, export: Export) -> None:
@@ -204,8 +206,7 @@ class NbdServer:
 
     async def drain(self) -> None:
         """Stop accepting, answer what was begun, read nothing more, close everything."""
-        for server in self._servers:
-            server.close()
+        self._stop_accepting()
         close_all(self._spare_listeners)
         self._remove_socket_files()
         hosting = self._hosting
@@ -274,8 +275,7 @@ class NbdServer:
         """
         hosting = self._hosting
         assert hosting is not None
-        for server in self._servers:
-            server.close()
+        self._stop_accepting()
         hosting.shutting_down = True
         if hosting.haggling:
             await asyncio.sleep(HANDSHAKE_GRACE_SECONDS)  # others are served meanwhile
@@ -305,6 +305,11 @@ class NbdServer:
         hosting.stop()
         self._hosting = None
         return handed
+
+    def _stop_accepting(self) -> None:
+        for server in self._servers:
+            server.close()
+        close_all(self._listeners)  # the loop closes what it took, and that may be a copy
 
     async def _wait_closed(self, futures: list[asyncio.Future[None]]) -> None:
         if futures:
@@ -351,6 +356,7 @@ async def _accept_on(listener: socket.socket, hosting: Hosting, uri: str) -> asy
 
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         return await hosting.loop.create_server(connect, sock=listener, backlog=BACKLOG)
+    listener = as_the_loop_takes_it(listener)
     if sys.version_info >= (3, 13):  # from here on the loop removes the file when it stops listening
         return await hosting.loop.create_unix_server(connect, sock=listener, backlog=BACKLOG, cleanup_socket=False)
     return await hosting.loop.create_unix_server(connect, sock=listener, backlog=BACKLOG)

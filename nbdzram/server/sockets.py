@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import grp
 import itertools
 import logging
@@ -11,6 +12,7 @@ import os
 import pwd
 import socket
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -34,6 +36,10 @@ _LACKING = {errno.EADDRNOTAVAIL} | _NO_FAMILY_ERRORS
 
 LARGEST_ID = (1 << 32) - 2
 """Of a user or group; the number behind it means "as it is" (chown(2))."""
+
+ANY_CONTEXT, LOOPBACK_CONTEXT, HOST_CONTEXT = 0xFFFFFFFF, 1, 2
+_GET_LOCAL_CONTEXT = 0x7B9
+"""Of vsock: the numbers of vsock(7), and its IOCTL_VM_SOCKETS_GET_LOCAL_CID of /dev/vsock."""
 
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
@@ -167,6 +173,21 @@ def open_vsock(address: VsockAddress) -> socket.socket:
     return listener
 
 
+def as_the_loop_takes_it(endpoint: socket.socket) -> socket.socket:
+    """The same socket for the event loop, which knows no vsock: what it does to a unix stream every stream understands.
+
+    Who is at the other end has to be asked of the socket then (connection.peer_of), and not of the transport.
+    """
+    if endpoint.family != getattr(socket, "AF_VSOCK", socket.AF_UNIX):
+        return endpoint
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(endpoint.fileno()))
+
+
+def _is_served(endpoint: socket.socket) -> bool:
+    families = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, getattr(socket, "AF_VSOCK", socket.AF_UNIX)}
+    return endpoint.type == socket.SOCK_STREAM and endpoint.family in families
+
+
 def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
     """Sockets passed by systemd or libnbd (LISTEN_PID, LISTEN_FDS; sd_listen_fds(3)). Raises UserError."""
     passed = [(fd, name) for fd, name in _passed(environment) if not name.startswith(ARENA_PREFIX)]
@@ -179,6 +200,11 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
                 raise UserError(
                     f"LISTEN_FDS={count}, but the socket {fd}{name} does not listen; in systemd's unit file, use"
                     " Accept=no, or serve one connection with --stdin"
+                )
+            if not _is_served(sockets[-1]):
+                raise UserError(
+                    f"LISTEN_FDS={count}, but the socket {fd}{name} is no stream of IP, unix or vsock; in systemd's"
+                    " unit file, use ListenStream="
                 )
         except OSError as error:
             raise UserError(f"LISTEN_FDS={count}, but descriptor {fd}{name} is not a socket: {error}") from None
@@ -214,6 +240,8 @@ def take_stdin() -> socket.socket:
         raise UserError(
             f"--stdin needs a connected socket as standard input, as inetd gives it: {error.strerror}"
         ) from None
+    if not _is_served(client):
+        raise UserError("--stdin needs a stream of IP, unix or vsock as standard input; in inetd.conf, write stream")
     with Path(os.devnull).open("r+b", buffering=0) as nothing:
         for fd in range(3):
             if fd == STDIN or os.path.sameopenfile(fd, client.fileno()):
@@ -242,7 +270,22 @@ def uri_of(listener: socket.socket, tls: TlsMode) -> str:
         return f"{scheme}://[{name[0]}]:{name[1]}"
     if listener.family == socket.AF_INET:
         return f"{scheme}://{name[0]}:{name[1]}"
-    return f"{scheme}+vsock://{name[0]}:{name[1]}"
+    return f"{scheme}+vsock://{_context(name[0])}:{name[1]}"
+
+
+def _context(bound: int) -> int:
+    """The number by which others reach a vsock socket. Any: that of this machine, where it is a virtual one, and
+    otherwise that by which its own virtual machines know it."""
+    if bound != ANY_CONTEXT:
+        return bound
+    own = bytearray(4)
+    try:
+        with Path("/dev/vsock").open("rb") as device:
+            fcntl.ioctl(device, _GET_LOCAL_CONTEXT, own)
+    except OSError:
+        return HOST_CONTEXT
+    found = int.from_bytes(own, sys.byteorder)
+    return HOST_CONTEXT if found in (ANY_CONTEXT, LOOPBACK_CONTEXT) else found
 
 
 def close_all(sockets: list[socket.socket]) -> None:

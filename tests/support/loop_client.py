@@ -60,7 +60,14 @@ class WireClient:
     @classmethod
     async def connect(cls, path: str, *, client_flags: int | None = 3) -> Self:
         """Connect to a unix socket and shake hands up to the client flags (None: send none)."""
-        reader, writer = await asyncio.open_unix_connection(path)
+        return await cls.over(await asyncio.open_unix_connection(path), client_flags=client_flags)
+
+    @classmethod
+    async def over(
+        cls, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], *, client_flags: int | None = 3
+    ) -> Self:
+        """The same on a connection that there is."""
+        reader, writer = streams
         client = cls(reader, writer)
         assert GREETING.unpack(await reader.readexactly(GREETING.size)) == (NBDMAGIC, IHAVEOPT, 3)
         if client_flags is not None:

@@ -17,14 +17,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 
-from nbdzram.config import EVERYONE, Access, ServerConfig, TcpAddress, UnixAddress
+from nbdzram.config import EVERYONE, Access, ServerConfig, TcpAddress, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import Reply
 from nbdzram.server.connection import peer_of
 from nbdzram.server.exports import Exports, Peer, PeerDirectory
+from nbdzram.server.handover import Handover
 from nbdzram.server.listener import NbdServer
-from nbdzram.server.sockets import BACKLOG, close_all, inherited, open_tcp, open_unix
+from nbdzram.server.sockets import ANY_CONTEXT, BACKLOG, close_all, inherited, open_tcp, open_unix, open_vsock
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import name_and_infos
@@ -248,16 +250,56 @@ def test_a_local_client_of_whom_the_kernel_cannot_be_asked_is_served_all_the_sam
     async def story(stage: Stage) -> None:
         monkeypatch.setattr("nbdzram.server.connection.os.dup", refuse)
         client = await stage.client()
-        assert [session.peer.text for session in stage.server.sessions] == ["unix client"]
+        assert [session.peer.text for session in stage.server.sessions] == ["local client"]
         await client.close()
 
     play(story)
 
 
-def test_a_vsock_client_is_local(stage: Stage) -> None:
-    peer = peer_of(transport(socket.AF_VSOCK, (3, 1024)))
-    stage.disk.set_rules(access=Access(addresses=("127.0.0.0/8",)), read_only=False, description="")
-    assert stage.disk.admits(peer)
+def test_a_vsock_listener_serves_and_its_clients_are_local_each_context_a_source(stage: Stage) -> None:
+    """The loop knows no such family. A TCP socket that calls itself one stands for it, where a kernel has no way from
+    one vsock socket of a machine to another; so the context is an address here."""
+
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as tcp:
+            port = tcp.getsockname()[1]
+            stands_for = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM, fileno=os.dup(tcp.fileno()))
+        server = NbdServer(stage.exports, stage.config)
+        await server.start(handed=Handover(listeners=[stands_for], uris=["nbd+vsock://2:10809"]))
+        client = await WireClient.over(await asyncio.open_connection("127.0.0.1", port))
+        await client.go(b"disk")
+        (peer,) = (session.peer for session in server.sessions)
+        assert (peer.local, peer.account) == (True, "context 127.0.0.1")
+        await client.close()
+        await server.drain()
+        with socket.socket() as late:
+            assert late.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED, "it no longer listens"
+
+    uvloop.run(story())
+
+
+def test_a_vsock_address_is_served_and_told_as_others_reach_it(stage: Stage) -> None:
+    stage.config = replace(stage.config, unix=(), vsock=(VsockAddress(port=free_vsock_port()),))
+
+    async def story() -> None:
+        server = NbdServer(stage.exports, stage.config)
+        await server.start({})
+        (uri,) = server.uris
+        assert uri.startswith("nbd+vsock://")
+        assert str(ANY_CONTEXT) not in uri
+        await server.drain()
+        open_vsock(stage.config.vsock[0]).close()  # the port is free again
+
+    uvloop.run(story())
+
+
+def free_vsock_port() -> int:
+    try:
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as probe:
+            probe.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        pytest.skip(f"this machine has no vsock: {error}")
 
 
 def test_local_clients_are_told_apart_by_process_and_user(play: Play) -> None:
@@ -305,6 +347,28 @@ def test_sockets_that_were_handed_to_another_process_are_not_ours(tmp_path: Path
             check=True,
         )
     assert done.stdout == f"['{tmp_path / 'handed'}']\n"
+
+
+def test_a_socket_that_is_no_stream_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    """systemd's ListenSequentialPacket=, and a datagram socket of inetd."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "packets"))
+        listener.listen()
+        code = (
+            "import os; os.dup2(int(os.environ['HANDED']), 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+            "from nbdzram.server.sockets import inherited; inherited(os.environ)"
+        )
+        handed = {"LISTEN_FDS": "1", "HANDED": str(listener.fileno())}
+        assert "use ListenStream=" in complaint(code, pass_fds=[listener.fileno()], env={**os.environ, **handed})
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        code = "from nbdzram.server.sockets import take_stdin; take_stdin()"
+        assert "needs a stream" in complaint(code, stdin=ours)
+
+
+def complaint(code: str, **given: Any) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **given)
+    return str(done.stderr.splitlines()[-1])
 
 
 def test_a_refused_name_says_the_same_of_what_is_not_there_and_what_is_not_for_you(play: Play) -> None:
