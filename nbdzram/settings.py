@@ -211,9 +211,10 @@ def load(
 def read_toml(path: Path) -> Layer:
     """One file's leaves. Raises ConfigError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
+            content = file.read(MAX_FILE_BYTES + 1)  # a device may have no end
+        if len(content) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; is it a configuration file?")
-        content = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         document = tomllib.loads(content)
     except OSError as error:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -188,9 +189,13 @@ def _reason(error: OSError | TlsError) -> str:
 
 
 def _stat(path: Path) -> os.stat_result:
+    """Of a file, which is read to its end at once: a pipe or a terminal may let whoever reads it wait for ever."""
     try:
-        return path.stat()
+        found = path.stat()
     except OSError as error:
         raise ConfigError(
             f"TLS file {path} cannot be read: {error.strerror}; name a PEM file that this user may read"
         ) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"TLS file {path} is no regular file; put what is to be read into one, and name that")
+    return found

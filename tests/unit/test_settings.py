@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import Dedup, PoolConfig, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.errors import ConfigError
 from nbdzram.server import reload
-from nbdzram.settings import KEYS, Given, export_layer, export_layers, load, pool_layers
+from nbdzram.settings import KEYS, MAX_FILE_BYTES, Given, export_layer, export_layers, load, pool_layers, read_toml
 
 
 def write(path: Path, text: str) -> Path:
@@ -209,6 +212,26 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load(tmp_path / "binary", {}, {})
+
+
+def test_what_is_longer_than_its_size_says_is_refused_before_it_is_all_read(tmp_path: Path) -> None:
+    """A device without end, or a pipe: whoever writes it here is left with what was not read."""
+    named = tmp_path / "c.toml"
+    os.mkfifo(named)
+
+    def write() -> None:
+        with named.open("wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
+            for _ in range(64):
+                pipe.write(bytes(MAX_FILE_BYTES // 8))
+                written.append(1)
+
+    written: list[int] = []
+    writing = threading.Thread(target=write)
+    writing.start()
+    with pytest.raises(ConfigError, match="is larger than"):
+        read_toml(named)
+    writing.join()
+    assert len(written) < 32
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

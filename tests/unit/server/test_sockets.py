@@ -266,12 +266,14 @@ def test_a_vsock_listener_serves_and_its_clients_are_local_each_context_a_source
             stands_for = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM, fileno=os.dup(tcp.fileno()))
         server = NbdServer(stage.exports, stage.config)
         await server.start(handed=Handover(listeners=[stands_for], uris=["nbd+vsock://2:10809"]))
-        client = await WireClient.over(await asyncio.open_connection("127.0.0.1", port))
-        await client.go(b"disk")
-        (peer,) = (session.peer for session in server.sessions)
-        assert (peer.local, peer.account) == (True, "context 127.0.0.1")
-        await client.close()
-        await server.drain()
+        try:
+            client = await WireClient.over(await asyncio.open_connection("127.0.0.1", port))
+            await client.go(b"disk")
+            (peer,) = (session.peer for session in server.sessions)
+            assert (peer.local, peer.account) == (True, "context 127.0.0.1")
+            await client.close()
+        finally:
+            await server.drain()
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED, "it no longer listens"
 
@@ -285,9 +287,9 @@ def test_a_vsock_address_is_served_and_told_as_others_reach_it(stage: Stage) -> 
         server = NbdServer(stage.exports, stage.config)
         await server.start({})
         (uri,) = server.uris
+        await server.drain()
         assert uri.startswith("nbd+vsock://")
         assert str(ANY_CONTEXT) not in uri
-        await server.drain()
         open_vsock(stage.config.vsock[0]).close()  # the port is free again
 
     uvloop.run(story())

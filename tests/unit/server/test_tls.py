@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
+import shutil
 import ssl
 from dataclasses import replace
 from pathlib import Path
@@ -308,7 +310,7 @@ def with_file(config: TlsConfig, key: str, path: Path) -> TlsConfig:
         ({"certificate": "key", "key": "certificate"}, "not PEM, or the two exchanged; name"),
         ({"key": "other"}, "the key is not that of the certificate; name"),
         ({"client_ca": "junk"}, "no certificate or crl found; name"),
-        ({"key": "directory"}, "Is a directory; name"),
+        ({"key": "directory"}, "is no regular file; put what is to be read into one"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_sentence(
@@ -333,3 +335,26 @@ def test_a_file_that_cannot_be_used_is_named(certificate: tuple[Path, Path], tmp
         TlsFiles(with_file(config, wrong, junk))
     with pytest.raises(ConfigError, match=r"missing\.pem"):
         TlsFiles(with_file(config, wrong, tmp_path / "missing.pem"))
+
+
+@pytest.mark.parametrize("wrong", ["certificate", "key", "client_ca", "psk_file"])
+def test_a_file_that_keeps_its_reader_waiting_is_not_opened(
+    certificate: tuple[Path, Path], tmp_path: Path, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pipe that nobody writes, in place of what was there, say: whoever opened it would stand, and the loop too."""
+    good = {"certificate": certificate[0], "key": certificate[1], "client_ca": certificate[0]}
+    good["psk_file"] = tmp_path / "keys"
+    good["psk_file"].write_text(f"client:{'ab' * 16}\n")
+    named = tmp_path / "named"
+    shutil.copy(good[wrong], named)
+    files = TlsFiles(TlsConfig(mode=TlsMode.ON, **(good | {wrong: named})))
+    in_use = files.context()
+    named.unlink()
+    os.mkfifo(named)
+    descriptor = os.open(
+        named, os.O_RDWR
+    )  # whoever opens it all the same waits for no writer, and finds no certificate
+    files.renew(unchanged_too=True)
+    os.close(descriptor)
+    assert f"{named} is no regular file" in caplog.text
+    assert files.context() is in_use
