@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -318,7 +320,7 @@ def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
         raise ConfigError(f"--stdin serves one client and nothing beside it; leave out --{forbidden[0]}")
     client = take_stdin()
     with (
-        _threads_allowed(),
+        _enough_allowed(),
         open_logbook(config.log, config.log_level, config.log_format, os.environ),
         pid_file(config.pidfile),
     ):
@@ -367,7 +369,7 @@ def serve(
 
     _name_process()
     refusals = stay() if config.swap else []
-    with _threads_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
+    with _enough_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
         for refusal in refusals:
             log.warning("--swap: %s", refusal)
         for peril in perils(config):
@@ -375,8 +377,8 @@ def serve(
         kept = kept_before(os.environ, config.state_dir)
         begin = functools.partial(_serve, config, reread, kept, run=run, parent=parent, restore=restore)
         if not takeover:
-            status: int = uvloop.run(begin(None))
-            return status
+            with contextlib.closing(begin(None)) as serving:  # which nobody awaits where there can be no loop
+                return int(uvloop.run(serving))
         load_what_serves()
         with take_over(_control_path(config), config.state_dir, serves) as taken:
             return int(uvloop.run(begin(taken)))
@@ -391,8 +393,8 @@ def _name_process() -> None:
 
 
 @contextlib.contextmanager
-def _threads_allowed() -> Iterator[None]:
-    """Set up memory before there is any thread, and turn the refusal of one into a UserError."""
+def _enough_allowed() -> Iterator[None]:
+    """Set up memory before there is any thread; the refusal of one, or of a descriptor, is a UserError."""
     from nbdzram.sessions.budget import keep_memory  # noqa: PLC0415
 
     keep_memory()
@@ -406,6 +408,14 @@ def _threads_allowed() -> Iterator[None]:
         raise UserError(
             f"cannot start the threads that serve clients: {limit}; raise TasksMax= of the unit, "
             "--pids-limit of the container, or the user's limit"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise UserError(
+            f"cannot start: {os.strerror(error.errno)}, and this process may have {most}; raise LimitNOFILE= of the "
+            "unit, or `ulimit -n`"
         ) from None
 
 

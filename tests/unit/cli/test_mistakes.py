@@ -62,6 +62,24 @@ def test_a_mistake_is_one_sentence_never_a_traceback(
     assert done.out == ""
 
 
+@pytest.mark.parametrize("allowed", [8, 12, 16, 20])
+def test_too_few_descriptors_to_start_with_are_one_sentence(tmp_path: Path, allowed: int) -> None:
+    """Wherever the last one is asked for: the loop, a thread, an address."""
+    words = ["serve", "-e", "disk=1M", "-U", f"{tmp_path}/n", "--control", f"{tmp_path}/c", "--metrics", "off"]
+    code = (
+        "import resource, sys; from nbdzram.__main__ import main; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({allowed}, {allowed})); sys.argv[1:] = {words!r}; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("nbdzram: cannot ")
+    assert "Too many open files" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "never awaited" not in done.stderr
+
+
 @pytest.mark.parametrize("which", ["nbd", "metrics"])
 def test_a_port_in_use_is_one_sentence(tmp_path: Path, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
