@@ -330,16 +330,20 @@ cdef class Arena:
         reason = errno
         self.discard()
         if reason == ENOSPC:
-            raise ArenaError(
-                f"no room for an arena at {path}: the file system is full; free some of it, or make it larger "
-                "(a tmpfs: mount -o remount,size=SIZE)"
-            )
+            raise ArenaError(f"no room for an arena at {path}: {self.lacks()}")
         if reason == EOPNOTSUPP:
             raise ArenaError(
                 f"the file system of {path} cannot allocate pages of a file ahead (fallocate), so that a full one "
                 "would end this server; name a state directory on tmpfs, ext4, XFS or Btrfs"
             )
         raise ArenaError(f"cannot allocate a page of {path}: {strerror(reason).decode()}; name another state directory")
+
+    def lacks(self) -> str:
+        """What a file that cannot become larger lacks, and what to do."""
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and self.mapped + GROWTH > limit:
+            return f"this process may write no file of more than {limit} bytes; raise ulimit -f, LimitFSIZE= of a unit"
+        return "the file system is full; free some of it, or make it larger (a tmpfs: mount -o remount,size=SIZE)"
 
     def discard(self):
         """Remove a file in which nothing was stored: whoever failed to begin an arena leaves none."""

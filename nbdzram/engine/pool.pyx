@@ -157,10 +157,7 @@ cdef class Pool(PoolCore):
     def _no_room(self):
         if self.arena.path is None:
             return ArenaError("no memory for a pool's first pages; end other programs, or raise ulimit -v")
-        return ArenaError(
-            f"no room for an arena at {self.arena.path}: the file system is full; free some of it, or make it larger "
-            "(a tmpfs: mount -o remount,size=SIZE)"
-        )
+        return ArenaError(f"no room for an arena at {self.arena.path}: {self.arena.lacks()}")
 
     def _foreign(self):
         return ArenaError(f"{self.arena.found} is not an nbdzram arena; {self.arena.instead}")
@@ -235,9 +232,7 @@ cdef class Pool(PoolCore):
         cdef uint32_t number
         for number in range(EXPORTS_MAX):
             if not self.directory.make_room(number):
-                raise UserError(
-                    f"export {name!r}: the file system of {self.arena.path} is full; free some of it, or make it larger"
-                )
+                raise UserError(f"export {name!r}: no room in {self.arena.path}: {self.arena.lacks()}")
             if self.directory.state(number) == ENTRY_FREE and not self.held[number]:
                 return number
         raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")

@@ -84,6 +84,20 @@ for _ in range(2):
 Pool(path=str(place / "arena")).check()
 """
 
+LIMITED = """
+import resource
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limit))
+try:
+    Pool(path=str(place / "arena"))
+except UserError as error:
+    assert "may write no file of more than 65536 bytes; raise ulimit -f" in str(error), error
+else:
+    raise SystemExit("there was room")
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+Pool(path=str(place / "arena")).check()
+"""
+
 SERVED = """
 import logging, uvloop
 from nbdzram.config import ExportConfig, ServerConfig
