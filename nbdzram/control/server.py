@@ -73,10 +73,15 @@ class Conversation:
         self.spoke = True
         return line
 
+    def tell(self, answer: bytes) -> None:
+        """Send without waiting. Who hung up is told nothing: what is written to a transport that is closed, raises."""
+        if not self.writer.transport.is_closing():
+            self.writer.write(answer)
+
     async def say(self, answer: bytes) -> None:
         """Send, and wait until the peer reads it. Raises TimeoutError."""
         self.waiting_since = time.monotonic()
-        self.writer.write(answer)
+        self.tell(answer)
         async with asyncio.timeout(self.patience):
             await self.writer.drain()
 
@@ -174,7 +179,7 @@ class ControlServer:
         *_, task = min(waiting, key=lambda each: each[:2])
         longest = self._conversations.pop(task)
         text = f"more than {MAX_CONNECTIONS} control connections: this one, silent for the longest time, made room"
-        longest.writer.write(messages.failure(None, Code.REFUSED, text))
+        longest.tell(messages.failure(None, Code.REFUSED, text))
         task.cancel()
         return True
 
@@ -183,7 +188,7 @@ class ControlServer:
             await self._serve(conversation)
         except TimeoutError:
             text = f"this control connection was silent for {conversation.patience:g} s"
-            conversation.writer.write(messages.failure(None, Code.REFUSED, text))
+            conversation.tell(messages.failure(None, Code.REFUSED, text))
         except ConnectionError:
             pass  # the client hung up: nobody waits for the answer
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from nbdzram.control import server as server_module
 from nbdzram.control.client import ControlClient
@@ -87,7 +88,7 @@ def tell(tmp_path: Path) -> Callable[[Callable[[Crowd], Awaitable[None]]], None]
                 async with asyncio.timeout(60):
                     await story(crowd)
 
-        asyncio.run(whole())
+        uvloop.run(whole())  # as `serve` does: its transports, unlike asyncio's, refuse to be written to when closed
 
     return run
 
@@ -186,6 +187,21 @@ def test_a_connection_whose_peer_hung_up_during_its_request_makes_room_first(tel
         for talk in silent:
             talk[1].write(STATUS)
             assert (await heard(talk))["result"] == "here"
+
+    tell(story)
+
+
+def test_a_connection_that_broke_during_its_request_makes_room_without_being_told(tell: Tell) -> None:
+    """Its peer hung up, and progress that was sent to it broke it: there is nothing to write to any more."""
+
+    async def story(crowd: Crowd) -> None:
+        for _ in range(MAX_CONNECTIONS):
+            await crowd.connect(WORK)
+        await until(lambda: crowd.working == MAX_CONNECTIONS)
+        broken = next(iter(crowd.server._conversations.values()))
+        broken.writer.transport.abort()
+        await until(broken.reader.at_eof)  # which the transport tells as the last thing before it is closed
+        assert (await heard(await crowd.connect(STATUS)))["result"] == "here"
 
     tell(story)
 
