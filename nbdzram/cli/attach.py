@@ -154,7 +154,7 @@ def command(
 
 def _device(given: str) -> str:
     """/dev/nbdN, also told as nbdN. Any other would be taken by nbd-client, and end badly. Raises UserError."""
-    match = re.fullmatch(r"(?:/dev/)?(nbd\d{1,4})", given)
+    match = re.fullmatch(r"(?:/dev/)?(nbd(?:0|[1-9][0-9]{0,3}))", given)
     if match is None:
         raise ConfigError(f"'{given}' is no device of the kernel's NBD client; those are /dev/nbd0, /dev/nbd1, ...")
     return f"/dev/{match[1]}"

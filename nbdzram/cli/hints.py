@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from nbdzram.config import DEFAULT_PORT, TlsConfig
 from nbdzram.errors import UserError
@@ -40,18 +40,24 @@ class Address:
     @classmethod
     def of(cls, uri: str) -> Address:
         """Read nbd://HOST:PORT or nbd+unix:///?socket=PATH (nbds for TLS). Raises UserError."""
+        if not uri.isprintable():  # urlsplit leaves line ends and tabs out: what stands around them became one host
+            raise UserError(f"{uri!r} is not an NBD URI such as nbd://127.0.0.1:10809: it has characters of no URI")
         try:
             parts = urlsplit(uri)
             port = parts.port
+            path = parse_qs(parts.query, errors="strict").get("socket", [None])[0]
         except ValueError as error:
             raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809: {error}") from None
         scheme, _, transport = parts.scheme.partition("+")
         if scheme not in {"nbd", "nbds"} or transport not in {"", "tcp", "unix", "vsock"}:
             raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809 or nbd+unix:///?socket=PATH")
-        path = parse_qs(parts.query).get("socket", [None])[0]
         if transport == "unix" and path is None:
             raise UserError(f"'{uri}' names no socket; write nbd+unix:///?socket=PATH")
-        host = parts.hostname or "127.0.0.1"
+        if path is not None and not path.isprintable():
+            raise UserError(f"'{uri}' names the socket {path!r}; a path has printable characters here")
+        if port == 0:
+            raise UserError(f"'{uri}' names port 0, at which nobody listens; leave it out for {DEFAULT_PORT}")
+        host = unquote(parts.hostname or "127.0.0.1")  # %25 stands before an interface's name (RFC 6874)
         if not _HOST.fullmatch(host):  # to nbd-client "-d" is an option, and would detach a device
             raise UserError(f"'{uri}' names the host '{host}'; a host is a name or an address, such as 192.0.2.10")
         return cls(parts.scheme, host, port or DEFAULT_PORT, path)
@@ -77,7 +83,7 @@ class Address:
         query = f"?{'&'.join(parameters)}" if parameters else ""
         if self.path is not None:
             return f"{self.scheme}://{user}/{name}{query}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"[{quote(self.host, safe=':')}]" if ":" in self.host else self.host
         return f"{self.scheme}://{user}{host}:{self.port}/{name}{query}"
 
 

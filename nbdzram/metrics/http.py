@@ -81,7 +81,8 @@ class MetricsServer:
     def url(self) -> str:
         """Where the metrics are."""
         port = self._listeners[0].getsockname()[1]
-        return f"http://{dataclasses.replace(self._address, port=port)}/metrics"
+        where = str(dataclasses.replace(self._address, port=port)).replace("%", "%25")  # of an interface: RFC 6874
+        return f"http://{where}/metrics"
 
     def _start(self, what: Awaitable[None]) -> None:
         task = asyncio.ensure_future(what)
@@ -169,10 +170,10 @@ async def _read_head(client: socket.socket) -> Request | None:
 
 async def _listen(address: TcpAddress) -> list[socket.socket]:
     """A socket for each address that the host name stands for. Raises UserError."""
-    loop, opened = asyncio.get_running_loop(), []
+    opened: list[socket.socket] = []
     try:
-        found = await loop.getaddrinfo(
-            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        found = await asyncio.to_thread(  # uvloop's own leaves out the interface behind a link-local address
+            socket.getaddrinfo, address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, target in dict.fromkeys(found):
             listener = socket.socket(family, kind, protocol)

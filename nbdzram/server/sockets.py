@@ -267,10 +267,20 @@ def uri_of(listener: socket.socket, tls: TlsMode) -> str:
     if listener.family == socket.AF_UNIX:
         return f"{scheme}+unix:///?socket={quote(name)}"
     if listener.family == socket.AF_INET6:
-        return f"{scheme}://[{name[0]}]:{name[1]}"
+        return f"{scheme}://[{name[0]}{_interface(name[3])}]:{name[1]}"
     if listener.family == socket.AF_INET:
         return f"{scheme}://{name[0]}:{name[1]}"
     return f"{scheme}+vsock://{_context(name[0])}:{name[1]}"
+
+
+def _interface(number: int) -> str:
+    """What stands behind a link-local address in a URI (RFC 6874): without it nobody can connect there."""
+    if not number:
+        return ""
+    try:
+        return f"%25{quote(socket.if_indextoname(number), safe='')}"
+    except OSError:  # it is gone
+        return f"%25{number}"
 
 
 def _context(bound: int) -> int:

@@ -54,7 +54,35 @@ def test_a_host_is_never_an_option_of_nbd_clients(uri: str) -> None:
     assert "a host is a name or an address" in done.err
 
 
-@pytest.mark.parametrize("device", ["/dev/sda", "-d", "/dev/nbd0p1", "nbd", "/dev/nbd/0", ""])
+@pytest.mark.parametrize(
+    ("uri", "clue"),
+    [
+        ("nbd://h\nx", "characters of no URI"),
+        ("nbd://h\tx", "characters of no URI"),
+        ("nbd://h:0", "names port 0"),
+        ("nbd+unix:///?socket=%00", "printable characters"),
+        ("nbd+unix:///?socket=/a%0ab", "printable characters"),
+        ("nbd+unix:///?socket=/%ff", "can't decode byte 0xff"),
+        ("nbd://%2dd", "a host is a name or an address"),
+    ],
+)
+def test_an_address_that_would_lead_elsewhere_is_refused(uri: str, clue: str) -> None:
+    """Line ends left out of a host make another one, port 0 became the usual one, and no path has a NUL."""
+    done = run("attach", "disk", "--uri", uri)
+    assert (done.code, done.out) == (1, "")
+    assert clue in done.err
+
+
+def test_an_interface_behind_an_address_is_told_as_each_program_takes_it() -> None:
+    """RFC 6874 has %25 before it, and many write it plainly."""
+    assert Address.of("nbd://[fe80::1%25eth0]").uri("disk") == "nbd://[fe80::1%25eth0]:10809/disk"
+    for uri in ("nbd://[fe80::1%25eth0]", "nbd://[fe80::1%eth0]"):
+        assert run("attach", "disk", "--uri", uri).out == "nbd-client fe80::1%eth0 10809 /dev/nbd0 -name disk\n"
+
+
+@pytest.mark.parametrize(
+    "device", ["/dev/sda", "-d", "/dev/nbd0p1", "nbd", "/dev/nbd/0", "", "/dev/nbd00", "nbd\u0663"]
+)
 def test_a_device_is_one_of_the_kernels_nbd(device: str) -> None:
     done = run("attach", "disk", "--uri", FAR, "--", device)
     assert (done.code, done.out) == (2, "")

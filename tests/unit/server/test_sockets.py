@@ -121,6 +121,24 @@ def test_localhost_is_served_in_a_network_without_ipv6() -> None:
     assert done.stdout == "['127.0.0.1']\n", done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+def test_a_link_local_address_is_served_and_told_with_its_interface() -> None:
+    """Without it nobody can connect there. For metrics as well, whose address the event loop would look up."""
+    code = (
+        "import uvloop; from nbdzram.config import TcpAddress, TlsMode; from nbdzram.metrics import http;"
+        "from nbdzram.server import sockets; here = TcpAddress(host='fe80::77%lo', port=0);"
+        "print(sockets.uri_of(*sockets.open_tcp(here), TlsMode.OFF).rpartition(':')[0]);"
+        "metrics = http.MetricsServer(here, None); uvloop.run(metrics.start());"
+        "print(metrics.url.rpartition(':')[0])"
+    )
+    script = 'ip link set lo up; ip -6 addr add fe80::77/64 dev lo nodad; exec "$@"'
+    command = ["unshare", "-n", "sh", "-ec", script, "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("may not make a network namespace")
+    assert done.stdout == "nbd://[fe80::77%25lo]\nhttp://[fe80::77%25lo]\n", done.stderr
+
+
 def test_an_ipv6_socket_leaves_ipv4_to_others() -> None:
     """Or 0.0.0.0 beside :: would be an address in use."""
     try:
