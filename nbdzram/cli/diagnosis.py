@@ -10,9 +10,11 @@ import os
 import platform
 import re
 import resource
+import select
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,6 +37,7 @@ from nbdzram.units import format_size
 EXPIRES_SOON = timedelta(days=30)
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 CLIENT_SECONDS = 10  # nbd-client -V takes a millisecond
+CLIENT_BYTES = 4096  # and says a line
 PROC_VM = Path("/proc/sys/vm")
 SPARE_TASKS = 48  # beside one for each processor: asyncio's threads (32), libuv's, the log's, the interpreter's
 
@@ -380,17 +383,45 @@ def _version_of(program: str) -> Finding:
     """What nbd-client says of itself; one that does not start, hangs, or says nothing is a finding, too."""
     remedy = "apt-get install --reinstall nbd-client"
     try:
-        done = subprocess.run([program, "-V"], capture_output=True, timeout=CLIENT_SECONDS, check=False)
+        said, status = _said_by(program)
     except subprocess.TimeoutExpired:
         return Finding(Level.WARN, "nbd-client", f"{program} -V says nothing for {CLIENT_SECONDS} s", remedy)
     except OSError as error:
         return Finding(Level.WARN, "nbd-client", f"{program} cannot be run: {error.strerror}", remedy)
-    told = (done.stdout + done.stderr).decode(errors="replace").split("\n")
+    if len(said) == CLIENT_BYTES:
+        return Finding(Level.WARN, "nbd-client", f"{program} -V says more than {CLIENT_BYTES - 1} bytes", remedy)
+    told = said.decode(errors="replace").split("\n")
     lines = [line.strip() for line in told if line.strip()]
-    if done.returncode < 0 or not lines:
-        ended = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+    if status < 0 or not lines:
+        ended = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
         return Finding(Level.WARN, "nbd-client", f"{program} -V {ended} and said nothing of its version", remedy)
-    return Finding(Level.OK, "nbd-client", lines[-1])
+    printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in lines[-1])
+    return Finding(Level.OK, "nbd-client", printable)
+
+
+def _said_by(program: str) -> tuple[bytes, int]:
+    """The first CLIENT_BYTES of what `program -V` says, and how it ended; one that says more, or nothing, is killed.
+
+    Raises OSError, TimeoutExpired.
+    """
+    deadline = time.monotonic() + CLIENT_SECONDS
+    command = [program, "-V"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as process:
+        assert process.stdout is not None
+        said = b""
+        try:
+            while len(said) < CLIENT_BYTES:
+                if not select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                    raise subprocess.TimeoutExpired(command, CLIENT_SECONDS)
+                piece = process.stdout.read(CLIENT_BYTES - len(said))
+                if not piece:
+                    return said, process.wait(max(deadline - time.monotonic(), 0))
+                said += piece
+        finally:
+            process.kill()
+    return said, process.returncode
 
 
 def _library_versions() -> Iterator[tuple[str, str]]:

@@ -138,6 +138,9 @@ def test_the_kernel_module_is_loaded_at_hand_or_missing(tmp_path: Path, made: st
         ("#!/bin/sh\nexit 0\n", "said nothing of its version"),
         ("#!/bin/sh\nkill -SEGV $$\n", "was killed by signal 11"),
         ("#!/bin/sh\nexec sleep 60\n", "says nothing for 0.1 s"),
+        ("#!/bin/sh\nexec >&- 2>&-; exec sleep 60\n", "says nothing for 0.1 s"),
+        ("#!/bin/sh\nexec yes\n", "says more than 4095 bytes"),
+        ("#!/bin/sh\nexec cat\n", "said nothing of its version"),
         ("no program at all", "cannot be run"),
         ("#!/nonexistent/interpreter\n", "cannot be run"),
     ],
@@ -156,11 +159,11 @@ def test_a_broken_nbd_client_is_a_finding_and_no_traceback(
 
 def test_a_client_that_writes_no_utf8_is_quoted_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = tmp_path / "nbd-client"
-    odd.write_bytes(b"#!/bin/sh\nprintf 'nbd-client \\377 3.24\\n'\n")
+    odd.write_bytes(b"#!/bin/sh\nprintf 'nbd-client \\377 \\033[2J3.24\\n'\n")
     odd.chmod(0o755)
     monkeypatch.setattr(diagnosis, "SEARCH_PATH", str(tmp_path))
     finding = list(diagnosis.client(Patient(QUIET, None)))[-1]
-    assert (finding.level, finding.says) == (Level.OK, "nbd-client \ufffd 3.24")
+    assert (finding.level, finding.says) == (Level.OK, "nbd-client \ufffd \ufffd[2J3.24")
 
 
 def test_a_certificate_tells_its_dates(certificate: TlsConfig) -> None:
