@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
+LOOKS = {"status", "clients", "runs", "streams"}  # what a server knows without doing anything for it
+LOOK_SECONDS = 30.0  # milliseconds are usual; who asks whether it lives is told so in the end
 
 Progress = Callable[["RunStatus", "RunStatus | None"], None]
 
@@ -46,7 +48,6 @@ class ControlClient:
             self._socket.close()
             reason = error.strerror or str(error)
             raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
-        self._socket.settimeout(None)  # a fold may take minutes; Ctrl-C ends the wait
         self._reader = self._socket.makefile("rb")
         self._last_id = 0
 
@@ -131,6 +132,7 @@ class ControlClient:
         self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
     ) -> Any:
         self._last_id += 1
+        self._socket.settimeout(LOOK_SECONDS if method in LOOKS else None)  # a fold may take minutes
         try:
             # Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead.
             with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
@@ -146,6 +148,11 @@ class ControlClient:
                     raise messages.error_of(message["error"])
                 elif message.get("id") == self._last_id:
                     return message.get("result")
+        except TimeoutError:
+            raise ServerUnreachable(
+                f"the server on {self._path} (pid {self.server_pid}) has not answered for {LOOK_SECONDS:g} s: it is "
+                "stopped, hangs, or gets no processor"
+            ) from None
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nbdzram.control import client as client_module
 from nbdzram.control import messages
 from nbdzram.control.client import ControlClient
 from nbdzram.control.methods import Progress, method_table
@@ -409,6 +410,31 @@ def test_a_server_that_goes_away_is_unreachable(path: Path) -> None:
         accepted.close()
         with client, pytest.raises(ServerUnreachable, match="went away"):
             client.call("status")
+
+
+@pytest.mark.parametrize("look", ["status", "clients", "runs", "streams"])
+def test_who_looks_at_a_server_that_does_not_answer_is_told_so(
+    path: Path, look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A health check would wait for ever for one that is stopped, and `top` show what was. A run may take its time."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with ControlClient(path) as client:
+            answering, _ = listening.accept()
+            with answering:
+                answering.sendall(
+                    b'{"jsonrpc":"2.0","result":"here","id":1}\n{"jsonrpc":"2.0","result":"done","id":2}\n'
+                )
+                assert client.call(look) == "here"
+                assert client._socket.gettimeout() == client_module.LOOK_SECONDS
+                assert client.call("run") == "done"
+                assert client._socket.gettimeout() is None
+                monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.01)
+                with pytest.raises(ServerUnreachable, match="has not answered for") as caught:
+                    client.call(look)
+        assert caught.value.exit_code == 3
+        assert f"pid {os.getpid()}" in str(caught.value)
 
 
 def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
