@@ -282,7 +282,13 @@ def unix_address(value: object) -> UnixAddress:
             owner = content
         else:
             raise ValueError(f"{option!r} is not allowed behind a socket's path; mode=0660 and owner=USER:GROUP are")
-    if len(file.encode()) > 107:
+    try:
+        size = len(file.encode())
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the socket path {file!r} is not UTF-8 text, as the URI that clients are told has to be"
+        ) from None
+    if size > 107:
         raise ValueError(f"the socket path {file!r} is longer than the system's 107 bytes")
     return UnixAddress(path=path(file), mode=mode, owner=owner)
 
