@@ -178,6 +178,7 @@ class Changes(PoolChanges):
         record = wanted.applied_to(dataclasses.replace(base, removed=False, pool=pool or base.pool, size_bytes=size))
         arena = self._pool(record.pool).pool
         alone = (name in self._declared and self._declared[name].private) if private is None else private
+        self.require_privacy(name, private=alone)
         if not alone:
             self._require_trust(record.pool, name, record.access)
 

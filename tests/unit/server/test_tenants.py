@@ -46,6 +46,20 @@ def test_a_declared_private_export_keeps_its_blocks_to_itself_also_after_a_resta
     tell(story())
 
 
+def test_a_name_that_is_declared_private_is_added_to_no_disk_that_is_not(house: House) -> None:
+    """As it is refused to a copy, a renamed disk and a received one. Only who speaks to the socket can ask for it."""
+
+    async def story() -> None:
+        house.exports = (ExportConfig(name="secret", size_bytes=MIB, private=True),)
+        async with house.open() as changes:
+            await changes.remove_export("secret", force=False)
+            with pytest.raises(UserError, match="declared private"):
+                await changes.add_export("secret", MIB, pool=None, private=False, **UNCHANGED)
+            assert (await changes.add_export("secret", MIB, pool=None, **UNCHANGED)).private
+
+    tell(story())
+
+
 def test_inline_folding_is_refused_between_exports_that_admit_different_clients(house: House) -> None:
     async def story() -> None:
         async with house.open(pools=INLINE) as changes:
