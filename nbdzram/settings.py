@@ -208,6 +208,17 @@ def load(
     return build(layer)
 
 
+def require_files(file: Path | None, environment: Mapping[str, str]) -> None:
+    """Whether what `load` reads can be read again: a pipe is empty by then, and may let its reader wait for ever.
+
+    Raises ConfigError.
+    """
+    named = file or _file_from(environment)
+    for source in _files(named) if named is not None else ():
+        if source.exists() and not source.is_file():
+            raise ConfigError(f"{source} is no regular file, so it is not read again; restart to change something")
+
+
 def read_toml(path: Path) -> Layer:
     """One file's leaves. Raises ConfigError."""
     try:

@@ -45,7 +45,7 @@ from nbdzram.config import (
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
 from nbdzram.residence import stay
-from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers
+from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers, require_files
 
 if TYPE_CHECKING:
     from nbdzram.cli.takeover import Takeover
@@ -271,9 +271,10 @@ def command(
     with private_place() if run is not None else contextlib.nullcontext(NO_DEFAULTS) as defaults:
 
         def reread() -> ServerConfig:
+            require_files(config, os.environ)
             return with_image_sizes(load(config, os.environ, layer, defaults))
 
-        settled = reread()
+        settled = with_image_sizes(load(config, os.environ, layer, defaults))
         if check_config:
             _check_tls_files(settled.tls)
             for line in description(settled):

@@ -16,7 +16,17 @@ from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import Dedup, PoolConfig, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.errors import ConfigError
 from nbdzram.server import reload
-from nbdzram.settings import KEYS, MAX_FILE_BYTES, Given, export_layer, export_layers, load, pool_layers, read_toml
+from nbdzram.settings import (
+    KEYS,
+    MAX_FILE_BYTES,
+    Given,
+    export_layer,
+    export_layers,
+    load,
+    pool_layers,
+    read_toml,
+    require_files,
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -232,6 +242,19 @@ def test_what_is_longer_than_its_size_says_is_refused_before_it_is_all_read(tmp_
         read_toml(named)
     writing.join()
     assert len(written) < 32
+
+
+def test_what_can_be_read_once_is_not_read_again(tmp_path: Path) -> None:
+    """A pipe that nobody writes any more kept a reload waiting, and the server from its end."""
+    named = tmp_path / "c.toml"
+    require_files(None, {})
+    require_files(named, {})  # that it is not there is said by whoever reads it
+    named.touch()
+    require_files(named, {})
+    (tmp_path / "conf.d").mkdir()
+    os.mkfifo(tmp_path / "conf.d" / "more.toml")
+    with pytest.raises(ConfigError, match=r"more\.toml is no regular file, so it is not read again"):
+        require_files(None, {"NBDZRAM_CONFIG": str(named)})
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
