@@ -294,6 +294,8 @@ def _former(known: Mapping[str, Access], name: str, access: Access | None) -> di
 
 
 def _read(path: Path) -> Remembered:
+    if path.exists() and not path.is_file():  # a pipe would let its reader wait for ever, and a device has no end
+        raise UserError(f"{path} is no regular file; {REMEDY}")
     try:
         payload = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -157,8 +157,8 @@ assert not (place / "arena").exists()
 
 @pytest.mark.parametrize(
     "story",
-    [REOPENED, EMPTY, NO_ROOM, SERVED],
-    ids=["full of blocks", "full of others", "from the start", "below a server"],
+    [REOPENED, EMPTY, NO_ROOM, SERVED, LIMITED],
+    ids=["full of blocks", "full of others", "from the start", "below a server", "of a process that is limited"],
 )
 def test_a_full_tmpfs_is_an_error_and_not_the_end(tmp_path: Path, story: str) -> None:
     """Before the first block, at every write, and when the arena is opened again; what was stored is still there."""
