@@ -1,7 +1,7 @@
 """What `nbdzram top` shows: one screen of text, from frames. No terminal is touched here.
 
-who it is, for how long, how many clients
-what is stored, in how much memory
+who it is, what is wrong, for how long, how many clients
+what is stored, in how much memory, and writes that were refused
 a bar a pool: objects, fragmentation, metadata, what folding keeps out, up to the limit
 traffic, with a line of the last minutes
 exports, the busiest first
@@ -28,6 +28,8 @@ KEPT_BYTES = 192 << 10
 """A full pool has so much left at most: 64 KiB are kept for making room, and figures for strangers are rounded."""
 NAMED_WIDTH = 16  # of a pool's name in a line that has more to say
 MAX_POOLS = 4  # bars; the rest is counted in one line
+LEAST_ROWS = 4  # of exports, with their heading: for them a low screen gives up what it can do without
+CERTIFICATE_SECONDS, ROOM_LEAST, CROWDED, NEAR_LIMIT = 14 * 86400, 0.05, 0.9, 0.9  # as the page and the alerts have it
 WIDTHS = {"SIZE": 7, "STORED": 8, "RATIO": 6, "SHARED": 7, "READ/s": 8, "WRITE/s": 8, "IOPS": 6, "P99": 7, "CONN": 5}
 """The columns behind the name. 80 have room for all; in fewer, those go first that change least."""
 LEAVING = ("SIZE", "SHARED", "CONN", "RATIO", "P99", "IOPS")
@@ -66,7 +68,7 @@ class Frame:
 
 def screen(frame: Frame, width: int, height: int, *, keys: bool, encoding: str = "utf-8") -> Group:
     """Everything, in `width` columns and `height` lines. `keys`: tell which keys do something."""
-    lines = [*_head(frame, width), Text(), *_pools(frame, width), Text(), *_traffic(frame, width), Text()]
+    lines = _above(frame, width, height - keys - LEAST_ROWS)
     room = max(height - len(lines) - 1 - keys, 2)
     lines += _exports(frame, width, room)
     if keys:
@@ -76,6 +78,18 @@ def screen(frame: Frame, width: int, height: int, *, keys: bool, encoding: str =
         line.no_wrap, line.overflow = True, "ellipsis" if _fits("…", encoding) else "crop"
         line.plain = "".join(one if _fits(one, encoding) else PLAIN.get(one, "?") for one in line.plain)
     return Group(*lines)
+
+
+def _above(frame: Frame, width: int, room: int) -> list[Text]:
+    """What stands above the exports. Where it would leave them no room blank lines go, then traffic, then pools."""
+    parts = [list(_head(frame, width)), list(_pools(frame, width)), list(_traffic(frame, width))]
+    lines = [line for part in parts for line in (*part, Text())]
+    if len(lines) > room:
+        lines = [line for part in parts for line in part]
+    while len(lines) > room and len(parts) > 1:
+        del parts[-1]
+        lines = [line for part in parts for line in part]
+    return lines
 
 
 def _fits(text: str, encoding: str) -> bool:
@@ -99,17 +113,7 @@ def duration(seconds: float) -> str:
 
 def _head(frame: Frame, width: int) -> Iterator[Text]:
     status = frame.status
-    full = next((pool.name for pool in status.pools if _is_full(pool.stats)), None)
-    if status.draining:
-        state = ("draining", "yellow")
-    elif status.starting:
-        state = ("starting", "yellow")
-    elif status.headroom is not None and status.headroom.short:
-        state = ("memory is short", "red")
-    elif full is not None:
-        state = (f"pool {full[:NAMED_WIDTH]} is full", "red")
-    else:
-        state = ("serving", "green")
+    state = next(_troubles(status), ("serving", "green"))
     clients = counted(status.connections, "connection")
     told = f"  up {format_seconds(status.uptime_seconds)}  {clients}"
     left = Text.assemble((f"nbdzram {status.version}", "bold"), "  ", state, told)
@@ -117,6 +121,7 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
     stats = [pool.stats for pool in status.pools]
     stored = sum(one.orig_data_size for one in stats)
     taken = sum(one.memory_used for one in stats)
+    refused = sum(one.failed_writes for one in stats)
     yield Text.assemble(
         "stored ",
         (format_size(stored), "bold"),
@@ -126,7 +131,43 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
         (f"{stored / taken:.2f}" if stored and taken else "-", "bold"),
         "  folded away ",
         (format_size(sum(one.shared_bytes for one in stats)), "bold"),
+        (f"  refused {counted(refused, 'write')}" if refused else "", "red"),
     )
+
+
+def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
+    """What the first line is to say, and in which colour: the worst first. The status page tells each of them too."""
+    full = next((pool.name for pool in status.pools if _is_full(pool.stats)), None)
+    near = next((pool.name for pool in status.pools if _share(pool.stats) >= NEAR_LIMIT), None)
+    ends = _certificate_seconds(status)
+    crowd = status.connections / status.connections_limit
+    room = status.state_dir_free_bytes / status.state_dir_size_bytes if status.state_dir_size_bytes else 1
+    table = (
+        (status.draining, "draining", "yellow"),
+        (status.starting, "starting", "yellow"),
+        (status.headroom is not None and status.headroom.short, "memory is short", "red"),
+        (full is not None, f"pool {(full or '')[:NAMED_WIDTH]} is full", "red"),
+        (ends is not None and ends <= 0, "the certificate has expired", "red"),
+        (crowd >= 1, "connections at their limit", "red"),
+        (room < ROOM_LEAST / 5, "the state directory is full", "red"),
+        (near is not None, f"pool {(near or '')[:NAMED_WIDTH]} is nearly full", "yellow"),
+        (ends is not None and ends < CERTIFICATE_SECONDS, f"certificate ends in {format_seconds(ends or 0)}", "yellow"),
+        (not status.tls_files_usable, "TLS files cannot be used", "yellow"),
+        (crowd >= CROWDED, "connections near their limit", "yellow"),
+        (room < ROOM_LEAST, "state directory nearly full", "yellow"),
+    )
+    return ((told, colour) for holds, told, colour in table if holds)
+
+
+def _certificate_seconds(status: ServerStatus) -> float | None:
+    """How long it is still good; None: there is none."""
+    if status.certificate_expires_at is None:
+        return None
+    return status.certificate_expires_at - status.started_at - status.uptime_seconds
+
+
+def _share(stats: PoolStats) -> float:
+    return stats.memory_used / stats.mem_limit if stats.mem_limit else 0.0
 
 
 def _is_full(stats: PoolStats) -> bool:
@@ -137,7 +178,12 @@ def _is_full(stats: PoolStats) -> bool:
 
 def _pools(frame: Frame, width: int) -> Iterator[Text]:
     pools = frame.status.pools
-    shown = pools if len(pools) <= MAX_POOLS else pools[: MAX_POOLS - 1]
+    shown = list(pools)
+    if len(pools) > MAX_POOLS:  # those near their limits, then the largest; in the server's order
+        foremost = sorted(
+            pools, key=lambda pool: (_share(pool.stats) >= NEAR_LIMIT, pool.stats.memory_used), reverse=True
+        )
+        shown = [pool for pool in pools if pool in foremost[: MAX_POOLS - 1]]
     name_width = min(max(cell_len(pool.name) for pool in pools), 16)
     for pool in shown:
         yield _bar(pool, name_width, width)
@@ -239,16 +285,22 @@ def _fitted(name: str, width: int) -> str:
 
 
 def _footer(frame: Frame, width: int) -> Text:
-    queues = [pool.maintenance.queue for pool in frame.status.pools if pool.maintenance.queue]
-    work = Text()
+    keys = Text.assemble(("q", "bold"), " quit   ", ("s", "bold"), f" sort: {frame.sort}")
+    told = (_aligned(keys, Text(work, "yellow"), width) for work in _work(frame.status))
+    return next((line for line in told if line.cell_len > keys.cell_len), keys)
+
+
+def _work(status: ServerStatus) -> Iterator[str]:
+    """The first run under way, in fewer and fewer words: the first that has room is shown."""
+    queues = [pool.maintenance.queue for pool in status.pools if pool.maintenance.queue]
     for run, *_ in queues[:1]:
         told = "paused" if run.state == "paused" else f"{min(100 * run.done / max(run.total, 1), 100):.0f} %"
         left = f", {format_seconds(run.seconds_left)} left" if run.seconds_left is not None else ""
         waiting = sum(len(queue) - 1 for queue in queues)
         waits = f", {waiting} waiting" if waiting else ""
-        work = Text(f"{run.kind} of {run.pool}: {told}{left}{waits}", "yellow")
-    keys = Text.assemble(("q", "bold"), " quit   ", ("s", "bold"), f" sort: {frame.sort}")
-    return _aligned(keys, work, width)
+        yield f"{run.kind} of {run.pool}: {told}{left}{waits}"
+        yield f"{run.kind} of {run.pool}: {told}{waits}"
+        yield f"{run.kind}: {told}"
 
 
 def _aligned(left: Text, right: Text, width: int) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -11,7 +12,7 @@ from rich.console import Console
 from nbdzram.cli.view import SORTS, Frame, duration, screen
 from nbdzram.rates import Rates
 from nbdzram.status import ServerStatus
-from tests.unit.records import EXPORT, MIB, POOL_STATS, SERVER, USAGE
+from tests.unit.records import EXPORT, MIB, POOL_STATS, RUNNING, SERVER, USAGE
 
 
 def shown(frame: Frame, width: int = 80, height: int = 24, *, keys: bool = True) -> list[str]:
@@ -46,7 +47,7 @@ def test_everything_that_was_asked_for_is_on_one_screen() -> None:
         (50 * MIB, 64 * MIB, "serving"),
         (64 * MIB - (256 << 10), 64 * MIB, "pool default is full"),
         (4 * MIB - (192 << 10), 4 * MIB, "pool default is full"),  # what is kept for making room is most of it
-        (4 * MIB - (256 << 10), 4 * MIB, "serving"),
+        (4 * MIB - (256 << 10), 4 * MIB, "pool default is nearly full"),
         (70 * MIB, 64 * MIB, "pool default is full"),
         (70 * MIB, 0, "serving"),
     ],
@@ -137,3 +138,80 @@ def test_the_tables_of_an_empty_pool_do_not_fill_its_bar() -> None:
 
 def test_durations_are_short() -> None:
     assert [duration(s) for s in (0, 34e-6, 0.0012, 0.05, 3.25)] == ["-", "34 µs", "1.2 ms", "50 ms", "3.2 s"]
+
+
+NOW = SERVER.started_at + SERVER.uptime_seconds
+DAY = 86400
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"certificate_expires_at": NOW - 1}, "the certificate has expired"),
+        ({"certificate_expires_at": NOW + 3 * DAY + 60}, "certificate ends in 3 d 0 h"),
+        ({"certificate_expires_at": NOW + 15 * DAY}, "serving"),
+        ({"tls_files_usable": False}, "TLS files cannot be used"),
+        ({"connections": 90, "connections_limit": 100}, "connections near their limit"),
+        ({"connections": 100, "connections_limit": 100}, "connections at their limit"),
+        ({"state_dir_size_bytes": 1000, "state_dir_free_bytes": 9}, "the state directory is full"),
+        ({"state_dir_size_bytes": 1000, "state_dir_free_bytes": 49}, "state directory nearly full"),
+        ({"state_dir_size_bytes": 1000, "state_dir_free_bytes": 51}, "serving"),
+        ({"state_dir_size_bytes": 1000, "state_dir_free_bytes": 9, "draining": True}, "draining"),
+        ({"starting": True}, "starting"),
+    ],
+)
+def test_what_the_status_page_calls_trouble_stands_in_the_first_line(change: dict[str, Any], told: str) -> None:
+    quiet = replace(SERVER, certificate_expires_at=None, state_dir_size_bytes=0, headroom=None, connections=1)
+    assert f"  {told}  up " in shown(Frame(replace(quiet, **change)), 100)[0]
+
+
+def test_of_several_troubles_the_worst_is_told() -> None:
+    (pool,) = SERVER.pools
+    full = replace(pool.stats, mem_limit=pool.stats.memory_used)
+    status = replace(SERVER, tls_files_usable=False, pools=(replace(pool, stats=full),))
+    assert "  pool default is full  up " in shown(Frame(status))[0]
+
+
+def test_writes_that_were_refused_are_counted_under_the_header() -> None:
+    assert shown(Frame(SERVER))[1].endswith("folded away 40M  refused 2 writes")
+    pool = replace(SERVER.pools[0], stats=replace(POOL_STATS, failed_writes=0))
+    assert "refused" not in shown(Frame(replace(SERVER, pools=(pool,))))[1]
+
+
+def test_of_many_pools_those_near_their_limits_and_the_largest_are_shown() -> None:
+    small, large = (replace(POOL_STATS, mem_used_total=size, mem_limit=0) for size in (MIB, 90 * MIB))
+    near = replace(POOL_STATS, mem_used_total=2 * MIB, metadata=0, mem_limit=2 * MIB + (200 << 10))
+    kinds = {"a": small, "b": large, "c": small, "d": near, "e": small, "f": large}
+    pools = tuple(replace(SERVER.pools[0], name=name, stats=stats) for name, stats in kinds.items())
+    lines = shown(Frame(replace(SERVER, pools=pools)))
+    assert [line.split()[0] for line in lines[3:7]] == ["b", "d", "f", "and"]
+
+
+@pytest.mark.parametrize("height", range(8, 24))
+def test_a_low_terminal_shows_exports_and_keys_all_the_same(height: int) -> None:
+    """Blank lines go first, then traffic, then pools: exports are what is looked for."""
+    pools = tuple(replace(SERVER.pools[0], name=name) for name in ("one", "two"))
+    status = replace(with_exports("a", "b", "c", "d", "e", "f", "g"), pools=pools)
+    lines = shown(Frame(status), 80, height)
+    assert len(lines) == height
+    assert lines[-1].startswith("q quit")
+    assert sum("1G" in line for line in lines) >= 2
+    assert any("ratio" in line for line in lines)
+    assert any(line.startswith("one") for line in lines) == (height >= 10)
+    assert any(line.startswith("written") for line in lines) == (height >= 13)
+
+
+@pytest.mark.parametrize(
+    ("width", "told"),
+    [
+        (82, "recompress of default: 50 %, 3 min 20 s left, 1 waiting"),
+        (64, "recompress of default: 50 %, 1 waiting"),
+        (46, "recompress: 50 %"),
+        (30, ""),
+    ],
+)
+def test_a_run_under_way_is_told_in_a_narrow_terminal_too(width: int, told: str) -> None:
+    run = replace(RUNNING, kind="recompress", pool="default", done=1, total=2, seconds_left=200.0)
+    maintenance = replace(SERVER.pools[0].maintenance, queue=(run, replace(run, state="waiting")))
+    status = replace(SERVER, pools=(replace(SERVER.pools[0], maintenance=maintenance),))
+    assert shown(Frame(status), width)[-1].removeprefix("q quit   s sort: traffic").strip() == told
