@@ -168,7 +168,7 @@ class Maintenance:
             raise
         finally:
             self._queue.remove(ticket)
-            self._ended.append(ticket.status())
+            self._remember(ticket)
             async with self._turn:
                 self._turn.notify_all()
 
@@ -196,11 +196,8 @@ class Maintenance:
             ticket.report = report
         self._refuse_when_ended(ticket)
         ticket.end(RunState.DONE, report=report)
-        freed = report.bytes_returned if isinstance(report, MemoryReport) and not options.dry_run else 0
+        self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=_freed(ticket)))
         result = asdict(report)
-        self._count(kind, RunTotals(runs=1, seconds=seconds, cpu_seconds=cpu_seconds, bytes_freed=freed))
-        if not options.dry_run:
-            self.recent.append(RunSummary(kind, ticket.reason, time.time(), seconds, freed, result))
         told = RunReport(kind, self.name, options.dry_run, ticket.reason, seconds, cpu_seconds, result, before, after)
         return report, told
 
@@ -242,8 +239,31 @@ class Maintenance:
         if ticket.cancelled:
             raise RunCancelled(f"{ticket} was cancelled; what it did until then stays")
 
+    def _remember(self, ticket: Ticket) -> None:
+        """One that has ended, however it did; a dry one and one that never began changed nothing to look back at."""
+        ended = ticket.status()
+        self._ended.append(ended)
+        if ended.started_at is not None and ended.finished_at is not None and not ended.dry_run:
+            self.recent.append(
+                RunSummary(
+                    kind=ended.kind,
+                    state=ended.state,
+                    reason=ended.reason,
+                    finished_at=ended.finished_at,
+                    seconds=ended.seconds,
+                    bytes_freed=_freed(ticket),
+                    result=ended.result,
+                )
+            )
+
     def _count(self, kind: str, outcome: RunTotals) -> None:
         self.totals[kind] = self.totals[kind].plus(outcome)
+
+
+def _freed(ticket: Ticket) -> int:
+    """The pages that it returned, whatever clients stored meanwhile."""
+    report = ticket.report
+    return report.bytes_returned if isinstance(report, MemoryReport) and not ticket.options.dry_run else 0
 
 
 def next_budget(budget: int, elapsed_seconds: float) -> int:

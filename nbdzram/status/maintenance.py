@@ -28,9 +28,10 @@ class RunTotals:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run that came to its end, in short."""
+    """One run that has ended, in short."""
 
     kind: str
+    state: str  # done, failed or cancelled
     reason: str  # asked, or the policy's
     finished_at: float  # seconds since the epoch
     seconds: float
@@ -48,7 +49,7 @@ class MaintenanceStatus:
     totals: dict[str, RunTotals]  # by kind
     decisions: dict[str, dict[str, int]]  # kind -> reason -> how often the policy started or declined a run
     next_allowed_seconds: dict[str, float]  # kind -> for how long the policy still backs off
-    recent: tuple[RunSummary, ...]  # the last runs, the oldest first; dry runs are left out
+    recent: tuple[RunSummary, ...]  # the last runs, the oldest first; dry runs and those that never began are left out
     queue: tuple[RunStatus, ...]  # the run under way, and those that wait for it, in their order
 
 

@@ -115,6 +115,23 @@ def test_a_run_names_its_pool_on_a_phone_too(
     assert (cells == "fold default") is shown
 
 
+def test_on_a_phone_nothing_of_an_exports_own_view_is_cut_off(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "64M", "other": "64M"}, metrics=True)
+    with server.client("other") as other, server.client("disk") as client:
+        for number in range(4000):  # "1.00k objects are shared" is the longest line of its tile
+            block = number.to_bytes(8, "little") + BLOCK[8:]
+            for each in (client, other) if number < 1000 else (client,):
+                each.write(number * 4096, block)
+        with pytest.raises(RequestFailed):
+            client.read(64 << 20, 4096)
+        server.fold()
+        browser.open(page_of(server) + "#export=disk", width=390)
+        browser.wait_for("document.getElementById('one').innerText.includes('unix client')")
+        browser.wait_for("document.getElementById('tiles').innerText.includes('objects are shared')")
+        cut = "[...document.querySelectorAll('.scroll, .sub')].filter(node => node.scrollWidth > node.clientWidth)"
+        assert browser.evaluate(f"{cut}.map(node => node.innerText)") == []
+
+
 def test_the_page_says_when_the_server_is_gone(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     server = serve({"disk": "1M"}, metrics=True)
     browser.open(page_of(server))
@@ -159,6 +176,10 @@ def test_a_run_is_told_with_what_is_left_of_it_and_what_waits(serve: Callable[..
         server.command_line("runs", "cancel", "1", check=False)
         for process in asked:
             process.communicate(timeout=60)
+    browser.wait_for("document.querySelectorAll('#runs tbody tr').length === 3")
+    runs = browser.evaluate("[...document.querySelectorAll('#runs tbody tr')].map(row => row.innerText)")
+    (cancelled,) = (row for row in runs if row.startswith("recompress"))
+    assert "cancelled; " in cancelled
 
 
 def is_known(server: Nbdzram, number: int) -> bool:
@@ -252,6 +273,24 @@ def test_a_page_that_is_opened_now_shows_what_was(serve: Callable[..., Nbdzram],
     assert browser.evaluate(pieces) == [3, 2]
 
 
+def test_where_nobody_asked_there_is_no_latency(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    """A line at zero would say that it was good. A sample between two such moments is a dot."""
+    server = serve({"disk": "1M"}, metrics=True)
+    sample = "read_bytes: 1e6, write_bytes: 0, requests: 1140"
+    latency = "median_seconds: n % 4 ? 0.01 : 0, p99_seconds: n === 2 || n % 4 ? 0.02 : 0"
+    hours = f"Array.from({{length: 8}}, (_, n) => ({{at: Date.now() / 1000 - 90 + n * 10, {sample}, {latency}}}))"
+    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
+    browser.open(page_of(server))
+    browser.wait_for("recent.length > 8 && document.querySelectorAll('#charts svg').length === 3")
+    lines = (
+        "[...document.querySelectorAll('#charts svg')].map(svg => svg.querySelectorAll('path[fill=none]').length - 1)"
+    )
+    throughput, latency, requests = browser.evaluate(lines)
+    assert (throughput, latency, requests) == (2, 4, 1)  # of latency two pieces each
+    assert browser.evaluate("document.querySelectorAll('#charts .axis')[2].innerText").split("\n")[1] == "peak 1.14k"
+    assert browser.evaluate("unbroken([0, 1, 2].map(at => ({at})), point => point.at === 1).length") == 1
+
+
 def test_an_exports_own_view_can_be_linked_and_left(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     server = serve({"disk": "1M", "a b/ü": "2M"}, metrics=True)
     with server.client("disk") as client:
@@ -297,6 +336,8 @@ def test_exports_can_be_filtered_and_sorted(serve: Callable[..., Nbdzram], brows
     browser.evaluate("{ const field = $('filter'); field.value = 'RE'; field.dispatchEvent(new Event('input')); }")
     assert browser.evaluate(names) == ["red", "green"]
     assert browser.evaluate("$('exports-note').innerText").startswith("2 of 3 disks")
+    browser.evaluate("{ const field = $('filter'); field.value = 'rot'; field.dispatchEvent(new Event('input')); }")
+    assert browser.evaluate("$('exports').innerText") == "None has \u201crot\u201d in its name or its pool's."
 
 
 def test_a_selection_stays_when_the_page_asks_again(serve: Callable[..., Nbdzram], browser: Browser) -> None:

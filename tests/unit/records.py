@@ -143,7 +143,7 @@ MAINTENANCE = MaintenanceStatus(
     totals={"fold": RunTotals(runs=3, failures=0, seconds=1.5, cpu_seconds=0.5, bytes_freed=5 * MIB)},
     decisions={"fold": {"not_worth_it": 7}},
     next_allowed_seconds={},
-    recent=(RunSummary("fold", "asked", 1.7e9, 0.25, 4096, {"objects_merged": 100}),),
+    recent=(RunSummary("fold", "done", "asked", 1.7e9, 0.25, 4096, {"objects_merged": 100}),),
     queue=(),
 )
 

@@ -330,6 +330,8 @@ def test_a_cancelled_run_ends_at_its_next_slice_and_the_next_one_begins() -> Non
         assert (await second).kind == "fold"
         assert gate.steps == 1
         cancelled, _ = maintenance.runs
+        assert [(run.kind, run.state) for run in maintenance.recent] == [("long", "cancelled"), ("fold", "done")]
+        assert maintenance.recent[0].result == cancelled.result
         assert (cancelled.state, cancelled.result["objects_merged"] > 0) == ("cancelled", True)
         assert maintenance.totals["long"] == RunTotals()  # neither an end nor a failure
         await maintenance.stop()
@@ -350,6 +352,7 @@ def test_a_run_can_be_cancelled_while_it_waits_and_never_begins() -> None:
         gate.open.set()
         await first
         assert gate.steps == 1
+        assert len(maintenance.recent) == 1  # what never began changed nothing
         await maintenance.stop()
 
     asyncio.run(act())
@@ -413,6 +416,7 @@ def test_a_failed_run_says_why_in_the_list() -> None:
             await maintenance.run("check")
         (run,) = maintenance.runs
         assert (run.state, "object 7 does not match" in str(run.error)) == ("failed", True)
+        assert [summary.state for summary in maintenance.recent] == ["failed"]
         await maintenance.stop()
 
     asyncio.run(act())
