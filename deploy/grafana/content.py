@@ -36,7 +36,7 @@ OVERVIEW = Row(
     (
         Panel(
             "Servers down",
-            "Servers that Prometheus does not reach; 1 too when it knows none.",
+            "Servers that Prometheus does not reach; 1 too when it knows none. Other programs' targets do not count.",
             "short",
             (Query(f"sum(1 - {server('up')}) or absent({server('up')})", "down"),),
             Kind.STAT, 3, 4, thresholds=((0, "green"), (1, "red")),
@@ -52,10 +52,10 @@ OVERVIEW = Row(
         Panel(
             "Ratio",
             "Uncompressed size of what is stored over the memory it takes, metadata included. Compression, blocks of "
-            "one word and folding all count.",
+            "one word and folding all count. 0 when nothing is stored.",
             "short",
-            (Query(f"{total(pool('orig_data_size_bytes'))} / {STORED}", "ratio"),),
-            Kind.STAT, 3, 4, decimals=2, thresholds=((0, "red"), (1, "orange"), (1.5, "green")),
+            (Query(f"({total(pool('orig_data_size_bytes'))} / ({STORED} > 0)) or vector(0)", "ratio"),),
+            Kind.STAT, 3, 4, decimals=2, thresholds=((0, "green"), (1e-9, "red"), (1, "orange"), (1.5, "green")),
         ),
         Panel(
             "Saved",
@@ -73,9 +73,9 @@ OVERVIEW = Row(
         ),
         Panel(
             "Slowest hundredth",
-            "Latency that one request in a hundred exceeds, from its arrival to its reply.",
+            "Latency that one request in a hundred exceeds, from its arrival to its reply. 0 when there is none.",
             "s",
-            (Query(quantile(0.99, export(LATENCY)), "p99"),),
+            (Query(f"({quantile(0.99, export(LATENCY))} > 0) or vector(0)", "p99"),),
             Kind.STAT, 3, 4, thresholds=((0, "green"), (0.05, "orange"), (0.5, "red")),
         ),
         Panel(
@@ -150,7 +150,8 @@ MEMORY = Row(
         Panel(
             "Where memory goes",
             "Unique bytes, what zspages hold beyond them, and metadata are memory in use. On top, what folding spares "
-            "now: without it the stack would be resident. The limit applies to unique and fragmentation.",
+            "now: without it the stack would be resident. The limit is that of the pools that have one, and holds for "
+            "the other three together.",
             "bytes",
             (
                 Query(total(pool("compr_data_size_bytes")), "unique"),

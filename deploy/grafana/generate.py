@@ -22,6 +22,7 @@ from deploy.grafana.model import Annotation
 DASHBOARD = Path(__file__).parent / "dashboards" / "nbdzram.json"
 UID = "nbdzram"
 ALERTS = "/alerting/list?search=nbdzram"  # of the Grafana that shows this; those of Prometheus' rules are among them
+ANY = ".+"  # what All stands for in a long list, which else would make a long query
 REFRESH = "30s"  # scrapes are 15 s apart by default: more often shows nothing new
 
 
@@ -78,15 +79,17 @@ def _variables() -> list[Builder[models.VariableModel]]:
     source = dashboards.DatasourceVariable("datasource").label("Data source").type("prometheus")
     return [
         source,
-        _choice("job", "Job", "nbdzram_build_info"),
-        _choice("instance", "Instance", 'nbdzram_build_info{job=~"$job"}'),
-        _choice("pool", "Pool", 'nbdzram_mem_used_total_bytes{job=~"$job",instance=~"$instance"}'),
-        _choice("export", "Export", 'nbdzram_export_size_bytes{job=~"$job",instance=~"$instance",pool=~"$pool"}'),
+        _choice("job", "Job", "nbdzram_build_info"),  # All are those with an nbdzram: `up` is there of everybody
+        _choice("instance", "Instance", 'nbdzram_build_info{job=~"$job"}').all_value(ANY),
+        _choice("pool", "Pool", 'nbdzram_mem_used_total_bytes{job=~"$job",instance=~"$instance"}').all_value(ANY),
+        _choice(
+            "export", "Export", 'nbdzram_export_size_bytes{job=~"$job",instance=~"$instance",pool=~"$pool"}'
+        ).all_value(ANY),
     ]
 
 
 def _choice(label: str, title: str, series: str) -> dashboards.QueryVariable:
-    """The values of one label. All stands for any value, so that a long list makes no long query."""
+    """The values of one label."""
     query: dict[str, object] = {
         "qryType": 1,  # label values
         "query": f"label_values({series},{label})",
@@ -101,7 +104,6 @@ def _choice(label: str, title: str, series: str) -> dashboards.QueryVariable:
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        .all_value(".+")
         .current(models.VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
 

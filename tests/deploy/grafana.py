@@ -38,7 +38,12 @@ def targets() -> Iterator[tuple[str, Json]]:
 
 
 def substituted(expr: str) -> str:
-    """A query as Grafana sends it with All chosen in every variable. 15 s hold enough scrapes, a second apart."""
-    for variable in ("job", "instance", "pool", "export"):
-        expr = expr.replace(f"${variable}", ".+")
+    """A query as Grafana sends it with All chosen in every variable. 15 s hold enough scrapes, a second apart.
+
+    All is what the variable says, and otherwise every value that it offers.
+    """
+    offered = {"job": "(nbdzram)"}
+    for variable in dashboard()["templating"]["list"][1:]:
+        name = variable["name"]
+        expr = expr.replace(f"${name}", variable.get("allValue") or offered[name])
     return expr.replace("$__rate_interval", "15s").replace("$__interval", "1s")

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ SCRAPE_SECONDS = 30  # for one more scrape to arrive: a second, or many on a bus
 
 
 class Prometheus(ServerProcess):
-    """`prometheus` with the rules of deploy/ and one target. Leaving the context ends it."""
+    """`prometheus` with the rules of deploy/ and one target, beside others that are not ours and do not answer.
 
-    def __init__(self, directory: Path, metrics_url: str) -> None:
+    Leaving the context ends it.
+    """
+
+    def __init__(self, directory: Path, metrics_url: str, *, strangers: Sequence[str] = ()) -> None:
         program = require_program("prometheus", package="prometheus")
         configuration = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -33,7 +37,8 @@ class Prometheus(ServerProcess):
                 {
                     "job_name": "nbdzram",
                     "static_configs": [{"targets": [urllib.parse.urlsplit(metrics_url).netloc]}],
-                }
+                },
+                {"job_name": "stranger", "static_configs": [{"targets": list(strangers)}]},
             ],
         }
         file = directory / "prometheus.yml"
