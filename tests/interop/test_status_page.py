@@ -273,6 +273,58 @@ def test_a_page_that_is_opened_now_shows_what_was(serve: Callable[..., Nbdzram],
     assert browser.evaluate(pieces) == [3, 2]
 
 
+def changed(change: str) -> str:
+    """A script that changes the status `x` as the page receives it."""
+    then = f"reply.json().then(x => {{ {change}; return new Response(JSON.stringify(x)); }})"
+    return instead_of("status.json", f"real(path, how).then(reply => {then})")
+
+
+EVERY_TROUBLE = """
+    x.certificate_expires_at = 1; x.tls_files_usable = false;
+    x.state_dir_size_bytes = 1e9; x.state_dir_free_bytes = 3e6; x.connections = 1023; x.connections_limit = 1024;
+    const whose = "the cgroup /sys/fs/cgroup/system.slice/nbdzram-with-a-long-name.service";
+    x.headroom = {short: true, free_bytes: 1e7, limit_bytes: 1e9, reserve_bytes: 1, shortages: 1, whose};
+    const run = {reason: "interval", finished_at: x.started_at, bytes_freed: 123456789, seconds: 4321, result: {}};
+    x.pools[0].maintenance.recent = [{...run, kind: "recompress", state: "failed"}];
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_trouble_fits_the_window_and_is_told_exactly(
+    serve: Callable[..., Nbdzram], browser: Browser, width: int
+) -> None:
+    server = serve({"disk": "1M"}, metrics=True)
+    browser.before_each_page(changed(EVERY_TROUBLE))
+    browser.open(page_of(server), width=width)
+    browser.wait_for(f"{STATE} === 'trouble' && document.querySelectorAll('#runs tbody tr').length === 1")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    told = browser.evaluate("[...document.querySelectorAll('#troubles b')].map(node => node.innerText)")
+    assert told[0].startswith("Memory is short: 9.54 MiB of 954 MiB")
+    assert told[1:4] == [
+        "The TLS certificate has expired.",
+        "The TLS files on disk cannot be used.",
+        "1023 connections of 1024 that are allowed.",
+    ]
+    cut = "[...document.querySelectorAll('.scroll, #runs td')].filter(node => node.scrollWidth > node.clientWidth)"
+    assert browser.evaluate(f"{cut}.map(node => node.innerText)") == []
+    run = browser.evaluate("document.querySelector('#runs tbody').innerText")
+    assert "failed" in run
+    assert "1 h 12 min" in run
+
+
+@pytest.mark.parametrize(("state", "told"), [("starting", "lets clients in then"), ("draining", "lets nobody in")])
+def test_a_server_that_starts_or_ends_says_what_it_does(
+    serve: Callable[..., Nbdzram], browser: Browser, state: str, told: str
+) -> None:
+    server = serve({"disk": "1M"}, metrics=True)
+    browser.before_each_page(changed(f"x.{state} = true; x.exports = []; x.pools[0].stats.mem_limit = 0"))
+    browser.open(page_of(server))
+    browser.wait_for(f"{STATE} === '{state}'")
+    assert told in browser.evaluate("document.getElementById('troubles').innerText")
+    nothing = browser.evaluate("document.getElementById('exports').innerText")
+    assert ("exports add" in nothing) is (state != "starting")
+
+
 def test_where_nobody_asked_there_is_no_latency(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     """A line at zero would say that it was good. A sample between two such moments is a dot."""
     server = serve({"disk": "1M"}, metrics=True)
