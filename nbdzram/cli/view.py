@@ -10,7 +10,7 @@ exports, the busiest first
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len, set_cell_size
@@ -27,6 +27,8 @@ BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty
 KEPT_BYTES = 192 << 10
 """A full pool has so much left at most: 64 KiB are kept for making room, and figures for strangers are rounded."""
 NAMED_WIDTH = 16  # of a pool's name in a line that has more to say
+OVER_LIMIT = 1.005  # limits can be set below what is stored; a little is rounding
+TIMES_FROM = 10  # above a limit: "1594 % of it" is no way of being full
 MAX_POOLS = 4  # bars; the rest is counted in one line
 LEAST_ROWS = 4  # of exports, with their heading: for them a low screen gives up what it can do without
 CERTIFICATE_SECONDS, ROOM_LEAST, CROWDED, NEAR_LIMIT = 14 * 86400, 0.05, 0.9, 0.9  # as the page and the alerts have it
@@ -44,6 +46,7 @@ PARTS: tuple[Part, ...] = (
     ("metadata", "█", "magenta", lambda stats: stats.metadata),
     ("folded away", "░", "green", lambda stats: stats.shared_bytes),
 )
+SHORT_NAMES = {"fragmentation": "frag", "metadata": "meta", "folded away": "folded"}  # in a narrow terminal
 SORTS: dict[str, Callable[[ExportStatus, Rates], tuple[float, ...]]] = {
     "traffic": lambda export, rates: (rates.read_bytes + rates.write_bytes, rates.requests, export.stored_bytes),
     "requests": lambda export, rates: (rates.requests, export.stored_bytes),
@@ -138,6 +141,7 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
 def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
     """What the first line is to say, and in which colour: the worst first. The status page tells each of them too."""
     full = next((pool.name for pool in status.pools if _is_full(pool.stats)), None)
+    over = next((pool.name for pool in status.pools if _share(pool.stats) > OVER_LIMIT), None)
     near = next((pool.name for pool in status.pools if _share(pool.stats) >= NEAR_LIMIT), None)
     ends = _certificate_seconds(status)
     crowd = status.connections / status.connections_limit
@@ -146,6 +150,7 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
         (status.draining, "draining", "yellow"),
         (status.starting, "starting", "yellow"),
         (status.headroom is not None and status.headroom.short, "memory is short", "red"),
+        (over is not None, f"pool {(over or '')[:NAMED_WIDTH]} is above its limit", "red"),
         (full is not None, f"pool {(full or '')[:NAMED_WIDTH]} is full", "red"),
         (ends is not None and ends <= 0, "the certificate has expired", "red"),
         (crowd >= 1, "connections at their limit", "red"),
@@ -189,17 +194,24 @@ def _pools(frame: Frame, width: int) -> Iterator[Text]:
         yield _bar(pool, name_width, width)
     if len(shown) < len(pools):
         yield Text(f"and {len(pools) - len(shown)} pools more", "dim")
+    legend = _legend(pools, {})
+    yield legend if legend.cell_len <= width else _legend(pools, SHORT_NAMES)
+
+
+def _legend(pools: Sequence[PoolStatus], names: Mapping[str, str]) -> Text:
     legend = Text()
     for name, mark, colour, size in PARTS:
-        legend.append(mark, colour).append(f" {name} ")
-        legend.append(f"{format_size(sum(size(pool.stats) for pool in pools))}  ", "bold")
-    yield legend
+        legend.append("  " if legend else "").append(mark, colour).append(f" {names.get(name, name)} ")
+        legend.append(format_size(sum(size(pool.stats) for pool in pools)), "bold")
+    return legend
 
 
 def _bar(pool: PoolStatus, name_width: int, width: int) -> Text:
     stats = pool.stats
     sizes = [size(stats) for *_, size in PARTS]
-    if stats.mem_limit:
+    if stats.memory_used >= TIMES_FROM * stats.mem_limit > 0:
+        told = f" {stats.memory_used / stats.mem_limit:.1f} times {format_size(stats.mem_limit)}"
+    elif stats.mem_limit:
         told = f" {100 * stats.memory_used / stats.mem_limit:.0f} % of {format_size(stats.mem_limit)}"
     else:
         told = f" {format_size(stats.memory_used)}, no limit"

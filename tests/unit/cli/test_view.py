@@ -48,7 +48,8 @@ def test_everything_that_was_asked_for_is_on_one_screen() -> None:
         (64 * MIB - (256 << 10), 64 * MIB, "pool default is full"),
         (4 * MIB - (192 << 10), 4 * MIB, "pool default is full"),  # what is kept for making room is most of it
         (4 * MIB - (256 << 10), 4 * MIB, "pool default is nearly full"),
-        (70 * MIB, 64 * MIB, "pool default is full"),
+        (64 * MIB + (100 << 10), 64 * MIB, "pool default is full"),
+        (70 * MIB, 64 * MIB, "pool default is above its limit"),
         (70 * MIB, 0, "serving"),
     ],
 )
@@ -138,6 +139,20 @@ def test_the_tables_of_an_empty_pool_do_not_fill_its_bar() -> None:
 
 def test_durations_are_short() -> None:
     assert [duration(s) for s in (0, 34e-6, 0.0012, 0.05, 3.25)] == ["-", "34 µs", "1.2 ms", "50 ms", "3.2 s"]
+
+
+@pytest.mark.parametrize(("used", "told"), [(9.99, "999 % of 1M"), (15.94, "15.9 times 1M")])
+def test_many_times_a_limit_is_told_as_that(used: float, told: str) -> None:
+    stats = replace(POOL_STATS, mem_used_total=int(used * MIB), metadata=0, mem_limit=MIB)
+    lines = shown(Frame(replace(SERVER, pools=(replace(SERVER.pools[0], stats=stats),))))
+    assert next(line for line in lines if line.startswith("default")).endswith(f" {told}")
+
+
+@pytest.mark.parametrize("width", [60, 70, 80])
+def test_the_whole_legend_is_read_in_a_narrow_terminal(width: int) -> None:
+    lines = shown(Frame(SERVER), width)
+    (legend,) = (line for line in lines if "objects 100M" in line)
+    assert legend.endswith("folded away 40M" if width > 60 else "folded 40M")
 
 
 NOW = SERVER.started_at + SERVER.uptime_seconds
