@@ -27,6 +27,7 @@ BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty
 KEPT_BYTES = 192 << 10
 """A full pool has so much left at most: 64 KiB are kept for making room, and figures for strangers are rounded."""
 NAMED_WIDTH = 16  # of a pool's name in a line that has more to say
+LATE_INTERVALS, LATE_SECONDS = 5, 60  # of a checkpoint, as the alert NbdzramCheckpointOld
 OVER_LIMIT = 1.005  # limits can be set below what is stored; a little is rounding
 TIMES_FROM = 10  # above a limit: "1594 % of it" is no way of being full
 MAX_POOLS = 4  # bars; the rest is counted in one line
@@ -146,14 +147,18 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
     ends = _certificate_seconds(status)
     crowd = status.connections / status.connections_limit
     room = status.state_dir_free_bytes / status.state_dir_size_bytes if status.state_dir_size_bytes else 1
+    rotten = next((pool.name for pool in status.pools if _is_rotten(pool)), None)
     table = (
         (status.draining, "draining", "yellow"),
         (status.starting, "starting", "yellow"),
         (status.headroom is not None and status.headroom.short, "memory is short", "red"),
+        (rotten is not None, f"pool {(rotten or '')[:NAMED_WIDTH]} has rotten blocks", "red"),
+        (status.journal is not None and bool(status.journal.trouble), "FLUSH fails", "red"),
         (over is not None, f"pool {(over or '')[:NAMED_WIDTH]} is above its limit", "red"),
         (full is not None, f"pool {(full or '')[:NAMED_WIDTH]} is full", "red"),
         (ends is not None and ends <= 0, "the certificate has expired", "red"),
         (crowd >= 1, "connections at their limit", "red"),
+        (_checkpoint_is_late(status), "the newest checkpoint is old", "red"),
         (room < ROOM_LEAST / 5, "the state directory is full", "red"),
         (near is not None, f"pool {(near or '')[:NAMED_WIDTH]} is nearly full", "yellow"),
         (ends is not None and ends < CERTIFICATE_SECONDS, f"certificate ends in {format_seconds(ends or 0)}", "yellow"),
@@ -162,6 +167,19 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
         (room < ROOM_LEAST, "state directory nearly full", "yellow"),
     )
     return ((told, colour) for holds, told, colour in table if holds)
+
+
+def _is_rotten(pool: PoolStatus) -> bool:
+    """The last look for rot found some, or a read did and nobody has looked further."""
+    return pool.scrub.rotten_blocks > 0 or (pool.scrub.finished_at is None and pool.stats.blocks_rotten > 0)
+
+
+def _checkpoint_is_late(status: ServerStatus) -> bool:
+    if status.checkpoint is None:
+        return False
+    moment = status.started_at if status.checkpoint.moment is None else status.checkpoint.moment
+    age = status.started_at + status.uptime_seconds - moment
+    return age > LATE_INTERVALS * status.checkpoint.interval_seconds + LATE_SECONDS
 
 
 def _certificate_seconds(status: ServerStatus) -> float | None:

@@ -280,6 +280,9 @@ def changed(change: str) -> str:
 
 
 EVERY_TROUBLE = """
+    x.pools[0].scrub = {...x.pools[0].scrub, rotten_blocks: 3, finished_at: 1};
+    x.journal = {usable: false, trouble: "cannot write /var/lib/nbdzram/checkpoints/7.log: no space left on device"};
+    x.checkpoint = {moment: x.started_at - 7200, interval_seconds: 60};
     x.certificate_expires_at = 1; x.tls_files_usable = false;
     x.state_dir_size_bytes = 1e9; x.state_dir_free_bytes = 3e6; x.connections = 1023; x.connections_limit = 1024;
     const whose = "the cgroup /sys/fs/cgroup/system.slice/nbdzram-with-a-long-name.service";
@@ -299,8 +302,13 @@ def test_every_trouble_fits_the_window_and_is_told_exactly(
     browser.wait_for(f"{STATE} === 'trouble' && document.querySelectorAll('#runs tbody tr').length === 1")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     told = browser.evaluate("[...document.querySelectorAll('#troubles b')].map(node => node.innerText)")
-    assert told[0].startswith("Memory is short: 9.54 MiB of 954 MiB")
-    assert told[1:4] == [
+    assert told[:2] == [
+        "Blocks of pool default are not what was written: 3.",
+        "FLUSH fails: the journal cannot be used.",
+    ]
+    assert told[2].startswith("The newest checkpoint is 2 h")
+    assert told[3].startswith("Memory is short: 9.54 MiB of 954 MiB")
+    assert told[4:7] == [
         "The TLS certificate has expired.",
         "The TLS files on disk cannot be used.",
         "1023 connections of 1024 that are allowed.",
@@ -310,6 +318,24 @@ def test_every_trouble_fits_the_window_and_is_told_exactly(
     run = browser.evaluate("document.querySelector('#runs tbody').innerText")
     assert "failed" in run
     assert "1 h 12 min" in run
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("x.journal = {usable: false, trouble: ''}", "FLUSH waits for the first checkpoint."),
+        ("x.checkpoint = {moment: null, interval_seconds: 1}; x.started_at -= 66; x.uptime_seconds += 66", "No check"),
+        ("x.pools[0].stats.blocks_rotten = 4", "Blocks of pool default are not what was written."),
+    ],
+)
+def test_what_a_crash_would_cost_is_told(
+    serve: Callable[..., Nbdzram], browser: Browser, change: str, told: str
+) -> None:
+    server = serve({"disk": "1M"}, metrics=True)
+    browser.before_each_page(changed(change))
+    browser.open(page_of(server))
+    browser.wait_for("document.querySelectorAll('#troubles b').length === 1")
+    assert browser.evaluate("document.querySelector('#troubles b').innerText").startswith(told)
 
 
 @pytest.mark.parametrize(("state", "told"), [("starting", "lets clients in then"), ("draining", "lets nobody in")])

@@ -12,7 +12,12 @@ from rich.console import Console
 from nbdzram.cli.view import SORTS, Frame, duration, screen
 from nbdzram.rates import Rates
 from nbdzram.status import ServerStatus
-from tests.unit.records import EXPORT, MIB, POOL_STATS, RUNNING, SERVER, USAGE
+from tests.unit.records import EXPORT, MIB, POOL_STATS, RUNNING, USAGE
+from tests.unit.records import SERVER as RECORDED
+
+(POOL,) = RECORDED.pools
+SERVER = replace(RECORDED, pools=(replace(POOL, scrub=replace(POOL.scrub, rotten_blocks=0)),))
+"""Nothing is wrong with it."""
 
 
 def shown(frame: Frame, width: int = 80, height: int = 24, *, keys: bool = True) -> list[str]:
@@ -157,6 +162,9 @@ def test_the_whole_legend_is_read_in_a_narrow_terminal(width: int) -> None:
 
 NOW = SERVER.started_at + SERVER.uptime_seconds
 DAY = 86400
+assert SERVER.journal is not None
+assert SERVER.checkpoint is not None
+JOURNAL, CHECKPOINT = SERVER.journal, SERVER.checkpoint
 
 
 @pytest.mark.parametrize(
@@ -173,11 +181,22 @@ DAY = 86400
         ({"state_dir_size_bytes": 1000, "state_dir_free_bytes": 51}, "serving"),
         ({"state_dir_size_bytes": 1000, "state_dir_free_bytes": 9, "draining": True}, "draining"),
         ({"starting": True}, "starting"),
+        ({"pools": RECORDED.pools}, "pool default has rotten blocks"),
+        (
+            {"pools": (replace(POOL, scrub=replace(POOL.scrub, rotten_blocks=0, finished_at=None)),)},
+            "pool default has rot",
+        ),
+        ({"journal": replace(JOURNAL, usable=False)}, "serving"),
+        ({"journal": replace(JOURNAL, usable=False, trouble="no space left on device")}, "FLUSH fails"),
+        ({"checkpoint": replace(CHECKPOINT, moment=NOW - 361)}, "the newest checkpoint is old"),
+        ({"checkpoint": replace(CHECKPOINT, moment=NOW - 359)}, "serving"),
+        ({"checkpoint": replace(CHECKPOINT, moment=None)}, "serving"),
+        ({"checkpoint": replace(CHECKPOINT, moment=None), "uptime_seconds": 361}, "the newest checkpoint is old"),
     ],
 )
 def test_what_the_status_page_calls_trouble_stands_in_the_first_line(change: dict[str, Any], told: str) -> None:
     quiet = replace(SERVER, certificate_expires_at=None, state_dir_size_bytes=0, headroom=None, connections=1)
-    assert f"  {told}  up " in shown(Frame(replace(quiet, **change)), 100)[0]
+    assert f"  {told}" in shown(Frame(replace(quiet, **change)), 100)[0]
 
 
 def test_of_several_troubles_the_worst_is_told() -> None:
