@@ -285,7 +285,7 @@ EVERY_TROUBLE = """
     x.checkpoint = {moment: x.started_at - 7200, interval_seconds: 60};
     x.certificate_expires_at = 1; x.tls_files_usable = false;
     x.state_dir_size_bytes = 1e9; x.state_dir_free_bytes = 3e6; x.connections = 1023; x.connections_limit = 1024;
-    const whose = "the cgroup /sys/fs/cgroup/system.slice/nbdzram-with-a-long-name.service";
+    const whose = "the cgroup /sys/fs/cgroup/system.slice/nbdzram_with_a_long_name.service";
     x.headroom = {short: true, free_bytes: 1e7, limit_bytes: 1e9, reserve_bytes: 1, shortages: 1, whose};
     const run = {reason: "interval", finished_at: x.started_at, bytes_freed: 123456789, seconds: 4321, result: {}};
     x.pools[0].maintenance.recent = [{...run, kind: "recompress", state: "failed"}];
