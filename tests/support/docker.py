@@ -68,8 +68,11 @@ class Engine(ServerProcess):
         return done.stdout + done.stderr
 
     def kill(self) -> None:
-        """As gently as stop: containers would outlive an engine that is killed."""
-        self.stop()
+        """As gently as stop: containers would outlive an engine that is killed. One that has ended is asked nothing."""
+        if self.process.poll() is None:
+            self.stop()
+        else:  # what failed already has the floor
+            shutil.rmtree(self.directory / "images", ignore_errors=True)
 
     def stop(self) -> None:
         """Remove every container; the engine then ends within seconds."""
