@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 
-STDERR = 2
-
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -27,15 +25,19 @@ def main() -> None:
 def _open_standard_streams() -> None:
     """Give the numbers 0 to 2 to /dev/null where they are closed: a disk's socket must not become standard output.
 
-    What a terminal's encoding lacks, in an export's name or a path, is written as its number: it is no error.
+    What is printed to a closed one is an error, as it is for other tools; a log that nobody wants is none. What a
+    terminal's encoding lacks, in an export's name or a path, is written as its number: it is no error either.
     """
-    for number in range(STDERR + 1):
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):  # a closed standard output takes nothing
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, mode)  # gets the lowest number that is free: this one
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # Python leaves out what was closed when it started
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
+        if isinstance(stream, io.TextIOWrapper):  # a test's may be of another kind
             stream.reconfigure(errors="backslashreplace")
 
 

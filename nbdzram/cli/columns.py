@@ -85,7 +85,7 @@ def render(
 
 def screen_width() -> int | None:
     """Of the terminal that standard output is; None: it is none, and lines may be as long as they are."""
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not sys.stdout.isatty():
         return None
     said = os.environ.get("COLUMNS", "")
     if said.isdecimal() and int(said):

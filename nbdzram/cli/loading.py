@@ -48,7 +48,7 @@ async def load_image(service: Service, export: ExportConfig, told_to_stop: async
 @contextlib.contextmanager
 def _progress_line(says: str) -> Iterator[Callable[[int], None]]:
     """On a terminal one line that is written over and over, and gone at the end; elsewhere nothing."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield lambda _: None
         return
     try:

@@ -6,18 +6,20 @@ need. Exit codes: 0 done, 1 failed, 2 usage, 3 server unreachable, 4 no such exp
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import importlib
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import click
 
 from nbdzram import __version__
 from nbdzram.errors import UserError
 
+STDOUT, STDERR = 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """What a file, disk or terminal says that takes no more output; any other OSError that gets here is our bug."""
@@ -131,7 +133,7 @@ def run(arguments: list[str]) -> int:
         _complain(str(error))
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        _on_stderr(error.show)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -139,10 +141,25 @@ def run(arguments: list[str]) -> int:
         if error.errno not in OUTPUT_ERRORS:
             raise
         _complain(f"cannot write the output: {error.strerror}; free some space, or send it elsewhere")
+        _drop(STDOUT)
         return UserError.exit_code
     return answer if isinstance(answer, int) else 0  # what a command exits with; click's main gives it back
 
 
 def _complain(sentence: str) -> None:
-    click.echo(f"nbdzram: {sentence}", err=True)
-    sys.stderr.flush()
+    _on_stderr(lambda: click.echo(f"nbdzram: {sentence}", err=True))
+
+
+def _on_stderr(show: Callable[[], None]) -> None:
+    """Where nobody can be told why, the exit code tells it all the same."""
+    try:
+        show()
+        sys.stderr.flush()
+    except OSError:
+        _drop(STDERR)
+
+
+def _drop(number: int) -> None:
+    """What could not be written is not tried once more at the exit, where Python would end with its words and 120."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)

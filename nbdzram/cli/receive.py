@@ -46,7 +46,10 @@ def command(*, prefix: str, pool: str | None, resumable: bool, as_json: bool, co
     with connect(control) as client, Meter("received") as meter:
 
         def read(count: int) -> bytes:
-            content = os.read(sys.stdin.fileno(), count)
+            try:
+                content = os.read(sys.stdin.fileno(), count)
+            except OSError as error:
+                raise UserError(f"cannot read the stream from standard input: {error.strerror}") from error
             meter.passed(len(content))
             return content
 

@@ -427,8 +427,7 @@ def print_in_background() -> LineWriter:
     def failed(error: OSError) -> None:
         log.warning("cannot print where it listens: %s", error.strerror)
 
-    encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding  # None: it was closed, and leads nowhere
-    return LineWriter(STDOUT, encoding=encoding, failed=failed)
+    return LineWriter(STDOUT, encoding=sys.stdout.encoding, failed=failed)
 
 
 async def _serve(

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
-LOOKS = {"status", "clients", "runs", "streams"}  # what a server knows without doing anything for it
-LOOK_SECONDS = 30.0  # milliseconds are usual; who asks whether it lives is told so in the end
 
 Progress = Callable[["RunStatus", "RunStatus | None"], None]
 
@@ -48,6 +46,7 @@ class ControlClient:
             self._socket.close()
             reason = error.strerror or str(error)
             raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
+        self._socket.settimeout(None)  # a fold may take minutes; Ctrl-C ends the wait
         self._reader = self._socket.makefile("rb")
         self._last_id = 0
 
@@ -120,11 +119,12 @@ class ControlClient:
 
         def pass_in() -> None:
             content = b"some"
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused: the reason has been sent
-                while content:
-                    content = read(LARGEST_CHUNK)
-                    self._socket.sendall(LENGTH.pack(len(content)), socket.MSG_NOSIGNAL)
-                    self._socket.sendall(content, socket.MSG_NOSIGNAL)
+            while content:
+                content = read(LARGEST_CHUNK)
+                try:
+                    self._send(LENGTH.pack(len(content)) + content)
+                except (BrokenPipeError, ConnectionResetError):  # refused: the reason has been sent
+                    return
 
         return self._call(method, params, None, pass_in)
 
@@ -132,38 +132,37 @@ class ControlClient:
         self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
     ) -> Any:
         self._last_id += 1
-        self._socket.settimeout(LOOK_SECONDS if method in LOOKS else None)  # a fold may take minutes
+        with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
+            self._send(messages.request(method, params, self._last_id))
+        while True:
+            message = self._receive()
+            if message.get("method") == "progress":
+                if progress is not None:
+                    _report(progress, message["params"])
+            elif message.get("method") == "stream" and carry is not None:
+                carry()
+            elif "error" in message:
+                raise messages.error_of(message["error"])
+            elif message.get("id") == self._last_id:
+                return message.get("result")
+
+    def _send(self, content: bytes) -> None:
+        """Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead."""
         try:
-            # Commands let SIGPIPE end them, for pipes; a server that went away is an error to tell instead.
-            with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
-                self._socket.sendall(messages.request(method, params, self._last_id), socket.MSG_NOSIGNAL)
-            while True:
-                message = self._receive()
-                if message.get("method") == "progress":
-                    if progress is not None:
-                        _report(progress, message["params"])
-                elif message.get("method") == "stream" and carry is not None:
-                    carry()
-                elif "error" in message:
-                    raise messages.error_of(message["error"])
-                elif message.get("id") == self._last_id:
-                    return message.get("result")
-        except TimeoutError:
-            raise ServerUnreachable(
-                f"the server on {self._path} (pid {self.server_pid}) has not answered for {LOOK_SECONDS:g} s: it is "
-                "stopped, hangs, or gets no processor"
-            ) from None
+            self._socket.sendall(content, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
 
     def _exactly(self, count: int) -> bytes:
-        content = self._reader.read(count)
+        content = self._heard(self._reader.read, count)
         if len(content) < count:
             raise self._lost("it closed the connection in the middle of a stream")
         return content
 
     def _receive(self) -> dict[str, Any]:
-        line = self._reader.readline(messages.MAX_REPLY_BYTES)
+        line = self._heard(self._reader.readline, messages.MAX_REPLY_BYTES)
         if not line.endswith(b"\n"):
             raise self._lost("it closed the connection")
         try:
@@ -173,6 +172,15 @@ class ControlClient:
         if not isinstance(message, dict):
             raise UserError(f"what answers on {self._path} is no nbdzram server")
         return message
+
+    def _heard(self, read: Callable[[int], bytes], count: int) -> bytes:
+        """What the server sent. Errors of this connection alone are the server's: those of whoever reads or writes a
+        stream here, such as a disk that is full, are not.
+        """
+        try:
+            return read(count)
+        except OSError as error:
+            raise self._lost(error.strerror or str(error)) from error
 
     def _lost(self, reason: str) -> ServerUnreachable:
         return ServerUnreachable(f"the server on {self._path} went away: {reason}")

@@ -15,6 +15,7 @@ import pytest
 
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable
+from nbdzram.stream.layout import MAGIC
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment
 
@@ -33,6 +34,56 @@ def test_a_full_disk_below_the_output_is_one_sentence(words: list[str]) -> None:
     assert done.stderr == (
         "nbdzram: cannot write the output: No space left on device; free some space, or send it elsewhere\n"
     )
+
+
+CLOSED = "nbdzram: cannot write the output: Bad file descriptor; free some space, or send it elsewhere\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("stat >&-", 1, CLOSED),
+        ("ls --json >&-", 1, CLOSED),
+        ("send disk >&-", 1, CLOSED),
+        ("--help >&-", 1, CLOSED),
+        ("stat >&- <&- 2>&-", 1, ""),
+        ("stat nothing 2>/dev/full", 4, ""),
+        ("nothing 2>/dev/full", 2, ""),
+        ("stat >/dev/full 2>/dev/full", 1, ""),
+        ("send disk 2>&-", 0, ""),
+    ],
+)
+def test_what_cannot_be_said_is_one_sentence_where_there_is_room_and_the_code_says_it_anywhere(
+    start: Start, line: str, code: int, said: str
+) -> None:
+    server = start("-e", "disk=1M")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {line}', "sh", *NBDZRAM],
+        capture_output=True,
+        check=False,
+        env=clean_environment() | {"NBDZRAM_CONTROL": str(server.control)},
+    )
+    assert (done.returncode, done.stderr.decode()) == (code, said)
+    assert done.stdout.startswith(MAGIC) is (line == "send disk 2>&-")
+
+
+@pytest.mark.parametrize(
+    ("line", "clue"),
+    [
+        ("send disk > /dev/full", "cannot write the output: No space left on device"),
+        ("receive 0> /dev/null", "cannot read the stream from standard input: Bad file descriptor"),
+    ],
+)
+def test_an_error_at_our_end_of_a_stream_is_not_a_server_that_went_away(start: Start, line: str, clue: str) -> None:
+    server = start("-e", "disk=1M")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {line}', "sh", *NBDZRAM],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment() | {"NBDZRAM_CONTROL": str(server.control)},
+    )
+    assert (done.returncode, clue in done.stderr) == (1, True), done.stderr
 
 
 @pytest.mark.parametrize("standard_output", [">&-", ">/dev/full", "<&- >&-", "| true"])
