@@ -306,6 +306,10 @@ def listen(value: object) -> dict[str, object]:
             vsock.append(VsockAddress(port=integer(0, (1 << 32) - 2)(rest) if rest else DEFAULT_PORT))
         else:
             tcp.append(tcp_address(DEFAULT_PORT)(item))
+    named = [str(address) for address in (*tcp, *unix, *vsock)]
+    twice = next((name for name in named if named.count(name) > 1 and not name.endswith(":0")), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands there twice; once is enough")
     return {"tcp": tuple(tcp), "unix": tuple(unix), "vsock": tuple(vsock)}
 
 

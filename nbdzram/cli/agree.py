@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbdzram.cli.common import print_json
+from nbdzram.cli.common import print_json, require_all
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
 from nbdzram.status.encoding import from_json
@@ -26,22 +26,25 @@ def agree(
     names: Sequence[str],
     *,
     size_bytes: int = 0,
+    snapshot: str | None = None,
     yes: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> bool:
-    """Whether to go on and `verb` these exports, of which `size_bytes` bytes would stay. Raises UserError.
+    """Whether to go on and `verb` these exports, of which `size_bytes` bytes or a `snapshot` would stay.
 
     A dry run tells and does not go on. Nothing is asked when nothing is lost (but a shrinking disk may have partitions
-    to its end), nor when clients are attached: the server will refuse. A name that is not there ends the command before
-    anything is done.
+    to its end), nor when clients are attached: the server will refuse. A name that is not there, or a snapshot that
+    cannot be gone back to, ends the command before anything is asked or done. Raises UserError.
     """
     if (yes or force) and not dry_run:
+        require_all(client, "exports", names)
         return True
     from nbdzram.status import ExportLoss  # noqa: PLC0415 - lists and additions destroy nothing
 
-    losses = [from_json(ExportLoss, client.call("exports.lose", name=name, size_bytes=size_bytes)) for name in names]
+    stays = {"size_bytes": size_bytes} if snapshot is None else {"snapshot": snapshot}
+    losses = [from_json(ExportLoss, client.call("exports.lose", name=name, **stays)) for name in names]
     if dry_run:
         _tell(verb, losses, as_json=as_json)
         return False

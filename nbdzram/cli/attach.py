@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names, require_export
+from nbdzram.cli.common import OUR_PATH, Whole, connect, control_option, export_names, require_export
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials
 from nbdzram.config import DEFAULT_PORT
@@ -54,7 +54,7 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "-C",
     "--connections",
     metavar="N",
-    type=click.IntRange(1, MOST_CONNECTIONS),
+    type=Whole(1, MOST_CONNECTIONS),
     help="Connections.  [default: 1; 2 with --persist]",
 )
 @click.option(
@@ -67,14 +67,14 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "--request-timeout",
     "request_seconds",
     metavar="SECONDS",
-    type=click.IntRange(1, 3600),
+    type=Whole(1, 3600),
     help=f"With --persist: what is not answered by then is sent again, elsewhere.  [default: {REQUEST_SECONDS}]",
 )
 @click.option(
     "--dead-timeout",
     "dead_seconds",
     metavar="SECONDS",
-    type=click.IntRange(1, 1 << 20),
+    type=Whole(1, 1 << 20),
     help=f"With --persist: without any connection for so long, requests are I/O errors.  [default: {DEAD_SECONDS}]",
 )
 @click.option(

@@ -8,9 +8,20 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import connect, control_option, export_names, json_option, print_json, require_export
+from nbdzram.cli.common import (
+    Whole,
+    connect,
+    control_option,
+    each_once,
+    export_names,
+    json_option,
+    print_json,
+    require_export,
+)
 from nbdzram.control.client import ControlClient
 from nbdzram.status import ClientStatus
+
+CLIENT_NUMBER = Whole(1, of="number of a client; `nbdzram clients` shows them")
 
 COLUMNS: list[Column[ClientStatus]] = [
     Column("CLIENT", "", lambda client: client.number),
@@ -77,7 +88,7 @@ def _of(client: ControlClient, export: str | None) -> list[ClientStatus]:
     "disconnect",
     epilog="\b\nExamples:\n  nbdzram clients disconnect 7\n  nbdzram clients disconnect --export scratch",
 )
-@click.argument("numbers", metavar="[CLIENT...]", nargs=-1, type=click.IntRange(1))
+@click.argument("numbers", metavar="[CLIENT...]", nargs=-1, callback=each_once, type=CLIENT_NUMBER)
 @export_option
 @json_option
 @control_option

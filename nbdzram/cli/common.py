@@ -52,6 +52,18 @@ class OurPath(click.ParamType[Path]):
 OUR_PATH = OurPath()
 
 
+class Whole(click.IntRange):
+    """A whole number, which click calls an integer range where it is none. Of what there are numbers: `of`."""
+
+    def __init__(self, low: int, high: int | None = None, *, of: str = "whole number") -> None:
+        super().__init__(low, high)
+        self.name = of
+
+
+SECONDS = click.FloatRange(0.1, 3600)
+SECONDS.name = "number of seconds"
+
+
 class Size(click.ParamType[int]):
     """A disk's size in bytes."""
 
@@ -139,7 +151,7 @@ def cpu_option(command: Command) -> Command:
     return click.option(
         "--cpu",
         metavar="PERCENT",
-        type=click.IntRange(1, 100),
+        type=Whole(1, 100),
         default=100,
         show_default=True,
         help="Share of one processor core to use; while clients are served, 50 at most.",
@@ -151,10 +163,14 @@ def in_other_words(command: click.Command, name: str, *, epilog: str) -> click.C
     return click.Command(name, callback=command.callback, params=command.params, help=command.help, epilog=epilog)
 
 
-def connect(control: Path | None) -> ControlClient:
-    """A connection to the server. Raises ServerUnreachable."""
+def connect(control: Path | None, late: Callable[[str], None] | None = None) -> ControlClient:
+    """A connection to the server. `late` in place of a line, where an answer takes long. Raises ServerUnreachable."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `nbdzram stat | head` ends quietly, as other tools do
-    return ControlClient(control or socket_for_client(os.environ))
+    return ControlClient(control or socket_for_client(os.environ), late or _tell_late)
+
+
+def _tell_late(sentence: str) -> None:
+    click.echo(f"nbdzram: {sentence}; Ctrl-C ends the wait", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -184,11 +200,27 @@ def list_rows(
     return None
 
 
-def require_export(name: str, known: Iterable[str]) -> None:
+def require_export(name: str, known: Iterable[str], kind: str = "export") -> None:
     """Raises NoSuchExport, as the server does where it is asked for one."""
     names = list(known)
     if name not in names:
-        raise NoSuchExport(f"there is no export '{name}'; there are: {', '.join(names) or 'none'}")
+        raise NoSuchExport(f"there is no {kind} '{name}'; there are: {', '.join(names) or 'none'}")
+
+
+def require_all(client: ControlClient, what: str, names: Sequence[str]) -> None:
+    """Of several exports or pools, where one is not there nothing is done. Raises NoSuchExport.
+
+    Of one alone the server says so itself.
+    """
+    if len(names) > 1:
+        known = [one["name"] for one in client.status_part(what)]
+        for name in names:
+            require_export(name, known, what.removesuffix("s"))
+
+
+def each_once(_: click.Context, __: click.Parameter, names: Sequence[str]) -> tuple[str, ...]:
+    """Of words that somebody typed twice one, in their order."""
+    return tuple(dict.fromkeys(names))
 
 
 def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as_json: bool, **params: Any) -> None:

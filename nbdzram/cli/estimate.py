@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import ANY_PATH, json_option, print_json
+from nbdzram.cli.common import ANY_PATH, Whole, json_option, print_json
 from nbdzram.engine.stats import BLOCK_SIZE
 from nbdzram.errors import UserError
 from nbdzram.units import format_size
@@ -50,13 +50,11 @@ class Image:
     "  sudo nbdzram estimate /dev/sda --sample 16 --json",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=ANY_PATH)
-@click.option(
-    "--level", metavar="N", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level."
-)
+@click.option("--level", metavar="N", type=Whole(1, 22), default=3, show_default=True, help="Zstandard's level.")
 @click.option(
     "--sample",
     metavar="N",
-    type=click.IntRange(1, 1 << 20),
+    type=Whole(1, 1 << 20),
     default=1,
     show_default=True,
     help="Compress about one distinct block in N, and scale up; every block is still read.",

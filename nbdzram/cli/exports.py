@@ -15,6 +15,7 @@ from nbdzram.cli.common import (
     Size,
     connect,
     control_option,
+    each_once,
     export_names,
     json_option,
     limits_of,
@@ -228,7 +229,7 @@ def rename(*, name: str, new_name: str, as_json: bool, control: Path | None) -> 
 
 
 @command.command("remove", epilog="Example: nbdzram exports remove scratch")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=export_names)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, callback=each_once, shell_complete=export_names)
 @yes_option
 @force_option
 @dry_run_option
@@ -266,7 +267,7 @@ def resize(*, name: str, size: int, yes: bool, force: bool, dry_run: bool, as_js
 
 
 @command.command("reset", epilog="Example: nbdzram exports reset scratch")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=export_names)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, callback=each_once, shell_complete=export_names)
 @yes_option
 @force_option
 @dry_run_option
@@ -308,7 +309,9 @@ def rollback(
     before content goes; where nobody can be asked, --yes or --force says it beforehand.
     """
     with connect(control) as client:
-        if agree(client, "roll back", (name,), yes=yes, force=force, dry_run=dry_run, as_json=as_json):
+        if agree(
+            client, "roll back", (name,), snapshot=snapshot, yes=yes, force=force, dry_run=dry_run, as_json=as_json
+        ):
             answer = client.call("exports.rollback", name=name, snapshot=snapshot, force=force)
             _tell("rolled back", answer, as_json=as_json)
 

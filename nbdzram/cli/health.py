@@ -8,7 +8,7 @@ import click
 
 from nbdzram.cli.common import connect, control_option, json_option, print_json
 from nbdzram.cli.objects import SCHEMA
-from nbdzram.errors import UserError
+from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.status import Brief
 from nbdzram.units import counted
 
@@ -19,9 +19,9 @@ from nbdzram.units import counted
 def command(*, as_json: bool, control: Path | None) -> None:
     """Say whether the server serves. Exit code 0: it does; 1: it starts, or drains; 3: none answers.
 
-    It asks the control socket, and so needs no metrics address.
+    It asks the control socket, and so needs no metrics address. One that has not answered after 5 s does not serve.
     """
-    with connect(control) as client:
+    with connect(control, _give_up) as client:
         status = client.status_as(Brief)
     if as_json:
         ready = not (status.starting or status.draining)
@@ -35,3 +35,7 @@ def command(*, as_json: bool, control: Path | None) -> None:
     if not as_json:
         exports, clients = counted(len(status.exports), "export"), counted(status.connections, "connection")
         click.echo(f"serving {exports} to {clients}")
+
+
+def _give_up(sentence: str) -> None:
+    raise ServerUnreachable(f"{sentence}: it is stopped, or has no processor; its log may tell")

@@ -53,6 +53,15 @@ COMMANDS = {
 }
 """Every command and its one line, in the order of the help; its module is nbdzram.cli.NAME, the function `command`."""
 
+ELSEWHERE = {
+    "create": "`nbdzram exports add` offers a new disk.",
+    "delete": "`nbdzram exports remove` removes a disk.",
+    "detach": "`nbd-client -d /dev/nbdN` detaches a disk, `qemu-nbd -d` one of QEMU's.",
+    "start": "`nbdzram serve` starts a server, or `systemctl start nbdzram` where a unit does.",
+    "stop": "Ctrl-C or SIGTERM stops a server, or `systemctl stop nbdzram` where a unit runs it.",
+}
+"""What others call it, where the nearest of our names is something else."""
+
 GROUPS = ("exports", "pools", "clients", "runs", "streams")
 """Those that have commands of their own."""
 
@@ -82,6 +91,8 @@ class Front(click.Group):
         except click.UsageError as error:
             import difflib  # noqa: PLC0415 - only a mistake pays for it
 
+            if args[0] in ELSEWHERE:
+                raise click.UsageError(f"No such command '{args[0]}'. {ELSEWHERE[args[0]]}", error.ctx) from None
             below = [f"{group} {args[0]}" for group in GROUPS if args[0] in self._below(ctx, group)]
             if below:
                 raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{below[0]}'?", error.ctx) from None

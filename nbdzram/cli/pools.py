@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column
-from nbdzram.cli.common import connect, control_option, json_option, list_rows, pool_names, print_json, remove_named
+from nbdzram.cli.common import (
+    connect,
+    control_option,
+    each_once,
+    json_option,
+    list_rows,
+    pool_names,
+    print_json,
+    remove_named,
+    require_all,
+)
 from nbdzram.status import PoolFigures, from_json
 from nbdzram.units import format_size
 
@@ -100,12 +110,13 @@ def add(
 
 
 @command.command("remove", epilog="Example: nbdzram pools remove fast")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=pool_names)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, callback=each_once, shell_complete=pool_names)
 @json_option
 @control_option
 def remove(*, names: tuple[str, ...], as_json: bool, control: Path | None) -> None:
     """Close pools that hold no export, and remove their files."""
     with connect(control) as client:
+        require_all(client, "pools", names)
         remove_named(client, "pools.remove", names, as_json=as_json)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import control_option, cpu_option, json_option, pool_option
+from nbdzram.cli.common import Whole, control_option, cpu_option, json_option, pool_option
 from nbdzram.cli.perform import perform
 
 
@@ -15,14 +15,12 @@ from nbdzram.cli.perform import perform
     epilog="\b\nExamples:\n  nbdzram recompress\n  nbdzram recompress --idle 3600 --level 9 --cpu 50\n"
     "  nbdzram recompress --dictionary --json",
 )
-@click.option(
-    "--level", metavar="N", type=click.IntRange(1, 22), default=3, show_default=True, help="Zstandard's level."
-)
+@click.option("--level", metavar="N", type=Whole(1, 22), default=3, show_default=True, help="Zstandard's level.")
 @click.option(
     "--idle",
     "idle_seconds",
     metavar="SECONDS",
-    type=click.IntRange(0, 10**9),
+    type=Whole(0, 10**9),
     default=0,
     show_default=True,
     help="Only blocks that nobody read or wrote for so long.",

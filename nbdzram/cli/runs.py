@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.cli.common import Whole, connect, control_option, each_once, json_option, print_json
 from nbdzram.control.client import ControlClient
 from nbdzram.status import RunStatus, from_json
 from nbdzram.units import format_seconds
+
+RUN_NUMBER = Whole(1, of="number of a run; `nbdzram runs` shows them")
 
 COLUMNS: list[Column[RunStatus]] = [
     Column("RUN", "", lambda run: run.number),
@@ -52,7 +54,7 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 
 
 @command.command("cancel", epilog="Example: nbdzram runs cancel 4 5")
-@click.argument("numbers", metavar="RUN...", nargs=-1, required=True, type=click.IntRange(1))
+@click.argument("numbers", metavar="RUN...", nargs=-1, required=True, callback=each_once, type=RUN_NUMBER)
 @json_option
 @control_option
 def cancel(*, numbers: tuple[int, ...], as_json: bool, control: Path | None) -> None:
@@ -61,7 +63,7 @@ def cancel(*, numbers: tuple[int, ...], as_json: bool, control: Path | None) -> 
 
 
 @command.command("pause", epilog="Example: nbdzram runs pause 4")
-@click.argument("numbers", metavar="RUN...", nargs=-1, required=True, type=click.IntRange(1))
+@click.argument("numbers", metavar="RUN...", nargs=-1, required=True, callback=each_once, type=RUN_NUMBER)
 @json_option
 @control_option
 def pause(*, numbers: tuple[int, ...], as_json: bool, control: Path | None) -> None:
@@ -70,7 +72,7 @@ def pause(*, numbers: tuple[int, ...], as_json: bool, control: Path | None) -> N
 
 
 @command.command("resume", epilog="Example: nbdzram runs resume 4")
-@click.argument("numbers", metavar="RUN...", nargs=-1, required=True, type=click.IntRange(1))
+@click.argument("numbers", metavar="RUN...", nargs=-1, required=True, callback=each_once, type=RUN_NUMBER)
 @json_option
 @control_option
 def resume(*, numbers: tuple[int, ...], as_json: bool, control: Path | None) -> None:

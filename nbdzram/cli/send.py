@@ -56,7 +56,9 @@ def command(
     """
     if resume is not None and (everything or exports or since is not None):
         raise click.UsageError("What is sent with --resume is what was: name no exports, and no --since.")
-    if resume is None and everything == bool(exports):
+    if everything and exports:
+        raise click.UsageError("--all is every export: name none beside it.")
+    if resume is None and not everything and not exports:
         raise click.UsageError("Name exports, or say --all.")
     if sys.stdout.isatty():
         raise UserError("a stream is nothing for a terminal; send it to a file or a pipe: nbdzram send ... > FILE")

@@ -59,6 +59,8 @@ log = logging.getLogger("nbdzram.server")
 
 STDOUT = 1
 FORCED_EXIT = 128 + signal.SIGTERM
+PORT = click.IntRange(0, 65535)
+PORT.name = "port"  # in what click says of a word that is none
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -130,7 +132,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "-p",
     "--port",
     metavar="PORT",
-    type=click.IntRange(0, 65535),
+    type=PORT,
     help=f"TCP port; 0 takes a free one.  [default: {DEFAULT_PORT}]",
 )
 @click.option("-i", "--ip", "addresses", metavar="ADDR", multiple=True, help="TCP address.  [default: 127.0.0.1]")

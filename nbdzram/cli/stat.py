@@ -13,7 +13,16 @@ from typing import TypeVar
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
-from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names, require_export
+from nbdzram.cli.common import (
+    SECONDS,
+    connect,
+    control_option,
+    export_names,
+    json_option,
+    limits_of,
+    pool_names,
+    require_export,
+)
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
@@ -177,7 +186,7 @@ WALKED = {"COMPR", "UNIQUE", "SHARED"}
     "--watch",
     "watch_seconds",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
+    type=SECONDS,
     help="Print again and again, until Ctrl-C; with --json one line each time.",
 )
 @click.option("--pool", metavar="NAME", shell_complete=pool_names, help="Only this pool.")

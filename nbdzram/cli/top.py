@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import connect, control_option
+from nbdzram.cli.common import SECONDS, connect, control_option
 from nbdzram.cli.objects import top_object
 from nbdzram.cli.view import SORTS, Frame, screen
 from nbdzram.control.client import ControlClient
@@ -35,7 +35,7 @@ DUMB_TERMINALS = {"dumb", "unknown"}  # Emacs' shell, consoles of CI: nothing ca
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
+    type=SECONDS,
     default=1.0,
     show_default=True,
     help="Time between two looks.",
@@ -88,6 +88,7 @@ def _watch(client: ControlClient, interval: float, sort: str) -> None:
 
     frame, asked = Frame(client.status(), usage=client.usage(), sort=sort), time.monotonic()
     console = Console(highlight=False)
+    client.late = None  # a line across the view would tell less than the view that stands still
     with _keys() as descriptor, Live(console=console, screen=True, auto_refresh=False) as live:
         due = time.monotonic() + min(interval, 0.3)  # the first rates come soon
         while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nbdzram.status import ClientStatus, RunStatus, ServerStatus
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+LATE_SECONDS = 5.0  # one that is well answers within milliseconds, or tells how far a run is every second
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
 Progress = Callable[["RunStatus", "RunStatus | None"], None]
@@ -32,8 +34,9 @@ Progress = Callable[["RunStatus", "RunStatus | None"], None]
 class ControlClient:
     """One connection to a server; a context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Connect. Raises ServerUnreachable."""
+    def __init__(self, path: Path, late: Callable[[str], None] | None = None) -> None:
+        """Connect. `late` hears of each call that is not answered for LATE_SECONDS. Raises ServerUnreachable."""
+        self.late = late
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(CONNECT_SECONDS)
@@ -134,6 +137,7 @@ class ControlClient:
         self._last_id += 1
         with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
             self._send(messages.request(method, params, self._last_id))
+        self._wait()
         while True:
             message = self._receive()
             if message.get("method") == "progress":
@@ -154,6 +158,11 @@ class ControlClient:
             raise
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
+
+    def _wait(self) -> None:
+        """Until the first words of an answer, for as long as it takes: a run tells how far it is meanwhile."""
+        if self.late is not None and not select.select([self._socket], [], [], LATE_SECONDS)[0]:
+            self.late(f"the server on {self._path} has not answered for {LATE_SECONDS:g} s")
 
     def _exactly(self, count: int) -> bytes:
         content = self._heard(self._reader.read, count)

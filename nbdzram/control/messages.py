@@ -21,6 +21,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from nbdzram.errors import (
+    ConfigError,
     ExportExists,
     NoSuchExport,
     RunCancelled,
@@ -34,6 +35,10 @@ from nbdzram.status.encoding import to_json, to_json_pieces
 if TYPE_CHECKING:
     from nbdzram.status import RunStatus
 
+_KINDS: dict[str, type[UserError]] = {
+    kind.__name__: kind
+    for kind in (ConfigError, NoSuchExport, ExportExists, RunCancelled, ServerUnreachable, StreamCut, StreamError)
+}
 MAX_REQUEST_BYTES = 64 << 10  # a name of 4096 bytes, escaped, in each parameter
 MAX_REPLY_BYTES = 64 << 20  # the status of ten thousand exports with their histograms
 
@@ -119,12 +124,11 @@ def stream(request_id: object) -> bytes:
 
 def error_of(error: Mapping[str, Any]) -> UserError:
     """The exception that an error object stands for on the client's side."""
-    known: dict[str, type[UserError]] = {
-        kind.__name__: kind
-        for kind in (NoSuchExport, ExportExists, RunCancelled, ServerUnreachable, StreamCut, StreamError)
-    }
-    data = error.get("data")
-    kind = known.get(data.get("kind", ""), UserError) if isinstance(data, dict) else UserError
+    if error.get("code") == Code.INVALID_PARAMS:
+        kind: type[UserError] = ConfigError  # a value that flags and files would refuse, too
+    else:
+        data = error.get("data")
+        kind = _KINDS.get(data.get("kind", ""), UserError) if isinstance(data, dict) else UserError
     return kind(str(error.get("message", "the server refused without a reason")))
 
 

@@ -145,8 +145,11 @@ class Changes(Protocol):
     async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
         """Offer an export under another name; who is attached goes on."""
 
-    async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
-        """What shrinking an export to size_bytes, or to nothing, would destroy; nothing is changed."""
+    async def lose_export(self, name: str, size_bytes: int, snapshot: str | None) -> ExportLoss:
+        """What shrinking an export to size_bytes, or to nothing, would destroy; or going back to a snapshot, if it can.
+
+        Nothing is changed.
+        """
 
     async def remove_export(self, name: str, *, force: bool) -> None:
         """Stop offering an export and free what nobody else holds; with force, end who is attached."""
@@ -376,7 +379,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
             },
             takeover,
         ),
-        "runs": Method({}, runs),
+        "runs": Method({}, runs, is_act=False),
         "runs.cancel": Method({"number": Parameter(int)}, cancel_run),
         "runs.pause": Method({"number": Parameter(int)}, pause_run),
         "runs.resume": Method({"number": Parameter(int)}, resume_run),
@@ -414,7 +417,13 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         "exports.change": Method({"name": name, **rules}, lasting(change)),
         "exports.rename": Method({"name": name, "new_name": new_name}, lasting(rename)),
         "exports.lose": Method(
-            {"name": name, "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX))}, lose, is_act=False
+            {
+                "name": name,
+                "size_bytes": Parameter(int, 0, values.size(0, values.EXPORT_BYTES_MAX)),
+                "snapshot": Parameter(str, None),
+            },
+            lose,
+            is_act=False,
         ),
         "exports.remove": Method({"name": name, "force": force}, lasting(remove)),
         "exports.resize": Method(

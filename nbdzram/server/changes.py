@@ -160,12 +160,12 @@ class Changes(PoolChanges):
         """Stop offering an export and free what nobody else holds. Raises NoSuchExport, UserError."""
         await self._alone(self._remove_export(name, force=force))
 
-    async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
-        """What shrinking an export to `size_bytes`, or to nothing, would destroy; nothing is changed.
+    async def lose_export(self, name: str, size_bytes: int, snapshot: str | None = None) -> ExportLoss:
+        """What shrinking an export to `size_bytes`, or to nothing, would destroy, or going back to a snapshot.
 
-        Raises NoSuchExport.
+        Nothing is changed; nobody is asked about what could not be done. Raises NoSuchExport, UserError.
         """
-        return await self._alone(self._loss(name, size_bytes))
+        return await self._alone(self._loss(name, size_bytes, snapshot))
 
     async def _add_export(
         self, name: str, size_bytes: int, pool: str | None, wanted: Wanted, *, private: bool | None
@@ -357,8 +357,10 @@ class Changes(PoolChanges):
                     name,
                 )
 
-    async def _loss(self, name: str, size_bytes: int) -> ExportLoss:
+    async def _loss(self, name: str, size_bytes: int, snapshot: str | None) -> ExportLoss:
         export = self._exports.get(name)
+        if snapshot is not None:
+            rollback.require_possible(export, self._exports.get(snapshot))
         stored = await asyncio.to_thread(stored_behind, export.disk, size_bytes)
         # Copies of a moment, for a checkpoint or a stream, hold blocks that are nowhere else once they go.
         known = bool(stored) and not size_bytes and not moment.concealed(export.disk.pool)

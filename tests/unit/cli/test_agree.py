@@ -171,7 +171,7 @@ def test_rules_are_shown_and_changed_at_run_time(start: Start) -> None:
     server = start("-e", "disk=4M")
     assert server.run("exports", "change", "disk").code == 2
     wrong = server.run("exports", "change", "disk", "--allow-address", "10.0.0.1/8")
-    assert (wrong.code, "has host bits set" in wrong.err) == (1, True)
+    assert (wrong.code, "has host bits set" in wrong.err) == (2, True)
     words = ("--allow-address", "10.0.0.0/8", "--allow-address", "fd00::/8", "--allow-certificate", "vm1.example")
     assert server.run("exports", "change", "disk", *words, "--read-only").out == "changed disk (4M in pool default)\n"
     (listed,) = json.loads(server.run("exports", "list", "--json").out)

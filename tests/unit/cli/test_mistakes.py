@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.conftest import Server, make_certificate, run
+from tests.support.nbd_client import Client
+from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_certificate, run
 
 Start = Callable[..., Server]
 
@@ -50,6 +52,14 @@ Start = Callable[..., Server]
         (["estimat"], 2, "Did you mean 'estimate'?"),
         (["rename", "disk", "other"], 2, "No such command 'rename'. Did you mean 'exports rename'?"),
         (["nothing"], 2, "No such command 'nothing'"),
+        (["detach", "/dev/nbd0"], 2, "No such command 'detach'. `nbd-client -d /dev/nbdN` detaches"),
+        (["runs", "cancel", "fold"], 2, "'fold' is not a valid number of a run; `nbdzram runs` shows them"),
+        (["clients", "disconnect", "me"], 2, "'me' is not a valid number of a client; `nbdzram clients` shows them"),
+        (["recompress", "--level", "high"], 2, "'high' is not a valid whole number"),
+        (["stat", "--watch", "often"], 2, "'often' is not a valid number of seconds"),
+        (["serve", "-p", "nbd"], 2, "'nbd' is not a valid port"),
+        (["serve", "-i", "127.0.0.1", "-i", "127.0.0.1"], 2, "127.0.0.1:10809 stands there twice"),
+        (["send", "--all", "disk"], 2, "--all is every export: name none beside it"),
     ],
 )
 def test_a_mistake_is_one_sentence_never_a_traceback(
@@ -120,9 +130,69 @@ def test_names_that_would_garble_a_list_are_refused_at_run_time(start: Start) ->
     for name in ("a\x1b[31m", "a\nb", "", "x" * 256, os.fsdecode(b"\xff")):
         for command in (("exports", "add", name, "1M"), ("clone", "disk", name)):
             done = server.run(*command)
-            assert (done.code, "255 bytes of printable UTF-8" in done.err) == (1, True), done.err
+            assert (done.code, "255 bytes of printable UTF-8" in done.err) == (2, True), done.err
     server.run("exports", "add", "x" * 255, "1M", "--description", "two\nlines")
     assert len(server.run("exports", "list").out.splitlines()) == 3
+
+
+def test_where_one_of_several_is_not_there_nothing_is_done(start: Start) -> None:
+    server = start("-e", "one=1M", "-e", "two=1M")
+    server.run("pools", "add", "spare")
+    for words in (
+        ("exports", "remove", "--yes", "one", "none"),
+        ("exports", "remove", "--force", "one", "none"),
+        ("exports", "reset", "--yes", "one", "none"),
+        ("pools", "remove", "spare", "none"),
+    ):
+        done = server.run(*words)
+        assert (done.code, done.out) == (4, ""), words
+        assert "'none'; there are: " in done.err
+    assert [line.split()[0] for line in server.run("ls").out.splitlines()] == ["NAME", "one", "two"]
+    assert "spare" in server.run("pools").out
+    assert server.run("rm", "one", "one", "two").out.splitlines() == ["removed one", "removed two"]
+
+
+def test_nobody_is_asked_about_going_back_to_what_is_no_snapshot(start: Start) -> None:
+    server = start("-e", "disk=1M", "-e", "other=1M")
+    with Client(server.socket, "disk") as client:
+        client.write(0, b"content".ljust(4096))
+    for snapshot, code, clue in (("none", 4, "there is no export 'none'"), ("other", 1, "'other' is no snapshot")):
+        for more in ([], ["--dry-run"], ["--yes"]):
+            done = server.run("exports", "rollback", "disk", snapshot, *more)
+            assert (done.code, clue in done.err, "destroys" in done.err + done.out) == (code, True, False), done
+
+
+def test_a_configuration_that_cannot_be_reloaded_is_code_2(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text('[exports.disk]\nsize = "1M"\n')
+    server = start("-c", str(file))
+    file.write_text('[exports.disk]\nsise = "1M"\n')
+    done = server.run("reload")
+    assert (done.code, "unknown key 'exports.disk.sise'; did you mean 'size'?" in done.err) == (2, True)
+
+
+def test_whoever_waits_for_a_server_that_hangs_is_told_so(start: Start) -> None:
+    """`health` gives up; others go on waiting, as what they asked for may come."""
+    server = start("-e", "disk=1M")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(
+            [*NBDZRAM, "ls", "--control", str(server.control)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        ) as waiting:
+            given_up = server.run("health")
+            assert waiting.stderr is not None
+            told = waiting.stderr.readline()
+            os.kill(server.process.pid, signal.SIGCONT)
+            printed, _ = waiting.communicate(timeout=60)
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    assert (given_up.code, "has not answered for 5 s: it is stopped" in given_up.err) == (3, True)
+    assert told.endswith("has not answered for 5 s; Ctrl-C ends the wait\n")
+    assert (waiting.returncode, "disk" in printed) == (0, True)
 
 
 def test_columns_stand_below_one_another_behind_wide_letters(start: Start) -> None:

@@ -102,7 +102,7 @@ class RecordedOperations:
         self.asked.append((name, rules))
         return EXPORT
 
-    async def lose_export(self, name: str, size_bytes: int) -> ExportLoss:
+    async def lose_export(self, name: str, size_bytes: int, snapshot: str | None) -> ExportLoss:  # noqa: ARG002
         return ExportLoss(name=name, size_bytes=1 << 30, stored_bytes=size_bytes, alone_bytes=None, clients=())
 
     async def rename_export(self, name: str, new_name: str) -> ExportRenaming:
