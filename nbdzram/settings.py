@@ -44,6 +44,8 @@ from nbdzram.errors import ConfigError
 ENVIRONMENT_PREFIX = "NBDZRAM_"
 CONFIG_DIRECTORY = "conf.d"
 MAX_FILE_BYTES = 4 << 20  # ten thousand exports fit; a disk image given by mistake does not
+_OF_KUBERNETES = (f"{ENVIRONMENT_PREFIX}PORT", f"{ENVIRONMENT_PREFIX}SERVICE_")  # of a service named nbdzram
+_NEAR = 0.8  # a letter of ten that is missing, doubled or wrong; what is further off is somebody else's
 DEEPEST_KEY = 3  # names of a path: ("exports", "disk", "size")
 
 LeafPath = tuple[str, ...]
@@ -256,6 +258,23 @@ def read_environment(environment: Mapping[str, str]) -> Layer:
         variable = ENVIRONMENT_PREFIX + noun
         layer |= layers(environment.get(variable, "").split(), variable)
     return layer
+
+
+def misspelled(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """NBDZRAM_* variables that name no key, and the one that each is nearly, or is the beginning or the end of."""
+    known = [key.variable for key in KEYS if key.variable is not None]
+    known += [ENVIRONMENT_PREFIX + word for word in ("CONFIG", "EXPORTS", "POOLS")]
+    for variable in sorted(environment):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in known or variable.startswith(_OF_KUBERNETES):
+            continue
+        import difflib  # noqa: PLC0415 - only a mistake pays for it
+
+        word = variable.removeprefix(ENVIRONMENT_PREFIX)
+        words = [name.removeprefix(ENVIRONMENT_PREFIX) for name in known]
+        near = [ENVIRONMENT_PREFIX + name for name in difflib.get_close_matches(word, words, n=1, cutoff=_NEAR)]
+        near += [name for name in known if name.startswith(variable) or name.endswith(f"_{word}")]
+        if near:
+            yield variable, near[0]
 
 
 def export_layers(specifications: Iterable[str], origin: str) -> Layer:

@@ -1,19 +1,22 @@
-"""What of a configuration loses disks later, although everything works today.
+"""What of a configuration loses disks later, or does not do what it says, although everything works today.
 
 `serve` logs it, `serve --check-config` prints it and `doctor` finds it: one list, so that nobody is told less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbdzram.config import ServerConfig
+from nbdzram.config import CheckpointConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine
+from nbdzram.settings import misspelled
 from nbdzram.units import format_size
 
 OWN_BYTES = 72 << 20  # the program's 40 MiB, and what requests under way may hold (limits.total_bytes)
+LEAST_LIMIT = 1 << 20  # tables of a small disk and a page for each size of object: below it nothing can be written
 TABLES_SHARE = 10  # tables and indexes come on top of a pool's limit: at most a tenth of it
 
 VANISHING = {
@@ -35,10 +38,40 @@ class Peril:
     remedy: str
 
 
-def perils(config: ServerConfig, machine: Machine | None = None) -> Iterator[Peril]:
+def perils(
+    config: ServerConfig, machine: Machine | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Peril]:
     """Every one."""
     yield from memory_perils(config, machine or Machine())
     yield from state_perils(config)
+    yield from idle_perils(config)
+    yield from environment_perils(os.environ if environment is None else environment)
+
+
+def idle_perils(config: ServerConfig) -> Iterator[Peril]:
+    """What is set and does nothing, where whoever set it relies on it."""
+    tls, checkpoint = config.tls, config.checkpoint
+    if tls.mode is TlsMode.OFF and tls != TlsConfig():
+        yield Peril(
+            "TLS has files, but its mode is off: clients are served in plain text",
+            "--tls on offers it, --tls require insists on it",
+        )
+    if checkpoint.directory is None and checkpoint != CheckpointConfig():
+        yield Peril(
+            "checkpoints have an interval or a number, but no directory: none are taken", "set --checkpoint DIR"
+        )
+    for pool in config.pools:
+        if 0 < pool.mem_limit < LEAST_LIMIT:
+            yield Peril(
+                f"the pool '{pool.name}' has a limit of {pool.mem_limit} bytes, too few to write anything",
+                "a number without a suffix is bytes: write 1G, 512M or 50%",
+            )
+
+
+def environment_perils(environment: Mapping[str, str]) -> Iterator[Peril]:
+    """Variables that are nearly one of ours."""
+    for variable, meant in misspelled(environment):
+        yield Peril(f"the variable {variable} is none of nbdzram's and does nothing", f"did you mean {meant}?")
 
 
 def memory_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:

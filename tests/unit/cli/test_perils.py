@@ -11,8 +11,8 @@ import pytest
 
 from nbdzram.cli import diagnosis
 from nbdzram.cli.diagnosis import Level, Patient
-from nbdzram.cli.perils import memory_perils, state_perils
-from nbdzram.config import PoolConfig, ServerConfig
+from nbdzram.cli.perils import environment_perils, idle_perils, memory_perils, perils, state_perils
+from nbdzram.config import CheckpointConfig, PoolConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine, Share
 from tests.unit.cli.conftest import Server, run
 
@@ -81,6 +81,60 @@ def test_a_link_into_shared_memory_is_followed(tmp_path: Path) -> None:
     link = tmp_path / "state"
     link.symlink_to("/dev/shm")
     assert any("RemoveIPC" in peril.says for peril in state_perils(replace(QUIET, state_dir=link / "disks")))
+
+
+KEY = Path("/etc/nbdzram/key.pem")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (replace(QUIET, tls=TlsConfig(key=KEY)), "clients are served in plain text"),
+        (replace(QUIET, tls=TlsConfig(psk_file=KEY)), "clients are served in plain text"),
+        (replace(QUIET, checkpoint=CheckpointConfig(interval_seconds=10)), "no directory: none are taken"),
+        (replace(QUIET, checkpoint=CheckpointConfig(keep=9)), "no directory: none are taken"),
+        (replace(QUIET, pools=(PoolConfig(mem_limit=8),)), "the pool 'default' has a limit of 8 bytes, too few"),
+    ],
+)
+def test_what_is_set_and_does_nothing_is_said(config: ServerConfig, says: str) -> None:
+    (peril,) = idle_perils(config)
+    assert says in peril.says
+    assert peril in list(perils(config, environment={}))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QUIET,
+        replace(QUIET, tls=TlsConfig(mode=TlsMode.ON, key=KEY, certificate=KEY)),
+        replace(QUIET, checkpoint=CheckpointConfig(directory=Path("/var/lib/x"), keep=9)),
+        replace(QUIET, pools=(PoolConfig(mem_limit=MIB),)),
+    ],
+)
+def test_what_does_something_is_no_peril(config: ServerConfig) -> None:
+    assert list(idle_perils(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("NBDZRAM_MEM_LIMT", "NBDZRAM_MEM_LIMIT"),
+        ("NBDZRAM_STATEDIR", "NBDZRAM_STATE_DIR"),
+        ("NBDZRAM_TLS", "NBDZRAM_TLS_MODE"),
+        ("NBDZRAM_FOLD", "NBDZRAM_MAINTENANCE_FOLD"),
+        ("NBDZRAM_EXPORT", "NBDZRAM_EXPORTS"),
+        ("NBDZRAM_MEM_LIMIT", None),
+        ("NBDZRAM_PORT", None),
+        ("NBDZRAM_PORT_10809_TCP_ADDR", None),
+        ("NBDZRAM_SERVICE_HOST", None),
+        ("NBDZRAM_TEST_KVM", None),
+        ("OTHER_MEM_LIMT", None),
+    ],
+)
+def test_a_variable_that_is_nearly_one_of_ours_is_said(variable: str, meant: str | None) -> None:
+    """Those that Kubernetes sets for a service named nbdzram are not ours."""
+    found = [peril.remedy for peril in environment_perils({variable: "1"})]
+    assert found == ([f"did you mean {meant}?"] if meant else [])
 
 
 def test_check_config_prints_perils_and_serve_logs_them(start: Callable[..., Server]) -> None:
