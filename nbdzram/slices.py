@@ -18,17 +18,21 @@ a scrape of 100 exports takes 7.8 ms of processor time with 0.5, 0.2, 0.1 and 0.
 Pause = Callable[[], Awaitable[None]]
 
 
-async def join_in_slices(pieces: Iterator[str], pause: Pause) -> str:
-    """The pieces in one, made in slices of SLICE_SECONDS and what the last piece takes; `pause` serves others."""
-    parts: list[str] = []
+async def join_in_slices(pieces: Iterator[str], pause: Pause) -> bytearray:
+    """The pieces in one, made in slices of SLICE_SECONDS and what the last piece takes; `pause` serves others.
+
+    In UTF-8, as they are sent, and in place: to join 600 KB at the end and to encode them takes 1 to 3 ms, most of it
+    for fresh pages of memory.
+    """
+    text = bytearray()
 
     def join() -> Iterator[None]:
         for piece in pieces:
-            parts.append(piece)
+            text.extend(piece.encode())
             yield
 
     await walk_in_slices(join(), pause)
-    return "".join(parts)
+    return text
 
 
 async def walk_in_slices(steps: Iterator[None], pause: Pause) -> None:

@@ -209,7 +209,7 @@ class ControlServer:
             if conversation.over:
                 return None
 
-    async def _answer(self, line: bytes, conversation: Conversation) -> bytes | None:
+    async def _answer(self, line: bytes, conversation: Conversation) -> bytes | bytearray | None:
         request = Request("", {}, None)
         try:
             request = messages.parse_request(line)
@@ -222,7 +222,7 @@ class ControlServer:
             log.exception("the control request %s failed", request.method)
             return messages.failure(request.id, Code.INTERNAL_ERROR, f"{request.method} failed: {error}")
 
-    async def _perform(self, request: Request, conversation: Conversation) -> bytes | None:
+    async def _perform(self, request: Request, conversation: Conversation) -> bytes | bytearray | None:
         method = self._methods.get(request.method)
         if method is None:
             known = ", ".join(sorted(self._methods))
@@ -242,7 +242,7 @@ class ControlServer:
         value = await (self._act(request, call, conversation.caller) if method.is_act else call)
         if request.id is None:
             return None
-        return (await join_in_slices(messages.result(request.id, value), partial(asyncio.sleep, 0))).encode()
+        return await join_in_slices(messages.result(request.id, value), partial(asyncio.sleep, 0))
 
     async def _carry(
         self, request: Request, method: StreamMethod, given: Mapping[str, Any], conversation: Conversation

@@ -52,7 +52,7 @@ class Answer:
 
     status: HTTPStatus
     kind: str
-    body: bytes
+    body: bytes | bytearray
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -129,12 +129,13 @@ class Answers:
     async def _make_metrics(self) -> Answer:
         """All families of one moment."""
         status = for_strangers(self._watched.status())
-        text = await _in_slices(chain.from_iterable(family.lines(status) for family in FAMILIES))
-        return Answer(HTTPStatus.OK, CONTENT_TYPE, (text + self._process.render()).encode())
+        families = chain.from_iterable(family.lines(status) for family in FAMILIES)
+        text = await _in_slices(chain(families, self._process.pieces()))
+        return Answer(HTTPStatus.OK, CONTENT_TYPE, text)
 
     async def _make_status(self) -> Answer:
         status = for_strangers(self._watched.status())
-        exports = [_without(fields(export), UNTOLD) for export in status.exports]
+        exports = (_without(fields(export), UNTOLD) for export in status.exports)  # one by one, as they are written
         return await _json(fields(status) | {"exports": exports, "resident_bytes": resident_bytes()})
 
     async def _make_usage(self) -> Answer:
@@ -198,9 +199,10 @@ def _without(record: dict[str, object], names: frozenset[str]) -> dict[str, obje
     return {name: value for name, value in record.items() if name not in names}
 
 
-async def _in_slices(pieces: Iterator[str]) -> str:
+async def _in_slices(pieces: Iterator[str]) -> bytearray:
+    await asyncio.sleep(0)  # what is told was looked at in one go
     return await join_in_slices(pieces, partial(asyncio.sleep, 0))
 
 
 async def _json(value: object) -> Answer:
-    return Answer(HTTPStatus.OK, JSON, (await _in_slices(to_json_pieces(value))).encode())
+    return Answer(HTTPStatus.OK, JSON, await _in_slices(to_json_pieces(value)))

@@ -8,6 +8,7 @@ These twenty samples cost 0.4 ms a scrape; the families with hundreds of samples
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class ProcessMetrics:
         kinds = dict(line.split()[2:4] for line in text if line.startswith("# TYPE "))
         helps = (line.removeprefix("# HELP ").partition(" ") for line in text if line.startswith("# HELP "))
         return [(name, kinds[name], says) for name, _, says in helps]
+
+    def pieces(self) -> Iterator[str]:
+        """The same as one piece of a longer text, of the moment when that is written."""
+        yield self.render()
 
     def render(self) -> str:
         """Every sample of this moment, in the text format."""

@@ -158,7 +158,7 @@ class Export:
 
     def status(self) -> ExportStatus:
         """What the server tells of it, at this moment."""
-        stats, io_stat = self.disk.stats(), self.traffic.io_stat()
+        stats, (operations, io_stat) = self.disk.stats(), self.traffic.told()
         throttled, throttled_ns = self.traffic.throttled()
         return ExportStatus(
             name=self.name,
@@ -180,7 +180,7 @@ class Export:
             notify_free=io_stat.notify_free,
             throttled_requests=throttled,
             throttled_seconds=throttled_ns / 1e9,
-            operations=self.traffic.operations(),
+            operations=operations,
         )
 
 

@@ -25,7 +25,10 @@ def to_json(value: Any) -> str:
 
 
 def to_json_pieces(value: Any, depth: int = 2) -> Iterator[str]:
-    """The same text in pieces: what lies `depth` levels down, such as one export of a ServerStatus, is one piece."""
+    """The same text in pieces: what lies `depth` levels down, such as one export of a ServerStatus, is one piece.
+
+    What an iterator gives is made when its turn comes, and written as a list.
+    """
     if depth and hasattr(value, "__dataclass_fields__"):
         value = fields(value)
     if depth and isinstance(value, dict):
@@ -35,13 +38,13 @@ def to_json_pieces(value: Any, depth: int = 2) -> Iterator[str]:
             yield from to_json_pieces(item, depth - 1)
             opening = ","
         yield "}" if value else "{}"
-    elif depth and isinstance(value, list | tuple):
+    elif depth and isinstance(value, list | tuple | Iterator):
         opening = "["
         for item in value:
             yield opening
             yield from to_json_pieces(item, depth - 1)
             opening = ","
-        yield "]" if value else "[]"
+        yield "[]" if opening == "[" else "]"
     else:
         yield to_json(value)
 

@@ -31,7 +31,7 @@ def test_others_run_between_two_slices() -> None:
             turns.append(1)
             await asyncio.sleep(0)
 
-    async def both() -> str:
+    async def both() -> bytearray:
         beside = asyncio.create_task(other())
         await asyncio.sleep(0)
         turns.clear()
@@ -39,13 +39,27 @@ def test_others_run_between_two_slices() -> None:
         beside.cancel()
         return text
 
-    assert asyncio.run(both()) == "0,0;1,1;2,2;3,3;4,4;"
+    assert asyncio.run(both()) == b"0,0;1,1;2,2;3,3;4,4;"
 
 
 @pytest.mark.parametrize("value", [SERVER, {"disk": USAGE}, (REPORT, REPORT), {}, (), None, {"a": {"b": {"c": [1]}}}])
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_a_records_pieces_are_its_json(value: Any, depth: int) -> None:
     assert "".join(to_json_pieces(value, depth)) == to_json(value)
+
+
+def test_what_an_iterator_gives_is_written_as_a_list_and_made_when_its_turn_comes() -> None:
+    made: list[int] = []
+
+    def give() -> Iterator[int]:
+        for number in range(2):
+            made.append(number)
+            yield number
+
+    pieces = to_json_pieces({"a": give(), "b": iter(())})
+    assert (next(pieces), made) == ('{"a":', [])
+    assert (next(pieces) + next(pieces), made) == ("[0", [0])
+    assert "".join(pieces) == ',1],"b":[]}'
 
 
 def test_an_export_is_one_piece_of_a_servers_status() -> None:
