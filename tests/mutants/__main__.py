@@ -95,6 +95,7 @@ class Copy:
 
     def _run(self, command: Sequence[str], seconds: float) -> tuple[int, str]:
         """Run in a process group of its own, which ends with the command: nothing that a test started stays behind."""
+        cut = ""
         with tempfile.TemporaryFile("w+") as printed:
             process = subprocess.Popen(
                 command,
@@ -108,13 +109,13 @@ class Copy:
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
-                code = -signal.SIGKILL
+                code, cut = -signal.SIGKILL, f"\ncut off after {seconds:g} s: {' '.join(command[:4])} ..."
             finally:
                 if process.poll() is None or _group_lives(process.pid):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             printed.seek(0)
-            return code, printed.read()
+            return code, printed.read() + cut
 
 
 def _group_lives(group: int) -> bool:
@@ -159,7 +160,10 @@ def try_all(mutants: list[Mutant], jobs: int, minutes: float) -> dict[str, Outco
                 copies.put(copy)
             if code != 0:
                 failing.add(tests)
-                print(f"{' '.join(tests)} fails without any mistake, and so cannot find one:\n{printed[-4000:]}")
+                print(
+                    f"{' '.join(tests)} fails without any mistake, and so cannot find one:\n{printed[-4000:]}",
+                    flush=True,
+                )
 
         def attempt(mutant: Mutant) -> None:
             if mutant.tests in failing:
