@@ -257,6 +257,36 @@ def test_what_is_kept_gives_way_to_writes(start: Start) -> None:
     assert content_of(server, "disk", 1500 * BLOCK) == b"".join(fresh)
 
 
+def test_unique_is_what_removing_an_export_frees_at_once(start: Start) -> None:
+    """What a copy of a moment holds too is not; it goes with the copy."""
+    server = start("-e", "own=8M", "-e", "copied=8M")
+    fill(server, "copied", *(noise(number) for number in range(1000)))
+    send_some(server, "copied", "--resumable", count=MIB)
+    until(lambda: len(kept(server)) == 1)
+    fill(server, "own", *(noise(number) for number in range(500, 1100)))
+    server.run("fold")
+    for name in ("own", "copied"):
+        until(lambda name=name: alone(server, name) == (100 * BLOCK if name == "own" else 0))
+        before = compressed(server)
+        said = json.loads(server.run("stat", "--json", name).out)["exports"][0]["usage"]["unique"]
+        assert server.run("rm", "--yes", name).code == 0
+        assert before - compressed(server) == said
+    assert "held by several or a copy" in server.run("stat", "--memory").out
+    assert compressed(server) == 1000 * BLOCK
+    (copy,) = kept(server)
+    assert server.run("streams", "abandon", copy["stream"]).code == 0
+    until(lambda: compressed(server) == 0)
+
+
+def alone(server: Server, name: str) -> int:
+    """UNIQUE; the server counts anew every few seconds."""
+    return int(server.run("stat", "-b", "-n", "--raw", "-o", "UNIQUE", name).out)
+
+
+def compressed(server: Server) -> int:
+    return int(json.loads(server.run("stat", "--json").out)["pools"][0]["compr_data_size"])
+
+
 def test_the_oldest_makes_room(start: Start) -> None:
     server = start("-e", "disk=8M")
     fill(server, "disk", *(noise(number) for number in range(1000)))
