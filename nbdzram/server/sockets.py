@@ -110,25 +110,30 @@ def open_unix(address: UnixAddress) -> socket.socket:
     """A socket file with its mode and owner; a stale file of a dead server is replaced. Raises UserError.
 
     The mode holds from the first instant, and nothing that follows a link is done to the path: in a directory that
-    others may write, the file could be another one by then.
+    others may write, the file could be another one by then. Where it fails it leaves no file.
     """
-    path = address.path
+    path, made = address.path, False
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o777 & ~address.mode)  # only start-up code runs meanwhile
     try:
+        owner = None if address.owner is None else _owner(address.owner)
         _remove_stale(path)
         listener.bind(str(path))
-        if address.owner is not None:
-            os.chown(path, *_owner(address.owner), follow_symlinks=False)
+        made = True
+        if owner is not None:
+            os.chown(path, *owner, follow_symlinks=False)
         listener.listen(BACKLOG)
     except (OSError, LookupError) as error:
         listener.close()
+        if made:
+            with contextlib.suppress(OSError):
+                path.unlink()
         reason = getattr(error, "strerror", None) or str(error.args[0] if error.args else error)
-        remedy = (
-            "owner= takes a user and a group of this machine"
-            if isinstance(error, LookupError)
-            else "-U names a path where this user may make one"
-        )
+        remedy = "-U names a path where this user may make one"
+        if isinstance(error, LookupError):
+            remedy = "owner= takes a user and a group of this machine"
+        elif made and address.owner is not None:
+            remedy = f"only root may give it to '{address.owner}': leave out owner=, or start as root"
         raise UserError(f"cannot listen on the unix socket {path}: {reason}; {remedy}") from None
     finally:
         os.umask(mask)

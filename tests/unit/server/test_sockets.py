@@ -215,6 +215,19 @@ def test_an_owner_is_given_to_the_socket_and_never_to_what_a_link_leads_to(
 def test_an_owner_who_does_not_exist_is_told(tmp_path: Path, owner: str, clue: str) -> None:
     with pytest.raises(UserError, match=f"{clue}.*owner= takes"):
         open_unix(UnixAddress(path=tmp_path / "nbd.sock", owner=owner))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_whom_it_may_not_be_given_to_is_told_and_no_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(UserError, match="Operation not permitted; only root may give it to '1:1': leave out owner="):
+        open_unix(UnixAddress(path=tmp_path / "nbd.sock", owner="1:1"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_backlog_is_what_the_kernel_is_told_last(stage: Stage, play: Play) -> None:
