@@ -44,7 +44,6 @@ from nbdzram.errors import ConfigError
 ENVIRONMENT_PREFIX = "NBDZRAM_"
 CONFIG_DIRECTORY = "conf.d"
 MAX_FILE_BYTES = 4 << 20  # ten thousand exports fit; a disk image given by mistake does not
-_OF_KUBERNETES = (f"{ENVIRONMENT_PREFIX}PORT", f"{ENVIRONMENT_PREFIX}SERVICE_")  # of a service named nbdzram
 _NEAR = 0.8  # a letter of ten that is missing, doubled or wrong; what is further off is somebody else's
 DEEPEST_KEY = 3  # names of a path: ("exports", "disk", "size")
 
@@ -265,7 +264,7 @@ def misspelled(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     known = [key.variable for key in KEYS if key.variable is not None]
     known += [ENVIRONMENT_PREFIX + word for word in ("CONFIG", "EXPORTS", "POOLS")]
     for variable in sorted(environment):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in known or variable.startswith(_OF_KUBERNETES):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in known:
             continue
         import difflib  # noqa: PLC0415 - only a mistake pays for it
 

@@ -278,8 +278,8 @@ def command(
 
         settled = with_image_sizes(load(config, os.environ, layer, defaults))
         if check_config:
-            _check_tls_files(settled.tls)
-            for line in description(settled):
+            warnings = _check_tls_files(settled.tls)
+            for line in (*description(settled), *(f"  warning  {sentence}" for sentence in warnings)):
                 click.echo(line)
             return
         if on_stdin:
@@ -589,9 +589,10 @@ def _address(host: str, port: int | None) -> str:
     return str(TcpAddress(host=host.strip("[]"), port=DEFAULT_PORT if port is None else port))
 
 
-def _check_tls_files(tls: TlsConfig) -> None:
-    """As `serve` would: files that are missing, unreadable, or not of one pair. Raises ConfigError."""
-    if tls.mode is not TlsMode.OFF:
-        from nbdzram.server.tls import TlsFiles  # noqa: PLC0415 - most do without
+def _check_tls_files(tls: TlsConfig) -> list[str]:
+    """What `serve` would warn of. Raises ConfigError for files that are missing, unreadable, or not of one pair."""
+    if tls.mode is TlsMode.OFF:
+        return []
+    from nbdzram.server.tls import check_files  # noqa: PLC0415 - most do without
 
-        TlsFiles(tls)
+    return list(check_files(tls))

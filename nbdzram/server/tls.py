@@ -7,6 +7,8 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from nbdzram.config import TlsConfig, TlsMode
@@ -78,7 +80,7 @@ class TlsFiles:
             self._complaint = str(error)
         else:
             self._tried, self._complaint = stamp, ""
-            log.info("TLS files reloaded: %s", ", ".join(map(str, self._paths())))
+            log.info("TLS files reloaded: %s", ", ".join(map(str, _paths(self._config))))
 
     @property
     def usable(self) -> bool:
@@ -91,23 +93,47 @@ class TlsFiles:
         if self._config.certificate is not None:
             with contextlib.suppress(OSError, ValueError):  # OpenSSL could read it: a form that ours does not know
                 self.expires_at = validity(self._config.certificate)[1].timestamp()
-
-    def _paths(self) -> list[Path]:
-        config = self._config
-        return [
-            path for path in (config.certificate, config.key, config.client_ca, config.psk_file) if path is not None
-        ]
+        for sentence in out_of_date(self._config):
+            log.warning("%s", sentence)
 
     def _read_stamp(self) -> _Stamp:
         return tuple(
             (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
-            for status in map(_stat, self._paths())
+            for status in map(_stat, _paths(self._config))
         )
+
+
+def _paths(config: TlsConfig) -> list[Path]:
+    return [path for path in (config.certificate, config.key, config.client_ca, config.psk_file) if path is not None]
 
 
 def _settled(stamp: _Stamp) -> bool:
     age_seconds = time.time() - max(changed for _, changed, _, _ in stamp) / 1e9
     return not 0 <= age_seconds < SETTLED_SECONDS
+
+
+def check_files(config: TlsConfig) -> Iterator[str]:
+    """Use them as a server would, and say what it would warn of. Raises ConfigError."""
+    for path in _paths(config):
+        _stat(path)
+    make_context(config)
+    yield from out_of_date(config)
+
+
+def out_of_date(config: TlsConfig) -> Iterator[str]:
+    """What is wrong with the dates of files that can be used otherwise; the other side refuses each handshake."""
+    now = datetime.now(UTC)
+    for path, refuses in ((config.certificate, "clients refuse it"), (config.client_ca, "no client is admitted")):
+        if path is None:
+            continue
+        try:
+            first, last = validity(path)
+        except (OSError, ValueError):  # a form that OpenSSL could read, and ours does not know
+            continue
+        if now > last:
+            yield f"TLS file {path} expired on {last:%Y-%m-%d}, {refuses}; renew it, a running server takes it up"
+        elif now < first:
+            yield f"TLS file {path} is valid from {first:%Y-%m-%d} on, {refuses}; check this machine's clock"
 
 
 def make_context(config: TlsConfig) -> TlsContext:

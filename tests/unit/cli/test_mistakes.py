@@ -249,6 +249,60 @@ def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
     assert run(*tls, str(tmp_path / "one" / "key.pem")).code == 0
 
 
+AUTHORITY = """
+[ca]
+default_ca = own
+[own]
+new_certs_dir = .
+database = index
+serial = serial
+default_md = sha256
+policy = any
+[any]
+commonName = supplied
+"""
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "says"),
+    [
+        ("20200101000000Z", "20210101000000Z", "expired on 2021-01-01, clients refuse it; renew it"),
+        ("22000101000000Z", "22010101000000Z", "is valid from 2200-01-01 on, clients refuse it; check this machine's"),
+    ],
+)
+def test_a_certificate_out_of_its_dates_is_said_by_check_config_and_in_the_log(
+    start: Start, tmp_path: Path, begins: str, ends: str, says: str
+) -> None:
+    make_certificate(tmp_path, "localhost")
+    (tmp_path / "config").write_text(AUTHORITY)
+    (tmp_path / "index").touch()
+    (tmp_path / "serial").write_text("01")
+    sign = [
+        "ca",
+        "-batch",
+        "-notext",
+        "-config",
+        "config",
+        "-keyfile",
+        "key.pem",
+        "-startdate",
+        begins,
+        "-enddate",
+        ends,
+    ]
+    for words in (
+        ["req", "-new", "-key", "key.pem", "-subj", "/CN=localhost", "-out", "asked"],
+        [*sign, "-selfsign", "-in", "asked", "-out", "dated.pem"],
+    ):
+        subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
+    dated = tmp_path / "dated.pem"
+    tls = ("--tls", "on", "--tls-key", str(tmp_path / "key.pem"), "--tls-certificate")
+    done = run("serve", *tls, str(dated), "--check-config")
+    assert (done.code, f"  warning  TLS file {dated} {says}" in done.out, done.err) == (0, True, "")
+    start("-e", "disk=1M", *tls, str(dated)).wait_for_log(f"WARNING nbdzram.server: TLS file {dated} {says}")
+    assert "warning  TLS" not in run("serve", *tls, str(tmp_path / "cert.pem"), "--check-config").out
+
+
 @pytest.mark.parametrize("home", ["~nosuchuser-of-ours", "~nosuchuser-of-ours/x"])
 def test_the_home_of_nobody_is_one_sentence_wherever_a_path_is_taken(tmp_path: Path, home: str) -> None:
     file = tmp_path / "nbdzram.toml"
