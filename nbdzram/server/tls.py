@@ -29,6 +29,7 @@ SETTLED_SECONDS = 1.0
 
 _PLAINER = {
     "key values mismatch": "the key is not that of the certificate",
+    "no certificate assigned": "the key is of another kind than that of the certificate",
     "no start line": "not PEM, or the two exchanged",
     "unsupported": "the key is none that OpenSSL can read",
 }

@@ -244,6 +244,10 @@ def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
     tls = ("serve", "--check-config", "--tls", "on", "--tls-certificate", str(certificate), "--tls-key")
     done = run(*tls, str(key))
     assert (done.code, "the key is not that of the certificate; name" in done.err) == (2, True)
+    other = tmp_path / "other.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(other)], check=True, capture_output=True)
+    done = run(*tls, str(other))
+    assert (done.code, "the key is of another kind than that of the certificate; name" in done.err) == (2, True)
     done = run(*tls, str(certificate))
     assert (done.code, "_ssl.c" in done.err, "both PEM" in done.err) == (2, False, True)
     assert run(*tls, str(tmp_path / "one" / "key.pem")).code == 0
