@@ -320,7 +320,7 @@ def _explain_pool(line: Line, in_bytes: bool) -> Iterator[str]:
     rows = (
         ("", "blocks stored", stats.orig_data_size, f"{stats.same_pages} same-filled, without an object"),
         ("", "needed by one export alone", unique, "removing that export frees it at once"),
-        ("+", "shared", shared, f"held by several or a copy; sharing spares {_size(spared, in_bytes)}"),
+        ("+", "shared", shared, f"held by several or a copy; it spares {_size(spared, in_bytes)}"),
         ("=", "compressed objects", stats.compr_data_size, f"{stats.objects} objects, {_codecs(stats, in_bytes)}"),
         ("+", "fragmentation", frag, "rounding, free slots: `nbdzram compact`"),
         ("=", "memory used", stats.mem_used_total, f"highest {_size(stats.mem_used_max, in_bytes)}"),
