@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 LATE_SECONDS = 5.0  # one that is well answers within milliseconds, or tells how far a run is every second
+LOOKS = {"status", "clients", "runs", "streams"}  # what a server knows without doing anything for it
+LOOK_SECONDS = 30.0  # milliseconds are usual; who asks whether it lives is told so in the end
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
 Progress = Callable[["RunStatus", "RunStatus | None"], None]
@@ -49,7 +51,6 @@ class ControlClient:
             self._socket.close()
             reason = error.strerror or str(error)
             raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
-        self._socket.settimeout(None)  # a fold may take minutes; Ctrl-C ends the wait
         self._reader = self._socket.makefile("rb")
         self._last_id = 0
 
@@ -135,6 +136,7 @@ class ControlClient:
         self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
     ) -> Any:
         self._last_id += 1
+        self._socket.settimeout(LOOK_SECONDS if method in LOOKS else None)  # a fold may take minutes
         with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
             self._send(messages.request(method, params, self._last_id))
         self._wait()
@@ -156,6 +158,8 @@ class ControlClient:
             self._socket.sendall(content, socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
             raise
+        except TimeoutError:
+            raise self._silent() from None
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
 
@@ -188,8 +192,16 @@ class ControlClient:
         """
         try:
             return read(count)
+        except TimeoutError:
+            raise self._silent() from None
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
+
+    def _silent(self) -> ServerUnreachable:
+        return ServerUnreachable(
+            f"the server on {self._path} (pid {self.server_pid}) has not answered for {LOOK_SECONDS:g} s: it is "
+            "stopped, hangs, or gets no processor"
+        )
 
     def _lost(self, reason: str) -> ServerUnreachable:
         return ServerUnreachable(f"the server on {self._path} went away: {reason}")

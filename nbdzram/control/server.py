@@ -73,12 +73,12 @@ class Conversation:
         self.spoke = True
         return line
 
-    def tell(self, answer: bytes) -> None:
+    def tell(self, answer: bytes | bytearray) -> None:
         """Send without waiting. Who hung up is told nothing: what is written to a transport that is closed, raises."""
         if not self.writer.transport.is_closing():
             self.writer.write(answer)
 
-    async def say(self, answer: bytes) -> None:
+    async def say(self, answer: bytes | bytearray) -> None:
         """Send, and wait until the peer reads it. Raises TimeoutError."""
         self.waiting_since = time.monotonic()
         self.tell(answer)

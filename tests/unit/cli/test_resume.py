@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +266,8 @@ def test_unique_is_what_removing_an_export_frees_at_once(start: Start) -> None:
     until(lambda: len(kept(server)) == 1)
     fill(server, "own", *(noise(number) for number in range(500, 1100)))
     server.run("fold")
-    for name in ("own", "copied"):
-        until(lambda name=name: alone(server, name) == (100 * BLOCK if name == "own" else 0))
+    for name, promised in (("own", 100 * BLOCK), ("copied", 0)):
+        until(partial(is_alone, server, name, promised))
         before = compressed(server)
         said = json.loads(server.run("stat", "--json", name).out)["exports"][0]["usage"]["unique"]
         assert server.run("rm", "--yes", name).code == 0
@@ -278,9 +279,9 @@ def test_unique_is_what_removing_an_export_frees_at_once(start: Start) -> None:
     until(lambda: compressed(server) == 0)
 
 
-def alone(server: Server, name: str) -> int:
-    """UNIQUE; the server counts anew every few seconds."""
-    return int(server.run("stat", "-b", "-n", "--raw", "-o", "UNIQUE", name).out)
+def is_alone(server: Server, name: str, size: int) -> bool:
+    """Whether so much is UNIQUE; the server counts anew every few seconds."""
+    return int(server.run("stat", "-b", "-n", "--raw", "-o", "UNIQUE", name).out) == size
 
 
 def compressed(server: Server) -> int:
