@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,16 @@ from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.descriptors import raise_limit
-from nbdzram.server.handover import ANSWER_SECONDS, CREDENTIALS, FORMAT, KNOWS, PEER, SERVING, Handover
-
-ENDING_SECONDS = 5.0
-"""For a process that hung up to be gone: what it held, its memory too, is let go one after the other."""
+from nbdzram.server.handover import (
+    ANSWER_SECONDS,
+    CREDENTIALS,
+    FORMAT,
+    KNOWS,
+    PEER,
+    SERVING,
+    Handover,
+    has_ended,
+)
 
 log = logging.getLogger("nbdzram.server")
 
@@ -33,12 +38,22 @@ class Takeover:
 
     handover: Handover
     giver: socket.socket
+    process: int | None  # a descriptor of the other process, if that is seen from here
     serves: Callable[[], None] | None = None
 
     def confirm(self) -> None:
-        """The other process may leave: we serve. Whoever waits for that is told, too."""
-        with contextlib.suppress(OSError):  # whoever has the arenas serves: by now that is us alone
+        """The other process may leave: we serve. Whoever waits for that is told, too.
+
+        Raises UserError: it has given us up, and goes on. One that has ended needs no word: whoever has the arenas
+        serves, and by now that is us alone.
+        """
+        try:
             self.giver.sendall(SERVING)
+        except OSError:
+            if not _wait_for_end(self.process):
+                raise UserError(
+                    f"the other server goes on: this one was not ready within {ANSWER_SECONDS:.0f} s"
+                ) from None
         if self.serves is not None:
             self.serves()
 
@@ -66,7 +81,7 @@ def take_over(
             if process is not None:
                 held.callback(os.close, process)
             giver.settimeout(ANSWER_SECONDS)
-            taken = Takeover(_take(giver, process), giver, serves)
+            taken = Takeover(_take(giver, process), giver, process, serves)
         except ServerUnreachable:
             log.info("no server runs here that could be taken over; starting")
         except (GiverEnded, ConnectionError) as ended:
@@ -119,7 +134,7 @@ def _take(giver: socket.socket, process: int | None) -> Handover:
 def _wait_for_end(process: int | None) -> bool:
     """Of a server that hung up: until then it may have its other sockets and its arenas. Whether it has ended, as far
     as can be told: an arena has one server in any case."""
-    return process is None or bool(select.select([process], (), (), ENDING_SECONDS)[0])
+    return process is None or has_ended(process)
 
 
 def _accept(listener: socket.socket, pid: int) -> socket.socket:

@@ -15,7 +15,9 @@ A takeover is a stop and a start between which connections live. Clients see a p
 The word comes before the first byte of a client is read: whoever goes on without it has to find all of them.
 
 Without that word (the new one ends, is silent for too long, or hangs up) the old one does what the new one would have:
-it starts as ever, with what it had given away, which is its own still: the descriptors that travel are copies.
+it starts as ever, with what it had given away, which is its own still: the descriptors that travel are copies. One that
+is silent may have opened arenas, and may come to itself: so the word has no way any more from then on, and the process
+is ended. To whom it cannot be said any more, while the old one lives, does not serve.
 
 An arena is served by whoever has locked it, be it a file with a name or without: whatever else goes wrong, never two.
 
@@ -30,7 +32,10 @@ import base64
 import contextlib
 import ipaddress
 import json
+import logging
 import os
+import select
+import signal
 import socket
 import stat
 import struct
@@ -57,9 +62,13 @@ SERVING = b"serving\n"
 DESCRIPTORS_AT_ONCE = 200  # of SCM_MAX_FD, 253; unix(7)
 LONGEST_TEXT = 1 << 30  # a client's own is a few hundred bytes, and what came of its next request, 256 KiB at most
 ANSWER_SECONDS = 60.0  # to open pools of 500 GiB; a process that died is noticed at once
+ENDING_SECONDS = 5.0
+"""For a process that hung up or was killed to be gone: what it held, its memory too, is let go one after the other."""
 PEER = (socket.SOL_SOCKET, socket.SO_PEERCRED)
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _LENGTH = struct.Struct(">I")
+
+log = logging.getLogger("nbdzram.server")
 
 
 @dataclass(slots=True)
@@ -143,6 +152,11 @@ class Handover:
     tls: TlsFiles | None = None  # as they were read; they do not travel, but serve again whoever goes on himself
 
     @property
+    def was_served(self) -> bool:
+        """A server had it until now, with or without addresses. Else it is what a start found."""
+        return self.control is not None or bool(self.listeners)
+
+    @property
     def comes_back(self) -> bool:
         """Whoever has it gave it away himself, and goes on: nobody else could."""
         return self.tls is not None
@@ -171,6 +185,7 @@ class Handover:
             "counted": self.counted,
             "remembered": self.kept.remembered,
             "arenas": list(self.kept.arenas),
+            "files": self.kept.files,
         }
         encoded = to_json(text).encode()
         to.sendall(_LENGTH.pack(len(encoded)) + encoded)
@@ -226,6 +241,7 @@ class Handover:
             kept=Kept(
                 from_json(Remembered, text["remembered"], "the other server"),
                 {str(name): next(given) for name in text["arenas"]},
+                files={str(pool): (int(device), int(inode)) for pool, (device, inode) in text.get("files", {}).items()},
             ),
             uris=[str(uri) for uri in text["uris"]],
             paths=[(Path(path), int(inode)) for path, inode in text["paths"]],
@@ -257,7 +273,42 @@ def reach(path: Path) -> socket.socket:
 def give_away(handover: Handover, successor: socket.socket) -> int | None:
     """Give all to it, and wait for its word. Its process's number; None: go on yourself, whatever was met here."""
     with successor, steadily("a takeover"), contextlib.suppress(OSError):
-        handover.give(successor)
-        if receive_exactly(successor.recv, len(SERVING), "it") == SERVING:
-            return int(CREDENTIALS.unpack(successor.getsockopt(*PEER, CREDENTIALS.size))[0])
+        process = int(CREDENTIALS.unpack(successor.getsockopt(*PEER, CREDENTIALS.size))[0])
+        try:
+            handover.give(successor)
+            word = receive_exactly(successor.recv, len(SERVING), "it")
+        except TimeoutError:
+            word = _last_word(successor)
+            if word != SERVING:
+                _end(process)
+        if word == SERVING:
+            return process
     return None
+
+
+def _last_word(successor: socket.socket) -> bytes:
+    """What it has said by now: from here on it can say nothing, and so does not serve."""
+    successor.shutdown(socket.SHUT_RDWR)
+    return successor.recv(len(SERVING))
+
+
+def _end(number: int) -> None:
+    """A process that was silent for too long, and wait until its arenas are free."""
+    log.error("process %d wanted to take over, and was silent for %d s; it is ended", number, ANSWER_SECONDS)
+    try:
+        process = os.pidfd_open(number)
+    except OSError as error:  # it has ended, or lives where we do not see it
+        log.warning("process %d is not found: %s", number, error.strerror)
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        has_ended(process)
+    except PermissionError:
+        log.warning("process %d is another user's, and cannot be ended", number)
+    finally:
+        os.close(process)
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process, named by its descriptor, is gone; it may take a moment."""
+    return bool(select.select([process], (), (), ENDING_SECONDS)[0])

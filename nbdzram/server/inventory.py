@@ -30,7 +30,7 @@ from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import ArenaInUse, UserError
+from nbdzram.errors import ArenaInUse, ConfigError, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.exports import Export
 from nbdzram.server.rollback import put_in_place
@@ -97,14 +97,18 @@ def declared_as(pool: PoolConfig) -> str:
 
 def open_pool(config: PoolConfig, state: State) -> Pool:
     """One pool, with what its arena holds. Waits for a process that is ending to let go of it. Raises UserError."""
+    state.require_arena(config.name)
     until = time.monotonic() + IN_USE_SECONDS
     while True:
         try:
-            return _pool(config, state)
+            pool = _pool(config, state)
         except ArenaInUse:
             if time.monotonic() >= until:
                 raise
             time.sleep(IN_USE_LOOK_SECONDS)
+        else:
+            state.opened_arena(config.name)
+            return pool
 
 
 def _pool(config: PoolConfig, state: State) -> Pool:
@@ -156,6 +160,23 @@ def require_trust(pool: str, rules: Iterable[Access], *, tells_sharing: bool) ->
             'each what the others store; use dedup = "fold", one access list, a pool for each, or say '
             "tell_sharing = true for the pool in the configuration, or `nbdzram pools tell-sharing`"
         )
+
+
+def require_loaded(declared: Iterable[ExportConfig], pools: Mapping[str, Pool], state: State) -> None:
+    """Refuse a disk that would have to be loaded from its image first, for who has clients. Raises ConfigError."""
+    there = {disk.name for pool in pools.values() for disk in pool.disks()}
+    for config in declared:
+        known = state.changes.exports.get(config.name)
+        if config.image is not None and config.name not in there and not effective(config, known).removed:
+            raise only_a_start_loads(config.name)
+
+
+def only_a_start_loads(name: str) -> ConfigError:
+    """Why an export that is declared with an image cannot come while clients are served."""
+    return ConfigError(
+        f"the export '{name}' is to be loaded from an image, which only a start does; restart, or add it with "
+        "`nbdzram exports add` and copy the image to it"
+    )
 
 
 def place_exports(

@@ -75,8 +75,8 @@ class NbdServer:
         """Listen: on sockets handed over by another process (`handed`, with its clients), or in `environment`
         (LISTEN_FDS), or else on the configured addresses.
 
-        `ready` is called when nothing can fail any more, and nothing of any client handed over has been read: until
-        then the other process can go on with them, and from then on it never does.
+        `ready` is called when nothing else can fail any more, and nothing of any client handed over has been read:
+        until then the other process can go on with them, and from then on it never does.
         Raises UserError for an address that cannot be used, ConfigError for unusable TLS files.
         """
         assert self._hosting is None
@@ -90,21 +90,22 @@ class NbdServer:
         except BaseException:
             close_all(listeners)
             raise
+        self._listeners = listeners  # all of them: who asks to take over while we wait below is given each
         for listener in listeners:
             listener.setblocking(False)
             keep_alive(listener)
             self._uris.append(uri_of(listener, self._config.tls.mode))
             self._servers.append(await _accept_on(listener, hosting, self._uris[-1]))
-        self._listeners = listeners
         carried: list[tuple[Attached, Origin]] = []
         if handed is not None:
-            self._paths = list(handed.paths)  # ours to remove from now on: whoever fails before leaves them
             hosting.go_on_from(handed.counted)
             names = dict(zip(handed.uris, self._uris, strict=True))
             found = [self._carry_on(client, names) for client in handed.clients]
             carried = [one for one in found if one is not None]
         if ready is not None:
             ready()
+        if handed is not None:
+            self._paths = list(handed.paths)  # ours to remove from now on: whoever fails before leaves them
         for attached, origin in carried:
             hosting.enlist(attached, origin)
 

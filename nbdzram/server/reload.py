@@ -32,7 +32,7 @@ from nbdzram.config import Dedup, ExportConfig, PoolConfig, ServerConfig, TlsMod
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import require_trust
+from nbdzram.server.inventory import only_a_start_loads, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.status import ReloadReport, fields
@@ -151,10 +151,7 @@ class Reload:
         if wanted.name not in self._exports:
             if wanted.image is None:
                 return
-            raise ConfigError(
-                f"the export '{wanted.name}' is to be loaded from an image, which only a start does; restart, or add "
-                "it with `nbdzram exports add` and copy the image to it"
-            )
+            raise only_a_start_loads(wanted.name)
         there, name = self._exports.get(wanted.name), wanted.name
         if wanted.pool != there.pool_name:
             raise ConfigError(

@@ -30,7 +30,7 @@ from nbdzram.server.exports import Export, Exports
 from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, reach
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
-from nbdzram.server.inventory import open_pools, place_exports
+from nbdzram.server.inventory import open_pools, place_exports, require_loaded
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
@@ -139,12 +139,15 @@ class Service:
                 self._pools[name] = PoolService(
                     name, pool, config.maintenance, loop.time(), self._run_numbers, before=before
                 )
+            if self._handed.was_served and not self._handed.comes_back:  # clients wait, and an image takes minutes
+                require_loaded(config.exports, pools, state)
             await asyncio.to_thread(self._headroom.start)
             await self._prepare_checkpoints()
             moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state, known.exports))
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
                 self._offer(placed.export())
             if listen:
+                self._state.begin_to_serve()
                 await self._nbd.start()
         except BaseException:
             self._headroom.stop()
@@ -190,7 +193,7 @@ class Service:
         What a checkpoint has was served here last, so it comes before a file that a unit may name at each start. Those
         that another process served have what they should, be it nothing.
         """
-        if self._handed.listeners:
+        if self._handed.was_served:
             return None
         directory = self._config.checkpoint.directory
         moment_ns = None if directory is None else restore.from_newest(directory)
@@ -208,7 +211,15 @@ class Service:
         Raises UserError; before that.
         """
         self._exports.arrange(export.name for export in self._config.exports)  # as if those loaded had been there
-        await self._nbd.start(handed=self._handed if self._handed.listeners else None, ready=ready)
+        if not self._handed.was_served:  # the first client may come before all addresses are listened on
+            self._state.begin_to_serve()
+
+        def begin() -> None:
+            if ready is not None:
+                ready()
+            self._state.begin_to_serve()
+
+        await self._nbd.start(handed=self._handed if self._handed.was_served else None, ready=begin)
 
     async def load(self, export: ExportConfig, fill: Callable[[str], Awaitable[None]]) -> ExportStatus:
         """Make a declared export and offer it once `fill` has filled the disk at the URI that it is given.
@@ -278,10 +289,11 @@ class Service:
             )
         if self.ends_with_a_command:
             raise UserError("it ends with the command that it runs (--run)")
-        if not self._nbd.uris:
+        if not self._nbd.lets_in:
             raise UserError("it is starting; ask again once it serves")
         if self._draining or self.taken_over.is_set():
             raise UserError("it is ending already")
+        await asyncio.to_thread(self._state.require_arenas)
         self._nbd.prepare_to_hand_over()
         successor = await asyncio.to_thread(reach, Path(socket))
         if self.taken_over.is_set():

@@ -92,6 +92,10 @@ class Remembered:
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
 
 
+FileId = tuple[int, int]
+"""Device and inode. While somebody has the file open, no other has the same."""
+
+
 class Keeper(Protocol):
     """Who keeps arenas while no server has them, and gives them to the next."""
 
@@ -110,7 +114,8 @@ class Kept:
     arenas: dict[str, int] = field(default_factory=dict)  # descriptors of files without names, by pool
     keeper: Keeper | None = None
     file: Path | None = None  # where changes are written, for whoever gets the arenas from the keeper
-    ours: Remembered | None = None  # of a state directory, by the process that goes on with it itself
+    ours: Remembered | None = None  # what is remembered, by the process that goes on with it itself
+    files: dict[str, FileId] = field(default_factory=dict)  # that its arenas are, by pool
 
     def close(self) -> None:
         """Let the arenas go: what they hold is gone, unless another process has them."""
@@ -140,11 +145,12 @@ class State:
         self.directory = directory
         self.changes = Remembered()
         self._kept = kept or Kept()
+        self._files = dict(self._kept.files)
+        self._serves = False
         weakref.finalize(self, self._kept.close)
         if directory is None:
             self.changes = self._kept.remembered
-            for pool, descriptor in self._kept.arenas.items():
-                self._keep(pool, descriptor)
+            self._write_again()
             return
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -154,14 +160,28 @@ class State:
                     "mount it writable, or name another"
                 )
             self.changes = self._kept.ours or _read(directory / FILE_NAME)
-            if self._kept.ours is not None:
-                with contextlib.suppress(UserError):  # or else the next change writes it
-                    self._save(self.changes)
+            self._write_again()
         except OSError as error:
             raise UserError(
                 f"cannot use the state directory {directory}: {error.strerror}; "
                 f"name a directory that this user may write, such as /var/lib/nbdzram"
             ) from error
+
+    def _write_again(self) -> None:
+        if self._kept.ours is not None:
+            with contextlib.suppress(UserError):  # or else the next change writes it
+                self._save(self.changes)
+
+    def begin_to_serve(self) -> None:
+        """From now on clients store something: whoever keeps arenas has all that there are, and that come.
+
+        One that does not get so far, as it fails to take over, leaves none there that nobody would ever ask for.
+        """
+        if self._serves:
+            return
+        self._serves = True
+        for pool, descriptor in self._kept.arenas.items():
+            self._keep(pool, descriptor)
 
     def go_on_from(self, changes: Remembered) -> None:
         """Nothing is remembered and no arena is there: what a journal's directory remembers of pools, and who was
@@ -172,6 +192,31 @@ class State:
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""
         return None if self.directory is None else str(self.directory / f"{pool}{ARENA_SUFFIX}")
+
+    def require_arena(self, pool: str) -> None:
+        """Refuse a file that is not the one that was served until now, be it by another process.
+
+        A path leads elsewhere once something is mounted over the directory, or it was replaced; an arena that is not
+        there is made, and clients who kept their connections would go on with an empty disk. Raises UserError.
+        """
+        known, path = self._files.get(pool), self.arena_path(pool)
+        if known is not None and path is not None and _file_at(path) != known:
+            raise UserError(
+                f"{path} is not the file that is served: that was removed or replaced, or something is mounted over "
+                f"it; put back what was there, or save the disks of the pool '{pool}' first with `nbdzram send`"
+            )
+
+    def require_arenas(self) -> None:
+        """The same of all pools that were opened. Raises UserError."""
+        for pool in tuple(self._files):
+            self.require_arena(pool)
+
+    def opened_arena(self, pool: str) -> None:
+        """Note which file it is."""
+        path = self.arena_path(pool)
+        found = None if path is None else _file_at(path)
+        if found is not None:
+            self._files[pool] = found
 
     def arena_memory(self, pool: str) -> int | None:
         """The file without a name that is the arena of `pool`, made if there is none yet, and ours.
@@ -187,16 +232,18 @@ class State:
 
     def surrender(self) -> Kept:
         """All that a process needs which goes on without a state directory: the caller's from now on."""
-        kept = dataclasses.replace(self._kept, remembered=Remembered(), arenas=dict(self._kept.arenas))
-        if self.directory is None:
-            kept.remembered = self.changes
-        else:
-            kept.ours = self.changes
+        kept = dataclasses.replace(
+            self._kept,
+            remembered=self.changes if self.directory is None else Remembered(),
+            arenas=dict(self._kept.arenas),
+            ours=self.changes,
+            files=dict(self._files),
+        )
         self._kept.arenas.clear()
         return kept
 
     def _keep(self, pool: str, descriptor: int) -> None:
-        if self._kept.keeper is not None:
+        if self._kept.keeper is not None and self._serves:
             self._kept.keeper.keep(pool, descriptor)
 
     def arenas(self) -> set[str]:
@@ -211,6 +258,7 @@ class State:
     def remove_arena(self, pool: str) -> None:
         """Remove the file of a pool that is closed. Raises UserError."""
         path = self.arena_path(pool)
+        self._files.pop(pool, None)
         if pool in self._kept.arenas:
             if self._kept.keeper is not None:
                 self._kept.keeper.drop(pool)
@@ -281,6 +329,15 @@ class State:
                     "it writable again"
                 ) from error
         self.changes = changes
+
+
+def _file_at(path: str) -> FileId | None:
+    """None: nothing is there that could be looked at."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - of a path that the engine wants as text
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _former(known: Mapping[str, Access], name: str, access: Access | None) -> dict[str, Access]:

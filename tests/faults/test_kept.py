@@ -82,6 +82,10 @@ class Supervisor:
         self.hear()
         return name in self.store
 
+    def noted(self) -> str:
+        """What is remembered for the next process."""
+        return (self.directory / "changes.json").read_text()
+
     def is_ready(self) -> bool:
         self.hear()
         return "READY=1" in self.messages
@@ -149,6 +153,27 @@ def test_who_fails_to_take_over_does_not_tell_that_the_unit_stops(supervisor: Su
     server.stop()
     supervisor.hear()
     assert "STOPPING=1" in supervisor.messages
+
+
+def test_who_fails_to_take_over_leaves_no_arena_and_no_rules_of_its_own(supervisor: Supervisor) -> None:
+    """It made a pool that nobody else knows, and noted what nobody else declares."""
+    server = supervisor.start()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ["serve", "-e", "disk=1M", "--pool", "other", "-e", "more=1M,pool=other", "--takeover"]
+        failed = subprocess.run(
+            [sys.executable, "-m", "nbdzram", *words, "--control", str(server.control), "--metrics", place],
+            env=server.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "cannot listen on" in failed.stderr
+    server.wait_until(lambda: "going on" in server.log, START_SECONDS)
+    server.wait_until(lambda: "more" not in supervisor.noted(), START_SECONDS)
+    assert supervisor.keeps("pool-default")
+    assert not supervisor.keeps("pool-other")
+    server.stop()
 
 
 def test_a_pool_that_is_removed_is_not_kept(supervisor: Supervisor) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nbdzram.cli.takeover import Takeover
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
 from nbdzram.server.handover import FORMAT, SERVING, Handover
 from tests.support.nbd_client import Client
 from tests.support.pki import Pki
-from tests.support.server import START_SECONDS, free_port
-from tests.support.takeover import MIB, Line, ask, beating, ends_when_it_is_to_take, listening
+from tests.support.server import START_SECONDS, Nbdzram, free_port
+from tests.support.takeover import MIB, SIZE, Line, ask, beating, ends_when_it_is_to_take, listening
 from tests.wire import CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
@@ -70,6 +74,14 @@ def cannot_open_the_pools(line: Line, _: Path) -> None:
         line.take_over(["--pool", "other"])
 
 
+def has_an_image_to_load(line: Line, _: Path) -> None:
+    """Which takes minutes, and clients would wait as long."""
+    image = line.directory / "image"
+    image.write_bytes(bytes(MIB))
+    with pytest.raises(AssertionError, match="'loaded' is to be loaded from an image, which only a start does"):
+        line.take_over(["-e", f"loaded=@{image}"])
+
+
 @pytest.mark.parametrize(
     "fails",
     [
@@ -80,6 +92,7 @@ def cannot_open_the_pools(line: Line, _: Path) -> None:
         cannot_read_its_certificate,
         has_no_descriptors,
         cannot_open_the_pools,
+        has_an_image_to_load,
     ],
 )
 def test_a_successor_that_fails_leaves_the_old_server_serving(
@@ -174,6 +187,113 @@ def test_who_goes_on_needs_nothing_that_is_not_there_any_more(tmp_path: Path) ->
                 line.last.wait_until(lambda: "going on without metrics" in line.last.log, START_SECONDS)
                 beater.beat()
     assert line.attached() == 1
+    line.last.stop()
+
+
+IMPATIENT = """
+import nbdzram.server.handover as handover
+from nbdzram.__main__ import main
+handover.ANSWER_SECONDS = 1.0
+main()
+"""
+
+
+@pytest.mark.parametrize("step", ["new takes", "new has opened", "new is ready"])
+@pytest.mark.parametrize("in_memory", [False, True], ids=["directory", "memory"])
+def test_a_successor_that_hangs_is_ended_and_the_old_server_goes_on(
+    tmp_path: Path, step: str, *, in_memory: bool
+) -> None:
+    """It may have the arenas already, and keep them: then neither of the two would serve."""
+    line = Line(tmp_path, in_memory=in_memory, program=["-c", IMPATIENT])
+    old, place = line.last, tmp_path / "step"
+    words = ["serve", "--takeover", "-e", f"disk={SIZE}", "--control", str(line.control), "--metrics", "off"]
+    with beating(line) as beater, listening(place) as steps, (tmp_path / "new.log").open("w") as log:
+        hanging = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.held", step, str(place), *words, *line.arguments],
+            env=Nbdzram.environment(old),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            with steps.accept()[0]:
+                assert hanging.wait(START_SECONDS) == -signal.SIGKILL
+        finally:
+            hanging.kill()
+            hanging.wait()
+        old.wait_until(lambda: "going on" in old.log, START_SECONDS)
+        beater.beat()
+    assert line.attached() == 1, "its client had to connect again"
+    line.take_over()
+    line.last.stop()
+
+
+def test_who_is_given_up_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its word finds no way any more, and the one that gave it up lives."""
+    monkeypatch.setattr("nbdzram.server.handover.ENDING_SECONDS", 0.0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.shutdown(socket.SHUT_RDWR)
+        told: list[bool] = []
+        taken = Takeover(Handover(), theirs, os.pidfd_open(os.getpid()), lambda: told.append(True))
+        with pytest.raises(UserError, match="the other server goes on"):
+            taken.confirm()
+    assert not told
+
+
+def test_who_took_over_from_a_server_that_died_serves() -> None:
+    with subprocess.Popen(["true"]) as died:
+        process = os.pidfd_open(died.pid)
+    ours, theirs = socket.socketpair()
+    ours.close()
+    told: list[bool] = []
+    with theirs:
+        Takeover(Handover(), theirs, process, lambda: told.append(True)).confirm()
+    assert told
+
+
+@pytest.mark.parametrize("how", ["arena removed", "directory replaced"])
+def test_disks_whose_files_are_not_there_any_more_are_not_taken_over_as_empty_ones(tmp_path: Path, how: str) -> None:
+    """Clients that keep their connections would find zeroes, and write to what nobody looks for."""
+    line = Line(tmp_path)
+    arena, away = Path(line.state) / "default.pool", tmp_path / "away"
+    with line.last.client() as client, beating(line) as beater:
+        client.write(0, b"a" * 4096)
+        if how == "arena removed":
+            arena.rename(away)
+        else:
+            Path(line.state).rename(away)
+            Path(line.state).mkdir()
+        with pytest.raises(AssertionError, match="is not the file that is served"):
+            line.take_over()
+        beater.beat()
+        assert client.read(0, 4096) == b"a" * 4096
+        assert not arena.exists(), "it was made"
+        assert "takes over" not in line.last.log, "clients waited"
+        if how == "arena removed":
+            away.rename(arena)
+        else:
+            shutil.rmtree(line.state)  # the log of what was refused
+            away.rename(line.state)
+        line.take_over()
+        beater.beat()
+        assert client.read(0, 4096) == b"a" * 4096
+    line.last.stop()
+
+
+def test_who_sees_another_file_system_where_the_disks_lie_takes_nothing_over(tmp_path: Path) -> None:
+    """It is in a mount namespace of its own, as a unit or a container may be."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting takes root")
+    line = Line(tmp_path)
+    over = f'mount -t tmpfs tmpfs {line.state} && exec "$@"'
+    with line.last.client() as client, beating(line) as beater:
+        client.write(0, b"a" * 4096)
+        with pytest.raises(AssertionError, match="is not the file that is served"):
+            line.take_over(behind=["unshare", "--mount", "sh", "-c", over, "sh"])
+        line.last.wait_until(lambda: "going on" in line.last.log, START_SECONDS)
+        beater.beat()
+        assert client.read(0, 4096) == b"a" * 4096
+    assert line.attached() == 2, "its clients had to connect again"
     line.last.stop()
 
 

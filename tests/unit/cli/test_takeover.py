@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.cli import takeover
 from nbdzram.cli.takeover import GiverEnded, _accept, _take
 from nbdzram.errors import UserError
 
@@ -45,7 +44,7 @@ def test_who_hangs_up_while_he_gives_goes_on_unless_he_is_dead(
     monkeypatch: pytest.MonkeyPatch, lives: bool, raises: type[Exception]
 ) -> None:
     """Where he is dead nobody else goes on: whoever was to take starts."""
-    monkeypatch.setattr(takeover, "ENDING_SECONDS", 0.0)
+    monkeypatch.setattr("nbdzram.server.handover.ENDING_SECONDS", 0.0)
     giver, taker = socket.socketpair()
     with giver, taker, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as old:  # it ends when its input does
         process = os.pidfd_open(old.pid)

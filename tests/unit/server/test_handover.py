@@ -17,9 +17,10 @@ from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfi
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
+from nbdzram.server import handover
 from nbdzram.server.counts import ExportCount, OperationCount, PoolCount
 from nbdzram.server.exports import Peer
-from nbdzram.server.handover import FORMAT, KNOWS, Client, Counted, Handover, give_away
+from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Client, Counted, Handover, give_away
 from nbdzram.server.lobby import Origin
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, ExportRecord, Kept, Remembered
@@ -58,7 +59,7 @@ def handed(clients: int) -> Handover:
             },
             history=(HistorySample(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7),),
         ),
-        kept=Kept(Remembered(exports={"e": record}), {"p": os.memfd_create("p")}),
+        kept=Kept(Remembered(exports={"e": record}), {"p": os.memfd_create("p")}, files={"q": (8, 1 << 40)}),
     )
 
 
@@ -103,6 +104,7 @@ def test_all_of_it_arrives_and_no_child_inherits_it() -> None:
     assert os.path.sameopenfile(given.kept.arenas["p"], taken.kept.arenas["p"])
     assert taken.counted == given.counted
     assert taken.kept.remembered == given.kept.remembered
+    assert taken.kept.files == given.kept.files
     assert taken.paths == given.paths
     assert taken.control is not None
     descriptors = [other.connection for _, other in pairs] + list(taken.kept.arenas.values())
@@ -142,6 +144,52 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
 
     with listening(tmp_path / "s"):
         tell(story())
+
+
+def test_a_server_without_addresses_is_taken_over_too(tmp_path: Path) -> None:
+    """It serves whoever comes by control; what it has is not filled from a checkpoint as if it were new."""
+    config = ServerConfig(tcp=(), unix=())
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "", unit="")
+        given = await service.hand_over()
+        with socket.socket(socket.AF_UNIX) as control:
+            assert [given.was_served, replace(given, control=control).was_served] == [False, True]
+        given.close()
+        assert service.successor is not None
+        service.successor.close()
+
+    with listening(tmp_path / "s"):
+        tell(story())
+
+
+def test_a_word_that_comes_in_the_last_moment_counts_and_later_there_is_no_way_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that is ended, or goes on, must not have told its clients of anything."""
+    ended: list[int] = []
+    monkeypatch.setattr(handover, "_end", ended.append)
+
+    def is_silent(*_: object) -> bytes:
+        raise TimeoutError
+
+    monkeypatch.setattr(handover, "receive_exactly", is_silent)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(SERVING)
+        assert give_away(Handover(), ours) == os.getpid()
+    assert not ended
+    ours, theirs = socket.socketpair()
+    with theirs:
+        assert give_away(Handover(), ours) is None
+    assert ended == [os.getpid()]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert handover._last_word(ours) == b""
+        with pytest.raises(BrokenPipeError):
+            theirs.sendall(SERVING)
 
 
 def test_a_process_of_another_unit_is_refused_and_one_of_the_same_says_so_itself(

@@ -54,6 +54,28 @@ def test_without_a_directory_changes_last_as_long_as_the_process() -> None:
     assert state.arena_path("default") is None
 
 
+def test_another_file_in_the_place_of_an_arena_is_refused_also_by_who_goes_on(tmp_path: Path) -> None:
+    """As an arena that is not there would be made, and served to clients that have another."""
+    state = State(tmp_path)
+    arena, away = tmp_path / "p.pool", tmp_path / "away"
+    arena.write_bytes(b"stored")
+    state.require_arena("p")  # nobody knows of any
+    state.opened_arena("p")
+    following = State(tmp_path, state.surrender())
+    for one in (state, following):
+        one.require_arenas()
+        arena.rename(away)
+        with pytest.raises(UserError, match=r"p\.pool is not the file that is served: .* `nbdzram send`"):
+            one.require_arenas()
+        arena.write_bytes(b"stored")
+        with pytest.raises(UserError, match="put back what was there"):
+            one.require_arena("p")
+        away.replace(arena)
+        one.require_arenas()
+    following.remove_arena("p")
+    following.require_arenas()
+
+
 def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> None:
     state = State(tmp_path)
     state.remember_export("disk", CHANGE)
