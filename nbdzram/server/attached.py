@@ -33,6 +33,10 @@ log = logging.getLogger("nbdzram.server")
 TLS_BYTES = 44 << 10
 """What a TlsLine may hold: over a thousand 21 KiB with OpenSSL 3.0, 17 more with 3.5, and a record now and then."""
 
+STILL_SECONDS = 0.5
+"""Whoever neither sends nor reads for so long, in the middle of a payload or an answer, is not about to. Others are
+served while we look, and where one is wrong he has a pause that is longer."""
+
 _BROKEN_PROTOCOL = frozenset({Ending.BAD_MAGIC, Ending.LONG_PAYLOAD, Ending.HALF_A_REPLY})
 
 
@@ -89,6 +93,11 @@ class Attached:
     def busy(self) -> bool:
         """Requests of it are under way."""
         return self.session.in_flight > 0
+
+    @property
+    def stands_still(self) -> bool:
+        """Its client does neither send the rest of a payload nor read its answers, and has not for a while."""
+        return self.session.waits_for_peer and self.session.idle_seconds >= STILL_SECONDS
 
     def status(self) -> ClientStatus:
         """What the server tells of it, at this moment."""

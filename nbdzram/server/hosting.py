@@ -85,6 +85,10 @@ class Hosted(Served, Protocol):
     def busy(self) -> bool:
         """Requests of it are under way."""
 
+    @property
+    def stands_still(self) -> bool:
+        """It waits for its client, and has for a while."""
+
     def status(self) -> ClientStatus:
         """What the server tells of it."""
 

@@ -17,7 +17,7 @@ from nbdzram.config import ServerConfig, TlsConfig
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Failure, Terms
-from nbdzram.server.attached import Attached
+from nbdzram.server.attached import STILL_SECONDS, Attached
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports, Served
 from nbdzram.server.handover import Client, Handover
@@ -47,7 +47,8 @@ HANDSHAKE_GRACE_SECONDS = 0.5
 
 
 REST_SECONDS = 3.0
-"""For how long a client that is handed over may take to come to rest, and once more to be drained: all others wait."""
+"""For how long a client that is handed over may take to come to rest, and once more to be drained. All others wait as
+long for who stops in the moment of a takeover, and for nobody who stood still before."""
 
 
 class NbdServer:
@@ -272,28 +273,22 @@ class NbdServer:
         """Accept nobody more, let every client come to rest, and give up what is served without closing it.
 
         Who is in the handshake has a moment to end it. Who does not come to rest in time, as he never reads his
-        answers, never sends the rest of a payload, or is behind TLS, is drained, and connects again.
+        answers, never sends the rest of a payload, or is behind TLS, is drained, and connects again. Whoever can be
+        seen to stand still is waited for first, while all others are served.
         """
         hosting = self._hosting
         assert hosting is not None
         self._stop_accepting()
         hosting.shutting_down = True
-        if hosting.haggling:
-            await asyncio.sleep(HANDSHAKE_GRACE_SECONDS)  # others are served meanwhile
+        if hosting.haggling or any(session.session.waits_for_peer for session in hosting.attached.values()):
+            await asyncio.sleep(max(HANDSHAKE_GRACE_SECONDS, STILL_SECONDS))  # others are served meanwhile
         for connection in list(hosting.haggling):
             connection.abort()
-        sessions = list(hosting.attached.values())
-        for session in sessions:
-            session.release()
-        if sessions:
-            ends = [session.closed for session in sessions]
-            await asyncio.wait(ends, timeout=REST_SECONDS)
-            for session in sessions:
-                session.drain()
-            await asyncio.wait(ends, timeout=REST_SECONDS)
-            for session in sessions:
-                session.abort()
-            await asyncio.wait(ends)
+        still = [session for session in hosting.attached.values() if session.stands_still]
+        await _bring_to_rest(still)
+        others = list(hosting.attached.values())
+        await _bring_to_rest(others)
+        sessions = sorted(still + others, key=lambda session: session.number)
         await hosting.wait_quiet()
         handed = Handover(
             listeners=self._spare_listeners,
@@ -347,6 +342,22 @@ class NbdServer:
                 if stat.S_ISSOCK(status.st_mode) and status.st_ino == inode:
                     path.unlink()
         self._paths.clear()
+
+
+async def _bring_to_rest(sessions: Sequence[Hosted]) -> None:
+    """Release them; those that are not at rest in time are drained, and then cut."""
+    if not sessions:
+        return
+    ends = [session.closed for session in sessions]
+    for session in sessions:
+        session.release()
+    await asyncio.wait(ends, timeout=REST_SECONDS)
+    for session in sessions:
+        session.drain()
+    await asyncio.wait(ends, timeout=REST_SECONDS)
+    for session in sessions:
+        session.abort()
+    await asyncio.wait(ends)
 
 
 async def _accept_on(listener: socket.socket, hosting: Hosting, uri: str) -> asyncio.Server:

@@ -33,6 +33,9 @@ class Session:
     def midway(self) -> bool:
         """The peer has begun a request and not finished it; had, when it is lost."""
     @property
+    def waits_for_peer(self) -> bool:
+        """The rest of a payload is to come, or answers are not read."""
+    @property
     def payload_remaining(self) -> int:
         """Bytes still to come of the payload that is arriving."""
     @property

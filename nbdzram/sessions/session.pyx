@@ -104,6 +104,11 @@ cdef class Session(Requests):
         return self.was_midway if self.stage_now >= LOST else self.phase != HEADER or self.inbox.available() > 0
 
     @property
+    def waits_for_peer(self):
+        """The rest of a payload is to come, or answers are not read."""
+        return self.stage_now < LOST and (self.phase == PAYLOAD or self.outlet.blocked())
+
+    @property
     def payload_remaining(self):
         """Bytes still to come of the payload that is arriving."""
         return self.remaining

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfi
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
-from nbdzram.server import handover
+from nbdzram.server import handover, listener
 from nbdzram.server.counts import ExportCount, OperationCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Client, Counted, Handover, give_away
@@ -30,6 +31,7 @@ from tests.support.nbd_client import Client as Wire
 from tests.support.pki import Pki
 from tests.support.takeover import listening
 from tests.unit.server.house import UNCHANGED, tell
+from tests.wire import CMD_READ, CMD_WRITE, SIMPLE_REPLY, request
 
 DISK = ExportConfig(name="disk", size_bytes=1 << 20)
 CLIENTS = 450  # three messages with descriptors
@@ -265,6 +267,77 @@ def test_clients_count_for_the_listener_by_which_they_came_in_whatever_it_is_cal
         assert [after.listener] == second._nbd.uris
         await second.stop()
         client.socket.close()
+
+    tell(story())
+
+
+@pytest.mark.parametrize("stops", ["reading", "sending"])
+def test_who_stands_still_is_waited_for_while_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    """A machine that was stopped, say: the pause that all others have is not that of waiting for it."""
+    monkeypatch.setattr(listener, "REST_SECONDS", 0.2)
+    config = ServerConfig(
+        tcp=(),
+        unix=(UnixAddress(path=tmp_path / "nbd.sock"),),
+        exports=(ExportConfig(name="disk", size_bytes=1 << 24),),
+    )
+    order: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        order.append(number)
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        first, second, third = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(3)]
+        one, still, other = service._nbd.sessions
+        if stops == "reading":
+            for cookie in range(8):
+                second.socket.sendall(request(CMD_READ, 0, 1 << 20, cookie=cookie))
+        else:
+            second.socket.sendall(request(CMD_WRITE, 0, 1 << 20, cookie=1) + bytes(1000))
+        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.01)
+        for session in (one, still, other):
+            session.closed.add_done_callback(partial(note, session.number))
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        assert order[0] == still.number
+        assert [client.number for client in handed.clients] == [one.number, other.number]
+        handed.close()
+        for client in (first, second, third):
+            client.socket.close()
+
+    tell(story())
+
+
+def test_who_stood_still_and_reads_again_is_handed_over_like_others(tmp_path: Path) -> None:
+    config = ServerConfig(
+        tcp=(),
+        unix=(UnixAddress(path=tmp_path / "nbd.sock"),),
+        exports=(ExportConfig(name="disk", size_bytes=1 << 24),),
+    )
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
+        (still,) = service._nbd.sessions
+        for cookie in range(8):
+            wire.socket.sendall(request(CMD_READ, 0, 1 << 20, cookie=cookie))
+        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.01)
+        service._nbd.prepare_to_hand_over()
+        handing = asyncio.create_task(service.hand_over())
+        for cookie in range(8):
+            header = await asyncio.to_thread(wire.receive, SIMPLE_REPLY.size)
+            assert SIMPLE_REPLY.unpack(header)[1:] == (0, cookie)
+            await asyncio.to_thread(wire.receive, 1 << 20)
+        handed = await handing
+        assert [client.number for client in handed.clients] == [still.number]
+        handed.close()
+        wire.socket.close()
 
     tell(story())
 
