@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import select
 import socket
 import subprocess
 import sys
@@ -61,6 +63,20 @@ class Held:
             stderr=self.log,
             env=Nbdzram.environment(self.old),
         )
+
+    def at_step(self, steps: socket.socket) -> socket.socket:
+        """The connection of the one that is held, once it is there; what both said if one ends before, or never is."""
+        assert self.new is not None
+        with contextlib.ExitStack() as watched:
+            ends = [os.pidfd_open(process.pid) for process in (self.old.process, self.new)]
+            for end in ends:
+                watched.callback(os.close, end)
+            found, _, _ = select.select([steps, *ends], (), (), START_SECONDS)
+        said = f"{self.old.log}\n---\n{Path(self.log.name).read_text()}"
+        assert steps in found, (
+            f"nobody came to {self.step!r} (old {self.old.process.poll()}, new {self.new.poll()}):\n{said}"
+        )
+        return steps.accept()[0]
 
     def is_at_rest(self) -> bool:
         """Whether every thread of the one that is held sleeps: what arrives wakes it at once."""
@@ -137,7 +153,7 @@ def test_one_of_the_two_serves_whoever_is_killed(case: Held, victim: str) -> Non
     with client.socket, listening(case.place) as steps:
         client.socket.sendall(whole[:cut])
         case.begin()
-        with steps.accept()[0] as held:
+        with case.at_step(steps) as held:
             client.socket.sendall(whole[cut:])
             case.old.wait_until(case.is_at_rest, START_SECONDS)  # whichever of the two would have read that has
             lives = case.kill(victim)
