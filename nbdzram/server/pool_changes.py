@@ -132,6 +132,7 @@ class PoolChanges:
     def _open_pool(self, config: PoolConfig) -> tuple[Pool, list[Placed]]:
         """On a thread. A pool that was forgotten comes back with its disks and the rules that they had."""
         with contextlib.ExitStack() as closing:
+            closing.callback(self._memory.forget_arena, config.name)
             pool = closing.enter_context(open_pool(config, self._memory))
             for disk in pool.disks():
                 if any(export.name == disk.name for export in self._exports):

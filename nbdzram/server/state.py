@@ -218,6 +218,10 @@ class State:
         if found is not None:
             self._files[pool] = found
 
+    def forget_arena(self, pool: str) -> None:
+        """It is not served any more, whatever becomes of its file."""
+        self._files.pop(pool, None)
+
     def arena_memory(self, pool: str) -> int | None:
         """The file without a name that is the arena of `pool`, made if there is none yet, and ours.
 
@@ -258,7 +262,7 @@ class State:
     def remove_arena(self, pool: str) -> None:
         """Remove the file of a pool that is closed. Raises UserError."""
         path = self.arena_path(pool)
-        self._files.pop(pool, None)
+        self.forget_arena(pool)
         if pool in self._kept.arenas:
             if self._kept.keeper is not None:
                 self._kept.keeper.drop(pool)

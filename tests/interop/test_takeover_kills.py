@@ -71,9 +71,9 @@ class Held:
             ends = [os.pidfd_open(process.pid) for process in (self.old.process, self.new)]
             for end in ends:
                 watched.callback(os.close, end)
-            found, _, _ = select.select([steps, *ends], (), (), START_SECONDS)
+            found, _, _ = select.select([steps.fileno(), *ends], (), (), START_SECONDS)
         said = f"{self.old.log}\n---\n{Path(self.log.name).read_text()}"
-        assert steps in found, (
+        assert steps.fileno() in found, (
             f"nobody came to {self.step!r} (old {self.old.process.poll()}, new {self.new.poll()}):\n{said}"
         )
         return steps.accept()[0]

@@ -193,6 +193,8 @@ def test_a_pool_that_is_added_again_comes_with_its_disks_and_their_rules(house: 
             with pytest.raises(UserError, match="holds an export 'kept', and there is one of that name"):
                 await changes.add_pool("other", 0, "fold")
             assert {pool.name for pool in house.service.status().pools} == {"default", "fast"}
+            (house.state_dir / "other.pool").rename(house.state_dir / "away")
+            house.service._state.require_arenas()  # it is not served, and a takeover does not miss it
 
     tell(story())
 
