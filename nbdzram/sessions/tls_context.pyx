@@ -142,10 +142,14 @@ cdef int _by_identity(const void* one, const void* other) noexcept nogil:
 
 
 cdef object reason_of(void* tls):
-    """What OpenSSL says went wrong first, and led to the rest; of a certificate, what about it."""
+    """What OpenSSL says went wrong first, and led to the rest; of a certificate, what about it.
+
+    It is forgotten then: whoever uses OpenSSL next on this thread, as Python itself, would take it for its own failure.
+    """
     cdef const char* words = openssl.ERR_reason_error_string(openssl.ERR_peek_error())
     cdef long verdict = openssl.SSL_get_verify_result(tls) if tls != NULL else 0
     reason = words.decode() if words != NULL else "OpenSSL does not say why"
+    openssl.ERR_clear_error()
     if verdict:
         reason += f" ({(<bytes>openssl.X509_verify_cert_error_string(verdict)).decode()})"
     return reason

@@ -119,7 +119,7 @@ def test_what_is_no_file_in_its_place_is_refused_and_not_waited_for(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / FILE_NAME)
-    with pytest.raises(UserError, match="changes.json is no regular file; restore it"):
+    with pytest.raises(UserError, match=r"changes\.json is no regular file; restore it"):
         State(tmp_path)
 
 
