@@ -227,9 +227,9 @@ cdef class TlsLine(SocketLine):
         if self.tls != NULL:
             self.pay()  # the alert that says why, perhaps
             openssl.SSL_free(self.tls)
-            openssl.ERR_clear_error()  # as in reason_of, of a failure whose words nobody asked for
             self.tls = NULL
             self.more = False
+            openssl.ERR_clear_error()  # as in reason_of, of a failure whose words nobody asked for
         SocketLine.hang_up(self, orderly)
 
     # ---- records ----
