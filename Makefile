@@ -31,7 +31,7 @@ COVERED ?= tests/unit tests/model
 MINUTES ?= inf
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo build lint test test-slow mutants fuzz tsan coverage wheel dashboards bench bench-memory bench-scaling instructions profile bundle clean
+.PHONY: help install run demo build lint test test-slow mutants fuzz tsan coverage wheel dashboards bench bench-memory bench-scaling instructions sharing profile bundle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ bundle: wheel ## Pack bench-scaling with all that it needs, for a larger machine
 
 instructions: $(VENV)/built ## Count what requests, a fold and a scrape take, and fail where it is over 3 % more than it was
 	@$(BIN)/python -m tests.bench.instructions
+
+sharing: $(VENV)/built $(VENV)/dev ## Count what eight threads take from each other's memory, on any machine (minutes)
+	@$(BIN)/python -m tests.bench.sharing
 
 clean: ## Remove what was built; downloads in .cache stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

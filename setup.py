@@ -27,7 +27,10 @@ if COVERAGE:
 # NBDZRAM_DEBUG=1 turns on every assertion of the compiled code (engine/must.pxd), and not only the cheap ones.
 if os.environ.get("NBDZRAM_DEBUG"):
     FLAGS.append("-DNBDZRAM_DEBUG")
-LINK = ["-pthread", *([f"-fsanitize={SANITIZE}"] if SANITIZE else []), *(["--coverage"] if COVERAGE else [])]
+LINK = ["-pthread", *(["--coverage"] if COVERAGE else [])]
+# NBDZRAM_RUNTIME=1 leaves the sanitizer's own runtime out: another one is loaded in its place (tests/bench/sharing.py).
+if SANITIZE and not os.environ.get("NBDZRAM_RUNTIME"):
+    LINK.append(f"-fsanitize={SANITIZE}")
 
 extensions = [
     Extension(

@@ -23,12 +23,18 @@ def library(name: str) -> str:
     return place
 
 
-def built_for(sanitizers: str, directory: Path, *, compiler: str = "gcc") -> tuple[Path, dict[str, str]]:
-    """A copy of the project that is built so, and what its programs are to find in their environment."""
+def built_for(
+    sanitizers: str, directory: Path, *, compiler: str = "gcc", own_runtime: bool = False
+) -> tuple[Path, dict[str, str]]:
+    """A copy of the project that is built so, and what its programs are to find in their environment.
+
+    own_runtime: it is not linked with the sanitizer's, as another takes its place, and has none of our assertions.
+    """
     copy = directory / "project"
     ignore = shutil.ignore_patterns("*.so", "*.c", ".git", ".venv", ".cache", "build", "__pycache__")
     shutil.copytree(PROJECT, copy, ignore=ignore)
-    environment = {**os.environ, "NBDZRAM_SANITIZE": sanitizers, "NBDZRAM_DEBUG": "1", "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "NBDZRAM_SANITIZE": sanitizers, "PYTHONPATH": str(copy)}
+    environment["NBDZRAM_RUNTIME" if own_runtime else "NBDZRAM_DEBUG"] = "1"
     environment |= {"CC": compiler, "LDSHARED": f"{compiler} -shared"}
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(build, cwd=copy, env=environment, check=True, capture_output=True)
