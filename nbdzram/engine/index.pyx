@@ -29,7 +29,7 @@ from nbdzram.engine.latch cimport LATCHES, Latch, latch_leave, latch_take
 from nbdzram.engine.lock cimport LOOKS, lock_pause
 from nbdzram.engine.must cimport must
 from nbdzram.engine.prefetch cimport prefetch, prefetch_to_write
-from nbdzram.engine.publish cimport clear_bits, exchange32, look8, look32, set_bits, step_aside
+from nbdzram.engine.publish cimport amend32, clear_bits, exchange32, look8, look32, set_bits, step_aside
 
 from nbdzram.errors import ArenaError
 
@@ -68,6 +68,12 @@ cdef class Index:
         cdef uint64_t number = fingerprint & (2 * <uint64_t>self.half - 1)
         return number if number < self.buckets else number & (self.half - 1)
 
+    cdef uint64_t likely_bucket_of(self, uint64_t fingerprint) noexcept nogil:
+        """The same without a lock, of two numbers that may be from before and after a split: a guess."""
+        cdef uint64_t half = look32(&self.half)
+        cdef uint64_t number = fingerprint & (2 * half - 1)
+        return number if number < look32(&self.buckets) else number & (half - 1)
+
     cdef uint32_t* bucket(self, uint64_t number) noexcept nogil:
         """Where the first handle of a bucket stands."""
         return <uint32_t*>self.heads.base + number
@@ -75,12 +81,12 @@ cdef class Index:
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil:
         """Bring the bucket near while a block is being compressed, and its latch, which another writer had last. Needs
         no lock: a wrong guess costs nothing."""
-        prefetch_to_write(self.bucket(self.bucket_of(fingerprint)))
+        prefetch_to_write(self.bucket(self.likely_bucket_of(fingerprint)))
         prefetch_to_write(self.latch(fingerprint))
 
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil:
         """The same for the first object of a bucket that is near by now."""
-        cdef uint32_t handle = self.bucket(self.bucket_of(fingerprint))[0]
+        cdef uint32_t handle = self.bucket(self.likely_bucket_of(fingerprint))[0]
         if handle:
             prefetch(self.cells.cell(handle))
             prefetch(self.cells.link(handle))
@@ -272,9 +278,9 @@ cdef class Index:
         old_head = <uint32_t*>self.heads.base + (fresh - self.half)
         new_head = <uint32_t*>self.heads.base + fresh
         self.turns += 1
-        self.buckets += 1
+        amend32(&self.buckets, self.buckets + 1)
         if self.buckets == 2 * self.half:
-            self.half *= 2
+            amend32(&self.half, 2 * self.half)
         handle = old_head[0]
         old_head[0] = 0
         new_head[0] = 0
@@ -292,13 +298,13 @@ cdef class Index:
         cdef uint32_t* place
         self.turns += 1
         if self.buckets == self.half:
-            self.half //= 2
+            amend32(&self.half, self.half // 2)
         place = <uint32_t*>self.heads.base + (last - self.half)
         while place[0]:
             place = self.cells.link(place[0])
         place[0] = (<uint32_t*>self.heads.base)[last]
         (<uint32_t*>self.heads.base)[last] = 0
-        self.buckets = last
+        amend32(&self.buckets, last)
         region_shrink(&self.heads, <uint64_t>last * sizeof(uint32_t))
 
     cdef uint64_t pages(self) noexcept nogil:
