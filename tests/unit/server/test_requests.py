@@ -299,7 +299,9 @@ def test_a_broken_protocol_ends_the_connection_and_only_that(play: Play, junk: b
 
 
 def test_long_requests_of_one_connection_leave_the_workers_to_others(play: Play) -> None:
-    """64 requests of 8 tasks each do not stand in the queue together: a READ that comes later overtakes most."""
+    """Requests of 8 tasks each do not stand in the queue together: a READ that comes later overtakes most. They are so
+    many that the machine may be busy with something else meanwhile."""
+    many = 1024
 
     async def story(stage: Stage) -> None:
         huge = Export(
@@ -308,10 +310,10 @@ def test_long_requests_of_one_connection_leave_the_workers_to_others(play: Play)
         stage.exports.add(huge)
         hog = await stage.client(b"huge", style=2)
         other = await stage.client()
-        hog.send(request(ZEROES, 0, 512 << 20, flags=2, extended=True) * 64)
+        hog.send(request(ZEROES, 0, 512 << 20, flags=2, extended=True) * many)
         await other.read(0, 512)  # the server has taken them all
         await other.read(0, 1 << 20)
-        assert huge.traffic.operations()["write_zeroes"].requests < 32
+        assert huge.traffic.operations()["write_zeroes"].requests < many // 2
         hog.writer.transport.abort()
         await other.close()
 
