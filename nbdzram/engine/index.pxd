@@ -17,7 +17,6 @@ cdef class Index:
     cdef bint pausing   # threads step aside in the middle of a change (Pool.test_locks)
 
     cdef uint64_t bucket_of(self, uint64_t fingerprint) noexcept nogil
-    cdef uint64_t likely_bucket_of(self, uint64_t fingerprint) noexcept nogil
     cdef uint32_t* bucket(self, uint64_t number) noexcept nogil
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil

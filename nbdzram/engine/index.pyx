@@ -65,11 +65,7 @@ cdef class Index:
         region_free(&self.pending)
 
     cdef uint64_t bucket_of(self, uint64_t fingerprint) noexcept nogil:
-        cdef uint64_t number = fingerprint & (2 * <uint64_t>self.half - 1)
-        return number if number < self.buckets else number & (self.half - 1)
-
-    cdef uint64_t likely_bucket_of(self, uint64_t fingerprint) noexcept nogil:
-        """The same without a lock, of two numbers that may be from before and after a split: a guess."""
+        """Without a lock, of two numbers that may be from before and after a split, it is a guess."""
         cdef uint64_t half = look32(&self.half)
         cdef uint64_t number = fingerprint & (2 * half - 1)
         return number if number < look32(&self.buckets) else number & (half - 1)
@@ -81,12 +77,12 @@ cdef class Index:
     cdef void prefetch_bucket(self, uint64_t fingerprint) noexcept nogil:
         """Bring the bucket near while a block is being compressed, and its latch, which another writer had last. Needs
         no lock: a wrong guess costs nothing."""
-        prefetch_to_write(self.bucket(self.likely_bucket_of(fingerprint)))
+        prefetch_to_write(self.bucket(self.bucket_of(fingerprint)))
         prefetch_to_write(self.latch(fingerprint))
 
     cdef void prefetch_chain(self, uint64_t fingerprint) noexcept nogil:
         """The same for the first object of a bucket that is near by now."""
-        cdef uint32_t handle = self.bucket(self.likely_bucket_of(fingerprint))[0]
+        cdef uint32_t handle = self.bucket(self.bucket_of(fingerprint))[0]
         if handle:
             prefetch(self.cells.cell(handle))
             prefetch(self.cells.link(handle))

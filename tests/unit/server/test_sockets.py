@@ -104,6 +104,16 @@ def test_all_of_ipv4_is_served_where_all_of_ipv6_is_named_too_and_not_there(
     assert "this machine has no IPv6" in caplog.text
 
 
+def printed_in_a_network(script: str, code: str) -> str:
+    """What Python code prints in a network of its own, which a shell sets up."""
+    command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("may not make a network namespace")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
 def test_localhost_is_served_in_a_network_without_ipv6() -> None:
     """A network of its own, where the kernel has IPv6 and no address of it."""
@@ -114,11 +124,7 @@ def test_localhost_is_served_in_a_network_without_ipv6() -> None:
         "print([s.getsockname()[0] for s in sockets.open_tcp(TcpAddress(host='localhost', port=0))])"
     )
     script = 'ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
-    command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "Operation not permitted" in done.stderr:
-        pytest.skip("may not make a network namespace")
-    assert done.stdout == "['127.0.0.1']\n", done.stderr
+    assert printed_in_a_network(script, code) == "['127.0.0.1']\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
@@ -131,12 +137,8 @@ def test_a_link_local_address_is_served_and_told_with_its_interface() -> None:
         "metrics = http.MetricsServer(here, None); uvloop.run(metrics.start());"
         "print(metrics.url.rpartition(':')[0])"
     )
-    script = 'ip link set lo up; ip -6 addr add fe80::77/64 dev lo nodad; exec "$@"'
-    command = ["unshare", "-n", "sh", "-ec", script, "sh", sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "Operation not permitted" in done.stderr:
-        pytest.skip("may not make a network namespace")
-    assert done.stdout == "nbd://[fe80::77%25lo]\nhttp://[fe80::77%25lo]\n", done.stderr
+    script = 'set -e; ip link set lo up; ip -6 addr add fe80::77/64 dev lo nodad; exec "$@"'
+    assert printed_in_a_network(script, code) == "nbd://[fe80::77%25lo]\nhttp://[fe80::77%25lo]\n"
 
 
 def test_an_ipv6_socket_leaves_ipv4_to_others() -> None:
