@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import resource
-import select
 import shutil
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.machine import Machine
+from nbdzram.ready import readable
 from nbdzram.residence import may_lock
 from nbdzram.server.certificate import validity
 from nbdzram.server.descriptors import places, wanted
@@ -413,7 +413,7 @@ def _said_by(program: str) -> tuple[bytes, int]:
         said = b""
         try:
             while len(said) < CLIENT_BYTES:
-                if not select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                if not readable(process.stdout.fileno(), seconds=deadline - time.monotonic()):
                     raise subprocess.TimeoutExpired(command, CLIENT_SECONDS)
                 piece = process.stdout.read(CLIENT_BYTES - len(said))
                 if not piece:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nbdzram.errors import UserError
+from nbdzram.ready import readable
 
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BBH")
@@ -150,8 +150,8 @@ class NetlinkDevice:
 
     def wait(self, seconds: float, *, wake: int) -> bool:
         """See Device. A burst too long for the socket's buffer (ENOBUFS) may have held one of ours."""
-        ready, _, _ = select.select([self._deaths.fileno(), wake], [], [], seconds)
-        return self._deaths.fileno() in ready and any(list(self._died()))
+        deaths = self._deaths.fileno()
+        return deaths in readable(deaths, wake, seconds=seconds) and any(list(self._died()))
 
     def _died(self) -> Iterator[bool]:
         while True:

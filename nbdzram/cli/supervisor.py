@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import socket
 from collections.abc import Sequence
+
+from nbdzram.ready import readable
 
 log = logging.getLogger("nbdzram.server")
 
@@ -36,4 +37,4 @@ def wait_for_supervisor() -> None:
     finally:
         os.close(writes)
     with contextlib.closing(os.fdopen(reads, "rb", buffering=0)):
-        select.select([reads], (), (), BARRIER_SECONDS)
+        readable(reads, seconds=BARRIER_SECONDS)

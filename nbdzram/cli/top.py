@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import sys
 import termios
 import time
@@ -19,6 +18,7 @@ from nbdzram.cli.objects import top_object
 from nbdzram.cli.view import SORTS, Frame, screen
 from nbdzram.control.client import ControlClient
 from nbdzram.rates import between
+from nbdzram.ready import readable
 from nbdzram.status import to_json
 
 USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the server bounds it too
@@ -132,5 +132,7 @@ def _keys() -> Iterator[int | None]:
 
 def _wait(descriptor: int | None, seconds: float) -> bytes:
     """One key, or nothing when the time is over."""
-    ready, _, _ = select.select([descriptor] if descriptor is not None else [], [], [], max(seconds, 0))
-    return os.read(descriptor, 1) if ready and descriptor is not None else b""
+    if descriptor is None:
+        readable(seconds=seconds)
+        return b""
+    return os.read(descriptor, 1) if readable(descriptor, seconds=seconds) else b""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import click
 
 from nbdzram import __version__
 from nbdzram.control.client import ControlClient
+from nbdzram.ready import readable
 from nbdzram.status import ReloadReport, from_json
 
 SERVES = b"1"
@@ -51,7 +51,7 @@ def go_to_background(old: int) -> Callable[[], None]:
         os.close(writes)
         if os.read(reads, len(SERVES)) != SERVES:
             raise click.exceptions.Exit(1)
-        select.select([old], (), (), LEAVING_SECONDS)
+        readable(old, seconds=LEAVING_SECONDS)
         raise click.exceptions.Exit(0)
     os.close(reads)
     os.close(old)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
 import socket
 import struct
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbdzram.control import messages
 from nbdzram.control.paths import not_ours
 from nbdzram.errors import ServerUnreachable, UserError
+from nbdzram.ready import readable
 from nbdzram.status.encoding import Record, from_json
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class ControlClient:
 
     def _wait(self) -> None:
         """Until the first words of an answer, for as long as it takes: a run tells how far it is meanwhile."""
-        if self.late is not None and not select.select([self._socket], [], [], LATE_SECONDS)[0]:
+        if self.late is not None and not readable(self._socket.fileno(), seconds=LATE_SECONDS):
             self.late(f"the server on {self._path} has not answered for {LATE_SECONDS:g} s")
 
     def _exactly(self, count: int) -> bytes:

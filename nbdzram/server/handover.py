@@ -34,7 +34,6 @@ import ipaddress
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import stat
@@ -46,6 +45,7 @@ from typing import Any, Self
 from nbdzram.engine.pool import ARENA_FORMAT
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
+from nbdzram.ready import readable
 from nbdzram.receive import receive_exactly
 from nbdzram.server.counts import ExportCount, PoolCount
 from nbdzram.server.exports import Peer
@@ -311,4 +311,4 @@ def _end(number: int) -> None:
 
 def has_ended(process: int) -> bool:
     """Whether a process, named by its descriptor, is gone; it may take a moment."""
-    return bool(select.select([process], (), (), ENDING_SECONDS)[0])
+    return bool(readable(process, seconds=ENDING_SECONDS))

@@ -19,7 +19,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import socket
 import threading
 import time
@@ -32,6 +31,7 @@ from typing import Any, Self
 
 from nbdzram.config import LogFormat, LogLevel, LogTarget
 from nbdzram.errors import UserError
+from nbdzram.ready import writable
 
 STDERR = 2
 SYSTEM_LOG = "/dev/log"
@@ -275,7 +275,7 @@ class LineWriter:
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:  # somebody else who has the same pipe made it so
-                select.select([], [self._descriptor], [])
+                writable(self._descriptor)
             except OSError as error:  # the reader went away, or the file system is full
                 with self._changed:
                     self.lost_total += bytes(left).count(b"\n")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import resource
-import select
+import selectors
 import socket
 import ssl
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from tests.support.nbd_client import Client, open_socket
 from tests.support.server import Nbdzram
@@ -103,17 +103,17 @@ class Crowd:
 
     def press(self, parts: list[list[bytes]]) -> None:
         """Each member sends its own `parts` as far as the server takes them, until nobody's socket takes any more."""
-        waiting = {member: list(part) for member, part in zip(self.members, parts, strict=True) if part}
-        for member in waiting:
-            member.setblocking(False)
-        while waiting:
-            _, writable, _ = select.select([], waiting, [], 1.0)
-            if not writable:
-                return
-            for member in writable:
-                _send_some(member, waiting[member])
-                if not waiting[member]:
-                    del waiting[member]
+        with selectors.DefaultSelector() as waiting:
+            for member, part in zip(self.members, parts, strict=True):
+                member.setblocking(False)
+                if part:
+                    waiting.register(member, selectors.EVENT_WRITE, list(part))
+            while waiting.get_map() and (ready := waiting.select(1.0)):
+                for key, _ in ready:
+                    member = cast("socket.socket", key.fileobj)
+                    _send_some(member, key.data)
+                    if not key.data:
+                        waiting.unregister(member)
 
 
 def _send_some(member: socket.socket, parts: list[bytes]) -> None:

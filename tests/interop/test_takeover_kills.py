@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable
+from nbdzram.ready import readable
 from tests.support.held import NEW, OLD
 from tests.support.nbd_client import Client
 from tests.support.server import START_SECONDS, Nbdzram
@@ -71,7 +71,7 @@ class Held:
             ends = [os.pidfd_open(process.pid) for process in (self.old.process, self.new)]
             for end in ends:
                 watched.callback(os.close, end)
-            found, _, _ = select.select([steps.fileno(), *ends], (), (), START_SECONDS)
+            found = readable(steps.fileno(), *ends, seconds=START_SECONDS)
         said = f"{self.old.log}\n---\n{Path(self.log.name).read_text()}"
         assert steps.fileno() in found, (
             f"nobody came to {self.step!r} (old {self.old.process.poll()}, new {self.new.poll()}):\n{said}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Iterable
 
 from nbdzram.config import Limits
 from nbdzram.engine.pool import Pool
 from nbdzram.nbd.constants import MetaContext
+from nbdzram.ready import readable
 from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.rehearsal import RehearsalLine, serve
 from nbdzram.sessions.session import Session
@@ -105,12 +105,12 @@ class Stage:
         going = True
         while going:
             going = sum(map(self.serve, self.clients.values())) > 0
-            while select.select([self.desk.fileno()], [], [], 0)[0]:
+            while readable(self.desk.fileno(), seconds=0):
                 self.desk.turn()
                 going = True
             self.hear()
             if not going and any(client.session.storing for client in self.clients.values()):
-                select.select([self.desk.fileno()], [], [])  # workers have something of theirs
+                readable(self.desk.fileno())  # workers have something of theirs
                 going = True
 
     def play(self, pieces: Iterable[bytes], *, style: int, contexts: int = 0, read_only: bool = False) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from nbdzram.cli.takeover import GiverEnded, _accept, _take
 from nbdzram.errors import UserError
+from nbdzram.ready import readable
 
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
 
@@ -31,7 +31,7 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
         subprocess.Popen([sys.executable, "-c", CONNECT, listener.getsockname()]) as stranger,
         socket.socket(socket.AF_UNIX) as server,
     ):
-        assert select.select([listener], (), ())[0]  # the stranger is there, and first
+        assert readable(listener.fileno())  # the stranger is there, and first
         server.connect(listener.getsockname())
         with _accept(listener, os.getpid()) as giver:
             server.send(b"x")

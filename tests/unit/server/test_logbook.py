@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 
 from nbdzram.config import LogFormat, LogLevel, LogTarget
 from nbdzram.errors import UserError
+from nbdzram.ready import readable
 from nbdzram.server import logbook
 from nbdzram.server.logbook import LINES_A_MINUTE, QUEUED_LINES, Causes, LineWriter, Logbook, printable, shaper
 
@@ -99,7 +99,7 @@ def test_who_logs_never_waits_for_a_reader_and_what_is_lost_is_told(pipe: Pipe) 
 def pipe_text(descriptor: int, until: str) -> str:
     text = ""
     while until not in text:
-        assert select.select([descriptor], [], [], PATIENCE_SECONDS)[0], f"no {until!r} in {text[-200:]!r}"
+        assert readable(descriptor, seconds=PATIENCE_SECONDS), f"no {until!r} in {text[-200:]!r}"
         text += os.read(descriptor, 65536).decode()
     return text
 

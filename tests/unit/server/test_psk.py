@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from nbdzram.config import TlsConfig, TlsMode
 from nbdzram.errors import ConfigError, TlsError
+from nbdzram.ready import readable
 from nbdzram.server.tls import make_context, read_keys
 from nbdzram.sessions.tls import TlsLine
 from tests.support.openssl import TLS_1_2, TLS_1_3, OpenSslClient
@@ -58,6 +58,6 @@ def test_only_who_knows_the_key_gets_in(keys: Path, newest: int, name: str, key:
 def shakes_hands(line: TlsLine) -> bool:
     with contextlib.suppress(TlsError, EOFError):
         while not line.handshake():
-            select.select([line.fileno()], [], [])
+            readable(line.fileno())
         return True
     return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
+from nbdzram.ready import readable
 from nbdzram.sessions.line import SocketLine
 from nbdzram.sessions.plane import Plane
 from nbdzram.sessions.session import Session
@@ -68,7 +68,7 @@ class House:
 
     def hear(self) -> None:
         """Wait until a thread has something to tell, and see to it."""
-        select.select([self.plane.fileno()], [], [])
+        readable(self.plane.fileno())
         tidings, notices = self.plane.collect()
         self.refused += notices
         for session, _, _, gone in tidings:
@@ -203,7 +203,7 @@ def test_a_client_that_left_is_not_remembered(house: House) -> None:
         del session
     house.empty()
     while remembered := sum(isinstance(thing, Session) for thing in gc.get_objects()):
-        assert select.select([house.plane.fileno()], [], [], 30)[0], f"{remembered} sessions are kept"
+        assert readable(house.plane.fileno(), seconds=30), f"{remembered} sessions are kept"
         house.plane.collect()
 
 

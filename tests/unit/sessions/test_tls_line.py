@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import socket
 import ssl
@@ -19,6 +18,7 @@ from typing import TypeVar
 import pytest
 
 from nbdzram.errors import PassPhraseWanted, TlsError
+from nbdzram.ready import readable
 from nbdzram.sessions.tls import MOST_BARREN_RECORDS, TlsLine
 from nbdzram.sessions.tls_context import TlsContext
 from tests.support.openssl import TLS_1_2, OpenSslClient
@@ -273,7 +273,7 @@ def with_openssl(line: TlsLine, connected: socket.socket, act: Callable[[OpenSsl
         acting = pool.submit(play)
         with contextlib.suppress(TlsError, EOFError, OSError):
             while not line.handshake():
-                select.select([line.fileno()], [], [])
+                readable(line.fileno())
         if acting.done() and acting.exception():
             line.close(orderly=True)
         return acting.result()
