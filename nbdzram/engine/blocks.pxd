@@ -55,11 +55,14 @@ cdef class Blocks:
     cdef void sum_up(self) noexcept nogil
     cdef void reveal(self) noexcept nogil
     cdef bint is_wrong(self) noexcept nogil
-    cdef int c_extents(self, uint64_t offset, uint64_t length, uint32_t mask, uint64_t holds, Runs* runs) noexcept nogil
+    cdef size_t room_for_twins(self, uint32_t mask) noexcept nogil
+    cdef bint look_for_twins(self, Twins* twins, uint32_t holds) noexcept nogil
+    cdef int c_extents(
+        self, uint64_t* at, uint64_t end, uint32_t mask, uint64_t holds, Runs* runs, const Twins* twins
+    ) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
     cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil
     cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil
-    cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil
-    cdef uint64_t _add_extents(
-        self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs, Twins* twins, uint64_t* wanted
+    cdef bint _add_extents(
+        self, uint64_t* at, uint64_t end, uint32_t mask, Runs* runs, const Twins* twins
     ) noexcept nogil

@@ -16,7 +16,7 @@ Invariants
 
 from libc.errno cimport EDQUOT, EINVAL, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
 from enum import IntFlag
@@ -32,8 +32,7 @@ from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.publish cimport amend32, amend64, look64
 from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
-from nbdzram.engine.twins cimport STRETCH_BLOCKS, Twins, twins_add, twins_forget, twins_has, twins_make_room
-
+from nbdzram.engine.twins cimport Twins, twins_add, twins_begin, twins_bytes, twins_has, twins_know
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
@@ -302,14 +301,40 @@ cdef class Blocks:
         return ((SHARED_BIT if leaf_shared or word >> REFS_SHIFT > 1 else 0)
                 | (HUGE_BIT if kind_of(word) == CODEC_RAW else 0))
 
+    cdef size_t room_for_twins(self, uint32_t mask) noexcept nogil:
+        """How much memory one needs to look for what the export's blocks share; 0: nobody has to look, as the mask does
+        not ask for that, or the pool tells everything."""
+        cdef uint64_t stored
+        if self.pool.tells_sharing or not mask & SHARED_BIT:
+            return 0
+        lock_take(&self.pool.lock)
+        stored = self.stored
+        lock_leave(&self.pool.lock)
+        return twins_bytes(stored)
+
     def extents(self, uint64_t offset, uint64_t length, size_t limit, uint32_t mask=ALL_BITS):
         cdef Runs runs
-        cdef int error
+        cdef Twins twins
+        cdef uint64_t at = offset
+        cdef uint64_t end = offset + length
+        cdef uint64_t before = <uint64_t>-1
+        cdef size_t size
+        cdef void* memory
+        cdef int error = 0
         self._valid(offset, length)
         memset(&runs, 0, sizeof(Runs))
         runs.limit = limit
+        size = self.room_for_twins(mask)
+        memory = malloc(size) if size else NULL
         with nogil:
-            error = self.c_extents(offset, length, mask, <uint64_t>-1, &runs)
+            while at < end and at != before and error == 0:
+                before = at
+                if size:
+                    twins_begin(&twins, at // BLOCK, memory, size if memory != NULL else 0)
+                    while not self.look_for_twins(&twins, 1):
+                        pass
+                error = self.c_extents(&at, end, mask, <uint64_t>-1, &runs, &twins if size else NULL)
+        free(memory)
         try:
             if error:
                 raise EngineError(f"cannot look at export {self.name!r}: {self._why_gone()}")
@@ -318,35 +343,32 @@ cdef class Blocks:
             free(runs.pairs)
 
     cdef int c_extents(
-        self, uint64_t offset, uint64_t length, uint32_t mask, uint64_t holds, Runs* runs
+        self, uint64_t* at, uint64_t end, uint32_t mask, uint64_t holds, Runs* runs, const Twins* twins
     ) noexcept nogil:
-        """Add the runs of a range to `runs`, whose `limit` is set, and whose `pairs` the caller frees. 0 or an errno
-        value.
+        """Add the runs from `at` to `end` to `runs`, whose `limit` is set, and whose `pairs` the caller frees. 0 or an
+        errno value.
 
-        They end where the list is full, or after so many `holds` of the lock: each gets past HOLD entries, or past as
-        many holes as LOOKS children of branches stand for.
+        They end where the list is full (and `at` is at the end then), before a block that `twins` do not know, or after
+        so many `holds` of the lock: each gets past HOLD entries, or past as many holes as LOOKS children of branches
+        stand for. `twins`: NULL where nothing is asked of SHARED, or everything may be told.
         """
-        cdef uint64_t at = offset
-        cdef uint64_t end = offset + length
-        cdef uint64_t wanted = 0
-        cdef Twins twins
-        cdef bint own_sharing = not self.pool.tells_sharing and mask & SHARED_BIT
         cdef bint gone = False
+        cdef bint more = True
+        must(twins != NULL or not mask & SHARED_BIT or self.pool.tells_sharing,
+             b"what others share is not told")
         if not users_enter(&self.pool.users):
             return EIO
-        memset(&twins, 0, sizeof(Twins))
-        while at < end and holds and not gone and runs.limit and _has_room(runs):
+        if runs.limit == 0:
+            at[0] = end
+        while at[0] < end and holds and more and not gone and _has_room(runs):
             holds -= 1
             lock_take(&self.pool.lock)
             if self.root() == NULL:
                 gone = True
             else:
-                at = self._add_extents(at, end, mask, runs, &twins if own_sharing else NULL, &wanted)
+                more = self._add_extents(at, end, mask, runs, twins)
             lock_leave(&self.pool.lock)
-            if wanted != twins.stretch and not gone:
-                self._look_for_twins(wanted, &twins)
         users_leave(&self.pool.users)
-        twins_forget(&twins)
         return EIO if gone else 0
 
     def _raise(self, int error, str verb, offset, length):
@@ -371,26 +393,32 @@ cdef class Blocks:
     def _why_gone(self):
         return "its pool was closed" if self.pool.closing else "it was deleted"
 
-    cdef void _look_for_twins(self, uint64_t stretch, Twins* twins) noexcept nogil:
-        """Find the objects that several blocks of a stretch (counted from 1) hold. Takes the lock, HOLD blocks at a
-        time."""
+    cdef bint look_for_twins(self, Twins* twins, uint32_t holds) noexcept nogil:
+        """Look on for the objects that several blocks of a stretch hold, so many times, each taking the lock for HOLD
+        blocks. Whether all of it was looked through; of an export that is gone there is nothing to look at."""
         cdef Cursor cursor
         cdef uint64_t block, entry
         cdef uint32_t handle
-        cursor.next, cursor.end = (stretch - 1) * STRETCH_BLOCKS, stretch * STRETCH_BLOCKS
-        twins_forget(twins)
-        while cursor.next < cursor.end:
-            twins_make_room(twins, HOLD)
+        cursor.next, cursor.end = twins.next, twins.end
+        if not users_enter(&self.pool.users):
+            twins.next = twins.end
+            return True
+        while cursor.next < cursor.end and holds:
+            holds -= 1
             lock_take(&self.pool.lock)
-            self.walk(&cursor)
-            while next_entry(&cursor, &block, &entry):
-                handle = self.pool.tables.handle_at(entry, block)
-                if handle:
-                    handle = self.pool.store.resolve(handle)
-                    if self.pool.store.cells.refs(handle) > 1:
-                        twins_add(twins, handle)
+            if self.root() == NULL:
+                cursor.next = cursor.end
+            elif self.walk(&cursor):
+                while next_entry(&cursor, &block, &entry):
+                    handle = self.pool.tables.handle_at(entry, block)
+                    if handle:
+                        handle = self.pool.store.resolve(handle)
+                        if self.pool.store.cells.refs(handle) > 1:
+                            twins_add(twins, handle)
             lock_leave(&self.pool.lock)
-        twins.stretch = stretch
+        users_leave(&self.pool.users)
+        twins.next = cursor.next
+        return twins.next == twins.end
 
     cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil:
         """What a client is told of a block; twins NULL: everything, else of sharing what is within the export."""
@@ -399,35 +427,35 @@ cdef class Blocks:
             return bits
         return bits & ~<uint32_t>SHARED_BIT
 
-    cdef uint64_t _add_extents(
-        self, uint64_t at, uint64_t end, uint32_t mask, Runs* runs, Twins* twins, uint64_t* wanted
+    cdef bint _add_extents(
+        self, uint64_t* at, uint64_t end, uint32_t mask, Runs* runs, const Twins* twins
     ) noexcept nogil:
-        """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them; where it got
-        to, `end` too when the list is full. It goes no further than the stretch whose twins are known; which is
-        `wanted` next (counted from 1), it says."""
+        """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them, and move `at`
+        there; to the end when the list is full. False: before a block that `twins` do not know."""
         cdef Cursor cursor
-        cdef uint64_t first = at // BLOCK
+        cdef uint64_t first = at[0] // BLOCK
         cdef uint64_t block, entry, stop
         cdef bint found, shared
         cursor.next, cursor.end = first, (end + BLOCK - 1) // BLOCK
         found = self.walk(&cursor)
         if cursor.next > first:
             stop = min(cursor.next * BLOCK, end)
-            if not _add_run(runs, stop - at, (HOLE_BIT | ZERO_BIT) & mask):
-                return end
-            at = stop
+            if not _add_run(runs, stop - at[0], (HOLE_BIT | ZERO_BIT) & mask):
+                at[0] = end
+                return True
+            at[0] = stop
         if not found:
-            return at
-        if twins != NULL and cursor.next // STRETCH_BLOCKS + 1 != twins.stretch:
-            wanted[0] = cursor.next // STRETCH_BLOCKS + 1
-            return at
+            return True
+        if twins != NULL and not twins_know(twins, cursor.next):
+            return False
         shared = self.pool.tables.leaf_is_shared(self.root(), cursor.next)
         while next_entry(&cursor, &block, &entry):
             stop = min((block + 1) * BLOCK, end)
-            if not _add_run(runs, stop - at, self._told_bits(entry, block, shared, twins) & mask):
-                return end
-            at = stop
-        return at
+            if not _add_run(runs, stop - at[0], self._told_bits(entry, block, shared, twins) & mask):
+                at[0] = end
+                return True
+            at[0] = stop
+        return True
 
     def usage(self):
         cdef PoolCore pool = self.pool

@@ -2,20 +2,46 @@
 # an object too is not for it to know, and must not show, neither way: so holders are counted among the export's own
 # blocks, and the count of all holders is only a hint that there is something to look for.
 #
-# A set of handles, open addressing: each stands for one block that was seen, or several.
+# A set of handles, open addressing: each stands for one block that was seen, or several. To look through a stretch
+# takes milliseconds, so who has others to serve does it in steps (Blocks.look_for_twins). The memory is the caller's,
+# and goes by how much the export stores: how long it takes tells nothing of others.
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 cdef enum:
-    STRETCH_BLOCKS = 1 << 16  # 256 MiB of an export: some milliseconds to look through, where all of it is stored
+    STRETCH_BLOCKS = 1 << 16  # 256 MiB of an export
     SEVERAL = 1               # in a place of the set, beside the handle, which stands one bit higher
 
 cdef struct Twins:
     uint64_t* places
-    uint64_t capacity   # a power of two, at least twice what is used; 0: nothing was seen, or there is no memory
+    uint64_t capacity   # a power of two, at least twice what is used; 0: there is no memory, and no sharing is told
     uint64_t used
-    uint64_t stretch    # that was looked through, counted from 1; 0: none yet
+    uint64_t end        # of the stretch, in blocks; its first is STRETCH_BLOCKS before
+    uint64_t next       # the block from which it is not looked through yet
+
+cdef inline size_t twins_bytes(uint64_t blocks) noexcept nogil:
+    """The memory that a stretch takes of an export where so many blocks are stored."""
+    cdef size_t capacity = 256
+    while capacity < 2 * min(blocks, <uint64_t>STRETCH_BLOCKS):
+        capacity *= 2
+    return capacity * sizeof(uint64_t)
+
+cdef inline void twins_begin(Twins* twins, uint64_t block, void* memory, size_t size) noexcept nogil:
+    """Of the stretch that `block` is in, in `size` bytes of memory (see twins_bytes), or in none."""
+    if size:
+        memset(memory, 0, size)
+    twins.places = <uint64_t*>memory
+    twins.capacity = size // sizeof(uint64_t)
+    twins.used = 0
+    twins.next = block // STRETCH_BLOCKS * STRETCH_BLOCKS
+    twins.end = twins.next + STRETCH_BLOCKS
+    if size == 0:
+        twins.next = twins.end
+
+cdef inline bint twins_know(const Twins* twins, uint64_t block) noexcept nogil:
+    """Is a block in the stretch that was looked through?"""
+    return twins.next == twins.end and twins.end - STRETCH_BLOCKS <= block < twins.end
 
 cdef inline uint64_t* twins_place(const Twins* twins, uint32_t handle) noexcept nogil:
     """Where a handle stands, or would."""
@@ -24,28 +50,8 @@ cdef inline uint64_t* twins_place(const Twins* twins, uint32_t handle) noexcept 
         place = (place + 1) & (twins.capacity - 1)
     return twins.places + place
 
-cdef inline bint twins_grow(Twins* twins) noexcept nogil:
-    cdef Twins grown
-    cdef uint64_t index
-    grown.capacity = max(<uint64_t>256, twins.capacity * 2)
-    grown.places = <uint64_t*>calloc(grown.capacity, sizeof(uint64_t))
-    if grown.places == NULL:
-        return False
-    for index in range(twins.capacity):
-        if twins.places[index]:
-            twins_place(&grown, <uint32_t>(twins.places[index] >> 1))[0] = twins.places[index]
-    free(twins.places)
-    twins.places = grown.places
-    twins.capacity = grown.capacity
-    return True
-
-cdef inline void twins_make_room(Twins* twins, uint32_t count) noexcept nogil:
-    """For so many more, without the pool's lock: to grow takes memory, and a look at all that there is."""
-    while (twins.used + count) * 2 > twins.capacity and twins_grow(twins):
-        pass
-
 cdef inline void twins_add(Twins* twins, uint32_t handle) noexcept nogil:
-    """One block more that holds an object. Without memory it is not seen, and its sharing not told."""
+    """One block more that holds an object. What is stored meanwhile and finds no place is not seen."""
     cdef uint64_t* place
     if (twins.used + 1) * 2 > twins.capacity:
         return
@@ -56,8 +62,3 @@ cdef inline void twins_add(Twins* twins, uint32_t handle) noexcept nogil:
 cdef inline bint twins_has(const Twins* twins, uint32_t handle) noexcept nogil:
     """Whether several blocks hold an object."""
     return twins.capacity != 0 and twins_place(twins, handle)[0] & SEVERAL
-
-cdef inline void twins_forget(Twins* twins) noexcept nogil:
-    free(twins.places)
-    twins.places = NULL
-    twins.capacity = twins.used = 0

@@ -10,6 +10,7 @@ from libc.string cimport memset
 
 from nbdzram.engine.blocks cimport HOLE_BIT, HUGE_BIT, SAME_FILLED_BIT, SHARED_BIT, ZERO_BIT, Runs
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.twins cimport Twins
 from nbdzram.nbd.transmission cimport EXTENDED, OK, REQ_ONE, WRONG_SHAPE, Request, load32, load64, put_status
 
 cdef enum:  # nbd.constants.FoldState
@@ -63,18 +64,31 @@ cdef uint64_t _state_of(uint32_t context, uint64_t bits) noexcept nogil:
             | (FOLD_HUGE if bits & HUGE_BIT else 0) | (FOLD_SAME_FILLED if bits & SAME_FILLED_BIT else 0))
 
 
+cdef size_t room_to_look(Disk disk, const Contexts* contexts) noexcept nogil:
+    """How much memory one needs to look for what the export's blocks share, before put_statuses; 0: no need to look."""
+    cdef size_t room = 0
+    cdef int index
+    for index in range(contexts.count):
+        room = max(room, disk.room_for_twins(_mask_of(contexts.ids[index])))
+    return room
+
+
 cdef int _describe(
-    Disk disk, const Request* request, uint32_t context, size_t limit, bint narrow, Runs* runs
+    Disk disk, const Request* request, uint32_t context, const Twins* twins, uint64_t holds, size_t limit, bint narrow,
+    Runs* runs
 ) noexcept nogil:
     """Descriptors from the beginning of the range, as far as the limits allow: pairs of length in bytes and status.
 
     Neighbours differ in their status. `narrow`: lengths fit 32 bits. 0, or the engine's errno.
     """
+    cdef uint32_t mask = _mask_of(context)
+    cdef uint64_t at = request.offset
     cdef size_t index
     cdef int error
     runs.count = 0
     runs.limit = limit + 1  # with one that follows, the last is known to its end
-    error = disk.c_extents(request.offset, request.length, _mask_of(context), STATUS_HOLDS, runs)
+    error = disk.c_extents(
+        &at, request.offset + request.length, mask, holds, runs, twins if mask & SHARED_BIT else NULL)
     if error:
         return error
     runs.count = min(runs.count, limit)
@@ -88,10 +102,11 @@ cdef int _describe(
 
 
 cdef int put_statuses(
-    uint8_t* target, Disk disk, const Request* request, int style, const Contexts* contexts, size_t limit, size_t* size
+    uint8_t* target, Disk disk, const Request* request, int style, const Contexts* contexts, const Twins* twins,
+    size_t limit, size_t* size
 ) noexcept nogil:
     """A reply of one chunk of at most `limit` descriptors a context, in up to STATUS_ROOM bytes. 0, or the engine's
-    errno."""
+    errno. `twins`: of the stretch where the range begins; NULL where there is no room_to_look."""
     cdef Runs runs
     cdef int index
     cdef int error = 0
@@ -99,7 +114,8 @@ cdef int put_statuses(
     size[0] = 0
     for index in range(contexts.count):
         error = _describe(
-            disk, request, contexts.ids[index], 1 if request.flags & REQ_ONE else limit, style != EXTENDED, &runs)
+            disk, request, contexts.ids[index], twins, STATUS_HOLDS // contexts.count,
+            1 if request.flags & REQ_ONE else limit, style != EXTENDED, &runs)
         if error == 0 and runs.count == 0:
             error = ENOMEM  # not even for a short list
         if error:

@@ -4,13 +4,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 from nbdzram.nbd.transmission cimport BLOCK, BLOCK_STATUS, REPLY_OVERHEAD, TRIM, WRITE, WRITE_ZEROES, Request
 from nbdzram.sessions.block_status cimport STATUS_WINDOW
-from nbdzram.sessions.work cimport INLINE_FREE
 
 cdef enum:
     INLINE_LIMIT = 64 << 10       # READ and WRITE up to here are done at once, in the inbox and the scratch
+    INLINE_FREE = 1 << 20         # of TRIM and WRITE_ZEROES, what is charged as soon as it is taken
     TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 100 microseconds
     EARLY = 16 << 10              # of a turn, and then what is answered is sent: a send takes a microsecond
-    COST_OF_STATUS = 16 << 10     # and more with the range
+    COST_OF_STATUS = 16 << 10     # and more with the range, once it is answered
+    COST_OF_LOOK = 256 << 10      # a step of looking for what an export's blocks share
     COST_OF_REFUSAL = 16 << 10    # an error reply, its sentence and its notice
     STORE_LIMIT = 64              # large WRITEs and syncs of one session under way; what follows waits in its socket
 
@@ -19,9 +20,7 @@ cdef inline int64_t cost(const Request* request) noexcept nogil:
     they are taken."""
     cdef uint64_t length = request.length
     if request.command == BLOCK_STATUS:
-        if request.payload:
-            return TURN
-        return COST_OF_STATUS + min(length, <uint64_t>STATUS_WINDOW) // (STATUS_WINDOW // TURN)
+        return COST_OF_STATUS
     if request.command == TRIM or request.command == WRITE_ZEROES:
         return BLOCK + (length // 8 if length <= INLINE_FREE else 0)
     if length == 0 or length > INLINE_LIMIT:
@@ -29,3 +28,7 @@ cdef inline int64_t cost(const Request* request) noexcept nogil:
     if request.command == WRITE and length < BLOCK:
         return 4 * BLOCK  # its block is decoded and encoded again
     return max(length, <uint64_t>BLOCK)
+
+cdef inline int64_t cost_of_range(uint64_t length, int contexts) noexcept nogil:
+    """What it takes of a turn to tell the status of so many bytes in so many contexts."""
+    return min(length, <uint64_t>(STATUS_WINDOW // contexts)) * contexts // (STATUS_WINDOW // TURN)

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nbdzram.sessions.block_status cimport Contexts
 from nbdzram.sessions.budget cimport Piece
@@ -33,7 +33,6 @@ cdef class Requests(Work):
     cdef bint take_read(self, int size) noexcept nogil
     cdef bint take_write(self, int size) noexcept nogil
     cdef bint take_status(self, int size) noexcept nogil
-    cdef void answer_status(self, const Contexts* contexts, uint8_t* target) noexcept nogil
     cdef bint begin_payload(self, int size) noexcept nogil
     cdef bint begin_skip(self, int size, int verdict) noexcept nogil
     cdef bint apply_payload(self) noexcept nogil

@@ -1,7 +1,7 @@
 """Requests: understood as they come, validated, performed and answered, or started to be.
 
     inbox ──> take_request ──> READ, WRITE, BLOCK_STATUS ......... performed and answered at once
-                           ├─> long ones ......................... a Job, in steps (work.pyx); what follows waits
+                           ├─> long ones, what is shared ......... a Job, in steps (work.pyx); what follows waits
                            ├─> large WRITEs ...................... the payload arrives; then workers, or a Job
                            └─> what is refused ................... its payload is skipped, and then it is answered
 
@@ -20,7 +20,7 @@ from nbdzram.nbd.transmission cimport (
 )
 from nbdzram.sessions.answers cimport TOLD_BYTES
 from nbdzram.sessions.block_status cimport (
-    DESCRIPTORS, STATUS_PAYLOAD_LIMIT, STATUS_ROOM, STRAINED_DESCRIPTORS, Contexts, choose_contexts, put_statuses,
+    STATUS_PAYLOAD_LIMIT, STATUS_ROOM, Contexts, choose_contexts, room_to_look,
 )
 from nbdzram.sessions.budget cimport Piece, new_piece
 from nbdzram.sessions.costs cimport COST_OF_REFUSAL, INLINE_LIMIT, STORE_LIMIT, cost
@@ -188,6 +188,7 @@ cdef class Requests(Work):
         cdef Contexts chosen = self.contexts
         cdef int verdict = OK
         cdef uint8_t* target
+        cdef size_t room
         if request.payload > STATUS_PAYLOAD_LIMIT:
             return self.begin_skip(size, WRONG_SHAPE)
         if self.inbox.available() < size + request.payload:
@@ -203,18 +204,17 @@ cdef class Requests(Work):
         self.inbox.taken += size + asked.payload
         if verdict != OK:
             self.refuse(&asked, verdict, self.started, NOT_AN_OFFSET)
+            return True
+        room = room_to_look(self.disk, &chosen)
+        if room:
+            self.start_look(&chosen, room)
+            return True
+        verdict = self.tell_status(request, &chosen, NULL, target)
+        if verdict != OK:
+            self.refuse(request, verdict, self.started, NOT_AN_OFFSET)
         else:
-            self.answer_status(&chosen, target)
+            count_done(self.counts, BLOCK_STATUS, request.length)
         return True
-
-    cdef void answer_status(self, const Contexts* contexts, uint8_t* target) noexcept nogil:
-        cdef size_t reply
-        cdef size_t limit = STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
-        if put_statuses(target, self.disk, &self.request, self.rules.style, contexts, limit, &reply):
-            self.refuse(&self.request, UNREADABLE, self.started, NOT_AN_OFFSET)
-            return
-        self.outlet.used += reply
-        count_done(self.counts, BLOCK_STATUS, self.request.length)
 
     # ---- payloads ----
 

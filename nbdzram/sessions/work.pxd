@@ -1,7 +1,9 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from nbdzram.engine.twins cimport Twins
 from nbdzram.nbd.transmission cimport Request
 from nbdzram.sessions.answers cimport Answers
+from nbdzram.sessions.block_status cimport Contexts
 from nbdzram.sessions.budget cimport Piece
 from nbdzram.sessions.mail cimport Bell
 from nbdzram.sessions.throttle cimport Place, Throttle
@@ -10,7 +12,6 @@ from nbdzram.sessions.workers cimport Task, Workers
 cdef enum:
     STEP = 256 << 10              # of a long READ, and one task of a large WRITE
     SMALL_STEP = 4 << 10          # of a READ when the budget is used up: 4 MiB for a thousand that never read
-    INLINE_FREE = 1 << 20         # of TRIM and WRITE_ZEROES, what is charged as soon as it is taken
 
 cdef enum Way:  # how the long request under way is answered
     NONE = 0
@@ -18,12 +19,15 @@ cdef enum Way:  # how the long request under way is answered
     WHOLE = 2       # READ: a reply that may not be cut, made in a buffer, so that a failure can still be told
     STREAM = 3      # READ: the same without memory for it: its header goes ahead
     STEPS = 4       # WRITE, TRIM, WRITE_ZEROES: a part in each turn, and one reply
+    LOOKS = 5       # BLOCK_STATUS: what the export's blocks share is looked for in each turn, and then told
 
 cdef struct Job:
     Request request
     uint64_t started
     uint64_t cursor              # bytes done
-    Piece* piece                 # WRITE: the payload; WHOLE: the reply
+    Piece* piece                 # WRITE: the payload; WHOLE: the reply; LOOKS: memory of the twins, if there is some
+    Contexts contexts            # LOOKS
+    Twins twins
     Way way
 
 cdef struct Store:
@@ -62,6 +66,11 @@ cdef class Work(Answers):
     cdef bint start_read(self) noexcept nogil
     cdef bint step(self) noexcept nogil
     cdef bint step_read(self, uint64_t length) noexcept nogil
+    cdef void start_look(self, const Contexts* contexts, size_t room) noexcept nogil
+    cdef bint step_look(self) noexcept nogil
+    cdef int tell_status(
+        self, const Request* request, const Contexts* contexts, const Twins* twins, uint8_t* target
+    ) noexcept nogil
     cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil
     cdef void start_store(self, Piece* payload) noexcept nogil
     cdef void hand_out(self) noexcept nogil

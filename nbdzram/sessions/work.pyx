@@ -18,12 +18,17 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from nbdzram.engine.must cimport must
+from nbdzram.engine.twins cimport Twins, twins_begin
 from nbdzram.nbd.transmission cimport (
-    BLOCK, CHUNK_DATA, DF, NO_HOLE, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
+    BLOCK, CHUNK_DATA, DF, NO_HOLE, NOT_AN_OFFSET, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
     finish_read, put_chunk, put_simple, read_header_size, store64, verdict_of,
 )
 from nbdzram.sessions.answers cimport must_last
+from nbdzram.sessions.block_status cimport (
+    DESCRIPTORS, STATUS_ROOM, STRAINED_DESCRIPTORS, Contexts, put_statuses,
+)
 from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
+from nbdzram.sessions.costs cimport COST_OF_LOOK, INLINE_FREE, cost_of_range
 from nbdzram.sessions.stage cimport HALF_A_REPLY, LOST
 from nbdzram.sessions.tally cimport count_timed, monotonic
 from nbdzram.sessions.throttle cimport bytes_moved, is_measured
@@ -32,6 +37,7 @@ from nbdzram.sessions.workers cimport Task
 cdef enum:
     STORE_STEP = 64 << 10         # of a large WRITE that is stored here: some 100 microseconds
     FREE_STEP = 4 << 20           # of TRIM and WRITE_ZEROES, which touch tables only: about as long
+    LOOK_HOLDS = 16               # looks at the table for what is shared: a thousand blocks, some 25 microseconds
     TASKS_OF_STORE = 8            # of one large WRITE: enough for every core, without hogging the queue
     TASKS_OF_SESSION = 16         # others' tasks wait behind so few
 
@@ -120,6 +126,8 @@ cdef class Work(Answers):
         if self.allowance <= 0:
             self.later = True
             return False
+        if self.job.way == LOOKS:
+            return self.step_look()
         if rest == 0:
             self.finish_job(OK, 0)
             return True
@@ -178,6 +186,44 @@ cdef class Work(Answers):
             self.outlet.send_ahead()
         return True
 
+    cdef void start_look(self, const Contexts* contexts, size_t room) noexcept nogil:
+        """A BLOCK_STATUS of what the export's blocks share. Without memory to look for that, nothing is told of it."""
+        cdef Piece* piece = NULL
+        if self.budget.take(room):
+            piece = new_piece(room, room)
+            if piece == NULL:
+                self.budget.give_back(room)
+        self.start_job(LOOKS, piece)
+        self.job.contexts = contexts[0]
+        twins_begin(
+            &self.job.twins, self.request.offset // BLOCK, NULL if piece == NULL else piece.bytes,
+            0 if piece == NULL else room)
+
+    cdef bint step_look(self) noexcept nogil:
+        """Look on, or answer."""
+        cdef uint8_t* target
+        if not self.disk.look_for_twins(&self.job.twins, LOOK_HOLDS):
+            self.allowance -= COST_OF_LOOK
+            return True
+        target = self.outlet.reserve(STATUS_ROOM)
+        if target == NULL:
+            return False
+        self.finish_job(
+            self.tell_status(&self.job.request, &self.job.contexts, &self.job.twins, target), NOT_AN_OFFSET)
+        return True
+
+    cdef int tell_status(
+        self, const Request* request, const Contexts* contexts, const Twins* twins, uint8_t* target
+    ) noexcept nogil:
+        """Put the reply to a BLOCK_STATUS where STATUS_ROOM is reserved for it; see put_statuses. A verdict."""
+        cdef size_t limit = STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
+        cdef size_t size
+        self.allowance -= cost_of_range(request.length, contexts.count)
+        if put_statuses(target, self.disk, request, self.rules.style, contexts, twins, limit, &size):
+            return UNREADABLE
+        self.outlet.used += size
+        return OK
+
     cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil:
         """Answer it, once."""
         cdef Job job = self.job
@@ -202,6 +248,8 @@ cdef class Work(Answers):
             return
         elif job.way == STREAM and self.rules.style != SIMPLE:
             self.reply_success(&job.request)
+        elif job.way == LOOKS:
+            free_piece(job.piece, self.budget)
         elif job.way == STEPS:
             free_piece(job.piece, self.budget)
             if job.request.command == TRIM:

@@ -1,0 +1,126 @@
+"""BLOCK_STATUS of what an export's blocks share (nbdzram:fold): to know it one has to look at much of the export."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from nbdzram.engine.fold import Fold
+from nbdzram.nbd.constants import FoldState
+from nbdzram.sessions.rehearsal import serve
+from tests.support.rehearsal import Client, Stage
+from tests.unit.engine.blocks import run, text
+from tests.wire import CMD_BLOCK_STATUS, CMD_READ, request
+
+BLOCK, KIB, MIB = 4096, 1 << 10, 1 << 20
+SIZE = 64 * MIB
+BOTH = 2  # contexts: base:allocation and nbdzram:fold
+SIMPLE_REPLY = 16
+CHUNK = 20
+WINDOW = 16 * MIB  # of stored blocks that one request tells, in all its contexts together
+ROOM = 256 * KIB  # to look through 64 MiB of stored blocks: two places for each, of 8 bytes
+
+
+def made(budget: int = 1 << 30) -> Stage:
+    """An export of which every block is stored, and the first two share an object."""
+    stage = Stage(SIZE, budget=budget)
+    stage.disk.write(0, b"\x07" * SIZE)
+    stage.disk.write(0, text(1) * 2)
+    run(Fold(stage.pool))
+    return stage
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made_one = made()
+    yield made_one
+    for client in made_one.clients.values():
+        client.line.reset = True
+        made_one.plane.abort(client.session)
+    made_one.close()
+
+
+def told(client: Client) -> dict[int, list[tuple[int, int]]]:
+    """Lengths and states, a list for each context that was told of."""
+    found, answers = {}, bytes(client.line.outgoing)
+    while answers:
+        length = struct.unpack_from(">I", answers, CHUNK - 4)[0]
+        content, answers = answers[CHUNK : CHUNK + length], answers[CHUNK + length :]
+        pairs = list(struct.unpack(f">{len(content) // 4 - 1}I", content[4:]))
+        found[int.from_bytes(content[:4])] = list(zip(pairs[::2], pairs[1::2], strict=True))
+    return found
+
+
+def test_it_is_looked_for_in_turns(stage: Stage) -> None:
+    """Of one block, too: 64 MiB of the export are looked through, and whoever is beside is served meanwhile."""
+    hog, other = stage.attach(style=1, contexts=BOTH), stage.attach(style=0)
+    hog.send(request(CMD_BLOCK_STATUS, 0, BLOCK))
+    turns = 0
+    while not hog.line.outgoing:
+        turns += 1
+        serve(stage.desk, hog.session)
+        stage.desk.turn()
+        if not hog.line.outgoing:
+            other.send(request(CMD_READ, 0, 512))
+            serve(stage.desk, other.session)
+            assert len(other.line.outgoing) == turns * (SIMPLE_REPLY + 512)
+    assert turns > 1
+    stage.settle()
+    states = told(hog)
+    assert [pairs[0][1] for pairs in states.values()] == [0, FoldState.SHARED]
+
+
+def test_to_tell_a_long_range_takes_a_turn(stage: Stage) -> None:
+    client = stage.attach(style=1, contexts=1)
+    client.send(request(CMD_BLOCK_STATUS, 2 * BLOCK, SIZE // 2) * 20)
+    serve(stage.desk, client.session)
+    assert client.session.requests <= 2
+    stage.settle()
+    assert client.session.requests == 20
+
+
+def test_all_contexts_of_a_request_share_what_it_may_look_at(stage: Stage) -> None:
+    for contexts in (1, BOTH):
+        client = stage.attach(style=1, contexts=contexts)
+        client.send(request(CMD_BLOCK_STATUS, 2 * BLOCK, SIZE - 2 * BLOCK))
+        stage.settle()
+        for pairs in told(client).values():
+            assert 0 < sum(length for length, _ in pairs) <= WINDOW // contexts
+
+
+def test_memory_to_look_is_of_the_budget_and_comes_back(stage: Stage) -> None:
+    stays, leaves = stage.attach(style=1, contexts=BOTH), stage.attach(style=1, contexts=BOTH)
+    for client in (stays, leaves):
+        client.send(request(CMD_BLOCK_STATUS, 0, BLOCK))
+        serve(stage.desk, client.session)
+        assert client.session.in_flight == 1
+    assert stage.plane.budget.used >= 2 * ROOM
+    leaves.line.reset = True
+    stage.plane.abort(leaves.session)
+    stage.settle()
+    assert stage.plane.budget.used == 0
+    assert len(told(stays)) == BOTH
+
+
+def test_without_memory_to_look_nothing_is_told_of_sharing() -> None:
+    stage = made(budget=ROOM - 1)
+    client = stage.attach(style=1, contexts=BOTH)
+    client.send(request(CMD_BLOCK_STATUS, 0, BLOCK))
+    stage.settle()
+    assert [pairs[0][1] for pairs in told(client).values()] == [0, 0]
+    client.line.sends_no_more = True
+    stage.settle()
+    stage.close()
+
+
+def test_an_export_that_is_deleted_while_it_is_looked_at_is_an_error(stage: Stage) -> None:
+    client = stage.attach(style=1, contexts=BOTH)
+    client.send(request(CMD_BLOCK_STATUS, 0, BLOCK))
+    serve(stage.desk, client.session)
+    assert client.session.in_flight == 1
+    stage.pool.delete(stage.disk)
+    stage.settle()
+    assert client.session.error_count == 1
+    assert stage.plane.budget.used == 0
