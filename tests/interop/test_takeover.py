@@ -63,8 +63,7 @@ def fio_on(line: Line) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     try:
-        before = line.writes()
-        line.last.wait_until(lambda: line.writes() > before + 8 * 20, START_SECONDS)  # its looks at the size are over
+        line.last.wait_until(lambda: line.busy() >= 8, START_SECONDS)  # all looks at the size are over
         yield running
         assert running.poll() is None, running.communicate()[0]
         running.send_signal(signal.SIGINT)

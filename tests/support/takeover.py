@@ -77,9 +77,10 @@ class Line:
         """How often anybody attached."""
         return sum(server.log.count("attached to export") for server in self.servers)
 
-    def writes(self) -> int:
+    def busy(self) -> int:
+        """How many clients have asked for more than one asks that only looks at the export."""
         with ControlClient(self.control) as control:
-            return sum(export.operations["write"].requests for export in control.status().exports)
+            return sum(client.requests > 20 for client in control.clients())
 
     def accepted(self) -> int:
         with ControlClient(self.control) as control:
