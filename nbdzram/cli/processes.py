@@ -1,4 +1,5 @@
-"""The processes around a server: the one that started it, the one that it runs, and the file that has its number.
+"""The process of a server, what it is called and allowed, and those around it: the one that started it, the one that it
+runs, and the file that has its number.
 
 They behave as nbdkit's --exit-with-parent, --run and --pidfile do (nbdkit(1), nbdkit-captive(1)).
 """
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +19,48 @@ from pathlib import Path
 
 from nbdzram.cli.hints import Address
 from nbdzram.errors import UserError
+from nbdzram.machine import Machine
 from nbdzram.settings import Given, Layer
 from nbdzram.status import ServerStatus
 
 log = logging.getLogger("nbdzram.server")
 
 KILLED = 128  # and the signal's number: as shells tell it
+
+
+def name_process() -> None:
+    """Be nbdzram to ps, top and pgrep, and not python3 (pidof looks at how it was called, and wants -x). Threads that
+    start later are called so, too.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("nbdzram", encoding="ascii")
+
+
+@contextlib.contextmanager
+def enough_allowed() -> Iterator[None]:
+    """Set up memory before there is any thread; the refusal of one, or of a descriptor, is a UserError."""
+    from nbdzram.sessions.budget import keep_memory  # noqa: PLC0415
+
+    keep_memory()
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):  # Python has no kind of its own for it
+            raise
+        allowed = Machine().tasks()
+        limit = f"{allowed} allows {allowed.amount} tasks" if allowed else "see `ulimit -u`"
+        raise UserError(
+            f"cannot start the threads that serve clients: {limit}; raise TasksMax= of the unit, "
+            "--pids-limit of the container, or the user's limit"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise UserError(
+            f"cannot start: {os.strerror(error.errno)}, and this process may have {most}; raise LimitNOFILE= of the "
+            "unit, or `ulimit -n`"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,7 +25,9 @@ from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import (
     among_processes,
+    enough_allowed,
     first_of,
+    name_process,
     pid_file,
     private_place,
     run_command,
@@ -43,7 +43,6 @@ from nbdzram.config import (
     TlsMode,
 )
 from nbdzram.errors import ConfigError, UserError
-from nbdzram.machine import Machine
 from nbdzram.residence import stay
 from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers, require_files
 
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from nbdzram.metrics.http import MetricsServer
     from nbdzram.server.handover import Handover
     from nbdzram.server.logbook import LineWriter
+    from nbdzram.server.opening import Opening
     from nbdzram.server.service import Service
     from nbdzram.server.state import Kept
 
@@ -323,7 +323,7 @@ def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
         raise ConfigError(f"--stdin serves one client and nothing beside it; leave out --{forbidden[0]}")
     client = take_stdin()
     with (
-        _enough_allowed(),
+        enough_allowed(),
         open_logbook(config.log, config.log_level, config.log_format, os.environ),
         pid_file(config.pidfile),
     ):
@@ -364,15 +364,13 @@ def serve(
     It begins with what the stream in the file `restore` holds, or where the server that runs ends (`takeover`), and
     then says that it `serves`. Raises UserError when something cannot start.
     """
-    import uvloop  # noqa: PLC0415 - --check-config and --help need no event loop
-
-    from nbdzram.cli.kept import kept_before  # noqa: PLC0415
-    from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
+    from nbdzram.cli.kept import kept_before  # noqa: PLC0415 - --check-config and --help serve nothing
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
+    from nbdzram.server.opening import Opening  # noqa: PLC0415
 
-    _name_process()
+    name_process()
     refusals = stay() if config.swap else []
-    with _enough_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
+    with enough_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
         for refusal in refusals:
             log.warning("--swap: %s", refusal)
         for peril in perils(config):
@@ -380,46 +378,20 @@ def serve(
         kept = kept_before(os.environ, config.state_dir)
         begin = functools.partial(_serve, config, reread, kept, run=run, parent=parent, restore=restore)
         if not takeover:
-            with contextlib.closing(begin(None)) as serving:  # which nobody awaits where there can be no loop
-                return int(uvloop.run(serving))
+            with Opening(config, kept) as opening:  # while all that follows is imported
+                return _run(begin(opening=opening))
+        from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
+
         load_what_serves()
         with take_over(_control_path(config), config.state_dir, serves) as taken:
-            return int(uvloop.run(begin(taken)))
+            return _run(begin(taken=taken))
 
 
-def _name_process() -> None:
-    """Be nbdzram to ps, top and pgrep, and not python3 (pidof looks at how it was called, and wants -x). Threads that
-    start later are called so, too.
-    """
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text("nbdzram", encoding="ascii")
+def _run(serving: Coroutine[Any, Any, int]) -> int:
+    import uvloop  # noqa: PLC0415 - it takes as long to import as to open a small pool
 
-
-@contextlib.contextmanager
-def _enough_allowed() -> Iterator[None]:
-    """Set up memory before there is any thread; the refusal of one, or of a descriptor, is a UserError."""
-    from nbdzram.sessions.budget import keep_memory  # noqa: PLC0415
-
-    keep_memory()
-    try:
-        yield
-    except RuntimeError as error:
-        if "start new thread" not in str(error):  # Python has no kind of its own for it
-            raise
-        allowed = Machine().tasks()
-        limit = f"{allowed} allows {allowed.amount} tasks" if allowed else "see `ulimit -u`"
-        raise UserError(
-            f"cannot start the threads that serve clients: {limit}; raise TasksMax= of the unit, "
-            "--pids-limit of the container, or the user's limit"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        raise UserError(
-            f"cannot start: {os.strerror(error.errno)}, and this process may have {most}; raise LimitNOFILE= of the "
-            "unit, or `ulimit -n`"
-        ) from None
+    with contextlib.closing(serving):  # which nobody awaits where there can be no loop
+        return int(uvloop.run(serving))
 
 
 def print_in_background() -> LineWriter:
@@ -436,8 +408,9 @@ async def _serve(
     config: ServerConfig,
     reread: Callable[[], ServerConfig],
     kept: Kept,
-    taken: Takeover | None,
     *,
+    taken: Takeover | None = None,
+    opening: Opening | None = None,
     run: str | None,
     parent: int | None,
     restore: Path | None,
@@ -452,7 +425,7 @@ async def _serve(
         handed.kept.keeper, handed.kept.file = kept.keeper, kept.file
     told_to_stop = asyncio.Event()
     while True:
-        service = Service(config, reread, restore_from=restore, handed=handed)
+        service = Service(config, reread, restore_from=restore, handed=handed, opening=opening)
         service.ends_with_a_command = run is not None
         _watch_signals(service, told_to_stop)
         outcome = await _serve_once(service, config, told_to_stop, handed, confirm, run=run, parent=parent)
@@ -467,7 +440,7 @@ async def _serve(
             outcome.close()
             return 0
         log.warning("the process that wanted to take over does not serve; going on")
-        config, handed, confirm, restore = service.config, outcome, None, None
+        config, handed, confirm, restore, opening = service.config, outcome, None, None, None
 
 
 async def _serve_once(

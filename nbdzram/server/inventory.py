@@ -17,28 +17,21 @@ was changed at run time, and who may attach. The rules, in this order:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
+from nbdzram.config import NOBODY, Access, ExportConfig
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import ArenaInUse, ConfigError, UserError
-from nbdzram.machine import Machine
+from nbdzram.errors import ConfigError, UserError
 from nbdzram.server.exports import Export
 from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
 from nbdzram.units import format_size
-
-IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
-"""A process that is killed hangs up before it has let everything go: whoever then goes on in its place may be first."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -62,89 +55,6 @@ class Placed:
             description=self.record.description,
             bounds=self.record.bounds,
         )
-
-
-def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
-    """Every pool that is declared or remembered, opened. Raises UserError; then none stays open."""
-    configs = {pool.name: pool for pool in declared}
-    for name, change in state.changes.pools.items():
-        if name not in configs or change.declared == declared_as(configs[name]):
-            known = configs.get(name, PoolConfig(name=name))
-            configs[name] = dataclasses.replace(
-                known,
-                mem_limit=change.mem_limit,
-                dedup=Dedup(change.dedup),
-                verify=known.verify if change.verify is None else change.verify,
-                tell_sharing=known.tell_sharing if change.tell_sharing is None else change.tell_sharing,
-            )
-    for name in sorted(state.arenas() - configs.keys()):
-        log.warning(
-            "%s holds the pool '%s', which is neither declared nor remembered; its disks are not offered until it is: "
-            "[pools.%s], or `nbdzram pools add %s`",
-            *("memory" if state.directory is None else "the state directory", name, name, name),
-        )
-    with contextlib.ExitStack() as opened:
-        pools = {name: opened.enter_context(open_pool(config, state)) for name, config in configs.items()}
-        opened.pop_all()
-        return pools
-
-
-def declared_as(pool: PoolConfig) -> str:
-    """A pool's declaration as the state remembers it: when it reads differently, a run-time change has ended."""
-    seldom = f"{'' if pool.verify else ' verify=False'}{' tell_sharing=True' if pool.tell_sharing else ''}"
-    return f"mem_limit={pool.mem_limit} dedup={pool.dedup}{seldom}"
-
-
-def open_pool(config: PoolConfig, state: State) -> Pool:
-    """One pool, with what its arena holds. Waits for a process that is ending to let go of it. Raises UserError."""
-    state.require_arena(config.name)
-    until = time.monotonic() + IN_USE_SECONDS
-    while True:
-        try:
-            pool = _pool(config, state)
-        except ArenaInUse:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(IN_USE_LOOK_SECONDS)
-        else:
-            state.opened_arena(config.name)
-            return pool
-
-
-def _pool(config: PoolConfig, state: State) -> Pool:
-    return Pool(
-        mem_limit=config.mem_limit,
-        path=state.arena_path(config.name),
-        memory=state.arena_memory(config.name),
-        inline_dedup=config.dedup is Dedup.INLINE,
-        verify=config.verify,
-        tell_sharing=config.tell_sharing,
-        clock=int(time.time()),
-        together=_on_all_processors,
-    )
-
-
-def _on_all_processors(functions: Sequence[Callable[[], None]]) -> None:
-    """Each once, by this thread and as many others as there are processors, and as the system gives."""
-    left = list(reversed(functions))
-
-    def work() -> None:
-        while True:
-            try:
-                function = left.pop()
-            except IndexError:
-                return
-            function()
-
-    others = min(len(functions), Machine().processors()) - 1
-    with ThreadPoolExecutor(max(others, 1), thread_name_prefix="opening") as threads:
-        helping = []
-        with contextlib.suppress(RuntimeError):  # a limit on threads: then with fewer
-            for _ in range(others):
-                helping.append(threads.submit(work))
-        work()
-        for ended in helping:
-            ended.result()
 
 
 def require_trust(pool: str, rules: Iterable[Access], *, tells_sharing: bool) -> None:

@@ -16,8 +16,9 @@ from nbdzram.config import Access, Dedup, PoolConfig, ServerConfig
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, UserError
 from nbdzram.server.exports import Exports
-from nbdzram.server.inventory import Placed, declared_as, open_pool, place_exports, require_trust
+from nbdzram.server.inventory import Placed, place_exports, require_trust
 from nbdzram.server.listener import NbdServer
+from nbdzram.server.opening import declared_as, open_pool
 from nbdzram.server.pools import PoolService
 from nbdzram.server.settling import Settling
 from nbdzram.server.state import PoolChange, State

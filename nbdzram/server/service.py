@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from nbdzram import __version__
-from nbdzram.config import Durability, ExportConfig, ServerConfig, Trigger
+from nbdzram.config import ExportConfig, ServerConfig, Trigger
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, UserError
@@ -30,17 +30,18 @@ from nbdzram.server.exports import Export, Exports
 from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, reach
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
-from nbdzram.server.inventory import open_pools, place_exports, require_loaded
+from nbdzram.server.inventory import place_exports, require_loaded
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
+from nbdzram.server.opening import Opening, durable_pools
 from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import NOTHING, PoolService, automatic_options
 from nbdzram.server.reload import Reload
 from nbdzram.server.restore import Restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.schedule import Schedule
-from nbdzram.server.state import Remembered, State, remembered_in
+from nbdzram.server.state import State
 from nbdzram.server.steadily import steadily
 from nbdzram.server.streams import Streams
 from nbdzram.server.syncs import Syncs
@@ -79,18 +80,20 @@ class Service:
         *,
         restore_from: Path | None = None,
         handed: Handover | None = None,
+        opening: Opening | None = None,
     ) -> None:
         """`reread` gives the configuration as its sources have it now; None: they cannot be asked again.
 
         restore_from: a stream that empty pools are filled from, before anything is offered. handed: what another
-        process served, which is ours from now on.
+        process served, which is ours from now on. opening: with what is kept of that, where it was begun before.
         """
+        self._opening = opening
         self._restore_from = restore_from
         self._handed = handed or Handover()
         self._pools: dict[str, PoolService] = {}
         self._run_numbers = itertools.count(self._handed.counted.last_run + 1)
         self._exports = Exports(config.default_export)
-        durable = [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
+        durable = durable_pools(config)
         self._checkpoints = Checkpoints(config.checkpoint, self._exports, self._pools, durable)
         journal = self._checkpoints.journal
         self._nbd = NbdServer(
@@ -127,12 +130,11 @@ class Service:
     async def start(self, *, listen: bool = True) -> None:
         """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
         config = self._config
-        self._state = state = State(config.state_dir, self._handed.kept)
         loop = asyncio.get_running_loop()
         self._started_at, self._started = time.time(), loop.time()
-        known = await asyncio.to_thread(self._remembered_beside_journal)
-        state.go_on_from(known)
-        pools = await asyncio.to_thread(open_pools, config.pools, state)
+        opening = self._opening or Opening(config, self._handed.kept)
+        opened = await opening.opened()
+        self._state, pools = opened.state, opened.pools
         try:
             for name, pool in pools.items():
                 before = self._handed.counted.pools.get(name, NOTHING)
@@ -140,11 +142,13 @@ class Service:
                     name, pool, config.maintenance, loop.time(), self._run_numbers, before=before
                 )
             if self._handed.was_served and not self._handed.comes_back:  # clients wait, and an image takes minutes
-                require_loaded(config.exports, pools, state)
+                require_loaded(config.exports, pools, opened.state)
             await asyncio.to_thread(self._headroom.start)
             await self._prepare_checkpoints()
-            moment_ns = await asyncio.to_thread(self._restore, Restore(config.exports, pools, state, known.exports))
-            for placed in await asyncio.to_thread(place_exports, config.exports, pools, state):
+            moment_ns = await asyncio.to_thread(
+                self._restore, Restore(config.exports, pools, opened.state, opened.known.exports)
+            )
+            for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())
             if listen:
                 self._state.begin_to_serve()
@@ -155,24 +159,12 @@ class Service:
             for pool in pools.values():
                 pool.close()
             raise
-        self.changes.begin(state, self._checkpoints.settling)
+        self.changes.begin(opened.state, self._checkpoints.settling)
         if self._checkpoints.settling is not None:
-            self._checkpoints.settling.begin(state)
+            self._checkpoints.settling.begin(opened.state)
         self._checkpoints.start(moment_ns)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
-
-    def _remembered_beside_journal(self) -> Remembered:
-        """What a journal does not tell; nothing where there is none. Raises UserError."""
-        directory = self._config.checkpoint.directory
-        if directory is None or self._checkpoints.journal is None:
-            return Remembered()
-        try:
-            return remembered_in(directory)
-        except OSError as error:
-            raise UserError(
-                f"cannot read what was changed beside the journal in {directory}: {error.strerror}"
-            ) from error
 
     async def _prepare_checkpoints(self) -> None:
         try:

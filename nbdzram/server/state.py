@@ -79,7 +79,7 @@ class PoolChange:
     dedup: str
     verify: bool | None = None  # this and the next, None: as declared
     tell_sharing: bool | None = None
-    declared: str | None  # what the configuration said then (inventory.declared_as); None: it did not know the pool
+    declared: str | None  # what the configuration said then (opening.declared_as); None: it did not know the pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

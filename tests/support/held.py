@@ -16,6 +16,7 @@ from typing import Any
 import nbdzram.cli.takeover
 import nbdzram.server.handover
 import nbdzram.server.listener
+import nbdzram.server.opening
 import nbdzram.server.service
 from nbdzram.__main__ import main
 
@@ -25,7 +26,7 @@ NEW: dict[str, tuple[Any, str, str]] = {
     "new was agreed with": (nbdzram.cli.takeover, "_accept", AFTER),
     "new takes": (nbdzram.server.handover.Handover, "_taken", BEFORE),
     "new has taken": (nbdzram.server.handover.Handover, "_taken", AFTER),
-    "new has opened": (nbdzram.server.service, "open_pools", AFTER),
+    "new has opened": (nbdzram.server.opening, "open_pools", AFTER),
     "new has placed": (nbdzram.server.service, "place_exports", AFTER),
     "new is ready": (nbdzram.cli.takeover.Takeover, "confirm", BEFORE),
 }

@@ -14,7 +14,8 @@ import pytest
 from nbdzram.config import EVERYONE, NOBODY, Access, ExportConfig, PoolConfig
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
-from nbdzram.server.inventory import Placed, open_pool, open_pools, place_exports
+from nbdzram.server.inventory import Placed, place_exports
+from nbdzram.server.opening import open_pool, open_pools
 from nbdzram.server.state import FILE_NAME, Declared, ExportRecord, State
 
 MIB = 1 << 20
@@ -288,7 +289,7 @@ def test_an_arena_that_an_ending_process_still_has_is_waited_for(
         looked.append(seconds)
         holder.close()
 
-    monkeypatch.setattr("nbdzram.server.inventory.time.sleep", wait)
+    monkeypatch.setattr("nbdzram.server.opening.time.sleep", wait)
     open_pool(PoolConfig(name="default"), state).close()
     assert len(looked) == 1
 

@@ -1,0 +1,177 @@
+"""Opening: what the state remembers, and every pool with what its arena holds; the first of a start, and most of it.
+
+It waits for files and for the engine's threads, so that a process which starts imports the rest of itself meanwhile:
+Opening is a thread of its own, and this module knows little that takes long to import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Thread
+from typing import Self
+
+from nbdzram.config import Dedup, Durability, PoolConfig, ServerConfig
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import ArenaInUse, UserError
+from nbdzram.machine import Machine
+from nbdzram.server.state import Kept, Remembered, State, remembered_in
+
+IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
+"""A process that is killed hangs up before it has let everything go: whoever then goes on in its place may be first."""
+
+log = logging.getLogger("nbdzram.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a start goes on with, and closes where it fails."""
+
+    state: State
+    known: Remembered  # beside a journal, which does not tell it
+    pools: dict[str, Pool]
+
+
+class Opening:
+    """An opening under way. Whoever waits for what is `opened` has it; else it is closed at the end of `with`."""
+
+    def __init__(self, config: ServerConfig, kept: Kept | None = None) -> None:
+        """Begin, with what was `kept` of the process before this one."""
+        self._future: Future[Opened] = Future()
+        self._thread = Thread(target=self._open, args=(config, kept), name="opening")
+        self._thread.start()
+        self._taken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        if not self._taken and self._future.exception() is None:
+            for pool in self._future.result().pools.values():
+                pool.close()
+
+    def _open(self, config: ServerConfig, kept: Kept | None) -> None:
+        try:
+            self._future.set_result(open_everything(config, kept))
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
+            self._future.set_exception(error)
+
+    async def opened(self) -> Opened:
+        """All of it, which is the caller's then. Raises UserError, and then there is nothing to close."""
+        opened = await asyncio.shield(asyncio.wrap_future(self._future))
+        self._taken = True
+        return opened
+
+
+def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:
+    """The state and the pools of a configuration. Raises UserError; then none stays open."""
+    state = State(config.state_dir, kept)
+    known = _remembered_beside_journal(config)
+    state.go_on_from(known)
+    return Opened(state, known, open_pools(config.pools, state))
+
+
+def durable_pools(config: ServerConfig) -> list[str]:
+    """The names of those whose FLUSH is answered by a journal."""
+    return [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
+
+
+def _remembered_beside_journal(config: ServerConfig) -> Remembered:
+    """What a journal does not tell; nothing where there is none. Raises UserError."""
+    directory = config.checkpoint.directory
+    if directory is None or not durable_pools(config):
+        return Remembered()
+    try:
+        return remembered_in(directory)
+    except OSError as error:
+        raise UserError(f"cannot read what was changed beside the journal in {directory}: {error.strerror}") from error
+
+
+def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
+    """Every pool that is declared or remembered, opened. Raises UserError; then none stays open."""
+    configs = {pool.name: pool for pool in declared}
+    for name, change in state.changes.pools.items():
+        if name not in configs or change.declared == declared_as(configs[name]):
+            known = configs.get(name, PoolConfig(name=name))
+            configs[name] = dataclasses.replace(
+                known,
+                mem_limit=change.mem_limit,
+                dedup=Dedup(change.dedup),
+                verify=known.verify if change.verify is None else change.verify,
+                tell_sharing=known.tell_sharing if change.tell_sharing is None else change.tell_sharing,
+            )
+    for name in sorted(state.arenas() - configs.keys()):
+        log.warning(
+            "%s holds the pool '%s', which is neither declared nor remembered; its disks are not offered until it is: "
+            "[pools.%s], or `nbdzram pools add %s`",
+            *("memory" if state.directory is None else "the state directory", name, name, name),
+        )
+    with contextlib.ExitStack() as opened:
+        pools = {name: opened.enter_context(open_pool(config, state)) for name, config in configs.items()}
+        opened.pop_all()
+        return pools
+
+
+def declared_as(pool: PoolConfig) -> str:
+    """A pool's declaration as the state remembers it: when it reads differently, a run-time change has ended."""
+    seldom = f"{'' if pool.verify else ' verify=False'}{' tell_sharing=True' if pool.tell_sharing else ''}"
+    return f"mem_limit={pool.mem_limit} dedup={pool.dedup}{seldom}"
+
+
+def open_pool(config: PoolConfig, state: State) -> Pool:
+    """One pool, with what its arena holds. Waits for a process that is ending to let go of it. Raises UserError."""
+    state.require_arena(config.name)
+    until = time.monotonic() + IN_USE_SECONDS
+    while True:
+        try:
+            pool = _pool(config, state)
+        except ArenaInUse:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(IN_USE_LOOK_SECONDS)
+        else:
+            state.opened_arena(config.name)
+            return pool
+
+
+def _pool(config: PoolConfig, state: State) -> Pool:
+    return Pool(
+        mem_limit=config.mem_limit,
+        path=state.arena_path(config.name),
+        memory=state.arena_memory(config.name),
+        inline_dedup=config.dedup is Dedup.INLINE,
+        verify=config.verify,
+        tell_sharing=config.tell_sharing,
+        clock=int(time.time()),
+        together=_on_all_processors,
+    )
+
+
+def _on_all_processors(functions: Sequence[Callable[[], None]]) -> None:
+    """Each once, by this thread and as many others as there are processors, and as the system gives."""
+    left = list(reversed(functions))
+
+    def work() -> None:
+        while True:
+            try:
+                function = left.pop()
+            except IndexError:
+                return
+            function()
+
+    others = min(len(functions), Machine().processors()) - 1
+    with ThreadPoolExecutor(max(others, 1), thread_name_prefix="opening") as threads:
+        helping = []
+        with contextlib.suppress(RuntimeError):  # a limit on threads: then with fewer
+            for _ in range(others):
+                helping.append(threads.submit(work))
+        work()
+        for ended in helping:
+            ended.result()
