@@ -41,9 +41,10 @@ def test_who_waits_has_the_pools(tmp_path: Path) -> None:
 
 
 def test_what_nobody_waits_for_is_closed(tmp_path: Path) -> None:
-    with Opening(config(tmp_path)):
+    with Opening(config(tmp_path)) as opening:
         pass
     close(open_everything(config(tmp_path)).pools)
+    del opening  # until here: pools of which nobody knows any more are closed by themselves
 
 
 def test_what_goes_wrong_is_told_to_who_waits(tmp_path: Path) -> None:
