@@ -1,14 +1,15 @@
 """A small HTTP/1.1 server for reading only: metrics, health, and the status page (answers.py says what there is).
 
-    accept, ACCEPTS_A_SECOND ──> head: 32 places ──┬─> health: 16 places ──> reply, and gone
-                                 5 s               └─> answer: 64 places     10 s
+    accept: 5 each 50 ms ──> head: 32 places ──┬─> health: 16 places ──> reply, and gone
+                             5 s               └─> answer: 64 places     10 s
 
 1. Every stage has so many places. Who comes when all are taken gets that of whoever has held one longest: crowds of
    half requests, or of readers that do not read, make room for each other and keep nobody out.
 2. Health has places of its own, and waits for no text that is being made.
 3. A reply is not copied: all who wait for one text share its bytes, and what a client does not read stays with us only
    until its deadline.
-4. What strangers cost the event loop is bounded: connections a second here, the making of texts in answers.py.
+4. What strangers cost the event loop is bounded: connections a second here, the making of texts in answers.py. A task
+   is made for a whole request only: until then a connection costs the accept, a read and the close.
 
 One request a connection. There is no authentication and nothing to change: whoever may reach the address may read.
 docs/decisions/0011-read-http-with-h11-on-the-loop.md says why it is not somebody else's server, nor on a thread.
@@ -22,7 +23,7 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 
 from nbdzram.config import TcpAddress
@@ -35,7 +36,8 @@ REPLY_SECONDS = 10.0  # for the reply to leave: as long as Prometheus waits by i
 HEAD_PLACES = 32
 ANSWER_PLACES = 64  # a few scrapers and a few browser windows, and 30 scrapers that somebody configured by mistake
 HEALTH_PLACES = 16
-ACCEPTS_A_SECOND = 250  # one costs 0.3 ms: less than a tenth of the loop, and a page asks for three things at once
+BURST = 5  # are accepted at once: a page asks for three things
+BURST_PAUSE_SECONDS = 0.05  # until the next: 100 a second, and the loop is woken 20 times for them
 BACKLOG = 128  # that wait to be accepted meanwhile
 ACCEPT_PAUSE_SECONDS = 1.0  # when there is no descriptor to accept with
 DISCARDED_BYTES = 64 << 10  # of what a client still sends while its reply leaves, so that it is not answered by a reset
@@ -56,26 +58,31 @@ class MetricsServer:
         self._address = address
         self._hosts = Hosts({address.host.lower(), *hosts})
         self._answers = Answers(watched)
-        self._heads = Places(HEAD_PLACES)
+        self._heads = Heads(self._begin)
         self._replies = Places(ANSWER_PLACES)
         self._health = Places(HEALTH_PLACES)
         self._listeners: list[socket.socket] = []
+        self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. Raises UserError."""
         self._listeners = await _listen(self._address)
         for listener in self._listeners:
-            self._start(self._accept(listener))
+            self._listen(listener)
 
     async def stop(self) -> None:
         """Stop listening and end the connections."""
         self._answers.stop()
+        for pause in self._pauses.values():
+            pause.cancel()
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+        self._heads.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for listener in self._listeners:
-            listener.close()
 
     @property
     def url(self) -> str:
@@ -84,33 +91,37 @@ class MetricsServer:
         where = str(dataclasses.replace(self._address, port=port)).replace("%", "%25")  # of an interface: RFC 6874
         return f"http://{where}/metrics"
 
-    def _start(self, what: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(what)
+    def _listen(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Let some of those who wait in; the others do so in the system's queue, which costs the loop nothing."""
+        pause_seconds = BURST_PAUSE_SECONDS
+        for _ in range(BURST):
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                break
+            except OSError as error:
+                log.warning("cannot accept a connection for metrics: %s", error.strerror)
+                pause_seconds = ACCEPT_PAUSE_SECONDS
+                break
+            client.setblocking(False)
+            self._heads.admit(client)
+        asyncio.get_running_loop().remove_reader(listener)
+        self._pauses[listener] = asyncio.get_running_loop().call_later(pause_seconds, self._listen, listener)
+
+    def _begin(self, client: socket.socket, asked: Request | Refused) -> None:
+        task = asyncio.ensure_future(self._serve(client, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.warning("cannot accept a connection for metrics: %s", error.strerror)
-                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            client.setblocking(False)
-            self._start(self._serve(client))
-            await asyncio.sleep(1 / ACCEPTS_A_SECOND)
-
-    async def _serve(self, client: socket.socket) -> None:
+    async def _serve(self, client: socket.socket, asked: Request | Refused) -> None:
         with contextlib.closing(client), contextlib.suppress(OSError, TimeoutError):
             try:
-                with self._heads.taken():
-                    async with asyncio.timeout(HEAD_SECONDS):
-                        request = await _read_head(client)
-                if request is None:
-                    return
-                await self._reply(client, request)
+                if isinstance(asked, Refused):
+                    raise asked
+                await self._reply(client, asked)
             except Refused as refused:
                 with self._replies.taken():
                     await self._send(client, sentence(refused.status, str(refused)))
@@ -135,6 +146,51 @@ class MetricsServer:
                 left -= len(piece)
 
 
+class Heads:
+    """Connections whose request is not whole yet: HEAD_PLACES at once; the one that came first makes room."""
+
+    def __init__(self, whole: Callable[[socket.socket, Request | Refused], None]) -> None:
+        self._whole = whole
+        self._deadlines: dict[socket.socket, asyncio.TimerHandle] = {}
+
+    def admit(self, client: socket.socket) -> None:
+        """Hear it out, within HEAD_SECONDS."""
+        if len(self._deadlines) >= HEAD_PLACES:
+            self._drop(next(iter(self._deadlines)))
+        loop = asyncio.get_running_loop()
+        self._deadlines[client] = loop.call_later(HEAD_SECONDS, self._drop, client)
+        loop.add_reader(client, self._receive, client, Head())
+
+    def close(self) -> None:
+        """Hear nobody any more."""
+        for client in tuple(self._deadlines):
+            self._drop(client)
+
+    def _receive(self, client: socket.socket, head: Head) -> None:
+        try:
+            piece = client.recv(MAX_HEAD_BYTES)
+            asked: Request | Refused | None = head.receive(piece) if piece else None
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        except Refused as refused:
+            asked = refused
+        if not piece:
+            self._drop(client)
+        elif asked is not None:
+            self._let_go(client)
+            self._whole(client, asked)
+
+    def _drop(self, client: socket.socket) -> None:
+        self._let_go(client)
+        client.close()
+
+    def _let_go(self, client: socket.socket) -> None:
+        self._deadlines.pop(client).cancel()
+        asyncio.get_running_loop().remove_reader(client)
+
+
 class Places:
     """So many tasks at once; the one that came first makes room."""
 
@@ -156,16 +212,6 @@ class Places:
             yield
         finally:
             self._tasks.pop(task, None)
-
-
-async def _read_head(client: socket.socket) -> Request | None:
-    """None: the client went away. Raises Refused."""
-    loop, head = asyncio.get_running_loop(), Head()
-    while piece := await loop.sock_recv(client, MAX_HEAD_BYTES):
-        request = head.receive(piece)
-        if request is not None:
-            return request
-    return None
 
 
 async def _listen(address: TcpAddress) -> list[socket.socket]:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -16,7 +18,7 @@ from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics import answers, http, requests
 from nbdzram.metrics.answers import Answer, Pace, Shared, sentence
-from nbdzram.metrics.http import ANSWER_PLACES, HEAD_PLACES, MetricsServer
+from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
 from tests.unit.metrics.stage import Show, with_server
@@ -140,6 +142,55 @@ def test_half_requests_keep_nobody_out(count: int, monkeypatch: pytest.MonkeyPat
             assert members[-1].recv(9) == b"HTTP/1.1 "
 
     with_server(act)
+
+
+def test_who_comes_again_and_again_waits_where_it_costs_the_loop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst is let in; the others stay in the system's queue until the pause is over, and no task is made for any."""
+    monkeypatch.setattr(http, "BURST_PAUSE_SECONDS", 600)
+    tasks: list[object] = []
+
+    def make_task(loop: asyncio.AbstractEventLoop, what: Coroutine[Any, Any, Any], **words: Any) -> asyncio.Task[Any]:
+        tasks.append(what)
+        return asyncio.Task(what, loop=loop, **words)
+
+    async def act() -> None:
+        server = MetricsServer(TcpAddress(port=0), Show())
+        await server.start()
+        asyncio.get_running_loop().set_task_factory(make_task)  # type: ignore[arg-type]
+        port = int(server.url.split(":")[2].split("/")[0])
+        with crowd("127.0.0.1", port, 3 * BURST, b"GET /metrics HTTP/1.1\r\nHo"):
+            while not server._heads._deadlines:  # noqa: ASYNC110 - nobody is told of it
+                await asyncio.sleep(0)
+            for _ in range(100):  # turns of the loop, of which each could let in others
+                await asyncio.sleep(0)
+            assert len(server._heads._deadlines) == BURST
+            assert tasks == []
+        await server.stop()
+
+    uvloop.run(act())
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_in_the_middle_of_its_head_leaves_its_place_too(
+    reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "HEAD_SECONDS", 600)
+
+    async def act() -> None:
+        server = MetricsServer(TcpAddress(port=0), Show())
+        await server.start()
+        port = int(server.url.split(":")[2].split("/")[0])
+        with crowd("127.0.0.1", port, 1, b"GET /metrics HTTP/1.1\r\nHo") as members:
+            while not server._heads._deadlines:  # noqa: ASYNC110 - nobody is told of it
+                await asyncio.sleep(0.001)
+            if reset:
+                members[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with asyncio.timeout(30):
+            while server._heads._deadlines:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+        await server.stop()
+
+    uvloop.run(act())
 
 
 def test_readers_that_do_not_read_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
