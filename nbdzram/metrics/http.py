@@ -6,8 +6,8 @@
 1. Every stage has so many places. Who comes when all are taken gets that of whoever has held one longest: crowds of
    half requests, or of readers that do not read, make room for each other and keep nobody out.
 2. Health has places of its own, and waits for no text that is being made.
-3. A reply is not copied: all who wait for one text share its bytes, and what a client does not read stays with us only
-   until its deadline.
+3. A reply is not copied: all who wait for one text share its bytes, and what a client does not read stays with us, and
+   UNSENT_BYTES of it with the system, only until its deadline.
 4. What strangers cost the event loop is bounded: connections a second here, the making of texts in answers.py. A task
    is made for a whole request only: until then a connection costs the accept, a read and the close.
 
@@ -23,6 +23,7 @@ import dataclasses
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 
@@ -41,6 +42,8 @@ BURST_PAUSE_SECONDS = 0.05  # until the next: 100 a second, and the loop is woke
 BACKLOG = 128  # that wait to be accepted meanwhile
 ACCEPT_PAUSE_SECONDS = 1.0  # when there is no descriptor to accept with
 DISCARDED_BYTES = 64 << 10  # of what a client still sends while its reply leaves, so that it is not answered by a reset
+UNSENT_BYTES = 64 << 10  # that the system takes of a reply beyond what is on its way; by itself it takes megabytes
+FORGET, REMEMBER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # what was not taken yet when a socket is closed
 SECURITY_HEADERS = "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
 
 log = logging.getLogger("nbdzram.metrics")
@@ -136,6 +139,7 @@ class MetricsServer:
 
     async def _send(self, client: socket.socket, answer: Answer, *, head_only: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, FORGET)  # cut, it leaves nothing to the system
         async with asyncio.timeout(REPLY_SECONDS):
             await loop.sock_sendall(client, _head(answer, self._answers.policy))
             if not head_only:
@@ -144,6 +148,7 @@ class MetricsServer:
             left = DISCARDED_BYTES
             while left > 0 and (piece := await loop.sock_recv(client, left)):
                 left -= len(piece)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, REMEMBER)
 
 
 class Heads:
@@ -228,6 +233,8 @@ async def _listen(address: TcpAddress) -> list[socket.socket]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(REPLY_SECONDS * 1000))
             listener.bind(target)
             listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:

@@ -29,10 +29,10 @@ from nbdzram.server.sockets import (
     as_the_loop_takes_it,
     close_all,
     inherited,
-    keep_alive,
     open_tcp,
     open_unix,
     open_vsock,
+    set_bounds,
     uri_of,
 )
 from nbdzram.server.syncs import Syncs
@@ -94,7 +94,7 @@ class NbdServer:
         self._listeners = listeners  # all of them: who asks to take over while we wait below is given each
         for listener in listeners:
             listener.setblocking(False)
-            keep_alive(listener)
+            set_bounds(listener)
             self._uris.append(uri_of(listener, self._config.tls.mode))
             self._servers.append(await _accept_on(listener, hosting, self._uris[-1]))
         carried: list[tuple[Attached, Origin]] = []
@@ -186,7 +186,7 @@ class NbdServer:
             self._hosting = Hosting(self.exports, self._config, self._syncs)
         hosting = self._hosting
         client.setblocking(False)
-        keep_alive(client)
+        set_bounds(client)
         taken = as_the_loop_takes_it(client)
         await hosting.loop.connect_accepted_socket(lambda: Connection(hosting, "standard input"), taken)
         await hosting.wait_quiet()

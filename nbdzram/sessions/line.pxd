@@ -29,4 +29,5 @@ cdef class SocketLine(Line):
     cdef bint polled             # the poller knows it
     cdef void* session           # what the poller gives back for it
 
+    cdef void wait_for_peer(self, unsigned int milliseconds) noexcept nogil
     cdef ssize_t transmit(self, const uint8_t* source, size_t size, int flags) noexcept nogil

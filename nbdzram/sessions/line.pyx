@@ -19,9 +19,18 @@ from nbdzram.sessions.epoll cimport (
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int, const void*, size_t, int)
     ssize_t c_recv "recv"(int, void*, size_t, int)
+    int setsockopt(int, int, int, const void*, unsigned int)
     enum:
         MSG_NOSIGNAL
         MSG_DONTWAIT
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum:
+        TCP_USER_TIMEOUT
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int)
@@ -29,6 +38,8 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     DROPPED_READS = 256  # a megabyte: more than a socket holds, as a rule
+    PATIENT = 0  # a client may stand still for as long as it likes: a virtual machine that is paused does
+    UNHEARD_MS = 10000  # how long the system keeps what a peer does not take once its socket is closed, not minutes
 
 
 cdef class Line:
@@ -82,6 +93,7 @@ cdef class SocketLine(Line):
     cdef void attend(self, int poller, void* session) noexcept nogil:
         self.poller = poller
         self.session = session
+        self.wait_for_peer(PATIENT)
 
     cdef ssize_t take(self, uint8_t* target, size_t size) noexcept nogil:
         cdef ssize_t taken
@@ -136,5 +148,11 @@ cdef class SocketLine(Line):
         self.watch(0)
         while orderly and reads < DROPPED_READS and c_recv(self.fd, dropped, sizeof(dropped), MSG_DONTWAIT) > 0:
             reads += 1
+        self.wait_for_peer(UNHEARD_MS)
         c_close(self.fd)
         self.fd = -1
+
+    cdef void wait_for_peer(self, unsigned int milliseconds) noexcept nogil:
+        """How long the peer may take nothing of what is on its way before the system gives up (tcp(7)); 0: it asks on.
+        Sockets that are no TCP refuse, and need it not: what they hold is in the peer's own buffer."""
+        setsockopt(self.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds))

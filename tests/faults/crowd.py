@@ -57,7 +57,15 @@ class Watch:
     def descriptors(self) -> int:
         return len(list((self.process / "fd").iterdir()))
 
+    @property
+    def unread(self) -> int:
+        """Bytes that the system keeps for the server's TCP peers, who have not taken them: resident in nobody's memory.
+        Those of closed sockets are among them (proc(5), tcp: local address, state, queues)."""
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        return sum(int(row[4].split(":")[0], 16) for row in rows if int(row[1].split(":")[1], 16) == self.server.port)
+
     def expect_modest(self) -> None:
+        assert self.unread < GROWTH_LIMIT, f"the system keeps {self.unread / MIB:.1f} MiB"
         assert self.peak_growth < GROWTH_LIMIT, f"grew by {self.peak_growth / MIB:.1f} MiB"
 
     def expect_left(self) -> None:

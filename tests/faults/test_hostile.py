@@ -10,12 +10,14 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import time
 
 import pytest
 
 from tests.faults.crowd import (
     LONG,
     MIB,
+    SETTLE_SECONDS,
     STORED,
     Crowd,
     Watch,
@@ -62,6 +64,19 @@ def test_reads_that_are_never_read_back(target: Nbdzram, crowd: Crowd, count: in
     watch.expect_modest()
     crowd.disperse()
     watch.expect_recovered()
+
+
+def test_what_nobody_takes_is_forgotten_soon_after_the_server_ended(impatient: Nbdzram, crowd: Crowd) -> None:
+    """By itself the system keeps it for minutes, as memory that is no process's."""
+    watch = Watch(impatient)
+    crowd.attach(impatient, 10, tcp=True)
+    crowd.press([reads(64, MIB)] * 10)
+    assert watch.unread > 0
+    impatient.stop()
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while watch.unread:
+        assert time.monotonic() < deadline, f"{watch.unread} bytes are still kept"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("length", [LONG, pytest.param(MIB, marks=pytest.mark.slow), 60_000])

@@ -21,7 +21,7 @@ from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.hosting import Hosted
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.service import Service
-from nbdzram.server.sockets import inherited, open_unix
+from nbdzram.server.sockets import UNSENT_BYTES, inherited, open_unix
 from nbdzram.server.syncs import Syncs
 from nbdzram.sessions.line import SocketLine
 from tests.support.loop_client import WireClient
@@ -251,7 +251,11 @@ def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage:
                 ours.getsockopt(socket.IPPROTO_TCP, what)
                 for what in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             )
+            unsent = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            patience = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert idle + interval * count <= 120
+        assert unsent == UNSENT_BYTES
+        assert patience == 0  # for as long as it is attached: a virtual machine that is paused takes nothing either
         writer.close()
         await writer.wait_closed()
 
