@@ -15,6 +15,7 @@ from typing import Self, cast
 
 from tests.support.nbd_client import Client, open_socket
 from tests.support.server import Nbdzram
+from tests.support.unread import unread_bytes
 from tests.wire import CMD_READ, CMD_WRITE, request
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -59,10 +60,9 @@ class Watch:
 
     @property
     def unread(self) -> int:
-        """Bytes that the system keeps for the server's TCP peers, who have not taken them: resident in nobody's memory.
-        Those of closed sockets are among them (proc(5), tcp: local address, state, queues)."""
-        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return sum(int(row[4].split(":")[0], 16) for row in rows if int(row[1].split(":")[1], 16) == self.server.port)
+        """Bytes that the system keeps for the server's TCP peers, who have not taken them."""
+        assert self.server.port is not None
+        return unread_bytes(self.server.port)
 
     def expect_modest(self) -> None:
         assert self.unread < GROWTH_LIMIT, f"the system keeps {self.unread / MIB:.1f} MiB"

@@ -18,9 +18,10 @@ from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics import answers, http, requests
 from nbdzram.metrics.answers import Answer, Pace, Shared, sentence
-from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer
+from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, UNSENT_BYTES, MetricsServer
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
+from tests.support.unread import unread_bytes
 from tests.unit.metrics.stage import Show, with_server
 from tests.unit.records import EXPORT, SERVER
 
@@ -200,6 +201,7 @@ def test_readers_that_do_not_read_keep_nobody_out(monkeypatch: pytest.MonkeyPatc
         with crowd(host, port, ANSWER_PLACES + 9, get("/status.json")) as members:
             for path in ("/healthz", "/readyz", "/status.json", "/"):
                 assert exchange(host, port, get(path)).startswith(b"HTTP/1.1 200 ")
+            assert unread_bytes(port) < 4 * ANSWER_PLACES * UNSENT_BYTES
             whole = len(exchange(host, port, get("/status.json")))
             assert rest_of(members[0]) < whole / 2  # it was cut: read at last, it would have been answered whole
 
