@@ -24,6 +24,9 @@ PSK_LEAST_BYTES = 16
 PSK_MOST_BYTES = 256
 """OpenSSL 1.1.1 takes no longer ones (its PSK_MAX_PSK_LEN)."""
 
+OTHERS = stat.S_IROTH | stat.S_IWOTH
+"""Who reads a file of keys is any of its clients, and who writes it adds himself. Its group may be the server's."""
+
 SETTLED_SECONDS = 1.0
 """A file that changed less long ago may change once more within one tick of the clock that stamps it."""
 
@@ -185,27 +188,45 @@ def _require_certificates(context: TlsContext, authority: Path) -> None:
 
 
 def read_keys(file: Path) -> dict[str, bytes]:
-    """Identity -> key, from lines NAME:HEXKEY as psktool writes them; `#` begins a comment. Raises ConfigError."""
+    """Identity -> key, from lines NAME:HEXKEY as psktool writes them; `#` begins a comment. Raises ConfigError.
+
+    Never a key too few: a file without one, or with two for a name, is as wrong as a line that is none.
+    """
     try:
+        mode = file.stat().st_mode
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"TLS keys {file} cannot be read: {error}; name a text file with lines NAME:HEXKEY") from None
-    keys: dict[str, bytes] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
+    if mode & OTHERS:
+        raise ConfigError(
+            f"TLS keys {file} have mode {stat.S_IMODE(mode):04o}: others may read or write them; chmod o= {file}"
+        )
+    found: dict[str, tuple[int, bytes]] = {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
             continue
-        name, _, digits = line.strip().rpartition(":")
+        name, _, digits = line.rpartition(":")
         try:
             key = bytes.fromhex(digits)
         except ValueError:
             key = b""
         if not name or "\0" in name or not PSK_LEAST_BYTES <= len(key) <= PSK_MOST_BYTES:
             raise ConfigError(
-                f"TLS keys {file} line {number}: not NAME:HEXKEY with a key of"
-                f" {PSK_LEAST_BYTES} to {PSK_MOST_BYTES} bytes"
+                f"TLS keys {file} line {number}: not NAME:HEXKEY with a key of {PSK_LEAST_BYTES} to {PSK_MOST_BYTES}"
+                f" bytes, which are twice as many digits; `psktool -u NAME -p {file}` adds one"
             )
-        keys[name] = key
-    return keys
+        if name in found:
+            raise ConfigError(
+                f"TLS keys {file} line {number}: '{name}' has a key in line {found[name][0]} already; "
+                "a name has one key: remove the line that clients do not use"
+            )
+        found[name] = number, key
+    if not found:
+        raise ConfigError(
+            f"TLS keys {file} hold none, and need one at least: no client could attach; "
+            f"`psktool -u NAME -p {file}` adds one"
+        )
+    return {name: key for name, (_, key) in found.items()}
 
 
 def _reason(error: OSError | TlsError) -> str:

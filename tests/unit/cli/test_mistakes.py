@@ -253,6 +253,28 @@ def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
     assert run(*tls, str(tmp_path / "one" / "key.pem")).code == 0
 
 
+def test_keys_that_cannot_be_used_are_refused_wherever_they_are_looked_at(start: Start, tmp_path: Path) -> None:
+    """By a start, by a look at the configuration, by doctor, and by a reload, which keeps the keys that there were."""
+    keys, file = tmp_path / "keys.psk", tmp_path / "nbdzram.toml"
+    keys.write_text(f"vm1:{'ab' * 16}\n")
+    keys.chmod(0o600)
+    file.write_text(f'[exports.disk]\nsize = "1M"\n[tls]\nmode = "require"\npsk_file = "{keys}"\n')
+    assert f"ok TLS {keys} holds keys" in " ".join(run("doctor", "-c", str(file)).out.split())
+    server = start("-c", str(file))
+    keys.write_text("# vm1 is gone\n")
+    for looks in (("serve", "-c", str(file)), ("serve", "-c", str(file), "--check-config"), ("doctor", "-c", str(file))):
+        done = run(*looks)
+        told = " ".join((done.out + done.err).split())
+        assert (done.code, f"TLS keys {keys} hold none" in told) == (1 if looks[0] == "doctor" else 2, True), looks
+    done = server.run("reload")
+    assert (done.code, f"TLS keys {keys} hold none" in done.err) == (2, True)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_log("keeping the old ones: TLS keys")
+    keys.unlink()
+    os.mkfifo(keys)
+    assert f"TLS file {keys} is no regular file" in " ".join(run("doctor", "-c", str(file)).out.split())
+
+
 AUTHORITY = """
 [ca]
 default_ca = own

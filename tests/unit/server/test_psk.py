@@ -22,7 +22,8 @@ KEY = "00112233445566778899aabbccddeeff"
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys.psk"
-    path.write_text(f"# for the lab\n\nvm1:{KEY}\nteam:vm2:{KEY[::-1]}\n")
+    path.write_text(f"# for the lab\n\n  # indented\nvm1:{KEY}\nteam:vm2:{KEY[::-1]}\n")
+    path.chmod(0o640)
     return path
 
 
@@ -36,6 +37,31 @@ def test_a_line_that_is_no_key_is_named_and_never_shown(keys: Path, line: str) -
     with pytest.raises(ConfigError, match=r"keys\.psk line 2: not NAME:HEXKEY") as caught:
         read_keys(keys)
     assert "0011" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", f"# vm1:{KEY}\n  # vm2:{KEY}\n"])
+def test_a_file_without_a_key_is_refused(keys: Path, content: str) -> None:
+    keys.write_text(content)
+    with pytest.raises(ConfigError, match=r"keys\.psk hold none, and need one at least.*`psktool -u NAME -p .*` adds"):
+        read_keys(keys)
+
+
+@pytest.mark.parametrize("key", [KEY, KEY[::-1]])
+def test_a_name_with_two_keys_is_refused_also_where_they_are_equal(keys: Path, key: str) -> None:
+    """The last one would count, and who revoked a key by removing a line has left the other."""
+    keys.write_text(f"vm1:{KEY}\nvm2:{KEY}\n vm1:{key}\n")
+    with pytest.raises(ConfigError, match=r"line 3: 'vm1' has a key in line 1 already.*remove the line") as caught:
+        read_keys(keys)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(("mode", "told"), [(0o644, "0644"), (0o602, "0602"), (0o606, "0606"), (0o777, "0777")])
+def test_keys_that_others_may_read_or_write_are_refused(keys: Path, mode: int, told: str) -> None:
+    keys.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"have mode {told}: others may .*; chmod o= {keys}"):
+        read_keys(keys)
+    keys.chmod(mode & 0o771)
+    assert read_keys(keys)
 
 
 @pytest.mark.parametrize("newest", [TLS_1_2, TLS_1_3])

@@ -345,6 +345,7 @@ def test_a_file_that_keeps_its_reader_waiting_is_not_opened(
     good = {"certificate": certificate[0], "key": certificate[1], "client_ca": certificate[0]}
     good["psk_file"] = tmp_path / "keys"
     good["psk_file"].write_text(f"client:{'ab' * 16}\n")
+    good["psk_file"].chmod(0o600)
     named = tmp_path / "named"
     shutil.copy(good[wrong], named)
     files = TlsFiles(TlsConfig(mode=TlsMode.ON, **(good | {wrong: named})))
