@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nbdzram.cli.common import print_json, require_all
+from nbdzram.cli.common import print_json, require_all, require_export
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
 from nbdzram.status.encoding import from_json
@@ -35,11 +35,13 @@ def agree(
     """Whether to go on and `verb` these exports, of which `size_bytes` bytes or a `snapshot` would stay.
 
     A dry run tells and does not go on. Nothing is asked when nothing is lost (but a shrinking disk may have partitions
-    to its end), nor when clients are attached: the server will refuse. A name that is not there, or a snapshot that
-    cannot be gone back to, ends the command before anything is asked or done. Raises UserError.
+    to its end), nor of one disk alone when clients are attached: the server will refuse. A name that is not there,
+    several of which one has clients, or a snapshot that cannot be gone back to, ends the command before anything is
+    asked or done. Raises UserError.
     """
+    if len(names) > 1:
+        _require_possible(client, names, whoever=force or dry_run)
     if (yes or force) and not dry_run:
-        require_all(client, "exports", names)
         return True
     from nbdzram.status import ExportLoss  # noqa: PLC0415 - lists and additions destroy nothing
 
@@ -56,6 +58,15 @@ def agree(
         raise UserError(f"to {verb} {lost}; say --yes if that is meant, or look with --dry-run")
     click.confirm(f"to {verb} {lost}; go on?", abort=True, err=True)
     return True
+
+
+def _require_possible(client: ControlClient, names: Sequence[str], *, whoever: bool) -> None:
+    """Each is there, and has no clients unless `whoever` is attached is ended. Raises NoSuchExport, UserError."""
+    attached = {one["name"]: one["connections"] for one in client.status_part("exports")}
+    for name in names:
+        require_export(name, attached)
+    held = {name: "" if whoever or not count else f"has clients ({count})" for name, count in attached.items()}
+    require_all("the export", names, held, "let them detach, or end them with --force")
 
 
 def _tell(verb: str, losses: Sequence[ExportLoss], *, as_json: bool) -> None:

@@ -15,7 +15,9 @@ from nbdzram.cli.common import (
     each_once,
     export_names,
     json_option,
+    one_by_one,
     print_json,
+    require_all,
     require_export,
 )
 from nbdzram.control.client import ControlClient
@@ -100,14 +102,16 @@ def disconnect(*, numbers: tuple[int, ...], export: str | None, as_json: bool, c
     if not numbers and export is None:
         raise click.UsageError("Name a client by its number in `nbdzram clients list`, or an export with --export.")
     with connect(control) as client:
-        if export is not None:
-            of_export = [one.number for one in _of(client, export)]
-            numbers = tuple(number for number in of_export if not numbers or number in numbers)
-        for number in numbers:
-            client.call("clients.disconnect", number=number)
-            if not as_json:
-                click.echo(f"disconnected {number}")
+        if export is not None or len(numbers) > 1:
+            attached = {one.number: "" for one in _of(client, export)}
+            what = "client" if export is None else f"of {export} the client"
+            require_all(what, numbers, attached, "`nbdzram clients list` shows who is attached")
+            numbers = numbers or tuple(attached)
         if not numbers and not as_json:
             click.echo(f"no client is attached to {export}")
-    if as_json:
-        print_json([{"disconnected": number} for number in numbers])
+
+        def end(number: int) -> dict[str, int]:
+            client.call("clients.disconnect", number=number)
+            return {"disconnected": number}
+
+        one_by_one(numbers, end, lambda done: f"disconnected {done['disconnected']}", as_json=as_json, as_list=True)

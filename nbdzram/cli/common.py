@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nbdzram.status import Brief, ExportStatus, Named
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Name = TypeVar("Name", str, int)
 
 ANY_PATH: click.Path = click.Path(path_type=Path, readable=False)
 """A file that click does not try: whoever opens it says better why it cannot. Shells have expanded its `~`."""
@@ -173,6 +174,11 @@ def _tell_late(sentence: str) -> None:
     click.echo(f"nbdzram: {sentence}; Ctrl-C ends the wait", err=True)
 
 
+def warn(sentence: str) -> None:
+    """Of what was done, beside its result."""
+    click.echo(f"nbdzram: warning: {sentence}", err=True)
+
+
 def print_json(value: Any) -> None:
     """Print for programs, readable for people; records are objects."""
     from nbdzram.cli.objects import text_of  # noqa: PLC0415 - people read tables
@@ -207,15 +213,32 @@ def require_export(name: str, known: Iterable[str], kind: str = "export") -> Non
         raise NoSuchExport(f"there is no {kind} '{name}'; there are: {', '.join(names) or 'none'}")
 
 
-def require_all(client: ControlClient, what: str, names: Sequence[str]) -> None:
-    """Of several exports or pools, where one is not there nothing is done. Raises NoSuchExport.
+def require_all(what: str, names: Sequence[Any], found: Mapping[Any, str], remedy: str) -> None:
+    """Of several that a command names nothing is done where one is not there, or cannot be done. Raises UserError.
 
-    Of one alone the server says so itself.
+    `found` says of each that is there what is against it, if anything is. Of one alone the server says so itself, in
+    more words.
     """
-    if len(names) > 1:
-        known = [one["name"] for one in client.status_part(what)]
+    wrong = [f"{what} {name} {found.get(name, 'is not there')}" for name in names if found.get(name, "is not there")]
+    if wrong:
+        raise UserError(f"{'; '.join(wrong)}: nothing is done; {remedy}")
+
+
+def one_by_one(
+    names: Sequence[Name], act: Callable[[Name], Any], tell: Callable[[Any], str], *, as_json: bool, as_list: bool
+) -> None:
+    """Act on each in turn, and tell of it as it is done. What fails all the same ends this: in JSON, too, those before
+    it are told. `as_list` is for one alone.
+    """
+    answers: list[Any] = []
+    try:
         for name in names:
-            require_export(name, known, what.removesuffix("s"))
+            answers.append(act(name))
+            if not as_json:
+                click.echo(tell(answers[-1]))
+    finally:
+        if as_json and (answers or not names):
+            print_json(answers if as_list or len(names) > 1 else answers[0])
 
 
 def each_once(_: click.Context, __: click.Parameter, names: Sequence[str]) -> tuple[str, ...]:
@@ -225,12 +248,12 @@ def each_once(_: click.Context, __: click.Parameter, names: Sequence[str]) -> tu
 
 def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as_json: bool, **params: Any) -> None:
     """Ask the server to remove exports or pools, one by one, and say of each that it is gone. Raises UserError."""
-    for name in names:
+
+    def remove(name: str) -> dict[str, str]:
         client.call(method, name=name, **params)
-        if not as_json:
-            click.echo(f"removed {name}")
-    if as_json:
-        print_json([{"removed": name} for name in names] if len(names) > 1 else {"removed": names[0]})
+        return {"removed": name}
+
+    one_by_one(names, remove, lambda done: f"removed {done['removed']}", as_json=as_json, as_list=False)
 
 
 def limits_of(export: ExportStatus) -> str:

@@ -20,9 +20,11 @@ from nbdzram.cli.common import (
     json_option,
     limits_of,
     list_rows,
+    one_by_one,
     pool_names,
     print_json,
     remove_named,
+    warn,
 )
 from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
@@ -283,13 +285,13 @@ def reset(
     with connect(control) as client:
         if not agree(client, "reset", names, yes=yes, force=force, dry_run=dry_run, as_json=as_json):
             return
-        answers = []
-        for name in names:
-            answers.append(client.call("exports.reset", name=name, force=force))
-            if not as_json:
-                _tell("reset", answers[-1], as_json=False)
-    if as_json:
-        print_json(answers if len(answers) > 1 else answers[0])
+        one_by_one(
+            names,
+            lambda name: client.call("exports.reset", name=name, force=force),
+            lambda answer: _done("reset", answer),
+            as_json=as_json,
+            as_list=False,
+        )
 
 
 @command.command("rollback", epilog="Example: nbdzram exports rollback disk disk@monday")
@@ -319,15 +321,25 @@ def rollback(
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:
     with connect(control) as client:
         answer = client.call(method, **params)
+    export = from_json(ExportStatus, answer)
+    if 0 < params.get("quota_bytes", 0) < export.stored_bytes:
+        warn(
+            f"the export '{export.name}' stores {format_size(export.stored_bytes)}, over its quota of "
+            f"{format_size(params['quota_bytes'])}: what is stored stays, and writes of new blocks fail; "
+            "trim it, or raise the quota"
+        )
     _tell(done, answer, as_json=as_json)
 
 
 def _tell(done: str, answer: Any, *, as_json: bool) -> None:
     if as_json:
         return print_json(answer)
+    return click.echo(_done(done, answer))
+
+
+def _done(done: str, answer: Any) -> str:
     export = from_json(ExportStatus, answer)
-    click.echo(f"{done} {export.name} ({format_size(export.size_bytes)} in pool {export.pool})")
-    return None
+    return f"{done} {export.name} ({format_size(export.size_bytes)} in pool {export.pool})"
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:

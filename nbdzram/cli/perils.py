@@ -13,10 +13,10 @@ from pathlib import Path
 from nbdzram.config import CheckpointConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine
 from nbdzram.settings import misspelled
+from nbdzram.status import limit_trouble
 from nbdzram.units import format_size
 
 OWN_BYTES = 72 << 20  # the program's 40 MiB, and what requests under way may hold (limits.total_bytes)
-LEAST_LIMIT = 1 << 20  # tables of a small disk and a page for each size of object: below it nothing can be written
 TABLES_SHARE = 10  # tables and indexes come on top of a pool's limit: at most a tenth of it
 
 VANISHING = {
@@ -61,11 +61,9 @@ def idle_perils(config: ServerConfig) -> Iterator[Peril]:
             "checkpoints have an interval or a number, but no directory: none are taken", "set --checkpoint DIR"
         )
     for pool in config.pools:
-        if 0 < pool.mem_limit < LEAST_LIMIT:
-            yield Peril(
-                f"the pool '{pool.name}' has a limit of {pool.mem_limit} bytes, too few to write anything",
-                "a number without a suffix is bytes: write 1G, 512M or 50%",
-            )
+        trouble = limit_trouble(pool.name, pool.mem_limit)
+        if trouble is not None:
+            yield Peril(*trouble)
 
 
 def environment_perils(environment: Mapping[str, str]) -> Iterator[Peril]:

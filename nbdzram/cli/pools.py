@@ -18,8 +18,10 @@ from nbdzram.cli.common import (
     print_json,
     remove_named,
     require_all,
+    require_export,
+    warn,
 )
-from nbdzram.status import PoolFigures, from_json
+from nbdzram.status import PoolFigures, from_json, limit_trouble
 from nbdzram.units import format_size
 
 COLUMNS: list[Column[PoolFigures]] = [
@@ -116,7 +118,13 @@ def add(
 def remove(*, names: tuple[str, ...], as_json: bool, control: Path | None) -> None:
     """Close pools that hold no export, and remove their files."""
     with connect(control) as client:
-        require_all(client, "pools", names)
+        if len(names) > 1:
+            told = client.status()
+            held = {pool.name: "" for pool in told.pools}
+            for name in names:
+                require_export(name, held, "pool")
+            held |= {export.pool: f"holds the export '{export.name}'" for export in told.exports}
+            require_all("the pool", names, held, "remove its exports first")
         remove_named(client, "pools.remove", names, as_json=as_json)
 
 
@@ -176,9 +184,12 @@ def tell_sharing(*, name: str, switch: str, as_json: bool, control: Path | None)
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:
     with connect(control) as client:
         answer = client.call(method, **params)
+    pool = from_json(PoolFigures, answer)
+    trouble = limit_trouble(pool.name, pool.stats.mem_limit, pool.stats.memory_used) if "mem_limit" in params else None
+    if trouble is not None:
+        warn("; ".join(trouble))
     if as_json:
         return print_json(answer)
-    pool = from_json(PoolFigures, answer)
     told = [format_size(pool.stats.mem_limit) if pool.stats.mem_limit else "no limit", f"dedup {pool.dedup}"]
     told += ["verify off"] * (not pool.verify) + ["sharing told"] * pool.tells_sharing
     click.echo(f"{done} {pool.name} ({', '.join(told)})")

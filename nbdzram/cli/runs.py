@@ -8,8 +8,16 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import Whole, connect, control_option, each_once, json_option, print_json
-from nbdzram.control.client import ControlClient
+from nbdzram.cli.common import (
+    Whole,
+    connect,
+    control_option,
+    each_once,
+    json_option,
+    one_by_one,
+    print_json,
+    require_all,
+)
 from nbdzram.status import RunStatus, from_json
 from nbdzram.units import format_seconds
 
@@ -26,6 +34,13 @@ COLUMNS: list[Column[RunStatus]] = [
     Column("REASON", "", lambda run: run.reason),
     Column("ERROR", "", lambda run: run.error or ""),
 ]
+
+POSSIBLE = {
+    "runs.cancel": {"waiting", "running", "paused"},
+    "runs.pause": {"running"},
+    "runs.resume": {"paused"},
+}
+"""Of a run in these states; the server has the last word (server/runs.py)."""
 
 
 @click.group(
@@ -102,14 +117,13 @@ def share(run: RunStatus) -> float:
 
 def _tell(method: str, numbers: tuple[int, ...], as_json: bool, control: Path | None) -> None:
     with connect(control) as client:
-        answers = [_told(client, method, number, as_json=as_json) for number in numbers]
-    if as_json:
-        print_json(answers)
+        if len(numbers) > 1:
+            runs = [from_json(RunStatus, run) for run in client.call("runs")]
+            against = {run.number: "" if run.state in POSSIBLE[method] else f"is {run.state}" for run in runs}
+            require_all("run", numbers, against, "`nbdzram runs` shows them")
+        one_by_one(numbers, lambda number: client.call(method, number=number), _told, as_json=as_json, as_list=True)
 
 
-def _told(client: ControlClient, method: str, number: int, *, as_json: bool) -> Any:
-    answer = client.call(method, number=number)
+def _told(answer: Any) -> str:
     run = from_json(RunStatus, answer)
-    if not as_json:
-        click.echo(f"run {run.number} ({run.kind} of the pool {run.pool}) is {run.state}, {share(run):.0f} % done")
-    return answer
+    return f"run {run.number} ({run.kind} of the pool {run.pool}) is {run.state}, {share(run):.0f} % done"

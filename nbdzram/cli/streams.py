@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import connect, control_option, json_option, print_json
+from nbdzram.cli.common import (
+    connect,
+    control_option,
+    each_once,
+    json_option,
+    one_by_one,
+    print_json,
+    require_all,
+)
 from nbdzram.status import StreamStatus, from_json
 from nbdzram.units import format_seconds, format_size
 
@@ -50,14 +58,30 @@ def list_(*, as_json: bool, control: Path | None) -> None:
 
 
 @command.command("abandon", epilog="Example: nbdzram streams abandon 00112233445566778899aabbccddeeff")
-@click.argument("names", metavar="STREAM...", nargs=-1, required=True)
+@click.argument("names", metavar="STREAM...", nargs=-1, required=True, callback=each_once)
+@json_option
 @control_option
-def abandon(*, names: tuple[str, ...], control: Path | None) -> None:
+def abandon(*, names: tuple[str, ...], as_json: bool, control: Path | None) -> None:
     """Give up what is kept of streams, by the names that `nbdzram streams` shows, or by tokens."""
     with connect(control) as client:
-        for name in names:
+        if len(names) > 1:
+            from nbdzram.stream.position import read_identity  # noqa: PLC0415 - for this alone
+
+            known = {one["stream"] for one in client.call("streams")}
+            there = {name: "" for name in names if read_identity(name).hex() in known}
+            require_all("the stream", names, there, "`nbdzram streams` shows what is kept")
+
+        def abandon_one(name: str) -> dict[str, str]:
             client.call("streams.abandon", name=name)
-            click.echo(f"nothing is kept of the stream {name}")
+            return {"abandoned": name}
+
+        one_by_one(
+            names,
+            abandon_one,
+            lambda done: f"nothing is kept of the stream {done['abandoned']}",
+            as_json=as_json,
+            as_list=True,
+        )
 
 
 def show(*, as_json: bool, control: Path | None) -> None:

@@ -23,7 +23,7 @@ from nbdzram.server.pools import PoolService
 from nbdzram.server.settling import Settling
 from nbdzram.server.state import PoolChange, State
 from nbdzram.server.wanted import pool_config
-from nbdzram.status import PoolStatus
+from nbdzram.status import PoolStatus, limit_trouble
 
 log = logging.getLogger("nbdzram.server")
 
@@ -173,6 +173,9 @@ class PoolChanges:
         except UserError:
             await asyncio.to_thread(self._memory.remember_pool, name, before)
             raise
+        trouble = limit_trouble(name, pool.mem_limit, pool.stats().memory_used)
+        if mem_limit is not None and trouble is not None:
+            log.warning("%s; %s", *trouble)
         return service.status(asyncio.get_running_loop().time())
 
     async def _remove_pool(self, name: str) -> None:

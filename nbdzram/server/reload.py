@@ -35,7 +35,7 @@ from nbdzram.server.exports import Export, Exports
 from nbdzram.server.inventory import only_a_start_loads, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
-from nbdzram.status import ReloadReport, fields
+from nbdzram.status import ReloadReport, fields, limit_trouble
 from nbdzram.units import format_size
 
 
@@ -213,8 +213,12 @@ class Reload:
                 tell_sharing=config.tell_sharing,
             )
 
+        trouble = limit_trouble(wanted.name, wanted.mem_limit, pool.stats().memory_used)
+        warned = "" if trouble is None or before.mem_limit == wanted.mem_limit else f": {trouble[0]}; {trouble[1]}"
         return Step(
-            f"pool {wanted.name} changed{_what(before, wanted)}", partial(become, wanted), partial(become, before)
+            f"pool {wanted.name} changed{_what(before, wanted)}{warned}",
+            partial(become, wanted),
+            partial(become, before),
         )
 
     def _rest(self, name: str) -> Step:

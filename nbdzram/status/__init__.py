@@ -14,7 +14,7 @@ PLACES = {
     "exports": "OperationStatus ExportStatus",
     "deeds": "ExportLoss ExportRenaming",
     "clients": "ClientStatus",
-    "pools": "PoolFigures",
+    "pools": "PoolFigures limit_trouble",
     "runs": "RunOptions RunStatus",
     "maintenance": "RunTotals RunSummary MaintenanceStatus ScrubStatus PoolStatus RunReport",
     "streams": "SendReport ReceiveReport StreamStatus",

@@ -135,6 +135,30 @@ def test_what_cannot_be_cancelled_is_one_sentence_with_what_can(busy: Nbdzram) -
     left.communicate(timeout=SECONDS)
 
 
+def test_of_several_runs_none_is_ended_or_held_where_one_cannot_be(busy: Nbdzram) -> None:
+    left = [begin(busy, *LONG), begin(busy, "check")]
+    wait_until(lambda: sorted(states(busy).values()) == ["running", "waiting"])
+    before = states(busy)
+    (running,) = (number for number, state in before.items() if state == "running")
+    (waiting,) = before.keys() - {running}
+    for verb, numbers, told in (
+        ("cancel", (running, 99), "run 99 is not there"),
+        ("pause", (running, waiting), f"run {waiting} is waiting"),
+        ("resume", (running, waiting, 98), f"run {running} is running; run {waiting} is waiting; run 98 is not there"),
+    ):
+        for flags in ((), ("--json",)):
+            done = busy.command_line("runs", verb, *map(str, numbers), *flags, check=False)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == f"nbdzram: {told}: nothing is done; `nbdzram runs` shows them\n"
+            assert states(busy) == before
+    ended = busy.command_line("runs", "cancel", str(waiting), str(running), str(waiting)).stdout.splitlines()
+    assert [line.split(",")[0].split()[-1] for line in ended] == ["cancelled", "cancelled"]
+    again = busy.command_line("runs", "cancel", str(waiting), str(running), check=False)
+    assert f"run {waiting} is cancelled; run {running} is cancelled: nothing is done" in again.stderr
+    for one in left:
+        one.communicate(timeout=SECONDS)
+
+
 @pytest.fixture
 def terminal(tmp_path: Path, busy: Nbdzram) -> Iterator[Terminal]:
     command = [sys.executable, "-m", "nbdzram", *LONG, "--control", str(busy.control)]

@@ -166,7 +166,11 @@ def test_what_is_kept_is_given_up_on_request(start: Start, tmp_path: Path) -> No
     send(here, tmp_path / "anew", "disk")
     refused = receive(there, tmp_path / "anew")
     assert f"a part of 'disk' came with the stream {token[:32]} that was interrupted" in refused.stderr
-    assert there.run("streams", "abandon", token[:32]).code == 0
+    both = there.run("streams", "abandon", token[:32], "00" * 16)
+    told = f"the stream {'00' * 16} is not there: nothing is done; `nbdzram streams` shows what is kept"
+    assert (both.code, both.out, told in both.err, len(kept(there))) == (1, "", True, 1)
+    twice = there.run("streams", "abandon", token[:32], token[:32], "--json")
+    assert json.loads(twice.out) == [{"abandoned": token[:32]}]
     assert (kept(there), objects(there)) == ([], 0)
     assert receive(there, tmp_path / "anew").returncode == 0
     fill(here, "disk", bytes(8 * MIB))

@@ -1,0 +1,125 @@
+"""Commands that take several names or numbers: all of them are looked at first, and what is done is told.
+
+And limits that are set below what is there already."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.nbd_client import Client
+from tests.unit.cli.conftest import Server
+
+Start = Callable[..., Server]
+
+
+def names(server: Server, what: str = "exports") -> list[str]:
+    return [one["name"] for one in json.loads(server.run(what, "list", "--json").out)]
+
+
+@pytest.mark.parametrize("flags", [(), ("--yes",), ("--yes", "--json")])
+@pytest.mark.parametrize("verb", ["remove", "reset"])
+def test_no_disk_goes_where_one_of_several_has_clients(start: Start, verb: str, flags: tuple[str, ...]) -> None:
+    """Also not the one before it, and not without a question, as when the server was left to refuse."""
+    server = start("-e", "one=1M", "-e", "two=1M", "-e", "three=1M")
+    with Client(server.socket, "one") as client:
+        client.write(0, b"x" * 4096)
+    attached = Client(server.socket, "two")
+    with attached.socket:  # the server ends it: nobody says goodbye
+        done = server.run("exports", verb, "one", "two", "three", *flags)
+        assert (done.code, done.out) == (1, "")
+        assert "the export two has clients (1): nothing is done; let them detach, or end them with --force" in done.err
+        assert names(server) == ["one", "two", "three"]
+        with Client(server.socket, "one") as client:
+            assert client.read(0, 4096) == b"x" * 4096
+        assert "to remove one destroys 4K" in server.run("exports", "remove", "one", "two", "--dry-run").out
+        done = server.run("exports", verb, "one", "two", "--force")
+        assert (done.code, len(done.out.splitlines())) == (0, 2)
+
+
+def test_no_pool_goes_where_one_of_several_is_held_or_not_there(start: Start) -> None:
+    server = start("-e", "disk=1M")
+    for name in ("empty", "held"):
+        server.run("pools", "add", name)
+    server.run("exports", "add", "other", "1M", "--pool", "held")
+    done = server.run("pools", "remove", "empty", "held")
+    assert (done.code, done.out) == (1, "")
+    assert "the pool held holds the export 'other': nothing is done; remove its exports first" in done.err
+    assert server.run("pools", "remove", "empty", "gone").code == 4
+    assert names(server, "pools") == ["default", "empty", "held"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_what_fails_all_the_same_ends_it_and_those_before_are_told(start: Start, flags: tuple[str, ...]) -> None:
+    """A pool that is declared stays, which only the server knows."""
+    server = start("-e", "disk=1M", "-e", "other=1M,pool=declared", "--pool", "declared=64M")
+    server.run("exports", "remove", "other")
+    server.run("pools", "add", "empty")
+    done = server.run("pools", "remove", "empty", "declared", *flags)
+    told = [{"removed": "empty"}] if flags else "removed empty\n"
+    assert (done.code, json.loads(done.out) if flags else done.out) == (1, told)
+    assert "the pool 'declared' is declared in the configuration" in done.err
+    assert names(server, "pools") == ["declared", "default"]
+
+
+def test_no_client_is_ended_where_one_of_several_is_not_attached(start: Start) -> None:
+    server = start("-e", "disk=1M", "-e", "two=1M")
+    with Client(server.socket, "disk") as one, Client(server.socket, "two") as two:
+        for wrong, told in (
+            (("1", "99"), "client 99 is not there: nothing is done; `nbdzram clients list` shows who is attached"),
+            (("--export", "disk", "1", "2"), "of disk the client 2 is not there: nothing is done"),
+            (("--export", "disk", "2"), "of disk the client 2 is not there: nothing is done"),
+            (("98", "1", "99"), "client 98 is not there; client 99 is not there: nothing is done"),
+        ):
+            done = server.run("clients", "disconnect", *wrong)
+            assert (done.code, done.out, told in done.err) == (1, "", True), done
+        for client in (one, two):
+            assert client.read(0, 512) == bytes(512)
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_limit_below_what_is_stored_is_warned_of_where_it_is_set(start: Start, flags: tuple[str, ...]) -> None:
+    server = start("-e", "disk=4M")
+    with Client(server.socket, "disk") as client:
+        for block in range(512):
+            client.write(block * 4096, block.to_bytes(2, "big") * 512 + random.Random(block).randbytes(3072))
+    done = server.run("pools", "limit", "default", "1200K", *flags)
+    assert (done.code, "nbdzram: warning: the pool 'default' takes " in done.err) == (0, True), done
+    assert ", over its limit of 1.2M: what is stored stays, and writes that need memory fail; fold it" in done.err
+    assert bool(flags) == done.out.startswith("{")
+    server.wait_for_log("WARNING nbdzram.server: the pool 'default' takes ")
+    for harmless in (("limit", "default", "64M"), ("limit", "default", "0"), ("verify", "default", "off")):
+        done = server.run("pools", *harmless, *flags)
+        assert (done.code, done.err) == (0, "")
+    done = server.run("exports", "change", "disk", "--quota", "1M", *flags)
+    assert done.code == 0
+    assert "the export 'disk' stores 2M, over its quota of 1M: what is stored stays" in done.err
+    for bound in (("--quota", "2M"), ("--quota", "off"), ("--iops", "5")):
+        done = server.run("exports", "change", "disk", *bound, *flags)
+        assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words", [("pools", "limit", "default", "1020K"), ("pools", "add", "small", "--mem-limit", "8")]
+)
+def test_a_limit_too_small_for_anything_is_warned_of_where_it_is_set(start: Start, words: tuple[str, ...]) -> None:
+    done = start("-e", "disk=1M").run(*words)
+    assert (done.code, "bytes, too few to write anything; a number without a suffix is bytes" in done.err) == (0, True)
+
+
+def test_a_reload_says_which_limit_is_below_what_is_stored(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text('[exports.disk]\nsize = "4M"\n[pools.default]\nmem_limit = "64M"\n')
+    server = start("-c", str(file))
+    with Client(server.socket, "disk") as client:
+        client.write(0, random.Random(1).randbytes(2 << 20))
+    file.write_text('[exports.disk]\nsize = "4M"\n[pools.default]\nmem_limit = "2M"\n')
+    told = server.run("reload").out
+    assert "pool default changed (mem_limit): the pool 'default' takes 2." in told
+    assert "over its limit of 2M: what is stored stays" in told
+    file.write_text('[exports.disk]\nsize = "4M"\n[pools.default]\nmem_limit = "2M"\nverify = false\n')
+    assert server.run("reload").out == "pool default changed (verify)\n"
