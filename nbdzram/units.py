@@ -17,8 +17,8 @@ BLOCK_BYTES = 4096
 MAX_SIZE_BYTES = 1 << 63  # NBD counts in unsigned 64 bits; clients use signed offsets
 ALLOWED = "a number with a suffix K, M, G, T (1024) or KB, MB, GB, TB (1000), such as 512M or 1.5GiB"
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*|%)")
-_UNIT = re.compile(rf"(?P<letter>[{LETTERS}])(?P<kind>IB|B)?|B?", re.IGNORECASE)
+_SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*|%)"  # compiled when first used: most commands read no size
+_UNIT = rf"(?P<letter>[{LETTERS}])(?P<kind>IB|B)?|B?"
 
 
 def parse_size(text: str, *, of: int | None = None) -> int:
@@ -26,10 +26,10 @@ def parse_size(text: str, *, of: int | None = None) -> int:
 
     Raises ValueError, whose text says what is allowed.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise ValueError(f"'{text}' is not a size; allowed is {ALLOWED}")
-    from fractions import Fraction  # noqa: PLC0415 - most commands read no size
+    from fractions import Fraction  # noqa: PLC0415 - the same
 
     number = Fraction(match["number"])
     if match["unit"] == "%":
@@ -79,7 +79,7 @@ def _share(text: str, percent: Fraction, of: int | None) -> int:
 
 
 def _factor(text: str, unit: str) -> int:
-    match = _UNIT.fullmatch(unit)
+    match = re.fullmatch(_UNIT, unit, re.IGNORECASE)
     if match is None:
         raise ValueError(f"'{text}' has the unknown suffix '{unit}'; allowed is {ALLOWED}")
     if match["letter"] is None:

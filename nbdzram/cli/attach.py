@@ -17,9 +17,10 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import OUR_PATH, Whole, connect, control_option, export_names, require_export
+from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names, require_export
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials
+from nbdzram.cli.numbers import Whole
 from nbdzram.config import DEFAULT_PORT
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.values import export_name

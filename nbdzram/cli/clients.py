@@ -9,7 +9,6 @@ import click
 
 from nbdzram.cli.columns import Column, render, screen_width
 from nbdzram.cli.common import (
-    Whole,
     connect,
     control_option,
     each_once,
@@ -20,6 +19,7 @@ from nbdzram.cli.common import (
     require_all,
     require_export,
 )
+from nbdzram.cli.numbers import Whole
 from nbdzram.control.client import ControlClient
 from nbdzram.status import ClientStatus
 

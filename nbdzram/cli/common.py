@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from nbdzram.cli.columns import Column, Row, render, screen_width
+from nbdzram.cli.numbers import Whole
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import NoSuchExport, UserError
@@ -51,18 +52,6 @@ class OurPath(click.ParamType[Path]):
 
 
 OUR_PATH = OurPath()
-
-
-class Whole(click.IntRange):
-    """A whole number, which click calls an integer range where it is none. Of what there are numbers: `of`."""
-
-    def __init__(self, low: int, high: int | None = None, *, of: str = "whole number") -> None:
-        super().__init__(low, high)
-        self.name = of
-
-
-SECONDS = click.FloatRange(0.1, 3600)
-SECONDS.name = "number of seconds"
 
 
 class Size(click.ParamType[int]):

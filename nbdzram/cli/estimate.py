@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import ANY_PATH, Whole, json_option, print_json
+from nbdzram.cli.common import ANY_PATH, json_option, print_json
+from nbdzram.cli.numbers import Whole
 from nbdzram.engine.stats import BLOCK_SIZE
 from nbdzram.errors import UserError
 from nbdzram.units import format_size

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from nbdzram.cli.agree import agree
-from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
     Bound,
     Command,
@@ -18,35 +17,15 @@ from nbdzram.cli.common import (
     each_once,
     export_names,
     json_option,
-    limits_of,
-    list_rows,
     one_by_one,
     pool_names,
     print_json,
     remove_named,
     warn,
 )
+from nbdzram.cli.listing import list_, show
 from nbdzram.status import ExportStatus, from_json
 from nbdzram.units import format_size
-
-
-def _admits(export: ExportStatus) -> str:
-    rules = [*export.allow_addresses, *(f"cert:{name}" for name in export.allow_certificates)]
-    return " ".join(rules) if export.admits == "listed" else export.admits
-
-
-COLUMNS: list[Column[ExportStatus]] = [
-    Column("NAME", "", lambda export: export.name),
-    Column("POOL", "", lambda export: export.pool),
-    Column("DISKSIZE", "", lambda export: export.size_bytes, True),
-    Column("DATA", "", lambda export: export.stored_bytes, True),
-    Column("QUOTA", "", lambda export: export.bounds.quota_bytes or None, True, seldom=True),
-    Column("LIMITS", "", limits_of, seldom=True),
-    Column("ACCESS", "", lambda export: "ro" if export.read_only else "rw"),
-    Column("CLIENTS", "", lambda export: export.connections),
-    Column("ADMITS", "", _admits),
-    Column("DESCRIPTION", "", lambda export: export.description),
-]
 
 force_option = click.option(
     "--force", is_flag=True, help="End clients that are attached, once they have their answers; implies --yes."
@@ -101,17 +80,7 @@ def command(context: click.Context, *, as_json: bool, control: Path | None) -> N
         show(as_json=as_json, control=control)
 
 
-def show(*, as_json: bool, control: Path | None) -> None:
-    """Print the exports. Raises UserError."""
-    list_rows(COLUMNS, ExportStatus, "exports", as_json=as_json, control=control)
-
-
-@command.command("list", epilog="Example: nbdzram exports list --json")
-@json_option
-@control_option
-def list_(*, as_json: bool, control: Path | None) -> None:
-    """List the exports, as `nbdzram exports` alone does."""
-    show(as_json=as_json, control=control)
+command.add_command(list_)
 
 
 @command.command("add", epilog="Example: nbdzram exports add scratch 10G --description 'build trees'")

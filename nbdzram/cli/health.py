@@ -8,6 +8,7 @@ import click
 
 from nbdzram.cli.common import connect, control_option, json_option, print_json
 from nbdzram.cli.objects import SCHEMA
+from nbdzram.control.client import HANGS
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.status import Brief
 from nbdzram.units import counted
@@ -38,4 +39,4 @@ def command(*, as_json: bool, control: Path | None) -> None:
 
 
 def _give_up(sentence: str) -> None:
-    raise ServerUnreachable(f"{sentence}: it is stopped, or has no processor; its log may tell")
+    raise ServerUnreachable(f"{sentence}: {HANGS}; its log may tell")

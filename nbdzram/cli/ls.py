@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbdzram.cli import exports
 from nbdzram.cli.common import in_other_words
+from nbdzram.cli.listing import list_
 
-command = in_other_words(exports.list_, "ls", epilog="Example: nbdzram ls")
+command = in_other_words(list_, "ls", epilog="Example: nbdzram ls")

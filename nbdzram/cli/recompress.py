@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import Whole, control_option, cpu_option, json_option, pool_option
+from nbdzram.cli.common import control_option, cpu_option, json_option, pool_option
+from nbdzram.cli.numbers import Whole
 from nbdzram.cli.perform import perform
 
 

@@ -8,16 +8,8 @@ from typing import Any
 import click
 
 from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import (
-    Whole,
-    connect,
-    control_option,
-    each_once,
-    json_option,
-    one_by_one,
-    print_json,
-    require_all,
-)
+from nbdzram.cli.common import connect, control_option, each_once, json_option, one_by_one, print_json, require_all
+from nbdzram.cli.numbers import Whole
 from nbdzram.status import RunStatus, from_json
 from nbdzram.units import format_seconds
 

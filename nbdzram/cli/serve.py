@@ -22,6 +22,7 @@ import click
 
 from nbdzram.cli.announce import description, greeting, the_end
 from nbdzram.cli.loading import load_image, with_image_sizes
+from nbdzram.cli.numbers import Whole
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import (
     among_processes,
@@ -59,8 +60,7 @@ log = logging.getLogger("nbdzram.server")
 
 STDOUT = 1
 FORCED_EXIT = 128 + signal.SIGTERM
-PORT = click.IntRange(0, 65535)
-PORT.name = "port"  # in what click says of a word that is none
+PORT = Whole(0, 65535, of="port")
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
 FLAGS: dict[str, tuple[str, ...]] = {

@@ -13,16 +13,8 @@ from typing import TypeVar
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
-from nbdzram.cli.common import (
-    SECONDS,
-    connect,
-    control_option,
-    export_names,
-    json_option,
-    limits_of,
-    pool_names,
-    require_export,
-)
+from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names, require_export
+from nbdzram.cli.numbers import SECONDS
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport

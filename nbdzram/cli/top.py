@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.common import SECONDS, connect, control_option
+from nbdzram.cli.common import connect, control_option
+from nbdzram.cli.numbers import SECONDS
 from nbdzram.cli.objects import top_object
 from nbdzram.cli.view import SORTS, Frame, screen
 from nbdzram.control.client import ControlClient

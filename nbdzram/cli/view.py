@@ -20,19 +20,26 @@ from rich.text import Text
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.rates import Rates
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
+from nbdzram.status.thresholds import (
+    CERTIFICATE_DAYS,
+    CROWDED,
+    FULL_LEAST_SHARE,
+    FULL_LEFT,
+    KEPT_BYTES,
+    LATE_INTERVALS,
+    LATE_SECONDS,
+    NEAR_LIMIT,
+    OVER_LIMIT,
+    ROOM_LEAST,
+)
 from nbdzram.units import counted, format_seconds, format_size
 
 HISTORY = 60  # samples that a sparkline remembers
 BAR_BYTES = 1 << 20  # the least a pool's bar stands for: the tables of an empty pool do not fill it
-KEPT_BYTES = 192 << 10
-"""A full pool has so much left at most: 64 KiB are kept for making room, and figures for strangers are rounded."""
 NAMED_WIDTH = 16  # of a pool's name in a line that has more to say
-LATE_INTERVALS, LATE_SECONDS = 5, 60  # of a checkpoint, as the alert NbdzramCheckpointOld
-OVER_LIMIT = 1.005  # limits can be set below what is stored; a little is rounding
 TIMES_FROM = 10  # above a limit: "1594 % of it" is no way of being full
 MAX_POOLS = 4  # bars; the rest is counted in one line
 LEAST_ROWS = 4  # of exports, with their heading: for them a low screen gives up what it can do without
-CERTIFICATE_SECONDS, ROOM_LEAST, CROWDED, NEAR_LIMIT = 14 * 86400, 0.05, 0.9, 0.9  # as the page and the alerts have it
 WIDTHS = {"SIZE": 7, "STORED": 8, "RATIO": 6, "SHARED": 7, "READ/s": 8, "WRITE/s": 8, "IOPS": 6, "P99": 7, "CONN": 5}
 """The columns behind the name. 80 have room for all; in fewer, those go first that change least."""
 LEAVING = ("SIZE", "SHARED", "CONN", "RATIO", "P99", "IOPS")
@@ -161,7 +168,11 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
         (_checkpoint_is_late(status), "the newest checkpoint is old", "red"),
         (room < ROOM_LEAST / 5, "the state directory is full", "red"),
         (near is not None, f"pool {(near or '')[:NAMED_WIDTH]} is nearly full", "yellow"),
-        (ends is not None and ends < CERTIFICATE_SECONDS, f"certificate ends in {format_seconds(ends or 0)}", "yellow"),
+        (
+            ends is not None and ends < CERTIFICATE_DAYS * 86400,
+            f"certificate ends in {format_seconds(ends or 0)}",
+            "yellow",
+        ),
         (not status.tls_files_usable, "TLS files cannot be used", "yellow"),
         (crowd >= CROWDED, "connections near their limit", "yellow"),
         (room < ROOM_LEAST, "state directory nearly full", "yellow"),
@@ -196,7 +207,8 @@ def _share(stats: PoolStats) -> float:
 def _is_full(stats: PoolStats) -> bool:
     """As the status page has it."""
     room = stats.mem_limit - stats.memory_used
-    return stats.mem_limit > 0 and (room <= stats.mem_limit * 0.005 or room <= min(stats.mem_limit * 0.2, KEPT_BYTES))
+    least = max(stats.mem_limit * FULL_LEFT, min(stats.mem_limit * (1 - FULL_LEAST_SHARE), KEPT_BYTES))
+    return stats.mem_limit > 0 and room <= least
 
 
 def _pools(frame: Frame, width: int) -> Iterator[Text]:

@@ -28,10 +28,9 @@ from nbdzram.config import PoolConfig, ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
+from nbdzram.status.thresholds import LATE_INTERVALS, LATE_SECONDS, NEAR_LIMIT
 from nbdzram.units import counted, format_seconds, format_size
 
-LATE_INTERVALS, LATE_SECONDS = 5, 60  # of the newest checkpoint, as the alert NbdzramCheckpointOld
-NEARLY_FULL = 0.9  # as the alert NbdzramPoolNearLimit
 OPEN_TO_ALL = ("0.0.0.0", "[::]")  # noqa: S104 - looked for, not listened on
 
 
@@ -77,7 +76,7 @@ def pools(patient: Patient) -> Iterator[Finding]:
         )
     for pool in status.pools:
         taken, limit = pool.stats.mem_used_total + pool.stats.metadata, pool.stats.mem_limit
-        if limit and taken > NEARLY_FULL * limit:
+        if limit and taken > NEAR_LIMIT * limit:
             says = f"the pool '{pool.name}' takes {format_size(taken)} of {format_size(limit)}: writes will fail"
             remedy = f"nbdzram fold --pool {pool.name}, or nbdzram pools limit {pool.name} SIZE"
             yield Finding(Level.WARN, "pool", says, remedy)

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from nbdzram.status import ClientStatus, RunStatus, ServerStatus
 
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
-LATE_SECONDS = 5.0  # one that is well answers within milliseconds, or tells how far a run is every second
-LOOKS = {"status", "clients", "runs", "streams"}  # what a server knows without doing anything for it
-LOOK_SECONDS = 30.0  # milliseconds are usual; who asks whether it lives is told so in the end
+LATE_SECONDS = 5.0
+"""One that is well answers within milliseconds, or tells how far a run is every second: now it is said that it does not
+(`late`), of every call. That is the one rule; a look, which asks nothing of the server but what it knows, ends then:"""
+LOOK_SECONDS = 30.0  # from the beginning
+LOOKS = {"status", "clients", "runs", "streams"}
+HANGS = "it is stopped, hangs, or gets no processor"
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
 Progress = Callable[["RunStatus", "RunStatus | None"], None]
@@ -136,10 +139,13 @@ class ControlClient:
         self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
     ) -> Any:
         self._last_id += 1
-        self._socket.settimeout(LOOK_SECONDS if method in LOOKS else None)  # a fold may take minutes
+        limit_seconds = LOOK_SECONDS if method in LOOKS else None  # a fold may take minutes
+        self._socket.settimeout(limit_seconds)
         with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
             self._send(messages.request(method, params, self._last_id))
-        self._wait()
+        if self.late is not None and not readable(self._socket.fileno(), seconds=LATE_SECONDS):
+            self.late(self._unanswered(LATE_SECONDS))
+            self._socket.settimeout(limit_seconds and limit_seconds - LATE_SECONDS)
         while True:
             message = self._receive()
             if message.get("method") == "progress":
@@ -162,11 +168,6 @@ class ControlClient:
             raise self._silent() from None
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
-
-    def _wait(self) -> None:
-        """Until the first words of an answer, for as long as it takes: a run tells how far it is meanwhile."""
-        if self.late is not None and not readable(self._socket.fileno(), seconds=LATE_SECONDS):
-            self.late(f"the server on {self._path} has not answered for {LATE_SECONDS:g} s")
 
     def _exactly(self, count: int) -> bytes:
         content = self._heard(self._reader.read, count)
@@ -198,10 +199,10 @@ class ControlClient:
             raise self._lost(error.strerror or str(error)) from error
 
     def _silent(self) -> ServerUnreachable:
-        return ServerUnreachable(
-            f"the server on {self._path} (pid {self.server_pid}) has not answered for {LOOK_SECONDS:g} s: it is "
-            "stopped, hangs, or gets no processor"
-        )
+        return ServerUnreachable(f"{self._unanswered(LOOK_SECONDS)}: {HANGS}")
+
+    def _unanswered(self, seconds: float) -> str:
+        return f"the server on {self._path} (pid {self.server_pid}) has not answered for {seconds:g} s"
 
     def _lost(self, reason: str) -> ServerUnreachable:
         return ServerUnreachable(f"the server on {self._path} went away: {reason}")

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbdzram.errors import (
     ConfigError,
@@ -63,9 +62,8 @@ class MessageError(Exception):
         self.request_id = request_id
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call. `id` None: a notification, which is not answered."""
+class Request(NamedTuple):
+    """One call. `id` None: a notification, which is not answered. A tuple: clients make the class, too."""
 
     method: str
     params: Mapping[str, Any]

@@ -433,6 +433,14 @@ def test_who_looks_at_a_server_that_does_not_answer_is_told_so(
                 monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.01)
                 with pytest.raises(ServerUnreachable, match="has not answered for") as caught:
                     client.call(look)
+        told: list[str] = []
+        with ControlClient(path, told.append) as client:
+            monkeypatch.setattr(client_module, "LATE_SECONDS", 0.125)
+            monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.375)
+            with pytest.raises(ServerUnreachable, match=r"has not answered for 0\.375 s: it is stopped, hangs"):
+                client.call(look)
+            assert client._socket.gettimeout() == 0.25  # what is left of it
+        assert [sentence.split(") ")[1] for sentence in told] == ["has not answered for 0.125 s"]
         assert caught.value.exit_code == 3
         assert f"pid {os.getpid()}" in str(caught.value)
 
