@@ -243,15 +243,9 @@ def state(patient: Patient) -> Iterator[Finding]:
         return
     existing = next(place for place in (directory, *directory.absolute().parents) if _there(place))
     limit, room = sum(pool.mem_limit for pool in patient.config.pools), _free(existing)
-    if not existing.is_dir():
-        yield Finding(Level.FAIL, "state", f"{existing} is no directory", "choose another --state-dir")
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        yield Finding(
-            Level.FAIL,
-            "state",
-            f"{existing} may not be written by this user",
-            f"as root: install -d -m 700 -o {_me()} {directory}",
-        )
+    obstacle = _obstacle(directory, is_made=True)
+    if obstacle is not None:
+        yield Finding(Level.FAIL, "state", obstacle, _remedy(directory, "--state-dir"))
     elif room < limit:
         says = f"{existing} has room for {format_size(room)}, the pools may take {format_size(limit)}"
         yield Finding(
@@ -259,6 +253,23 @@ def state(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.OK, "state", f"{directory} has room for {format_size(room)}")
+
+
+def files(patient: Patient) -> Iterator[Finding]:
+    """Where the server puts files beside those of its disks."""
+    config = patient.config
+    for subject, path, flag in (("control", config.control, "--control"), ("pidfile", config.pidfile, "--pidfile")):
+        if path is not None:
+            yield _file(subject, path, flag)
+    directory = config.checkpoint.directory
+    if directory is None:
+        yield Finding(Level.OK, "checkpoints", "none: --checkpoint names no directory")
+        return
+    obstacle = _obstacle(directory, is_made=True)
+    if obstacle is None:
+        yield Finding(Level.OK, "checkpoints", f"{directory} can be written")
+    else:
+        yield Finding(Level.FAIL, "checkpoints", obstacle, _remedy(directory, "--checkpoint"))
 
 
 def survival(patient: Patient) -> Iterator[Finding]:
@@ -318,12 +329,13 @@ def addresses(patient: Patient) -> Iterator[Finding]:
         else:
             yield Finding(Level.FAIL, subject, f"cannot listen on {address}: {reason}", remedy)
     for unix in patient.config.unix:
-        parent = unix.path.absolute().parent
-        if os.access(parent, os.W_OK | os.X_OK):
+        obstacle = _obstacle(unix.path.parent)
+        if obstacle is None:
             yield Finding(Level.OK, "socket", f"{unix.path} can be made")
         else:
-            reason = "may not be written by this user" if _there(parent) else "does not exist"
-            yield Finding(Level.FAIL, "socket", f"{unix.path}: {parent} {reason}", "choose another path with -U")
+            yield Finding(
+                Level.FAIL, "socket", f"{unix.path} cannot be made: {obstacle}", _remedy(unix.path.parent, "-U")
+            )
 
 
 def certificates(patient: Patient) -> Iterator[Finding]:
@@ -353,6 +365,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     configuration,
     memory,
     state,
+    files,
     survival,
     swap,
     tasks,
@@ -454,6 +467,32 @@ def _cannot_listen(address: TcpAddress) -> str | None:
 def _chosen(setting: Path) -> str:
     """The word in brackets, as the kernel marks it: always [madvise] never."""
     return "".join(re.findall(r"\[(\w+)\]", _text(setting))[:1])
+
+
+def _file(subject: str, path: Path, flag: str) -> Finding:
+    """Whether it can be made, in a directory that is there already."""
+    obstacle = f"{path} is a directory" if _there(path) and path.is_dir() else _obstacle(path.parent)
+    if obstacle is None:
+        return Finding(Level.OK, subject, f"{path} can be made")
+    return Finding(Level.FAIL, subject, f"{path} cannot be made: {obstacle}", _remedy(path.parent, flag))
+
+
+def _obstacle(directory: Path, *, is_made: bool = False) -> str | None:
+    """Why nothing can be made in a directory; one that `is_made` where it is not there, with those above it."""
+    there = directory.absolute()
+    while is_made and not _there(there):
+        there = there.parent
+    if not _there(there):
+        return f"{there} does not exist, or lies where this user may not look"
+    if not there.is_dir():
+        return f"{there} is no directory"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} may not be written by this user"
+    return None
+
+
+def _remedy(directory: Path, flag: str) -> str:
+    return f"as root: install -d -m 700 -o {_me()} {directory.absolute()}; or choose another with {flag}"
 
 
 def _free(directory: Path) -> int:

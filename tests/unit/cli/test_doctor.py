@@ -7,7 +7,8 @@ import os
 import resource
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,16 @@ import pytest
 
 from nbdzram.cli import diagnosis
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient
-from nbdzram.config import Limits, PoolConfig, ServerConfig, TcpAddress, TlsConfig, TlsMode, UnixAddress
+from nbdzram.config import (
+    CheckpointConfig,
+    Limits,
+    PoolConfig,
+    ServerConfig,
+    TcpAddress,
+    TlsConfig,
+    TlsMode,
+    UnixAddress,
+)
 from nbdzram.machine import Machine, Share
 from nbdzram.server.certificate import validity
 from tests.support.programs import require_program
@@ -98,11 +108,68 @@ def test_a_state_directory_below_somebody_elses_is_made_by_root_and_leaves_that_
         try:
             os.setuid(65534)
             (finding,) = diagnosis.state(Patient(replace(QUIET, state_dir=wanted), None))
-            told = finding.level is Level.FAIL and finding.remedy == f"as root: install -d -m 700 -o 65534 {wanted}"
+            told = finding.level is Level.FAIL and finding.remedy.startswith(
+                f"as root: install -d -m 700 -o 65534 {wanted};"
+            )
             status = 0 if told else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+PLACES: dict[str, tuple[str, Callable[[Path], ServerConfig]]] = {
+    "control": ("--control", lambda path: replace(QUIET, control=path / "control.sock")),
+    "pidfile": ("--pidfile", lambda path: replace(QUIET, pidfile=path / "nbdzram.pid")),
+    "socket": ("-U", lambda path: replace(QUIET, unix=(UnixAddress(path=path / "nbd.sock"),))),
+    "state": ("--state-dir", lambda path: replace(QUIET, state_dir=path)),
+    "checkpoints": ("--checkpoint", lambda path: replace(QUIET, checkpoint=CheckpointConfig(directory=path))),
+}
+
+
+@pytest.mark.parametrize("subject", PLACES)
+def test_where_nothing_can_be_made_fails_with_a_remedy(tmp_path: Path, subject: str) -> None:
+    flag, config = PLACES[subject]
+    (tmp_path / "file").touch()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "others").mkdir(mode=0o755)
+
+    def told(path: Path) -> Finding:
+        checks = (diagnosis.state, diagnosis.files, diagnosis.addresses)
+        (found,) = (one for check in checks for one in check(Patient(config(path), None)) if one.subject == subject)
+        return found
+
+    assert told(tmp_path / "own").level is Level.OK
+    wrong = told(tmp_path / "file")
+    assert (wrong.level, f"{tmp_path / 'file'} is no directory" in wrong.says) == (Level.FAIL, True)
+    assert f"or choose another with {flag}" in wrong.remedy
+    gone = told(tmp_path / "gone" / "deeper")
+    is_made = subject in {"state", "checkpoints"}  # with what is above it
+    assert gone.level is (Level.OK if is_made else Level.FAIL)
+    assert f"install -d -m 700 -o {os.geteuid()} {tmp_path / 'gone' / 'deeper'};" in gone.remedy or is_made
+    if os.geteuid() == 0:
+        with as_nobody(tmp_path):
+            closed = told(tmp_path / "others" / "new" if is_made else tmp_path / "others")
+    else:
+        (tmp_path / "others").chmod(0o500)
+        closed = told(tmp_path / "others" / "new" if is_made else tmp_path / "others")
+    assert (closed.level, "others may not be written by this user" in closed.says) == (Level.FAIL, True)
+
+
+@contextmanager
+def as_nobody(directory: Path) -> Iterator[None]:
+    """Root may write everywhere: for a while this is somebody else, by the identity that access(2) asks for."""
+    for above in (directory, *directory.parents[:-2]):
+        above.chmod(above.stat().st_mode | 0o011)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_a_socket_in_the_place_of_a_directory_fails(tmp_path: Path) -> None:
+    for config in (replace(QUIET, control=tmp_path), replace(QUIET, pidfile=tmp_path)):
+        assert levels(list(diagnosis.files(Patient(config, None)))) == [Level.FAIL, Level.OK]
 
 
 def test_a_state_directory_needs_room_for_what_pools_may_take(tmp_path: Path) -> None:
