@@ -7,6 +7,7 @@
     GET /status.json  what the page shows
     GET /clients.json who is attached
     GET /history.json the last two hours, a sample each ten seconds
+    GET /history/NAME the same of one export, its name percent-encoded; of the 256 that did something last
     GET /usage.json   what each export's blocks cost, as the last walk found it; the header Age says how long ago
 
 A long text is made once for all who ask meanwhile, and at leisure: after making one for t seconds the server rests for
@@ -26,19 +27,24 @@ from functools import partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Protocol
+from urllib.parse import unquote
 
 from nbdzram.engine.stats import DiskUsage
+from nbdzram.errors import NoSuchExport
 from nbdzram.metrics.coarse import for_strangers, usage_for_strangers
 from nbdzram.metrics.exposition import CONTENT_TYPE
 from nbdzram.metrics.families import FAMILIES
 from nbdzram.metrics.page import load_page
 from nbdzram.metrics.process import ProcessMetrics, resident_bytes
 from nbdzram.slices import join_in_slices
-from nbdzram.status import ClientStatus, HistorySample, ServerStatus, fields, to_json_pieces
+from nbdzram.status import ClientStatus, ExportSample, HistorySample, ServerStatus, fields, to_json_pieces
 
 REST = 9  # times the making: a tenth of the loop, whoever asks how often
 HEALTH = frozenset({"/healthz", "/readyz"})
 """Asked by machines that restart a server which does not answer: they have places of their own, and any name."""
+
+OF_ONE = "/history/"
+"""Behind it stands an export's name."""
 
 UNTOLD = frozenset({"allow_addresses", "allow_certificates"})
 """Of an export. Who may attach is the operator's to know, who has the control socket, and not for all to read."""
@@ -76,6 +82,9 @@ class Watched(Protocol):
     def history(self) -> Sequence[HistorySample]:
         """The last hours, the oldest first."""
 
+    def history_of(self, name: str) -> Sequence[ExportSample]:
+        """The same of one export. Raises NoSuchExport."""
+
 
 class Answers:
     """By path."""
@@ -84,7 +93,7 @@ class Answers:
         self._watched = watched
         self._process = ProcessMetrics()
         self._page, self.policy = load_page()
-        pace = Pace()
+        self._pace = pace = Pace()
         self._metrics = Shared(pace, self._make_metrics)
         self._status_json = Shared(pace, self._make_status)
         self._usage_json = Shared(pace, self._make_usage)
@@ -104,9 +113,12 @@ class Answers:
     async def answer(self, path: str) -> Answer:
         """The answer to a GET."""
         route = self._routes.get(path)
-        if route is None:
-            return sentence(HTTPStatus.NOT_FOUND, f"there is nothing here; there are {', '.join(self._routes)}")
-        return await route()
+        if route is not None:
+            return await route()
+        if path.startswith(OF_ONE):
+            return await self._show_history_of(unquote(path.removeprefix(OF_ONE)))
+        there = ", ".join((*self._routes, f"{OF_ONE}NAME"))
+        return sentence(HTTPStatus.NOT_FOUND, f"there is nothing here; there are {there}")
 
     def stop(self) -> None:
         """End what is being made."""
@@ -116,6 +128,15 @@ class Answers:
 
     async def _show_page(self) -> Answer:
         return Answer(HTTPStatus.OK, HTML, self._page)
+
+    async def _show_history_of(self, name: str) -> Answer:
+        async def make() -> Answer:
+            return await _json(self._watched.history_of(name))
+
+        try:
+            return await self._pace.make(make)
+        except NoSuchExport:
+            return sentence(HTTPStatus.NOT_FOUND, "there is no such export")
 
     async def _say_alive(self) -> Answer:
         return sentence(HTTPStatus.OK, "ok")

@@ -2,7 +2,7 @@
 
 A sample each SAMPLE_SECONDS, KEPT of them: two hours in some hundred kilobytes, however many exports. It is made from
 what each export did since the last one, so that one that was removed or made anew disturbs nothing. Making it is a walk
-over the exports in slices, between which clients are served.
+over the exports in slices, between which clients are served. What single exports did is chronicle.py's.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from nbdzram.rates import Rates, rates_of
+from nbdzram.server.chronicle import Chronicle
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.steadily import steadily
 from nbdzram.slices import walk_in_slices
-from nbdzram.status import HistorySample, OperationStatus
+from nbdzram.status import ExportSample, HistorySample, OperationStatus
 
 SAMPLE_SECONDS = 10.0
 KEPT = 720
@@ -41,6 +42,7 @@ class History:
     ) -> None:
         """`before`: what the process had that goes on in this one."""
         self.samples: deque[HistorySample] = deque(before, maxlen=KEPT)
+        self._chronicle = Chronicle(KEPT)
         self.state_dir_size_bytes = 0
         self.state_dir_free_bytes = 0
         self._exports = exports
@@ -58,21 +60,30 @@ class History:
         if self._sampling is not None:
             self._sampling.cancel()
 
+    def of(self, export: Export) -> tuple[ExportSample, ...]:
+        """The last hours of one export, the oldest first; none of what another process had before a takeover."""
+        return tuple(self._chronicle.of(export, [sample.at for sample in self.samples]))
+
     async def sample(self, seconds: float) -> None:
         """What happened in the `seconds` since the last one."""
         pairs: list[tuple[_Operations, _Operations]] = []
         now: dict[Export, _Operations] = {}
+        busy: dict[Export, Rates] = {}
 
         def look() -> Iterator[None]:
             for export in tuple(self._exports):
                 now[export] = export.traffic.operations()
                 if export in self._before:
-                    pairs.append((self._before[export], now[export]))
+                    pair = self._before[export], now[export]
+                    pairs.append(pair)
+                    if _requests(pair[0]) != _requests(pair[1]):
+                        busy[export] = rates_of([pair], seconds, LATENCY_BOUNDS_SECONDS)
                 yield
 
         await walk_in_slices(look(), partial(asyncio.sleep, 0))
         rates = rates_of(pairs, seconds, LATENCY_BOUNDS_SECONDS) if self._before else Rates()
         self._before = now
+        self._chronicle.add(busy, now)
         self.samples.append(
             HistorySample(
                 at=time.time(),
@@ -97,3 +108,7 @@ class History:
                 await self.sample(max(now - last, 1e-3))
             last = now
             await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def _requests(operations: _Operations) -> int:
+    return sum(one.requests for one in operations.values())

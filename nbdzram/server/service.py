@@ -49,6 +49,7 @@ from nbdzram.server.usage import Usages
 from nbdzram.status import (
     CheckpointStatus,
     ClientStatus,
+    ExportSample,
     ExportStatus,
     HistorySample,
     ReceiveReport,
@@ -432,6 +433,10 @@ class Service:
     def history(self) -> tuple[HistorySample, ...]:
         """The last hours, the oldest first."""
         return tuple(self._history.samples)
+
+    def history_of(self, name: str) -> tuple[ExportSample, ...]:
+        """The same of one export, where it did anything. Raises NoSuchExport."""
+        return self._history.of(self._exports.get(name))
 
     async def run(
         self, kind: str, options: RunOptions, *, pool: str | None, cpu_percent: int, progress: Progress

@@ -20,7 +20,7 @@ PLACES = {
     "streams": "SendReport ReceiveReport StreamStatus",
     "brief": "Named Brief",
     "holdings": "Holdings Account",
-    "server": "HistorySample ThreadStatus CheckpointStatus JournalStatus HeadroomStatus ServerStatus",
+    "server": "ExportSample HistorySample ThreadStatus CheckpointStatus JournalStatus HeadroomStatus ServerStatus",
     "reload": "ReloadReport",
 }
 """What each file has."""

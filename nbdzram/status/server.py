@@ -9,6 +9,18 @@ from nbdzram.status.maintenance import PoolStatus
 
 
 @dataclass(frozen=True, slots=True)
+class ExportSample:
+    """What one export did in some seconds before a moment."""
+
+    at: float  # as below
+    read_bytes: float
+    write_bytes: float
+    requests: float
+    median_seconds: float
+    p99_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class HistorySample:
     """What a server did in some seconds before a moment."""
 

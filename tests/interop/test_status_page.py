@@ -273,6 +273,26 @@ def test_a_page_that_is_opened_now_shows_what_was(serve: Callable[..., Nbdzram],
     assert browser.evaluate(pieces) == [3, 2]
 
 
+def test_an_export_that_is_chosen_now_shows_what_it_did(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    server = serve({"disk": "1M", "a/b": "1M"}, metrics=True)
+    sample = "read_bytes: 1e6, write_bytes: 0, requests: 7, median_seconds: 0, p99_seconds: 0"
+    hours = f"Array.from({{length: 700}}, (_, n) => ({{at: Date.now() / 1000 - 7000 + n * 10, {sample}}}))"
+    answer = f"Promise.resolve(new Response(JSON.stringify({hours})))"
+    browser.before_each_page(instead_of("history/a%2Fb", answer))
+    browser.open(page_of(server))
+    browser.wait_for("last && rows.length === 2")
+    browser.evaluate("location.hash = 'export=' + encodeURIComponent('a/b')")
+    browser.wait_for("hoursOfChosen.length === 700")
+    assert browser.evaluate("ofChosen.length > 25 && ofChosen[0].at > Date.now() / 1000 - 400")  # the last five minutes
+    browser.evaluate("document.querySelector('[data-range=\"2 h\"]').click()")
+    axis = "document.querySelector('#charts .axis').innerText"
+    browser.wait_for(f"{axis}.includes('2 h ago') && {axis}.includes('peak 977 KiB/s')")
+    assert browser.evaluate("document.getElementById('charts-note').innerText") == "of a/b"
+    browser.evaluate("location.hash = 'export=disk'")  # another has its own, and nothing of the one before
+    browser.wait_for("document.getElementById('charts-note').innerText === 'of disk'")
+    assert "peak 977 KiB/s" not in browser.evaluate(axis)
+
+
 def changed(change: str) -> str:
     """A script that changes the status `x` as the page receives it."""
     then = f"reply.json().then(x => {{ {change}; return new Response(JSON.stringify(x)); }})"

@@ -11,8 +11,9 @@ import uvloop
 
 from nbdzram.config import TcpAddress
 from nbdzram.engine.stats import DiskUsage
+from nbdzram.errors import NoSuchExport
 from nbdzram.metrics.http import MetricsServer
-from nbdzram.status import ClientStatus, HistorySample, ServerStatus
+from nbdzram.status import ClientStatus, ExportSample, HistorySample, ServerStatus
 from tests.unit.records import SERVER, USAGE
 
 
@@ -25,6 +26,7 @@ class Show:
     usage_age: float | None = 2.0
     attached: tuple[ClientStatus, ...] = ()
     samples: tuple[HistorySample, ...] = (HistorySample(1.7e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6),)
+    of_exports: dict[str, tuple[ExportSample, ...]] = field(default_factory=dict)
 
     def status(self) -> ServerStatus:
         return self.say()
@@ -37,6 +39,11 @@ class Show:
 
     def history(self) -> tuple[HistorySample, ...]:
         return self.samples
+
+    def history_of(self, name: str) -> tuple[ExportSample, ...]:
+        if name not in self.of_exports:
+            raise NoSuchExport(name)
+        return self.of_exports[name]
 
 
 def with_server(act: Callable[[str, int], Any], show: Show | None = None, hosts: tuple[str, ...] = ()) -> Any:

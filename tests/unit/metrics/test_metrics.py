@@ -15,13 +15,13 @@ from nbdzram import __version__
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.process import CARRIERS
-from nbdzram.status import ClientStatus, ServerStatus
+from nbdzram.status import ClientStatus, ExportSample, ServerStatus
 from tests.support.programs import require_program
 from tests.unit.metrics.stage import Show, with_server
 from tests.unit.records import EXPORT, POOL_STATS, SERVER, USAGE
 
 
-def get(path: str, status: ServerStatus = SERVER) -> tuple[int, str, str]:
+def get(path: str, status: ServerStatus = SERVER, show: Show | None = None) -> tuple[int, str, str]:
     def act(host: str, port: int) -> tuple[int, str, str]:
         try:
             with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=30) as reply:
@@ -30,7 +30,7 @@ def get(path: str, status: ServerStatus = SERVER) -> tuple[int, str, str]:
             with error:
                 return error.code, error.headers["Content-Type"], error.read().decode()
 
-    answer: tuple[int, str, str] = with_server(act, Show(lambda: status))
+    answer: tuple[int, str, str] = with_server(act, show or Show(lambda: status))
     return answer
 
 
@@ -154,6 +154,15 @@ def test_usage_says_its_age_or_that_nobody_counted_yet() -> None:
 
 def test_history_is_told_sample_by_sample() -> None:
     assert json.loads(get("/history.json")[2]) == [dataclasses.asdict(Show().samples[0])]
+
+
+def test_the_history_of_one_export_is_told_by_its_name() -> None:
+    sample = ExportSample(1.7e9, 1.0, 2.0, 3.0, 4.0, 5.0)
+    show = Show(of_exports={"disk": (), "a/b c?ü": (sample,)})
+    assert json.loads(get("/history/disk", show=show)[2]) == []
+    assert json.loads(get("/history/a%2Fb%20c%3F%C3%BC", show=show)[2]) == [dataclasses.asdict(sample)]
+    for gone in ("/history/gone", "/history/", "/history"):
+        assert get(gone, show=show)[0] == 404
 
 
 def test_what_a_server_lacks_has_no_sample() -> None:

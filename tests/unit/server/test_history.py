@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from nbdzram.config import EVERYONE
+from nbdzram.rates import Rates
 from nbdzram.server import history
+from nbdzram.server.chronicle import EXPORTS, SAMPLE_BYTES, Chronicle
 from nbdzram.server.exports import Export
 from nbdzram.server.history import KEPT, History
 from tests.unit.server.conftest import Play, Stage
@@ -66,6 +68,58 @@ def test_an_export_that_goes_or_comes_again_disturbs_nothing(play: Play) -> None
         assert kept.samples[-1].requests == 0.0
 
     play(story)
+
+
+def test_each_export_has_a_history_of_its_own(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        other = added(stage, "other")
+        kept = History(stage.exports, lambda: 0, None)
+        await kept.sample(10.0)
+        await write(stage, b"disk", 3)
+        await kept.sample(2.0)
+        await write(stage, b"other", 4)
+        await kept.sample(2.0)
+        await kept.sample(2.0)
+        moments = [sample.at for sample in kept.samples]
+        disk, of_other = kept.of(stage.exports.get("disk")), kept.of(other)
+        assert [sample.at for sample in disk] == [sample.at for sample in of_other] == moments
+        assert [sample.requests for sample in disk] == [0.0, 1.5, 0.0, 0.0]
+        assert [sample.write_bytes for sample in of_other] == [0.0, 0.0, 4 * 4096 / 2, 0.0]
+        assert 0 < disk[1].median_seconds <= disk[1].p99_seconds
+        stage.exports.remove("other")
+        await kept.sample(2.0)
+        assert (len(kept.of(stage.exports.get("disk"))), kept.of(other)) == (5, ())
+
+    play(story)
+
+
+def test_the_histories_of_exports_are_bounded_and_an_idle_one_gives_way(stage: Stage) -> None:
+    """Their memory is stated, and stands whatever is offered and done."""
+    exports = {added(stage, f"disk{number}"): None for number in range(EXPORTS + 2)}
+    first, second, *others = exports
+    kept, busy = 5, Rates(read_bytes=1.0, requests=1.0)
+    one = Chronicle(kept)
+    one.add({first: busy, second: busy}, exports)
+    one.add({first: busy}, exports)
+    one.add(dict.fromkeys(others, busy), exports)  # as many as there is room for: they take the place of both
+    moments = [1.0, 2.0, 3.0]
+    assert [list(one.of(export, moments)) for export in (first, second)] == [[], []]
+    one.add({second: busy}, exports)
+    assert [sample.requests for sample in one.of(second, [*moments, 4.0])] == [0.0, 0.0, 0.0, 1.0]
+    assert not list(one.of(others[0], [*moments, 4.0]))  # the one that did nothing for the longest time
+    for _ in range(2 * kept):
+        one.add(dict.fromkeys(others[1:], busy), exports)
+    told = list(one.of(others[1], [float(at) for at in range(kept)]))
+    assert [(sample.at, sample.requests) for sample in told] == [(float(at), 1.0) for at in range(kept)]
+    assert EXPORTS * KEPT * SAMPLE_BYTES <= 3.7e6
+    assert sum(map(len, one._rings.values())) <= EXPORTS * kept * SAMPLE_BYTES
+
+
+def added(stage: Stage, name: str) -> Export:
+    disk = stage.pool.create(name, 1 << 20)
+    export = Export(name=name, disk=disk, pool_name="default", access=EVERYONE, read_only=False)
+    stage.exports.add(export)
+    return export
 
 
 def test_two_hours_are_kept_and_no_more(stage: Stage) -> None:
