@@ -7,6 +7,8 @@ from nbdzram.engine.store cimport KINDS, ObjectStore
 cdef struct Share:
     uint32_t first        # handle
     uint32_t end          # behind its last
+    uint32_t unit         # that the survey claimed last: what was written together lies together
+    bint crowded          # a handle has more holders than its cell counts
     uint32_t free_first   # free handles, the highest first, by their links; 0: none
     uint32_t free_last
     uint64_t live

@@ -130,7 +130,10 @@ cdef class Pool(PoolCore):
                 f"restore it, or {self.arena.instead}"
             )
         opening = Opening(self.store, self.tables, self.directory, together)
-        opening.survey()
+        if not opening.survey():
+            self._make_rooms()
+            opening = Opening(self.store, self.tables, self.directory)
+            opening.survey()
         for number, stored, same in opening.rebuild():
             self.exports_high = number + 1
             self._disks.append(self._disk_of(number, stored, same))

@@ -27,6 +27,15 @@ cdef extern from * nogil:
     static inline void nbdzram_add64(uint64_t* place, uint64_t more) {
         __atomic_fetch_add(place, more, __ATOMIC_RELAXED);
     }
+    static inline void nbdzram_add32(uint32_t* place, uint32_t more) {
+        __atomic_fetch_add(place, more, __ATOMIC_RELAXED);
+    }
+    static inline int nbdzram_exchange8(void* place, uint8_t old, uint8_t value) {
+        return __atomic_compare_exchange_n((uint8_t*)place, &old, value, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    }
+    static inline int nbdzram_claim_bit(void* place, int number) {  /* whether nobody had set it */
+        return !(__atomic_fetch_or((uint8_t*)place, (uint8_t)(1 << number), __ATOMIC_RELAXED) >> number & 1);
+    }
     static inline void nbdzram_set_bits(void* place, uint8_t bits) {
         __atomic_fetch_or((uint8_t*)place, bits, __ATOMIC_RELAXED);
     }
@@ -49,6 +58,9 @@ cdef extern from * nogil:
     bint exchange32 "nbdzram_exchange32" (uint32_t* place, uint32_t old, uint32_t value)
     uint64_t subtract64 "nbdzram_subtract64" (uint64_t* place, uint64_t less)
     void add64 "nbdzram_add64" (uint64_t* place, uint64_t more)
+    void add32 "nbdzram_add32" (uint32_t* place, uint32_t more)
+    bint exchange8 "nbdzram_exchange8" (void* place, unsigned char old, unsigned char value)
+    bint claim_bit "nbdzram_claim_bit" (void* place, int number)
     void set_bits "nbdzram_set_bits" (void* place, unsigned char bits)
     void clear_bits "nbdzram_clear_bits" (void* place, unsigned char bits)
     unsigned char look8 "nbdzram_look8" (const void* place)

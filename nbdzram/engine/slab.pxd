@@ -76,7 +76,7 @@ cdef class Slab:
     cdef uint8_t class_of[4097]
     cdef char apart[128]
     cdef Region zspages  # of ZSpage, by unit
-    cdef Region adopted  # only while an arena opens: a bit a slot, by unit
+    cdef Region adopted  # only while an arena opens: a bit a slot, MAX_SLOTS a unit
     cdef SizeClass classes[MAX_CLASSES]
     cdef int class_count
     cdef uint64_t pages_used
@@ -112,6 +112,7 @@ cdef class Slab:
     cdef bint holds(self, uint32_t unit) noexcept nogil
     cdef bint adoption_begin(self) noexcept nogil
     cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil
+    cdef void _count_slots(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void adoption_done(self) noexcept nogil
 
     cdef void _changes(self, uint32_t unit) noexcept nogil

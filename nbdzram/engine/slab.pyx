@@ -41,14 +41,14 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from nbdzram.engine.arena cimport Arena, region_ensure, region_free, region_reserve
+from nbdzram.engine.arena cimport Arena, region_ensure, region_free, region_reserve, region_shrink
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
 from nbdzram.engine.limbo cimport (
     LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen,
 )
 from nbdzram.engine.must cimport must
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE
-from nbdzram.engine.publish cimport amend8, look8, look32
+from nbdzram.engine.publish cimport amend8, claim_bit, exchange8, look8, look32, step_aside
 
 import zlib
 
@@ -509,60 +509,65 @@ cdef class Slab:
         """Whether the unit is a zspage."""
         return unit < self.unit_end() and self.zspage(unit).state_group != NOT_A_ZSPAGE
 
+    # Threads find the slots beside each other: each marks what it finds, and what follows from the marks is counted
+    # when all have ended. Until then size_class is one more than the class, and 0 where nobody found a slot yet.
+
     cdef bint adoption_begin(self) noexcept nogil:
+        """Have room to mark the slots of all units. False without memory."""
         cdef uint64_t size = <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8)
-        return region_reserve(&self.adopted, size, NULL) and region_ensure(&self.adopted, size)
+        return (region_ensure(&self.zspages, <uint64_t>self.arena.unit_high * sizeof(ZSpage))
+                and region_reserve(&self.adopted, size, NULL) and region_ensure(&self.adopted, size))
 
     cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
-        """Count a slot that a handle cell names. False when it cannot be one: a broken arena, or no memory."""
-        cdef int index = self.class_of[length]
-        cdef SizeClass* klass = &self.classes[index]
+        """Mark a slot that a handle cell names. False when it cannot be one: a broken arena."""
+        cdef uint8_t found, wanted = self.class_of[length] + 1
         cdef ZSpage* page
-        cdef uint8_t* bits
-        if unit == 0 or unit >= self.arena.unit_high or slot >= klass.slots:
-            return False
-        if not region_ensure(&self.zspages, (<uint64_t>unit + 1) * sizeof(ZSpage)):
+        if unit == 0 or unit >= self.arena.unit_high or slot >= self.classes[wanted - 1].slots:
             return False
         page = self.zspage(unit)
-        if page.state_group == NOT_A_ZSPAGE:
-            page.state_group = FULL  # until adoption_done knows better
-            page.size_class = index
-            page.free_slot = self._no_slot_used(klass)
-            klass.zspages += 1
-            self.zspage_count += 1
-        bits = self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8) + slot // 8
-        if page.size_class != index or bits[0] >> (slot & 7) & 1:
+        found = look8(&page.size_class)
+        step_aside()
+        if found != wanted and (found or not exchange8(&page.size_class, 0, wanted)) and (
+                look8(&page.size_class) != wanted):
             return False
-        bits[0] |= 1 << (slot & 7)
-        page.used += 1
-        klass.used += 1
-        if self._is_whole(klass):
-            page.free_slot &= ~(1 << slot)
-            page.top += 1
-        elif slot >= page.top:
-            page.top = slot + 1
-        return True
+        return claim_bit(self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8) + slot // 8, slot & 7)
 
     cdef void adoption_done(self) noexcept nogil:
-        """Count pages, thread the free slots, list the zspages with room, return the pages that no object needs."""
-        cdef uint32_t unit
-        cdef ZSpage* page
-        cdef SizeClass* klass
-        for unit in range(self.unit_end()):
-            page = self.zspage(unit)
-            if page.state_group == NOT_A_ZSPAGE:
-                continue
-            klass = &self.classes[page.size_class]
-            klass.reached += page.top
-            klass.pages_used += self.pages_of(klass, page.top)
-            self.pages_used += self.pages_of(klass, page.top)
-            if self._is_whole(klass):
-                self._release_free_pages(unit, page)
-            else:
-                self._thread_free_slots(unit, page)
-            self._place(unit, page)
+        """Count slots and pages, thread the free slots, list the zspages with room, return the pages that no object
+        needs."""
+        cdef uint32_t unit, last = 0
+        for unit in range(self.arena.unit_high):
+            if self.zspage(unit).size_class:
+                self._count_slots(unit, self.zspage(unit))
+                self._place(unit, self.zspage(unit))
+                last = unit
         region_free(&self.adopted)
+        region_shrink(&self.zspages, (<uint64_t>last + 1) * sizeof(ZSpage))
         self.pages_max = self.pages_used
+
+    cdef void _count_slots(self, uint32_t unit, ZSpage* page) noexcept nogil:
+        """What follows from the slots that were marked."""
+        cdef uint64_t* words = <uint64_t*>(self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8))
+        cdef SizeClass* klass = &self.classes[page.size_class - 1]
+        cdef uint32_t index
+        page.size_class -= 1
+        for index in range((klass.slots + 63) // 64):
+            if words[index]:
+                page.used += __builtin_popcountll(words[index])
+                page.top = index * 64 + 64 - __builtin_clzll(words[index])
+        page.free_slot = self._no_slot_used(klass)
+        if self._is_whole(klass):
+            page.free_slot &= ~<uint32_t>words[0]
+            page.top = page.used
+            self._release_free_pages(unit, page)
+        else:
+            self._thread_free_slots(unit, page)
+        self.zspage_count += 1
+        self.pages_used += self.pages_of(klass, page.top)
+        klass.zspages += 1
+        klass.used += page.used
+        klass.reached += page.top
+        klass.pages_used += self.pages_of(klass, page.top)
 
     cdef void _release_free_pages(self, uint32_t unit, ZSpage* page) noexcept nogil:
         cdef int slot
@@ -587,4 +592,6 @@ cdef class Slab:
 
 cdef extern from * nogil:
     int __builtin_clz(unsigned int)
+    int __builtin_clzll(unsigned long long)
+    int __builtin_popcountll(unsigned long long)
     int __builtin_ctz(unsigned int)

@@ -122,6 +122,8 @@ cdef class Tables:
     cdef bint is_same(self, uint64_t entry) noexcept nogil
     cdef void count(self, uint64_t word, int level, uint64_t number, uint64_t* stored, uint64_t* same) noexcept nogil
     cdef void age_on(self, uint32_t pages, uint32_t now) noexcept nogil
+    cdef bint adoption_begin(self) noexcept nogil
+    cdef bint adopt(self, uint32_t page, int level, bint* fresh) noexcept nogil
     cdef bint adopt_unit(self, uint32_t unit) noexcept nogil
     cdef uint64_t pages(self) noexcept nogil
 

@@ -51,7 +51,7 @@ from nbdzram.engine.lock cimport HOLD, HOLD_PAGES
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES
 from nbdzram.engine.prefetch cimport prefetch
-from nbdzram.engine.publish cimport exchange64, look64, publish64
+from nbdzram.engine.publish cimport add32, add64, claim_bit, exchange32, exchange64, look8, look32, look64, publish64
 from nbdzram.engine.store cimport ObjectStore
 
 from nbdzram.errors import ArenaError
@@ -485,6 +485,30 @@ cdef class Tables:
                         exchange64(words + index, entry, aged(entry, now - AGE_OLDEST))  # not over what a reader notes
             self.aging += 1
             pages -= 1
+
+    # An arena opened again (opening.pyx): threads find nodes beside each other.
+
+    cdef bint adoption_begin(self) noexcept nogil:
+        """Make the counts of all nodes usable that there can be. False without memory."""
+        cdef uint64_t size = <uint64_t>self.arena.unit_high * UNIT_PAGES * 4
+        return region_ensure(&self.refs, size) and region_ensure(&self.refs_used, size // PAGE_SIZE // 8 + 1)
+
+    cdef bint adopt(self, uint32_t page, int level, bint* fresh) noexcept nogil:
+        """Count a node, or one place more that names it. False where it has another level.
+
+        fresh: nobody found it before. One thread alone is told so, and looks at what is below.
+        """
+        cdef uint32_t* node = self.node(page)
+        cdef uint64_t counts = <uint64_t>page * 4 // PAGE_SIZE
+        if not look8(self.refs_used.base + counts // 8) >> (counts & 7) & 1 and claim_bit(
+                self.refs_used.base + counts // 8, counts & 7):
+            add64(&self.refs_pages, 1)
+        fresh[0] = exchange32(node, 0, 1 | <uint32_t>level << LEVEL_SHIFT)
+        if fresh[0]:
+            add64(&self.nodes, 1)
+            return True
+        add32(node, 1)
+        return look32(node) >> LEVEL_SHIFT == <uint32_t>level
 
     cdef bint adopt_unit(self, uint32_t unit) noexcept nogil:
         """Whether the unit holds nodes; its other pages are free nodes then."""

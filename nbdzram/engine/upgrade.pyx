@@ -33,7 +33,7 @@ from nbdzram.engine.format cimport (
     ENTRY_FREE, ENTRY_LIVE, EXPORTS_MAX, KEY_STRENGTH, NAME_MAX, VERSION, Superblock, checked_word, dictionary_word,
     identity_of,
 )
-from nbdzram.engine.opening cimport COMPLAINT, DICTIONARY, Opening
+from nbdzram.engine.opening cimport DICTIONARY, Opening
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES, UNIT_SIZE, units_of
 from nbdzram.engine.publish cimport publish32, publish64
 from nbdzram.engine.table cimport (
@@ -101,12 +101,12 @@ cdef class OldOpening(Opening):
             holders = (<uint32_t*>self.holders.base)[handle]
             counted = self.store.cells.cell(handle).word >> REFS_SHIFT
             if holders > counted and counted < REFS_MAX:  # fewer is what a kill leaves
-                snprintf(self.complaint, COMPLAINT, "handle %u has %u holders and counts %u",
+                snprintf(self.complaint, self._room(), "handle %u has %u holders and counts %u",
                          handle, holders, <uint32_t>counted)
                 return False
         for number in range(CODEC_DICTS):
             if self.used[CODEC_ZSTD_DICT + number] and self.superblock.old_unit[number] == 0:
-                snprintf(self.complaint, COMPLAINT, "dictionary %d is not there", number)
+                snprintf(self.complaint, self._room(), "dictionary %d is not there", number)
                 return False
         return True
 
@@ -118,7 +118,7 @@ cdef class OldOpening(Opening):
                 continue
             entry = self.directory.entry(number)
             if entry.old_state > 2 or entry.old_name_length > NAME_MAX or self._is_too_large(entry.old_size):
-                snprintf(self.complaint, COMPLAINT, "entry %u of the export directory cannot be one", number)
+                snprintf(self.complaint, self._room(), "entry %u of the export directory cannot be one", number)
                 return False
             if entry.old_state == ENTRY_LIVE:
                 self.exports_high = number + 1
@@ -147,7 +147,7 @@ cdef class OldOpening(Opening):
         """Follow the entry of a block to its object."""
         cdef uint32_t handle = entry_handle(entry)
         if handle >= self.store.cells.high or self.store.cells.cell(handle).word == 0:
-            snprintf(self.complaint, COMPLAINT, "block %llu of export number %u leads to handle %u, which is free",
+            snprintf(self.complaint, self._room(), "block %llu of export number %u leads to handle %u, which is free",
                      <unsigned long long>block, export, handle)
             return False
         return self._hold(handle)
@@ -157,7 +157,7 @@ cdef class OldOpening(Opening):
         cdef uint64_t* place = <uint64_t*>self.places.base + page
         cdef uint64_t here = number + 1
         if place[0] and place[0] != here:
-            snprintf(self.complaint, COMPLAINT, "table node %u stands at two places", page)
+            snprintf(self.complaint, self._room(), "table node %u stands at two places", page)
             return False
         place[0] = here
         return True

@@ -1,8 +1,9 @@
-"""What is derived of the cells of an arena that is opened again is the same, however many threads derive it."""
+"""What is found in an arena that is opened again, and derived of it, is the same, however many threads do that."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
 import shutil
 import struct
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.stats import CUMULATIVE, PoolStats
 from nbdzram.errors import ArenaError
+from tests.faults.contents import tell
+from tests.faults.damage import Image, damaged
 from tests.support.arena import SEGMENTS_AT, UNIT
 from tests.unit.engine.blocks import AT_HAND, BLOCK, run, text
 
@@ -92,6 +95,24 @@ def cells(path: Path) -> list[int]:
     return words
 
 
+def cell_at(path: Path, handle: int) -> int:
+    """Where in the file a handle's cell lies."""
+    unit: int = struct.unpack_from("<I", path.read_bytes(), SEGMENTS_AT + handle // SEGMENT * 4)[0]
+    return unit * UNIT + handle % SEGMENT * 16
+
+
+def outcome(path: Path, threads: int) -> object:
+    """Why an arena is refused, which it stays as it is for; or what is counted of it."""
+    before = path.read_bytes()
+    try:
+        pool = opened(path, threads) if threads else Pool(path=str(path))
+    except ArenaError as refusal:
+        assert path.read_bytes() == before
+        return str(refusal)
+    with pool:
+        return pool.stats()
+
+
 def kept(stats: PoolStats) -> dict[str, object]:
     return {name: value for name, value in dataclasses.asdict(stats).items() if name not in SINCE_OPENING}
 
@@ -148,12 +169,18 @@ def test_an_arena_that_was_opened_and_not_written_to_is_opened_again_without_a_c
     assert arena.path.read_bytes() == before
 
 
-def test_an_opening_whose_threads_fail_is_none(arena: Ended) -> None:
-    """The next one finds all."""
+@pytest.mark.parametrize("stage", range(4))
+def test_an_opening_whose_threads_fail_is_none(arena: Ended, stage: int) -> None:
+    """Over leaves, objects, cells, or what exports share. The next one finds all."""
+    left = stage
 
     def fails(functions: Sequence[Callable[[], None]]) -> None:
-        functions[1]()
-        raise ArenaError("no thread")
+        nonlocal left
+        for function in functions[: None if left else -1]:
+            function()
+        left -= 1
+        if left < 0:
+            raise ArenaError("no thread")
 
     with pytest.raises(ArenaError, match="no thread"):
         Pool(path=str(arena.path), together=fails)
@@ -165,3 +192,87 @@ def test_an_opening_whose_threads_fail_is_none(arena: Ended) -> None:
 def test_a_pool_takes_no_word_that_it_does_not_know() -> None:
     with pytest.raises(TypeError):
         Pool(mem_limt=1)  # type: ignore[call-arg]
+
+
+# -- the survey -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_kind(tmp_path: Path) -> Image:
+    """Every kind of content, and clones that share leaves below branches of their own."""
+    path = tmp_path / "every kind"
+    with Pool(path=str(path)) as pool:
+        tell(pool)
+        plain = next(disk for disk in pool.disks() if disk.name == "plain")
+        for number in range(4):
+            pool.clone(plain, f"sibling {number}").write((number + 4 << 9) * BLOCK, text(number))
+    return Image.of(path)
+
+
+def test_every_kind_of_content_is_found_by_any_number_of_threads(every_kind: Image, tmp_path: Path) -> None:
+    """Which of them finds a node that several have is chance, and so is whose its blocks are counted for at first."""
+    found, bytes_found = [], []
+    for threads in (1, 2, 5):
+        every_kind.write(tmp_path / "arena")
+        pause_at_publish(threads > 1)
+        try:
+            pool = opened(tmp_path / "arena", threads)
+        finally:
+            pause_at_publish(False)
+        with pool:
+            pool.check()
+            found.append((pool.stats(), [disk.usage() for disk in pool.disks()]))
+        bytes_found.append((tmp_path / "arena").read_bytes())
+    assert found[0] == found[1] == found[2]
+    assert bytes_found[0] == bytes_found[1] == bytes_found[2]
+
+
+@pytest.mark.parametrize("seeds", [10, pytest.param(400, marks=pytest.mark.slow)])
+def test_damages_are_refused_with_the_same_words_by_any_number_of_threads(
+    every_kind: Image, tmp_path: Path, seeds: int
+) -> None:
+    """Several at once: which of them threads meet first is chance."""
+    first = random.randrange(1 << 30)
+    refusals = 0
+    for seed in range(first, first + seeds):
+        image = every_kind
+        for number in range(4):
+            damage = damaged(every_kind, 4 * seed + number)
+            for place in damage.places if damage.kind != "truncated" else ():
+                image = image.with_word(place, damage.image.word(place))
+        outcomes = []
+        for threads in (0, 2, 5):
+            image.write(tmp_path / "arena")
+            outcomes.append(outcome(tmp_path / "arena", threads))
+        assert outcomes[0] == outcomes[1] == outcomes[2], f"seed {seed}"
+        refusals += isinstance(outcomes[0], str)
+    assert refusals > 0, f"seed {first}"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_slot_of_two_objects_is_refused_and_the_higher_handle_is_named(arena: Ended, threads: int) -> None:
+    """Of two segments, so that threads meet; the one that comes second may be either."""
+    words = cells(arena.path)
+    low = next(handle for handle in range(SEGMENT // 2, SEGMENT) if words[handle] and words[handle + SEGMENT])
+    view = bytearray(arena.path.read_bytes())
+    for handle in (low, low + 1):
+        place, other = cell_at(arena.path, handle), cell_at(arena.path, handle + SEGMENT)
+        view[other : other + 8] = view[place : place + 8]
+    arena.path.write_bytes(view)
+    pause_at_publish(True)
+    try:
+        assert f"object {low + SEGMENT} lies where none can be" in str(outcome(arena.path, threads))
+    finally:
+        pause_at_publish(False)
+
+
+def test_no_holder_of_an_object_is_lost_between_threads(tmp_path: Path) -> None:
+    """All blocks of two branches, which two threads look at, hold one object."""
+    with Pool(path=str(tmp_path / "arena"), inline_dedup=True) as pool:
+        disk = pool.create("disk", 1 << 40)
+        for first in range(0, 64 * AT_ONCE, AT_ONCE):
+            disk.write(first * BLOCK, text(1) * AT_ONCE)
+            disk.write((1 << 30) + first * BLOCK, text(1) * AT_ONCE)
+    for _ in range(4):
+        with opened(tmp_path / "arena", 2) as pool:
+            pool.check()
