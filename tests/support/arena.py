@@ -72,6 +72,13 @@ class Arena:
             place = page * PAGE + (block >> 9 * below) % 512 * 8
         return place
 
+    def forge_word(self, page: int, block: int, level: int) -> None:
+        """Let the word of a level leading to a block name a page, with the check that it had then."""
+        seed = self.word(SEED_AT)
+        place_key = level << 56 | block >> 9 * level
+        check = _mix(_mix(seed, place_key) ^ page, seed + level & (1 << 64) - 1) & 0xFFFFFFFF
+        self.set_word(self.word_at(block, level), page << 32 | check)
+
     def leaf(self) -> int:
         """Where the first leaf of the first export lies."""
         return self.word_at()

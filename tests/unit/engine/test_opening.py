@@ -180,6 +180,18 @@ def copy_word(arena: Arena, source: int, target: int) -> None:
     arena.set_word(target, arena.word(source))
 
 
+@pytest.mark.parametrize(("named", "level"), [(2, 1), (1, 3), (0, 2)])
+def test_a_node_that_stands_at_two_levels_is_refused(tmp_path: Path, named: int, level: int) -> None:
+    """By a word that is right in itself: walks would not end. `named` is the level of the node, `level` of the word."""
+    filled(tmp_path / "arena")
+
+    def forge(arena: Arena) -> None:
+        page = arena.word(arena.word_at(0, named + 1)) >> 32
+        arena.forge_word(page, 1 << 9 * level, level)
+
+    refused(tmp_path / "arena", forge, f"stands at levels ({level - 1} and {named}|{named} and {level - 1})")
+
+
 @pytest.mark.parametrize("level", range(1, 6))
 def test_a_branch_or_root_that_is_not_what_was_written_is_refused(tmp_path: Path, level: int) -> None:
     """Cleared, one bit of its page or check changed, a hole made a node, or the word of another place: never a hole."""
