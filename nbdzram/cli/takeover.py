@@ -51,9 +51,7 @@ class Takeover:
             self.giver.sendall(SERVING)
         except OSError:
             if not _wait_for_end(self.process):
-                raise UserError(
-                    f"the other server goes on: this one was not ready within {ANSWER_SECONDS:.0f} s"
-                ) from None
+                raise UserError("the other server goes on: this one was not ready in time") from None
         if self.serves is not None:
             self.serves()
 

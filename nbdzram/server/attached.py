@@ -97,7 +97,12 @@ class Attached:
     @property
     def stands_still(self) -> bool:
         """Its client does neither send the rest of a payload nor read its answers, and has not for a while."""
-        return self.session.waits_for_peer and self.session.idle_seconds >= STILL_SECONDS
+        return self.still_seconds >= STILL_SECONDS
+
+    @property
+    def still_seconds(self) -> float:
+        """For how long its client has neither sent of a payload nor read of its answers; 0: it need not."""
+        return self.session.idle_seconds if self.session.waits_for_peer else 0.0
 
     def status(self) -> ClientStatus:
         """What the server tells of it, at this moment."""

@@ -61,11 +61,15 @@ KNOWS = (ARENA, MEMORY)
 SERVING = b"serving\n"
 DESCRIPTORS_AT_ONCE = 200  # of SCM_MAX_FD, 253; unix(7)
 LONGEST_TEXT = 1 << 30  # a client's own is a few hundred bytes, and what came of its next request, 256 KiB at most
-ANSWER_SECONDS = 60.0  # to open pools of 500 GiB; a process that died is noticed at once
+ANSWER_SECONDS = 15.0
+"""For who takes over to serve, however little is stored; a process that died is noticed at once. All clients wait for
+one that hangs: less than the 30 s after which Linux, by default, says that a request of its hangs."""
+ANSWER_SECONDS_A_GIB = 0.5  # ... and for each GiB that is stored: ten times what opening takes
 ENDING_SECONDS = 5.0
 """For a process that hung up or was killed to be gone: what it held, its memory too, is let go one after the other."""
 PEER = (socket.SOL_SOCKET, socket.SO_PEERCRED)
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+GIB = 1 << 30
 _LENGTH = struct.Struct(">I")
 
 log = logging.getLogger("nbdzram.server")
@@ -150,6 +154,7 @@ class Handover:
     counted: Counted = field(default_factory=Counted)
     kept: Kept = field(default_factory=Kept)
     tls: TlsFiles | None = None  # as they were read; they do not travel, but serve again whoever goes on himself
+    stored_bytes: int = 0  # which are to be opened; it does not travel
 
     @property
     def was_served(self) -> bool:
@@ -160,6 +165,11 @@ class Handover:
     def comes_back(self) -> bool:
         """Whoever has it gave it away himself, and goes on: nobody else could."""
         return self.tls is not None
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long who takes it may be silent."""
+        return ANSWER_SECONDS + ANSWER_SECONDS_A_GIB * self.stored_bytes / GIB
 
     def close(self) -> None:
         """Let all descriptors go: of clients, whose connections end unless another process has them, and arenas."""
@@ -274,13 +284,14 @@ def give_away(handover: Handover, successor: socket.socket) -> int | None:
     """Give all to it, and wait for its word. Its process's number; None: go on yourself, whatever was met here."""
     with successor, steadily("a takeover"), contextlib.suppress(OSError):
         process = int(CREDENTIALS.unpack(successor.getsockopt(*PEER, CREDENTIALS.size))[0])
+        successor.settimeout(handover.answer_seconds)
         try:
             handover.give(successor)
             word = receive_exactly(successor.recv, len(SERVING), "it")
         except TimeoutError:
             word = _last_word(successor)
             if word != SERVING:
-                _end(process)
+                _end(process, handover.answer_seconds)
         if word == SERVING:
             return process
     return None
@@ -292,9 +303,9 @@ def _last_word(successor: socket.socket) -> bytes:
     return successor.recv(len(SERVING))
 
 
-def _end(number: int) -> None:
+def _end(number: int, silent_seconds: float) -> None:
     """A process that was silent for too long, and wait until its arenas are free."""
-    log.error("process %d wanted to take over, and was silent for %d s; it is ended", number, ANSWER_SECONDS)
+    log.error("process %d wanted to take over, and was silent for %d s; it is ended", number, silent_seconds)
     try:
         process = os.pidfd_open(number)
     except OSError as error:  # it has ended, or lives where we do not see it

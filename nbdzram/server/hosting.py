@@ -89,6 +89,10 @@ class Hosted(Served, Protocol):
     def stands_still(self) -> bool:
         """It waits for its client, and has for a while."""
 
+    @property
+    def still_seconds(self) -> float:
+        """For how long."""
+
     def status(self) -> ClientStatus:
         """What the server tells of it."""
 

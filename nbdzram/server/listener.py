@@ -47,8 +47,16 @@ HANDSHAKE_GRACE_SECONDS = 0.5
 
 
 REST_SECONDS = 3.0
-"""For how long a client that is handed over may take to come to rest, and once more to be drained. All others wait as
-long for who stops in the moment of a takeover, and for nobody who stood still before."""
+"""For how long a client that is handed over may take to come to rest, and once more to be drained: one that goes on,
+and is slow. All others wait as long, but for nobody who stood still before."""
+
+STOPPED_SECONDS = 1.5
+"""Who stops in the moment of a takeover is cut after so long, in the middle of a payload or of answers that he does not
+read: he could do nothing more when drained. TCP sends again what was lost after 0.2, 0.6 and 1.4 s: so it is not for a
+packet, nor three in a row."""
+
+LOOK_SECONDS = 0.05
+"""How often is looked who stands still. Those that come to rest are heard of at once."""
 
 
 class NbdServer:
@@ -285,9 +293,9 @@ class NbdServer:
         for connection in list(hosting.haggling):
             connection.abort()
         still = [session for session in hosting.attached.values() if session.stands_still]
-        await _bring_to_rest(still)
+        await _bring_to_rest(still, REST_SECONDS)
         others = list(hosting.attached.values())
-        await _bring_to_rest(others)
+        await _bring_to_rest(others, STOPPED_SECONDS)
         sessions = sorted(still + others, key=lambda session: session.number)
         await hosting.wait_quiet()
         handed = Handover(
@@ -344,20 +352,37 @@ class NbdServer:
         self._paths.clear()
 
 
-async def _bring_to_rest(sessions: Sequence[Hosted]) -> None:
-    """Release them; those that are not at rest in time are drained, and then cut."""
-    if not sessions:
-        return
-    ends = [session.closed for session in sessions]
+async def _bring_to_rest(sessions: Sequence[Hosted], stopped_seconds: float) -> None:
+    """Release them; those that are not at rest in time are drained, and then cut. Who stops for `stopped_seconds` is
+    cut as soon as nobody goes on."""
     for session in sessions:
         session.release()
-    await asyncio.wait(ends, timeout=REST_SECONDS)
+    await _wait_for_rest(sessions, stopped_seconds)
     for session in sessions:
-        session.drain()
-    await asyncio.wait(ends, timeout=REST_SECONDS)
+        if session.still_seconds >= stopped_seconds:
+            session.abort()
+        else:
+            session.drain()
+    await _wait_for_rest(sessions, stopped_seconds)
     for session in sessions:
         session.abort()
-    await asyncio.wait(ends)
+    if sessions:
+        await asyncio.wait([session.closed for session in sessions])
+
+
+async def _wait_for_rest(sessions: Sequence[Hosted], stopped_seconds: float) -> None:
+    """Until all are at rest, or stand still for so long; REST_SECONDS at most."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + REST_SECONDS
+    while True:
+        going_on = [
+            session.closed
+            for session in sessions
+            if not session.closed.done() and session.still_seconds < stopped_seconds
+        ]
+        if not going_on or clock() >= deadline:
+            return
+        await asyncio.wait(going_on, timeout=min(LOOK_SECONDS, max(0.0, deadline - clock())))
 
 
 async def _accept_on(listener: socket.socket, hosting: Hosting, uri: str) -> asyncio.Server:

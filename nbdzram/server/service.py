@@ -316,6 +316,7 @@ class Service:
         await _end([("the end of scheduled snapshots", self._schedule.stop)])
         handed = await self._nbd.hand_over()
         pools = {service.name: service.counted() for service in self._pools.values()}
+        handed.stored_bytes = sum(service.pool.stats().mem_used_total for service in self._pools.values())
         await _end([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
         with steadily("what ends before a takeover"):  # there is no way back: who raised now would lose the disks
             _raise_first(outcomes)

@@ -175,6 +175,7 @@ cdef class Session(Requests):
             return
         self.outlet.drain()
         if self.outlet.blocked():
+            self.started = monotonic()  # it took some: it does not stand still
             self.settle()
         else:
             self.run()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from nbdzram.config import EVERYONE, CheckpointConfig, ExportConfig, ServerConfi
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
-from nbdzram.server import handover, listener
+from nbdzram.server import handover
 from nbdzram.server.counts import ExportCount, OperationCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Client, Counted, Handover, give_away
@@ -32,7 +30,6 @@ from tests.support.nbd_client import Client as Wire
 from tests.support.pki import Pki
 from tests.support.takeover import listening
 from tests.unit.server.house import UNCHANGED, tell
-from tests.wire import CMD_READ, CMD_WRITE, request
 
 DISK = ExportConfig(name="disk", size_bytes=1 << 20)
 CLIENTS = 450  # three messages with descriptors
@@ -173,7 +170,7 @@ def test_a_word_that_comes_in_the_last_moment_counts_and_later_there_is_no_way_f
 ) -> None:
     """A process that is ended, or goes on, must not have told its clients of anything."""
     ended: list[int] = []
-    monkeypatch.setattr(handover, "_end", ended.append)
+    monkeypatch.setattr(handover, "_end", lambda process, _: ended.append(process))
 
     def is_silent(*_: object) -> bytes:
         raise TimeoutError
@@ -193,6 +190,32 @@ def test_a_word_that_comes_in_the_last_moment_counts_and_later_there_is_no_way_f
         assert handover._last_word(ours) == b""
         with pytest.raises(BrokenPipeError):
             theirs.sendall(SERVING)
+
+
+def test_who_takes_over_has_longer_the_more_is_to_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "nbd.sock"),), exports=(DISK,))
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        service._pools["default"].pool.disks()[0].write(0, os.urandom(1 << 20))
+        handed = await service.hand_over()
+        assert handed.stored_bytes == 1 << 20
+        handed.close()
+
+    tell(story())
+    given: list[float | None] = []
+
+    def is_told(receive: Any, *_: object) -> bytes:
+        given.append(receive.__self__.gettimeout())
+        return SERVING
+
+    monkeypatch.setattr(handover, "receive_exactly", is_told)
+    for gib in (0, 100):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            give_away(Handover(stored_bytes=gib << 30), ours)
+    assert given == [15.0, 65.0]
 
 
 def test_a_process_of_another_unit_is_refused_and_one_of_the_same_says_so_itself(
@@ -270,92 +293,6 @@ def test_clients_count_for_the_listener_by_which_they_came_in_whatever_it_is_cal
         client.socket.close()
 
     tell(story())
-
-
-@pytest.mark.parametrize("stops", ["reading", "sending"])
-def test_who_stands_still_is_waited_for_while_others_are_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
-) -> None:
-    """A machine that was stopped, say: the pause that all others have is not that of waiting for it."""
-    monkeypatch.setattr(listener, "REST_SECONDS", 0.2)
-    config = ServerConfig(
-        tcp=(),
-        unix=(UnixAddress(path=tmp_path / "nbd.sock"),),
-        exports=(ExportConfig(name="disk", size_bytes=1 << 24),),
-    )
-    order: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        order.append(number)
-
-    async def story() -> None:
-        service = Service(config)
-        await service.start()
-        first, second, third = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(3)]
-        one, still, other = service._nbd.sessions
-        if stops == "reading":
-            for cookie in range(8):
-                second.socket.sendall(request(CMD_READ, 0, 1 << 20, cookie=cookie))
-        else:
-            second.socket.sendall(request(CMD_WRITE, 0, 1 << 20, cookie=1) + bytes(1000))
-        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
-            await asyncio.sleep(0.01)
-        for session in (one, still, other):
-            session.closed.add_done_callback(partial(note, session.number))
-        service._nbd.prepare_to_hand_over()
-        handed = await service.hand_over()
-        assert order[0] == still.number
-        assert [client.number for client in handed.clients] == [one.number, other.number]
-        handed.close()
-        for client in (first, second, third):
-            client.socket.close()
-
-    tell(story())
-
-
-def test_who_stood_still_and_reads_again_is_handed_over_like_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = ServerConfig(
-        tcp=(),
-        unix=(UnixAddress(path=tmp_path / "nbd.sock"),),
-        exports=(ExportConfig(name="disk", size_bytes=1 << 24),),
-    )
-
-    async def story() -> None:
-        service = Service(config)
-        await service.start()
-        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
-        (still,) = service._nbd.sessions
-        for cookie in range(8):
-            wire.socket.sendall(request(CMD_READ, 0, 1 << 20, cookie=cookie))
-        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
-            await asyncio.sleep(0.01)
-        released, release = asyncio.Event(), still.release
-
-        def note() -> None:
-            release()
-            released.set()
-
-        monkeypatch.setattr(still, "release", note)
-        service._nbd.prepare_to_hand_over()
-        handing = asyncio.create_task(service.hand_over())
-        await released.wait()
-        reading = threading.Thread(target=read_all, args=(wire.socket,))
-        reading.start()
-        handed = await handing
-        assert [client.number for client in handed.clients] == [still.number]
-        handed.close()
-        await asyncio.to_thread(reading.join)
-        wire.socket.close()
-
-    tell(story())
-
-
-def read_all(connection: socket.socket) -> None:
-    with contextlib.suppress(ConnectionError):  # it asked for more than it was answered here
-        while connection.recv(1 << 20):
-            pass
 
 
 def lie_about(text: str) -> bytes:

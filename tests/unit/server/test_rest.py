@@ -1,0 +1,160 @@
+"""Clients that come to rest for a takeover, and those that do not: who is waited for, and by whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
+from nbdzram.receive import receive_exactly
+from nbdzram.server import listener
+from nbdzram.server.service import Service
+from tests.support.nbd_client import Client as Wire
+from tests.unit.server.house import tell
+from tests.wire import CMD_READ, CMD_WRITE, request
+
+
+def serving(place: Path) -> ServerConfig:
+    return ServerConfig(
+        tcp=(),
+        unix=(UnixAddress(path=place / "nbd.sock"),),
+        exports=(ExportConfig(name="disk", size_bytes=1 << 24),),
+    )
+
+
+@pytest.mark.parametrize("stops", ["reading", "sending"])
+def test_who_stands_still_is_waited_for_while_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    """A machine that was stopped, say: the pause that all others have is not that of waiting for it."""
+    monkeypatch.setattr(listener, "REST_SECONDS", 0.2)
+    order: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        order.append(number)
+
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        first, second, third = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(3)]
+        one, still, other = service._nbd.sessions
+        stop(second.socket, stops)
+        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.01)
+        for session in (one, still, other):
+            session.closed.add_done_callback(partial(note, session.number))
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        assert order[0] == still.number
+        assert [client.number for client in handed.clients] == [one.number, other.number]
+        handed.close()
+        for client in (first, second, third):
+            client.socket.close()
+
+    tell(story())
+
+
+def test_who_stood_still_and_reads_again_is_handed_over_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
+        (still,) = service._nbd.sessions
+        stop(wire.socket, "reading")
+        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.01)
+        released, release = asyncio.Event(), still.release
+
+        def note() -> None:
+            release()
+            released.set()
+
+        monkeypatch.setattr(still, "release", note)
+        service._nbd.prepare_to_hand_over()
+        handing = asyncio.create_task(service.hand_over())
+        await released.wait()
+        reading = threading.Thread(target=read_all, args=(wire.socket,))
+        reading.start()
+        handed = await handing
+        assert [client.number for client in handed.clients] == [still.number]
+        handed.close()
+        await asyncio.to_thread(reading.join)
+        wire.socket.close()
+
+    tell(story())
+
+
+@pytest.mark.parametrize("stops", ["reading", "sending"])
+def test_who_stops_in_the_moment_of_a_takeover_is_not_waited_for_as_long_as_who_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    """Who goes on would have an hour here, and the test none of that."""
+    monkeypatch.setattr(listener, "REST_SECONDS", 3600.0)
+    monkeypatch.setattr(listener, "STOPPED_SECONDS", 0.2)
+
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        first, second = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(2)]
+        one, other = service._nbd.sessions
+        release = other.release
+
+        def stop_and_release() -> None:  # behind the look for those that stand still already
+            stop(second.socket, stops)
+            while not other.session.waits_for_peer:
+                time.sleep(0.001)
+            release()
+
+        monkeypatch.setattr(other, "release", stop_and_release)
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        assert [client.number for client in handed.clients] == [one.number]
+        handed.close()
+        for client in (first, second):
+            client.socket.close()
+
+    tell(story())
+
+
+def test_who_reads_some_of_a_long_answer_does_not_stand_still(tmp_path: Path) -> None:
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
+        (session,) = service._nbd.sessions
+        stop(wire.socket, "reading")
+        while not session.stands_still:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.01)
+        before = session.still_seconds
+        await asyncio.to_thread(receive_exactly, wire.socket.recv, 400 << 10, "a part of the first answer")
+        while session.still_seconds >= before:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.01)
+        assert session.session.waits_for_peer
+        wire.socket.close()
+        await service.stop()
+
+    tell(story())
+
+
+def stop(connection: socket.socket, how: str) -> None:
+    """Ask for more than goes into a socket, and read none of it; or send a part of a payload."""
+    if how == "reading":
+        for cookie in range(8):
+            connection.sendall(request(CMD_READ, 0, 1 << 20, cookie=cookie))
+    else:
+        connection.sendall(request(CMD_WRITE, 0, 1 << 20, cookie=1) + bytes(1000))
+
+
+def read_all(connection: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):  # it asked for more than it was answered here
+        while connection.recv(1 << 20):
+            pass
