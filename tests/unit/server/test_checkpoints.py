@@ -1,160 +1,42 @@
-"""Checkpoints: what a server held at a moment is there again after the power failed, from what is whole on the disk."""
+"""Checkpoints: written while clients write, one told from the other, and away when they are not needed."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import logging
 import mmap
 import os
 import shutil
-import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
-import uvloop
 
-from nbdzram.bounds import UNBOUND, Bounds
-from nbdzram.config import CheckpointConfig, ExportConfig, PoolConfig, ServerConfig
-from nbdzram.engine.compact import Compact
-from nbdzram.engine.disk import Disk
+from nbdzram.config import PoolConfig
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.checkpoints import Checkpoints
-from nbdzram.server.service import Service
-from nbdzram.server.state import FILE_NAME
 from tests.support.arena import Arena
-from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
-
-MIB = 1 << 20
-NEVER = 10**6  # seconds: checkpoints are taken when a test says so
-AS_IT_IS: dict[str, Any] = {
-    "read_only": None,
-    "description": None,
-    "allow_addresses": None,
-    "allow_certificates": None,
-}
-ADDED: dict[str, Any] = {**AS_IT_IS, "pool": None}
-
-
-@contextlib.asynccontextmanager
-async def serving(directory: Path, *, restore_from: Path | None = None, **given: Any) -> AsyncIterator[Service]:
-    """A server in anonymous memory, as after a power failure, with this directory of checkpoints."""
-    config = ServerConfig(
-        exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
-        tcp=(),
-        unix=(),
-        checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
-    )
-    service = Service(replace(config, **given), restore_from=restore_from)
-    await service.start(listen=False)
-    try:
-        yield service
-    finally:
-        await service.stop()
-
-
-def of(service: Service) -> Checkpoints:
-    return service._checkpoints
-
-
-def disk(service: Service, name: str = "disk") -> Disk:
-    return service._exports.get(name).disk
-
-
-def whole(found: Disk) -> bytes:
-    return found.read(0, found.size_bytes)
-
-
-def files(directory: Path) -> list[str]:
-    """Of checkpoints and the journal."""
-    return sorted(path.name for path in directory.iterdir() if path.name != FILE_NAME)
-
-
-def as_the_power_left_it(directory: Path, to: Path) -> Path:
-    """The files as they are now, while the server goes on."""
-    shutil.copytree(directory, to)
-    return to
-
-
-def play(story: Callable[[], Any]) -> None:
-    uvloop.run(story())
-
-
-def test_a_server_begins_from_the_newest_checkpoint_and_says_of_when_it_is(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-
-    async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
-            disk(service).write(0, text(1) + noise(2))
-            await service.changes.add_export("other", MIB, **{**ADDED, "allow_addresses": ["10.0.0.0/8"]})
-            await service.changes.take_moment("monday")
-            disk(service, "disk@monday").identify(5)
-            await of(service).take()
-            disk(service).write(BLOCK, half_random(3))
-            disk(service, "other").write(0, text(4))
-            await of(service).take()
-            held = {export.name: whole(export.disk) for export in service._exports}
-            told = service.status().checkpoint
-            assert told is not None
-            assert told.stream_bytes > 2000
-            disk(service).write(0, noise(9))
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left) as service:
-            assert {export.name: whole(export.disk) for export in service._exports} == held
-            assert service._exports.get("other").access.addresses == ("10.0.0.0/8",)
-            assert service._exports.get("disk@monday").read_only
-            assert disk(service, "disk@monday").identity == 5
-            found = service.status().checkpoint
-            assert found == replace(told, seconds=0.0, stream_bytes=0)
-            assert len(service._pools["default"].pool.all_disks()) == 4
-
-    play(story)
-    assert "4 exports restored from the checkpoint of 20" in caplog.text
-
-
-def test_what_nobody_declares_comes_back_no_more_open_than_it_was(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Who may attach, whether to write, and what it may take; what is declared holds as declared, and that is told."""
-    limits = {"quota_bytes": MIB, "iops": 500, "iops_burst": 5, "bandwidth_bytes": 4 * MIB}
-    asked = {**AS_IT_IS, "read_only": True, "allow_addresses": ["10.0.0.0/8"], "bounds": limits}
-
-    async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
-            await service.changes.add_export("other", MIB, **asked, pool=None)
-            await service.changes.copy_export("other", "clone", read_only=False)
-            for name in ("disk", "clone"):
-                await service.changes.change_export(name, **{**asked, "bounds": {"iops": 7}})
-            await of(service).take()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left) as service:
-            other, clone = (service._exports.get(name) for name in ("other", "clone"))
-            assert other.bounds == Bounds(**limits)
-            assert (other.read_only, other.access.addresses) == (True, ("10.0.0.0/8",))
-            assert other.disk.quota_bytes == MIB
-            assert clone.bounds == Bounds(**{**limits, "iops": 7})
-            declared = service._exports.get("disk")
-            assert (declared.bounds, declared.read_only, declared.access.addresses) == (UNBOUND, False, ())
-
-    play(story)
-    differs = "who may attach, whether clients may write, what it may take"
-    assert f"of the export disk holds as declared, and not as it was: {differs}" in caplog.text
-    assert "of the export other" not in caplog.text
+from tests.unit.server.lasting import (
+    ADDED,
+    MIB,
+    Gate,
+    as_the_power_left_it,
+    checkpointing,
+    disk,
+    files,
+    of,
+    play,
+)
 
 
 def test_what_changed_is_written_and_what_did_not_is_not(tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(0, b"".join(noise(number) for number in range(200)))
             await of(service).take()
             disk(service).write(7 * BLOCK, noise(999))
@@ -173,50 +55,19 @@ def test_what_changed_is_written_and_what_did_not_is_not(tmp_path: Path) -> None
 
 def test_an_orderly_stop_takes_the_last_one(tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(0, text(5))
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             assert disk(service).read(0, BLOCK) == text(5)
 
     play(story)
-
-
-def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
-            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
-            for number in range(3):
-                disk(service).write(number * BLOCK, noise(number))
-                await of(service).take()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        newest = left / "00000003-since-00000002.stream"
-        bent = bytearray(newest.read_bytes())
-        bent[len(bent) // 2] ^= 1
-        newest.write_bytes(bent)
-        async with serving(left) as service:
-            assert disk(service).read(0, 3 * BLOCK) == noise(0) + noise(1) + bytes(BLOCK)
-            assert len(service._pools["default"].pool.all_disks()) == 1
-            await of(service).take()
-            assert files(left)[-1] == "00000004-full.stream"  # its number is no other's
-        first = left / "00000001-full.stream"
-        (left / "00000004-full.stream").unlink(missing_ok=True)
-        for name in files(left):
-            if name > "00000004":
-                (left / name).unlink()
-        first.write_bytes(first.read_bytes()[:-1])
-        with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
-            async with serving(left):
-                raise AssertionError
-
-    play(story)
-    assert "cannot be used: the stream is damaged" in caplog.text
 
 
 def test_a_chain_ends_and_older_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 2)
 
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(MIB, b"".join(noise(number) for number in range(100, 160)))
             for number in range(7):
                 disk(service).write(0, b"".join(noise(1000 * number + block) for block in range(3)))
@@ -240,7 +91,7 @@ def test_a_whole_one_stands_though_older_ones_cannot_be_removed(
         raise OSError(errno.EIO, "Input/output error")
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with checkpointing(tmp_path / "kept") as service:
             disk(service).write(MIB, b"".join(noise(number) for number in range(100, 160)))
             await of(service).take()
             disk(service).write(0, text(1))
@@ -255,7 +106,7 @@ def test_a_whole_one_stands_though_older_ones_cannot_be_removed(
             assert told.failures == 0
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         assert "00000003-since-00000002.stream" in files(left)
-        async with serving(left) as service:
+        async with checkpointing(left) as service:
             assert disk(service).read(0, 2 * BLOCK) == text(1) + text(2)
 
     play(story)
@@ -264,7 +115,7 @@ def test_a_whole_one_stands_though_older_ones_cannot_be_removed(
 
 def test_a_chain_ends_when_what_changed_is_more_than_the_whole(tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             for number in range(4):
                 disk(service).write(0, b"".join(noise(1000 * number + block) for block in range(9)))
                 await of(service).take()
@@ -276,7 +127,7 @@ def test_a_chain_ends_when_what_changed_is_more_than_the_whole(tmp_path: Path) -
 
 def test_a_file_has_its_name_once_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(0, text(1))
             done = note_syncs(monkeypatch)
             await of(service).take()
@@ -291,7 +142,7 @@ def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with checkpointing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await of(service).take()
 
@@ -309,7 +160,7 @@ def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would
             disk(service).write(2 * BLOCK, text(3))
             await of(service).take()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left) as service:
+        async with checkpointing(left) as service:
             assert disk(service).read(0, 3 * BLOCK) == text(1) + text(2) + text(3)
 
     play(story)
@@ -319,7 +170,7 @@ def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would
 def test_copies_give_way_to_a_write_that_finds_no_room(tmp_path: Path) -> None:
     async def story() -> None:
         pools = (PoolConfig(mem_limit=2 * MIB),)
-        async with serving(tmp_path, pools=pools) as service:
+        async with checkpointing(tmp_path, pools=pools) as service:
             disk(service).write(0, b"".join(noise(number) for number in range(300)))
             await of(service).take()
             with pytest.raises(PoolFull):
@@ -333,26 +184,11 @@ def test_copies_give_way_to_a_write_that_finds_no_room(tmp_path: Path) -> None:
     play(story)
 
 
-class Gate:
-    """Holds the first record of a checkpoint that is written."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-        write = checkpoints_module._write_all
-
-        def hold(file: BinaryIO, content: bytes) -> None:
-            self.reached.set()
-            assert self.opened.wait(60)
-            write(file, content)
-
-        monkeypatch.setattr(checkpoints_module, "_write_all", hold)
-
-
 def test_a_stop_waits_for_the_checkpoint_under_way_and_takes_the_last_one_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(0, b"".join(map(noise, range(100))))
             await of(service).take()
             disk(service).write(0, text(2))
@@ -374,7 +210,7 @@ def test_a_stop_waits_for_the_checkpoint_under_way_and_takes_the_last_one_behind
             "00000002-since-00000001.stream",
             "00000003-since-00000002.stream",
         ], "the last one tells what changed since the one that was under way"
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             assert disk(service).read(0, BLOCK) == text(3)
 
     play(story)
@@ -384,7 +220,7 @@ def test_a_checkpoint_under_way_gives_way_to_a_write_that_finds_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
-        async with serving(tmp_path, pools=(PoolConfig(mem_limit=2 * MIB),)) as service:
+        async with checkpointing(tmp_path, pools=(PoolConfig(mem_limit=2 * MIB),)) as service:
             disk(service).write(0, b"".join(noise(number) for number in range(300)))
             gate = Gate(monkeypatch)
             taking = asyncio.create_task(of(service).take())
@@ -418,7 +254,7 @@ def test_beside_a_full_pool_every_other_checkpoint_goes_on_to_its_end(
     """A client that tries again and again would keep all others without a checkpoint, and their flushes waiting."""
 
     async def story() -> None:
-        async with serving(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)) as service:
+        async with checkpointing(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)) as service:
             disk(service).write(0, b"".join(noise(number) for number in range(300)))
             checkpoints = of(service)
 
@@ -447,7 +283,7 @@ def test_rot_costs_its_block_and_no_later_checkpoint(
 
     async def story() -> None:
         kept = tmp_path / "kept"
-        async with serving(kept, state_dir=tmp_path / "state") as service:
+        async with checkpointing(kept, state_dir=tmp_path / "state") as service:
             disk(service).write(MIB, noise(1))
             disk(service).write(3 * MIB, b"".join(noise(number) for number in range(100, 160)))
             await of(service).take()
@@ -467,7 +303,7 @@ def test_rot_costs_its_block_and_no_later_checkpoint(
                 await of(service).take()
                 disk(service).write(2 * MIB, text(10 + number))
             assert files(kept)[-1] == "00000007-full.stream"
-        async with serving(left) as service:
+        async with checkpointing(left) as service:
             assert disk(service).read(2 * MIB, BLOCK) == text(3)
             assert disk(service).read(MIB, BLOCK) == noise(1), "as it was before"
 
@@ -476,13 +312,13 @@ def test_rot_costs_its_block_and_no_later_checkpoint(
 
 def test_an_export_that_was_removed_last_does_not_come_back(tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(tmp_path / "kept", exports=()) as service:
+        async with checkpointing(tmp_path / "kept", exports=()) as service:
             await of(service).take()
             assert files(tmp_path / "kept") == [], "there is nothing to keep"
             await service.changes.add_export("only", MIB, **ADDED)
             await of(service).take()
             await service.changes.remove_export("only", force=False)
-        async with serving(tmp_path / "kept", exports=()) as service:
+        async with checkpointing(tmp_path / "kept", exports=()) as service:
             assert list(service._exports) == []
 
     play(story)
@@ -492,12 +328,12 @@ def test_what_could_not_be_removed_when_it_failed_is_in_nobodys_way(tmp_path: Pa
     """Its file system could not be written for a while; the server went on."""
 
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             (tmp_path / "00000001-full.new").write_bytes(b"half of a longer one" * 4096)
             disk(service).write(0, text(1))
             await of(service).take()
             assert files(tmp_path) == ["00000001-full.stream"]
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             assert disk(service).read(0, BLOCK) == text(1)
 
     play(story)
@@ -507,110 +343,18 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anything
 
     async def story() -> None:
-        async with serving(tmp_path):
+        async with checkpointing(tmp_path):
             raise AssertionError
 
     with pytest.raises(UserError, match=r"it may not be written by user \d+, or its file system is read-only"):
         play(story)
 
 
-def test_a_checkpoint_whose_disk_lost_a_part_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As one that is damaged: an older one is whole."""
-
-    async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
-            for number in range(2):
-                disk(service).write(number * BLOCK, noise(number))
-                await of(service).take()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        opened = Path.open
-
-        def lost(path: Path, *given: Any, **more: Any) -> Any:
-            if path.name == "00000002-since-00000001.stream":
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return opened(path, *given, **more)
-
-        monkeypatch.setattr(Path, "open", lost)
-        async with serving(left) as service:
-            assert disk(service).read(0, 2 * BLOCK) == noise(0) + bytes(BLOCK)
-
-    play(story)
-    assert "cannot be used: cannot read" in caplog.text
-
-
-def test_a_pool_that_was_full_is_filled_again(tmp_path: Path) -> None:
-    """From a whole checkpoint and what changed, which lies between what it replaces; and takes no more than it did."""
-    full: dict[str, Any] = {
-        "pools": (PoolConfig(mem_limit=8 * MIB),),
-        "exports": (ExportConfig(name="disk", size_bytes=32 * MIB),),
-    }
-
-    async def story() -> None:
-        async with serving(tmp_path / "kept", **full) as service:
-            found, pool = disk(service), service._pools["default"].pool
-            with pytest.raises(PoolFull):
-                for number in range(8192):
-                    found.write(number * BLOCK, half_random(number))
-            await of(service).take()
-            for number in range(0, 8192, 2):
-                found.trim(number * BLOCK, BLOCK)
-            await of(service).take()  # whose copy holds none of them
-            run(Compact(pool))
-            with pytest.raises(PoolFull):
-                for number in range(0, 8192, 2):
-                    found.write(number * BLOCK, half_random(8192 + number, 1400))
-            await of(service).take()
-            assert pool.stats().memory_used > 7 * MIB
-            held = whole(found)
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        assert files(left)[-1] == "00000003-since-00000002.stream"
-        async with serving(left, **full) as service:
-            assert whole(disk(service)) == held
-            pool = service._pools["default"].pool
-            assert pool.mem_limit == 8 * MIB
-            assert pool.stats().memory_used < 8 * MIB + MIB // 2
-
-    play(story)
-
-
-def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
-            disk(service).write(0, b"".join(noise(number) for number in range(700)))
-        with pytest.raises(UserError, match=r"does not fit the pool 'default': it would take .*, and mem_limit is 2M"):
-            async with serving(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)):
-                raise AssertionError
-
-    play(story)
-
-
-def test_a_file_to_restore_does_not_come_before_what_a_checkpoint_has(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The flag stands in a unit, and is there at each start behind a power failure too."""
-    caplog.set_level(logging.INFO)
-
-    async def story() -> None:
-        async with serving(tmp_path / "first") as service:
-            disk(service).write(0, text(1))
-        backup = tmp_path / "backup.stream"
-        shutil.copy(tmp_path / "first" / "00000001-full.stream", backup)
-        for held in (text(1), text(2)):
-            async with serving(tmp_path / "kept", restore_from=backup) as service:
-                assert disk(service).read(0, BLOCK) == held
-                disk(service).write(0, text(2))
-
-    play(story)
-    assert f"{tmp_path}/backup.stream is not restored: what a checkpoint has was served here last" in caplog.text
-
-
 def test_a_checkpoint_looks_at_one_counter_for_each_record(tmp_path: Path) -> None:
     """All of a pool's counters would be a walk under its lock, which takes from writers what they have at hand."""
 
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(0, b"".join(noise(number) for number in range(300)))
             watched: Any = Watched()
             of(service)._pools = {"default": SimpleNamespace(pool=watched)}  # type: ignore[dict-item]
@@ -621,54 +365,17 @@ def test_a_checkpoint_looks_at_one_counter_for_each_record(tmp_path: Path) -> No
     play(story)
 
 
-def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / "00000001-full.new").write_bytes(b"half")
-    (tmp_path / "notes.txt").write_text("mine")
-
-    async def story() -> None:
-        async with serving(tmp_path) as service:
-            assert files(tmp_path) == ["notes.txt"]
-            await of(service).take()
-
-    play(story)
-
-
-def test_pools_that_hold_disks_are_left_alone(tmp_path: Path) -> None:
-    async def story() -> None:
-        state = {"state_dir": tmp_path / "state"}
-        async with serving(tmp_path / "kept", **state) as service:
-            disk(service).write(0, text(1))
-            await of(service).take()
-            disk(service).write(0, text(2))
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left, **state) as service:
-            assert disk(service).read(0, BLOCK) == text(2)
-
-    play(story)
-
-
 def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with checkpointing(tmp_path) as service:
             disk(service).write(0, text(1))
             with pytest.raises(UserError, match=r"another server keeps its checkpoints in .*; stop it, or give"):
-                async with serving(tmp_path):
+                async with checkpointing(tmp_path):
                     pass
             await of(service).take()
             assert files(tmp_path) == ["00000001-full.stream"]
-        async with serving(tmp_path) as service:  # who stopped has it no more
+        async with checkpointing(tmp_path) as service:  # who stopped has it no more
             assert disk(service).read(0, BLOCK) == text(1)
-
-    play(story)
-
-
-def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
-    async def story() -> None:
-        (tmp_path / "00000001-full.stream").write_bytes(b"damaged")
-        for _ in range(2):
-            with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
-                async with serving(tmp_path):
-                    pass
 
     play(story)
 
@@ -677,7 +384,7 @@ def test_behind_a_directory_that_was_removed_the_next_one_is_whole(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with checkpointing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await of(service).take()
             disk(service).write(BLOCK, text(2))
@@ -686,10 +393,10 @@ def test_behind_a_directory_that_was_removed_the_next_one_is_whole(
             await of(service).take()  # also if nothing changed: what there is is gone
             assert files(tmp_path / "kept") == ["00000003-full.stream"]
             with pytest.raises(UserError, match="another server keeps its checkpoints"):
-                async with serving(tmp_path / "kept"):
+                async with checkpointing(tmp_path / "kept"):
                     pass
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left) as service:
+        async with checkpointing(left) as service:
             assert disk(service).read(0, 2 * BLOCK) == text(1) + text(2)
 
     play(story)
@@ -700,7 +407,7 @@ def test_behind_a_file_that_was_removed_the_next_one_is_whole(tmp_path: Path) ->
     """What would have been told since it could never be read."""
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with checkpointing(tmp_path / "kept") as service:
             disk(service).write(MIB, b"".join(noise(number) for number in range(100)))
             for number in range(3):
                 disk(service).write(number * BLOCK, text(number))
@@ -710,23 +417,7 @@ def test_behind_a_file_that_was_removed_the_next_one_is_whole(tmp_path: Path) ->
             await of(service).take()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
             assert "00000004-full.stream" in files(left)
-        async with serving(left) as service:
+        async with checkpointing(left) as service:
             assert disk(service).read(0, 4 * BLOCK) == b"".join(text(number) for number in range(4))
-
-    play(story)
-
-
-def test_a_checkpoint_whose_whole_one_is_missing_is_not_begun_from(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
-            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
-            await of(service).take()
-            disk(service).write(0, noise(1))
-            await of(service).take()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        (left / "00000001-full.stream").unlink()
-        with pytest.raises(UserError, match="the whole ones are missing"):
-            async with serving(left):
-                raise AssertionError
 
     play(story)

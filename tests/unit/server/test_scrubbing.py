@@ -25,7 +25,7 @@ from nbdzram.status import RunOptions
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, run
 from tests.unit.engine.test_scrub import bend
-from tests.unit.server.test_checkpoints import play
+from tests.unit.server.lasting import play
 
 MIB = 1 << 20
 

@@ -20,8 +20,19 @@ from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from nbdzram.server.state import Remembered, note_in, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
-from tests.unit.server.test_checkpoints import ADDED, as_the_power_left_it, disk, of, play, whole
-from tests.unit.server.test_journal import MIB, NEVER, Platter, journal, serving
+from tests.unit.server.lasting import (
+    ADDED,
+    MIB,
+    NEVER,
+    Platter,
+    as_the_power_left_it,
+    disk,
+    flushing,
+    journal,
+    of,
+    play,
+    whole,
+)
 
 
 async def asked(service: Service, method: str, **given: Any) -> Any:
@@ -61,7 +72,7 @@ def test_what_an_administrator_was_told_is_done_is_there_after_the_power_failed(
         }
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             await service.changes.add_export("other", MIB, **ADDED)
             disk(service, "other").write(0, text(1))
             await service.changes.copy_export("other", "other@then", read_only=True)
@@ -72,7 +83,7 @@ def test_what_an_administrator_was_told_is_done_is_there_after_the_power_failed(
             after = told(service)
             assert after != before
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left, begun=False) as service:
+        async with flushing(left, begun=False) as service:
             assert told(service) == after
 
     play(story)
@@ -89,12 +100,12 @@ def test_what_was_changed_of_a_declared_export_holds_until_it_is_declared_otherw
     declared = ExportConfig(name="disk", size_bytes=4 * MIB, iops=9 if declared_anew else 0)
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await asked(service, "exports.change", name="disk", **CHANGED)
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         for _ in range(2):  # and behind the next failure
-            async with serving(left, exports=(declared,)) as service:
+            async with flushing(left, exports=(declared,)) as service:
                 export = service._exports.get("disk")
                 assert whole(export.disk)[:BLOCK] == text(1)
                 assert (export.read_only, export.access.addresses) == (True, ("10.0.0.0/8",))
@@ -110,7 +121,7 @@ def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_aft
     tmp_path: Path,
 ) -> None:
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             await asked(service, "exports.remove", name="disk")
             await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
             await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
@@ -118,13 +129,13 @@ def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_aft
             disk(service, "new").write(0, text(1))
             await journal(service).synced()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with serving(left) as service:
+        async with flushing(left) as service:
             assert [export.name for export in service._exports] == ["new"]
             assert whole(disk(service, "new"))[:BLOCK] == text(1)
             assert service._pools["fast"].pool.mem_limit == 32 * MIB
             await asked(service, "exports.add", name="disk", size_bytes=4 * MIB)
             left = as_the_power_left_it(left, tmp_path / "left again")
-        async with serving(left) as service:
+        async with flushing(left) as service:
             assert sorted(export.name for export in service._exports) == ["disk", "new"]
 
     play(story)
@@ -134,14 +145,14 @@ def test_an_act_that_is_noted_and_not_in_the_journal_was_not_made(tmp_path: Path
     """It is remembered before it is made, so the note behind another's act may know of it."""
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await asked(service, "exports.add", name="other", size_bytes=MIB)
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         noted = remembered_in(left)
         removal = replace(noted.exports["other"], size_bytes=4 * MIB, removed=True)
         note_in(left, replace(noted, exports={**noted.exports, "disk": removal}))
-        async with serving(left, begun=False) as service:
+        async with flushing(left, begun=False) as service:
             assert disk(service).read(0, BLOCK) == text(1)
 
     play(story)
@@ -151,7 +162,7 @@ def test_what_is_noted_beside_the_journal_is_never_ahead_of_it(tmp_path: Path, m
     """A removal that the journal does not tell yet was not made, as far as a start knows."""
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await journal(service).synced()
             platter = Platter(monkeypatch)
@@ -173,7 +184,7 @@ def test_an_act_that_does_not_reach_the_disk_is_not_answered_as_done(
     """It is made; whoever asked is told that the power may undo it, at once or when it takes too long."""
 
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with flushing(tmp_path) as service:
             platter = Platter(monkeypatch)
             platter.opened.clear()
             monkeypatch.setattr(settling, "SETTLE_SECONDS", 0)
@@ -200,7 +211,7 @@ def test_what_the_disk_says_is_told_also_where_it_says_that_it_timed_out(
         raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     async def story() -> None:
-        async with serving(tmp_path) as service:
+        async with flushing(tmp_path) as service:
             with monkeypatch.context() as patch:
                 patch.setattr(settling, "note_in", timed_out)
                 with pytest.raises(UserError, match="on the disk of the checkpoints: Connection timed out; if"):
@@ -244,7 +255,7 @@ def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
         opened.set()
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             monkeypatch.setattr(settling, "note_in", slow)
             await ask_and_go_away(service, reached)
             monkeypatch.setattr(Checkpoints, "release", release)
@@ -269,7 +280,7 @@ def test_a_note_that_was_slow_does_not_replace_a_later_one(tmp_path: Path, monke
         noted.release()
 
     async def story() -> None:
-        async with serving(tmp_path / "kept") as service:
+        async with flushing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await journal(service).synced()
             monkeypatch.setattr(settling, "note_in", slow_once)

@@ -1,0 +1,152 @@
+"""Servers that keep checkpoints and a journal, what they hold, and the disk below: for tests of what outlives them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import uvloop
+
+from nbdzram.config import CheckpointConfig, Durability, ExportConfig, PoolConfig, ServerConfig
+from nbdzram.engine.disk import Disk
+from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server.checkpoints import Checkpoints
+from nbdzram.server.journal import Journal
+from nbdzram.server.service import Service
+from nbdzram.server.state import FILE_NAME
+from nbdzram.stream.journal import Segment
+
+MIB = 1 << 20
+NEVER = 10**6  # seconds: checkpoints are taken when a test says so
+AS_IT_IS: dict[str, Any] = {
+    "read_only": None,
+    "description": None,
+    "allow_addresses": None,
+    "allow_certificates": None,
+}
+ADDED: dict[str, Any] = {**AS_IT_IS, "pool": None}
+
+
+@contextlib.asynccontextmanager
+async def checkpointing(directory: Path, *, restore_from: Path | None = None, **given: Any) -> AsyncIterator[Service]:
+    """A server in anonymous memory, as after a power failure, with this directory of checkpoints."""
+    config = ServerConfig(
+        exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
+        tcp=(),
+        unix=(),
+        checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
+    )
+    service = Service(replace(config, **given), restore_from=restore_from)
+    await service.start(listen=False)
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+def of(service: Service) -> Checkpoints:
+    return service._checkpoints
+
+
+def disk(service: Service, name: str = "disk") -> Disk:
+    return service._exports.get(name).disk
+
+
+def whole(found: Disk) -> bytes:
+    return found.read(0, found.size_bytes)
+
+
+def files(directory: Path) -> list[str]:
+    """Of checkpoints and the journal."""
+    return sorted(path.name for path in directory.iterdir() if path.name != FILE_NAME)
+
+
+def as_the_power_left_it(directory: Path, to: Path) -> Path:
+    """The files as they are now, while the server goes on."""
+    shutil.copytree(directory, to)
+    return to
+
+
+def play(story: Callable[[], Any]) -> None:
+    uvloop.run(story())
+
+
+class Gate:
+    """Holds the first record of a checkpoint that is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        write = checkpoints_module._write_all
+
+        def hold(file: BinaryIO, content: bytes) -> None:
+            self.reached.set()
+            assert self.opened.wait(60)
+            write(file, content)
+
+        monkeypatch.setattr(checkpoints_module, "_write_all", hold)
+
+
+@contextlib.asynccontextmanager
+async def flushing(directory: Path, *, begun: bool = True, **given: Any) -> AsyncIterator[Service]:
+    """A server whose FLUSH waits for its journal; `begun`: its first checkpoint stands."""
+    config = ServerConfig(
+        exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
+        pools=(PoolConfig(durability=Durability.FLUSH),),
+        tcp=(),
+        unix=(),
+        checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
+    )
+    service = Service(replace(config, **given))
+    await service.start(listen=False)
+    try:
+        if begun:
+            await journal(service).synced()
+            async with of(service)._turn:
+                pass  # and what it leads to has ended
+        yield service
+    finally:
+        await service.stop()
+
+
+def journal(service: Service) -> Journal:
+    found = of(service).journal
+    assert found is not None
+    return found
+
+
+def groups(directory: Path) -> int:
+    return sum(len(list(Segment(path).groups())) for path in directory.glob("*.journal"))
+
+
+class Platter:
+    """Stands for the disk below fdatasync."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.error = 0
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.opened.set()
+        sync = os.fdatasync
+
+        def fdatasync(descriptor: int) -> None:
+            self.reached.set()
+            assert self.opened.wait(60)
+            self.count += 1
+            if self.error:
+                raise OSError(self.error, os.strerror(self.error))
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+
+async def begun_from(left: Path) -> bytes:
+    """What `disk` holds on a server that begins from there."""
+    async with flushing(left, begun=False) as service:
+        return whole(disk(service))

@@ -1,0 +1,271 @@
+"""What a server held at a moment is there again after the power failed, from what is whole on the disk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.bounds import UNBOUND, Bounds
+from nbdzram.config import ExportConfig, PoolConfig
+from nbdzram.engine.compact import Compact
+from nbdzram.errors import PoolFull, UserError
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+from tests.unit.server.lasting import (
+    ADDED,
+    AS_IT_IS,
+    MIB,
+    as_the_power_left_it,
+    checkpointing,
+    disk,
+    files,
+    of,
+    play,
+    whole,
+)
+
+
+def test_a_server_begins_from_the_newest_checkpoint_and_says_of_when_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(0, text(1) + noise(2))
+            await service.changes.add_export("other", MIB, **{**ADDED, "allow_addresses": ["10.0.0.0/8"]})
+            await service.changes.take_moment("monday")
+            disk(service, "disk@monday").identify(5)
+            await of(service).take()
+            disk(service).write(BLOCK, half_random(3))
+            disk(service, "other").write(0, text(4))
+            await of(service).take()
+            held = {export.name: whole(export.disk) for export in service._exports}
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.stream_bytes > 2000
+            disk(service).write(0, noise(9))
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert {export.name: whole(export.disk) for export in service._exports} == held
+            assert service._exports.get("other").access.addresses == ("10.0.0.0/8",)
+            assert service._exports.get("disk@monday").read_only
+            assert disk(service, "disk@monday").identity == 5
+            found = service.status().checkpoint
+            assert found == replace(told, seconds=0.0, stream_bytes=0)
+            assert len(service._pools["default"].pool.all_disks()) == 4
+
+    play(story)
+    assert "4 exports restored from the checkpoint of 20" in caplog.text
+
+
+def test_what_nobody_declares_comes_back_no_more_open_than_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who may attach, whether to write, and what it may take; what is declared holds as declared, and that is told."""
+    limits = {"quota_bytes": MIB, "iops": 500, "iops_burst": 5, "bandwidth_bytes": 4 * MIB}
+    asked = {**AS_IT_IS, "read_only": True, "allow_addresses": ["10.0.0.0/8"], "bounds": limits}
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await service.changes.add_export("other", MIB, **asked, pool=None)
+            await service.changes.copy_export("other", "clone", read_only=False)
+            for name in ("disk", "clone"):
+                await service.changes.change_export(name, **{**asked, "bounds": {"iops": 7}})
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            other, clone = (service._exports.get(name) for name in ("other", "clone"))
+            assert other.bounds == Bounds(**limits)
+            assert (other.read_only, other.access.addresses) == (True, ("10.0.0.0/8",))
+            assert other.disk.quota_bytes == MIB
+            assert clone.bounds == Bounds(**{**limits, "iops": 7})
+            declared = service._exports.get("disk")
+            assert (declared.bounds, declared.read_only, declared.access.addresses) == (UNBOUND, False, ())
+
+    play(story)
+    differs = "who may attach, whether clients may write, what it may take"
+    assert f"of the export disk holds as declared, and not as it was: {differs}" in caplog.text
+    assert "of the export other" not in caplog.text
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
+            for number in range(3):
+                disk(service).write(number * BLOCK, noise(number))
+                await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        newest = left / "00000003-since-00000002.stream"
+        bent = bytearray(newest.read_bytes())
+        bent[len(bent) // 2] ^= 1
+        newest.write_bytes(bent)
+        async with checkpointing(left) as service:
+            assert disk(service).read(0, 3 * BLOCK) == noise(0) + noise(1) + bytes(BLOCK)
+            assert len(service._pools["default"].pool.all_disks()) == 1
+            await of(service).take()
+            assert files(left)[-1] == "00000004-full.stream"  # its number is no other's
+        first = left / "00000001-full.stream"
+        (left / "00000004-full.stream").unlink(missing_ok=True)
+        for name in files(left):
+            if name > "00000004":
+                (left / name).unlink()
+        first.write_bytes(first.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
+            async with checkpointing(left):
+                raise AssertionError
+
+    play(story)
+    assert "cannot be used: the stream is damaged" in caplog.text
+
+
+def test_a_checkpoint_whose_disk_lost_a_part_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that is damaged: an older one is whole."""
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            for number in range(2):
+                disk(service).write(number * BLOCK, noise(number))
+                await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        opened = Path.open
+
+        def lost(path: Path, *given: Any, **more: Any) -> Any:
+            if path.name == "00000002-since-00000001.stream":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return opened(path, *given, **more)
+
+        monkeypatch.setattr(Path, "open", lost)
+        async with checkpointing(left) as service:
+            assert disk(service).read(0, 2 * BLOCK) == noise(0) + bytes(BLOCK)
+
+    play(story)
+    assert "cannot be used: cannot read" in caplog.text
+
+
+def test_a_pool_that_was_full_is_filled_again(tmp_path: Path) -> None:
+    """From a whole checkpoint and what changed, which lies between what it replaces; and takes no more than it did."""
+    full: dict[str, Any] = {
+        "pools": (PoolConfig(mem_limit=8 * MIB),),
+        "exports": (ExportConfig(name="disk", size_bytes=32 * MIB),),
+    }
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", **full) as service:
+            found, pool = disk(service), service._pools["default"].pool
+            with pytest.raises(PoolFull):
+                for number in range(8192):
+                    found.write(number * BLOCK, half_random(number))
+            await of(service).take()
+            for number in range(0, 8192, 2):
+                found.trim(number * BLOCK, BLOCK)
+            await of(service).take()  # whose copy holds none of them
+            run(Compact(pool))
+            with pytest.raises(PoolFull):
+                for number in range(0, 8192, 2):
+                    found.write(number * BLOCK, half_random(8192 + number, 1400))
+            await of(service).take()
+            assert pool.stats().memory_used > 7 * MIB
+            held = whole(found)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert files(left)[-1] == "00000003-since-00000002.stream"
+        async with checkpointing(left, **full) as service:
+            assert whole(disk(service)) == held
+            pool = service._pools["default"].pool
+            assert pool.mem_limit == 8 * MIB
+            assert pool.stats().memory_used < 8 * MIB + MIB // 2
+
+    play(story)
+
+
+def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(700)))
+        with pytest.raises(UserError, match=r"does not fit the pool 'default': it would take .*, and mem_limit is 2M"):
+            async with checkpointing(tmp_path / "kept", pools=(PoolConfig(mem_limit=2 * MIB),)):
+                raise AssertionError
+
+    play(story)
+
+
+def test_a_file_to_restore_does_not_come_before_what_a_checkpoint_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flag stands in a unit, and is there at each start behind a power failure too."""
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "first") as service:
+            disk(service).write(0, text(1))
+        backup = tmp_path / "backup.stream"
+        shutil.copy(tmp_path / "first" / "00000001-full.stream", backup)
+        for held in (text(1), text(2)):
+            async with checkpointing(tmp_path / "kept", restore_from=backup) as service:
+                assert disk(service).read(0, BLOCK) == held
+                disk(service).write(0, text(2))
+
+    play(story)
+    assert f"{tmp_path}/backup.stream is not restored: what a checkpoint has was served here last" in caplog.text
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / "00000001-full.new").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+
+    async def story() -> None:
+        async with checkpointing(tmp_path) as service:
+            assert files(tmp_path) == ["notes.txt"]
+            await of(service).take()
+
+    play(story)
+
+
+def test_pools_that_hold_disks_are_left_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        state = {"state_dir": tmp_path / "state"}
+        async with checkpointing(tmp_path / "kept", **state) as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(0, text(2))
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left, **state) as service:
+            assert disk(service).read(0, BLOCK) == text(2)
+
+    play(story)
+
+
+def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "00000001-full.stream").write_bytes(b"damaged")
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
+                async with checkpointing(tmp_path):
+                    pass
+
+    play(story)
+
+
+def test_a_checkpoint_whose_whole_one_is_missing_is_not_begun_from(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
+            await of(service).take()
+            disk(service).write(0, noise(1))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        (left / "00000001-full.stream").unlink()
+        with pytest.raises(UserError, match="the whole ones are missing"):
+            async with checkpointing(left):
+                raise AssertionError
+
+    play(story)
