@@ -37,8 +37,9 @@ from nbdzram.server.chains import FIRST, Checkpoint, checkpoints_in, name_of, ne
 from nbdzram.server.claim import Claim
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
-from nbdzram.server.moments import Moment, Moments
+from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.pools import PoolService
+from nbdzram.server.restore import Begun
 from nbdzram.server.settling import Settling
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
@@ -77,6 +78,7 @@ class Checkpoints:
         self._journal_moments = Moments(exports, pools, "journal")
         self.journal: Journal | None = None
         """What FLUSH of the durable pools waits for."""
+        self.reached: Reached | None = None
         self.settling: Settling | None = None
         """What the answer to an administrator waits for, beside a journal."""
         if durable and config.directory is not None:
@@ -135,12 +137,17 @@ class Checkpoints:
                 "file system is read-only; give it to that user, mount it writable, or name another"
             )
 
-    def start(self, moment_ns: int | None) -> None:
-        """`moment_ns`: of the checkpoint that the server began from."""
+    async def go_on_from(self, begun: Begun) -> None:
+        """The exports are those, and nobody may change them yet."""
+        if self.journal is not None and begun.goes_on is not None:
+            await self.journal.go_on_from(begun.goes_on)
+
+    def start(self, begun: Begun) -> None:
+        """`begun`: what the server began from."""
         if self._config.directory is None:
             return
         self._status = CheckpointStatus(
-            moment=None if moment_ns is None else moment_ns / 1e9,
+            moment=begun.moment_ns / 1e9 if begun.moment_ns else None,
             interval_seconds=self._config.interval_seconds,
             seconds=0.0,
             stream_bytes=0,
@@ -157,12 +164,16 @@ class Checkpoints:
                 pass
 
     async def stop(self, *, last: bool = True) -> None:
-        """Take the last one, of what clients were answered; not where another process goes on with the pools."""
+        """Take the last one, of what clients were answered; not where another process goes on with the pools: then
+        `reached` is where the journal ends, if it goes on as well.
+        """
         if self._task is None:
             return
         await self.finish()
         if last:
             await self.take()
+        elif self.journal is not None:
+            self.reached = await self.journal.reached()
         async with self._turn:
             await self._drop()
         if self.settling is not None:
@@ -180,8 +191,8 @@ class Checkpoints:
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
-        due, refused = loop.time() + self._config.interval_seconds, self._refused()
-        hurries_from = loop.time()
+        refused, hurries_from = self._refused(), loop.time()
+        due = loop.time() + self._config.interval_seconds * (self.journal is None)  # what came before can go then
         while True:
             hurries = self.journal is not None and self.journal.wants_checkpoint
             next_at = min(due, hurries_from) if hurries else due

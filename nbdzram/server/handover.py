@@ -49,6 +49,7 @@ from nbdzram.ready import readable
 from nbdzram.receive import receive_exactly
 from nbdzram.server.counts import ExportCount, PoolCount
 from nbdzram.server.exports import Peer
+from nbdzram.server.moments import Reached
 from nbdzram.server.state import Kept, Remembered
 from nbdzram.server.steadily import steadily
 from nbdzram.server.tls import TlsFiles
@@ -153,6 +154,7 @@ class Handover:
     clients: list[Client] = field(default_factory=list)
     counted: Counted = field(default_factory=Counted)
     kept: Kept = field(default_factory=Kept)
+    reached: Reached | None = None  # where the journal ends, if it goes on
     tls: TlsFiles | None = None  # as they were read; they do not travel, but serve again whoever goes on himself
     stored_bytes: int = 0  # which are to be opened; it does not travel
 
@@ -196,6 +198,7 @@ class Handover:
             "remembered": self.kept.remembered,
             "arenas": list(self.kept.arenas),
             "files": self.kept.files,
+            "reached": self.reached,
         }
         encoded = to_json(text).encode()
         to.sendall(_LENGTH.pack(len(encoded)) + encoded)
@@ -256,6 +259,7 @@ class Handover:
             uris=[str(uri) for uri in text["uris"]],
             paths=[(Path(path), int(inode)) for path, inode in text["paths"]],
             counted=from_json(Counted, text["counted"], "the other server"),
+            reached=from_json(Reached, text["reached"], "the other server") if text.get("reached") else None,
         )
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[:listening]]  # nothing fails any more
         if text["control"]:

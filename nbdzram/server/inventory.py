@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from nbdzram.config import NOBODY, Access, ExportConfig
-from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ConfigError, UserError
@@ -101,7 +100,6 @@ def place_exports(
     `removed`: what else is declared, and was removed at run time. Writes and syncs a file, and may make or grow disks:
     not on an event loop.
     """
-    _reveal_remembered(pools, state)
     found = _found(pools)
     _finish_rollback(found, state)
     _finish_renaming(found, pools, state)
@@ -192,22 +190,6 @@ def declared_export(config: ExportConfig) -> Declared:
         access=config.access,
         bounds=config.bounds,
     )
-
-
-def _reveal_remembered(pools: Mapping[str, Pool], state: State) -> None:
-    """The server ended while it offered several disks together: all of them if they are remembered, or none."""
-    for pool_name, pool in pools.items():
-        for disk in moment.concealed(pool):
-            known = state.changes.exports.get(disk.name) or _rolled_back_from(disk.name, state)
-            if known is not None and not known.removed and known.pool == pool_name:
-                moment.reveal(disk)
-            else:
-                log.info("the export '%s' is not offered: the server ended before those that belong with it", disk.name)
-                pool.delete(disk)
-
-
-def _rolled_back_from(name: str, state: State) -> ExportRecord | None:
-    return next((known for known in state.changes.exports.values() if known.rolled_back_from == name), None)
 
 
 def _found(pools: Mapping[str, Pool]) -> dict[str, tuple[Disk, str]]:

@@ -8,7 +8,8 @@ A group is a stream, told from the copies of the moment before it: writes, trims
 in it as they are in a checkpoint. Groups are appended to a segment (segments.py), which begins at the moment of a
 checkpoint and has its number; a checkpoint that is durable lets the segments before it go.
 
-    BEGINNING   no checkpoint of this server stands yet: FLUSH waits for it
+    BEGINNING   no checkpoint of this server stands yet: FLUSH waits for it, unless the server began from what the
+                journal has, and so goes on with it
     OPEN        groups are appended
     DEAD        a write or a sync failed, so nobody knows what is on the disk: FLUSH is EIO; also where rot keeps the
                 first checkpoint from standing
@@ -19,7 +20,8 @@ begins at its moment.
 Invariants
 1. A request is answered by a group whose moment was taken after it came (Sync), or because nothing changed since a
    group that is on the disk.
-2. Each group begins where the one before it ended, across segments: a start applies them until one is not whole.
+2. Each group begins where the one before it ended, across segments and servers: a start applies them until one is not
+   whole.
 3. A segment goes only when a checkpoint of its end, or of a later moment, is durable.
 4. A segment of which a write or a sync failed is never written again: the kernel forgets what it could not write
    (fsync(2), "EIO"), so a later sync that succeeded would prove nothing.
@@ -28,6 +30,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -37,8 +40,9 @@ from pathlib import Path
 
 from nbdzram import __version__
 from nbdzram.errors import EngineError, StreamError, UserError
-from nbdzram.server.chains import segments_in
-from nbdzram.server.moments import Moment, Moments
+from nbdzram.server.chains import next_number, segments_in
+from nbdzram.server.moments import Moment, Moments, Reached
+from nbdzram.server.restore import GoesOn
 from nbdzram.server.segments import SegmentFile, begin_segment, retire_segments
 from nbdzram.server.syncs import Sync
 from nbdzram.status import JournalStatus
@@ -101,6 +105,43 @@ class Journal(Sync):
         await self._moments.release(last)
 
     # ---- for checkpoints ----
+
+    async def go_on_from(self, begun: GoesOn) -> None:
+        """What clients are about to change is that; its moment is held for this. Where it cannot, FLUSH waits for a
+        checkpoint.
+        """
+        async with self._turn:
+            try:
+                self._segment = await self._moments.on_the_thread(lambda: self._begin_behind(begun))
+            except (OSError, UserError) as error:
+                log.warning(
+                    "the journal in %s does not go on, so FLUSH waits for a whole checkpoint: %s",
+                    *(self._directory, error),
+                )
+                await self._moments.release(begun.moment)
+                return
+            self._last = begun.moment
+            self._decided.set()
+
+    def _begin_behind(self, begun: GoesOn) -> SegmentFile:
+        if begun.place not in (None, self._place()):
+            raise UserError("it is another directory, or another server wrote there meanwhile")
+        retire_segments(self._directory, begun.unneeded)  # servers that begin again and again would leave a file each
+        return begin_segment(self._directory, next_number(self._directory), begun.moment.identity)
+
+    async def reached(self) -> Reached | None:
+        """Everything that was stored is in it, and nobody changes anything any more. None: it is not."""
+        with contextlib.suppress(OSError, UserError):
+            async with self._turn:
+                if self._segment is not None:
+                    await self._commit()
+                if self._segment is not None and self._last is not None:
+                    return Reached.of(self._last, await self._moments.on_the_thread(self._place))
+        return None
+
+    def _place(self) -> tuple[int, ...]:
+        found = self._directory.stat()
+        return found.st_dev, found.st_ino, next_number(self._directory)
 
     async def begin_checkpoint(self, number: int, standing: Moment | None) -> Moment:
         """The moment of a checkpoint, held; what comes after it goes to a segment of its own, unless it is `standing`:
@@ -194,7 +235,7 @@ class Journal(Sync):
         self._seconds = time.monotonic() - began
 
     def _append(self, segment: SegmentFile, moment: Moment, last: Moment, progress: Progress) -> None:
-        all_exports = not moment.same_roster(last)
+        all_exports = not last.has_told(moment.roster)
         told = moment.told_since(last, self._moments.engine_pools(), changed_alone=not all_exports)
         head = GroupHead(
             sequence=self._sequence, since=last.identity, identity=moment.identity, all_exports=all_exports

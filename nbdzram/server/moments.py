@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
@@ -51,7 +51,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """`identity` names it, to whoever reads what was told of it."""
+    """`identity` names it, to whoever reads what was told of it. One that another process told has no roster: who knows
+    of that one alone is told all of each export but its blocks.
+    """
 
     roster: tuple[Seen, ...]
     kept: Mapping[Disk, Kept]
@@ -63,9 +65,9 @@ class Moment:
         kept = [(seen.name, self.kept[seen.disk]) for seen in self.roster]
         return [Base(name, one.identity, one.copy) for name, one in kept]
 
-    def same_roster(self, other: Moment) -> bool:
-        """Nothing but blocks differs."""
-        return self.roster == other.roster
+    def has_told(self, roster: Sequence[Seen]) -> bool:
+        """Whoever was told of it knows all this."""
+        return self.roster == roster and len(self.roster) == len(self.kept)
 
     def told_since(self, since: Moment | None, pools: Mapping[str, Pool], *, changed_alone: bool = False) -> Told:
         """What is to be said of it to whoever has `since`; changed_alone: of exports whose blocks may differ. Looks at
@@ -83,6 +85,29 @@ class Moment:
             {seen.disk: self.kept[seen.disk].identity for seen in told},
             also_there=others,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The moment that a journal on the disk ends with, of which the exports are: told to a process that goes on."""
+
+    identity: str  # as hexadecimal digits
+    taken_ns: int
+    contents: dict[str, int]  # by the names of exports: of what they hold
+    place: tuple[int, ...]  # which directory, and how many files had been in it
+
+    @classmethod
+    def of(cls, reached: Moment, place: tuple[int, ...]) -> Self:
+        """To be told."""
+        contents = {seen.name: reached.kept[seen.disk].identity for seen in reached.roster}
+        return cls(reached.identity.hex(), reached.taken_ns, contents, place)
+
+    def moment(self, disks: Sequence[Disk]) -> Moment:
+        """With copies of these disks, which nobody has changed since. Raises EngineError, UserError."""
+        known = [disk for disk in disks if disk.name in self.contents]
+        copies = moment.snapshot_together(known, _names(len(known)))
+        kept = {disk: Kept(copy, self.contents[disk.name]) for disk, copy in zip(known, copies, strict=True)}
+        return Moment((), kept, bytes.fromhex(self.identity), self.taken_ns)
 
 
 class Moments:
@@ -141,14 +166,17 @@ class Moments:
 def _copy_changed(roster: Sequence[Seen], last: Moment | None) -> dict[Disk, Kept]:
     """On the thread: copies of the disks that are not what `last` has of them; of one point."""
     earlier = [_copy_of(seen, last) for seen in roster]
-    token = os.urandom(8).hex()
-    names = [f"\n{token} {number}" for number in range(len(roster))]
-    copies = moment.snapshot_changed([seen.disk for seen in roster], earlier, names)
+    copies = moment.snapshot_changed([seen.disk for seen in roster], earlier, _names(len(roster)))
     return {
         seen.disk: Kept(copy, seen.identity or moment.new_identity())
         for seen, copy in zip(roster, copies, strict=True)
         if copy is not None
     }
+
+
+def _names(count: int) -> list[str]:
+    token = os.urandom(8).hex()
+    return [f"\n{token} {number}" for number in range(count)]
 
 
 def _copy_of(seen: Seen, last: Moment | None) -> Disk | None:
@@ -161,7 +189,7 @@ def _copy_of(seen: Seen, last: Moment | None) -> Disk | None:
 
 def _joined(roster: tuple[Seen, ...], taken: Mapping[Disk, Kept], last: Moment | None) -> Moment:
     """The moment of what was taken, and of what did not change since the last."""
-    if last is not None and not taken and roster == last.roster:
+    if last is not None and not taken and last.has_told(roster):
         return _held(last)
     known = last.kept if last is not None else {}
     shared = {seen.disk: known[seen.disk] for seen in roster if seen.disk not in taken}

@@ -18,10 +18,11 @@ from threading import Thread
 from typing import Self
 
 from nbdzram.config import Dedup, Durability, PoolConfig, ServerConfig
+from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.machine import Machine
-from nbdzram.server.state import Kept, Remembered, State, remembered_in
+from nbdzram.server.state import ExportRecord, Kept, Remembered, State, remembered_in
 
 IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
 """A process that is killed hangs up before it has let everything go: whoever then goes on in its place may be first."""
@@ -138,7 +139,12 @@ def open_pool(config: PoolConfig, state: State) -> Pool:
             time.sleep(IN_USE_LOOK_SECONDS)
         else:
             state.opened_arena(config.name)
-            return pool
+            break
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(pool)
+        _reveal_remembered(config.name, pool, state)
+        closing.pop_all()
+    return pool
 
 
 def _pool(config: PoolConfig, state: State) -> Pool:
@@ -175,3 +181,18 @@ def _on_all_processors(functions: Sequence[Callable[[], None]]) -> None:
         work()
         for ended in helping:
             ended.result()
+
+
+def _reveal_remembered(pool_name: str, pool: Pool, state: State) -> None:
+    """The server ended while it offered several disks together: all of them if they are remembered, or none."""
+    for disk in moment.concealed(pool):
+        known = state.changes.exports.get(disk.name) or _rolled_back_from(disk.name, state)
+        if known is not None and not known.removed and known.pool == pool_name:
+            moment.reveal(disk)
+        else:
+            log.info("the export '%s' is not offered: the server ended before those that belong with it", disk.name)
+            pool.delete(disk)
+
+
+def _rolled_back_from(name: str, state: State) -> ExportRecord | None:
+    return next((known for known in state.changes.exports.values() if known.rolled_back_from == name), None)

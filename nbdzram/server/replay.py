@@ -10,13 +10,19 @@ begins at a moment that was not reached, something is lost that was answered, an
 
 A journal may have been begun and given up, as its directory could not be synced; the one before it went on, and if the
 power takes its removal it is there again. It has no group, and begins at a moment that was passed: nobody needs it.
+
+A server that begins from what came goes on with the journal, in a file of its own behind these, if nothing is missing
+and the disk has all of it: a server that was killed may have left a group in the kernel's memory alone, and after a
+sync that failed the kernel shows what the disk never had (fsync(2), "EIO"). So each file is synced before it is read,
+and what the kernel keeps of it is dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from nbdzram.errors import StreamError, UserError
@@ -30,43 +36,71 @@ class JournalRefused(UserError):
     """Groups that are whole cannot be applied: a server that began without them would have lost what was flushed."""
 
 
-def groups_since(directory: Path, number: int, identity: bytes) -> Iterator[Group]:
-    """The groups that follow the checkpoint of this number, whose moment is `identity`, in order.
+class Replay:
+    """The groups that follow the checkpoint of `number`, whose moment is `identity`, in order; iterate once, then ask.
 
     What is missing is told in the log. Raises JournalRefused for a file that cannot be read.
     """
-    try:
-        yield from _groups_since(directory, number, identity)
-    except OSError as error:
-        raise JournalRefused(f"cannot read the journal in {directory}: {error.strerror}") from error
 
+    def __init__(self, directory: Path, number: int, identity: bytes) -> None:
+        self.identity = identity
+        """Of the moment that was reached."""
+        self.is_whole = False
+        """Behind the last group: all that was answered came, and the disk has it."""
+        self.without_groups: list[int] = []
+        """Files that nobody needs, if it is whole, by their numbers."""
+        self._directory = directory
+        self._number = number
+        self._passed: set[bytes] = set()
 
-def _groups_since(directory: Path, number: int, identity: bytes) -> Iterator[Group]:
-    passed: set[bytes] = set()
-    for found, path in sorted(segments_in(directory).items()):
-        if found < number:
-            continue
+    def __iter__(self) -> Iterator[Group]:
+        are_durable = True
         try:
-            segment = Segment(path)
+            for number, path in sorted(segments_in(self._directory).items()):
+                if number < self._number:
+                    continue
+                are_durable &= _read_from_the_disk(path)
+                before = self.identity
+                yield from self._groups_of(Segment(path))
+                if self.identity == before:
+                    self.without_groups.append(number)
+            self.is_whole = are_durable
+        except OSError as error:
+            raise JournalRefused(f"cannot read the journal in {self._directory}: {error.strerror}") from error
         except StreamError as error:
             _tell_loss(path, str(error))
+
+    def _groups_of(self, segment: Segment) -> Iterator[Group]:
+        """Raises StreamError: something is missing."""
+        if segment.head.since in self._passed and _is_without_groups(segment):
             return
-        if segment.head.since in passed and _is_without_groups(segment):
-            continue
-        if segment.head.since != identity:
-            _tell_loss(path, "it begins at a moment that neither the checkpoint nor the journal before it has")
-            return
+        if segment.head.since != self.identity:
+            raise StreamError("it begins at a moment that neither the checkpoint nor the journal before it has")
         for group in segment.groups():
-            if group.head.since != identity:
-                _tell_loss(path, f"its group {group.head.sequence} does not follow the one before it")
-                return
+            if group.head.since != self.identity:
+                raise StreamError(f"its group {group.head.sequence} does not follow the one before it")
             yield group
-            passed.add(identity)
-            identity = group.head.identity
+            self._passed.add(self.identity)
+            self.identity = group.head.identity
         lost = segment.lost()
         if lost:
-            _tell_loss(path, f"a group at byte {segment.end} is not what was written, and {lost} follow it")
-            return
+            raise StreamError(f"a group at byte {segment.end} is not what was written, and {lost} follow it")
+
+
+def _read_from_the_disk(path: Path) -> bool:
+    """Sync a file, and drop what the kernel keeps of it; whether its disk has it. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        log.warning("%s cannot be synced (%s); no journal goes on from it", path, error.strerror)
+        return False
+    else:
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def _is_without_groups(segment: Segment) -> bool:
@@ -85,7 +119,7 @@ def _tell_loss(path: Path, why: str) -> None:
         kept.hardlink_to(path)
 
 
-def apply_all(groups: Iterator[Group], apply: Callable[[Group], None]) -> int:
+def apply_all(groups: Iterable[Group], apply: Callable[[Group], None]) -> int:
     """How many there were. Raises JournalRefused."""
     count = 0
     for group in groups:

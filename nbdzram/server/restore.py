@@ -1,5 +1,9 @@
 """What fills empty pools before anything is offered: a stream (`serve --restore`), or the newest checkpoint, and what
-its journal holds beyond it."""
+its journal holds beyond it.
+
+Beside a journal the disks that came are kept as copies: a moment, by the names that the journal has for what they hold.
+What clients change is told from there, so that nobody waits for a checkpoint before that (journal.py).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -23,8 +27,9 @@ from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UserError
 from nbdzram.server.chains import chains, checkpoints_in
 from nbdzram.server.inventory import effective
+from nbdzram.server.moments import Kept, Moment, Reached
 from nbdzram.server.received import place_in, received_record, valid_name
-from nbdzram.server.replay import apply_all, groups_since
+from nbdzram.server.replay import Replay, apply_all
 from nbdzram.server.state import ExportRecord, State
 from nbdzram.server.together import reveal_together
 from nbdzram.stream.journal import Group
@@ -40,6 +45,28 @@ FITS_SHARE = 16
 log = logging.getLogger("nbdzram.server")
 
 
+@dataclass(frozen=True, slots=True)
+class GoesOn:
+    """A moment that the journal on the disk ends with, and what exports were then.
+
+    `unneeded`: numbers of its files; `place`: where it lies, as Reached has it, if it was another process's.
+    """
+
+    moment: Moment
+    unneeded: Sequence[int] = ()
+    place: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a server's exports are of. moment_ns: 0 where no checkpoint is known; `goes_on`: None where one has to stand
+    before FLUSH is answered.
+    """
+
+    moment_ns: int = 0
+    goes_on: GoesOn | None = None
+
+
 class Restore:
     """Into the pools of a server that starts. Its methods take long: not on an event loop."""
 
@@ -49,12 +76,18 @@ class Restore:
         pools: Mapping[str, Pool],
         state: State,
         remembered: Mapping[str, ExportRecord] = MappingProxyType({}),
+        *,
+        for_a_journal: bool = False,
     ) -> None:
-        """`remembered` beside a journal: what was declared when exports became what it tells (settling.py)."""
+        """`remembered` beside a journal: what was declared when exports became what it tells (settling.py).
+
+        for_a_journal: one is to go on.
+        """
         self._declared = {export.name: export for export in declared}
         self._pools = pools
         self._state = state
         self._remembered = remembered
+        self._for_a_journal = for_a_journal
 
     def from_file(self, path: Path) -> None:
         """All that the stream in a file holds, or nothing; what is declared of its exports holds, not what it says.
@@ -69,8 +102,8 @@ class Restore:
             raise type(error)(f"cannot restore {path}: {error}") from error
         log.info("%s restored from %s", counted(count, "export"), path)
 
-    def from_newest(self, directory: Path) -> int | None:
-        """The newest checkpoint that is whole, and its moment in nanoseconds since the epoch. Raises UserError.
+    def from_newest(self, directory: Path) -> Begun | None:
+        """The newest checkpoint that is whole, and what its journal holds. Raises UserError.
 
         None: there is none, or the pools hold disks. A damaged one is told and passed over; where there are only such
         ones the server does not start, as it would begin with empty disks.
@@ -81,21 +114,33 @@ class Restore:
         refused: UserError | None = None
         for chain in chains(known):
             try:
-                count, moment_ns = self._receive([one.path for one in chain], directory, chain[-1].number)
+                paths = [one.path for one in chain]
+                count, begun = self._receive(paths, directory, chain[-1].number, newest=max(known))
             except StreamError as error:
                 if isinstance(error.__cause__, EngineError):
                     raise  # it is right, and does not fit: an older one would not be what the exports are
                 log.warning("the checkpoint %s cannot be used: %s", chain[-1].path, error)
                 refused = error
                 continue
-            taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment_ns / 1e9))
+            taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(begun.moment_ns / 1e9))
             told = counted(count, "export")
             log.info("%s restored from the checkpoint of %s, %s", told, taken, chain[-1].path.name)
-            return moment_ns
+            return begun
         raise UserError(
             f"no checkpoint in {directory} can be used: {refused or 'the whole ones are missing'}; repair them, or "
             "move them away to begin with empty disks"
         )
+
+    def from_what_was_served(self, reached: Reached | None) -> Begun:
+        """Nothing comes: the pools have what another process served."""
+        if reached is None or not self._for_a_journal:
+            return Begun()
+        disks = [disk for pool in self._pools.values() for disk in pool.disks()]
+        try:
+            return Begun(goes_on=GoesOn(reached.moment(disks), place=reached.place))
+        except (EngineError, UserError, MemoryError) as error:
+            log.warning("the journal does not go on, so FLUSH waits for a whole checkpoint: %s", error)
+            return Begun()
 
     def _are_empty(self, source: Path) -> bool:
         holding = [name for name, pool in self._pools.items() if pool.disks()]
@@ -103,23 +148,28 @@ class Restore:
             log.info("%s is not restored: the pool %s holds disks already", source, holding[0])
         return not holding
 
-    def _receive(self, paths: Sequence[Path], journal_in: Path | None = None, number: int = 0) -> tuple[int, int]:
-        """A stream, and those that hold what changed since the one before: how many exports, and of which moment.
+    def _receive(
+        self, paths: Sequence[Path], journal_in: Path | None = None, number: int = 0, newest: int = 0
+    ) -> tuple[int, Begun]:
+        """A stream, and those that hold what changed since the one before: how many exports, and what came of it.
 
-        journal_in: the directory with the journal that goes on behind them; `number` is that of the last.
+        journal_in: the directory with the journal that goes on behind them; `number` is that of the last, `newest` of
+        the newest that is there: a later start may be able to read that one, and would miss what follows this.
         """
-        disks = _Arriving(self._pools)
+        disks, unneeded = _Arriving(self._pools), None
         try:
             with _room_to_arrive(self._pools):
                 for path in paths:
                     with path.open("rb") as file:
                         disks.take_stream(file, all_exports=True)
                 if journal_in is not None:
-                    groups = groups_since(journal_in, number, disks.moment_identity)
+                    groups = Replay(journal_in, number, disks.moment_identity)
                     count = apply_all(groups, disks.take_group)
                     if count:
                         log.info("%d groups of the journal follow the checkpoint", count)
-                received = disks.under_their_names()
+                    if self._for_a_journal and groups.is_whole and number == newest:
+                        unneeded = groups.without_groups
+                received, goes_on = disks.under_their_names(unneeded)
             _require_fits(self._pools)
         except OSError as error:
             disks.discard()
@@ -132,7 +182,7 @@ class Restore:
         if journal_in is not None:
             records = {**self._removed(records), **records}
         reveal_together([one.disk for one in received], records, self._state)
-        return len(received), disks.moment_ns
+        return len(received), Begun(disks.moment_ns, goes_on)
 
     def _removed(self, there: Container[str]) -> dict[str, ExportRecord]:
         """What is declared, and was removed at run time."""
@@ -233,14 +283,21 @@ class _Arriving:
         with group.open() as file:
             self.take_stream(file, all_exports=group.head.all_exports, salt=group.salt, alone=False)
 
-    def under_their_names(self) -> list[Received]:
-        """All of them; nothing more comes. Raises UserError."""
+    def under_their_names(self, unneeded: Sequence[int] | None) -> tuple[list[Received], GoesOn | None]:
+        """All of them; nothing more comes. Raises UserError. `unneeded`: see GoesOn; None: nothing goes on."""
+        kept: dict[Disk, Kept] = {}
         for key, one in list(self._received.items()):
             (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
             self._received[key] = replace(one, name=key[1], disk=disk)
             disk.identify(one.disk.identity)
-            moment.discard([one.disk])
-        return list(self._received.values())
+            if unneeded is None:
+                moment.discard([one.disk])
+            else:
+                kept[disk] = Kept(one.disk, one.part.identity)
+        received = list(self._received.values())
+        if unneeded is None:
+            return received, None
+        return received, GoesOn(Moment((), kept, self.moment_identity, self.moment_ns), unneeded)
 
     def discard(self) -> None:
         """Nothing of it stays."""

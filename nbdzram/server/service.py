@@ -38,7 +38,7 @@ from nbdzram.server.opening import Opening, durable_pools
 from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import NOTHING, PoolService, automatic_options
 from nbdzram.server.reload import Reload
-from nbdzram.server.restore import Restore
+from nbdzram.server.restore import Begun, Restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
@@ -146,11 +146,12 @@ class Service:
                 require_loaded(config.exports, pools, opened.state)
             await asyncio.to_thread(self._headroom.start)
             await self._prepare_checkpoints()
-            moment_ns = await asyncio.to_thread(
-                self._restore, Restore(config.exports, pools, opened.state, opened.known.exports)
-            )
+            for_a_journal = self._checkpoints.journal is not None
+            restore = Restore(config.exports, pools, opened.state, opened.known.exports, for_a_journal=for_a_journal)
+            begun = await asyncio.to_thread(self._restore, restore)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())
+            await self._checkpoints.go_on_from(begun)
             if listen:
                 self._state.begin_to_serve()
                 await self._nbd.start()
@@ -163,7 +164,7 @@ class Service:
         self.changes.begin(opened.state, self._checkpoints.settling)
         if self._checkpoints.settling is not None:
             self._checkpoints.settling.begin(opened.state)
-        self._checkpoints.start(moment_ns)
+        self._checkpoints.start(begun)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
 
@@ -180,23 +181,22 @@ class Service:
             export.traffic.go_on_from(self._handed.counted.exports[export.name])
         self._exports.add(export)
 
-    def _restore(self, restore: Restore) -> int | None:
-        """Fill empty pools. The moment of the checkpoint that they are of, if it was one. Raises UserError.
+    def _restore(self, restore: Restore) -> Begun:
+        """Fill empty pools. What they are of. Raises UserError.
 
         What a checkpoint has was served here last, so it comes before a file that a unit may name at each start. Those
         that another process served have what they should, be it nothing.
         """
         if self._handed.was_served:
-            return None
+            return restore.from_what_was_served(self._handed.reached)
         directory = self._config.checkpoint.directory
-        moment_ns = None if directory is None else restore.from_newest(directory)
-        if self._restore_from is None:
-            return moment_ns
-        if moment_ns is None:
-            restore.from_file(self._restore_from)
-        else:
-            log.info("%s is not restored: what a checkpoint has was served here last", self._restore_from)
-        return moment_ns
+        begun = None if directory is None else restore.from_newest(directory)
+        if self._restore_from is not None:
+            if begun is None:
+                restore.from_file(self._restore_from)
+            else:
+                log.info("%s is not restored: what a checkpoint has was served here last", self._restore_from)
+        return begun or Begun()
 
     async def listen(self, ready: Callable[[], None] | None = None) -> None:
         """Of a service that was started without: let clients in, and go on with those handed once we are `ready`.
@@ -320,6 +320,7 @@ class Service:
         await _end([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
         with steadily("what ends before a takeover"):  # there is no way back: who raised now would lose the disks
             _raise_first(outcomes)
+        handed.reached = self._checkpoints.reached
         handed.kept = self._state.surrender()
         handed.counted = dataclasses.replace(
             handed.counted,

@@ -3,8 +3,8 @@
     python -m tests.faults.power.story --seed 1 --steps 400 --directory DIR --history FILE
 
 Steps are made one after the other; each is a version of all exports. Beside them run flushes, checkpoints, folds,
-compactions and recompressions. Before and behind each step, and when a flush is answered, a mark is written among the
-recorded acts.
+compactions and recompressions, and servers end and begin from what is there. Before and behind each step, and when a
+flush is answered, a mark is written among the recorded acts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import pickle
 import random
@@ -53,18 +54,18 @@ def content(number: int) -> bytes:
 class Story:
     """One, with its dice."""
 
-    def __init__(self, seed: int, directory: Path) -> None:
+    def __init__(self, seed: int, directory: Path, *, begins_again: bool) -> None:
         self.dice = random.Random(seed)
         self.exports: dict[str, array[int]] = {"a": array("H", [0] * BLOCKS), "b": array("H", [0] * BLOCKS)}
         self.history: list[Contents] = [self.now()]
-        self.service = Service(
-            ServerConfig(
-                exports=tuple(ExportConfig(name=name, size_bytes=BLOCKS * BLOCK) for name in self.exports),
-                pools=(PoolConfig(durability=Durability.FLUSH),),
-                tcp=(),
-                checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
-            )
+        self.config = ServerConfig(
+            exports=tuple(ExportConfig(name=name, size_bytes=BLOCKS * BLOCK) for name in self.exports),
+            pools=(PoolConfig(durability=Durability.FLUSH),),
+            tcp=(),
+            checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
         )
+        self.service = Service(self.config)
+        self.begins_again = begins_again
         self._marks = os.open(directory / MARKS, os.O_WRONLY | os.O_CREAT)
         self._beside: set[asyncio.Task[Any]] = set()
         self._names = 0
@@ -203,6 +204,21 @@ class Story:
         await self.service.changes.rename_export(name, fresh)
         self.exports = {fresh if known == name else known: blocks for known, blocks in self.exports.items()}
 
+    async def begin_again(self) -> None:
+        """As when the process is killed: no checkpoint is taken, and what was not flushed would be gone."""
+        if not self.begins_again:
+            return
+        await asyncio.gather(*self._beside, return_exceptions=True)
+        found = self.service._checkpoints
+        assert found.settling is not None
+        await found.settling.settle()
+        self.mark("flushed", len(self.history) - 1)
+        found.stop = functools.partial(found.stop, last=False)  # type: ignore[method-assign]
+        await self.service.stop()
+        self.service = Service(self.config)
+        await self.service.start(listen=False)
+        assert {export.name for export in self.service._exports} == self.exports.keys()
+
     async def reset(self) -> None:
         name = self.some()
         await self.service.changes.reset_export(name, force=False)
@@ -222,6 +238,7 @@ ACTS = {
     Story.remove: 4,
     Story.rename: 2,
     Story.reset: 1,
+    Story.begin_again: 2,
 }
 
 
@@ -232,6 +249,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--history", type=Path, required=True)
+    parser.add_argument("--begins-again", action="store_true")
     given = parser.parse_args()
     segments.ROOM_BYTES = 32 << 10  # so that files grow, and are used again
     journal.LONG_BYTES = 256 << 10
@@ -239,7 +257,7 @@ def main() -> None:
     checkpoints.AGAIN_SECONDS = 0.001  # where the disk fails too
 
     async def tell() -> None:
-        story = Story(given.seed, given.directory)
+        story = Story(given.seed, given.directory, begins_again=given.begins_again)
         await story.play(given.steps)
         given.history.write_bytes(pickle.dumps(story.history))
 

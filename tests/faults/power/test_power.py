@@ -50,7 +50,11 @@ class Tale:
         self.place = place
         directory, log, history = place / "kept", place / "log", place / "history"
         directory.mkdir(parents=True)
-        given = (f"--seed={seed}", f"--steps={STEPS}", f"--directory={directory}", f"--history={history}")
+        given = [f"--seed={seed}", f"--steps={STEPS}", f"--directory={directory}", f"--history={history}"]
+        if (
+            not one_fails_in
+        ):  # behind a sync that failed this system shows a server what the recorded disk does not have
+            given.append("--begins-again")
         told = subprocess.run(
             [sys.executable, "-m", "tests.faults.power.story", *given],
             env={

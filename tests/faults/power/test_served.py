@@ -21,7 +21,7 @@ from tests.unit.engine.blocks import BLOCK, noise
 __all__ = ["recorder"]  # a fixture
 
 BLOCKS = 64
-ROUNDS, CUTS = 60, 5
+ROUNDS, LIVES, CUTS = 60, 4, 5
 PATIENCE_SECONDS = 60
 
 
@@ -53,19 +53,23 @@ def served(place: Path, kept: Path, environment: Mapping[str, str]) -> Iterator[
 
 
 def test_a_server_that_begins_from_a_cut_disk_has_what_clients_flushed(recorder: Path, tmp_path: Path) -> None:
-    """A block is written in each round, and flushed. What is there is that of a round, or of the one under way."""
+    """A block is written in each round, and flushed, while servers are killed and begin again.
+
+    What is there is that of a round, or of the one under way.
+    """
     kept, log = tmp_path / "kept", tmp_path / "recorded"
     kept.mkdir()
     record = {"NBDZRAM_RECORD_DIRECTORY": str(kept), "NBDZRAM_RECORD_LOG": str(log), "LD_PRELOAD": str(recorder)}
     flushed: list[int] = []  # by round: how much had been recorded when its flush was answered
-    with (
-        served(tmp_path / "server", kept, {**clean_environment(), **record}) as socket,
-        Client(socket, "disk") as client,
-    ):
-        for number in range(ROUNDS):
-            client.write(number % BLOCKS * BLOCK, noise(number))
-            client.flush()
-            flushed.append(log.stat().st_size)
+    for life in range(LIVES):
+        with (
+            served(tmp_path / f"life-{life}", kept, {**clean_environment(), **record}) as socket,
+            Client(socket, "disk") as client,
+        ):
+            for number in range(life * ROUNDS // LIVES, (life + 1) * ROUNDS // LIVES):
+                client.write(number % BLOCKS * BLOCK, noise(number))
+                client.flush()
+                flushed.append(log.stat().st_size)
     sizes, events = [0], list(recorded(log))
     for event in events:
         content = len(event.content)

@@ -93,9 +93,8 @@ class Gate:
         monkeypatch.setattr(checkpoints_module, "_write_all", hold)
 
 
-@contextlib.asynccontextmanager
-async def flushing(directory: Path, *, begun: bool = True, **given: Any) -> AsyncIterator[Service]:
-    """A server whose FLUSH waits for its journal; `begun`: its first checkpoint stands."""
+def flushing_config(directory: Path, **given: Any) -> ServerConfig:
+    """Of one whose FLUSH waits for its journal."""
     config = ServerConfig(
         exports=(ExportConfig(name="disk", size_bytes=4 * MIB),),
         pools=(PoolConfig(durability=Durability.FLUSH),),
@@ -103,7 +102,13 @@ async def flushing(directory: Path, *, begun: bool = True, **given: Any) -> Asyn
         unix=(),
         checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER),
     )
-    service = Service(replace(config, **given))
+    return replace(config, **given)
+
+
+@contextlib.asynccontextmanager
+async def flushing(directory: Path, *, begun: bool = True, **given: Any) -> AsyncIterator[Service]:
+    """A server whose FLUSH waits for its journal; `begun`: its first checkpoint stands."""
+    service = Service(flushing_config(directory, **given))
     await service.start(listen=False)
     try:
         if begun:

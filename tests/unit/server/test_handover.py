@@ -22,6 +22,7 @@ from nbdzram.server.counts import ExportCount, OperationCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Client, Counted, Handover, give_away
 from nbdzram.server.lobby import Origin
+from nbdzram.server.moments import Reached
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, ExportRecord, Kept, Remembered
 from nbdzram.status import HistorySample, RunTotals, to_json
@@ -60,6 +61,7 @@ def handed(clients: int) -> Handover:
             history=(HistorySample(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7),),
         ),
         kept=Kept(Remembered(exports={"e": record}), {"p": os.memfd_create("p")}, files={"q": (8, 1 << 40)}),
+        reached=Reached("ab" * 16, 1 << 60, {"e": 1 << 47}, (8, 1 << 40, 3)),
     )
 
 
@@ -106,6 +108,7 @@ def test_all_of_it_arrives_and_no_child_inherits_it() -> None:
     assert taken.kept.remembered == given.kept.remembered
     assert taken.kept.files == given.kept.files
     assert taken.paths == given.paths
+    assert taken.reached == given.reached
     assert taken.control is not None
     descriptors = [other.connection for _, other in pairs] + list(taken.kept.arenas.values())
     descriptors += [taken.control.fileno(), *(listener.fileno() for listener in taken.listeners)]

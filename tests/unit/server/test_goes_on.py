@@ -1,0 +1,312 @@
+"""A server that begins from what the journal has goes on with it: nobody waits for a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbdzram.config import CheckpointConfig, UnixAddress
+from nbdzram.server import segments
+from nbdzram.server.checkpoints import Checkpoints
+from nbdzram.server.handover import Handover
+from nbdzram.server.service import Service
+from nbdzram.stream.journal import Group, Segment
+from tests.unit.engine.blocks import BLOCK, noise, text
+from tests.unit.server.lasting import (
+    ADDED,
+    AS_IT_IS,
+    MIB,
+    NEVER,
+    Gate,
+    Platter,
+    as_the_power_left_it,
+    begun_from,
+    disk,
+    flushing,
+    flushing_config,
+    journal,
+    of,
+    play,
+    whole,
+)
+
+
+async def left_behind(tmp_path: Path) -> Path:
+    """A checkpoint, and a journal of two groups."""
+    async with flushing(tmp_path / "kept") as service:
+        for number in range(2):
+            disk(service).write(number * BLOCK, text(number))
+            await journal(service).synced()
+        return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+
+
+async def waits(service: Service, gate: Gate) -> bool:
+    """Whether a flush is answered by nothing but a checkpoint, which is let through now."""
+    flush = asyncio.ensure_future(journal(service).synced())
+    assert await asyncio.to_thread(gate.reached.wait, 60)
+    waited = not journal(service).status.usable
+    assert not (waited and flush.done())
+    gate.opened.set()
+    await flush
+    return waited
+
+
+def test_behind_a_start_a_flush_is_answered_before_a_checkpoint_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        gate = Gate(monkeypatch)
+        async with flushing(left, begun=False) as service:
+            disk(service).write(2 * BLOCK, noise(2))
+            await service.changes.add_export("other", MIB, **ADDED)
+            disk(service, "other").write(0, noise(3))
+            await journal(service).synced()
+            assert await asyncio.to_thread(gate.reached.wait, 60), "and one is taken at once"
+            assert len(list(left.glob("*.stream"))) == 1, "none stands yet"
+            cut = as_the_power_left_it(left, tmp_path / "cut")
+            gate.opened.set()
+        async with flushing(cut, begun=False) as service:
+            assert whole(disk(service))[: 3 * BLOCK] == text(0) + text(1) + noise(2)
+            assert disk(service, "other").read(0, BLOCK) == noise(3)
+
+    play(story)
+
+
+def test_servers_that_end_before_a_checkpoint_stands_lose_nothing_and_leave_no_file_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        for number in range(2, 8):
+            with monkeypatch.context() as patch:
+                gate = Gate(patch)
+                async with flushing(left, begun=False) as service:
+                    if number % 2:
+                        disk(service).write(number * BLOCK, noise(number))
+                        await journal(service).synced()
+                    left = as_the_power_left_it(left, tmp_path / f"left-{number}")
+                    gate.opened.set()
+        assert len(list(left.glob("*.journal"))) == 4, "that of the checkpoint, and of each that had a group"
+        held = await begun_from(left)
+        assert held[: 8 * BLOCK] == b"".join(
+            text(at) if at < 2 else noise(at) if at % 2 else bytes(BLOCK) for at in range(8)
+        )
+
+    play(story)
+
+
+def test_what_is_declared_otherwise_at_a_start_is_in_the_first_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            await service.changes.add_export("other", MIB, **ADDED)
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        with monkeypatch.context() as patch:
+            gate = Gate(patch)
+            async with flushing(left, begun=False) as service:
+                await service.changes.change_export("other", **{**AS_IT_IS, "read_only": True})
+                await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
+                disk(service).write(7 * MIB, noise(1))
+                await journal(service).synced()
+                cut = as_the_power_left_it(left, tmp_path / "cut")
+                gate.opened.set()
+        async with flushing(cut, begun=False) as service:
+            assert disk(service).read(7 * MIB, BLOCK) == noise(1)
+            assert service._exports.get("other").read_only
+
+    play(story)
+
+
+def test_an_export_that_was_removed_alone_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        with monkeypatch.context() as patch:
+
+            async def never(_: object) -> None:
+                pass
+
+            patch.setattr(Checkpoints, "take", never)  # its group would be the first
+            async with flushing(left, begun=False) as service:
+                await service.changes.remove_export("disk", force=False)
+                await journal(service).synced()
+                cut = as_the_power_left_it(left, tmp_path / "cut")
+        async with flushing(cut, begun=False, exports=()) as service:
+            assert list(service._exports) == []
+
+    play(story)
+
+
+@pytest.mark.parametrize("why", ["it is damaged", "it cannot be synced", "the newest checkpoint was passed over"])
+def test_where_something_is_missing_a_flush_waits_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """What were written behind it, no later start would find."""
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        held = text(0) + text(1)
+        if why == "it is damaged":
+            path = left / "00000001.journal"
+            first, _ = Segment(path).groups()
+            content = bytearray(path.read_bytes())
+            content[first.start + 100] ^= 1
+            path.write_bytes(content)
+            held = bytes(2 * BLOCK)
+        elif why == "the newest checkpoint was passed over":
+            shutil.copy(left / "00000001-full.stream", left / "00000002-full.stream")
+            with (left / "00000002-full.stream").open("r+b") as file:
+                file.truncate(100)
+        platter = Platter(monkeypatch)
+        platter.error = errno.EIO if why == "it cannot be synced" else 0
+        gate = Gate(monkeypatch)
+        async with flushing(left, begun=False) as service:
+            platter.error = 0
+            disk(service).write(2 * BLOCK, noise(2))
+            assert await waits(service, gate)
+            cut = as_the_power_left_it(left, tmp_path / "cut")
+        assert (await begun_from(cut))[: 3 * BLOCK] == held + noise(2)
+
+    play(story)
+
+
+def test_a_journal_is_on_the_disk_before_another_goes_on_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was killed may have left a group in the kernel's memory alone; and what the kernel shows behind a
+    sync that failed, the disk may not have."""
+    done: list[str] = []
+
+    def note(what: str, function: str) -> None:
+        real = getattr(os, function)
+
+        def noting(descriptor: int, *given: int) -> None:
+            name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+            if name.endswith(".journal"):
+                done.append(f"{what} {name}")
+            real(descriptor, *given)
+
+        monkeypatch.setattr(os, function, noting)
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        note("sync", "fdatasync")
+        note("drop", "posix_fadvise")
+        groups_of, begin = Segment.groups, segments.begin_segment
+
+        def read(segment: Segment) -> Iterator[Group]:
+            done.append(f"read {segment.path.name}")
+            return groups_of(segment)
+
+        def go_on(directory: Path, number: int, since: bytes) -> segments.SegmentFile:
+            done.append("go on")
+            return begin(directory, number, since)
+
+        monkeypatch.setattr(Segment, "groups", read)
+        monkeypatch.setattr("nbdzram.server.journal.begin_segment", go_on)
+        async with flushing(left, begun=False):
+            name = "00000001.journal"
+            assert done[:4] == [f"sync {name}", f"drop {name}", f"read {name}", "go on"]
+
+    play(story)
+
+
+def test_a_journal_that_cannot_go_on_waits_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        gate = Gate(monkeypatch)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr("nbdzram.server.journal.begin_segment", full)
+            serving = flushing(left, begun=False)
+            service = await serving.__aenter__()
+        assert len(service._pools["default"].pool.all_disks()) == 1, "no copy is kept in vain"
+        disk(service).write(2 * BLOCK, noise(2))
+        assert await waits(service, gate)
+        await serving.__aexit__(None, None, None)
+        assert (await begun_from(left))[: 3 * BLOCK] == text(0) + text(1) + noise(2)
+
+    play(story)
+    assert "does not go on, so FLUSH waits for a whole checkpoint: [Errno 28]" in caplog.text
+
+
+# ---- takeovers ----
+
+
+async def successor(service: Service, directory: Path) -> Service:
+    """The next process, with what this one gave away; its checkpoints go to `directory`."""
+    service._nbd.prepare_to_hand_over()
+    given, taken = socket.socketpair()
+    with given, taken:
+        ours = await service.hand_over()
+        giving = asyncio.create_task(asyncio.to_thread(ours.give, given))
+        handed = await asyncio.to_thread(Handover.take, taken)
+        await giving
+        ours.close()
+    config = replace(service.config, checkpoint=CheckpointConfig(directory=directory, interval_seconds=NEVER))
+    following = Service(config, handed=handed)
+    await following.start(listen=False)
+    return following
+
+
+def listening(place: Path) -> tuple[UnixAddress, ...]:
+    return (UnixAddress(path=place / "socket"),)
+
+
+@pytest.mark.parametrize("where", ["the same directory", "another one", "where somebody else was"])
+def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async def story() -> None:
+        kept, other = tmp_path / "kept", tmp_path / "other"
+        async with flushing(other) as service:
+            await journal(service).synced()
+        service = Service(flushing_config(kept, unix=listening(tmp_path)))
+        await service.start()
+        await service.changes.add_export("gone", MIB, **ADDED)
+        disk(service).write(0, text(0))
+        await journal(service).synced()
+        await service.changes.remove_export("gone", force=False)
+        disk(service).write(BLOCK, text(1))  # which nobody flushed
+        gate = Gate(monkeypatch)
+        if where == "where somebody else was":
+            close = of(service).release
+            monkeypatch.setattr(of(service), "release", lambda: (close(), shutil.copy(*newest(kept))))
+        following = await successor(service, other if where == "another one" else kept)
+        await following.listen()
+        disk(following).write(2 * BLOCK, noise(2))
+        if where == "the same directory":
+            await journal(following).synced()
+            assert not gate.opened.is_set()
+            cut = as_the_power_left_it(kept, tmp_path / "cut")
+            gate.opened.set()
+        else:
+            assert await waits(following, gate)
+            cut = as_the_power_left_it(other if where == "another one" else kept, tmp_path / "cut")
+        await following.stop()
+        async with flushing(cut, begun=False) as again:
+            assert whole(disk(again))[: 3 * BLOCK] == text(0) + text(1) + noise(2)
+            assert [export.name for export in again._exports] == ["disk"]
+
+    play(story)
+
+
+def newest(directory: Path) -> tuple[Path, Path]:
+    """A checkpoint, and the name of a later one."""
+    found = max(directory.glob("*.stream"))
+    return found, directory / "00000009-full.stream"
