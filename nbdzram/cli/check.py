@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdzram.cli.common import ANY_PATH, control_option, cpu_option, json_option, pool_option
+from nbdzram.cli.flow import settle
 from nbdzram.cli.objects import text_of
 from nbdzram.cli.perform import perform
 from nbdzram.errors import ConfigError, UserError
@@ -72,7 +73,8 @@ def command(
 
 
 def _salvage(directory: Path, path: Path, *, as_json: bool) -> None:
-    from nbdzram.server.salvage import salvage  # noqa: PLC0415 - the engine, which no other way of a check needs
+    from nbdzram.server.chains import sync_directory  # noqa: PLC0415 - what serves, which no other way of a check needs
+    from nbdzram.server.salvage import salvage  # noqa: PLC0415 - the same
 
     to_pipe = str(path) == "-"
     if to_pipe and sys.stdout.isatty():
@@ -88,6 +90,10 @@ def _salvage(directory: Path, path: Path, *, as_json: bool) -> None:
                 out.write(content)
 
             outcome = salvage(directory, write)
+            out.flush()
+            settle(out.fileno())
+        if not to_pipe:
+            sync_directory(path.parent)
     except BaseException as error:
         if not to_pipe:
             path.unlink()

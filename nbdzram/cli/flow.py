@@ -1,7 +1,10 @@
-"""How far a stream of bytes has come, on a terminal's standard error; nothing elsewhere."""
+"""How far a stream of bytes has come, on a terminal's standard error; nothing elsewhere. And that it is where it
+went."""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import time
 from types import TracebackType
@@ -11,6 +14,15 @@ from nbdzram.units import format_size
 
 EVERY_SECONDS = 0.5
 CLEAR = "\r\033[K"
+
+
+def settle(descriptor: int) -> None:
+    """Return once the disk has what a file was given; who reads a pipe has his own. Raises OSError.
+
+    Success is told behind it: also an error that a file system keeps to itself until then (no room, over a network).
+    """
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fsync(descriptor)
 
 
 class Meter:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import connect, control_option, export_names, json_option
-from nbdzram.cli.flow import Meter
+from nbdzram.cli.flow import Meter, settle
 from nbdzram.cli.objects import text_of
 from nbdzram.errors import UserError
 from nbdzram.status import SendReport, from_json
@@ -72,6 +72,10 @@ def command(
             "streams.send", write, exports=list(exports), since=since, resumable=resumable, resume=resume
         )
         sys.stdout.buffer.flush()
+        try:
+            settle(sys.stdout.fileno())
+        except OSError as error:
+            raise UserError(f"what was sent is not on the disk: {error.strerror}; send it again, elsewhere") from None
     if as_json:
         return click.echo(text_of(answer), err=True)
     report = from_json(SendReport, answer)

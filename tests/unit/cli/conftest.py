@@ -118,3 +118,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         if server.process.poll() is None:
             assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture
+def unsyncable(tmp_path: Path) -> dict[str, str]:
+    """An environment in which whatever is synced fails."""
+    source, built = tmp_path / "unsyncable.c", tmp_path / "unsyncable.so"
+    source.write_text("#include <errno.h>\nint fsync(int file) { (void)file; errno = EIO; return -1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(built), str(source)], check=True, capture_output=True)
+    return {"LD_PRELOAD": str(built)}

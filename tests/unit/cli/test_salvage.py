@@ -11,9 +11,9 @@ from tests.unit.engine.test_scrub import bend
 from tests.unit.server.test_salvage import fill
 
 
-def check(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
+def check(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [*NBDZRAM, "check", *map(str, words)]
-    return subprocess.run(command, capture_output=True, env=clean_environment(), check=False)
+    return subprocess.run(command, capture_output=True, env={**clean_environment(), **environment}, check=False)
 
 
 def test_what_is_lost_is_listed_and_the_rest_is_a_stream(tmp_path: Path) -> None:
@@ -44,6 +44,17 @@ def test_a_file_that_is_there_is_left_alone_and_one_that_failed_is_not_left(tmp_
     told = check("--state-dir", state, "--salvage", tmp_path / "other.stream")
     assert b"nothing can be read" in told.stderr
     assert not (tmp_path / "other.stream").exists()
+
+
+def test_what_is_told_as_read_is_on_the_disk(tmp_path: Path, unsyncable: dict[str, str]) -> None:
+    state, out = tmp_path / "state", tmp_path / "left.stream"
+    fill(state)
+    told = check("--state-dir", state, "--salvage", out, **unsyncable)
+    assert (told.returncode, told.stdout) == (1, b"")
+    assert told.stderr.endswith(b"left.stream: Input/output error\n")
+    assert not out.exists()
+    piped = check("--state-dir", state, "--salvage", "-", **unsyncable)
+    assert piped.returncode == 0, "a pipe has no disk"
 
 
 def test_one_option_without_the_other_is_a_mistake(tmp_path: Path) -> None:

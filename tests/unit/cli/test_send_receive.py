@@ -61,7 +61,7 @@ def command(server: Server, *words: str) -> list[str]:
     return [*NBDZRAM, *words, "--control", str(server.control)]
 
 
-def send(server: Server, path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def send(server: Server, path: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     with path.open("wb") as out:
         return subprocess.run(
             command(server, "send", *words),
@@ -69,7 +69,7 @@ def send(server: Server, path: Path, *words: str) -> subprocess.CompletedProcess
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            env=clean_environment(),
+            env={**clean_environment(), **environment},
         )
 
 
@@ -83,6 +83,13 @@ def receive(server: Server, path: Path, *words: str) -> subprocess.CompletedProc
             check=False,
             env=clean_environment(),
         )
+
+
+def test_what_is_told_as_sent_is_on_the_disk(start: Start, tmp_path: Path, unsyncable: dict[str, str]) -> None:
+    done = send(start("-e", "vm1=1M"), tmp_path / "all.stream", "--all", **unsyncable)
+    assert done.returncode == 1
+    assert "what was sent is not on the disk: Input/output error" in done.stderr
+    assert "sent 1 export" not in done.stderr
 
 
 def test_exports_go_to_another_server_with_their_content_and_rules(start: Start, tmp_path: Path) -> None:
