@@ -15,6 +15,7 @@ two locks of a kind are held, so their order (by address) is nobody else's busin
 """
 
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
 
 import contextlib
 import os
@@ -28,9 +29,6 @@ from nbdzram.engine.table cimport page_of
 from nbdzram.engine.users cimport users_enter, users_leave
 
 from nbdzram.errors import EngineError, UserError
-
-cdef enum:
-    POOLS_MAX = 64  # whose locks are held together: more than a machine has use for
 
 
 def concealed(Pool pool):
@@ -48,8 +46,6 @@ def prepare(Pool pool, name, size_bytes, *, read_only=False, private=False, alik
 def snapshot_together(list sources, list names, *, read_only=True):
     cdef list twins = []
     pools = list({id(source.pool): source.pool for source in sources}.values())
-    if len(pools) > POOLS_MAX:
-        raise UserError(f"a moment of disks in {len(pools)} pools: at most {POOLS_MAX}; take some of them later")
     if len(set(names)) < len(names):
         raise UserError("two copies of one moment have the same name")
     with _inside(pools):
@@ -65,8 +61,6 @@ def snapshot_changed(list sources, list earlier, list names, *, read_only=True):
     """See moment.pyi. What differs is looked at twice: to make twins, which takes long, and at the moment itself."""
     cdef Py_ssize_t at
     pools = list({id(source.pool): source.pool for source in sources}.values())
-    if len(pools) > POOLS_MAX:
-        raise UserError(f"a moment of disks in {len(pools)} pools: at most {POOLS_MAX}; take some of them later")
     twins = [None] * len(sources)
     with _inside(pools):
         late = _differing(sources, earlier)
@@ -176,18 +170,13 @@ cdef _publish(Disk disk, field, uint64_t value, bint concealed):
 cdef _share_all(list sources, list twins, list pools, list earlier):
     """Give each twin, at one moment, what its source holds then; a source without a twin still holds what its earlier
     copy does. Where a source is gone, or one without a twin is not that, nothing is done, and all such are named."""
-    cdef Lock* locks[POOLS_MAX]
-    cdef int count = 0, index
+    cdef Py_ssize_t count = len(pools), index
     cdef Py_ssize_t at, all_of_them = len(twins), late_count = 0
     cdef Disk source, twin
-    cdef Pool pool
     cdef bint is_late
     cdef list late = [None] * all_of_them
     cdef list numbers = list(range(all_of_them))
-    for pool in pools:
-        locks[count] = &pool.lock
-        count += 1
-    _sort(locks, count)
+    cdef Lock** locks = _locks_of(pools)
     for index in range(count):
         lock_take(locks[index])
     for at in range(all_of_them):  # nothing in here makes a Python object
@@ -206,14 +195,17 @@ cdef _share_all(list sources, list twins, list pools, list earlier):
             source.share_concealed(twin)
     for index in range(count):
         lock_leave(locks[index])
+    free(locks)
     return late[:late_count]
 
 
-cdef void _sort(Lock** locks, int count) noexcept nogil:
-    """By address; a handful."""
-    cdef int index, other
-    for index in range(1, count):
-        other = index
-        while other and locks[other - 1] > locks[other]:
-            locks[other - 1], locks[other] = locks[other], locks[other - 1]
-            other -= 1
+cdef Lock** _locks_of(list pools) except NULL:
+    """Those of these pools, by address; the caller frees them. Raises MemoryError."""
+    cdef list addresses = sorted([<size_t>&(<Pool>pool).lock for pool in pools])
+    cdef Lock** locks = <Lock**>malloc((len(addresses) or 1) * sizeof(Lock*))
+    cdef Py_ssize_t index
+    if locks == NULL:
+        raise MemoryError()
+    for index in range(len(addresses)):
+        locks[index] = <Lock*><size_t>addresses[index]
+    return locks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -73,6 +74,21 @@ def test_a_moment_is_one_point_over_several_pools() -> None:
     for pool in pools:
         pool.check()
         pool.close()
+
+
+def test_a_moment_is_of_as_many_pools_as_there_are() -> None:
+    """Checkpoints and the journal take one of all of them; beyond 64 each was refused."""
+    with contextlib.ExitStack() as opened:
+        disks = [opened.enter_context(Pool()).create("disk", MIB) for _ in range(70)]
+        for number, disk in enumerate(disks):
+            disk.write(0, text(number))
+        copies = moment.snapshot_together(disks, [f"copy{number}" for number in range(70)])
+        assert [copy.read(0, BLOCK) for copy in copies] == [text(number) for number in range(70)]
+        disks[69].write(0, text(99))
+        later = moment.snapshot_changed(disks, copies, ["later"] * 70)
+        assert later[:69] == [None] * 69
+        assert later[69] is not None
+        assert later[69].read(0, BLOCK) == text(99)
 
 
 def test_the_locks_of_several_pools_are_taken_once_for_a_moment_of_all() -> None:
