@@ -10,8 +10,8 @@ A file is written beside its place, synced, renamed, and the directory synced: w
 power does. Files are read again by restore.py.
 
 Between two checkpoints the copies of the last one keep what clients overwrite. They give way: when a write finds no
-room they are dropped, and the next checkpoint is a whole one. One that is being written is given up then, and the next
-one is not: beside clients that write to a full pool there would be none any more.
+room those in its pool are dropped, and the next checkpoint tells the exports there whole. One that is being written is
+given up then, and the next one is not: beside clients that write to a full pool there would be none any more.
 
 A whole one meets every block. Where one of them is not what was written the chain goes on in its place, of which only
 what changes is read: what one bit costs is its block.
@@ -24,13 +24,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from nbdzram import __version__
 from nbdzram.config import CheckpointConfig
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, StreamError, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.chains import FIRST, Checkpoint, checkpoints_in, name_of, next_number, sync_directory
@@ -198,22 +199,30 @@ class Checkpoints:
             next_at = min(due, hurries_from) if hurries else due
             await asyncio.sleep(min(LOOK_SECONDS, max(next_at - loop.time(), 0.0)))
             with steadily("giving way to writes that find no room"):
-                if self._refused() != refused:
+                full = self._full_since(refused)
+                if full:
                     refused = self._refused()
-                    await asyncio.shield(asyncio.create_task(self._give_way()))
+                    await asyncio.shield(asyncio.create_task(self._give_way(full)))
             if loop.time() >= next_at:
                 due = loop.time() + self._config.interval_seconds
                 await asyncio.shield(asyncio.create_task(self.take()))
                 hurries_from = loop.time() + AGAIN_SECONDS
 
-    def _refused(self) -> int:
+    def _refused(self) -> dict[Pool, int]:
         """On the loop, or on the thread: pools may come and go meanwhile."""
-        return sum(service.pool.failed_writes for service in tuple(self._pools.values()))
+        return {service.pool: service.pool.failed_writes for service in tuple(self._pools.values())}
 
-    async def _give_way(self) -> None:
-        """The copies of the last one go, and the next one is whole; those of the journal's last group are made anew."""
+    def _full_since(self, refused: Mapping[Pool, int]) -> set[Pool]:
+        """Those in which more writes have found no room; the same."""
+        return {pool for pool, count in self._refused().items() if count > refused.get(pool, 0)}
+
+    async def _give_way(self, full: Collection[Pool]) -> None:
+        """The copies of the last one in these pools go, and the next one tells what is there whole; those of the
+        journal's last group are made anew.
+        """
         async with self._turn:
-            await self._drop()
+            if self._last is not None:
+                self._last = await self._moments.without(self._last, full)
         if self.journal is not None and self.journal.status.usable:  # or else it waits for the next checkpoint itself
             with contextlib.suppress(OSError):
                 await self.journal.synced()
@@ -312,7 +321,7 @@ class Checkpoints:
         with _durable(path) as descriptor, os.fdopen(os.dup(descriptor), "wb", WRITE_AT_ONCE_BYTES) as file:
 
             def write(content: bytes) -> None:
-                if gives_way and self._refused() != refused:
+                if gives_way and self._full_since(refused):
                     self._gave_way = True
                     raise StreamError("a write found no room in a pool, and the copies of this one keep some")
                 _write_all(file, content)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,7 +52,7 @@ class Kept:
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
     """`identity` names it, to whoever reads what was told of it. One that another process told has no roster: who knows
-    of that one alone is told all of each export but its blocks.
+    of that one alone is told all of each export but its blocks. One whose copies gave way lacks these.
     """
 
     roster: tuple[Seen, ...]
@@ -61,8 +61,8 @@ class Moment:
     taken_ns: int = field(default_factory=time.time_ns)
 
     def bases(self) -> list[Base]:
-        """What somebody has who was told of it."""
-        kept = [(seen.name, self.kept[seen.disk]) for seen in self.roster]
+        """What somebody has who was told of it, and is still known here."""
+        kept = [(seen.name, self.kept[seen.disk]) for seen in self.roster if seen.disk in self.kept]
         return [Base(name, one.identity, one.copy) for name, one in kept]
 
     def has_told(self, roster: Sequence[Seen]) -> bool:
@@ -146,6 +146,14 @@ class Moments:
         freed = [kept for one in moments if one is not None for kept in _let_go(one)]
         if freed:
             await self.on_the_thread(partial(moment.discard, [kept.copy for kept in freed]))
+
+    async def without(self, held: Moment, pools: Collection[Pool]) -> Moment | None:
+        """In its place the same, but for its copies in these pools; None: there are no others."""
+        left = {disk: one for disk, one in held.kept.items() if one.copy.pool not in pools}
+        for one in left.values():
+            one.holders += 1
+        await self.release(held)
+        return Moment(held.roster, left, held.identity, held.taken_ns) if left else None
 
     def hold(self, held: Moment) -> Moment:
         """Once more."""

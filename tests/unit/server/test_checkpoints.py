@@ -31,6 +31,7 @@ from tests.unit.server.lasting import (
     files,
     of,
     play,
+    whole,
 )
 
 
@@ -234,6 +235,45 @@ def test_a_checkpoint_under_way_gives_way_to_a_write_that_finds_no_room(
 
     play(story)
     assert "a checkpoint failed: a write found no room" in caplog.text
+
+
+def test_a_full_pool_costs_no_other_its_copies(tmp_path: Path) -> None:
+    """What a pool refused that is there no more says nothing of the others."""
+
+    async def story() -> None:
+        pools = tuple(PoolConfig(name=name, mem_limit=2 * MIB) for name in ("default", "small"))
+        async with checkpointing(tmp_path / "kept", pools=pools) as service:
+
+            def overfill(name: str) -> None:
+                with pytest.raises(PoolFull):
+                    disk(service, name).write(0, b"".join(noise(1000 + number) for number in range(600)))
+
+            await service.changes.add_pool("gone", 2 * MIB, "fold")
+            for name in ("small", "gone"):
+                await service.changes.add_export(name, 4 * MIB, **{**ADDED, "pool": name})
+            disk(service).write(0, b"".join(noise(number) for number in range(200)))
+            overfill("gone")
+            refused = of(service)._refused()
+            await service.changes.remove_export("gone", force=False)
+            await service.changes.remove_pool("gone")
+            assert of(service)._full_since(refused) == set()
+            await of(service).take()
+            overfill("small")
+            small = service._pools["small"].pool
+            assert of(service)._full_since(refused) == {small}
+            while len(small.all_disks()) > 1:  # noqa: ASYNC110 - a condition of the engine
+                await asyncio.sleep(0.01)
+            disk(service).write(0, noise(9))
+            held = {export.name: whole(export.disk) for export in service._exports}
+            await of(service).take()
+            kept = {name: (tmp_path / "kept" / name).stat().st_size for name in files(tmp_path / "kept")}
+            assert list(kept) == ["00000001-full.stream", "00000002-since-00000001.stream"]
+            assert kept["00000002-since-00000001.stream"] < sum(map(len, held.values())) // 3
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left, pools=pools) as service:
+            assert {export.name: whole(export.disk) for export in service._exports} == held
+
+    play(story)
 
 
 class Watched:

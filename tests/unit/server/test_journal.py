@@ -231,7 +231,7 @@ def test_a_checkpoint_of_an_unchanged_moment_has_a_segment_of_its_own(tmp_path: 
             disk(service).write(0, noise(1))
             await of(service).take()
             if why == "the copies gave way":
-                await of(service)._give_way()
+                await of(service)._give_way([service._pools["default"].pool])
             else:
                 next((tmp_path / "kept").glob("*.stream")).unlink()
             await of(service).take()
