@@ -41,6 +41,7 @@ from nbdzram.server.journal import Journal
 from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.pools import PoolService
 from nbdzram.server.restore import Begun
+from nbdzram.server.segments import forget_journal
 from nbdzram.server.settling import Settling
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
@@ -71,6 +72,7 @@ class Checkpoints:
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
         self._claim: Claim | None = None
+        self._beside_state = False  # the directory is a state directory too, which has a changes.json of its own
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
         self._gave_way = False  # the last one did; used on the thread, one after another
@@ -100,13 +102,14 @@ class Checkpoints:
         """Make the directory usable. Raises UserError."""
         if self._config.directory is None:
             return
+        self._beside_state = state_dir is not None and _is_same(state_dir, self._directory)
         if self.journal is not None and state_dir is not None and not Machine().keeps_in_memory(state_dir):
             raise UserError(
                 f'durability = "flush": the state directory {state_dir} lies on a disk, where a power failure leaves '
                 "pools of which nobody knows whether they are whole, and the journal would not be read; put it on a "
                 "tmpfs, or leave it out"
             )
-        if self.journal is not None and state_dir is not None and _is_same(state_dir, self._directory):
+        if self.journal is not None and self._beside_state:
             raise UserError(
                 f'durability = "flush": {self._directory} is the state directory too, and each keeps a changes.json of '
                 "its own there; name another for the checkpoints"
@@ -271,6 +274,8 @@ class Checkpoints:
         self._last = taken
         if self.journal is not None:
             await self.journal.stands(number, taken)
+        elif not self._beside_state:
+            await self._moments.on_the_thread(lambda: self._forget_journal(number))
         if self.settling is not None and self.journal is not None and self.journal.status.usable:
             await self.settling.follow()
         self._status = replace(
@@ -305,6 +310,14 @@ class Checkpoints:
         if missing:
             log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)
         return max([next_number(self._directory), *[one.number + 1 for one in self._chain]]), not missing
+
+    def _forget_journal(self, number: int) -> None:
+        """On the thread: of a server before this one, whose FLUSH waited for it."""
+        try:
+            if forget_journal(self._directory, number):
+                log.info("no FLUSH waits for a journal any more, and %s holds none", self._directory)
+        except (OSError, UserError) as error:
+            log.warning("an old journal in %s stays until the next checkpoint: %s", self._directory, error)
 
     def _is_long(self) -> bool:
         """Another chain is to begin."""

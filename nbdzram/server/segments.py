@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nbdzram.server.chains import segment_name, segments_in, sync_directory
+from nbdzram.server.state import FILE_NAME
 from nbdzram.stream.journal import HEAD_BYTES, GroupHead, SegmentHead, aligned, group_head, salt_of, segment_head
 
 ROOM_BYTES = 16 << 20
@@ -109,6 +110,19 @@ def begin_segment(directory: Path, number: int, since: bytes) -> SegmentFile:
                 left.unlink()
         raise
     return file
+
+
+def forget_journal(directory: Path, before: int) -> bool:
+    """Away with one that goes on no more, and what lies beside it: a checkpoint of this number stands. Whether anything
+    was there. Raises OSError, UserError.
+    """
+    segments = [path for number, path in segments_in(directory).items() if number < before]
+    left = [path for path in [*segments, directory / SPARE] if path.exists()]
+    if left:
+        for path in [*left, directory / FILE_NAME]:
+            path.unlink(missing_ok=True)
+        sync_directory(directory)
+    return bool(left)
 
 
 def retire_segments(directory: Path, numbers: Iterable[int]) -> None:

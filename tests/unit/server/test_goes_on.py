@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from nbdzram.config import CheckpointConfig, UnixAddress
+from nbdzram.machine import Machine
 from nbdzram.server import segments
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.handover import Handover
 from nbdzram.server.service import Service
+from nbdzram.server.state import FILE_NAME
 from nbdzram.stream.journal import Group, Segment
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
@@ -29,6 +31,7 @@ from tests.unit.server.lasting import (
     Platter,
     as_the_power_left_it,
     begun_from,
+    checkpointing,
     disk,
     flushing,
     flushing_config,
@@ -243,6 +246,31 @@ def test_a_journal_that_cannot_go_on_waits_for_a_checkpoint(
 
     play(story)
     assert "does not go on, so FLUSH waits for a whole checkpoint: [Errno 28]" in caplog.text
+
+
+@pytest.mark.parametrize("beside_state", [False, True])
+def test_a_journal_that_nobody_waits_for_any_more_goes_with_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_state: bool
+) -> None:
+    """What an administrator did then is no reason, years later, to remove what is declared."""
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        assert (left / FILE_NAME).exists()
+        state_dir = left if beside_state else None
+        async with checkpointing(left, state_dir=state_dir) as service:
+            assert whole(disk(service))[: 2 * BLOCK] == text(0) + text(1)
+            assert (left / "00000001.journal").exists()
+            await of(service).take()
+            found = {path.name for path in left.iterdir()} - {"default.pool", "audit.log", "history"}
+            stays = {"00000001-full.stream", "00000002-full.stream"}
+            if beside_state:  # what lies there may be this server's own
+                stays |= {"00000001.journal", FILE_NAME}
+            assert {name for name in found if not name.startswith("lock")} >= stays
+            assert ("00000001.journal" in found) == (FILE_NAME in found) == beside_state
+
+    play(story)
 
 
 # ---- takeovers ----
