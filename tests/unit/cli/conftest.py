@@ -120,10 +120,24 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         assert "Traceback" not in server.log.read_text()
 
 
+UNSYNCABLE = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int fsync(int file) {
+    struct stat found;
+    if (fstat(file, &found) == 0 && S_ISREG(found.st_mode)) { errno = EIO; return -1; }
+    return (int)syscall(SYS_fsync, file);
+}
+"""
+
+
 @pytest.fixture
 def unsyncable(tmp_path: Path) -> dict[str, str]:
-    """An environment in which whatever is synced fails."""
+    """An environment in which each file that is synced fails, as on a disk that does."""
     source, built = tmp_path / "unsyncable.c", tmp_path / "unsyncable.so"
-    source.write_text("#include <errno.h>\nint fsync(int file) { (void)file; errno = EIO; return -1; }\n")
+    source.write_text(UNSYNCABLE)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(built), str(source)], check=True, capture_output=True)
     return {"LD_PRELOAD": str(built)}
