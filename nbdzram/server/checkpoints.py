@@ -143,8 +143,12 @@ class Checkpoints:
 
     async def go_on_from(self, begun: Begun) -> None:
         """The exports are those, and nobody may change them yet."""
-        if self.journal is not None and begun.goes_on is not None:
+        if self.journal is None or begun.goes_on is None:
+            return
+        if self._claim is not None and self._claim.is_held:
             await self.journal.go_on_from(begun.goes_on)
+        else:  # whose it is writes there
+            await self._journal_moments.release(begun.goes_on.moment)
 
     def start(self, begun: Begun) -> None:
         """`begun`: what the server began from."""

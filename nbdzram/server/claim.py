@@ -44,6 +44,11 @@ class Claim:
         self._descriptor = descriptor
         return True
 
+    @property
+    def is_held(self) -> bool:
+        """Nobody else has the directory that was there last."""
+        return self._descriptor >= 0
+
     def release(self) -> None:
         """Another server may have it."""
         if self._descriptor >= 0:

@@ -17,6 +17,7 @@ from nbdzram.config import CheckpointConfig, UnixAddress
 from nbdzram.machine import Machine
 from nbdzram.server import segments
 from nbdzram.server.checkpoints import Checkpoints
+from nbdzram.server.claim import Claim
 from nbdzram.server.handover import Handover
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
@@ -33,6 +34,7 @@ from tests.unit.server.lasting import (
     begun_from,
     checkpointing,
     disk,
+    files,
     flushing,
     flushing_config,
     journal,
@@ -330,6 +332,36 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
         async with flushing(cut, begun=False) as again:
             assert whole(disk(again))[: 3 * BLOCK] == text(0) + text(1) + noise(2)
             assert [export.name for export in again._exports] == ["disk"]
+
+    play(story)
+
+
+def test_a_journal_does_not_go_on_in_a_directory_that_another_server_has(tmp_path: Path) -> None:
+    """Who comes back where nobody took over serves all the same, and each checkpoint tries again."""
+
+    async def story() -> None:
+        kept = tmp_path / "kept"
+        service = Service(flushing_config(kept, unix=listening(tmp_path)))
+        await service.start()
+        disk(service).write(0, text(0))
+        await journal(service).synced()
+        service._nbd.prepare_to_hand_over()
+        handed, another = await service.hand_over(), Claim(kept)
+        another.take()
+        before = files(kept)
+        back = Service(service.config, handed=handed)
+        await back.start(listen=False)
+        await back.listen()
+        assert files(kept) == before
+        assert not journal(back).status.usable
+        assert len(back._pools["default"].pool.all_disks()) == 1
+        another.release()
+        await of(back).take()
+        disk(back).write(BLOCK, text(1))
+        await journal(back).synced()
+        cut = as_the_power_left_it(kept, tmp_path / "cut")
+        await back.stop()
+        assert (await begun_from(cut))[: 2 * BLOCK] == text(0) + text(1)
 
     play(story)
 
