@@ -46,6 +46,8 @@ cdef class Blocks:
 
     cdef Head* head(self) noexcept nogil
     cdef uint64_t* root(self) noexcept nogil
+    cdef uint64_t* sound_root(self) noexcept nogil
+    cdef bint is_sound(self) noexcept nogil
     cdef bint walk(self, Cursor* cursor) noexcept nogil
     cdef uint64_t end_block(self) noexcept nogil
     cdef void share_concealed(self, Blocks twin) noexcept nogil

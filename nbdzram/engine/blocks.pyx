@@ -88,6 +88,25 @@ cdef class Blocks:
             return NULL
         return &self._entry.root
 
+    cdef uint64_t* sound_root(self) noexcept nogil:
+        """The same, for whoever changes or copies what the directory says: NULL too where that is not what was written.
+        A change has a check of its own, and would make damage true."""
+        return self.root() if self.pool.directory.is_right(self.number) else NULL
+
+    cdef bint is_sound(self) noexcept nogil:
+        """Whether it can be changed and copied."""
+        cdef bint sound
+        lock_take(&self.pool.lock)
+        sound = self.sound_root() != NULL
+        lock_leave(&self.pool.lock)
+        return sound
+
+    def why_not(self) -> str:
+        """Why the export cannot be changed or copied."""
+        if self.gone:
+            return "it was deleted"
+        return "its entry in the export directory is not what was written; copy its blocks elsewhere"
+
     cdef bint walk(self, Cursor* cursor) noexcept nogil:
         """Under the pool's lock: cursor.go_on, the one way in which leaves are walked. A gone export has none."""
         return go_on(&self.pool.lock, self.pool.tables, self.root(), NULL, cursor)
@@ -97,11 +116,11 @@ cdef class Blocks:
         return (self.size + BLOCK - 1) // BLOCK
 
     def _share_with(self, Blocks twin) -> bool:
-        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one is
-        gone."""
+        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one cannot
+        be copied."""
         cdef uint64_t* root
         lock_take(&self.pool.lock)
-        root = self.root()
+        root = self.sound_root()
         if root != NULL:
             self._share(twin)
             self.pool.directory.publish(twin.number, STATE, ENTRY_LIVE)
@@ -134,14 +153,14 @@ cdef class Blocks:
 
     def _rename(self, str name, bytes encoded) -> bool:
         """Bear another name, which nobody else in the pool has. False: there is no room for it beside the old one."""
-        cdef bint lives, done = False
+        cdef bint sound, done = False
         lock_take(&self.pool.lock)
-        lives = self.root() != NULL
-        if lives:
+        sound = self.sound_root() != NULL
+        if sound:
             done = self.pool.directory.rename(self.number, <const char*>encoded, <uint32_t>len(encoded))
         lock_leave(&self.pool.lock)
-        if not lives:
-            raise EngineError(f"cannot rename export {self.name!r}: it was deleted")
+        if not sound:
+            raise EngineError(f"cannot rename export {self.name!r}: {self.why_not()}")
         if done:
             self.name = name
         return done
@@ -177,7 +196,7 @@ cdef class Blocks:
 
     def identify(self, uint64_t identity):
         lock_take(&self.pool.lock)
-        if self.root() != NULL and identity != self.pool.directory.identity(self.number):
+        if self.sound_root() != NULL and identity != self.pool.directory.identity(self.number):
             self.pool.directory.identify(self.number, identity)
         lock_leave(&self.pool.lock)
 

@@ -366,7 +366,9 @@ cdef class Check(Run):
     cdef uint32_t _walk_exports(self, uint32_t limit) noexcept nogil:
         cdef uint32_t looked = 0
         while looked < limit and self.at < self.pool.exports_high:
-            if self.pool.directory.state(<uint32_t>self.at) != ENTRY_FREE:
+            if not self.pool.directory.is_right(<uint32_t>self.at):
+                snprintf(self.complaint, COMPLAINT, "entry %u of the export directory is damaged", <uint32_t>self.at)
+            elif self.pool.directory.state(<uint32_t>self.at) != ENTRY_FREE:
                 self._found_parent(page_of(self.pool.directory.entry(<uint32_t>self.at).root))
             self.at += 1
             looked += 1

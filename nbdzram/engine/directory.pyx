@@ -12,8 +12,10 @@
                        └── conceal ── DELETING, and what it is beside that
 
 To change a field is to fill the other head, check and all, and then to store `current`: one word, which makes true all
-of it or nothing. A head's check covers the name too while there is an export, so that an entry that was damaged is not
-another one. The root is a place in a block table like any other: table.pyx publishes and checks it.
+of it or nothing. So whoever changes or copies an export's entry looks first whether it is right (Blocks.sound_root),
+and a new export passes over a free entry that is not. A head's check covers the name too while there is an export, so
+that an entry that was damaged is not another one. The root is a place in a block table like any other: table.pyx
+publishes and checks it.
 
 An entry is written while it is free, and nobody reads it then. Of one that is used for the first time `current` is 0
 until its first head is whole; an export's head is of a later serial.

@@ -149,6 +149,8 @@ cdef class Disk(Blocks):
                 "shrank is not all cleared, and there is no memory for that; raise the pool's limit, trim, fold or "
                 "compact"
             )
+        if error == EIO and not self.gone and not self.pool.closing and not self.is_sound():
+            raise EngineError(f"cannot resize export {self.name!r}: {self.why_not()}")
         if error == EIO and self.size % BLOCK and not self.gone and not self.pool.closing:
             raise EngineError(
                 f"cannot grow export {self.name!r} to {size_bytes} bytes: its last block held more before it shrank, "
@@ -504,7 +506,7 @@ cdef class Disk(Blocks):
         """Give the export its new size; an old end that lies behind it is remembered before."""
         cdef int error = 0
         lock_take(&self.pool.lock)
-        if self.root() == NULL:
+        if self.sound_root() == NULL:
             error = EIO
         else:
             if size < self.size and self.head().shrinking_from < self.size:
@@ -532,7 +534,7 @@ cdef class Disk(Blocks):
     cdef void _shrunk_to(self, uint64_t end) noexcept nogil:
         """Remember of an export that shrinks that nothing lies behind `end` any more; 0: nothing behind its size."""
         lock_take(&self.pool.lock)
-        if self.root() != NULL and self.head().shrinking_from > end:
+        if self.sound_root() != NULL and self.head().shrinking_from > end:
             self.pool.directory.publish(self.number, SHRINKING_FROM, end)
         lock_leave(&self.pool.lock)
 

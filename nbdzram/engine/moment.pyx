@@ -78,7 +78,7 @@ cdef _require_shared(list sources, list twins, list pools, list earlier):
     late = _share_all(sources, twins, pools, earlier)
     for at in late:
         if twins[at] is not None:
-            raise EngineError(f"cannot copy export {sources[at].name!r}: it was deleted")
+            raise EngineError(f"cannot copy export {sources[at].name!r}: {sources[at].why_not()}")
     if not late:
         for twin in twins:
             if twin is not None:
@@ -157,14 +157,14 @@ cdef _conceal(Disk disk):
 
 cdef _publish(Disk disk, field, uint64_t value, bint concealed):
     lock_take(&disk.pool.lock)
-    lives = disk.root() != NULL
-    if lives:
+    sound = disk.sound_root() != NULL
+    if sound:
         disk.pool.directory.publish(disk.number, field, value)
         if not concealed:
             disk.reveal()
     lock_leave(&disk.pool.lock)
-    if not lives:
-        raise EngineError(f"export {disk.name!r} is gone")
+    if not sound:
+        raise EngineError(f"export {disk.name!r}: {disk.why_not()}")
 
 
 cdef _share_all(list sources, list twins, list pools, list earlier):
@@ -184,7 +184,7 @@ cdef _share_all(list sources, list twins, list pools, list earlier):
         if twins[at] is None:
             is_late = not _is_same(source.root(), (<Disk>earlier[at]).root())
         else:
-            is_late = source.root() == NULL
+            is_late = source.sound_root() == NULL
         if is_late:
             late[late_count] = numbers[at]
             late_count += 1

@@ -194,7 +194,7 @@ cdef class Pool(PoolCore):
         if source is None:
             self.directory.publish(disk.number, STATE, ENTRY_LIVE)
         elif not source._share_with(disk):
-            raise EngineError(f"cannot clone export {source.name!r}: it was deleted")
+            raise EngineError(f"cannot clone export {source.name!r}: {source.why_not()}")
         self._disks.append(disk)
         return disk
 
@@ -231,12 +231,13 @@ cdef class Pool(PoolCore):
         return domain
 
     def _free_entry(self, name) -> int:
-        """The number of an entry that is no export's, and of whose last one nobody holds the disk."""
+        """The number of an entry that is no export's, nor damaged, and of whose last one nobody holds the disk."""
         cdef uint32_t number
         for number in range(EXPORTS_MAX):
             if not self.directory.make_room(number):
                 raise UserError(f"export {name!r}: no room in {self.arena.path}: {self.arena.lacks()}")
-            if self.directory.state(number) == ENTRY_FREE and not self.held[number]:
+            if (self.directory.state(number) == ENTRY_FREE and not self.held[number]
+                    and self.directory.is_right(number)):
                 return number
         raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
 
