@@ -48,7 +48,7 @@ def enough_allowed() -> Iterator[None]:
         if "start new thread" not in str(error):  # Python has no kind of its own for it
             raise
         allowed = Machine().tasks()
-        limit = f"{allowed} allows {allowed.amount} tasks" if allowed else "see `ulimit -u`"
+        limit = f"{allowed} allows {allowed.amount} tasks" if allowed else "see `ulimit -u`, and `-v` and `-d`"
         raise UserError(
             f"cannot start the threads that serve clients: {limit}; raise TasksMax= of the unit, "
             "--pids-limit of the container, or the user's limit"
