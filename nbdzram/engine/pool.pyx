@@ -192,7 +192,9 @@ cdef class Pool(PoolCore):
     def _make(self, name, size_bytes, read_only, private, source):
         disk = self._written(name, size_bytes, read_only, private, source)
         if source is None:
+            lock_take(&self.lock)
             self.directory.publish(disk.number, STATE, ENTRY_LIVE)
+            lock_leave(&self.lock)
         elif not source._share_with(disk):
             raise EngineError(f"cannot clone export {source.name!r}: {source.why_not()}")
         self._disks.append(disk)
@@ -211,8 +213,11 @@ cdef class Pool(PoolCore):
         cdef uint32_t flags = (self._free_domain() if private else COMMON_DOMAIN) << DOMAIN_SHIFT
         if alike is not None:
             flags = domain_of(self.directory.head(alike.number).flags) << DOMAIN_SHIFT
-        self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes,
-                             flags | (READ_ONLY_FLAG if read_only else 0))
+        if read_only:
+            flags |= READ_ONLY_FLAG
+        lock_take(&self.lock)
+        self.directory.write(number, <const char*>encoded, <uint32_t>len(encoded), size_bytes, flags)
+        lock_leave(&self.lock)
         disk = self._disk_of(number, 0, 0)
         self._use_export_entry(number)
         return disk
