@@ -271,8 +271,9 @@ def set_bounds(endpoint: socket.socket) -> None:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
             endpoint.setsockopt(socket.IPPROTO_TCP, option, value)
-        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MILLISECONDS)
+        with contextlib.suppress(OSError):  # an emulated kernel, or MPTCP of an older one, may know neither
+            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MILLISECONDS)
 
 
 def uri_of(listener: socket.socket, tls: TlsMode) -> str:

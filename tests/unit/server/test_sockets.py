@@ -26,7 +26,16 @@ from nbdzram.server.connection import peer_of
 from nbdzram.server.exports import Exports, Peer, PeerDirectory
 from nbdzram.server.handover import Handover
 from nbdzram.server.listener import NbdServer
-from nbdzram.server.sockets import ANY_CONTEXT, BACKLOG, close_all, inherited, open_tcp, open_unix, open_vsock
+from nbdzram.server.sockets import (
+    ANY_CONTEXT,
+    BACKLOG,
+    close_all,
+    inherited,
+    open_tcp,
+    open_unix,
+    open_vsock,
+    set_bounds,
+)
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import name_and_infos
@@ -419,3 +428,18 @@ def test_a_refused_name_says_the_same_of_what_is_not_there_and_what_is_not_for_y
         assert told[0][0] == Reply.ERR_UNKNOWN
 
     play(story)
+
+
+class OfAnotherSystem(socket.socket):
+    """Of a kernel that is emulated, or of MPTCP in an older one."""
+
+    def setsockopt(self, level: int, name: int, value: Any) -> None:  # type: ignore[override]
+        if name in (socket.TCP_NOTSENT_LOWAT, socket.TCP_USER_TIMEOUT):
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        super().setsockopt(level, name, value)
+
+
+def test_a_system_that_bounds_nothing_is_served_from_all_the_same() -> None:
+    with OfAnotherSystem() as listener:
+        set_bounds(listener)
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
