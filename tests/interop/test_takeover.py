@@ -18,7 +18,7 @@ import pytest
 
 from nbdzram.control.client import ControlClient
 from nbdzram.server.handover import Handover
-from tests.support.nbd_client import Client
+from tests.support.nbd_client import Client, RequestFailed
 from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program
 from tests.support.server import START_SECONDS
@@ -321,3 +321,36 @@ def test_who_may_have_few_descriptors_raises_the_limit_before_it_takes_them(line
         line.take_over(behind=["prlimit", "--nofile=48:4096"])
         for client in clients:
             assert client.read(0, 4096) == bytes(4096)
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["directory", "memory"])
+def test_a_full_pool_is_taken_over_and_refuses_no_more_and_no_less_than_before(
+    tmp_path: Path, *, in_memory: bool
+) -> None:
+    """What a new process needs beside what is stored is not refused, and nothing that was answered is lost."""
+    line = Line(tmp_path, ["--mem-limit", "16M"], in_memory=in_memory)
+    noise, known = random.Random(7), dict[int, bytes]()
+    with line.last.client() as client:
+        for _ in range(3):
+            refused = 0
+            while refused < 200:
+                block, content = noise.randrange(8192), noise.randbytes(4096)
+                try:
+                    client.write(block * 4096, content)
+                    known[block] = content
+                except RequestFailed:
+                    refused += 1
+            line.take_over()
+            assert all(client.read(block * 4096, 4096) == content for block, content in known.items())
+            trimmed = noise.sample(sorted(known), 100)
+            for block in trimmed:
+                client.trim(block * 4096, 4096)
+                del known[block]
+            for block in trimmed[:50]:
+                client.write(block * 4096, noise.randbytes(4096))
+                client.trim(block * 4096, 4096)
+    assert line.attached() == 1
+    with ControlClient(line.control) as control:
+        (pool,) = control.status().pools
+        assert pool.stats.mem_used_total + pool.stats.metadata <= pool.stats.mem_limit == 16 * MIB
+    line.last.stop()
