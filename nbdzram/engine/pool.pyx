@@ -130,7 +130,7 @@ cdef class Pool(PoolCore):
                 f"restore it, or {self.arena.instead}"
             )
         opening = Opening(self.store, self.tables, self.directory, together)
-        if not opening.survey():
+        if not opening.survey():  # whichever fault threads met: one that looks alone says the first
             self._make_rooms()
             opening = Opening(self.store, self.tables, self.directory)
             opening.survey()

@@ -259,9 +259,11 @@ def test_a_slot_of_two_objects_is_refused_and_the_higher_handle_is_named(arena: 
 
 
 def test_no_holder_of_an_object_is_lost_between_threads(tmp_path: Path) -> None:
-    """All blocks of two branches, which two threads look at, hold one object."""
+    """All blocks of two branches, which two threads look at, hold one object. Its cell is in the second segment."""
     with Pool(path=str(tmp_path / "arena"), inline_dedup=True) as pool:
         disk = pool.create("disk", 1 << 40)
+        for first in range(0, SEGMENT + AT_ONCE, AT_ONCE):
+            disk.write(BEHIND + first * BLOCK, b"".join(map(numbered, range(first, first + AT_ONCE))))
         for first in range(0, 64 * AT_ONCE, AT_ONCE):
             disk.write(first * BLOCK, text(1) * AT_ONCE)
             disk.write((1 << 30) + first * BLOCK, text(1) * AT_ONCE)
