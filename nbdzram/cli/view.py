@@ -20,7 +20,7 @@ from rich.text import Text
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.rates import Rates
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
-from nbdzram.status.thresholds import (
+from nbdzram.thresholds import (
     CERTIFICATE_DAYS,
     CROWDED,
     FULL_LEAST_SHARE,

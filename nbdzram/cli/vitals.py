@@ -28,7 +28,7 @@ from nbdzram.config import PoolConfig, ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
-from nbdzram.status.thresholds import LATE_INTERVALS, LATE_SECONDS, NEAR_LIMIT
+from nbdzram.thresholds import LATE_INTERVALS, LATE_SECONDS, NEAR_LIMIT
 from nbdzram.units import counted, format_seconds, format_size
 
 OPEN_TO_ALL = ("0.0.0.0", "[::]")  # noqa: S104 - looked for, not listened on

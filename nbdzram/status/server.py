@@ -12,11 +12,11 @@ from nbdzram.status.maintenance import PoolStatus
 class ExportSample:
     """What one export did in some seconds before a moment."""
 
-    at: float  # as below
-    read_bytes: float
+    at: float  # seconds since the epoch
+    read_bytes: float  # a second, as the next two
     write_bytes: float
     requests: float
-    median_seconds: float
+    median_seconds: float  # of reads and writes; 0: there was none
     p99_seconds: float
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nbdzram import thresholds
 from nbdzram.metrics import page
-from nbdzram.status import thresholds
 
 NUMBERS = {name: value for name, value in vars(thresholds).items() if name.isupper()}
 PAGE = (Path(page.__file__).parent / "page.html").read_text(encoding="utf-8")
