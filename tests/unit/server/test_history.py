@@ -97,20 +97,26 @@ def test_the_histories_of_exports_are_bounded_and_an_idle_one_gives_way(stage: S
     """Their memory is stated, and stands whatever is offered and done."""
     exports = {added(stage, f"disk{number}"): None for number in range(EXPORTS + 2)}
     first, second, *others = exports
+    newcomer, *rest = others[1:]
+    assert len(rest) == EXPORTS - 2
     kept, busy = 5, Rates(read_bytes=1.0, requests=1.0)
     one = Chronicle(kept)
+
+    def requests(export: Export) -> list[float]:
+        return [sample.requests for sample in one.of(export, [1.0, 2.0, 3.0, 4.0, 5.0])]
+
     one.add({first: busy, second: busy}, exports)
+    one.add(dict.fromkeys(rest, busy), exports)
     one.add({first: busy}, exports)
-    one.add(dict.fromkeys(others, busy), exports)  # as many as there is room for: they take the place of both
-    moments = [1.0, 2.0, 3.0]
-    assert [list(one.of(export, moments)) for export in (first, second)] == [[], []]
+    assert [sample.at for sample in one.of(first, [7.0, 8.0, 9.0])] == [7.0, 8.0, 9.0]
+    one.add({newcomer: busy}, exports)  # there is no room: the one that did nothing for the longest time gives way
+    assert requests(second) == requests(others[0]) == []
+    assert (requests(first), requests(newcomer)) == ([1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0])
     one.add({second: busy}, exports)
-    assert [sample.requests for sample in one.of(second, [*moments, 4.0])] == [0.0, 0.0, 0.0, 1.0]
-    assert not list(one.of(others[0], [*moments, 4.0]))  # the one that did nothing for the longest time
-    for _ in range(2 * kept):
-        one.add(dict.fromkeys(others[1:], busy), exports)
-    told = list(one.of(others[1], [float(at) for at in range(kept)]))
-    assert [(sample.at, sample.requests) for sample in told] == [(float(at), 1.0) for at in range(kept)]
+    assert (requests(rest[0]), requests(second)) == ([], [0.0, 0.0, 0.0, 0.0, 1.0])
+    for _ in range(2):
+        one.add({first: busy}, exports)
+    assert (requests(first), requests(rest[1])) == ([1.0, 0.0, 0.0, 1.0, 1.0], [0.0] * kept)  # a round later
     assert EXPORTS * KEPT * SAMPLE_BYTES <= 3.7e6
     assert sum(map(len, one._rings.values())) <= EXPORTS * kept * SAMPLE_BYTES
 
