@@ -492,6 +492,9 @@ def _obstacle(directory: Path, *, is_made: bool = False) -> str | None:
 
 
 def _remedy(directory: Path, flag: str) -> str:
+    """One that is there already may be others' too, such as /run: nobody is told to make it his own."""
+    if _there(directory):
+        return f"choose another with {flag}"
     return f"as root: install -d -m 700 -o {_me()} {directory.absolute()}; or choose another with {flag}"
 
 
