@@ -10,8 +10,9 @@ from pathlib import Path
 
 from nbdzram.errors import UserError
 
-_NAME = re.compile(r"(\d{8})-(?:full|since-(\d{8}))\.stream")
-_SEGMENT = re.compile(r"(\d{8})\.journal")
+_NUMBER = r"(\d{8}|[1-9]\d{8,17})"  # as {:08d} writes it: beyond the eighth digit too
+_NAME = re.compile(rf"{_NUMBER}-(?:full|since-{_NUMBER})\.stream")
+_SEGMENT = re.compile(rf"{_NUMBER}\.journal")
 FIRST = 1
 """The number of a checkpoint before which there was neither one nor a journal."""
 

@@ -22,9 +22,12 @@ from tests.unit.server.lasting import (
     AS_IT_IS,
     MIB,
     as_the_power_left_it,
+    begun_from,
     checkpointing,
     disk,
     files,
+    flushing,
+    journal,
     of,
     play,
     whole,
@@ -93,6 +96,30 @@ def test_what_nobody_declares_comes_back_no_more_open_than_it_was(
     differs = "who may attach, whether clients may write, what it may take"
     assert f"of the export disk holds as declared, and not as it was: {differs}" in caplog.text
     assert "of the export other" not in caplog.text
+
+
+def test_a_number_of_nine_digits_is_one_like_any_other(tmp_path: Path) -> None:
+    """What is written by it is found again: with one a second that is so after three years."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        (left / "00000001-full.stream").rename(left / "99999999-full.stream")
+        (left / "00000001.journal").rename(left / "99999999.journal")
+        async with flushing(left, begun=False) as service:
+            disk(service).write(BLOCK, text(2))
+            await of(service).take()
+            disk(service).write(2 * BLOCK, text(3))
+            await of(service).take()
+            disk(service).write(3 * BLOCK, text(4))
+            await journal(service).synced()
+            cut = as_the_power_left_it(left, tmp_path / "cut")
+        assert any(name.startswith("10000000") and "-since-10000000" in name for name in files(cut))
+        assert (await begun_from(cut))[: 4 * BLOCK] == text(1) + text(2) + text(3) + text(4)
+
+    play(story)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
