@@ -158,7 +158,7 @@ class Journal(Sync):
             head = self._segment.head
             if self._last is not standing or head.since != self._last.identity or head.number != self._stood:
                 fresh = await self._moments.on_the_thread(self._begin_segment(number, self._last))
-                self._segment.close()
+                self._segment.close(lingers=head.number != self._stood)
                 self._segment = fresh
             return self._moments.hold(self._last)
 

@@ -62,8 +62,13 @@ class SegmentFile:
             written = os.pwrite(self._descriptor, view, position)
             position, view = position + written, view[written:]
 
-    def close(self) -> None:
-        """It is written no more."""
+    def close(self, *, lingers: bool = False) -> None:
+        """It is written no more. `lingers`: the checkpoint that it begins at does not stand, so that it is needed for a
+        while: without the room that was ahead, or each that fails would take as much.
+        """
+        if lingers:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.end)
         os.close(self._descriptor)
 
 

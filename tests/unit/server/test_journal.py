@@ -222,6 +222,32 @@ def test_segments_stay_until_a_checkpoint_behind_them_stands(tmp_path: Path, mon
     play(story)
 
 
+def test_checkpoints_that_fail_take_no_room_of_a_whole_file_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not fit would fill the disk below the journal too, 16 MiB a minute."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+
+            def full(*_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoints_module, "_write_all", full)
+                for number in range(6):
+                    disk(service).write(number * BLOCK, noise(number))
+                    await journal(service).synced()
+                    await of(service).take()
+            sizes = [path.stat().st_size for path in sorted((tmp_path / "kept").glob("*.journal"))]
+            assert len(sizes) == 7
+            assert sum(size >= segments.ROOM_BYTES for size in sizes) == 2, "that of the checkpoint, and the last one"
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert (await begun_from(left))[: 6 * BLOCK] == b"".join(map(noise, range(6)))
+
+    play(story)
+
+
 @pytest.mark.parametrize("why", ["the copies gave way", "a file is gone"])
 def test_a_checkpoint_of_an_unchanged_moment_has_a_segment_of_its_own(tmp_path: Path, why: str) -> None:
     """Nothing was written since the last one, and it is written all the same: what its number leads to goes on."""
