@@ -164,12 +164,15 @@ class Checkpoints:
         self._task = asyncio.create_task(self._beat())
 
     async def finish(self) -> None:
-        """Begin none any more, and wait for the one under way."""
+        """Begin none any more, and wait for the one under way. The journal has what was written so far: whoever waits
+        for the rest, as clients do in a takeover, does not wait for that.
+        """
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             async with self._turn:
                 pass
+            await self._sync_journal()
 
     async def stop(self, *, last: bool = True) -> None:
         """Take the last one, of what clients were answered; not where another process goes on with the pools: then
@@ -230,6 +233,9 @@ class Checkpoints:
         async with self._turn:
             if self._last is not None:
                 self._last = await self._moments.without(self._last, full)
+        await self._sync_journal()
+
+    async def _sync_journal(self) -> None:
         if self.journal is not None and self.journal.status.usable:  # or else it waits for the next checkpoint itself
             with contextlib.suppress(OSError):
                 await self.journal.synced()

@@ -259,6 +259,7 @@ class _Arriving:
         self._token = os.urandom(8).hex()
         self._numbers = itertools.count()
         self._received: dict[tuple[str, str], Received] = {}  # by pool and name
+        self._kept: dict[Disk, Kept] = {}  # copies, for a journal that goes on
 
     def take_stream(self, file: BinaryIO, *, all_exports: bool, salt: int = 0, alone: bool = True) -> None:
         """all_exports: those that it does not tell are gone. Raises UserError; then nothing is changed."""
@@ -285,7 +286,6 @@ class _Arriving:
 
     def under_their_names(self, unneeded: Sequence[int] | None) -> tuple[list[Received], GoesOn | None]:
         """All of them; nothing more comes. Raises UserError. `unneeded`: see GoesOn; None: nothing goes on."""
-        kept: dict[Disk, Kept] = {}
         for key, one in list(self._received.items()):
             (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
             self._received[key] = replace(one, name=key[1], disk=disk)
@@ -293,15 +293,16 @@ class _Arriving:
             if unneeded is None:
                 moment.discard([one.disk])
             else:
-                kept[disk] = Kept(one.disk, one.part.identity)
+                self._kept[disk] = Kept(one.disk, one.part.identity)
         received = list(self._received.values())
         if unneeded is None:
             return received, None
-        return received, GoesOn(Moment((), kept, self.moment_identity, self.moment_ns), unneeded)
+        return received, GoesOn(Moment((), self._kept, self.moment_identity, self.moment_ns), unneeded)
 
     def discard(self) -> None:
         """Nothing of it stays."""
         moment.discard([one.disk for one in self._received.values()])
+        moment.discard([one.copy for one in self._kept.values()])
 
     def _name(self, part: ExportPart) -> str:
         valid_name("", part)

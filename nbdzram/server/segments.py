@@ -124,7 +124,7 @@ def forget_journal(directory: Path, before: int) -> bool:
     segments = [path for number, path in segments_in(directory).items() if number < before]
     left = [path for path in [*segments, directory / SPARE] if path.exists()]
     if left:
-        for path in [*left, directory / FILE_NAME]:
+        for path in [directory / FILE_NAME, *left]:  # which is looked for as long as one of the others is there
             path.unlink(missing_ok=True)
         sync_directory(directory)
     return bool(left)

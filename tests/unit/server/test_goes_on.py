@@ -336,6 +336,29 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
     play(story)
 
 
+def test_clients_of_a_takeover_do_not_wait_for_what_they_wrote_before_it(tmp_path: Path) -> None:
+    """Gigabytes, where nobody flushes."""
+
+    async def story() -> None:
+        service = Service(flushing_config(tmp_path / "kept", unix=listening(tmp_path)))
+        await service.start()
+        await journal(service).synced()
+        disk(service).write(0, noise(0))
+        come_to_rest, groups = service._nbd.hand_over, []
+
+        async def note() -> Handover:
+            groups.append(journal(service).status.groups)
+            return await come_to_rest()
+
+        service._nbd.hand_over = note  # type: ignore[method-assign]
+        following = await successor(service, tmp_path / "kept")
+        await following.listen()
+        await following.stop()
+        assert groups == [1]
+
+    play(story)
+
+
 def test_a_journal_does_not_go_on_in_a_directory_that_another_server_has(tmp_path: Path) -> None:
     """Who comes back where nobody took over serves all the same, and each checkpoint tries again."""
 
