@@ -195,6 +195,14 @@ class Checkpoints:
         self._journal_moments.close()
         self.release()
 
+    async def give_up(self) -> None:
+        """Of a start that failed: the pools are open, and nobody serves them."""
+        with steadily("the end of a journal that went on"):
+            if self.journal is not None:
+                await self.journal.close()
+        self._journal_moments.close()
+        self.release()
+
     def release(self) -> None:
         """Another server may have the directory."""
         if self._claim is not None:

@@ -94,7 +94,7 @@ class Reached:
     identity: str  # as hexadecimal digits
     taken_ns: int
     contents: dict[str, int]  # by the names of exports: of what they hold
-    place: tuple[int, ...]  # which directory, and how many files had been in it
+    place: tuple[int, ...]  # the directory, and the number of the next file there
 
     @classmethod
     def of(cls, reached: Moment, place: tuple[int, ...]) -> Self:

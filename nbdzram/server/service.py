@@ -157,7 +157,7 @@ class Service:
                 await self._nbd.start()
         except BaseException:
             self._headroom.stop()
-            self._checkpoints.release()
+            await self._checkpoints.give_up()
             for pool in pools.values():
                 pool.close()
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram.config import CheckpointConfig, UnixAddress
+from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.server import segments
 from nbdzram.server.checkpoints import Checkpoints
@@ -271,6 +272,20 @@ def test_a_journal_that_nobody_waits_for_any_more_goes_with_the_first_checkpoint
                 stays |= {"00000001.journal", FILE_NAME}
             assert {name for name in found if not name.startswith("lock")} >= stays
             assert ("00000001.journal" in found) == (FILE_NAME in found) == beside_state
+
+    play(story)
+
+
+def test_a_start_that_fails_behind_it_leaves_no_file_open(tmp_path: Path) -> None:
+    def open_files() -> list[str]:
+        return [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        with pytest.raises(UserError):
+            await Service(flushing_config(left, unix=listening(tmp_path / "nowhere"))).start()
+        assert not [path for path in open_files() if path.startswith(str(left))]
+        assert (await begun_from(left))[: 2 * BLOCK] == text(0) + text(1)
 
     play(story)
 
