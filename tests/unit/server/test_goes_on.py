@@ -358,6 +358,8 @@ def test_clients_of_a_takeover_do_not_wait_for_what_they_wrote_before_it(tmp_pat
         service = Service(flushing_config(tmp_path / "kept", unix=listening(tmp_path)))
         await service.start()
         await journal(service).synced()
+        async with of(service)._turn:
+            pass  # and what the first checkpoint leads to has ended
         disk(service).write(0, noise(0))
         come_to_rest, groups = service._nbd.hand_over, []
 
