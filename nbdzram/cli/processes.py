@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +19,13 @@ from pathlib import Path
 from nbdzram.cli.hints import Address
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
+from nbdzram.server.descriptors import available, raise_limit
 from nbdzram.settings import Given, Layer
 from nbdzram.status import ServerStatus
 
 log = logging.getLogger("nbdzram.server")
 
+LEAST_DESCRIPTORS = 32  # a server with one pool and two threads has 25, and then it has no client
 KILLED = 128  # and the signal's number: as shells tell it
 
 
@@ -42,6 +43,8 @@ def enough_allowed() -> Iterator[None]:
     from nbdzram.sessions.budget import keep_memory  # noqa: PLC0415
 
     keep_memory()
+    if raise_limit() < LEAST_DESCRIPTORS:
+        raise _too_few(errno.EMFILE)
     try:
         yield
     except RuntimeError as error:
@@ -56,11 +59,14 @@ def enough_allowed() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        raise UserError(
-            f"cannot start: {os.strerror(error.errno)}, and this process may have {most}; raise LimitNOFILE= of the "
-            "unit, or `ulimit -n`"
-        ) from None
+        raise _too_few(error.errno) from None
+
+
+def _too_few(number: int) -> UserError:
+    return UserError(
+        f"cannot start: {os.strerror(number)}, and this process may have {available()}; raise LimitNOFILE= of the "
+        "unit, or `ulimit -n`"
+    )
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -314,8 +314,6 @@ def _upgrade(config: ServerConfig) -> Callable[[], None] | None:
 
 def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
     """Serve the client behind standard input until it leaves. Raises UserError."""
-    import uvloop  # noqa: PLC0415 - the same as below
-
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
     from nbdzram.server.sockets import take_stdin  # noqa: PLC0415
 
@@ -326,8 +324,9 @@ def serve_stdin(config: ServerConfig, *, forbidden: list[str]) -> None:
         enough_allowed(),
         open_logbook(config.log, config.log_level, config.log_format, os.environ),
         pid_file(config.pidfile),
+        _event_loop() as runner,
     ):
-        uvloop.run(_serve_stdin(config, client))
+        runner.run(_serve_stdin(config, client))
 
 
 async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
@@ -370,7 +369,11 @@ def serve(
 
     name_process()
     refusals = stay() if config.swap else []
-    with enough_allowed(), open_logbook(config.log, config.log_level, config.log_format, os.environ):
+    with (
+        enough_allowed(),
+        open_logbook(config.log, config.log_level, config.log_format, os.environ),
+        _event_loop() as runner,  # while there are descriptors: libuv ends the process where it lacks one
+    ):
         for refusal in refusals:
             log.warning("--swap: %s", refusal)
         for peril in perils(config):
@@ -379,19 +382,18 @@ def serve(
         begin = functools.partial(_serve, config, reread, kept, run=run, parent=parent, restore=restore)
         if not takeover:
             with Opening(config, kept) as opening:  # while all that follows is imported
-                return _run(begin(opening=opening))
+                return runner.run(begin(opening=opening))
         from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
 
         load_what_serves()
         with take_over(_control_path(config), config.state_dir, serves) as taken:
-            return _run(begin(taken=taken))
+            return runner.run(begin(taken=taken))
 
 
-def _run(serving: Coroutine[Any, Any, int]) -> int:
-    import uvloop  # noqa: PLC0415 - it takes as long to import as to open a small pool
+def _event_loop() -> asyncio.Runner:
+    import uvloop  # noqa: PLC0415 - --check-config and --help need none
 
-    with contextlib.closing(serving):  # which nobody awaits where there can be no loop
-        return int(uvloop.run(serving))
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
 def print_in_background() -> LineWriter:

@@ -59,6 +59,8 @@ cdef class Blocks:
     cdef bint is_wrong(self) noexcept nogil
     cdef size_t room_for_twins(self, uint32_t mask) noexcept nogil
     cdef bint look_for_twins(self, Twins* twins, uint32_t holds) noexcept nogil
+    cdef void _seek_twins(self, Twins* twins) noexcept nogil
+    cdef void _add_twins(self, Twins* twins) noexcept nogil
     cdef int c_extents(
         self, uint64_t* at, uint64_t end, uint32_t mask, uint64_t holds, Runs* runs, const Twins* twins
     ) noexcept nogil

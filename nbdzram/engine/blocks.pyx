@@ -32,7 +32,9 @@ from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.publish cimport amend32, amend64, look64
 from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
-from nbdzram.engine.twins cimport Twins, twins_add, twins_begin, twins_bytes, twins_has, twins_know
+from nbdzram.engine.twins cimport (
+    Twins, twins_add, twins_begin, twins_bytes, twins_end, twins_found, twins_has, twins_know,
+)
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
@@ -349,7 +351,8 @@ cdef class Blocks:
             while at < end and at != before and error == 0:
                 before = at
                 if size:
-                    twins_begin(&twins, at // BLOCK, memory, size if memory != NULL else 0)
+                    twins_begin(
+                        &twins, at // BLOCK, (end + BLOCK - 1) // BLOCK, memory, size if memory != NULL else 0)
                     while not self.look_for_twins(&twins, 1):
                         pass
                 error = self.c_extents(&at, end, mask, <uint64_t>-1, &runs, &twins if size else NULL)
@@ -415,29 +418,47 @@ cdef class Blocks:
     cdef bint look_for_twins(self, Twins* twins, uint32_t holds) noexcept nogil:
         """Look on for the objects that several blocks of a stretch hold, so many times, each taking the lock for HOLD
         blocks. Whether all of it was looked through; of an export that is gone there is nothing to look at."""
+        if not users_enter(&self.pool.users):
+            twins_end(twins)
+            return True
+        while holds and (twins.end == 0 or twins.next < twins.end):
+            holds -= 1
+            lock_take(&self.pool.lock)
+            if self.root() == NULL:
+                twins_end(twins)
+            elif twins.end == 0:
+                self._seek_twins(twins)
+            else:
+                self._add_twins(twins)
+            lock_leave(&self.pool.lock)
+        users_leave(&self.pool.users)
+        return twins.next == twins.end
+
+    cdef void _seek_twins(self, Twins* twins) noexcept nogil:
+        """Under the pool's lock: pass holes by."""
+        cdef Cursor cursor
+        cursor.next, cursor.end = twins.next, twins.until
+        if self.walk(&cursor):
+            twins_found(twins, cursor.next)
+        elif cursor.next == cursor.end:
+            twins_end(twins)
+        else:
+            twins.next = cursor.next
+
+    cdef void _add_twins(self, Twins* twins) noexcept nogil:
+        """Under the pool's lock: look at the next blocks."""
         cdef Cursor cursor
         cdef uint64_t block, entry
         cdef uint32_t handle
         cursor.next, cursor.end = twins.next, twins.end
-        if not users_enter(&self.pool.users):
-            twins.next = twins.end
-            return True
-        while cursor.next < cursor.end and holds:
-            holds -= 1
-            lock_take(&self.pool.lock)
-            if self.root() == NULL:
-                cursor.next = cursor.end
-            elif self.walk(&cursor):
-                while next_entry(&cursor, &block, &entry):
-                    handle = self.pool.tables.handle_at(entry, block)
-                    if handle:
-                        handle = self.pool.store.resolve(handle)
-                        if self.pool.store.cells.refs(handle) > 1:
-                            twins_add(twins, handle)
-            lock_leave(&self.pool.lock)
-        users_leave(&self.pool.users)
+        if self.walk(&cursor):
+            while next_entry(&cursor, &block, &entry):
+                handle = self.pool.tables.handle_at(entry, block)
+                if handle:
+                    handle = self.pool.store.resolve(handle)
+                    if self.pool.store.cells.refs(handle) > 1:
+                        twins_add(twins, handle)
         twins.next = cursor.next
-        return twins.next == twins.end
 
     cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil:
         """What a client is told of a block; twins NULL: everything, else of sharing what is within the export."""
@@ -450,7 +471,8 @@ cdef class Blocks:
         self, uint64_t* at, uint64_t end, uint32_t mask, Runs* runs, const Twins* twins
     ) noexcept nogil:
         """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them, and move `at`
-        there; to the end when the list is full. False: before a block that `twins` do not know."""
+        there; to the end when the list is full. False: before a block that `twins` do not know, unless it is the first
+        (it was stored after one had looked)."""
         cdef Cursor cursor
         cdef uint64_t first = at[0] // BLOCK
         cdef uint64_t block, entry, stop
@@ -465,7 +487,7 @@ cdef class Blocks:
             at[0] = stop
         if not found:
             return True
-        if twins != NULL and not twins_know(twins, cursor.next):
+        if twins != NULL and runs.count and not twins_know(twins, cursor.next):
             return False
         shared = self.pool.tables.leaf_is_shared(self.root(), cursor.next)
         while next_entry(&cursor, &block, &entry):

@@ -17,7 +17,9 @@ cdef struct Twins:
     uint64_t* places
     uint64_t capacity   # a power of two, at least twice what is used; 0: there is no memory, and no sharing is told
     uint64_t used
-    uint64_t end        # of the stretch, in blocks; its first is STRETCH_BLOCKS before
+    uint64_t until      # where the first block that is stored is sought, which is in the stretch
+    uint64_t first      # of the stretch, in blocks; 0 with the end, until it is found
+    uint64_t end
     uint64_t next       # the block from which it is not looked through yet
 
 cdef inline size_t twins_bytes(uint64_t blocks) noexcept nogil:
@@ -27,21 +29,32 @@ cdef inline size_t twins_bytes(uint64_t blocks) noexcept nogil:
         capacity *= 2
     return capacity * sizeof(uint64_t)
 
-cdef inline void twins_begin(Twins* twins, uint64_t block, void* memory, size_t size) noexcept nogil:
-    """Of the stretch that `block` is in, in `size` bytes of memory (see twins_bytes), or in none."""
+cdef inline void twins_end(Twins* twins) noexcept nogil:
+    """There is nothing to look for, in any stretch."""
+    twins.first = 0
+    twins.next = twins.end = <uint64_t>-1
+
+cdef inline void twins_begin(Twins* twins, uint64_t block, uint64_t until, void* memory, size_t size) noexcept nogil:
+    """Of the stretch of the first block that is stored from `block` to before `until`, in `size` bytes of memory (see
+    twins_bytes), or in none."""
     if size:
         memset(memory, 0, size)
     twins.places = <uint64_t*>memory
     twins.capacity = size // sizeof(uint64_t)
     twins.used = 0
-    twins.next = block // STRETCH_BLOCKS * STRETCH_BLOCKS
-    twins.end = twins.next + STRETCH_BLOCKS
+    twins.next, twins.until = block, until
+    twins.first = twins.end = 0
     if size == 0:
-        twins.next = twins.end
+        twins_end(twins)
+
+cdef inline void twins_found(Twins* twins, uint64_t block) noexcept nogil:
+    """A block is stored: its stretch is looked through."""
+    twins.first = twins.next = block // STRETCH_BLOCKS * STRETCH_BLOCKS
+    twins.end = twins.first + STRETCH_BLOCKS
 
 cdef inline bint twins_know(const Twins* twins, uint64_t block) noexcept nogil:
     """Is a block in the stretch that was looked through?"""
-    return twins.next == twins.end and twins.end - STRETCH_BLOCKS <= block < twins.end
+    return twins.next == twins.end and twins.first <= block < twins.end
 
 cdef inline uint64_t* twins_place(const Twins* twins, uint32_t handle) noexcept nogil:
     """Where a handle stands, or would."""

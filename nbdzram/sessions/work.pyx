@@ -196,8 +196,9 @@ cdef class Work(Answers):
         self.start_job(LOOKS, piece)
         self.job.contexts = contexts[0]
         twins_begin(
-            &self.job.twins, self.request.offset // BLOCK, NULL if piece == NULL else piece.bytes,
-            0 if piece == NULL else room)
+            &self.job.twins, self.request.offset // BLOCK,
+            (self.request.offset + self.request.length + BLOCK - 1) // BLOCK,
+            NULL if piece == NULL else piece.bytes, 0 if piece == NULL else room)
 
     cdef bint step_look(self) noexcept nogil:
         """Look on, or answer."""

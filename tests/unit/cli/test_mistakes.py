@@ -73,10 +73,11 @@ def test_a_mistake_is_one_sentence_never_a_traceback(
     assert done.out == ""
 
 
-@pytest.mark.parametrize("allowed", [8, 12, 16, 20])
+@pytest.mark.parametrize("allowed", [8, 12, 16, 20, 31, 32, 40, 48])
 def test_too_few_descriptors_to_start_with_are_one_sentence(tmp_path: Path, allowed: int) -> None:
-    """Wherever the last one is asked for: the loop, a thread, an address."""
+    """Wherever the last one is asked for: the loop, a pool, a thread, an address."""
     words = ["serve", "-e", "disk=1M", "-U", f"{tmp_path}/n", "--control", f"{tmp_path}/c", "--metrics", "off"]
+    words += ["--threads", "16", *(word for number in range(4) for word in ("--pool", f"p{number}"))]
     code = (
         "import resource, sys; from nbdzram.__main__ import main; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({allowed}, {allowed})); sys.argv[1:] = {words!r}; main()"
