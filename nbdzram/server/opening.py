@@ -44,31 +44,32 @@ class Opening:
 
     def __init__(self, config: ServerConfig, kept: Kept | None = None) -> None:
         """Begin, with what was `kept` of the process before this one."""
-        self._future: Future[Opened] = Future()
-        self._thread = Thread(target=self._open, args=(config, kept), name="opening")
+        self._future: Future[Opened] | None = Future()
+        self._thread = Thread(target=_open, args=(self._future, config, kept), name="opening")
         self._thread.start()
-        self._taken = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.join()
-        if not self._taken and self._future.exception() is None:
+        if self._future is not None and self._future.exception() is None:
             for pool in self._future.result().pools.values():
                 pool.close()
 
-    def _open(self, config: ServerConfig, kept: Kept | None) -> None:
-        try:
-            self._future.set_result(open_everything(config, kept))
-        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
-            self._future.set_exception(error)
-
     async def opened(self) -> Opened:
-        """All of it, which is the caller's then. Raises UserError, and then there is nothing to close."""
+        """All of it, which is the caller's then, once. Raises UserError, and then there is nothing to close."""
+        assert self._future is not None
         opened = await asyncio.shield(asyncio.wrap_future(self._future))
-        self._taken = True
+        self._future = None  # a pool's memory goes when nobody knows of it any more
         return opened
+
+
+def _open(future: Future[Opened], config: ServerConfig, kept: Kept | None) -> None:
+    try:
+        future.set_result(open_everything(config, kept))
+    except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
+        future.set_exception(error)
 
 
 def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:

@@ -283,7 +283,7 @@ def test_an_export_that_is_chosen_now_shows_what_it_did(serve: Callable[..., Nbd
     browser.wait_for("last && rows.length === 2")
     browser.evaluate("location.hash = 'export=' + encodeURIComponent('a/b')")
     browser.wait_for("hoursOfChosen.length === 700")
-    assert browser.evaluate("ofChosen.length > 25 && ofChosen[0].at > Date.now() / 1000 - 400")  # the last five minutes
+    browser.wait_for("ofChosen.length > 25 && ofChosen[0].at > Date.now() / 1000 - 400")  # the last five minutes
     browser.evaluate("document.querySelector('[data-range=\"2 h\"]').click()")
     axis = "document.querySelector('#charts .axis').innerText"
     browser.wait_for(f"{axis}.includes('2 h ago') && {axis}.includes('peak 977 KiB/s')")
