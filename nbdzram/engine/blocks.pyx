@@ -27,7 +27,7 @@ from nbdzram.engine.cursor cimport Cursor, go_on, next_entry
 from nbdzram.engine.directory cimport CONCEALED, STATE, Head
 from nbdzram.engine.domain cimport domain_of, salt_of
 from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
-from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.publish cimport amend32, amend64, look64
@@ -384,7 +384,7 @@ cdef class Blocks:
             at[0] = end
         while at[0] < end and holds and more and not gone and _has_room(runs):
             holds -= 1
-            lock_take(&self.pool.lock)
+            lock_take_behind(&self.pool.lock)
             if self.root() == NULL:
                 gone = True
             else:
@@ -423,7 +423,7 @@ cdef class Blocks:
             return True
         while holds and (twins.end == 0 or twins.next < twins.end):
             holds -= 1
-            lock_take(&self.pool.lock)
+            lock_take_behind(&self.pool.lock)
             if self.root() == NULL:
                 twins_end(twins)
             elif twins.end == 0:

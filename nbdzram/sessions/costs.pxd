@@ -11,7 +11,7 @@ cdef enum:
     TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 100 microseconds
     EARLY = 16 << 10              # of a turn, and then what is answered is sent: a send takes a microsecond
     COST_OF_STATUS = 16 << 10     # and more with the range, once it is answered
-    COST_OF_LOOK = 256 << 10      # a step of looking for what an export's blocks share
+    COST_OF_LOOK = TURN           # a step of looking for what an export's blocks share: asked for again and again
     COST_OF_REFUSAL = 16 << 10    # an error reply, its sentence and its notice
     STORE_LIMIT = 64              # large WRITEs and syncs of one session under way; what follows waits in its socket
 

@@ -101,3 +101,15 @@ def test_more_objects_than_a_set_begins_with_are_told_apart() -> None:
     pool.create("other", SIZE).write(0, b"".join(text(number) for number in range(2000)))
     run(Fold(pool))
     assert shared(disk) == [*range(0, 2000, 3), *range(2000, 2667)]
+
+
+@pytest.mark.parametrize("mask", [Extent.SHARED, Extent.HOLE])
+def test_who_asks_what_blocks_are_takes_the_lock_behind_who_waits(mask: Extent) -> None:
+    """Again and again, and at once: whoever writes meanwhile would have to wake up in between."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(text(number) for number in range(1000)))
+    turns, behind = pool.turns(), pool.turns_behind()
+    disk.extents(0, SIZE, 1 << 20, mask)
+    assert pool.turns() - turns <= 1
+    assert pool.turns_behind() - behind >= 1000 // 64
