@@ -43,7 +43,7 @@ from nbdzram.errors import EngineError, StreamError, UserError
 from nbdzram.server.chains import next_number, segments_in
 from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.restore import GoesOn
-from nbdzram.server.segments import SegmentFile, begin_segment, retire_segments
+from nbdzram.server.segments import SegmentFile, begin_segment, retire_segments, write_again
 from nbdzram.server.syncs import Sync
 from nbdzram.status import JournalStatus
 from nbdzram.stream.journal import GroupHead
@@ -126,6 +126,8 @@ class Journal(Sync):
     def _begin_behind(self, begun: GoesOn) -> SegmentFile:
         if begun.place not in (None, self._place()):
             raise UserError("it is another directory, or another server wrote there meanwhile")
+        for path, end in begun.came:
+            write_again(path, end)
         retire_segments(self._directory, begun.unneeded)  # servers that begin again and again would leave a file each
         return begin_segment(self._directory, next_number(self._directory), begun.moment.identity)
 

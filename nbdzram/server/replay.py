@@ -11,17 +11,15 @@ begins at a moment that was not reached, something is lost that was answered, an
 A journal may have been begun and given up, as its directory could not be synced; the one before it went on, and if the
 power takes its removal it is there again. It has no group, and begins at a moment that was passed: nobody needs it.
 
-A server that begins from what came goes on with the journal, in a file of its own behind these, if nothing is missing
-and the disk has all of it: a server that was killed may have left a group in the kernel's memory alone, and after a
-sync that failed the kernel shows what the disk never had (fsync(2), "EIO"). So each file is synced before it is read,
-and what the kernel keeps of it is dropped.
+A server that begins from what came goes on with the journal, in a file of its own behind these, if nothing is missing.
+What came may be in the kernel's memory alone: of a server that was killed, or whose sync failed, and then no later sync
+says anything of it (fsync(2), "EIO"). So what came is written once more first (segments.write_again).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -46,7 +44,9 @@ class Replay:
         self.identity = identity
         """Of the moment that was reached."""
         self.is_whole = False
-        """Behind the last group: all that was answered came, and the disk has it."""
+        """Behind the last group: all that was answered came."""
+        self.came: list[tuple[Path, int]] = []
+        """The files that groups came from, and where the last of each ends."""
         self.without_groups: list[int] = []
         """Files that nobody needs, if it is whole, by their numbers."""
         self._directory = directory
@@ -54,17 +54,17 @@ class Replay:
         self._passed: set[bytes] = set()
 
     def __iter__(self) -> Iterator[Group]:
-        are_durable = True
         try:
             for number, path in sorted(segments_in(self._directory).items()):
                 if number < self._number:
                     continue
-                are_durable &= _read_from_the_disk(path)
-                before = self.identity
-                yield from self._groups_of(Segment(path))
+                before, segment = self.identity, Segment(path)
+                yield from self._groups_of(segment)
                 if self.identity == before:
                     self.without_groups.append(number)
-            self.is_whole = are_durable
+                else:
+                    self.came.append((path, segment.end))
+            self.is_whole = True
         except OSError as error:
             raise JournalRefused(f"cannot read the journal in {self._directory}: {error.strerror}") from error
         except StreamError as error:
@@ -85,22 +85,6 @@ class Replay:
         lost = segment.lost()
         if lost:
             raise StreamError(f"a group at byte {segment.end} is not what was written, and {lost} follow it")
-
-
-def _read_from_the_disk(path: Path) -> bool:
-    """Sync a file, and drop what the kernel keeps of it; whether its disk has it. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    except OSError as error:
-        log.warning("%s cannot be synced (%s); no journal goes on from it", path, error.strerror)
-        return False
-    else:
-        return True
-    finally:
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 def _is_without_groups(segment: Segment) -> bool:

@@ -49,11 +49,13 @@ log = logging.getLogger("nbdzram.server")
 class GoesOn:
     """A moment that the journal on the disk ends with, and what exports were then.
 
-    `unneeded`: numbers of its files; `place`: where it lies, as Reached has it, if it was another process's.
+    `unneeded`: numbers of its files; `came`: those that groups came from, as Replay has them; `place`: where it lies,
+    as Reached has it, if it was another process's.
     """
 
     moment: Moment
     unneeded: Sequence[int] = ()
+    came: Sequence[tuple[Path, int]] = ()
     place: tuple[int, ...] | None = None
 
 
@@ -156,7 +158,7 @@ class Restore:
         journal_in: the directory with the journal that goes on behind them; `number` is that of the last, `newest` of
         the newest that is there: a later start may be able to read that one, and would miss what follows this.
         """
-        disks, unneeded = _Arriving(self._pools), None
+        disks, behind = _Arriving(self._pools), None
         try:
             with _room_to_arrive(self._pools):
                 for path in paths:
@@ -168,8 +170,8 @@ class Restore:
                     if count:
                         log.info("%d groups of the journal follow the checkpoint", count)
                     if self._for_a_journal and groups.is_whole and number == newest:
-                        unneeded = groups.without_groups
-                received, goes_on = disks.under_their_names(unneeded)
+                        behind = groups
+                received, goes_on = disks.under_their_names(behind)
             _require_fits(self._pools)
         except OSError as error:
             disks.discard()
@@ -284,20 +286,22 @@ class _Arriving:
         with group.open() as file:
             self.take_stream(file, all_exports=group.head.all_exports, salt=group.salt, alone=False)
 
-    def under_their_names(self, unneeded: Sequence[int] | None) -> tuple[list[Received], GoesOn | None]:
-        """All of them; nothing more comes. Raises UserError. `unneeded`: see GoesOn; None: nothing goes on."""
+    def under_their_names(self, behind: Replay | None) -> tuple[list[Received], GoesOn | None]:
+        """All of them; nothing more comes. Raises UserError. A journal goes on `behind` that, or none does."""
         for key, one in list(self._received.items()):
             (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
             self._received[key] = replace(one, name=key[1], disk=disk)
             disk.identify(one.disk.identity)
-            if unneeded is None:
+            if behind is None:
                 moment.discard([one.disk])
             else:
                 self._kept[disk] = Kept(one.disk, one.part.identity)
         received = list(self._received.values())
-        if unneeded is None:
+        if behind is None:
             return received, None
-        return received, GoesOn(Moment((), self._kept, self.moment_identity, self.moment_ns), unneeded)
+        return received, GoesOn(
+            Moment((), self._kept, self.moment_identity, self.moment_ns), behind.without_groups, behind.came
+        )
 
     def discard(self) -> None:
         """Nothing of it stays."""

@@ -8,13 +8,24 @@ that a sync has no size to write, and a full disk is found before a group begins
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from nbdzram.errors import StreamError
 from nbdzram.server.chains import segment_name, segments_in, sync_directory
 from nbdzram.server.state import FILE_NAME
-from nbdzram.stream.journal import HEAD_BYTES, GroupHead, SegmentHead, aligned, group_head, salt_of, segment_head
+from nbdzram.stream.journal import (
+    HEAD_BYTES,
+    GroupHead,
+    Segment,
+    SegmentHead,
+    aligned,
+    group_head,
+    salt_of,
+    segment_head,
+)
 
 ROOM_BYTES = 16 << 20
 """Allocated ahead: some thousand small groups."""
@@ -115,6 +126,32 @@ def begin_segment(directory: Path, number: int, since: bytes) -> SegmentFile:
                 left.unlink()
         raise
     return file
+
+
+def write_again(path: Path, end: int) -> None:
+    """Have the disk hold the groups of a segment, up to `end`, whatever it held of them: in a file of its own, which
+    takes the name of the other. The directory is to be synced then. Raises OSError; then the other is as it was.
+    """
+    fresh = path.with_suffix(".new")
+    try:
+        with path.open("rb") as source, fresh.open("wb") as target:
+            left = end
+            while left and (piece := source.read(min(left, WRITE_AT_ONCE_BYTES))):
+                target.write(piece)
+                left -= len(piece)
+            target.flush()
+            os.fdatasync(target.fileno())
+        written = Segment(fresh)
+        for _ in written.groups():
+            pass
+        if written.end != end:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fresh.rename(path)
+    except StreamError as error:
+        raise OSError(errno.EIO, str(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
 
 
 def forget_journal(directory: Path, before: int) -> bool:

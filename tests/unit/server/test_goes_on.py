@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from nbdzram.server.claim import Claim
 from nbdzram.server.handover import Handover
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
-from nbdzram.stream.journal import Group, Segment
+from nbdzram.stream.journal import Segment
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     ADDED,
@@ -186,43 +185,53 @@ def test_where_something_is_missing_a_flush_waits_for_a_checkpoint(
     play(story)
 
 
-def test_a_journal_is_on_the_disk_before_another_goes_on_behind_it(
+def test_a_journal_is_written_once_more_before_another_goes_on_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that was killed may have left a group in the kernel's memory alone; and what the kernel shows behind a
-    sync that failed, the disk may not have."""
+    """A server that was killed may have left a group in the kernel's memory alone; and behind a sync that failed no
+    later one says that the disk has it."""
     done: list[str] = []
-
-    def note(what: str, function: str) -> None:
-        real = getattr(os, function)
-
-        def noting(descriptor: int, *given: int) -> None:
-            name = Path(f"/proc/self/fd/{descriptor}").readlink().name
-            if name.endswith(".journal"):
-                done.append(f"{what} {name}")
-            real(descriptor, *given)
-
-        monkeypatch.setattr(os, function, noting)
 
     async def story() -> None:
         left = await left_behind(tmp_path)
-        note("sync", "fdatasync")
-        note("drop", "posix_fadvise")
-        groups_of, begin = Segment.groups, segments.begin_segment
+        path = left / "00000001.journal"
+        before, known = path.stat().st_ino, [group.head for group in Segment(path).groups()]
+        sync, begin = os.fdatasync, segments.begin_segment
 
-        def read(segment: Segment) -> Iterator[Group]:
-            done.append(f"read {segment.path.name}")
-            return groups_of(segment)
+        def fdatasync(descriptor: int) -> None:
+            done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+            sync(descriptor)
 
         def go_on(directory: Path, number: int, since: bytes) -> segments.SegmentFile:
             done.append("go on")
             return begin(directory, number, since)
 
-        monkeypatch.setattr(Segment, "groups", read)
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
         monkeypatch.setattr("nbdzram.server.journal.begin_segment", go_on)
         async with flushing(left, begun=False):
-            name = "00000001.journal"
-            assert done[:4] == [f"sync {name}", f"drop {name}", f"read {name}", "go on"]
+            assert done[:2] == ["00000001.new", "go on"]
+            assert path.stat().st_ino != before, "what it was is not written over"
+            assert [group.head for group in Segment(path).groups()] == known
+            assert not path.with_suffix(".new").exists()
+
+    play(story)
+
+
+def test_a_file_that_reads_otherwise_than_it_did_is_not_gone_on_behind(tmp_path: Path) -> None:
+    """The kernel may have let go what it kept, and the disk have less."""
+
+    async def story() -> None:
+        path = await left_behind(tmp_path) / "00000001.journal"
+        first, second = Segment(path).groups()
+        content = bytearray(path.read_bytes())
+        content[second.start + 100] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            segments.write_again(path, second.start + 4096)
+        assert path.read_bytes() == bytes(content)
+        assert not path.with_suffix(".new").exists()
+        segments.write_again(path, second.start)
+        assert [group.head for group in Segment(path).groups()] == [first.head]
 
     play(story)
 
