@@ -134,6 +134,11 @@ class Disk:
         file.pending.clear()
         if not event.error:
             file.synced_size = file.size
+            file.synced = [  # what lay behind the end is gone with it
+                (position, content[: file.size - position], doubtful)
+                for position, content, doubtful in file.synced
+                if position < file.size
+            ]
 
     def _renamed(self, event: Event) -> None:
         names = dict(self._names)
