@@ -7,7 +7,7 @@
    half requests, or of readers that do not read, make room for each other and keep nobody out.
 2. Health has places of its own, and waits for no text that is being made.
 3. A reply is not copied: all who wait for one text share its bytes, and what a client does not read stays with us, and
-   UNSENT_BYTES of it with the system, only until its deadline.
+   a little of it with the system (unread.py), only until its deadline.
 4. What strangers cost the event loop is bounded: connections a second here, the making of texts in answers.py. A task
    is made for a whole request only: until then a connection costs the accept, a read and the close.
 
@@ -31,6 +31,7 @@ from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics.answers import HEALTH, Answer, Answers, Watched, sentence
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, Head, Hosts, Refused, Request
+from nbdzram.unread import keep_little
 
 HEAD_SECONDS = 5.0  # for the head to arrive
 REPLY_SECONDS = 10.0  # for the reply to leave: as long as Prometheus waits by itself
@@ -42,7 +43,6 @@ BURST_PAUSE_SECONDS = 0.05  # until the next: 100 a second, and the loop is woke
 BACKLOG = 128  # that wait to be accepted meanwhile
 ACCEPT_PAUSE_SECONDS = 1.0  # when there is no descriptor to accept with
 DISCARDED_BYTES = 64 << 10  # of what a client still sends while its reply leaves, so that it is not answered by a reset
-UNSENT_BYTES = 64 << 10  # that the system takes of a reply beyond what is on its way; by itself it takes megabytes
 FORGET, REMEMBER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # what was not taken yet when a socket is closed
 SECURITY_HEADERS = "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
 
@@ -233,9 +233,7 @@ async def _listen(address: TcpAddress) -> list[socket.socket]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            with contextlib.suppress(OSError):  # an emulated kernel may know neither
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(REPLY_SECONDS * 1000))
+            keep_little(listener, REPLY_SECONDS)
             listener.bind(target)
             listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:

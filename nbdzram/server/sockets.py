@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
+from nbdzram.unread import keep_little
 
 BACKLOG = 512
 """Connections that wait to be accepted. The loop listens once more when it takes a socket over, and is told it too."""
@@ -50,11 +51,7 @@ log = logging.getLogger("nbdzram.server")
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A peer that vanished without a word is noticed within two minutes."""
 
-UNSENT_BYTES = 64 << 10
-"""What the system takes of replies for a peer beyond what is on its way to it. By itself it takes 2 to 4 MiB, counted
-by nobody and kept for minutes behind our end: 400 clients that read nothing made it hold 1.5 GiB, and now 35 MiB."""
-
-UNHEARD_MILLISECONDS = 10_000
+UNHEARD_SECONDS = 10.0
 """How long the system waits for a peer that takes nothing, while it haggles and once it is closed: sessions/line says
 for how long it does meanwhile."""
 
@@ -271,9 +268,7 @@ def set_bounds(endpoint: socket.socket) -> None:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
             endpoint.setsockopt(socket.IPPROTO_TCP, option, value)
-        with contextlib.suppress(OSError):  # an emulated kernel, or MPTCP of an older one, may know neither
-            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MILLISECONDS)
+        keep_little(endpoint, UNHEARD_SECONDS)
 
 
 def uri_of(listener: socket.socket, tls: TlsMode) -> str:

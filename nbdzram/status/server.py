@@ -21,15 +21,9 @@ class ExportSample:
 
 
 @dataclass(frozen=True, slots=True)
-class HistorySample:
-    """What a server did in some seconds before a moment."""
+class HistorySample(ExportSample):
+    """What a server did in some seconds before a moment: all its exports together."""
 
-    at: float  # seconds since the epoch
-    read_bytes: float  # a second, as the next two
-    write_bytes: float
-    requests: float
-    median_seconds: float  # of reads and writes; 0: there was none
-    p99_seconds: float
     memory_bytes: int  # that all pools took, metadata included
 
 

