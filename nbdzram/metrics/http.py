@@ -172,20 +172,23 @@ class Heads:
             self._drop(client)
 
     def _receive(self, client: socket.socket, head: Head) -> None:
+        """Until nothing is left: of a reset uvloop tells once, and what came before it is read first."""
+        asked: Request | Refused | None = None
         try:
-            piece = client.recv(MAX_HEAD_BYTES)
-            asked: Request | Refused | None = head.receive(piece) if piece else None
+            while asked is None:
+                piece = client.recv(MAX_HEAD_BYTES)
+                if not piece:
+                    raise EOFError
+                asked = head.receive(piece)
         except BlockingIOError:
             return
-        except OSError:
-            piece = b""
+        except (OSError, EOFError):
+            self._drop(client)
+            return
         except Refused as refused:
             asked = refused
-        if not piece:
-            self._drop(client)
-        elif asked is not None:
-            self._let_go(client)
-            self._whole(client, asked)
+        self._let_go(client)
+        self._whole(client, asked)
 
     def _drop(self, client: socket.socket) -> None:
         self._let_go(client)

@@ -182,9 +182,10 @@ def test_a_client_that_leaves_in_the_middle_of_its_head_leaves_its_place_too(
         server = MetricsServer(TcpAddress(port=0), Show())
         await server.start()
         port = int(server.url.split(":")[2].split("/")[0])
-        with crowd("127.0.0.1", port, 1, b"GET /metrics HTTP/1.1\r\nHo") as members:
+        with crowd("127.0.0.1", port, 1, b"") as members:
             while not server._heads._deadlines:  # noqa: ASYNC110 - nobody is told of it
                 await asyncio.sleep(0.001)
+            members[0].sendall(b"GET /metrics HTTP/1.1\r\nHo")  # the loop hears of this and of the end at once
             if reset:
                 members[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         async with asyncio.timeout(30):
