@@ -3,7 +3,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from nbdzram.engine.cursor cimport Cursor
 from nbdzram.engine.directory cimport ExportEntry, Head
 from nbdzram.engine.core cimport PoolCore
-from nbdzram.engine.twins cimport Twins
 
 cdef enum:  # Extent (disk.pyi)
     HOLE_BIT = 1
@@ -12,13 +11,6 @@ cdef enum:  # Extent (disk.pyi)
     HUGE_BIT = 8
     SAME_FILLED_BIT = 16
     ALL_BITS = 31
-
-cdef struct Runs:
-    # Adjacent blocks of one kind, joined: pairs of length in bytes and bits.
-    uint64_t* pairs
-    size_t count
-    size_t room
-    size_t limit
 
 cdef class Blocks:
     # What readers look at, and nobody writes beside it.
@@ -57,16 +49,5 @@ cdef class Blocks:
     cdef void sum_up(self) noexcept nogil
     cdef void reveal(self) noexcept nogil
     cdef bint is_wrong(self) noexcept nogil
-    cdef size_t room_for_twins(self, uint32_t mask) noexcept nogil
-    cdef bint look_for_twins(self, Twins* twins, uint32_t holds) noexcept nogil
-    cdef void _seek_twins(self, Twins* twins) noexcept nogil
-    cdef void _add_twins(self, Twins* twins) noexcept nogil
-    cdef int c_extents(
-        self, uint64_t* at, uint64_t end, uint32_t mask, uint64_t holds, Runs* runs, const Twins* twins
-    ) noexcept nogil
     cdef uint32_t count_on(self, uint32_t limit) noexcept nogil
-    cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil
-    cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil
-    cdef bint _add_extents(
-        self, uint64_t* at, uint64_t end, uint32_t mask, Runs* runs, const Twins* twins
-    ) noexcept nogil
+    cdef uint32_t kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil

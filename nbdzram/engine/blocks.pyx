@@ -14,10 +14,9 @@ Invariants
    after the quota was lowered. Then blocks are replaced and given back, and none is added.
 """
 
-from libc.errno cimport EDQUOT, EINVAL, EIO, ENOSPC
+from libc.errno cimport EDQUOT, EINVAL, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free
 
 from enum import IntFlag
 
@@ -27,14 +26,11 @@ from nbdzram.engine.cursor cimport Cursor, go_on, next_entry
 from nbdzram.engine.directory cimport CONCEALED, STATE, Head
 from nbdzram.engine.domain cimport domain_of, salt_of
 from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
-from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
+from nbdzram.engine.lock cimport lock_leave, lock_take
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.publish cimport amend32, amend64, look64
 from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
-from nbdzram.engine.twins cimport (
-    Twins, twins_add, twins_begin, twins_bytes, twins_end, twins_found, twins_has, twins_know,
-)
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
@@ -307,7 +303,8 @@ cdef class Blocks:
 
     # -- what the blocks are -------------------------------------------------------------------------------------
 
-    cdef uint32_t _kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil:
+    cdef uint32_t kind_bits(self, uint64_t entry, uint64_t block, bint leaf_shared) noexcept nogil:
+        """What an entry says of its block, with the pool's lock or beside those who write. leaf_shared: its leaf is."""
         cdef uint32_t handle = entry_handle(entry)
         cdef uint64_t word
         if not self.pool.tables.is_right(entry, block):
@@ -316,82 +313,11 @@ cdef class Blocks:
             return HOLE_BIT | ZERO_BIT
         if handle == 0:
             return SAME_FILLED_BIT | (ZERO_BIT if repeated_of(entry) == 0 else 0)
-        word = self.pool.store.cells.cell(self.pool.store.resolve(handle)).word
+        word = look64(&self.pool.store.cells.cell(self.pool.store.resolve(handle)).word)
         if kind_of(word) == KIND_FILL:
             return SAME_FILLED_BIT
         return ((SHARED_BIT if leaf_shared or word >> REFS_SHIFT > 1 else 0)
                 | (HUGE_BIT if kind_of(word) == CODEC_RAW else 0))
-
-    cdef size_t room_for_twins(self, uint32_t mask) noexcept nogil:
-        """How much memory one needs to look for what the export's blocks share; 0: nobody has to look, as the mask does
-        not ask for that, or the pool tells everything."""
-        cdef uint64_t stored
-        if self.pool.tells_sharing or not mask & SHARED_BIT:
-            return 0
-        lock_take(&self.pool.lock)
-        stored = self.stored
-        lock_leave(&self.pool.lock)
-        return twins_bytes(stored)
-
-    def extents(self, uint64_t offset, uint64_t length, size_t limit, uint32_t mask=ALL_BITS):
-        cdef Runs runs
-        cdef Twins twins
-        cdef uint64_t at = offset
-        cdef uint64_t end = offset + length
-        cdef uint64_t before = <uint64_t>-1
-        cdef size_t size
-        cdef void* memory
-        cdef int error = 0
-        self._valid(offset, length)
-        memset(&runs, 0, sizeof(Runs))
-        runs.limit = limit
-        size = self.room_for_twins(mask)
-        memory = malloc(size) if size else NULL
-        with nogil:
-            while at < end and at != before and error == 0:
-                before = at
-                if size:
-                    twins_begin(
-                        &twins, at // BLOCK, (end + BLOCK - 1) // BLOCK, memory, size if memory != NULL else 0)
-                    while not self.look_for_twins(&twins, 1):
-                        pass
-                error = self.c_extents(&at, end, mask, <uint64_t>-1, &runs, &twins if size else NULL)
-        free(memory)
-        try:
-            if error:
-                raise EngineError(f"cannot look at export {self.name!r}: {self._why_gone()}")
-            return [(runs.pairs[2 * index], runs.pairs[2 * index + 1]) for index in range(runs.count)]
-        finally:
-            free(runs.pairs)
-
-    cdef int c_extents(
-        self, uint64_t* at, uint64_t end, uint32_t mask, uint64_t holds, Runs* runs, const Twins* twins
-    ) noexcept nogil:
-        """Add the runs from `at` to `end` to `runs`, whose `limit` is set, and whose `pairs` the caller frees. 0 or an
-        errno value.
-
-        They end where the list is full (and `at` is at the end then), before a block that `twins` do not know, or after
-        so many `holds` of the lock: each gets past HOLD entries, or past as many holes as LOOKS children of branches
-        stand for. `twins`: NULL where nothing is asked of SHARED, or everything may be told.
-        """
-        cdef bint gone = False
-        cdef bint more = True
-        must(twins != NULL or not mask & SHARED_BIT or self.pool.tells_sharing,
-             b"what others share is not told")
-        if not users_enter(&self.pool.users):
-            return EIO
-        if runs.limit == 0:
-            at[0] = end
-        while at[0] < end and holds and more and not gone and _has_room(runs):
-            holds -= 1
-            lock_take_behind(&self.pool.lock)
-            if self.root() == NULL:
-                gone = True
-            else:
-                more = self._add_extents(at, end, mask, runs, twins)
-            lock_leave(&self.pool.lock)
-        users_leave(&self.pool.users)
-        return EIO if gone else 0
 
     def _raise(self, int error, str verb, offset, length):
         if error == 0:
@@ -414,89 +340,6 @@ cdef class Blocks:
 
     def _why_gone(self):
         return "its pool was closed" if self.pool.closing else "it was deleted"
-
-    cdef bint look_for_twins(self, Twins* twins, uint32_t holds) noexcept nogil:
-        """Look on for the objects that several blocks of a stretch hold, so many times, each taking the lock for HOLD
-        blocks. Whether all of it was looked through; of an export that is gone there is nothing to look at."""
-        if not users_enter(&self.pool.users):
-            twins_end(twins)
-            return True
-        while holds and (twins.end == 0 or twins.next < twins.end):
-            holds -= 1
-            lock_take_behind(&self.pool.lock)
-            if self.root() == NULL:
-                twins_end(twins)
-            elif twins.end == 0:
-                self._seek_twins(twins)
-            else:
-                self._add_twins(twins)
-            lock_leave(&self.pool.lock)
-        users_leave(&self.pool.users)
-        return twins.next == twins.end
-
-    cdef void _seek_twins(self, Twins* twins) noexcept nogil:
-        """Under the pool's lock: pass holes by."""
-        cdef Cursor cursor
-        cursor.next, cursor.end = twins.next, twins.until
-        if self.walk(&cursor):
-            twins_found(twins, cursor.next)
-        elif cursor.next == cursor.end:
-            twins_end(twins)
-        else:
-            twins.next = cursor.next
-
-    cdef void _add_twins(self, Twins* twins) noexcept nogil:
-        """Under the pool's lock: look at the next blocks."""
-        cdef Cursor cursor
-        cdef uint64_t block, entry
-        cdef uint32_t handle
-        cursor.next, cursor.end = twins.next, twins.end
-        if self.walk(&cursor):
-            while next_entry(&cursor, &block, &entry):
-                handle = self.pool.tables.handle_at(entry, block)
-                if handle:
-                    handle = self.pool.store.resolve(handle)
-                    if self.pool.store.cells.refs(handle) > 1:
-                        twins_add(twins, handle)
-        twins.next = cursor.next
-
-    cdef uint32_t _told_bits(self, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins) noexcept nogil:
-        """What a client is told of a block; twins NULL: everything, else of sharing what is within the export."""
-        cdef uint32_t bits = self._kind_bits(entry, block, leaf_shared)
-        if twins == NULL or not bits & SHARED_BIT or twins_has(twins, self.pool.store.resolve(entry_handle(entry))):
-            return bits
-        return bits & ~<uint32_t>SHARED_BIT
-
-    cdef bint _add_extents(
-        self, uint64_t* at, uint64_t end, uint32_t mask, Runs* runs, const Twins* twins
-    ) noexcept nogil:
-        """Under the pool's lock: add the runs from `at` on that one hold gets to, at most HOLD of them, and move `at`
-        there; to the end when the list is full. False: before a block that `twins` do not know, unless it is the first
-        (it was stored after one had looked)."""
-        cdef Cursor cursor
-        cdef uint64_t first = at[0] // BLOCK
-        cdef uint64_t block, entry, stop
-        cdef bint found, shared
-        cursor.next, cursor.end = first, (end + BLOCK - 1) // BLOCK
-        found = self.walk(&cursor)
-        if cursor.next > first:
-            stop = min(cursor.next * BLOCK, end)
-            if not _add_run(runs, stop - at[0], (HOLE_BIT | ZERO_BIT) & mask):
-                at[0] = end
-                return True
-            at[0] = stop
-        if not found:
-            return True
-        if twins != NULL and runs.count and not twins_know(twins, cursor.next):
-            return False
-        shared = self.pool.tables.leaf_is_shared(self.root(), cursor.next)
-        while next_entry(&cursor, &block, &entry):
-            stop = min((block + 1) * BLOCK, end)
-            if not _add_run(runs, stop - at[0], self._told_bits(entry, block, shared, twins) & mask):
-                at[0] = end
-                return True
-            at[0] = stop
-        return True
 
     def usage(self):
         cdef PoolCore pool = self.pool
@@ -522,7 +365,7 @@ cdef class Blocks:
                     if is_hole(entry) or not pool.tables.is_right(entry, block):
                         continue
                     stored += 1
-                    bits = self._kind_bits(entry, block, leaf_shared)
+                    bits = self.kind_bits(entry, block, leaf_shared)
                     if bits & SAME_FILLED_BIT:
                         same += 1
                         continue
@@ -545,31 +388,3 @@ cdef class Blocks:
             stored=stored * BLOCK, same_filled=same * BLOCK, compressed=compressed, unique=unique,
             shared=compressed - unique, huge=huge * BLOCK,
         )
-
-
-cdef bint _has_room(Runs* runs) noexcept nogil:
-    """Make room for what one hold of the lock adds. Without memory the list ends where it is."""
-    cdef uint64_t* grown
-    cdef size_t room = min(runs.limit, max(runs.room * 2, <size_t>4 * HOLD))
-    if runs.room >= min(runs.limit, runs.count + HOLD + 2):
-        return True
-    grown = <uint64_t*>realloc(runs.pairs, room * 2 * sizeof(uint64_t))
-    if grown == NULL:
-        return False
-    runs.pairs = grown
-    runs.room = room
-    return True
-
-
-cdef bint _add_run(Runs* runs, uint64_t length, uint32_t bits) noexcept nogil:
-    """Add a run, to the last one if it is of its kind. False when the list is full."""
-    if runs.count and runs.pairs[2 * runs.count - 1] == bits:
-        runs.pairs[2 * runs.count - 2] += length
-        return True
-    if runs.count == runs.limit:
-        return False
-    must(runs.count < runs.room, b"there is room for what one hold of the lock adds")
-    runs.pairs[2 * runs.count] = length
-    runs.pairs[2 * runs.count + 1] = bits
-    runs.count += 1
-    return True

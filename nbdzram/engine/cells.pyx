@@ -40,7 +40,7 @@ from nbdzram.engine.ledger cimport ledger_count, ledger_give, ledger_take
 from nbdzram.engine.limbo cimport LIMBO_FEW, limbo_count, limbo_due, limbo_one_less, limbo_one_more, limbo_ripen
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
-from nbdzram.engine.publish cimport amend32, amend64, publish32, publish64
+from nbdzram.engine.publish cimport amend32, amend64, look64, publish32, publish64
 
 from nbdzram.engine.format cimport SEGMENTS_MAX
 
@@ -226,7 +226,7 @@ cdef class Cells:
     # -- reference counts ----------------------------------------------------------------------------------------
 
     cdef uint64_t refs(self, uint32_t handle) noexcept nogil:
-        cdef uint64_t inline_refs = self.cell(handle).word >> REFS_SHIFT
+        cdef uint64_t inline_refs = look64(&self.cell(handle).word) >> REFS_SHIFT
         cdef uint32_t* beyond = self._beyond(handle) if inline_refs == REFS_MAX else NULL
         return inline_refs + (beyond[0] if beyond != NULL else 0)
 

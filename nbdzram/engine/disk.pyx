@@ -22,12 +22,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from nbdzram.engine.beside cimport write_beside
-from nbdzram.engine.blocks cimport Blocks
+from nbdzram.engine.blocks cimport ALL_BITS, Blocks
 from nbdzram.engine.cells cimport KIND_FILL
 from nbdzram.engine.codec cimport BLOCK, is_zero
 from nbdzram.engine.compact cimport make_room
 from nbdzram.engine.cursor cimport Cursor, leaf_end
 from nbdzram.engine.directory cimport SHRINKING_FROM, SIZE
+from nbdzram.engine.extents cimport list_extents
 from nbdzram.engine.foresight cimport Foreseen, foresee
 from nbdzram.engine.kit cimport Kit, bring_slot, kit_of_thread, seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
@@ -134,6 +135,10 @@ cdef class Disk(Blocks):
         with nogil:
             error = self.c_zero(offset, length, no_hole)
         self._raise(error, "zero", offset, length)
+
+    def extents(self, uint64_t offset, uint64_t length, size_t limit, uint32_t mask=ALL_BITS) -> list:
+        self._valid(offset, length)
+        return list_extents(self, offset, length, limit, mask)
 
     def resize(self, uint64_t size_bytes) -> None:
         cdef int error

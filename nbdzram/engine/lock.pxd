@@ -151,8 +151,8 @@ cdef extern from * nogil:
     }
     #define lock_leave(lock) lock_leave_in(lock, __func__)
 
-    /* Beside others. Who finds it had alone waits its turn, and sits down while it has the mutex itself: nobody is
-       alone then. */
+    /* Beside others who write, or look at what is stored. Who finds it had alone waits its turn, and sits down while it
+       has the mutex itself: nobody is alone then. */
     static __attribute__((noinline, cold, unused)) void lock_wait_beside(Lock* lock, Seat* seat) {
         __atomic_add_fetch(&lock->waiting, 1, __ATOMIC_RELAXED);
         pthread_mutex_lock(&lock->mutex);
@@ -164,6 +164,7 @@ cdef extern from * nogil:
     static inline void lock_take_beside(Lock* lock, Seat* seat) {
         if (__builtin_expect(lock->tested & NBDZRAM_PAUSED, 0)) lock_pause();
         if (__builtin_expect(!sides_sit(lock->sides, seat), 0)) lock_wait_beside(lock, seat);
+        if (__builtin_expect(lock->tested & NBDZRAM_WATCHED, 0)) lock->entries = lock->words = 0;
     }
     static inline void lock_leave_beside_in(Lock* lock, Seat* seat, const char* function) {
         int tested = lock->tested;

@@ -1,6 +1,7 @@
 # A lock with two sides: one alone, or many beside each other.
 #
-#     beside   a thread that writes:        seat.inside = 1;  look at closed: if set, step back, and wait on the mutex
+#     beside   a thread that writes, or looks at what is stored:
+#                                           seat.inside = 1;  look at closed: if set, step back, and wait on the mutex
 #     alone    whoever has the mutex:       closed = 1;       wait until no seat is inside;  ...  closed = 0
 #
 # Each thread has a seat of its own in each lock that it comes to, on lines of its own, so that threads that are beside

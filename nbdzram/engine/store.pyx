@@ -33,7 +33,7 @@ from nbdzram.engine.index cimport Index
 from nbdzram.engine.ledger cimport ledger_give
 from nbdzram.engine.lock cimport lock_end, lock_init
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
-from nbdzram.engine.publish cimport clear_bits, look8, publish64, set_bits
+from nbdzram.engine.publish cimport clear_bits, look8, look32, look64, publish64, set_bits
 from nbdzram.engine.slab cimport COMPACTED, FOLDED, RECOMPRESSED, RELEASED, Slab, can_lie
 
 from nbdzram.errors import ArenaError
@@ -116,11 +116,11 @@ cdef class ObjectStore:
     cdef uint32_t resolve(self, uint32_t handle) noexcept nogil:
         """The handle of the object (or fill) that `handle` leads to; of a forward, if it leads nowhere (see
         is_sound)."""
-        cdef uint64_t word = self.cells.cell(handle).word
+        cdef uint64_t word = look64(&self.cells.cell(handle).word)
         cdef int steps = 0
-        while kind_of(word) == KIND_FORWARD and target_of(word) < self.cells.high and steps < FORWARDS_MAX:
+        while kind_of(word) == KIND_FORWARD and target_of(word) < look32(&self.cells.high) and steps < FORWARDS_MAX:
             handle = target_of(word)
-            word = self.cells.cell(handle).word
+            word = look64(&self.cells.cell(handle).word)
             steps += 1
         return handle
 

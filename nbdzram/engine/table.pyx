@@ -161,7 +161,8 @@ cdef class Tables:
         if entry & 1:
             return entry == same_entry(self.seed, block, repeated_of(entry))
         if handle:
-            if handle >= self.store.cells.high or kind_of(self.store.cells.cell(handle).word) == 0:
+            if (handle >= look32(&self.store.cells.high)
+                    or kind_of(look64(&self.store.cells.cell(handle).word)) == 0):
                 return False
             fingerprint = self.store.cells.cell(handle).fingerprint
         return aged(entry, 0) == entry_word(self.seed, block, handle, fingerprint)

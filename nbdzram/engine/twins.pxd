@@ -3,7 +3,7 @@
 # blocks, and the count of all holders is only a hint that there is something to look for.
 #
 # A set of handles, open addressing: each stands for one block that was seen, or several. To look through a stretch
-# takes milliseconds, so who has others to serve does it in steps (Blocks.look_for_twins). The memory is the caller's,
+# takes milliseconds, so who has others to serve does it in steps (extents.look_for_twins). The memory is the caller's,
 # and goes by how much the export stores: how long it takes tells nothing of others.
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -8,8 +8,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from nbdzram.engine.blocks cimport HOLE_BIT, HUGE_BIT, SAME_FILLED_BIT, SHARED_BIT, ZERO_BIT, Runs
+from nbdzram.engine.blocks cimport HOLE_BIT, HUGE_BIT, SAME_FILLED_BIT, SHARED_BIT, ZERO_BIT
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.extents cimport Runs, find_extents, room_for_twins
 from nbdzram.engine.twins cimport Twins
 from nbdzram.nbd.transmission cimport EXTENDED, OK, REQ_ONE, WRONG_SHAPE, Request, load32, load64, put_status
 
@@ -65,63 +66,78 @@ cdef uint64_t _state_of(uint32_t context, uint64_t bits) noexcept nogil:
 
 
 cdef size_t room_to_look(Disk disk, const Contexts* contexts) noexcept nogil:
-    """How much memory one needs to look for what the export's blocks share, before put_statuses; 0: no need to look."""
+    """How much memory one needs to look for what the export's blocks share, before telling; 0: no need to look."""
     cdef size_t room = 0
     cdef int index
     for index in range(contexts.count):
-        room = max(room, disk.room_for_twins(_mask_of(contexts.ids[index])))
+        room = max(room, room_for_twins(disk, _mask_of(contexts.ids[index])))
     return room
 
 
-cdef int _describe(
-    Disk disk, const Request* request, uint32_t context, const Twins* twins, uint64_t holds, size_t limit, bint narrow,
-    Runs* runs
-) noexcept nogil:
-    """Descriptors from the beginning of the range, as far as the limits allow: pairs of length in bytes and status.
+cdef void begin_telling(Telling* telling, const Request* request, size_t limit) noexcept nogil:
+    """Nothing is gathered yet of a reply of at most `limit` descriptors a context. forget_telling ends it."""
+    memset(telling, 0, sizeof(Telling))
+    telling.limit = 1 if request.flags & REQ_ONE else limit
+    telling.at = request.offset
 
-    Neighbours differ in their status. `narrow`: lengths fit 32 bits. 0, or the engine's errno.
+
+cdef void forget_telling(Telling* telling) noexcept nogil:
+    """Let go what was gathered."""
+    cdef int index
+    for index in range(CONTEXTS):
+        free(telling.runs[index].pairs)
+        telling.runs[index].pairs = NULL
+
+
+cdef int tell_on(
+    Disk disk, const Request* request, const Contexts* contexts, const Twins* twins, uint64_t holds, Telling* telling
+) noexcept nogil:
+    """Gather on, in the context that is not told yet, with so many `holds` of the pool's lock. 0, or the engine's
+    errno.
+
+    `twins`: of the stretch where the first block of the range lies that is stored; NULL where there is no room_to_look.
     """
-    cdef uint32_t mask = _mask_of(context)
-    cdef uint64_t at = request.offset
-    cdef size_t index
+    cdef uint32_t mask = _mask_of(contexts.ids[telling.told])
+    cdef Runs* runs = &telling.runs[telling.told]
+    cdef uint64_t before = telling.at
+    cdef uint64_t end = request.offset + request.length
     cdef int error
-    runs.count = 0
-    runs.limit = limit + 1  # with one that follows, the last is known to its end
-    error = disk.c_extents(
-        &at, request.offset + request.length, mask, holds, runs, twins if mask & SHARED_BIT else NULL)
-    if error:
-        return error
-    runs.count = min(runs.count, limit)
-    for index in range(runs.count):
-        runs.pairs[2 * index + 1] = _state_of(context, runs.pairs[2 * index + 1])
-        if narrow and runs.pairs[2 * index] > _NARROW_LENGTH_LIMIT:
-            runs.pairs[2 * index] = _NARROW_LENGTH_LIMIT  # the client asks on from there
-            runs.count = index + 1
-            break
-    return 0
+    runs.limit = telling.limit + 1  # with one that follows, the last is known to its end
+    error = find_extents(disk, &telling.at, end, mask, holds, runs, twins)
+    if error == 0 and (telling.at >= end or telling.at == before):
+        tell_next(telling, request)
+    return error
+
+
+cdef void tell_next(Telling* telling, const Request* request) noexcept nogil:
+    """What was gathered in a context is enough: the next one is told from the beginning."""
+    telling.told += 1
+    telling.at = request.offset
 
 
 cdef int put_statuses(
-    uint8_t* target, Disk disk, const Request* request, int style, const Contexts* contexts, const Twins* twins,
-    size_t limit, size_t* size
+    uint8_t* target, const Request* request, int style, const Contexts* contexts, Telling* telling, size_t* size
 ) noexcept nogil:
-    """A reply of one chunk of at most `limit` descriptors a context, in up to STATUS_ROOM bytes. 0, or the engine's
-    errno. `twins`: of the stretch where the range begins; NULL where there is no room_to_look."""
-    cdef Runs runs
+    """The reply of what was gathered, in up to STATUS_ROOM bytes: a chunk for each context. 0, or the engine's errno.
+
+    Neighbours differ in their status. Where lengths have 32 bits, the list ends with the one that has more.
+    """
+    cdef Runs* runs
     cdef int index
-    cdef int error = 0
-    memset(&runs, 0, sizeof(Runs))
+    cdef size_t at
     size[0] = 0
     for index in range(contexts.count):
-        error = _describe(
-            disk, request, contexts.ids[index], twins, STATUS_HOLDS // contexts.count,
-            1 if request.flags & REQ_ONE else limit, style != EXTENDED, &runs)
-        if error == 0 and runs.count == 0:
-            error = ENOMEM  # not even for a short list
-        if error:
-            break
+        runs = &telling.runs[index]
+        runs.count = min(runs.count, telling.limit)
+        if runs.count == 0:
+            return ENOMEM  # not even for a short list
+        for at in range(runs.count):
+            runs.pairs[2 * at + 1] = _state_of(contexts.ids[index], runs.pairs[2 * at + 1])
+            if style != EXTENDED and runs.pairs[2 * at] > _NARROW_LENGTH_LIMIT:
+                runs.pairs[2 * at] = _NARROW_LENGTH_LIMIT  # the client asks on from there
+                runs.count = at + 1
+                break
         size[0] += put_status(
             target + size[0], request, style, contexts.ids[index], runs.pairs, runs.count, index == contexts.count - 1
         )
-    free(runs.pairs)
-    return error
+    return 0

@@ -209,7 +209,7 @@ cdef class Requests(Work):
         if room:
             self.start_look(&chosen, room)
             return True
-        verdict = self.tell_status(request, &chosen, NULL, target)
+        verdict = self.tell_status(request, &chosen, target)
         if verdict != OK:
             self.refuse(request, verdict, self.started, NOT_AN_OFFSET)
         else:

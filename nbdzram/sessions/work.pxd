@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from nbdzram.engine.twins cimport Twins
 from nbdzram.nbd.transmission cimport Request
 from nbdzram.sessions.answers cimport Answers
-from nbdzram.sessions.block_status cimport Contexts
+from nbdzram.sessions.block_status cimport Contexts, Telling
 from nbdzram.sessions.budget cimport Piece
 from nbdzram.sessions.mail cimport Bell
 from nbdzram.sessions.throttle cimport Place, Throttle
@@ -19,7 +19,7 @@ cdef enum Way:  # how the long request under way is answered
     WHOLE = 2       # READ: a reply that may not be cut, made in a buffer, so that a failure can still be told
     STREAM = 3      # READ: the same without memory for it: its header goes ahead
     STEPS = 4       # WRITE, TRIM, WRITE_ZEROES: a part in each turn, and one reply
-    LOOKS = 5       # BLOCK_STATUS: what the export's blocks share is looked for in each turn, and then told
+    LOOKS = 5       # BLOCK_STATUS: what the export's blocks share is looked for in each turn, and gathered in others
 
 cdef struct Job:
     Request request
@@ -28,6 +28,7 @@ cdef struct Job:
     Piece* piece                 # WRITE: the payload; WHOLE: the reply; LOOKS: memory of the twins, if there is some
     Contexts contexts            # LOOKS
     Twins twins
+    Telling telling              # LOOKS: its lists are held from turn to turn, 8 KiB a context at most
     Way way
 
 cdef struct Store:
@@ -68,8 +69,10 @@ cdef class Work(Answers):
     cdef bint step_read(self, uint64_t length) noexcept nogil
     cdef void start_look(self, const Contexts* contexts, size_t room) noexcept nogil
     cdef bint step_look(self) noexcept nogil
-    cdef int tell_status(
-        self, const Request* request, const Contexts* contexts, const Twins* twins, uint8_t* target
+    cdef size_t descriptors(self) noexcept nogil
+    cdef int tell_status(self, const Request* request, const Contexts* contexts, uint8_t* target) noexcept nogil
+    cdef int put_told(
+        self, const Request* request, const Contexts* contexts, Telling* telling, uint8_t* target
     ) noexcept nogil
     cdef void finish_job(self, int verdict, uint64_t failed_at) noexcept nogil
     cdef void start_store(self, Piece* payload) noexcept nogil

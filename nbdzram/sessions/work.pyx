@@ -17,15 +17,17 @@ Invariants
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
+from nbdzram.engine.extents cimport look_for_twins
 from nbdzram.engine.must cimport must
-from nbdzram.engine.twins cimport Twins, twins_begin
+from nbdzram.engine.twins cimport twins_begin
 from nbdzram.nbd.transmission cimport (
     BLOCK, CHUNK_DATA, DF, NO_HOLE, NOT_AN_OFFSET, OK, READ, REPLY_OVERHEAD, SIMPLE, TRIM, UNREADABLE, WRITE, Request,
     finish_read, put_chunk, put_simple, read_header_size, store64, verdict_of,
 )
 from nbdzram.sessions.answers cimport must_last
 from nbdzram.sessions.block_status cimport (
-    DESCRIPTORS, STATUS_ROOM, STRAINED_DESCRIPTORS, Contexts, put_statuses,
+    DESCRIPTORS, STATUS_HOLDS, STATUS_ROOM, STRAINED_DESCRIPTORS, Contexts, Telling, begin_telling, forget_telling,
+    put_statuses, tell_next, tell_on,
 )
 from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
 from nbdzram.sessions.costs cimport COST_OF_LOOK, INLINE_FREE, cost_of_range
@@ -37,7 +39,7 @@ from nbdzram.sessions.workers cimport Task
 cdef enum:
     STORE_STEP = 64 << 10         # of a large WRITE that is stored here: some 100 microseconds
     FREE_STEP = 4 << 20           # of TRIM and WRITE_ZEROES, which touch tables only: about as long
-    LOOK_HOLDS = 16               # looks at the table for what is shared: a thousand blocks, some 25 microseconds
+    LOOK_HOLDS = 16               # looks at the table, for what is shared or at all: a thousand blocks, 25 microseconds
     TASKS_OF_STORE = 8            # of one large WRITE: enough for every core, without hogging the queue
     TASKS_OF_SESSION = 16         # others' tasks wait behind so few
 
@@ -195,32 +197,55 @@ cdef class Work(Answers):
                 self.budget.give_back(room)
         self.start_job(LOOKS, piece)
         self.job.contexts = contexts[0]
+        begin_telling(&self.job.telling, &self.request, self.descriptors())
         twins_begin(
             &self.job.twins, self.request.offset // BLOCK,
             (self.request.offset + self.request.length + BLOCK - 1) // BLOCK,
             NULL if piece == NULL else piece.bytes, 0 if piece == NULL else room)
 
     cdef bint step_look(self) noexcept nogil:
-        """Look on, or answer."""
+        """Look on; then gather what all of the stretch tells, as the look at it is the longest part; then answer."""
+        cdef Job* job = &self.job
         cdef uint8_t* target
-        if not self.disk.look_for_twins(&self.job.twins, LOOK_HOLDS):
+        if job.telling.told < job.contexts.count:
             self.allowance -= COST_OF_LOOK
+            if look_for_twins(self.disk, &job.twins, LOOK_HOLDS) and tell_on(
+                    self.disk, &job.request, &job.contexts, &job.twins, LOOK_HOLDS, &job.telling):
+                self.finish_job(UNREADABLE, NOT_AN_OFFSET)
             return True
         target = self.outlet.reserve(STATUS_ROOM)
         if target == NULL:
             return False
-        self.finish_job(
-            self.tell_status(&self.job.request, &self.job.contexts, &self.job.twins, target), NOT_AN_OFFSET)
+        self.finish_job(self.put_told(&job.request, &job.contexts, &job.telling, target), NOT_AN_OFFSET)
         return True
 
-    cdef int tell_status(
-        self, const Request* request, const Contexts* contexts, const Twins* twins, uint8_t* target
-    ) noexcept nogil:
-        """Put the reply to a BLOCK_STATUS where STATUS_ROOM is reserved for it; see put_statuses. A verdict."""
-        cdef size_t limit = STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
-        cdef size_t size
+    cdef size_t descriptors(self) noexcept nogil:
+        """How many a reply has at most in a context."""
+        return STRAINED_DESCRIPTORS if self.budget.strained() else DESCRIPTORS
+
+    cdef int tell_status(self, const Request* request, const Contexts* contexts, uint8_t* target) noexcept nogil:
+        """Put the reply to a BLOCK_STATUS that needs no look where STATUS_ROOM is reserved for it. A verdict."""
+        cdef Telling telling
+        cdef int error = 0
+        cdef int verdict
+        cdef int index
         self.allowance -= cost_of_range(request.length, contexts.count)
-        if put_statuses(target, self.disk, request, self.rules.style, contexts, twins, limit, &size):
+        begin_telling(&telling, request, self.descriptors())
+        for index in range(contexts.count):
+            if error == 0:
+                error = tell_on(self.disk, request, contexts, NULL, STATUS_HOLDS // contexts.count, &telling)
+            if telling.told == index:
+                tell_next(&telling, request)
+        verdict = UNREADABLE if error else self.put_told(request, contexts, &telling, target)
+        forget_telling(&telling)
+        return verdict
+
+    cdef int put_told(
+        self, const Request* request, const Contexts* contexts, Telling* telling, uint8_t* target
+    ) noexcept nogil:
+        """Put what was gathered. A verdict."""
+        cdef size_t size
+        if put_statuses(target, request, self.rules.style, contexts, telling, &size):
             return UNREADABLE
         self.outlet.used += size
         return OK
@@ -230,6 +255,8 @@ cdef class Work(Answers):
         cdef Job job = self.job
         self.job.way = NONE
         self.job.piece = NULL
+        if job.way == LOOKS:
+            forget_telling(&job.telling)
         if verdict != OK:
             free_piece(job.piece, self.budget)
             if job.way == STREAM:
@@ -350,6 +377,8 @@ cdef class Work(Answers):
         cdef Store* store = self.stores
         cdef Store* following
         free_piece(self.job.piece, self.budget)
+        if self.job.way == LOOKS:
+            forget_telling(&self.job.telling)
         self.job.piece = NULL
         self.job.way = NONE
         self.later = False

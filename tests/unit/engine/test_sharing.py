@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.fold import Fold
 from nbdzram.engine.pool import Pool
+from tests.support.threads import wait_until
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 SIZE = 1 << 30
@@ -104,12 +107,36 @@ def test_more_objects_than_a_set_begins_with_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("mask", [Extent.SHARED, Extent.HOLE])
-def test_who_asks_what_blocks_are_takes_the_lock_behind_who_waits(mask: Extent) -> None:
+def test_who_asks_what_blocks_are_shuts_out_nobody(mask: Extent) -> None:
     """Again and again, and at once: whoever writes meanwhile would have to wake up in between."""
     pool = Pool()
     disk = pool.create("disk", SIZE)
     disk.write(0, b"".join(text(number) for number in range(1000)))
-    turns, behind = pool.turns(), pool.turns_behind()
+    pool.test_locks(watch=True)
     disk.extents(0, SIZE, 1 << 20, mask)
-    assert pool.turns() - turns <= 1
-    assert pool.turns_behind() - behind >= 1000 // 64
+    assert pool.longest_holds()["pool"] == (0, "")
+    disk.usage()
+    assert pool.longest_holds()["pool"] > (0, "")
+
+
+@pytest.mark.parametrize("new", [noise(2), text(2), b"\x07" * BLOCK])
+def test_a_block_that_is_overwritten_is_told_as_it_is_then(new: bytes) -> None:
+    """Who looks has its entry in hand; what that led to is gone when it looks there."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, new)
+    expected = disk.extents(0, BLOCK, 1)
+    disk.write(0, text(1))
+    pool.test_locks(linger="who looks behind an entry")
+
+    def overwrite() -> None:
+        wait_until(lambda: pool.lingering() > 0)
+        disk.write(0, new)  # beside who looks, who is not waited for
+        pool.test_locks()
+
+    writing = Thread(target=overwrite)
+    writing.start()
+    told = disk.extents(0, BLOCK, 1)
+    writing.join()
+    assert told == expected
+    pool.check()

@@ -20,6 +20,10 @@ BOTH = 2  # contexts: base:allocation and nbdzram:fold
 SIMPLE_REPLY = 16
 CHUNK = 20
 WINDOW = 16 * MIB  # of stored blocks that one request tells, in all its contexts together
+LOOKED_AT = 4 * MIB  # in a turn
+STRETCH = 256 * MIB  # that is looked through
+REQ_ONE = 1 << 3
+DESCRIPTORS = 512  # of a context in a reply
 ROOM = 256 * KIB  # to look through 64 MiB of stored blocks: two places for each, of 8 bytes
 
 
@@ -53,10 +57,11 @@ def told(client: Client) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-def test_it_is_looked_for_in_turns(stage: Stage) -> None:
+@pytest.mark.parametrize("length", [BLOCK, SIZE])
+def test_it_is_looked_for_and_told_in_turns(length: int, stage: Stage) -> None:
     """Of one block, too: 64 MiB of the export are looked through, and whoever is beside is served meanwhile."""
     hog, other = stage.attach(style=1, contexts=BOTH), stage.attach(style=0)
-    hog.send(request(CMD_BLOCK_STATUS, 0, BLOCK))
+    hog.send(request(CMD_BLOCK_STATUS, 0, length))
     turns = 0
     while not hog.line.outgoing:
         turns += 1
@@ -66,10 +71,21 @@ def test_it_is_looked_for_in_turns(stage: Stage) -> None:
             other.send(request(CMD_READ, 0, 512))
             serve(stage.desk, other.session)
             assert len(other.line.outgoing) == turns * (SIMPLE_REPLY + 512)
-    assert turns > 1
+    assert turns > SIZE // LOOKED_AT * (2 if length == SIZE else 1)
     stage.settle()
-    states = told(hog)
-    assert [pairs[0][1] for pairs in states.values()] == [0, FoldState.SHARED]
+    rest = [(SIZE - 2 * BLOCK, FoldState.SAME_FILLED)] if length == SIZE else []
+    assert list(told(hog).values()) == [[(length, 0)], [(min(length, 2 * BLOCK), FoldState.SHARED), *rest]]
+
+
+def test_a_stretch_is_told_as_far_as_a_reply_has_room(stage: Stage) -> None:
+    """Every second block is a hole: what was looked through is not looked through again for each 16 MiB of it."""
+    for block in range(1, 2 * DESCRIPTORS, 2):
+        stage.disk.trim(block * BLOCK, BLOCK)
+    client = stage.attach(style=1, contexts=BOTH)
+    client.send(request(CMD_BLOCK_STATUS, 0, SIZE) + request(CMD_BLOCK_STATUS, 0, SIZE, flags=REQ_ONE))
+    stage.settle()
+    many = len(client.line.outgoing) - BOTH * (CHUNK + 4 + 8)
+    assert many == BOTH * (CHUNK + 4 + 8 * DESCRIPTORS)
 
 
 def test_to_tell_a_long_range_takes_a_turn(stage: Stage) -> None:
@@ -82,12 +98,29 @@ def test_to_tell_a_long_range_takes_a_turn(stage: Stage) -> None:
 
 
 def test_all_contexts_of_a_request_share_what_it_may_look_at(stage: Stage) -> None:
+    stage.pool.tells_sharing = True  # nothing has to be looked for
     for contexts in (1, BOTH):
         client = stage.attach(style=1, contexts=contexts)
         client.send(request(CMD_BLOCK_STATUS, 2 * BLOCK, SIZE - 2 * BLOCK))
         stage.settle()
         for pairs in told(client).values():
             assert 0 < sum(length for length, _ in pairs) <= WINDOW // contexts
+
+
+def test_no_context_goes_further_than_what_was_looked_through() -> None:
+    stage = Stage(2 * STRETCH, mem_limit=STRETCH)
+    stage.disk.write(STRETCH - BLOCK, b"\x07" * 2 * BLOCK)
+    client = stage.attach(style=1, contexts=BOTH)
+    client.send(request(CMD_BLOCK_STATUS, 0, 2 * STRETCH))
+    stage.settle()
+    hole = FoldState.HOLE
+    assert list(told(client).values()) == [
+        [(STRETCH - BLOCK, 3), (BLOCK, 0)],
+        [(STRETCH - BLOCK, hole), (BLOCK, FoldState.SAME_FILLED)],
+    ]
+    client.line.sends_no_more = True
+    stage.settle()
+    stage.close()
 
 
 def test_memory_to_look_is_of_the_budget_and_comes_back(stage: Stage) -> None:
