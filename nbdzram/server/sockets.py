@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
-from nbdzram.unread import keep_little
+from nbdzram.unread import UNHEARD_SECONDS, keep_little
 
 BACKLOG = 512
 """Connections that wait to be accepted. The loop listens once more when it takes a socket over, and is told it too."""
@@ -50,10 +50,6 @@ log = logging.getLogger("nbdzram.server")
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A peer that vanished without a word is noticed within two minutes."""
-
-UNHEARD_SECONDS = 10.0
-"""How long the system waits for a peer that takes nothing, while it haggles and once it is closed: sessions/line says
-for how long it does meanwhile."""
 
 
 class FamilyLacking(UserError):

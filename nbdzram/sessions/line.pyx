@@ -16,6 +16,8 @@ from nbdzram.sessions.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event,
 )
 
+from nbdzram.unread import UNHEARD_SECONDS
+
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int, const void*, size_t, int)
     ssize_t c_recv "recv"(int, void*, size_t, int)
@@ -39,7 +41,8 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     DROPPED_READS = 256  # a megabyte: more than a socket holds, as a rule
     PATIENT = 0  # a client may stand still for as long as it likes: a virtual machine that is paused does
-    UNHEARD_MS = 10000  # how long the system keeps what a peer does not take once its socket is closed, not minutes
+
+cdef unsigned int unheard_ms = int(UNHEARD_SECONDS * 1000)
 
 
 cdef class Line:
@@ -148,7 +151,7 @@ cdef class SocketLine(Line):
         self.watch(0)
         while orderly and reads < DROPPED_READS and c_recv(self.fd, dropped, sizeof(dropped), MSG_DONTWAIT) > 0:
             reads += 1
-        self.wait_for_peer(UNHEARD_MS)
+        self.wait_for_peer(unheard_ms)
         c_close(self.fd)
         self.fd = -1
 
