@@ -1,9 +1,11 @@
-"""Writing beside others: blocks get their new content on the shared side of the pool's lock (sides.pxd).
+"""Writing beside others: blocks get their new content, or become holes, on the shared side of the pool's lock
+(sides.pxd).
 
     stripe ── beside ── the leaf, if all on the way is the export's own
                         each block   handle and slot from the thread's kit (kit.pyx); bytes; cell; index (a latch);
                                      swap the entry in one store; the object that goes: index, cell, into the kit
-    whatever is not as usual is left to whoever has the lock alone (Disk._commit), from the first such block on
+    whatever is not as usual is left to whoever has the lock alone (Disk._commit, _clear_leaf), from the first such
+    block on
 
 What is as usual: the leaf is there and no clone shares it, the old entry is right, what it leads to is no forward and
 no repeated word with a handle, and has no more holders than a word counts; nobody found the new content stored already;
@@ -67,27 +69,72 @@ cdef uint32_t write_beside(
     """Give blocks of one leaf their new content, in order; how many were stored. Why the next was not, whoever has the
     lock alone finds out. The caller holds the leaf's stripe; see Disk._commit."""
     cdef Kit* kit = kit_of_thread(&pool.sides)
-    cdef uint64_t* leaf = NULL
+    cdef uint64_t* leaf
     cdef uint32_t done = 0
     cdef Gain gain = Gain(0, 0, 0)
-    cdef bint outgrown
     if kit == NULL:
-        return 0
-    lock_take_beside(&pool.lock, &kit.seat)
-    if pool.store.cells.census is None and not ledger_is_near(&pool.arena.ledger) and end <= disk.size:
-        leaf = _own_leaf(pool, disk, first)
-    if leaf != NULL and has_room(kit, pool.store, count):
-        _bring_near(pool, leaf, first, count)
+        return 0  # it writes alone
+    leaf = _begin(pool, disk, kit, first, count)
+    if leaf != NULL and end <= disk.size:
         while done < count and _replace(
                 pool, disk, kit, leaf + (first + done) % LEAF_BLOCKS, first + done, &prepared[done], &gain):
             done += 1
-        if gain.stored or gain.same:
-            _count(pool, disk, &gain)
+    _end(pool, disk, kit, &gain)
+    return done
+
+
+cdef uint32_t clear_beside(PoolCore pool, Blocks disk, uint64_t first, uint32_t count, bint last) noexcept nogil:
+    """Make blocks of one leaf holes, in order; how many are. The caller holds the leaf's stripe; see Disk._clear_leaf.
+
+    `last`: of the range no more is in this leaf. Where nothing would be left in it then, the last block is left to
+    whoever has the lock alone, and gives the leaf back with it.
+    """
+    cdef Kit* kit = kit_of_thread(&pool.sides)
+    cdef uint64_t* leaf
+    cdef uint32_t done = 0
+    cdef Gain gain = Gain(0, 0, 0)
+    if kit == NULL:
+        return 0
+    leaf = _begin(pool, disk, kit, first, count)
+    if leaf != NULL:
+        while done < count and not (last and done + 1 == count and _is_bare_but_for(pool, leaf, first + done)) and (
+                _clear(pool, kit, leaf + (first + done) % LEAF_BLOCKS, first + done, &gain)):
+            done += 1
+    _end(pool, disk, kit, &gain)
+    return done
+
+
+cdef uint64_t* _begin(PoolCore pool, Blocks disk, Kit* kit, uint64_t first, uint32_t count) noexcept nogil:
+    """Go beside others; _end follows in any case. The leaf of blocks that are about to change, with room in the kit for
+    what goes; NULL: something is not as usual."""
+    cdef uint64_t* leaf = NULL
+    lock_take_beside(&pool.lock, &kit.seat)
+    if pool.store.cells.census is None and not ledger_is_near(&pool.arena.ledger):
+        leaf = _own_leaf(pool, disk, first)
+    if leaf == NULL or not has_room(kit, pool.store, count):
+        return NULL
+    _bring_near(pool, leaf, first, count)
+    return leaf
+
+
+cdef void _end(PoolCore pool, Blocks disk, Kit* kit, const Gain* gain) noexcept nogil:
+    cdef bint outgrown
+    if gain.stored or gain.same:
+        _count(pool, disk, gain)
     outgrown = outgrows(kit, pool.store)
     lock_leave_beside(&pool.lock, &kit.seat)
     if outgrown:
         pool.fit_index()
-    return done
+
+
+cdef bint _is_bare_but_for(PoolCore pool, const uint64_t* leaf, uint64_t block) noexcept nogil:
+    """Whether a leaf has nothing but holes beside this block."""
+    cdef uint64_t first = block - block % LEAF_BLOCKS
+    cdef uint64_t at
+    for at in range(first, first + LEAF_BLOCKS):
+        if at != block and aged(look64(leaf + at - first), 0) != hole_word(pool.seed, at):
+            return False
+    return True
 
 
 cdef uint64_t* _own_leaf(PoolCore pool, Blocks disk, uint64_t block) noexcept nogil:
@@ -151,6 +198,20 @@ cdef bint _replace(
     gain.counted += counts
     if old.handle:
         _release(pool, kit, old.handle, old.word)
+    return True
+
+
+cdef bint _clear(PoolCore pool, Kit* kit, uint64_t* place, uint64_t block, Gain* gain) noexcept nogil:
+    """Make one block a hole. False: something is not as usual, and nothing changed."""
+    cdef Old old
+    if not _see(pool, look64(place), block, &old):
+        return False
+    if old.stored:
+        publish64(place, hole_word(pool.seed, block))
+        gain.stored -= 1
+        gain.same -= old.same
+        if old.handle:
+            _release(pool, kit, old.handle, old.word)
     return True
 
 

@@ -106,7 +106,8 @@ cdef class Blocks:
         return "its entry in the export directory is not what was written; copy its blocks elsewhere"
 
     cdef bint walk(self, Cursor* cursor) noexcept nogil:
-        """Under the pool's lock: cursor.go_on, the one way in which leaves are walked. A gone export has none."""
+        """Under the pool's lock, or in a look: cursor.go_on, the one way in which leaves are walked. A gone export has
+        none."""
         return go_on(&self.pool.lock, self.pool.tables, self.root(), NULL, cursor)
 
     cdef uint64_t end_block(self) noexcept nogil:

@@ -5,7 +5,7 @@ from nbdzram.engine.directory cimport Directory
 from nbdzram.engine.format cimport EXPORTS_MAX, Superblock
 from nbdzram.engine.lock cimport Lock
 from nbdzram.engine.purse cimport Purse
-from nbdzram.engine.sides cimport Sides
+from nbdzram.engine.sides cimport Seat, Sides
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport Tables
 from nbdzram.engine.users cimport Users
@@ -75,4 +75,6 @@ cdef class PoolCore:
     cdef bint reclaim(self) noexcept nogil
     cdef void reclaim_ripe(self) noexcept nogil
     cdef void keep_short(self) noexcept nogil
+    cdef Seat* begin_look(self) noexcept nogil
+    cdef void end_look(self, Seat* seat) noexcept nogil
     cdef void fit_index(self) noexcept nogil

@@ -27,13 +27,16 @@ from nbdzram.engine.arena cimport Arena
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT
 from nbdzram.engine.directory cimport ExportEntry
 from nbdzram.engine.format cimport Superblock, dictionary_length
-from nbdzram.engine.kit cimport gather_tallies, kits_free
+from nbdzram.engine.kit cimport gather_tallies, kits_free, seat_of_thread
 from nbdzram.engine.ledger cimport ledger_share
-from nbdzram.engine.lock cimport LOOKS, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport (
+    LOOKS, lock_end, lock_init, lock_leave, lock_leave_beside, lock_take, lock_take_behind, lock_take_beside,
+)
 from nbdzram.engine.page cimport PAGE_SIZE, pages_for
 from nbdzram.engine.publish cimport look64
 from nbdzram.engine.purse cimport Purse
-from nbdzram.engine.quiescence cimport calls_ever
+from nbdzram.engine.quiescence cimport calls_ever, offline, online
+from nbdzram.engine.sides cimport Seat
 from nbdzram.engine.reclaim cimport fit_index, keep_short, may_retire, reclaim, reclaim_ripe
 from nbdzram.engine.slab cimport FOLDED
 from nbdzram.engine.store cimport KINDS, dictionary_pages
@@ -271,6 +274,27 @@ cdef class PoolCore:
 
     cdef void keep_short(self) noexcept nogil:
         keep_short(&self.lock, self.store, self.tables)
+
+    cdef Seat* begin_look(self) noexcept nogil:
+        """Look at what is stored, and shut out nobody who writes, for no longer than the lock may be held.
+
+        It goes beside them (sides.pxd), so that no node changes; and the thread is online (quiescence.pyx), so that a
+        handle found in an entry stays that object's. A thread that cannot have both looks alone, behind others.
+        end_look takes what this gives.
+        """
+        cdef Seat* seat = seat_of_thread(&self.sides)
+        if seat != NULL and online():
+            lock_take_beside(&self.lock, seat)
+            return seat
+        lock_take_behind(&self.lock)
+        return NULL
+
+    cdef void end_look(self, Seat* seat) noexcept nogil:
+        if seat == NULL:
+            lock_leave(&self.lock)
+        else:
+            lock_leave_beside(&self.lock, seat)
+            offline()
 
     cdef void fit_index(self) noexcept nogil:
         """Make the index as large as its objects ask for, which came and went beside others. What all threads had to

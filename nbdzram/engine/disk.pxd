@@ -36,6 +36,7 @@ cdef class Disk(Blocks):
     cdef int _refused(self, int error) noexcept nogil
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil
+    cdef int _clear_alone(self, uint64_t first, uint64_t* block, uint64_t end) noexcept nogil
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil
     cdef int _write(self, uint64_t offset, uint64_t length, const uint8_t* source) noexcept nogil
     cdef int _zero(self, uint64_t offset, uint64_t length, bint no_hole) noexcept nogil

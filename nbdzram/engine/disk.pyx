@@ -21,7 +21,7 @@ from libc.errno cimport EBUSY, EDQUOT, EIO, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from nbdzram.engine.beside cimport write_beside
+from nbdzram.engine.beside cimport clear_beside, write_beside
 from nbdzram.engine.blocks cimport ALL_BITS, Blocks
 from nbdzram.engine.cells cimport KIND_FILL
 from nbdzram.engine.codec cimport BLOCK, is_zero
@@ -413,14 +413,15 @@ cdef class Disk(Blocks):
         copy."""
         cdef Cursor cursor
         cdef bint found, gone
+        cdef Seat* seat
         cdef int error
         cdef int refused = 0
         cursor.next, cursor.end = first, end
         while cursor.next < cursor.end:
-            lock_take(&self.pool.lock)
+            seat = self.pool.begin_look()
             found = self.walk(&cursor)
             gone = self.root() == NULL
-            lock_leave(&self.pool.lock)
+            self.pool.end_look(seat)
             if gone or users_leaving(&self.pool.users):
                 return EIO
             if not found:
@@ -435,23 +436,32 @@ cdef class Disk(Blocks):
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil:
         """Clear blocks of one leaf, HOLD_FREED of them at a time, and free it when nothing is left in it."""
         cdef uint64_t block = first
-        cdef uint64_t waited_at = end
+        cdef uint64_t last, waited_at = end
         cdef int error = 0
         while block < end and error == 0:
             self.pool.keep_short()
             lock_take(self._stripe(first))
-            lock_take(&self.pool.lock)
-            if not self.pool.may_retire():
-                error = ENOSPC
-            elif block == first and end - first == LEAF_BLOCKS and drop_shared_leaf(self, first):
-                block = end
-            else:
-                error = self._clear_some(&block, end)
-            lock_leave(&self.pool.lock)
+            last = min(end, block + HOLD_FREED)
+            block += clear_beside(self.pool, self, block, <uint32_t>(last - block), last == end)
+            if block < last:
+                error = self._clear_alone(first, &block, end)
             lock_leave(self._stripe(first))
             if error == ENOSPC and waited_at != block:  # once a place, see make_room
                 waited_at = block
                 error = 0 if self.pool.reclaim() else ENOSPC
+        return error
+
+    cdef int _clear_alone(self, uint64_t first, uint64_t* block, uint64_t end) noexcept nogil:
+        """Under the stripe: go on at block[0], which moves on, where clearing beside others does not."""
+        cdef int error = ENOSPC
+        lock_take(&self.pool.lock)
+        if self.pool.may_retire():
+            error = 0
+            if block[0] == first and end - first == LEAF_BLOCKS and drop_shared_leaf(self, first):
+                block[0] = end
+            else:
+                error = self._clear_some(block, end)
+        lock_leave(&self.pool.lock)
         return error
 
     cdef int _clear_some(self, uint64_t* block, uint64_t end) noexcept nogil:

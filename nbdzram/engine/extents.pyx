@@ -5,8 +5,7 @@
 
 Invariants
 1. A look is bounded: HOLD entries, or LOOKS words of nodes that lead to none (cursor.pyx); then others have a turn.
-2. It shuts out nobody who writes. It goes beside them (sides.pxd), so that no node changes; and its thread is online
-   (quiescence.pyx), so that a handle found in an entry stays that object's. A client may ask without a pause.
+2. It shuts out nobody who writes (PoolCore.begin_look): a client may ask without a pause.
 3. What is told of a block is how it was at one moment: an entry that was overwritten while its object was looked at is
    looked at again.
 """
@@ -19,13 +18,9 @@ from libc.string cimport memset
 from nbdzram.engine.blocks cimport HOLE_BIT, SHARED_BIT, ZERO_BIT, Blocks
 from nbdzram.engine.codec cimport BLOCK
 from nbdzram.engine.cursor cimport Cursor, entry_now, next_entry
-from nbdzram.engine.kit cimport seat_of_thread
-from nbdzram.engine.lock cimport (
-    HOLD, lock_leave, lock_leave_beside, lock_step_aside, lock_take_behind, lock_take_beside,
-)
+from nbdzram.engine.lock cimport HOLD, lock_step_aside
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport look64
-from nbdzram.engine.quiescence cimport offline, online
 from nbdzram.engine.sides cimport Seat
 from nbdzram.engine.table cimport entry_handle
 from nbdzram.engine.twins cimport (
@@ -72,9 +67,9 @@ cdef size_t room_for_twins(Blocks disk, uint32_t mask) noexcept nogil:
     cdef Seat* seat
     if disk.pool.tells_sharing or not mask & SHARED_BIT:
         return 0
-    seat = _begin_look(disk)
+    seat = disk.pool.begin_look()
     stored = look64(&disk.stored)
-    _end_look(disk, seat)
+    disk.pool.end_look(seat)
     return twins_bytes(stored)
 
 
@@ -87,14 +82,14 @@ cdef bint look_for_twins(Blocks disk, Twins* twins, uint32_t looks) noexcept nog
         return True
     while looks and (twins.end == 0 or twins.next < twins.end):
         looks -= 1
-        seat = _begin_look(disk)
+        seat = disk.pool.begin_look()
         if disk.root() == NULL:
             twins_end(twins)
         elif twins.end == 0:
             _seek_twins(disk, twins)
         else:
             _add_twins(disk, twins)
-        _end_look(disk, seat)
+        disk.pool.end_look(seat)
     users_leave(&disk.pool.users)
     return twins.next == twins.end
 
@@ -119,35 +114,17 @@ cdef int find_extents(
         at[0] = end
     while at[0] < end and looks and more and not gone and _has_room(runs):
         looks -= 1
-        seat = _begin_look(disk)
+        seat = disk.pool.begin_look()
         if disk.root() == NULL:
             gone = True
         else:
             more = _add_extents(disk, at, end, mask, runs, twins)
-        _end_look(disk, seat)
+        disk.pool.end_look(seat)
     users_leave(&disk.pool.users)
     return EIO if gone else 0
 
 
 # -- a look at the table -----------------------------------------------------------------------------------------------
-
-
-cdef Seat* _begin_look(Blocks disk) noexcept nogil:
-    """A thread that cannot have what a look needs looks alone, behind others. _end_look takes what this gives."""
-    cdef Seat* seat = seat_of_thread(&disk.pool.sides)
-    if seat != NULL and online():
-        lock_take_beside(&disk.pool.lock, seat)
-        return seat
-    lock_take_behind(&disk.pool.lock)
-    return NULL
-
-
-cdef void _end_look(Blocks disk, Seat* seat) noexcept nogil:
-    if seat == NULL:
-        lock_leave(&disk.pool.lock)
-    else:
-        lock_leave_beside(&disk.pool.lock, seat)
-        offline()
 
 
 cdef void _seek_twins(Blocks disk, Twins* twins) noexcept nogil:

@@ -20,6 +20,9 @@ from tests.support.openssl import OpenSslClient
 from tests.support.server import Nbdzram
 from tests.wire import (
     CMD_BLOCK_STATUS,
+    CMD_TRIM,
+    CMD_WRITE_ZEROES,
+    FLAG_NO_HOLE,
     OPT_LIST,
     OPT_SET_META_CONTEXT,
     OPT_STRUCTURED_REPLY,
@@ -125,30 +128,41 @@ def rekeying(server: Nbdzram) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def describing(server: Nbdzram) -> Iterator[None]:
-    """An attached client asks for the status of 16 MiB, as often as it is answered."""
-    client = Client(server.unix_path, None)
-    with client.socket as connected:
-        for number, content in (
-            (OPT_STRUCTURED_REPLY, b""),
-            (OPT_SET_META_CONTEXT, name_and_queries(b"disk", b"base:allocation", b"nbdzram:fold")),
-        ):
-            client.send_option(number, content)
-            while client.option_reply(number)[0] != 1:
-                pass
-        client.go("disk")
-        connected.setblocking(False)
+def asking(asked: bytes) -> Attack:
+    """An attached client asks for this as often as it is answered."""
 
-        def work() -> None:
-            for _ in range(20):
-                with contextlib.suppress(BlockingIOError):
-                    connected.send(request(CMD_BLOCK_STATUS, 0, 16 * MIB) * 8)
-                with contextlib.suppress(BlockingIOError):
-                    connected.recv(1 << 20)
+    @contextmanager
+    def attack(server: Nbdzram) -> Iterator[None]:
+        client = Client(server.unix_path, None)
+        with client.socket as connected:
+            for number, content in (
+                (OPT_STRUCTURED_REPLY, b""),
+                (OPT_SET_META_CONTEXT, name_and_queries(b"disk", b"base:allocation", b"nbdzram:fold")),
+            ):
+                client.send_option(number, content)
+                while client.option_reply(number)[0] != 1:
+                    pass
+            client.go("disk")
+            connected.setblocking(False)
 
-        with harassing(work):
-            yield
+            def work() -> None:
+                for _ in range(20):
+                    with contextlib.suppress(BlockingIOError):
+                        connected.send(asked)
+                    with contextlib.suppress(BlockingIOError):
+                        connected.recv(1 << 20)
+
+            with harassing(work):
+                yield
+
+    return attack
+
+
+ZEROED = 896 * MIB  # in the gigabyte of the export, behind what is measured
+FILLED_AND_TRIMMED = b"".join(
+    request(command, ZEROED, 4 * MIB, flags=flags)
+    for command, flags in ((CMD_WRITE_ZEROES, FLAG_NO_HOLE), (CMD_TRIM, 0))
+)
 
 
 ATTACKS: dict[str, Attack] = {
@@ -159,5 +173,6 @@ ATTACKS: dict[str, Attack] = {
         + option(OPT_SET_META_CONTEXT, name_and_queries(b"disk", *[b"base:x"] * QUERIES)) * 20
     ),
     "beside strangers that rekey": rekeying,
-    "beside a client that asks for status": describing,
+    "beside a client that asks for status": asking(request(CMD_BLOCK_STATUS, 0, 16 * MIB) * 8),
+    "beside a client that fills and trims": asking(FILLED_AND_TRIMMED * 8),
 }

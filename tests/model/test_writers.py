@@ -537,7 +537,7 @@ def test_a_long_write_beside_a_resize_stores_nothing_behind_the_end() -> None:
     for turn in range(5):
         disk = pool.create(f"disk {turn}", LEAF)
         disk.write(0, half_random(1))
-        pool.test_locks(linger="write_beside")
+        pool.test_locks(linger="beside__end")
 
         def write(disk: Disk = disk, turn: int = turn) -> None:
             with contextlib.suppress(ValueError):
@@ -563,7 +563,7 @@ def test_who_comes_to_write_while_a_pool_closes_is_turned_away() -> None:
     disk.write(0, half_random(1))
     came_late: list[str] = []
     left_behind: list[int] = []  # writers, when the pool was closed
-    pool.test_locks(linger="write_beside")
+    pool.test_locks(linger="beside__end")
 
     def closes() -> bool:
         try:

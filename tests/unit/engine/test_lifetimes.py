@@ -332,6 +332,22 @@ def test_a_trim_keeps_a_leaf_of_which_one_block_is_left(left: int) -> None:
     pool.check()
 
 
+def test_who_trims_shuts_out_nobody_but_to_give_a_leaf_back() -> None:
+    """What is trimmed a block at a time beside a writer, as a file system discards, does not have it wait."""
+    pool = Pool()
+    disk = pool.create("disk", 2 * LEAF)
+    disk.write(0, b"".join(half_random(number) for number in range(600)) + bytes([7]) * 100 * BLOCK)
+    pool.stats()  # the index has room for what is stored, and need not be cut while so little goes
+    pool.test_locks(watch=True)
+    disk.trim(0, 40 * BLOCK)
+    disk.trim(600 * BLOCK, 100 * BLOCK)
+    assert pool.longest_holds()["pool"] == (0, "")
+    disk.trim(40 * BLOCK, 472 * BLOCK)
+    assert pool.longest_holds()["pool"] > (0, "")
+    assert disk.usage().stored == 88 * BLOCK
+    pool.check()
+
+
 def test_a_trim_frees_only_nodes_that_are_empty() -> None:
     pool = Pool()
     disk = pool.create("disk", 1 << 46)
