@@ -37,6 +37,7 @@ from nbdzram.engine.stats import DiskStats, DiskUsage
 from nbdzram.errors import EngineError, PoolFull
 
 cdef uint64_t NONE_WRONG = <uint64_t>-1
+cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 
 class Extent(IntFlag):
@@ -80,19 +81,17 @@ cdef class Blocks:
         return self.pool.directory.head(self.number)
 
     cdef uint64_t* root(self) noexcept nogil:
-        """Under the pool's lock: where the export's block table is named; NULL: the export is gone."""
-        if self.gone or self.head().generation != self.generation or self.head().state != (
-                ENTRY_DELETING if self.concealed else ENTRY_LIVE):
-            return NULL
-        return &self._entry.root
+        """Under the pool's lock: where the export's block table is named; NULL: the export is gone. Whatever became of
+        its entry: the root has a check of its own."""
+        return NULL if self.gone else &self._entry.root
 
     cdef uint64_t* sound_root(self) noexcept nogil:
-        """The same, for whoever changes or copies what the directory says: NULL too where that is not what was written.
-        A change has a check of its own, and would make damage true."""
+        """The same, for whoever changes what the directory says: NULL too where that is not what was written. A change
+        has a check of its own, and would make damage true. A copy is made of what this process knows (_share)."""
         return self.root() if self.pool.directory.is_right(self.number) else NULL
 
     cdef bint is_sound(self) noexcept nogil:
-        """Whether it can be changed and copied."""
+        """Whether it can be changed."""
         cdef bint sound
         lock_take(&self.pool.lock)
         sound = self.sound_root() != NULL
@@ -100,10 +99,14 @@ cdef class Blocks:
         return sound
 
     def why_not(self) -> str:
-        """Why the export cannot be changed or copied."""
+        """Why the export cannot be changed, or copied if it is gone."""
         if self.gone:
             return "it was deleted"
-        return "its entry in the export directory is not what was written; copy its blocks elsewhere"
+        return "its entry in the export directory is not what was written; clone it, and remove it"
+
+    @property
+    def damaged(self):
+        return not self.gone and not self.is_sound()
 
     cdef bint walk(self, Cursor* cursor) noexcept nogil:
         """Under the pool's lock, or in a look: cursor.go_on, the one way in which leaves are walked. A gone export has
@@ -115,11 +118,11 @@ cdef class Blocks:
         return (self.size + BLOCK - 1) // BLOCK
 
     def _share_with(self, Blocks twin) -> bool:
-        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one cannot
-        be copied."""
+        """Make a disk whose entry is written, and no export yet, a clone of this one; for Pool. False: this one is
+        gone."""
         cdef uint64_t* root
         lock_take(&self.pool.lock)
-        root = self.sound_root()
+        root = self.root()
         if root != NULL:
             self._share(twin)
             self.pool.directory.publish(twin.number, STATE, ENTRY_LIVE)
@@ -133,7 +136,10 @@ cdef class Blocks:
         self.pool.directory.publish(twin.number, CONCEALED, CONCEALED_FILLING)
 
     cdef void _share(self, Blocks twin) noexcept nogil:
-        self.pool.directory.share(twin.number, self.number)
+        cdef bint sound = self.sound_root() != NULL
+        must(not sound or self.head().size == self.size, b"an export has the size that its entry has")
+        # Of an entry that is not what was written nobody knows how much behind the end is still to be cleared.
+        self.pool.directory.share(twin.number, self.size, self.head().shrinking_from if sound else SIZE_MAX)
         self.pool.tables.share(self.root(), &twin._entry.root)
         twin.size = self.size
         twin._add(self.stored, self.same)
@@ -188,7 +194,7 @@ cdef class Blocks:
     def identity(self):
         cdef uint64_t found = 0
         lock_take(&self.pool.lock)
-        if self.root() != NULL:
+        if self.sound_root() != NULL:  # the other head may name what it held before
             found = self.pool.directory.identity(self.number)
         lock_leave(&self.pool.lock)
         return found

@@ -53,7 +53,7 @@ cdef class Directory:
     cdef void write_head(
         self, uint32_t number, uint32_t state, uint32_t flags, uint64_t size, uint32_t name_length
     ) noexcept nogil
-    cdef void share(self, uint32_t number, uint32_t source) noexcept nogil
+    cdef void share(self, uint32_t number, uint64_t size, uint64_t shrinking_from) noexcept nogil
     cdef void publish(self, uint32_t number, Field field, uint64_t value) noexcept nogil
     cdef bint is_kept(self, uint32_t number) noexcept nogil
     cdef uint64_t identity(self, uint32_t number) noexcept nogil

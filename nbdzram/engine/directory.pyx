@@ -12,10 +12,11 @@
                        └── conceal ── DELETING, and what it is beside that
 
 To change a field is to fill the other head, check and all, and then to store `current`: one word, which makes true all
-of it or nothing. So whoever changes or copies an export's entry looks first whether it is right (Blocks.sound_root),
-and a new export passes over a free entry that is not. A head's check covers the name too while there is an export, so
-that an entry that was damaged is not another one. The root is a place in a block table like any other: table.pyx
-publishes and checks it.
+of it or nothing. So whoever changes an export's entry looks first whether it is right (Blocks.sound_root), and a new
+export passes over a free entry that is not. A copy is of what the process knows of the export, and has an entry that is
+right: a flush, a checkpoint and a clone go on beside a bit that flipped, and are the way out. A head's check covers the
+name too while there is an export, so that an entry that was damaged is not another one. The root is a place in a block
+table like any other: table.pyx publishes and checks it.
 
 An entry is written while it is free, and nobody reads it then. Of one that is used for the first time `current` is 0
 until its first head is whole; an export's head is of a later serial.
@@ -140,13 +141,12 @@ cdef class Directory:
         head.name_place = 0
         self._turn(number, head)
 
-    cdef void share(self, uint32_t number, uint32_t source) noexcept nogil:
-        """Give an entry that is written and still free the size of another; its root is for Tables.share."""
+    cdef void share(self, uint32_t number, uint64_t size, uint64_t shrinking_from) noexcept nogil:
+        """Give an entry that is written and still free the size of an export; its root is for Tables.share."""
         cdef Head* head = self._next(number)
-        must(head.state == ENTRY_FREE and self.state(source) != ENTRY_FREE,
-             b"a clone that is none yet is made of an export")
-        head.size = self.head(source).size
-        head.shrinking_from = self.head(source).shrinking_from
+        must(head.state == ENTRY_FREE, b"a clone is none yet when it is given its size")
+        head.size = size
+        head.shrinking_from = shrinking_from
         self._turn(number, head)
 
     cdef void write_head(

@@ -38,6 +38,10 @@ class Disk:
     def domain(self) -> int:
         """Of folding: with whose blocks its own may share objects; 0: with those of all that are not private."""
     @property
+    def damaged(self) -> bool:
+        """Its entry in the export directory is not what was written: it can be read, written and copied, and is not
+        changed otherwise; opening refuses the arena."""
+    @property
     def identity(self) -> int:
         """48 bits that every copy of its content has, here and elsewhere, and no other content; 0: none."""
     quota_bytes: int

@@ -184,7 +184,7 @@ cdef _share_all(list sources, list twins, list pools, list earlier):
         if twins[at] is None:
             is_late = not _is_same(source.root(), (<Disk>earlier[at]).root())
         else:
-            is_late = source.sound_root() == NULL
+            is_late = source.root() == NULL
         if is_late:
             late[late_count] = numbers[at]
             late_count += 1

@@ -212,7 +212,7 @@ cdef class Pool(PoolCore):
         number = self._free_entry(name)
         cdef uint32_t flags = (self._free_domain() if private else COMMON_DOMAIN) << DOMAIN_SHIFT
         if alike is not None:
-            flags = domain_of(self.directory.head(alike.number).flags) << DOMAIN_SHIFT
+            flags = alike.domain << DOMAIN_SHIFT
         if read_only:
             flags |= READ_ONLY_FLAG
         lock_take(&self.lock)

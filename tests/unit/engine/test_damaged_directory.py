@@ -19,6 +19,8 @@ from tests.unit.engine.blocks import BLOCK, half_random, run
 
 SIZE = 16 << 20
 SIZE_AT = 8  # in a head: behind its state and flags
+GENERATION_AT = 24
+BITS = {"state": 1 << 1, "flags": 1 << 48, "generation": 1}
 
 
 @contextmanager
@@ -41,6 +43,8 @@ def place_of(arena: Arena, what: str) -> int:
         "name": arena.entry(0) + NAME_AT,
         "size": counting_head(arena, 0) + SIZE_AT,
         "flags": counting_head(arena, 0),  # the upper half of its first word
+        "state": counting_head(arena, 0),  # the lower half
+        "generation": counting_head(arena, 0) + GENERATION_AT,
         "current": arena.entry(0) + CURRENT_AT,
     }[what]
 
@@ -49,8 +53,10 @@ CHANGES: dict[str, Callable[[Pool, Disk], object]] = {
     "grow": lambda _, disk: disk.resize(2 * SIZE),
     "shrink": lambda _, disk: disk.resize(BLOCK),
     "rename": lambda pool, disk: pool.rename(disk, "renamed"),
-    "clone": lambda pool, disk: pool.clone(disk, "clone"),
-    "copy at a moment": lambda _, disk: moment.snapshot_together([disk], ["copy"]),
+}
+COPIES: dict[str, Callable[[Pool, Disk], Disk]] = {
+    "clone": lambda pool, disk: pool.clone(disk, "copy"),
+    "copy at a moment": lambda _, disk: moment.snapshot_together([disk], ["copy"])[0],
 }
 
 
@@ -70,6 +76,52 @@ def test_no_change_makes_a_damaged_entry_true(tmp_path: Path, what: str, change:
             run(Check(pool))
     with pytest.raises(ArenaError, match="is damaged"):
         Pool(path=str(path))
+
+
+@pytest.mark.parametrize("what", ["name", "size", "flags", "state", "generation", "current"])
+@pytest.mark.parametrize("copy", COPIES)
+def test_what_a_damaged_entry_is_of_can_be_copied_and_removed(tmp_path: Path, what: str, copy: str) -> None:
+    """The process knows the export's size and domain, and its root has a check of its own: a copy's entry is right."""
+    path = tmp_path / "arena"
+    with in_use(path) as (pool, arena):
+        disk, _ = pool.disks()
+        disk.write(SIZE - BLOCK, half_random(7))
+        disk.resize(SIZE // 2)
+        place = place_of(arena, what)
+        arena.set_word(place, arena.word(place) ^ BITS.get(what, 1 << 40))
+        assert disk.damaged
+        disk.write(BLOCK, half_random(3))
+        twin = COPIES[copy](pool, disk)
+        assert not twin.damaged
+        assert twin.domain == disk.domain
+        assert twin.size_bytes == disk.size_bytes == SIZE // 2
+        assert twin.read(0, 2 * BLOCK) == disk.read(0, 2 * BLOCK) == half_random(0) + half_random(3)
+        pool.delete(disk)
+        if copy == "copy at a moment":
+            moment.finish(twin)
+            moment.reveal(twin)
+        twin.resize(SIZE)
+        assert twin.read(SIZE - BLOCK, BLOCK) == bytes(BLOCK)
+        pool.check()
+    with Pool(path=str(path)) as pool:
+        assert {disk.name: disk.size_bytes for disk in pool.disks()} == {"copy": SIZE, "other": SIZE}
+        assert next(disk for disk in pool.disks() if disk.name == "copy").read(BLOCK, BLOCK) == half_random(3)
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_of_a_damaged_entry_shows_nothing_from_behind_its_end(tmp_path: Path, copy: str) -> None:
+    """The entry knew that something is left there, and nobody can believe it."""
+    path = tmp_path / "arena"
+    with in_use(path) as (pool, arena):
+        disk, _ = pool.disks()
+        pool.mem_limit = BLOCK
+        disk.resize(100)  # there is no room to clear the rest of the block
+        pool.mem_limit = 0
+        place = place_of(arena, "name")
+        arena.set_word(place, arena.word(place) ^ 1)
+        twin = COPIES[copy](pool, disk)
+        twin.resize(BLOCK)
+        assert twin.read(0, BLOCK) == half_random(0)[:100].ljust(BLOCK, b"\0")
 
 
 def test_damage_that_goes_away_leaves_everything_as_it_was(tmp_path: Path) -> None:
