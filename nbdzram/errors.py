@@ -49,6 +49,14 @@ class StreamError(UserError):
     """A stream that is damaged, cut off, or of a kind that this program does not know."""
 
 
+class UnreadableExport(StreamError):
+    """A stream that ended at an export whose blocks are not what was written."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"the export '{name}' cannot be sent: {why}")
+        self.name = name
+
+
 class StreamCut(StreamError):
     """A stream that ended, or was damaged, behind a record that is whole: it can go on from there."""
 

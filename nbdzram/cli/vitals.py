@@ -180,9 +180,15 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
 
 def journal(patient: Patient) -> Iterator[Finding]:
     """Whether FLUSH is answered, where it waits for a disk."""
-    found = _server(patient).journal
+    status = _server(patient)
+    found, taken = status.journal, status.checkpoint
     if found is None:
         yield Finding(Level.OK, "journal", "none: what was flushed ends with the power, or is as old as a checkpoint")
+    elif found.held_back:
+        says = (
+            f"FLUSH of {', '.join(found.held_back)} fails, which cannot be read; on the disk is what was flushed before"
+        )
+        yield Finding(Level.FAIL, "journal", says, "the log names the block: write it anew, or remove the export")
     elif found.usable:
         yield Finding(Level.OK, "journal", f"FLUSH is on the disk when it is answered; pools: {', '.join(found.pools)}")
     elif found.trouble:
@@ -190,7 +196,13 @@ def journal(patient: Patient) -> Iterator[Finding]:
         yield Finding(Level.FAIL, "journal", f"FLUSH fails: {found.trouble}", remedy)
     else:
         says = "FLUSH waits for the first checkpoint of this server"
-        yield Finding(Level.WARN, "journal", says, "wait; the log says if it fails")
+        if taken is not None and taken.written_share is not None:
+            says += f", of which {taken.written_share:.0%} is written"
+        if taken is not None and taken.failures:
+            says += f"; it failed {counted(taken.failures, 'time')}"
+            yield Finding(Level.FAIL, "journal", says, "the log says why: it is tried again all the time")
+        else:
+            yield Finding(Level.WARN, "journal", says, "wait; the log says if it fails")
 
 
 VITALS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (

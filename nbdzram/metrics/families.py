@@ -295,6 +295,7 @@ SERVER = (
     Family("nbdzram_journal_size_bytes", "gauge", "What a start would read of the journal behind the newest checkpoint.", _journal(lambda j: j.segment_bytes)),
     Family("nbdzram_journal_group_duration_seconds", "gauge", "Time that the last group took, from its moment to its being on the disk.", _journal(lambda j: j.seconds)),
     Family("nbdzram_journal_failures_total", "counter", "Groups that could not be written or synced.", _journal(lambda j: j.failures)),
+    Family("nbdzram_journal_held_back_exports", "gauge", "Exports that cannot be read: their FLUSH fails, and the journal has them as they were.", _journal(lambda j: len(j.held_back))),
     Family("nbdzram_headroom_limit_bytes", "gauge", "Memory of the cgroup or machine that has the least left; absent where nobody looks.", _headroom(lambda h: h.limit_bytes)),
     Family("nbdzram_headroom_free_bytes", "gauge", "What it has left, page cache that can be dropped included.", _headroom(lambda h: h.free_bytes)),
     Family("nbdzram_headroom_reserve_bytes", "gauge", "What of that pools do not take.", _headroom(lambda h: h.reserve_bytes)),

@@ -242,6 +242,7 @@ class Attached:
             failed = False
             try:
                 await self._sync.synced()
+                failed = self._sync.fails(self.export.disk)
             except OSError:
                 failed = True
             except Exception as error:  # noqa: BLE001

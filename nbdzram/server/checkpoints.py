@@ -32,7 +32,7 @@ from typing import BinaryIO
 from nbdzram import __version__
 from nbdzram.config import CheckpointConfig
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, StreamError, UserError
+from nbdzram.errors import EngineError, StreamError, UnreadableExport, UserError
 from nbdzram.machine import Machine
 from nbdzram.server.chains import FIRST, Checkpoint, checkpoints_in, name_of, next_number, sync_directory
 from nbdzram.server.claim import Claim
@@ -78,6 +78,7 @@ class Checkpoints:
         self._gave_way = False  # the last one did; used on the thread, one after another
         self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
         self._status: CheckpointStatus | None = None
+        self._writing: Progress | None = None  # of the one under way
         self._journal_moments = Moments(exports, pools, "journal")
         self.journal: Journal | None = None
         """What FLUSH of the durable pools waits for."""
@@ -96,7 +97,9 @@ class Checkpoints:
     @property
     def status(self) -> CheckpointStatus | None:
         """Of the newest that is whole; None: no directory is named."""
-        return self._status
+        if self._status is None or self._writing is None:
+            return self._status
+        return replace(self._status, written_share=self._writing.share)
 
     def prepare(self, state_dir: Path | None) -> None:
         """Make the directory usable. Raises UserError."""
@@ -161,6 +164,8 @@ class Checkpoints:
             stream_bytes=0,
             failures=0,
         )
+        if self.journal is not None and not self.journal.status.usable:
+            log.info("FLUSH waits for a whole checkpoint in %s; `nbdzram doctor` says how far it is", self._directory)
         self._task = asyncio.create_task(self._beat())
 
     async def finish(self) -> None:
@@ -257,11 +262,14 @@ class Checkpoints:
         async with self._turn:
             assert self._status is not None
             try:
-                await self._take()
+                try:
+                    await self._take()
+                finally:
+                    self._writing = None
             except (UserError, EngineError, OSError, MemoryError) as error:
                 self._status = replace(self._status, failures=self._status.failures + 1)
                 log.warning("a checkpoint failed: %s", error)
-                if self.journal is not None and _met_rot(error):
+                if self.journal is not None and isinstance(error, UnreadableExport):
                     self.journal.cannot_begin(error)
             except Exception:
                 self._status = replace(self._status, failures=self._status.failures + 1)
@@ -283,11 +291,7 @@ class Checkpoints:
             await self._moments.release(taken)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
-        try:
-            progress = await self._write_best(number, taken, whole=whole, continues=continues)
-        except BaseException:
-            await self._moments.release(taken)
-            raise
+        taken, progress = await self._write_readable(number, taken, whole=whole, continues=continues)
         await self._drop()
         self._last = taken
         if self.journal is not None:
@@ -303,6 +307,28 @@ class Checkpoints:
             stream_bytes=progress.bytes_written,
         )
 
+    async def _write_readable(
+        self, number: int, taken: Moment, *, whole: bool, continues: bool
+    ) -> tuple[Moment, Progress]:
+        """The file, and what it is of: the moment, less what cannot be read. Behind an error that is let go.
+
+        A journal may have what was flushed of them, so beside one nothing older takes their place.
+        """
+        while True:
+            try:
+                return taken, await self._write_best(number, taken, whole=whole, continues=continues)
+            except UnreadableExport as error:
+                held = None
+                if self.journal is None and self._last is not None:
+                    held = await self._moments.held_back(taken, self._last, error)
+                if held is None:
+                    await self._moments.release(taken)
+                    raise
+                taken = held
+            except BaseException:
+                await self._moments.release(taken)
+                raise
+
     async def _write_best(self, number: int, taken: Moment, *, whole: bool, continues: bool) -> Progress:
         """A whole one if it is time for one, and can be; else what changed, if there is something to go on from."""
 
@@ -311,8 +337,8 @@ class Checkpoints:
 
         try:
             return await write(whole=whole)
-        except StreamError as error:
-            if not (whole and _met_rot(error) and continues and self._last is not None):
+        except UnreadableExport as error:
+            if not (whole and continues and self._last is not None):
                 raise
             self._goes_on_to = len(self._chain) + LONGEST_CHAIN
             log.warning("no whole checkpoint can be written, so what changed is; writing the block mends it: %s", error)
@@ -348,6 +374,7 @@ class Checkpoints:
         since = None if whole else self._chain[-1].number
         told = taken.told_since(None if whole else self._last, self._moments.engine_pools())
         progress, refused, gives_way = Progress(), self._refused(), not self._gave_way
+        self._writing = progress
         path = self._directory / name_of(number, since)
         with _durable(path) as descriptor, os.fdopen(os.dup(descriptor), "wb", WRITE_AT_ONCE_BYTES) as file:
 
@@ -379,11 +406,6 @@ class Checkpoints:
                 with contextlib.suppress(FileNotFoundError):
                     one.path.unlink()
         sync_directory(self._directory)
-
-
-def _met_rot(error: Exception) -> bool:
-    """Whether a stream ended at a block that is not what was written."""
-    return isinstance(error, StreamError) and isinstance(error.__cause__, EngineError)
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -25,6 +25,8 @@ Invariants
 3. A segment goes only when a checkpoint of its end, or of a later moment, is durable.
 4. A segment of which a write or a sync failed is never written again: the kernel forgets what it could not write
    (fsync(2), "EIO"), so a later sync that succeeded would prove nothing.
+5. An export whose blocks are not what was written keeps nobody else from the disk: it is told as it was, and its own
+   FLUSH alone fails (Moments.held_back).
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from nbdzram import __version__
-from nbdzram.errors import EngineError, StreamError, UserError
+from nbdzram.engine.disk import Disk
+from nbdzram.errors import EngineError, StreamError, UnreadableExport, UserError
 from nbdzram.server.chains import next_number, segments_in
 from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.restore import GoesOn
@@ -88,12 +92,17 @@ class Journal(Sync):
             segment_bytes=self._segment.end if self._segment is not None else 0,
             seconds=self._seconds,
             failures=self._failures,
+            held_back=tuple(self._last.names_behind()) if self._last is not None else (),
         )
 
     @property
     def wants_checkpoint(self) -> bool:
         """Without one FLUSH waits or fails, or a start would have to read much."""
         return self._segment is None or self._segment.end > LONG_BYTES
+
+    def fails(self, disk: Disk) -> bool:
+        """Whether the last group does not have what this disk holds."""
+        return self._last is not None and disk in self._last.behind
 
     async def close(self) -> None:
         """Nobody waits any more, and the last checkpoint was taken."""
@@ -137,7 +146,7 @@ class Journal(Sync):
             async with self._turn:
                 if self._segment is not None:
                     await self._commit()
-                if self._segment is not None and self._last is not None:
+                if self._segment is not None and self._last is not None and not self._last.behind:
                     return Reached.of(self._last, await self._moments.on_the_thread(self._place))
         return None
 
@@ -180,8 +189,8 @@ class Journal(Sync):
                 except OSError as error:
                     await self._die(error)
                     return
-                if self._dead:
-                    log.info("the journal in %s goes on: FLUSH is answered again", self._directory)
+                goes_on = "goes on: FLUSH is answered again" if self._dead else "begins: FLUSH is answered"
+                log.info("the journal in %s %s", self._directory, goes_on)
                 self._last, self._dead = self._moments.hold(moment), ""
                 self._decided.set()
             self._stood = number
@@ -212,8 +221,7 @@ class Journal(Sync):
         """
         assert self._segment is not None
         assert self._last is not None
-        began, last, segment, progress = time.monotonic(), self._last, self._segment, Progress()
-        self._sequence += 1  # also of one that fails: what it left must not look like the next one
+        began, last = time.monotonic(), self._last
         try:
             moment = await self._moments.take(last)
         except (EngineError, UserError, MemoryError) as error:
@@ -222,12 +230,10 @@ class Journal(Sync):
             await self._moments.release(moment)
             return
         try:
-            await self._moments.on_the_thread(lambda: self._append(segment, moment, last, progress))
+            moment, progress = await self._append_readable(self._segment, moment, last)
         except (StreamError, EngineError, MemoryError) as error:
-            await self._moments.release(moment)
             raise self._failed(error) from error
         except OSError as error:
-            await self._moments.release(moment)
             await self._die(error)
             return
         self._last = moment
@@ -235,6 +241,25 @@ class Journal(Sync):
         self._groups += 1
         self._bytes += progress.bytes_written
         self._seconds = time.monotonic() - began
+
+    async def _append_readable(self, segment: SegmentFile, moment: Moment, last: Moment) -> tuple[Moment, Progress]:
+        """The group, and what it is of: the moment, less what cannot be read. Behind an error that is let go."""
+        while True:
+            self._sequence += 1  # also of one that fails: what it left must not look like the next one
+            progress = Progress()
+            try:
+                await self._moments.on_the_thread(partial(self._append, segment, moment, last, progress))
+            except UnreadableExport as error:
+                held = await self._moments.held_back(moment, last, error)
+                if held is None:
+                    await self._moments.release(moment)
+                    raise
+                moment = held
+            except BaseException:
+                await self._moments.release(moment)
+                raise
+            else:
+                return moment, progress
 
     def _append(self, segment: SegmentFile, moment: Moment, last: Moment, progress: Progress) -> None:
         all_exports = not last.has_told(moment.roster)

@@ -8,7 +8,8 @@ change has the same copy. So a moment costs a look at each root, and a copy for 
 
 Invariants
 1. All exports of a moment are as they were at one point. One that is being reset may be so in part, as when a client
-   trims it.
+   trims it. One whose blocks are not what was written is as it was at the moment before (held_back), or is none of it
+   where that did not have it; `behind` names it. Its last good copy does not give way, and is told on and on.
 2. What is told of an export held while the copies were taken: the roster is read before and after, and where it differs
    the moment is taken again. So a copy never has another size than its content had.
 3. A copy is deleted when the last moment that has it is released.
@@ -17,18 +18,19 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self, TypeVar
 
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError
+from nbdzram.errors import EngineError, UnreadableExport
 from nbdzram.server.exports import Exports
 from nbdzram.server.pools import PoolService
 from nbdzram.server.telling import Base, Seen, Told, tell
@@ -38,6 +40,8 @@ TRIES = 1000
 """For a moment beside a change, which takes milliseconds, and seconds where a large disk is removed."""
 
 Outcome = TypeVar("Outcome")
+
+log = logging.getLogger("nbdzram.server")
 
 
 @dataclass(slots=True)
@@ -52,18 +56,28 @@ class Kept:
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
     """`identity` names it, to whoever reads what was told of it. One that another process told has no roster: who knows
-    of that one alone is told all of each export but its blocks. One whose copies gave way lacks these.
+    of that one alone is told all of each export but its blocks. One whose copies gave way lacks these. `behind`: disks
+    that are not in it as they were then, and why.
     """
 
     roster: tuple[Seen, ...]
     kept: Mapping[Disk, Kept]
     identity: bytes = field(default_factory=lambda: os.urandom(16))
     taken_ns: int = field(default_factory=time.time_ns)
+    behind: Mapping[Disk, str] = field(default_factory=dict)
 
     def bases(self) -> list[Base]:
         """What somebody has who was told of it, and is still known here."""
         kept = [(seen.name, self.kept[seen.disk]) for seen in self.roster if seen.disk in self.kept]
         return [Base(name, one.identity, one.copy) for name, one in kept]
+
+    def names_behind(self) -> list[str]:
+        """Of the exports that are not in it as they were then."""
+        return sorted(disk.name for disk in self.behind)
+
+    def lacks(self, disk: Disk) -> bool:
+        """It was no export then, and whoever was told of it has nothing of that."""
+        return bool(self.roster) and all(seen.disk is not disk for seen in self.roster)
 
     def has_told(self, roster: Sequence[Seen]) -> bool:
         """Whoever was told of it knows all this."""
@@ -117,6 +131,7 @@ class Moments:
         self._exports = exports
         self._pools = pools
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)
+        self._damaged: set[str] = set()  # exports of which that was told; used on the thread
 
     def close(self) -> None:
         """Nothing is under way any more."""
@@ -130,7 +145,7 @@ class Moments:
         for _ in range(TRIES):
             roster = self._roster()
             try:
-                taken = await self.on_the_thread(partial(_copy_changed, roster, last))
+                taken = await self.on_the_thread(partial(self._copy_and_tell, roster, last))
             except EngineError:
                 if self._roster() == roster and all(export.changing is None for export in self._exports):
                     raise
@@ -149,11 +164,25 @@ class Moments:
 
     async def without(self, held: Moment, pools: Collection[Pool]) -> Moment | None:
         """In its place the same, but for its copies in these pools; None: there are no others."""
-        left = {disk: one for disk, one in held.kept.items() if one.copy.pool not in pools}
+        left = {disk: one for disk, one in held.kept.items() if one.copy.pool not in pools or disk in held.behind}
         for one in left.values():
             one.holders += 1
         await self.release(held)
-        return Moment(held.roster, left, held.identity, held.taken_ns) if left else None
+        return Moment(held.roster, left, held.identity, held.taken_ns, held.behind) if left else None
+
+    async def held_back(self, taken: Moment, last: Moment, error: UnreadableExport) -> Moment | None:
+        """In place of `taken` the same, but for an export that cannot be read: that is as `last` has it. None: nobody
+        knows what it was, and `taken` is still held.
+        """
+        (seen,) = [one for one in taken.roster if one.name == error.name]
+        known = last.kept.get(seen.disk)
+        if known is taken.kept[seen.disk] or (known is None and not last.lacks(seen.disk)):
+            return None
+        held = _without_changes(taken, seen, known, str(error))
+        if seen.disk not in last.behind:
+            log.error("%s; it is kept as it was, and its FLUSH fails until the block is written anew", error)
+        await self.release(taken)
+        return held
 
     def hold(self, held: Moment) -> Moment:
         """Once more."""
@@ -169,6 +198,22 @@ class Moments:
 
     def _roster(self) -> tuple[Seen, ...]:
         return tuple([Seen.of(export) for export in self._exports])
+
+    def _copy_and_tell(self, roster: Sequence[Seen], last: Moment | None) -> dict[Disk, Kept]:
+        """On the thread: copies, and once of each export whose entry is damaged that it is: its copies are right, and
+        the pool is not opened again.
+        """
+        taken = _copy_changed(roster, last)
+        for disk in taken:
+            if disk.damaged and disk.name not in self._damaged:
+                self._damaged.add(disk.name)
+                log.error(
+                    "the entry of the export '%s' in the export directory is not what was written: memory may be "
+                    "failing. What it holds is right, and is kept as ever, but a server that is started with this pool "
+                    "refuses it; clone the export, remove it, and let the clone have its name",
+                    disk.name,
+                )
+        return taken
 
 
 def _copy_changed(roster: Sequence[Seen], last: Moment | None) -> dict[Disk, Kept]:
@@ -197,13 +242,25 @@ def _copy_of(seen: Seen, last: Moment | None) -> Disk | None:
 
 def _joined(roster: tuple[Seen, ...], taken: Mapping[Disk, Kept], last: Moment | None) -> Moment:
     """The moment of what was taken, and of what did not change since the last."""
-    if last is not None and not taken and last.has_told(roster):
+    if last is not None and not taken and not last.behind and last.has_told(roster):
         return _held(last)
     known = last.kept if last is not None else {}
     shared = {seen.disk: known[seen.disk] for seen in roster if seen.disk not in taken}
     for one in shared.values():
         one.holders += 1
     return Moment(roster, {**shared, **taken})
+
+
+def _without_changes(taken: Moment, seen: Seen, known: Kept | None, why: str) -> Moment:
+    """With `known` for one of its exports, held; None: without it."""
+    kept = {disk: one for disk, one in taken.kept.items() if disk is not seen.disk}
+    roster = [one for one in taken.roster if one is not seen]
+    if known is not None:
+        kept[seen.disk] = known
+        roster.insert(taken.roster.index(seen), replace(seen, size_bytes=known.copy.size_bytes))
+    for one in kept.values():
+        one.holders += 1
+    return Moment(tuple(roster), kept, taken.identity, taken.taken_ns, {**taken.behind, seen.disk: why})
 
 
 def _held(held: Moment) -> Moment:

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
+from nbdzram.engine.disk import Disk
 from nbdzram.machine import Machine
 
 NO_JOURNALS: Mapping[str, Sync] = MappingProxyType({})
@@ -47,6 +48,10 @@ class Sync(ABC):
             self._next = asyncio.create_task(self._sync_after(self._running))
             self._next.add_done_callback(lambda sync: sync.cancelled() or sync.exception())  # also if nobody waits now
         await asyncio.shield(self._next)
+
+    def fails(self, _disk: Disk) -> bool:
+        """Whether what this disk holds is not on the disk below, though all else is: behind synced()."""
+        return False
 
     @abstractmethod
     async def _sync(self) -> None:

@@ -46,6 +46,7 @@ class CheckpointStatus:
     seconds: float  # that the last one took
     stream_bytes: int  # of the last file
     failures: int
+    written_share: float | None = None  # of the one under way; None: none is
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class JournalStatus:
     segment_bytes: int  # of its file, since the last checkpoint
     seconds: float  # that the last group took
     failures: int
+    held_back: tuple[str, ...] = ()  # exports that cannot be read: their FLUSH fails, and the disk has what they were
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from nbdzram.engine.dictionary import dictionary_of
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.walk import Told, Walk
-from nbdzram.errors import EngineError, StreamError
+from nbdzram.errors import EngineError, UnreadableExport
 from nbdzram.stream import layout
 from nbdzram.stream.layout import EndPart, ExportPart, Header, Kind, Origin, PoolPart
 from nbdzram.stream.marks import Mark, Marks
@@ -134,7 +134,7 @@ class Sending:
         progress.blocks, progress.objects, progress.object_bytes = mark.blocks, mark.objects, mark.object_bytes
 
     def write_to(self, write: Callable[[bytes], None]) -> None:
-        """All that is left of it. Blocks as `write` does; what that raises ends it. Raises StreamError for rot."""
+        """All that is left of it. Blocks as `write` does; what that raises ends it. Raises UnreadableExport for rot."""
         self._writer.write = write
         if self._writer.records:
             self._writer.put(continuation(self.position, self._features))
@@ -161,7 +161,7 @@ class Sending:
                 try:
                     self._send_blocks(source, _origin_of(source, sources))
                 except EngineError as error:
-                    raise StreamError(f"the export '{source.part.name}' cannot be sent: {error}") from error
+                    raise UnreadableExport(source.part.name, str(error)) from error
             if self._source + 1 == len(sources):
                 return
             self._source, self._block = self._source + 1, 0

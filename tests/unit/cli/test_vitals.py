@@ -137,10 +137,37 @@ def test_a_journal_that_cannot_be_used_is_told(
     tmp_path: Path, usable: bool, trouble: str, level: Level, says: str
 ) -> None:
     assert SERVER.journal is not None
-    found = only(vitals.journal(patient(tmp_path, journal=replace(SERVER.journal, usable=usable, trouble=trouble))))
+    journal = replace(SERVER.journal, usable=usable, trouble=trouble)
+    found = only(vitals.journal(patient(tmp_path, journal=journal, checkpoint=None)))
     assert found.level is level
     assert says in found.says
     assert "none" in only(vitals.journal(patient(tmp_path, journal=None))).says
+
+
+@pytest.mark.parametrize(
+    ("share", "failures", "level", "says"),
+    [
+        (0.257, 0, Level.WARN, "waits for the first checkpoint of this server, of which 26% is written"),
+        (None, 0, Level.WARN, "waits for the first checkpoint of this server"),
+        (0.5, 2, Level.FAIL, "of which 50% is written; it failed 2 times"),
+    ],
+)
+def test_who_waits_for_the_first_checkpoint_is_told_how_far_it_is(
+    tmp_path: Path, share: float | None, failures: int, level: Level, says: str
+) -> None:
+    assert SERVER.journal is not None
+    assert SERVER.checkpoint is not None
+    taken = replace(SERVER.checkpoint, written_share=share, failures=failures)
+    found = only(vitals.journal(patient(tmp_path, journal=replace(SERVER.journal, usable=False), checkpoint=taken)))
+    assert found.level is level
+    assert found.says.endswith(says)
+
+
+def test_exports_whose_flush_fails_are_named(tmp_path: Path) -> None:
+    assert SERVER.journal is not None
+    found = only(vitals.journal(patient(tmp_path, journal=replace(SERVER.journal, held_back=("disk", "other")))))
+    assert found.level is Level.FAIL
+    assert found.says.startswith("FLUSH of disk, other fails")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import threading
@@ -22,6 +23,7 @@ from nbdzram.server.journal import Journal
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
 from nbdzram.stream.journal import Segment
+from tests.support.arena import Arena
 
 MIB = 1 << 20
 NEVER = 10**6  # seconds: checkpoints are taken when a test says so
@@ -155,3 +157,11 @@ async def begun_from(left: Path) -> bytes:
     """What `disk` holds on a server that begins from there."""
     async with flushing(left, begun=False) as service:
         return whole(disk(service))
+
+
+def spoil(arena_path: Path, place_of: Callable[[Arena], int], bits: int = 1) -> None:
+    """Flip bits of a word below a server that goes on."""
+    with arena_path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        arena = Arena(view)
+        place = place_of(arena)
+        arena.set_word(place, arena.word(place) ^ bits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import mmap
 import os
 import shutil
 from pathlib import Path
@@ -18,7 +17,6 @@ from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.checkpoints import Checkpoints
-from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
 from tests.unit.server.lasting import (
@@ -31,6 +29,7 @@ from tests.unit.server.lasting import (
     files,
     of,
     play,
+    spoil,
     whole,
 )
 
@@ -327,10 +326,7 @@ def test_rot_costs_its_block_and_no_later_checkpoint(
             disk(service).write(MIB, noise(1))
             disk(service).write(3 * MIB, b"".join(noise(number) for number in range(100, 160)))
             await of(service).take()
-            with (tmp_path / "state" / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-                arena = Arena(view)
-                place = arena.object_of(1)
-                arena.set_word(place + 8, arena.word(place + 8) ^ 1)
+            spoil(tmp_path / "state" / "default.pool", lambda arena: arena.object_of(1) + 8)
             for number in range(4):
                 disk(service).write(2 * MIB, text(number))
                 await of(service).take()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import mmap
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
-from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
 from tests.unit.server.lasting import (
@@ -36,6 +34,7 @@ from tests.unit.server.lasting import (
     journal,
     of,
     play,
+    spoil,
 )
 
 
@@ -393,18 +392,17 @@ def test_rot_fails_the_flush_and_not_the_journal(
     async def story() -> None:
         async with flushing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
             disk(service).write(0, noise(1))
-            with (tmp_path / "state" / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-                arena = Arena(view)
-                place = arena.object_of(1)
-                arena.set_word(place + 8, arena.word(place + 8) ^ 1)
-            with pytest.raises(OSError, match="is not what was written"):
-                await journal(service).synced()
+            spoil(tmp_path / "state" / "default.pool", lambda arena: arena.object_of(1) + 8)
+            await journal(service).synced()
+            assert journal(service).fails(disk(service))
             assert journal(service).status.usable
             disk(service).write(0, noise(2))  # which mends it
             await journal(service).synced()
+            assert not journal(service).fails(disk(service))
 
     play(story)
-    assert "FLUSH fails" in caplog.text
+    assert "block 0 is not what was written" in caplog.text
+    assert "its FLUSH fails" in caplog.text
 
 
 def test_rot_that_is_there_before_the_journal_fails_the_flush_that_would_wait_for_ever(
@@ -418,10 +416,7 @@ def test_rot_that_is_there_before_the_journal_fails_the_flush_that_would_wait_fo
     async def story() -> None:
         async with flushing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
             disk(service).write(0, noise(1))
-        with (tmp_path / "state" / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-            arena = Arena(view)
-            place = arena.object_of(1)
-            arena.set_word(place + 8, arena.word(place + 8) ^ 1)
+        spoil(tmp_path / "state" / "default.pool", lambda arena: arena.object_of(1) + 8)
         async with flushing(tmp_path / "kept", begun=False, state_dir=tmp_path / "state") as service:
             with pytest.raises(OSError, match="cannot begin: the export 'disk' cannot be sent: block 0 is not"):
                 async with asyncio.timeout(30):
