@@ -15,6 +15,7 @@ import pytest
 from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
 from nbdzram.receive import receive_exactly
 from nbdzram.server import listener
+from nbdzram.server.hosting import Hosted
 from nbdzram.server.service import Service
 from tests.support.nbd_client import Client as Wire
 from tests.unit.server.house import tell
@@ -65,13 +66,7 @@ def test_who_stood_still_and_reads_again_is_handed_over_like_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        service = Service(serving(tmp_path))
-        await service.start()
-        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
-        (still,) = service._nbd.sessions
-        stop(wire.socket, "reading")
-        while not still.stands_still:  # noqa: ASYNC110 - a condition of its thread
-            await asyncio.sleep(0.01)
+        service, wire, still = await with_one_who_stands_still(tmp_path)
         released, release = asyncio.Event(), still.release
 
         def note() -> None:
@@ -127,13 +122,7 @@ def test_who_stops_in_the_moment_of_a_takeover_is_not_waited_for_as_long_as_who_
 
 def test_who_reads_some_of_a_long_answer_does_not_stand_still(tmp_path: Path) -> None:
     async def story() -> None:
-        service = Service(serving(tmp_path))
-        await service.start()
-        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
-        (session,) = service._nbd.sessions
-        stop(wire.socket, "reading")
-        while not session.stands_still:  # noqa: ASYNC110 - a condition of its thread
-            await asyncio.sleep(0.01)
+        service, wire, session = await with_one_who_stands_still(tmp_path)
         before = session.still_seconds
         await asyncio.to_thread(receive_exactly, wire.socket.recv, 400 << 10, "a part of the first answer")
         while session.still_seconds >= before:  # noqa: ASYNC110 - a condition of its thread
@@ -143,6 +132,18 @@ def test_who_reads_some_of_a_long_answer_does_not_stand_still(tmp_path: Path) ->
         await service.stop()
 
     tell(story())
+
+
+async def with_one_who_stands_still(place: Path) -> tuple[Service, Wire, Hosted]:
+    """A server, and its one client, that asked for much and reads none of it."""
+    service = Service(serving(place))
+    await service.start()
+    wire = await asyncio.to_thread(Wire, place / "nbd.sock", "disk")
+    (session,) = service._nbd.sessions
+    stop(wire.socket, "reading")
+    while not session.stands_still:  # noqa: ASYNC110 - a condition of its thread
+        await asyncio.sleep(0.01)
+    return service, wire, session
 
 
 def stop(connection: socket.socket, how: str) -> None:
