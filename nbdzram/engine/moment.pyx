@@ -49,8 +49,9 @@ def snapshot_together(list sources, list names, *, read_only=True):
     if len(set(names)) < len(names):
         raise UserError("two copies of one moment have the same name")
     with _inside(pools):
+        known = _names_in(pools)
         for source, name in zip(sources, names, strict=True):
-            twins.append(source.pool._written(name, source.size_bytes, read_only, False, source))
+            twins.append(_twin_of(source, name, read_only, known))
             with nogil:  # thousands of them take long, and the event loop is to have its turns
                 pass
         _require_shared(sources, twins, pools, [])
@@ -63,14 +64,24 @@ def snapshot_changed(list sources, list earlier, list names, *, read_only=True):
     pools = list({id(source.pool): source.pool for source in sources}.values())
     twins = [None] * len(sources)
     with _inside(pools):
-        late = _differing(sources, earlier)
+        late, known = _differing(sources, earlier), _names_in(pools)
         while late:
             for at in late:
-                twins[at] = sources[at].pool._written(names[at], sources[at].size_bytes, read_only, False, sources[at])
+                twins[at] = _twin_of(sources[at], names[at], read_only, known)
                 with nogil:  # as above
                     pass
             late = _require_shared(sources, twins, pools, earlier)
         return twins
+
+
+cdef dict _names_in(list pools):
+    """Of exports, by pool: looked at once, however many copies there are to be."""
+    return {id(pool): pool._names() for pool in pools}
+
+
+cdef _twin_of(source, name, read_only, dict known):
+    """A disk that is none yet, for a copy."""
+    return source.pool._written(name, source.size_bytes, read_only, False, source, known[id(source.pool)])
 
 
 cdef _require_shared(list sources, list twins, list pools, list earlier):

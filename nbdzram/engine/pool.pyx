@@ -200,12 +200,16 @@ cdef class Pool(PoolCore):
         self._disks.append(disk)
         return disk
 
-    def _written(self, name, size_bytes, read_only, private, alike):
+    def _names(self):
+        """Those of all exports: for whoever makes many, and holds `making` meanwhile."""
+        return {disk.name for disk in self._disks}
+
+    def _written(self, name, size_bytes, read_only, private, alike, names=None):
         """The disk of an entry that is written and no export yet, of the folding domain of `alike` if that is given.
 
-        The caller holds `making` until the name is among those of _disks.
+        The caller holds `making` until the name is among those of _disks. names: see _names.
         """
-        cdef bytes encoded = self._valid_name(name)
+        cdef bytes encoded = self._valid_name(name, names)
         cdef uint32_t number
         if not 0 <= size_bytes <= SIZE_MAX:
             raise UserError(f"export {name!r}: size {size_bytes} is outside 0 .. {SIZE_MAX} bytes")
@@ -257,11 +261,11 @@ cdef class Pool(PoolCore):
         ledger_count(&self.arena.ledger, pages_for(self.exports_high * sizeof(ExportEntry)) - before)
         lock_leave(&self.lock)
 
-    def _valid_name(self, name: str) -> bytes:
+    def _valid_name(self, name: str, names=None) -> bytes:
         encoded = name.encode()
         if len(encoded) > NAME_MAX or "\0" in name:
             raise UserError(f"export name {name[:40]!r}: {len(encoded)} bytes of UTF-8; at most {NAME_MAX}, none NUL")
-        if any(disk.name == name for disk in self._disks):
+        if name in (self._names() if names is None else names):
             raise ExportExists(f"export {name!r} exists in this pool; choose another name or remove it first")
         return encoded
 
