@@ -145,7 +145,7 @@ cdef class Walk:
     @property
     def progress(self):
         """Of the blocks of the disk, the part that is behind."""
-        return self.cursor.next / self.cursor.end if self.cursor.end else 1.0
+        return <double>self.cursor.next / self.cursor.end if self.cursor.end else 1.0
 
     def _raise(self):
         if self.trouble == ROT:

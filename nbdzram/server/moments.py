@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Self, TypeVar
 
@@ -254,13 +254,12 @@ def _joined(roster: tuple[Seen, ...], taken: Mapping[Disk, Kept], last: Moment |
 def _without_changes(taken: Moment, seen: Seen, known: Kept | None, why: str) -> Moment:
     """With `known` for one of its exports, held; None: without it."""
     kept = {disk: one for disk, one in taken.kept.items() if disk is not seen.disk}
-    roster = [one for one in taken.roster if one is not seen]
     if known is not None:
         kept[seen.disk] = known
-        roster.insert(taken.roster.index(seen), replace(seen, size_bytes=known.copy.size_bytes))
     for one in kept.values():
         one.holders += 1
-    return Moment(tuple(roster), kept, taken.identity, taken.taken_ns, {**taken.behind, seen.disk: why})
+    roster = tuple([one for one in taken.roster if one.disk in kept])
+    return Moment(roster, kept, taken.identity, taken.taken_ns, {**taken.behind, seen.disk: why})
 
 
 def _held(held: Moment) -> Moment:

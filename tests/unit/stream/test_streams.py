@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
+from typing_extensions import Buffer
 
 from nbdzram.engine import moment
 from nbdzram.engine.absorb import Absorber
@@ -76,6 +77,22 @@ def test_what_is_written_after_the_moment_is_not_in_the_stream(pool: Pool, other
     before = whole(disk)
     stream = sent(disk, meanwhile=lambda: disk.write(0, noise(99) + text(98)))
     assert whole(revealed(other, stream)["disk"]) == before
+
+
+def test_progress_says_how_much_of_a_disk_is_told(pool: Pool) -> None:
+    disk = pool.create("disk", 8 * MIB)
+    disk.write(0, b"".join(noise(number) for number in range(2048)))
+    progress, shares = Progress(), [0.0]
+
+    class Watched(io.BytesIO):
+        def write(self, content: Buffer) -> int:
+            shares.append(progress.share)
+            return super().write(content)
+
+    sent(disk, progress=progress, out=Watched())
+    assert shares == sorted(shares)
+    assert len({round(share, 2) for share in shares}) > 4
+    assert shares[-1] == 1.0
 
 
 def test_an_object_is_sent_once_however_many_blocks_and_disks_hold_it(pool: Pool, other: Pool) -> None:
