@@ -24,6 +24,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,8 @@ LOOK_SECONDS = 1.0
 AGAIN_SECONDS = 5.0
 """After a checkpoint that the journal waited for: another one, where that failed, or the journal is long again."""
 WRITE_AT_ONCE_BYTES = 1 << 20
+MOST_EXPORTS = 1024
+"""Of a pool whose exports all change between two flushes: itself, and the copies of three moments, in 4,096 places."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -164,9 +167,20 @@ class Checkpoints:
             stream_bytes=0,
             failures=0,
         )
+        if self.journal is not None:
+            self._tell_crowds()
         if self.journal is not None and not self.journal.status.usable:
             log.info("FLUSH waits for a whole checkpoint in %s; `nbdzram doctor` says how far it is", self._directory)
         self._task = asyncio.create_task(self._beat())
+
+    def _tell_crowds(self) -> None:
+        for name, count in Counter([export.pool_name for export in self._exports]).items():
+            if count > MOST_EXPORTS:
+                log.warning(
+                    "the pool '%s' has %d exports; where FLUSH waits for a journal more than %d are too many for its "
+                    "places, and FLUSH fails when most of them changed: let some lie in another pool",
+                    *(name, count, MOST_EXPORTS),
+                )
 
     async def finish(self) -> None:
         """Begin none any more, and wait for the one under way. The journal has what was written so far: whoever waits

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from nbdzram.config import PoolConfig
+from nbdzram.config import ExportConfig, PoolConfig
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
@@ -27,6 +27,7 @@ from tests.unit.server.lasting import (
     checkpointing,
     disk,
     files,
+    flushing,
     of,
     play,
     spoil,
@@ -49,6 +50,20 @@ def test_what_changed_is_written_and_what_did_not_is_not(tmp_path: Path) -> None
             await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
             await of(service).take()  # no block of it, but a size
             assert files(tmp_path)[2] == "00000003-since-00000002.stream"
+
+    play(story)
+
+
+def test_too_many_exports_for_a_journal_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
+
+    async def story() -> None:
+        for directory, exports in (("few", 1), ("many", 2)):
+            declared = tuple(ExportConfig(name=f"disk{number}", size_bytes=MIB) for number in range(exports))
+            async with flushing(tmp_path / directory, exports=declared):
+                assert ("too many for its places" in caplog.text) is (exports == 2)
 
     play(story)
 

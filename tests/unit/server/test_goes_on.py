@@ -336,7 +336,13 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
         disk(service).write(0, text(0))
         await journal(service).synced()
         await service.changes.remove_export("gone", force=False)
-        disk(service).write(BLOCK, text(1))  # which nobody flushed
+        finish = of(service).finish
+
+        async def write_behind_it() -> None:
+            await finish()
+            disk(service).write(BLOCK, text(1))  # which nobody flushed
+
+        monkeypatch.setattr(of(service), "finish", write_behind_it)
         gate = Gate(monkeypatch)
         if where == "where somebody else was":
             close = of(service).release
