@@ -100,12 +100,14 @@ def test_what_a_damaged_entry_is_of_can_be_copied_and_removed(tmp_path: Path, wh
         if copy == "copy at a moment":
             moment.finish(twin)
             moment.reveal(twin)
-        twin.resize(SIZE)
-        assert twin.read(SIZE - BLOCK, BLOCK) == bytes(BLOCK)
         pool.check()
     with Pool(path=str(path)) as pool:
-        assert {disk.name: disk.size_bytes for disk in pool.disks()} == {"copy": SIZE, "other": SIZE}
-        assert next(disk for disk in pool.disks() if disk.name == "copy").read(BLOCK, BLOCK) == half_random(3)
+        found = {disk.name: disk for disk in pool.disks()}
+        assert {name: disk.size_bytes for name, disk in found.items()} == {"copy": SIZE // 2, "other": SIZE}
+        assert found["copy"].read(BLOCK, BLOCK) == half_random(3)
+        found["copy"].resize(SIZE)
+        assert found["copy"].read(SIZE - BLOCK, BLOCK) == bytes(BLOCK)
+        pool.check()
 
 
 @pytest.mark.parametrize("copy", COPIES)

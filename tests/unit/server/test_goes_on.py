@@ -337,10 +337,12 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
         await journal(service).synced()
         await service.changes.remove_export("gone", force=False)
         finish = of(service).finish
+        written: list[bytes] = []
 
         async def write_behind_it() -> None:
             await finish()
-            disk(service).write(BLOCK, text(1))  # which nobody flushed
+            written.append(text(1 + len(written)))
+            disk(service).write(BLOCK, written[-1])  # which nobody flushed
 
         monkeypatch.setattr(of(service), "finish", write_behind_it)
         gate = Gate(monkeypatch)
@@ -360,7 +362,7 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
             cut = as_the_power_left_it(other if where == "another one" else kept, tmp_path / "cut")
         await following.stop()
         async with flushing(cut, begun=False) as again:
-            assert whole(disk(again))[: 3 * BLOCK] == text(0) + text(1) + noise(2)
+            assert whole(disk(again))[: 3 * BLOCK] == text(0) + written[-1] + noise(2)
             assert [export.name for export in again._exports] == ["disk"]
 
     play(story)
