@@ -1,25 +1,47 @@
-"""`nbdzram` and `python -m nbdzram`."""
+"""`nbdzram` and `python -m nbdzram`.
+
+SIGINT, Ctrl-C, ends the process as the system does while modules are loaded, and at the end: nothing is to be cleared
+away, and unwound imports are a traceback. While a command runs it is a KeyboardInterrupt (cli/main). Who starts the
+process with the signal ignored keeps it so.
+"""
 
 from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # what `signal` imports takes a tenth of a short command's time
+
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import gc
 import io
 import os
-import signal
 import sys
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports is no traceback
     gc.disable()  # imports make much and no garbage: looking for it takes a tenth of a short command's time
+    sys.unraisablehook = _see_unraisable
     _open_standard_streams()
-    from nbdzram.cli.main import run  # noqa: PLC0415
+    from nbdzram.cli.main import INTERRUPTED, run  # noqa: PLC0415
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+        if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+            _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    except KeyboardInterrupt:  # the second one, or between the two
+        code = INTERRUPTED
     gc.freeze()  # nor does the end look for it: another tenth
     sys.exit(code)
+
+
+def _see_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python prints what is raised where nothing can be, and goes on: in callbacks of imports that a command makes, and
+    wherever an object ends. No Ctrl-C is lost there."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        os.kill(os.getpid(), _signal.SIGINT)
+    sys.__unraisablehook__(unraisable)
 
 
 def _open_standard_streams() -> None:

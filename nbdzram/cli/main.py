@@ -11,6 +11,7 @@ import errno
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection
 
@@ -80,6 +81,8 @@ class Front(click.Group):
         command = importlib.import_module(f"nbdzram.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         gc.enable()  # a command may run for long
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was during the imports; or ignored, as it stays
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what a command began is cleared away
         return command
 
     def resolve_command(
@@ -148,6 +151,10 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11: of an import that was at a class's attributes
+            return INTERRUPTED
+        raise
     except OSError as error:
         if error.errno not in OUTPUT_ERRORS:
             raise

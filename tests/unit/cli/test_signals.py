@@ -1,4 +1,4 @@
-"""What signals do: one drains, the second ends at once, and SIGHUP ends nothing."""
+"""What signals do: one drains, the second ends at once, SIGHUP ends nothing, and none is a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
+
+import pytest
 
 from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client
@@ -56,3 +59,91 @@ def test_sighup_ends_no_server_on_standard_input() -> None:
         ours.sendall(request(CMD_DISC, 0, 0, cookie=2))
         _, complaints = process.communicate(timeout=60)
         assert (process.returncode, b"Traceback" in complaints) == (0, False), complaints
+
+
+INTERRUPTED_AT = """
+import os, signal, sys
+class Moment:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            come()
+sys.meta_path.insert(0, Moment())
+def come():
+    os.kill(os.getpid(), signal.SIGINT)
+{before}
+import nbdzram.__main__
+nbdzram.__main__.main()
+"""
+IN_A_CALLBACK = """
+class Ending:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+come = Ending
+"""
+AT_AN_ATTRIBUTE = """
+class Attribute:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGINT)
+def come():
+    class Owner:
+        attribute = Attribute()
+"""
+BEHIND_THE_COMMAND = """
+import nbdzram.cli.main
+def run(words, run=nbdzram.cli.main.run):
+    run(words)
+    come()
+    return 0
+nbdzram.cli.main.run = run
+"""
+AT_THE_END = """
+import gc
+gc.freeze = come
+"""
+BY_THE_SYSTEM = -signal.SIGINT  # a shell says 130
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "before", "code"),
+    [
+        (["version"], "gc", "", BY_THE_SYSTEM),
+        (["version"], "click", "", BY_THE_SYSTEM),
+        (["version"], "nbdzram.cli.version", IN_A_CALLBACK, BY_THE_SYSTEM),
+        (["serve", "--help"], "nbdzram.cli.serve", "", BY_THE_SYSTEM),
+        (["serve", "-e", "d=1M", "--run", "true"], "uvloop", "", 130),
+        (["serve", "-e", "d=1M", "--run", "true"], "uvloop", IN_A_CALLBACK, BY_THE_SYSTEM),
+        (["serve", "-e", "d=1M", "--run", "true"], "uvloop", AT_AN_ATTRIBUTE, 130),
+        (["completion", "bash"], "", BEHIND_THE_COMMAND, 130),
+        (["completion", "bash"], "", AT_THE_END, BY_THE_SYSTEM),
+    ],
+    ids=[
+        "first import",
+        "import of a package",
+        "end of an object in an import",
+        "import of a command",
+        "import by a command",
+        "end of an object in an import by a command",
+        "class made by an import by a command",
+        "behind the command",
+        "end",
+    ],
+)
+def test_ctrl_c_is_no_traceback_however_early_or_late_it_comes(
+    words: list[str], name: str, before: str, code: int
+) -> None:
+    """Python's own start aside, which is not ours. The import of a module waits for the signal, or the end does."""
+    script = INTERRUPTED_AT.format(name=name, before=before)
+    command = ["env", "--default-signal=INT", sys.executable, "-c", script, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment(), timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (code, "")
+
+
+def test_who_is_started_with_ctrl_c_ignored_ignores_it() -> None:
+    """What a script started in the background: it is not meant when what runs in front is interrupted."""
+    command = ["env", "--ignore-signal=INT", sys.executable, "-c"]
+    for name in ("gc", "click", "nbdzram.cli.completion"):
+        script = INTERRUPTED_AT.format(name=name, before="")
+        done = subprocess.run([*command, script, "completion", "bash"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "nbdzram" in done.stdout

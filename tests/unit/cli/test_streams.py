@@ -125,22 +125,6 @@ def pid_of_server(control: Path, shell: subprocess.Popen[str]) -> int:
     raise AssertionError("the server offers nothing")
 
 
-def test_ctrl_c_is_no_traceback_however_early_it_comes() -> None:
-    """Python's own start aside, which is not ours: the first import of ours waits here for the signal."""
-    code = """
-import os, signal, sys
-import nbdzram.__main__
-class Slow:
-    def find_spec(self, name, path=None, target=None):
-        if name == "click":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Slow())
-nbdzram.__main__.main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")  # a shell says 130
-
-
 def test_a_client_that_hangs_up_during_a_run_leaves_nothing_in_the_log(start: Start) -> None:
     server = start("-e", "disk=64M")
     with Client(server.socket, "disk") as client:
