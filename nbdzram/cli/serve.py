@@ -44,7 +44,7 @@ from nbdzram.config import (
     TlsMode,
 )
 from nbdzram.errors import ConfigError, UserError
-from nbdzram.residence import stay
+from nbdzram.residence import go_first, go_late, stay
 from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers, require_files
 
 if TYPE_CHECKING:
@@ -263,6 +263,7 @@ def command(
     --exit-with-parent, --stdin, --restore, --takeover, --upgrade, --check-config) has a key in the TOML file and a
     variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
+    first = go_first() if takeover or upgrade else None  # before more memory is needed
     parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
     layer |= _listen_layer(port, addresses, sockets, vsock)
@@ -291,9 +292,7 @@ def command(
             serves = _upgrade(settled)
             if serves is None:
                 return
-        status = serve(
-            settled, reread, run=run, parent=parent, restore=restore, takeover=takeover or upgrade, serves=serves
-        )
+        status = serve(settled, reread, run=run, parent=parent, restore=restore, takeover=first, serves=serves)
     raise click.exceptions.Exit(status)
 
 
@@ -355,20 +354,21 @@ def serve(
     run: str | None = None,
     parent: int | None = None,
     restore: Path | None = None,
-    takeover: bool = False,
+    takeover: Callable[[], None] | None = None,
     serves: Callable[[], None] | None = None,
 ) -> int:
     """Run until a signal, until the process `parent` ends, or as long as the command `run` does; the exit status.
 
-    It begins with what the stream in the file `restore` holds, or where the server that runs ends (`takeover`), and
-    then says that it `serves`. Raises UserError when something cannot start.
+    It begins with what the stream in the file `restore` holds, or where the server that runs ends: until then it is the
+    first to go where memory runs out (`takeover` ends that), and then says that it `serves`. Raises UserError when
+    something cannot start.
     """
     from nbdzram.cli.kept import kept_before  # noqa: PLC0415 - --check-config and --help serve nothing
     from nbdzram.server.logbook import open_logbook  # noqa: PLC0415
     from nbdzram.server.opening import Opening  # noqa: PLC0415
 
     name_process()
-    refusals = stay() if config.swap else []
+    refusals = stay(late=takeover is None) if config.swap else []
     with (
         enough_allowed(),
         open_logbook(config.log, config.log_level, config.log_format, os.environ),
@@ -380,13 +380,18 @@ def serve(
             log.warning("%s; %s", peril.says, peril.remedy)
         kept = kept_before(os.environ, config.state_dir)
         begin = functools.partial(_serve, config, reread, kept, run=run, parent=parent, restore=restore)
-        if not takeover:
+        if takeover is None:
             with Opening(config, kept) as opening:  # while all that follows is imported
                 return runner.run(begin(opening=opening))
         from nbdzram.cli.takeover import load_what_serves, take_over  # noqa: PLC0415
 
+        def counts() -> None:
+            takeover()
+            for refusal in go_late() if config.swap else ():
+                log.warning("--swap: %s", refusal)
+
         load_what_serves()
-        with take_over(_control_path(config), config.state_dir, serves) as taken:
+        with take_over(_control_path(config), config.state_dir, serves, counts) as taken:
             return runner.run(begin(taken=taken))
 
 

@@ -40,6 +40,7 @@ class Takeover:
     giver: socket.socket
     process: int | None  # a descriptor of the other process, if that is seen from here
     serves: Callable[[], None] | None = None
+    counts: Callable[[], None] = lambda: None
 
     def confirm(self) -> None:
         """The other process may leave: we serve. Whoever waits for that is told, too.
@@ -47,6 +48,7 @@ class Takeover:
         Raises UserError: it has given us up, and goes on. One that has ended needs no word: whoever has the arenas
         serves, and by now that is us alone.
         """
+        self.counts()
         try:
             self.giver.sendall(SERVING)
         except OSError:
@@ -58,9 +60,15 @@ class Takeover:
 
 @contextlib.contextmanager
 def take_over(
-    control: Path, state_dir: Path | None, serves: Callable[[], None] | None = None
+    control: Path,
+    state_dir: Path | None,
+    serves: Callable[[], None] | None = None,
+    counts: Callable[[], None] = lambda: None,
 ) -> Iterator[Takeover | None]:
-    """Everything of the server on this control socket; None where none runs. Blocks. Raises UserError: it refuses."""
+    """Everything of the server on this control socket; None where none runs. Blocks. Raises UserError: it refuses.
+
+    `counts` is called as soon as more would be lost with this process than with the other.
+    """
     place = control.with_name(f".{os.getpid()}")  # beside it: private to its owner, and its name is short enough
     raise_limit()  # a descriptor for which there is no place is gone
     with contextlib.ExitStack() as held:
@@ -79,14 +87,16 @@ def take_over(
             if process is not None:
                 held.callback(os.close, process)
             giver.settimeout(ANSWER_SECONDS)
-            taken = Takeover(_take(giver, process), giver, process, serves)
+            taken = Takeover(_take(giver, process), giver, process, serves, counts)
         except ServerUnreachable:
             log.info("no server runs here that could be taken over; starting")
         except (GiverEnded, ConnectionError) as ended:
             log.warning("%s; starting", ended)
         finally:
             place.unlink(missing_ok=True)
-        if taken is not None:
+        if taken is None:
+            counts()
+        else:
             log.info("taking over from a server with %d clients", len(taken.handover.clients))
         yield taken
 

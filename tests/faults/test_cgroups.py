@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from nbdzram.machine import Machine
-from tests.support.cgroup import cgroup, inside, oom_kills, run_inside
+from tests.support.cgroup import cgroup, inside, oom_kills, run_inside, set_limit
 from tests.support.nbd_client import Client, RequestFailed
 from tests.support.server import Nbdzram
+from tests.support.takeover import Line
 from tests.unit.cli.conftest import NBDZRAM
 
 MIB = 1 << 20
@@ -101,6 +104,36 @@ def test_writers_of_eight_times_the_cgroup_are_refused_and_read_on_and_nothing_i
         server.wait_until(lambda: "memory is not short any more" in server.log, 30)
         first.client.write(first.start_at, first.piece(0))
         assert first.reads_back(0)
+
+
+def test_who_takes_over_where_memory_does_not_suffice_is_ended_before_who_serves(tmp_path: Path) -> None:
+    """The kernel would end the larger, and its disks with it. With room the next one goes on, and goes last again."""
+    stored = [random.Random(offset).randbytes(MIB) for offset in range(0, 64 * MIB, MIB)]
+    with cgroup("memory", ROOM) as cage, ExitStack() as stack:
+        line = Line(tmp_path, in_memory=True, behind=inside(cage, []))
+        old = line.last
+        stack.callback(old.kill)
+        score = Path(f"/proc/{old.pid}/oom_score_adj").read_text()
+        client = old.client()
+        stack.enter_context(client.socket)
+        for index, block in enumerate(stored):
+            client.write(index * MIB, block)
+        set_limit(cage, "memory", unreclaimable_bytes(old.pid) + 20 * MIB)  # enough for Python, not for a server
+        with pytest.raises(AssertionError, match=f"ended with -{signal.SIGKILL}"):
+            line.take_over()
+        assert oom_kills(cage) == 1
+        assert [client.read(index * MIB, MIB) for index in range(len(stored))] == stored
+        set_limit(cage, "memory", ROOM)
+        stack.callback(line.take_over().kill)
+        assert [client.read(index * MIB, MIB) for index in range(len(stored))] == stored
+        assert line.attached() == 1
+        assert Path(f"/proc/{line.last.pid}/oom_score_adj").read_text() == score
+
+
+def unreclaimable_bytes(pid: int) -> int:
+    """What of a process's memory the kernel cannot drop, where there is no swap."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(kib) << 10 for kib in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", status, re.MULTILINE))
 
 
 def test_a_server_without_a_limit_in_a_cgroup_is_warned_of(tmp_path: Path) -> None:

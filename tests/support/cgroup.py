@@ -29,13 +29,17 @@ def cgroup(controller: str, limit: int) -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"no control group can be made here: {error}")
     try:
-        (directory / LIMIT_FILES[controller][old]).write_text(str(limit))
+        set_limit(directory, controller, limit)
         yield directory
     finally:
         deadline = time.monotonic() + 10
         while (directory / "cgroup.procs").read_text() and time.monotonic() < deadline:
             os.sched_yield()
         directory.rmdir()
+
+
+def set_limit(directory: Path, controller: str, limit: int) -> None:
+    (directory / LIMIT_FILES[controller][(ROOT / controller).is_dir()]).write_text(str(limit))
 
 
 def inside(directory: Path, command: Sequence[str | Path]) -> list[str]:

@@ -18,7 +18,8 @@ from nbdzram.cli import diagnosis
 from nbdzram.cli.diagnosis import Level, Patient
 from nbdzram.config import ServerConfig
 from tests.support.programs import require_program
-from tests.support.server import Nbdzram
+from tests.support.server import START_SECONDS, Nbdzram
+from tests.support.takeover import Line, listening
 
 MIB = 1 << 20
 STORED = 48 * MIB
@@ -152,3 +153,39 @@ def test_doctor_says_beforehand_that_memory_cannot_be_locked(monkeypatch: pytest
     assert [finding.level for finding in diagnosis.swap(not_asked)] == [Level.OK]
     monkeypatch.setattr(diagnosis, "may_lock", lambda: None)
     assert [finding.says for finding in diagnosis.swap(asked)] == ["this user may lock memory"]
+
+
+def score_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--swap"]], ids=["plain", "swap"])
+def test_who_takes_over_goes_first_until_it_serves(tmp_path: Path, arguments: list[str]) -> None:
+    """It has nothing to lose before; then it goes as late as it was told to, and so does one that found no server."""
+    line = Line(tmp_path, arguments, exports={"disk": "1M"}, in_memory=True)
+    score = score_of(line.last.pid)
+    with listening(tmp_path / "step") as steps:
+        words = ["serve", "--takeover", "-e", "disk=1M", "--control", str(line.control), *line.arguments]
+        command = [sys.executable, "-m", "tests.support.held", "new has opened", str(tmp_path / "step"), *words]
+        with subprocess.Popen(command, env=Nbdzram.environment(line.last), stdout=subprocess.DEVNULL) as new:
+            try:
+                with steps.accept()[0]:
+                    assert score_of(new.pid) == f"{residence.FIRST_SCORE}\n"
+                assert line.last.process.wait(START_SECONDS) == 0
+                assert score_of(new.pid) == score
+            finally:
+                new.terminate()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    first = Line(alone, ["--takeover", *arguments], exports={"disk": "1M"}, in_memory=True)
+    assert score_of(first.last.pid) == score
+    first.last.stop()
+
+
+def test_a_score_that_cannot_be_raised_is_told_and_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    residence.go_first(tmp_path / "absent" / "oom_score_adj")()
+    assert [record.message for record in caplog.records] == [
+        "the score of the OOM killer cannot be raised: No such file or directory"
+    ]
