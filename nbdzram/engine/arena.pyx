@@ -28,7 +28,7 @@ Its pages count in the pool's ledger from its beginning to the highest that was 
 """
 
 cimport cython
-from libc.errno cimport EINTR, EINVAL, ENOSPC, ENXIO, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, EINVAL, EMFILE, ENFILE, ENOSPC, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
@@ -296,9 +296,10 @@ cdef class Arena:
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ArenaError(
-                f"cannot open the arena {self.place}: {error.strerror}; give it to this user, or {self.instead}"
-            ) from None
+            remedy = f"give it to this user, or {self.instead}"
+            if error.errno in (EMFILE, ENFILE):
+                remedy = "raise LimitNOFILE= of the unit, or `ulimit -n`"
+            raise ArenaError(f"cannot open the arena {self.place}: {error.strerror}; {remedy}") from None
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise ArenaError(f"{self.found} is not an nbdzram arena, and not even a file; {self.instead}")
         if flock(self.fd, LOCK_EX | LOCK_NB) != 0:

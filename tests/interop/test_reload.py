@@ -55,6 +55,19 @@ WRONG = {
         GOOD + "[exports.other]\nimage = '/etc/passwd'\n",
         "which only a start does",
     ),
+    "a key that is there twice": (GOOD + 'size = "8M"\n', "is not valid TOML"),
+    "a name that is too long": (GOOD + f"[exports.{'x' * 256}]\nsize = '1M'\n", "is not an export's name"),
+    "a name of two lines": (GOOD + '[exports."a\\nb"]\nsize = "1M"\n', "is not an export's name"),
+    "a wrong size to keep free": (GOOD + "[limits]\nkeep_free = 'much'\n", "limits.keep_free: 'much' is not a size"),
+    "a wrong interval of checkpoints": (GOOD + "[checkpoint]\ninterval_seconds = 'often'\n", "is not an interval"),
+    "no checkpoints to keep": (GOOD + "[checkpoint]\nkeep = 0\n", "checkpoint.keep: 0 is not a whole number"),
+    "a wrong durability": (GOOD + "[pools.default]\ndurability = 'forever'\n", "is one of checkpoint, flush"),
+    "a wrong quota": (GOOD + "quota = 'half'\n", "exports.disk.quota: 'half' is not a size"),
+    "a wrong rate": (GOOD + "iops = -1\n", "exports.disk.iops: -1 is not a whole number"),
+    "a wrong bandwidth": (GOOD + "bandwidth = 'fast'\n", "exports.disk.bandwidth: 'fast' is not a size"),
+    "a wrong schedule": (GOOD + "snapshots = 'sometimes'\n", "exports.disk.snapshots: 'sometimes' is not allowed"),
+    "a value where a table is to be": ("exports = 5\n", "'exports' holds tables"),
+    "a certificate's name that is none": (GOOD + "allow_certificates = [7]\n", "7 is not text"),
     "a description that is none": (GOOD.replace('"first"', "7"), "is not text"),
 }
 
@@ -94,6 +107,9 @@ def test_no_mistake_in_the_file_stops_or_changes_a_serving_server(tmp_path: Path
             assert len(refused.stderr.splitlines()) == 1, what
             assert server.exports() == before, what
             assert client.read(0, 4096) == b"x" * 4096
+        (tmp_path / "nbdzram.toml").write_bytes(b"# \xff\n" + GOOD.replace("first", "changed").encode())
+        assert "is not UTF-8 text" in server.command_line("reload", check=False).stderr
+        assert server.exports() == before
         (tmp_path / "nbdzram.toml").unlink()
         assert "cannot read the configuration file" in server.command_line("reload", check=False).stderr
         server.write(GOOD)

@@ -93,7 +93,7 @@ def test_it_is_asked_for_before_there_is_a_thread_that_would_go_without(tmp_path
     code = (
         "import os; from nbdzram.cli import serve; from nbdzram.config import ServerConfig as C, UnixAddress as U\n"
         "from pathlib import Path as P\n"
-        "serve.stay = lambda: print('threads', len(os.listdir('/proc/self/task')), flush=True) or []\n"
+        "serve.stay = lambda **_: print('threads', len(os.listdir('/proc/self/task')), flush=True) or []\n"
         "config = C(swap=True, tcp=(), metrics=None, unix=(U(path=P('nbd.sock')),), control=P('control.sock'))\n"
         "print('status', serve.serve(config, lambda: config, run='true'))"
     )
@@ -164,10 +164,11 @@ def test_who_takes_over_goes_first_until_it_serves(tmp_path: Path, arguments: li
     """It has nothing to lose before; then it goes as late as it was told to, and so does one that found no server."""
     line = Line(tmp_path, arguments, exports={"disk": "1M"}, in_memory=True)
     score = score_of(line.last.pid)
-    with listening(tmp_path / "step") as steps:
-        words = ["serve", "--takeover", "-e", "disk=1M", "--control", str(line.control), *line.arguments]
+    told = tmp_path / "new.log"
+    with listening(tmp_path / "step") as steps, told.open("w") as log:
+        words = ["serve", "--takeover", "-e", "disk=1M", "--control", str(line.control), "--metrics", "off", *arguments]
         command = [sys.executable, "-m", "tests.support.held", "new has opened", str(tmp_path / "step"), *words]
-        with subprocess.Popen(command, env=Nbdzram.environment(line.last), stdout=subprocess.DEVNULL) as new:
+        with subprocess.Popen(command, env=Nbdzram.environment(line.last), stdout=log, stderr=log) as new:
             try:
                 with steps.accept()[0]:
                     assert score_of(new.pid) == f"{residence.FIRST_SCORE}\n"
@@ -175,6 +176,9 @@ def test_who_takes_over_goes_first_until_it_serves(tmp_path: Path, arguments: li
                 assert score_of(new.pid) == score
             finally:
                 new.terminate()
+                line.last.kill()
+    refusals = told.read_text().count("--swap: the score of the OOM killer cannot be lowered")
+    assert refusals == (arguments == ["--swap"] and not may(SYS_RESOURCE)), "asked for too early, or never"
     alone = tmp_path / "alone"
     alone.mkdir()
     first = Line(alone, ["--takeover", *arguments], exports={"disk": "1M"}, in_memory=True)

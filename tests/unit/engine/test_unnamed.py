@@ -50,6 +50,19 @@ def test_one_pool_at_a_time_opens_it(memory: int) -> None:
         pass
 
 
+def test_one_for_which_there_is_no_descriptor_is_not_said_to_be_anothers(memory: int) -> None:
+    """Whoever takes over, and may have few, is told what to raise, and not to ask for what is his."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(memory)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        with pytest.raises(ArenaError, match="in memory: Too many open files; raise LimitNOFILE= of the unit"):
+            Pool(memory=memory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_core_dumps_leave_it_out_new_and_opened_again(memory: int) -> None:
     for _ in range(2):
         with Pool(memory=memory) as pool:
