@@ -50,6 +50,13 @@ def kept_before(environment: Mapping[str, str], state_dir: Path | None) -> Kept:
         kept.file = Path(directory, FILE_NAME)
         if kept.arenas:
             kept.remembered = _remembered(kept.file.parent)
+            had = {record.pool for record in kept.remembered.exports.values() if not record.removed}
+            for pool in sorted(had.difference(kept.arenas)):
+                log.warning(
+                    "the memory of the pool %s was not kept, as of others, and its disks are gone or empty; raise "
+                    "FileDescriptorStoreMax= of the unit over the number of pools",
+                    pool,
+                )
     return kept
 
 

@@ -28,6 +28,7 @@ class Supervisor:
         self.directory = directory
         self.store: dict[str, int] = {}
         self.messages: list[str] = []
+        self.most = 64  # FileDescriptorStoreMax=; what is over it is dropped, and nobody is told
         self._numbers = itertools.count()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(directory / "notify"))
@@ -45,7 +46,7 @@ class Supervisor:
             name = said.get("FDNAME", "")
             if "FDSTOREREMOVE" in said or ("FDSTORE" in said and name in self.store):
                 self._forget(name)
-            if "FDSTORE" in said:
+            if "FDSTORE" in said and len(self.store) < self.most:
                 self.store[name] = descriptors.pop()
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -210,4 +211,22 @@ def test_who_may_attach_is_not_known_where_changes_are_lost_and_nobody_may(super
     with pytest.raises(Exception, match=r"refused|unknown"), Client(second.unix_path, "new"):
         pass
     assert "nobody may" in second.log
+    second.stop()
+
+
+def test_a_pool_that_the_store_had_no_room_for_is_told_of_and_the_others_are_there(supervisor: Supervisor) -> None:
+    supervisor.most = 1
+    first = supervisor.start("--pool", "other", "-e", "declared=1M,pool=other")
+    command(first, "exports add added 2M --pool other")
+    with first.client() as client:
+        client.write(0, b"m" * 4096)
+    first.kill()
+    supervisor.hear()
+    second = supervisor.start("--pool", "other", "-e", "declared=1M,pool=other")
+    kept = next(name.removeprefix("pool-") for name in supervisor.store)
+    (lost,) = {"default", "other"} - {kept}
+    assert f"the memory of the pool {lost} was not kept, as of others, and its disks are gone or empty" in second.log
+    assert f"the memory of the pool {kept} was" not in second.log
+    with second.client() as client:
+        assert client.read(0, 4096) == (b"m" * 4096 if kept == "default" else bytes(4096))
     second.stop()
