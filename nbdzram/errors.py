@@ -6,6 +6,11 @@ ENOSPC on the wire. A UserError is shown to a person as one sentence: the thing,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+NAMES_TOLD = 10
+"""Of what there is instead of what was asked for; a server may have thousands."""
+
 
 class NbdzramError(Exception):
     """Every error that this package raises on purpose."""
@@ -33,6 +38,13 @@ class NoSuchExport(UserError):
     """The named export, snapshot or pool does not exist."""
 
     exit_code = 4
+
+    @classmethod
+    def among(cls, known: Iterable[str], name: str, kind: str = "export") -> NoSuchExport:
+        """In a sentence that a person can use: who mistyped sees the names, and of hundreds that these are not all."""
+        names = list(known)
+        more = [f"and {len(names) - NAMES_TOLD} more"] * (len(names) > NAMES_TOLD)
+        return cls(f"there is no {kind} '{name}'; there are: {', '.join(names[:NAMES_TOLD] + more) or 'none'}")
 
 
 class ExportExists(UserError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.columns import Column, render, screen_width
+from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
     connect,
     control_option,
@@ -16,6 +16,7 @@ from nbdzram.cli.common import (
     json_option,
     one_by_one,
     print_json,
+    print_rows,
     require_all,
     require_export,
 )
@@ -72,8 +73,7 @@ def show(*, export: str | None, as_json: bool, control: Path | None) -> None:
         found = _of(client, export)
     if as_json:
         return print_json(found)
-    for line in render(COLUMNS, found, width=screen_width()):
-        click.echo(line)
+    print_rows(COLUMNS, found)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -188,18 +188,21 @@ def list_rows(
         told = client.status_part(what)
     if as_json:
         return print_json(told)
-    rows = [from_json(kind, one) for one in told]
-    columns = [column for column in columns if not column.seldom or any(column.cell(row) for row in rows)]
-    for line in render(columns, rows, width=screen_width()):
-        click.echo(line)
+    print_rows(columns, [from_json(kind, one) for one in told])
     return None
 
 
-def require_export(name: str, known: Iterable[str], kind: str = "export") -> None:
+def print_rows(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> None:
+    """A table as wide as the terminal, without the columns that most servers have nothing in, if this one has not."""
+    columns = [column for column in columns if not column.seldom or any(column.cell(row) for row in rows)]
+    for line in render(columns, rows, width=screen_width()):
+        click.echo(line)
+
+
+def require_export(name: str, known: Collection[str]) -> None:
     """Raises NoSuchExport, as the server does where it is asked for one."""
-    names = list(known)
-    if name not in names:
-        raise NoSuchExport(f"there is no {kind} '{name}'; there are: {', '.join(names) or 'none'}")
+    if name not in known:
+        raise NoSuchExport.among(known, name)
 
 
 def require_all(what: str, names: Sequence[Any], found: Mapping[Any, str], remedy: str) -> None:

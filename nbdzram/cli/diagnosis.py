@@ -344,16 +344,19 @@ def certificates(patient: Patient) -> Iterator[Finding]:
     if tls.mode is TlsMode.OFF:
         yield Finding(Level.OK, "TLS", "off in this configuration: whoever reaches an address may attach")
         return
-    from nbdzram.server.tls import check_files  # noqa: PLC0415 - most do without
+    from nbdzram.server.tls import check_files, exposed  # noqa: PLC0415 - most do without
 
     try:
-        for _ in check_files(tls):  # which warns of dates: they are told below
+        for _ in check_files(tls):  # which warns of what is told below, too
             pass
     except ConfigError as error:
         yield Finding(Level.FAIL, "TLS", str(error), "mend or exchange that file; `serve` would not start with it")
         return
     if tls.psk_file is not None:
         yield Finding(Level.OK, "TLS", f"{tls.psk_file} holds keys")
+    for sentence in exposed(tls):
+        said, _, remedy = sentence.partition("; ")
+        yield Finding(Level.WARN, "TLS", said, remedy)
     for path in (tls.certificate, tls.client_ca):
         if path is not None:
             yield _expiry(path, datetime.now(UTC))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from nbdzram.cli.common import (
     pool_names,
     print_json,
     remove_named,
-    require_all,
-    require_export,
     warn,
 )
+from nbdzram.control.client import ControlClient
+from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.status import PoolFigures, from_json, limit_trouble
 from nbdzram.units import format_size
 
@@ -116,15 +117,13 @@ def add(
 @json_option
 @control_option
 def remove(*, names: tuple[str, ...], as_json: bool, control: Path | None) -> None:
-    """Close pools that hold no export, and remove their files."""
+    """Close pools that hold no export, and remove their files.
+
+    Of several none goes where one cannot.
+    """
     with connect(control) as client:
         if len(names) > 1:
-            told = client.status()
-            held = {pool.name: "" for pool in told.pools}
-            for name in names:
-                require_export(name, held, "pool")
-            held |= {export.pool: f"holds the export '{export.name}'" for export in told.exports}
-            require_all("the pool", names, held, "remove its exports first")
+            _require_all_removable(client, names)
         remove_named(client, "pools.remove", names, as_json=as_json)
 
 
@@ -179,6 +178,20 @@ def tell_sharing(*, name: str, switch: str, as_json: bool, control: Path | None)
     With on, also exports that admit different clients may be folded inline; so it is not turned off while they are.
     """
     _change("pools.change", control, as_json, "changed", name=name, tell_sharing=switch == "on")
+
+
+def _require_all_removable(client: ControlClient, names: Sequence[str]) -> None:
+    """Ask the server of each whether it would go. Raises NoSuchExport, UserError."""
+    against = []
+    for name in names:
+        try:
+            client.call("pools.lose", name=name)
+        except NoSuchExport:
+            raise
+        except UserError as error:
+            against.append(str(error))
+    if against:
+        raise UserError(f"nothing is done: {'; '.join(against)}")
 
 
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:

@@ -7,8 +7,17 @@ from typing import Any
 
 import click
 
-from nbdzram.cli.columns import Column, render, screen_width
-from nbdzram.cli.common import connect, control_option, each_once, json_option, one_by_one, print_json, require_all
+from nbdzram.cli.columns import Column
+from nbdzram.cli.common import (
+    connect,
+    control_option,
+    each_once,
+    json_option,
+    one_by_one,
+    print_json,
+    print_rows,
+    require_all,
+)
 from nbdzram.cli.numbers import Whole
 from nbdzram.status import RunStatus, from_json
 from nbdzram.units import format_seconds
@@ -95,8 +104,7 @@ def show(*, as_json: bool, control: Path | None) -> None:
         return print_json(answer)
     if not answer:
         return click.echo("no run waits, is under way, or ended since the server started")
-    for line in render(COLUMNS, [from_json(RunStatus, run) for run in answer], width=screen_width()):
-        click.echo(line)
+    print_rows(COLUMNS, [from_json(RunStatus, run) for run in answer])
     return None
 
 

@@ -267,7 +267,7 @@ def select(status: Whole, exports: Sequence[str], pool: str | None) -> Whole:
     for name in exports:
         require_export(name, names)
     if pool is not None and pool not in {found.name for found in status.pools}:
-        raise NoSuchExport(f"there is no pool '{pool}'; there are: {', '.join(found.name for found in status.pools)}")
+        raise NoSuchExport.among([found.name for found in status.pools], pool, "pool")
     kept = tuple(
         export
         for export in status.exports

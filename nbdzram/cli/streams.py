@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nbdzram.cli.columns import Column, render, screen_width
+from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
     connect,
     control_option,
@@ -14,6 +14,7 @@ from nbdzram.cli.common import (
     json_option,
     one_by_one,
     print_json,
+    print_rows,
     require_all,
 )
 from nbdzram.status import StreamStatus, from_json
@@ -93,8 +94,7 @@ def show(*, as_json: bool, control: Path | None) -> None:
     streams = [from_json(StreamStatus, stream) for stream in answer]
     if not streams:
         return click.echo("no stream is under way, and nothing is kept of one")
-    for line in render(COLUMNS, streams, width=screen_width()):
-        click.echo(line)
+    print_rows(COLUMNS, streams)
     for stream in streams:
         if stream.token is not None:
             what = stream.exports[0] if stream.exports else stream.stream

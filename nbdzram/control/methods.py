@@ -115,6 +115,9 @@ class Changes(Protocol):
     async def remove_pool(self, name: str) -> None:
         """Close a pool that holds no export, and remove its file."""
 
+    def lose_pool(self, name: str) -> None:
+        """Refuse what the removal of a pool would be refused for now; nothing is changed."""
+
     async def add_export(
         self,
         name: str,
@@ -311,6 +314,9 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
     async def remove_pool(given: Mapping[str, Any], _: Progress) -> Any:
         await changes.remove_pool(**given)
 
+    async def lose_pool(given: Mapping[str, Any], _: Progress) -> Any:
+        changes.lose_pool(**given)
+
     async def add(given: Mapping[str, Any], _: Progress) -> Any:
         return await changes.add_export(**_with_bounds(given))
 
@@ -403,6 +409,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
             },
             lasting(change_pool),
         ),
+        "pools.lose": Method({"name": name}, lose_pool, is_act=False),
         "pools.remove": Method({"name": name}, lasting(remove_pool)),
         "exports.add": Method(
             {

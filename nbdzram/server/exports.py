@@ -212,8 +212,7 @@ class Exports:
         try:
             return self._by_name[name]
         except KeyError:
-            known = ", ".join(list(self._by_name)[:10]) or "none"
-            raise NoSuchExport(f"there is no export '{name}'; there are: {known}") from None
+            raise NoSuchExport.among(self._by_name, name) from None
 
     def resolve(self, name: str) -> Export | None:
         """As a client means it: the empty name is the default export, or the only one."""

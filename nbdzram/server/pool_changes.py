@@ -114,6 +114,18 @@ class PoolChanges:
         """Close a pool that holds no export, and remove its file. Raises NoSuchExport, UserError."""
         await self._alone(self._remove_pool(name))
 
+    def lose_pool(self, name: str) -> None:
+        """Raises what `remove_pool` would raise now, and changes nothing."""
+        pool = self._pool(name).pool
+        if name in self._declared_pools:
+            raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
+        holding = [export.name for export in self._exports if export.pool_name == name]
+        if holding:
+            raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
+        held = self._held_by(pool)
+        if held is not None:
+            raise UserError(f"the pool '{name}' holds {held}")
+
     async def _add_pool(self, config: PoolConfig) -> PoolStatus:
         name = config.name
         if name in self._pools:
@@ -180,14 +192,7 @@ class PoolChanges:
 
     async def _remove_pool(self, name: str) -> None:
         service = self._pool(name)
-        if name in self._declared_pools:
-            raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
-        holding = [export.name for export in self._exports if export.pool_name == name]
-        if holding:
-            raise UserError(f"the pool '{name}' holds the export '{holding[0]}'; remove its exports first")
-        held = self._held_by(service.pool)
-        if held is not None:
-            raise UserError(f"the pool '{name}' holds {held}")
+        self.lose_pool(name)
         forgotten = await self._forget_pool(name)
         del self._pools[name]
         await service.close()
@@ -248,5 +253,5 @@ class PoolChanges:
 
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:
-            raise NoSuchExport(f"there is no pool '{name}'; there are: {', '.join(sorted(self._pools))}")
+            raise NoSuchExport.among(sorted(self._pools), name, "pool")
         return self._pools[name]

@@ -516,7 +516,7 @@ class Service:
 
     def _pool(self, name: str) -> PoolService:
         if name not in self._pools:
-            raise NoSuchExport(f"there is no pool '{name}'; there are: {', '.join(sorted(self._pools))}")
+            raise NoSuchExport.among(sorted(self._pools), name, "pool")
         return self._pools[name]
 
     async def _beat(self) -> None:

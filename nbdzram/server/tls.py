@@ -25,7 +25,8 @@ PSK_MOST_BYTES = 256
 """OpenSSL 1.1.1 takes no longer ones (its PSK_MAX_PSK_LEN)."""
 
 OTHERS = stat.S_IROTH | stat.S_IWOTH
-"""Who reads a file of keys is any of its clients, and who writes it adds himself. Its group may be the server's."""
+"""Who reads a file of keys is any of its clients, or the server itself where it is the certificate's, and who writes it
+exchanges them. Its group may be the server's."""
 
 SETTLED_SECONDS = 1.0
 """A file that changed less long ago may change once more within one tick of the clock that stamps it."""
@@ -97,7 +98,7 @@ class TlsFiles:
         if self._config.certificate is not None:
             with contextlib.suppress(OSError, ValueError):  # OpenSSL could read it: a form that ours does not know
                 self.expires_at = validity(self._config.certificate)[1].timestamp()
-        for sentence in out_of_date(self._config):
+        for sentence in doubts(self._config):
             log.warning("%s", sentence)
 
     def _read_stamp(self) -> _Stamp:
@@ -121,7 +122,19 @@ def check_files(config: TlsConfig) -> Iterator[str]:
     for path in _paths(config):
         _stat(path)
     make_context(config)
+    yield from doubts(config)
+
+
+def doubts(config: TlsConfig) -> Iterator[str]:
+    """What is to be warned of where files can be used."""
+    yield from exposed(config)
     yield from out_of_date(config)
+
+
+def exposed(config: TlsConfig) -> Iterator[str]:
+    """A private key that is no secret. A server starts with it all the same: the files of a pod's secret are so."""
+    if config.key is not None and (mode := _stat(config.key).st_mode) & OTHERS:
+        yield _exposed(config.key, mode)
 
 
 def out_of_date(config: TlsConfig) -> Iterator[str]:
@@ -198,9 +211,7 @@ def read_keys(file: Path) -> dict[str, bytes]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"TLS keys {file} cannot be read: {error}; name a text file with lines NAME:HEXKEY") from None
     if mode & OTHERS:
-        raise ConfigError(
-            f"TLS keys {file} have mode {stat.S_IMODE(mode):04o}: others may read or write them; chmod o= {file}"
-        )
+        raise ConfigError(_exposed(file, mode))
     found: dict[str, tuple[int, bytes]] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
@@ -227,6 +238,10 @@ def read_keys(file: Path) -> dict[str, bytes]:
             f"`psktool -u NAME -p {file}` adds one"
         )
     return {name: key for name, (_, key) in found.items()}
+
+
+def _exposed(file: Path, mode: int) -> str:
+    return f"TLS key file {file} has mode {stat.S_IMODE(mode):04o}: others may read or write it; chmod o= {file}"
 
 
 def _reason(error: OSError | TlsError) -> str:

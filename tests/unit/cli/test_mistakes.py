@@ -276,6 +276,25 @@ def test_keys_that_cannot_be_used_are_refused_wherever_they_are_looked_at(start:
     assert f"TLS file {keys} is no regular file" in " ".join(run("doctor", "-c", str(file)).out.split())
 
 
+def test_a_private_key_that_others_may_read_is_said_wherever_it_is_looked_at(start: Start, tmp_path: Path) -> None:
+    """And a server goes on with it: an update must not stop one whose key a pod's secret holds."""
+    make_certificate(tmp_path, "localhost")
+    key, file = tmp_path / "key.pem", tmp_path / "nbdzram.toml"
+    file.write_text(
+        f'[exports.disk]\nsize = "1M"\n[tls]\nmode = "on"\nkey = "{key}"\ncertificate = "{tmp_path}/cert.pem"\n'
+    )
+    told = f"TLS key file {key} has mode 0644: others may read or write it"
+    looks = (("serve", "--check-config"), ("doctor",))
+    key.chmod(0o640)
+    for look in looks:
+        assert "others may" not in run(*look, "-c", str(file)).out
+    key.chmod(0o644)
+    check, doctor = (" ".join(run(*look, "-c", str(file)).out.split()) for look in looks)
+    assert f"warning {told}; chmod o= {key}" in check
+    assert f"warn TLS {told} remedy: chmod o= {key}" in doctor
+    start("-c", str(file)).wait_for_log(f"WARNING nbdzram.server: {told}; chmod o= {key}")
+
+
 AUTHORITY = """
 [ca]
 default_ca = own

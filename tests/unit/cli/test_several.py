@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli.common import one_by_one
+from nbdzram.errors import UserError
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import Server
 
@@ -48,22 +50,58 @@ def test_no_pool_goes_where_one_of_several_is_held_or_not_there(start: Start) ->
     server.run("exports", "add", "other", "1M", "--pool", "held")
     done = server.run("pools", "remove", "empty", "held")
     assert (done.code, done.out) == (1, "")
-    assert "the pool held holds the export 'other': nothing is done; remove its exports first" in done.err
+    assert "nothing is done: the pool 'held' holds the export 'other'; remove its exports first" in done.err
     assert server.run("pools", "remove", "empty", "gone").code == 4
     assert names(server, "pools") == ["default", "empty", "held"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)])
-def test_what_fails_all_the_same_ends_it_and_those_before_are_told(start: Start, flags: tuple[str, ...]) -> None:
-    """A pool that is declared stays, which only the server knows."""
+@pytest.mark.parametrize("order", [("empty", "declared"), ("declared", "empty")])
+def test_no_pool_goes_where_one_of_several_is_declared(
+    start: Start, order: tuple[str, ...], flags: tuple[str, ...]
+) -> None:
+    """Whether one is declared only the server knows: it is asked of all before one goes."""
     server = start("-e", "disk=1M", "-e", "other=1M,pool=declared", "--pool", "declared=64M")
     server.run("exports", "remove", "other")
-    server.run("pools", "add", "empty")
-    done = server.run("pools", "remove", "empty", "declared", *flags)
-    told = [{"removed": "empty"}] if flags else "removed empty\n"
-    assert (done.code, json.loads(done.out) if flags else done.out) == (1, told)
-    assert "the pool 'declared' is declared in the configuration" in done.err
-    assert names(server, "pools") == ["declared", "default"]
+    for name in ("empty", "held"):
+        server.run("pools", "add", name)
+    server.run("exports", "add", "another", "1M", "--pool", "held")
+    done = server.run("pools", "remove", *order, "held", *flags)
+    assert (done.code, done.out) == (1, "")
+    assert (
+        "nothing is done: the pool 'declared' is declared in the configuration; remove it there and restart; "
+        "the pool 'held' holds the export 'another'" in done.err
+    )
+    assert names(server, "pools") == ["declared", "default", "empty", "held"]
+    assert server.run("pools", "remove", *order).code == 1
+    assert server.run("pools", "remove", "empty").out == "removed empty\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_fails_all_the_same_ends_it_and_those_before_are_told(
+    capsys: pytest.CaptureFixture[str], *, as_json: bool
+) -> None:
+    """In JSON a list, also where one alone would be an object: of those before there may be more."""
+
+    def act(name: str) -> dict[str, str]:
+        if name == "gone":
+            raise UserError(name)
+        return {"removed": name}
+
+    with pytest.raises(UserError, match="gone"):
+        one_by_one(
+            ("one", "gone", "two"), act, lambda done: f"removed {done['removed']}", as_json=as_json, as_list=True
+        )
+    told = capsys.readouterr().out
+    assert (json.loads(told) if as_json else told) == ([{"removed": "one"}] if as_json else "removed one\n")
+
+
+def test_of_many_names_some_are_told_and_how_many_more_there_are(start: Start) -> None:
+    server = start(*(word for number in range(12) for word in ("-e", f"vm{number}=1M")))
+    told = ", ".join(f"vm{number}" for number in range(10))
+    for words in (("exports", "remove", "gone", "--yes"), ("attach", "gone"), ("snapshot", "gone", "it")):
+        done = server.run(*words)
+        assert (done.code, done.err) == (4, f"nbdzram: there is no export 'gone'; there are: {told}, and 2 more\n")
 
 
 def test_no_client_is_ended_where_one_of_several_is_not_attached(start: Start) -> None:

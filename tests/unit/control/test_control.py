@@ -136,6 +136,9 @@ class RecordedOperations:
     async def remove_pool(self, name: str) -> None:
         self.asked.append((name,))
 
+    def lose_pool(self, name: str) -> None:
+        self.asked.append(("lose", name))
+
     async def usage(self) -> dict[str, DiskUsage]:
         return {"disk": USAGE}
 

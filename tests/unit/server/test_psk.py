@@ -58,7 +58,7 @@ def test_a_name_with_two_keys_is_refused_also_where_they_are_equal(keys: Path, k
 @pytest.mark.parametrize(("mode", "told"), [(0o644, "0644"), (0o602, "0602"), (0o606, "0606"), (0o777, "0777")])
 def test_keys_that_others_may_read_or_write_are_refused(keys: Path, mode: int, told: str) -> None:
     keys.chmod(mode)
-    with pytest.raises(ConfigError, match=rf"have mode {told}: others may .*; chmod o= {keys}"):
+    with pytest.raises(ConfigError, match=rf"key file {keys} has mode {told}: others may .*; chmod o= {keys}"):
         read_keys(keys)
     keys.chmod(mode & 0o771)
     assert read_keys(keys)
