@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdzram.cli.announce import description, greeting, the_end
+from nbdzram.cli.completion import AsShown
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.numbers import Whole
 from nbdzram.cli.perils import perils
@@ -294,6 +295,11 @@ def command(
                 return
         status = serve(settled, reread, run=run, parent=parent, restore=restore, takeover=first, serves=serves)
     raise click.exceptions.Exit(status)
+
+
+for _option in command.params:
+    if _option.type is click.STRING:
+        _option.type = AsShown()
 
 
 def _control_path(config: ServerConfig) -> Path:
