@@ -8,6 +8,9 @@ Invariants
 2. It shuts out nobody who writes (PoolCore.begin_look): a client may ask without a pause.
 3. What is told of a block is how it was at one moment: an entry that was overwritten while its object was looked at is
    looked at again.
+4. A block is told to share its object while another block of the export holds it, at that moment: what was seen before
+   is only where to look. Else the count of holders would decide, and who overwrites the other block in between would
+   learn whether other exports hold the object. For each block so at most two others are looked at.
 """
 
 from libc.errno cimport EIO
@@ -15,16 +18,16 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
-from nbdzram.engine.blocks cimport HOLE_BIT, SHARED_BIT, ZERO_BIT, Blocks
+from nbdzram.engine.blocks cimport HOLE_BIT, SAME_FILLED_BIT, SHARED_BIT, ZERO_BIT, Blocks
 from nbdzram.engine.codec cimport BLOCK
 from nbdzram.engine.cursor cimport Cursor, entry_now, next_entry
 from nbdzram.engine.lock cimport HOLD, lock_step_aside
 from nbdzram.engine.must cimport must
 from nbdzram.engine.publish cimport look64
 from nbdzram.engine.sides cimport Seat
-from nbdzram.engine.table cimport entry_handle
+from nbdzram.engine.table cimport LEAF_BLOCKS
 from nbdzram.engine.twins cimport (
-    Twins, twins_add, twins_begin, twins_bytes, twins_end, twins_found, twins_has, twins_know,
+    Twins, twins_add, twins_begin, twins_bytes, twins_end, twins_found, twins_know, twins_saw,
 )
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -50,6 +53,8 @@ cdef list list_extents(Blocks disk, uint64_t offset, uint64_t length, size_t lim
                 twins_begin(&twins, at // BLOCK, (end + BLOCK - 1) // BLOCK, memory, size if memory != NULL else 0)
                 while not look_for_twins(disk, &twins, 1):
                     pass
+                if disk.pool.pausing:
+                    lock_step_aside(&disk.pool.lock, b"who looked for twins")
             error = find_extents(disk, &at, end, mask, <uint64_t>-1, &runs, &twins if size else NULL)
     free(memory)
     try:
@@ -149,9 +154,7 @@ cdef void _add_twins(Blocks disk, Twins* twins) noexcept nogil:
         while next_entry(&cursor, &block, &entry):
             handle = disk.pool.tables.handle_at(entry, block)
             if handle:
-                handle = disk.pool.store.resolve(handle)
-                if disk.pool.store.cells.refs(handle) > 1:
-                    twins_add(twins, handle)
+                twins_add(twins, block, disk.pool.store.resolve(handle))
     twins.next = cursor.next
 
 
@@ -165,6 +168,7 @@ cdef bint _add_extents(
     cdef uint64_t first = at[0] // BLOCK
     cdef uint64_t block, entry, stop
     cdef bint found, shared
+    cdef const Twins* asked = twins if mask & SHARED_BIT else NULL
     cursor.next, cursor.end = first, (end + BLOCK - 1) // BLOCK
     found = disk.walk(&cursor)
     if cursor.next > first:
@@ -180,7 +184,7 @@ cdef bint _add_extents(
     shared = disk.pool.tables.leaf_is_shared(disk.root(), cursor.next)
     while next_entry(&cursor, &block, &entry):
         stop = min((block + 1) * BLOCK, end)
-        if not _add_run(runs, stop - at[0], _told_of(disk, &cursor, block, entry, shared, twins) & mask):
+        if not _add_run(runs, stop - at[0], _told_of(disk, &cursor, block, entry, shared, asked) & mask):
             at[0] = end
             return True
         at[0] = stop
@@ -195,23 +199,48 @@ cdef uint32_t _told_of(
     cdef uint64_t now
     if disk.pool.pausing:
         lock_step_aside(&disk.pool.lock, b"who looks behind an entry")
-    bits = _told_bits(disk, entry, block, leaf_shared, twins)
+    bits = _told_bits(disk, cursor, block, entry, leaf_shared, twins)
     now = entry_now(cursor, block)
     while now != entry:
         entry = now
-        bits = _told_bits(disk, entry, block, leaf_shared, twins)
+        bits = _told_bits(disk, cursor, block, entry, leaf_shared, twins)
         now = entry_now(cursor, block)
     return bits
 
 
 cdef uint32_t _told_bits(
-    Blocks disk, uint64_t entry, uint64_t block, bint leaf_shared, const Twins* twins
+    Blocks disk, const Cursor* cursor, uint64_t block, uint64_t entry, bint leaf_shared, const Twins* twins
 ) noexcept nogil:
     """What an entry says; `twins` NULL: everything, else of sharing what is within the export."""
     cdef uint32_t bits = disk.kind_bits(entry, block, leaf_shared)
-    if twins == NULL or not bits & SHARED_BIT or twins_has(twins, disk.pool.store.resolve(entry_handle(entry))):
+    cdef uint32_t handle
+    if twins == NULL:
         return bits
+    handle = disk.pool.tables.handle_at(entry, block)
+    if handle != 0 and not bits & SAME_FILLED_BIT and (
+            _has_twin(disk, cursor, block, disk.pool.store.resolve(handle), twins)):
+        return bits | SHARED_BIT
     return bits & ~<uint32_t>SHARED_BIT
+
+
+cdef bint _has_twin(
+    Blocks disk, const Cursor* cursor, uint64_t block, uint32_t handle, const Twins* twins
+) noexcept nogil:
+    """Within a look: whether another block than this one holds an object."""
+    cdef uint64_t first, last
+    return twins_saw(twins, handle, &first, &last) and (
+        first != block and _holds(disk, cursor, block, first, handle)
+        or last != block and _holds(disk, cursor, block, last, handle))
+
+
+cdef bint _holds(Blocks disk, const Cursor* cursor, uint64_t block, uint64_t other, uint32_t handle) noexcept nogil:
+    """Within a look that is at a block: whether another block holds an object now."""
+    cdef const uint64_t* leaf = cursor.leaf
+    cdef uint32_t found
+    if other // LEAF_BLOCKS != block // LEAF_BLOCKS:
+        leaf = disk.pool.tables.leaf(disk.root(), other)
+    found = 0 if leaf == NULL else disk.pool.tables.handle_at(look64(leaf + other % LEAF_BLOCKS), other)
+    return found != 0 and disk.pool.store.resolve(found) == handle
 
 
 # -- a list of runs ----------------------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
 # Which objects several blocks of one stretch of an export hold: what a client may be told of sharing. That others hold
-# an object too is not for it to know, and must not show, neither way: so holders are counted among the export's own
-# blocks, and the count of all holders is only a hint that there is something to look for.
+# an object too is not for it to know, and must not show, neither way: so the count of holders, which is everybody's, is
+# not even looked at. That a block shares its object is told of it while another block of the export is seen to hold it.
 #
-# A set of handles, open addressing: each stands for one block that was seen, or several. To look through a stretch
-# takes milliseconds, so who has others to serve does it in steps (extents.look_for_twins). The memory is the caller's,
-# and goes by how much the export stores: how long it takes tells nothing of others.
+# Which other block that would be is looked up here: a map of handles, open addressing, to the first and the last block
+# where each was seen. To look through a stretch takes milliseconds, so who has others to serve does it in steps
+# (extents.look_for_twins), and by the time that a block is told of, its client may have written over the other: so it is
+# only where to look, and looked at again (extents.pyx). The memory is the caller's, and goes by how much the export
+# stores: how long it takes tells nothing of others.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 cdef enum:
     STRETCH_BLOCKS = 1 << 16  # 256 MiB of an export
-    SEVERAL = 1               # in a place of the set, beside the handle, which stands one bit higher
+    STRETCH_BITS = 16         # of the number of a block in its stretch. A place: handle, first block, last block
+    LAST_MASK = STRETCH_BLOCKS - 1
 
 cdef struct Twins:
     uint64_t* places
@@ -59,19 +62,25 @@ cdef inline bint twins_know(const Twins* twins, uint64_t block) noexcept nogil:
 cdef inline uint64_t* twins_place(const Twins* twins, uint32_t handle) noexcept nogil:
     """Where a handle stands, or would."""
     cdef uint64_t place = (handle * <uint64_t>0x9E3779B97F4A7C15) >> 32 & (twins.capacity - 1)
-    while twins.places[place] and twins.places[place] >> 1 != handle:
+    while twins.places[place] and twins.places[place] >> 2 * STRETCH_BITS != handle:
         place = (place + 1) & (twins.capacity - 1)
     return twins.places + place
 
-cdef inline void twins_add(Twins* twins, uint32_t handle) noexcept nogil:
-    """One block more that holds an object. What is stored meanwhile and finds no place is not seen."""
+cdef inline void twins_add(Twins* twins, uint64_t block, uint32_t handle) noexcept nogil:
+    """A block of the stretch holds an object. What is stored meanwhile and finds no place is not seen."""
     cdef uint64_t* place
+    cdef uint64_t last = block - twins.first
     if (twins.used + 1) * 2 > twins.capacity:
         return
     place = twins_place(twins, handle)
-    twins.used += place[0] == 0
-    place[0] = <uint64_t>handle << 1 | (SEVERAL if place[0] else 0)
+    if place[0] == 0:
+        twins.used += 1
+        place[0] = <uint64_t>handle << 2 * STRETCH_BITS | last << STRETCH_BITS
+    place[0] = place[0] & ~<uint64_t>LAST_MASK | last
 
-cdef inline bint twins_has(const Twins* twins, uint32_t handle) noexcept nogil:
-    """Whether several blocks hold an object."""
-    return twins.capacity != 0 and twins_place(twins, handle)[0] & SEVERAL
+cdef inline bint twins_saw(const Twins* twins, uint32_t handle, uint64_t* first, uint64_t* last) noexcept nogil:
+    """The first and the last block where an object was seen, if it was."""
+    cdef uint64_t place = twins_place(twins, handle)[0] if twins.capacity else 0
+    first[0] = twins.first + (place >> STRETCH_BITS & LAST_MASK)
+    last[0] = twins.first + (place & LAST_MASK)
+    return place != 0

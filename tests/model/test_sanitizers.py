@@ -11,7 +11,12 @@ import pytest
 from tests.support.sanitized import built_for, library
 
 SUITES = ("tests/unit/engine", "tests/model/test_threads.py", "tests/model/test_engine.py")
-THREADED = ("tests/model/test_writers.py", "tests/model/test_readers.py", "tests/model/test_threads.py")
+THREADED = (
+    "tests/model/test_writers.py",
+    "tests/model/test_readers.py",
+    "tests/model/test_threads.py",
+    "tests/model/test_extents.py",
+)
 MEASURED = "tests/unit/engine/test_memory.py"  # resident bytes and addresses, of which the sanitizer takes its own
 SUPPRESSED = (
     # glibc takes the memory of a thread that has ended, and the sanitizer does not see how it knows.

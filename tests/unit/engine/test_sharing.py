@@ -75,6 +75,32 @@ def test_a_clone_that_never_wrote_tells_its_own_sharing_and_costs_nothing_of_its
     assert twin.usage().unique == pool.stats().compr_data_size
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_a_twin_that_goes_or_comes_while_one_looks_shows_nothing_of_others(other: bool) -> None:
+    """Else who asks, and writes beside it, would see whether the object has holders elsewhere."""
+    pool = Pool(inline_dedup=True)
+    if other:
+        pool.create("other", SIZE).write(0, text(1) + text(2))
+    disk = pool.create("disk", SIZE)
+    for block, content in enumerate((text(1), text(1), text(2))):
+        disk.write(block * BLOCK, content)
+    assert shared(disk) == [0, 1]
+    pool.test_locks(linger="who looked for twins")
+
+    def change() -> None:
+        wait_until(lambda: pool.lingering() > 0)
+        disk.trim(BLOCK, BLOCK)  # nobody but another export holds what block 0 holds
+        disk.write(3 * BLOCK, text(2))
+        pool.test_locks()
+
+    changing = Thread(target=change)
+    changing.start()
+    told = shared(disk)  # of block 2 it is not known yet that it has a twin: its own is where that is seen
+    changing.join()
+    assert told == [3]
+    assert shared(disk) == [2, 3]
+
+
 def test_sharing_is_told_within_a_stretch_and_over_holes() -> None:
     pool = Pool()
     disk = pool.create("disk", 1 << 50)
