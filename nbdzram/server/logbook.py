@@ -76,8 +76,9 @@ class Logbook(logging.Handler):
         self._shape = shape
         self._causes = Causes()
         self._asked: frozenset[str] = frozenset()  # loggers that ask first
-        self._closed = False
+        self._closed = True  # until somebody writes: at exit logging closes every handler, that of a failed start too
         self.writer = LineWriter(descriptor, self._overdue, line_a_write=line_a_write, failed=failed)
+        self._closed = False
 
     def let_ask(self, loggers: Iterable[logging.Logger]) -> None:
         """Let loggers, which were made as their modules were imported, ask first until the book is closed."""

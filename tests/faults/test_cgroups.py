@@ -141,12 +141,14 @@ def test_a_server_without_a_limit_in_a_cgroup_is_warned_of(tmp_path: Path) -> No
         assert "the pool 'default' has no limit, and the cgroup" in server.log
 
 
-def test_too_few_tasks_for_its_threads_are_one_sentence(tmp_path: Path) -> None:
-    with cgroup("pids", 2) as cage:
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_too_few_tasks_for_its_threads_are_one_sentence(tasks: int, tmp_path: Path) -> None:
+    """Not even one that writes the log, or none that serves."""
+    with cgroup("pids", tasks) as cage:
         done = run_inside(cage, [*NBDZRAM, "serve", "-e", "d=1M", "-U", tmp_path / "n", "--control", tmp_path / "c"])
     assert done.returncode == 1
     assert done.stderr.startswith("nbdzram: cannot start the threads")
-    assert "allows 2 tasks; raise TasksMax=" in done.stderr
+    assert f"allows {tasks} tasks; raise TasksMax=" in done.stderr
     assert "Traceback" not in done.stderr
 
 
