@@ -53,8 +53,8 @@ cdef list list_extents(Blocks disk, uint64_t offset, uint64_t length, size_t lim
                 twins_begin(&twins, at // BLOCK, (end + BLOCK - 1) // BLOCK, memory, size if memory != NULL else 0)
                 while not look_for_twins(disk, &twins, 1):
                     pass
-                if disk.pool.pausing:
-                    lock_step_aside(&disk.pool.lock, b"who looked for twins")
+            if disk.pool.pausing:
+                lock_step_aside(&disk.pool.lock, b"who looked for twins")
             error = find_extents(disk, &at, end, mask, <uint64_t>-1, &runs, &twins if size else NULL)
     free(memory)
     try:
@@ -106,13 +106,13 @@ cdef int find_extents(
     errno value.
 
     They end where the list is full (and `at` is at the end then), before a block that `twins` do not know, or after so
-    many `looks`. `twins`: NULL where nothing is asked of SHARED, or everything may be told.
+    many `looks`. `twins`: NULL where nothing is asked of SHARED, or everything may be told (see room_for_twins).
     """
     cdef bint gone = False
     cdef bint more = True
     cdef Seat* seat
-    must(twins != NULL or not mask & SHARED_BIT or disk.pool.tells_sharing,
-         b"what others share is not told")
+    if twins == NULL and not disk.pool.tells_sharing:  # any more, if it is asked for: what others share is not told
+        mask &= ~<uint32_t>SHARED_BIT
     if not users_enter(&disk.pool.users):
         return EIO
     if runs.limit == 0:

@@ -1,11 +1,11 @@
 # Which objects several blocks of one stretch of an export hold: what a client may be told of sharing. That others hold
-# an object too is not for it to know, and must not show, neither way: so the count of holders, which is everybody's, is
-# not even looked at. That a block shares its object is told of it while another block of the export is seen to hold it.
+# an object too is not for it to know, and must not show, neither way: so the count of holders, which is everybody's,
+# is not even looked at. A block is told to share its object while another block of the export is seen to hold it.
 #
 # Which other block that would be is looked up here: a map of handles, open addressing, to the first and the last block
 # where each was seen. To look through a stretch takes milliseconds, so who has others to serve does it in steps
-# (extents.look_for_twins), and by the time that a block is told of, its client may have written over the other: so it is
-# only where to look, and looked at again (extents.pyx). The memory is the caller's, and goes by how much the export
+# (extents.look_for_twins), and by the time that a block is told of, its client may have written over the other: so it
+# is only where to look, and looked at again (extents.pyx). The memory is the caller's, and goes by how much the export
 # stores: how long it takes tells nothing of others.
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -121,6 +121,28 @@ def test_a_pool_that_tells_sharing_tells_it_of_everybody() -> None:
     assert shared(disk) == [0, 1, 3, 4, 5]
 
 
+def test_a_pool_that_ceases_to_tell_sharing_while_somebody_asks_tells_nothing_of_it() -> None:
+    """Who had no need to look for twins has none to go by."""
+    pool = Pool(tell_sharing=True)
+    pool.create("other", SIZE).write(0, noise(2))
+    disk = pool.create("disk", SIZE)
+    write_own(disk)
+    run(Fold(pool))
+    pool.test_locks(linger="who looked for twins")
+
+    def change() -> None:
+        wait_until(lambda: pool.lingering() > 0)
+        pool.tells_sharing = False
+        pool.test_locks()
+
+    changing = Thread(target=change)
+    changing.start()
+    told = shared(disk)
+    changing.join()
+    assert told == []
+    assert shared(disk) == OWN
+
+
 def test_more_objects_than_a_set_begins_with_are_told_apart() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)
