@@ -101,8 +101,8 @@ class Journal(Sync):
         return self._segment is None or self._segment.end > LONG_BYTES
 
     def fails(self, disk: Disk) -> bool:
-        """Whether the last group does not have what this disk holds."""
-        return self._last is not None and disk in self._last.behind
+        """Whether the last group does not have what this disk holds, or nobody knows any more."""
+        return self._last is None or disk in self._last.behind
 
     async def close(self) -> None:
         """Nobody waits any more, and the last checkpoint was taken."""
