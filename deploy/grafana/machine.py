@@ -119,11 +119,13 @@ CHECKPOINTS = Row(
         ),
         Panel(
             "What a flush waits for",
-            "Time that the journal's last group took, where durability is flush; 0 usable: FLUSH waits or fails.",
+            "Time that the journal's last group took, where durability is flush; 0 usable: FLUSH waits or fails."
+            " Of exports that are held back it fails.",
             "s",
             (
                 Query(server("journal_group_duration_seconds"), "{{instance}}"),
                 Query(server("journal_usable"), "{{instance}} usable"),
+                Query(server("journal_held_back_exports"), "{{instance}} held back"),
                 Query(rate(server("journal_failures_total")), "{{instance}} failures a second"),
             ),
         ),
