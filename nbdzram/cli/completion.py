@@ -3,22 +3,7 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
-
-PLACES = {"FILE": "file", "DIR": "dir", "PATH": "file"}
-
-
-class AsShown(click.types.StringParamType):
-    """A text that the configuration judges, so that flag, variable and file have one judge; completed as help shows it:
-    words by themselves, and places by what lies there.
-    """
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
-        """Of `auto|SECONDS|off` the two that are words."""
-        shown = (param.metavar or "").split("|")
-        words = [CompletionItem(word) for word in shown if word.islower() and word.startswith(incomplete)]
-        return words + [CompletionItem(incomplete, type=PLACES[part]) for part in shown if part in PLACES]
-
+from click.shell_completion import get_completion_class
 
 BASH = r"""_nbdzram_completion() {
     local line=${COMP_LINE:0:COMP_POINT} word=${COMP_WORDS[COMP_CWORD]} before type value

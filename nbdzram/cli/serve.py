@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdzram.cli.announce import description, greeting, the_end
-from nbdzram.cli.completion import AsShown
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.numbers import Whole
 from nbdzram.cli.perils import perils
@@ -35,6 +34,7 @@ from nbdzram.cli.processes import (
     run_command,
     told_to_commands,
 )
+from nbdzram.cli.shown import AsShown
 from nbdzram.cli.supervisor import notify_supervisor, wait_for_supervisor
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,

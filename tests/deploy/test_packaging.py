@@ -92,8 +92,9 @@ def test_a_real_shell_completes_names_with_commas(
     starter.chmod(0o755)
     asked = {
         "fish": f"source {script}; complete --do-complete 'nbdzram snapshot a'",
-        "bash": f"source {script}; COMP_WORDS=(nbdzram snapshot a); COMP_CWORD=2; "
-        '_nbdzram_completion nbdzram; printf "%s\\n" "${COMPREPLY[@]}"',
+        "bash": f"source {script}; COMP_WORDS=(nbdzram snapshot a); COMP_CWORD=2; COMP_LINE='nbdzram snapshot a'; "
+        "COMP_POINT=${#COMP_LINE}; _nbdzram_completion nbdzram; "
+        "eval printf '%s' \"${COMPREPLY[*]}\"",  # words of a command line: a comma may be escaped in them
     }[shell]
     monkeypatch.setenv("HOME", str(tmp_path))
     environment = server.environment() | {
