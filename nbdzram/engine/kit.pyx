@@ -33,7 +33,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from nbdzram.engine.limbo cimport limbo_count, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen
-from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
+from nbdzram.engine.lock cimport HOLD, HOLD_PAGES, lock_leave, lock_take
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.prefetch cimport prefetch_to_write
 from nbdzram.engine.quiescence cimport thread_number
@@ -257,22 +257,28 @@ cdef bint gather_next(Sides* sides, ObjectStore store, uint32_t* number) noexcep
     cdef Kit* kit
     while number[0] < sides_high(sides):
         kit = <Kit*>sides_seat(sides, number[0])
-        number[0] += 1
         if kit != NULL and not _is_empty(kit):
-            _gather(kit, store)
+            number[0] += _gather(kit, store)
             return True
+        number[0] += 1
     return False
 
 
-cdef void _gather(Kit* kit, ObjectStore store) noexcept nogil:
+cdef bint _gather(Kit* kit, ObjectStore store) noexcept nogil:
+    """Whether it is done with; False: as many pages went back as one hold may give."""
     cdef int size_class
+    cdef uint64_t pages = store.slab.pages_used
     must_debug(store.cells.census is None, b"kits are empty beside a check")
     _add_up(kit, store)
     for size_class in range(store.slab.class_count):
-        _give_slots(kit, store, size_class, 0)
+        while kit.slot_count[size_class]:
+            if pages >= store.slab.pages_used + HOLD_PAGES:
+                return False
+            _give_slots(kit, store, size_class, kit.slot_count[size_class] - 1)
     _give_handles(kit, store, 0)
     _hand_over(kit, store)
     must_debug(kit.bytes == 0, b"a kit without slots has no bytes")
+    return True
 
 
 cdef void gather_slots(Sides* sides, ObjectStore store, int size_class) noexcept nogil:
