@@ -12,6 +12,8 @@ cdef enum:  # Extent (disk.pyi)
     SAME_FILLED_BIT = 16
     ALL_BITS = 31
 
+cdef uint64_t SIZE_MAX  # bytes of an export at most
+
 cdef class Blocks:
     # What readers look at, and nobody writes beside it.
     cdef readonly PoolCore pool

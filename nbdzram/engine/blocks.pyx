@@ -37,7 +37,7 @@ from nbdzram.engine.stats import DiskStats, DiskUsage
 from nbdzram.errors import EngineError, PoolFull
 
 cdef uint64_t NONE_WRONG = <uint64_t>-1
-cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
+SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 
 class Extent(IntFlag):

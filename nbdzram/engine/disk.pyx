@@ -22,7 +22,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from nbdzram.engine.beside cimport clear_beside, write_beside
-from nbdzram.engine.blocks cimport ALL_BITS, Blocks
+from nbdzram.engine.blocks cimport ALL_BITS, SIZE_MAX, Blocks
 from nbdzram.engine.cells cimport KIND_FILL
 from nbdzram.engine.codec cimport BLOCK, is_zero
 from nbdzram.engine.compact cimport make_room
@@ -39,7 +39,7 @@ from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zer
 from nbdzram.engine.publish cimport look64, publish64, tally
 from nbdzram.engine.reading cimport read_block, read_range
 from nbdzram.engine.table cimport (
-    LEAF_BLOCKS, LEAF_SHIFT, MAX_BLOCKS_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, same_entry,
+    LEAF_BLOCKS, LEAF_SHIFT, aged, entry_handle, entry_word, hole_word, is_hole, same_entry,
 )
 from nbdzram.engine.sides cimport Seat
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving, users_rise, users_sit
@@ -50,7 +50,6 @@ from nbdzram.errors import EngineError, PoolFull, UserError
 __all__ = ["OFFLOAD_SIZE", "Disk", "Extent"]
 
 OFFLOAD_SIZE = OFFLOAD
-cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 cdef enum:
     OFFLOAD = 65536

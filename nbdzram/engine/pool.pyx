@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 import os
 import threading
 
-from nbdzram.engine.codec cimport BLOCK
+from nbdzram.engine.blocks cimport SIZE_MAX
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.directory cimport STATE, Directory, ExportEntry
 from nbdzram.engine.domain cimport COMMON_DOMAIN, DOMAIN_SHIFT, domain_of
@@ -33,7 +33,7 @@ from nbdzram.engine.page cimport PAGE_SIZE, pages_for
 from nbdzram.engine.publish cimport amend32, publish64
 from nbdzram.engine.quiescence cimport grace_begin, grace_wait
 from nbdzram.engine.store cimport HUGE_LENGTH, ObjectStore
-from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, TOP_LEVEL, Tables
+from nbdzram.engine.table cimport TOP_LEVEL, Tables
 from nbdzram.engine.upgrade cimport OldOpening
 from nbdzram.engine.users cimport users_close, users_enter, users_leave
 
@@ -44,7 +44,6 @@ from nbdzram.errors import ArenaError, EngineError, ExportExists, UserError
 
 HUGE_THRESHOLD = HUGE_LENGTH
 ARENA_FORMAT = VERSION
-cdef uint64_t SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
 
 cdef bytes MAGIC = b"NBDZRAM\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import TypeVar
 
 from nbdzram.engine.reports import Report
@@ -24,6 +25,11 @@ def text(number: int) -> bytes:
 def half_random(number: int, random_bytes: int = 2048) -> bytes:
     """A block that compresses to about `random_bytes`."""
     return random.Random(number).randbytes(random_bytes) + bytes(BLOCK - random_bytes)
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * BLOCK
 
 
 def noise(number: int) -> bytes:

@@ -19,7 +19,7 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.reports import CompactReport
 from nbdzram.errors import PoolFull, UserError
-from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, resident_bytes, run, text
 
 SIZE = 64 << 20
 SPARE_PAGES = 15  # freed last, beside one another: kept for the next write
@@ -218,10 +218,6 @@ def test_whatever_a_client_writes_the_pool_stays_within_its_limit(take: Callable
     assert pool.stats().mem_used_total == 0
     disk.write(0, noise(1))
     pool.check()
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * BLOCK
 
 
 def test_what_the_pool_says_it_uses_is_what_is_resident() -> None:

@@ -112,22 +112,24 @@ def test_sharing_is_told_within_a_stretch_and_over_holes() -> None:
     ]
 
 
-def test_a_pool_that_tells_sharing_tells_it_of_everybody() -> None:
+def told_of_everybody() -> tuple[Pool, Disk]:
+    """Another export holds what one block of this one does, and the pool tells sharing."""
     pool = Pool(tell_sharing=True)
     pool.create("other", SIZE).write(0, noise(2))
     disk = pool.create("disk", SIZE)
     write_own(disk)
     run(Fold(pool))
+    return pool, disk
+
+
+def test_a_pool_that_tells_sharing_tells_it_of_everybody() -> None:
+    _, disk = told_of_everybody()
     assert shared(disk) == [0, 1, 3, 4, 5]
 
 
 def test_a_pool_that_ceases_to_tell_sharing_while_somebody_asks_tells_nothing_of_it() -> None:
     """Who had no need to look for twins has none to go by."""
-    pool = Pool(tell_sharing=True)
-    pool.create("other", SIZE).write(0, noise(2))
-    disk = pool.create("disk", SIZE)
-    write_own(disk)
-    run(Fold(pool))
+    pool, disk = told_of_everybody()
     pool.test_locks(linger="who looked for twins")
 
     def change() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from nbdzram.engine.fold import Fold
 from nbdzram.nbd.constants import FoldState
 from nbdzram.sessions.rehearsal import serve
 from tests.support.rehearsal import Client, Stage
-from tests.unit.engine.blocks import run, text
+from tests.unit.engine.blocks import resident_bytes, run, text
 from tests.wire import CMD_BLOCK_STATUS, CMD_READ, request
 
 BLOCK, KIB, MIB = 4096, 1 << 10, 1 << 20
@@ -183,7 +182,3 @@ def test_what_was_gathered_is_given_back(leaves: bool) -> None:
     ask(4000)
     assert resident_bytes() - before < 16 * MIB
     stage.close()
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * BLOCK
