@@ -21,8 +21,7 @@ Each hold of the lock looks at up to HOLD things; where an entry leads through f
 of those. Memory: WINDOW numbers are judged in one walk, so at most 192 MiB however large the pool, and for one of a GiB
 some 10; beside that the censuses, a bit a cell, zspage and page.
 
-Known limits: what clients change during a walk is judged by the next check. Fingerprints forced equal (a test's mask)
-make chains long, and holds with them.
+Known limits: what clients change in a walk is judged by the next check. Equal fingerprints make chains and holds long.
 """
 
 cimport cython
@@ -40,6 +39,7 @@ from nbdzram.engine.kit cimport are_empty, gather_tallies
 from nbdzram.engine.limbo cimport limbo_count
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.publish cimport look64
 from nbdzram.engine.recount cimport SLOT_WORDS, CellCensus, NodeCensus, ZspageCensus, judge_slots
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport Slab, retired_slot, retired_unit
@@ -396,7 +396,7 @@ cdef class Check(Run):
                 if level:
                     self._found_parent(page_of(self.tables.words(page)[self.within]))
                 else:
-                    self._found_holder(page, entry_handle(self.tables.words(page)[self.within]))
+                    self._found_holder(page, entry_handle(look64(self.tables.words(page) + self.within)))
                 self.within += 1
             else:
                 self.at += 1

@@ -1,6 +1,8 @@
-"""A leaf that a clone shares, before it is written or trimmed: what takes more than one hold of the pool's lock.
+"""A leaf that a clone shares, or that is not there yet, before it is written or trimmed: what takes more than one hold
+of the pool's lock.
 
-own    copy it, HOLD entries a hold, and name the copy in a hold of its own   (table.pyx, LeafCopy)
+own    copy it, HOLD entries a hold, and name the copy in a hold of its own   (table.pyx, LeafCopy); make the first one
+       between two holds
 drop   count its blocks, HOLD a hold, and forget it: none of its objects is touched
 
 Invariant: the caller holds the leaf's stripe throughout, so nobody else changes what the export has there. Whether
@@ -59,6 +61,7 @@ cdef uint64_t* own_leaf(Blocks disk, uint64_t block, uint64_t end, bint making_r
             disk.pool.in_hand[shift] = disk.pool.in_hand[shift] + 1
             in_hand = True
         lock_leave(&disk.pool.lock)
+        disk.pool.tables.fill_copy(&copy)
         lock_take(&disk.pool.lock)
     must(copy.page == 0, b"a copy of a leaf is named or freed by whoever made it")
     if in_hand:

@@ -80,12 +80,12 @@ cdef inline uint64_t branch_word(uint64_t seed, int level, uint64_t number, uint
     return <uint64_t>page << 32 | <uint32_t>mix(mix(seed, place_key(level, number)) ^ page, seed + level)
 
 cdef struct LeafCopy:
-    # A leaf that several tables have, on its way to being one of a table's own. No place names the copy before it is
-    # whole, but what stands in it holds what it names, as in any node.
+    # A leaf on its way to being one of a table's own: the copy of one that several tables have, or the first one there.
+    # No place names it before it is whole, but what stands in it holds what it names, as in any node.
     uint32_t page      # 0: none is under way
-    uint32_t source
+    uint32_t source    # 0: there was none, all are holes
     uint64_t first     # block of its first entry
-    uint32_t done      # entries below are copied
+    uint32_t done      # entries below are written
     bint refused       # there is no memory to count who holds what it names
     bint goes_on       # there is more to do, once the lock was let go
 
@@ -109,6 +109,7 @@ cdef class Tables:
     cdef bint is_lost(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef uint64_t* place_of(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef uint64_t* own_leaf_on(self, uint64_t* root, uint64_t block, LeafCopy* copy) noexcept nogil
+    cdef void fill_copy(self, LeafCopy* copy) noexcept nogil
     cdef bint forget_copy_on(self, LeafCopy* copy) noexcept nogil
     cdef bint leaf_is_shared(self, uint64_t* root, uint64_t block) noexcept nogil
     cdef bint is_right(self, uint64_t entry, uint64_t block) noexcept nogil

@@ -19,7 +19,7 @@ A clone takes the root of its source. A node with several parents is copied by t
 copy points at gets one holder more: so a clone costs nothing at first and 4 KiB for 2 MiB written later. A branch is
 copied at once, as its 512 children are looked at in about 2 us; a leaf, whose cells lie anywhere, HOLD entries a hold
 (LeafCopy), while its writer holds the stripe: what several have does not change, and only its writer can make the
-table name another leaf there.
+table name another leaf there. So is a first leaf, whose holes are written with no lock but the stripe.
 
 Invariants
 1. refs of a node counts the places that name it (parents and export directory); only a node with one is ever changed.
@@ -318,8 +318,8 @@ cdef class Tables:
         return True
 
     cdef bint _own(self, uint64_t* root, uint64_t* place, int level, uint64_t block) noexcept nogil:
-        """Make the node that the word at `place` names exist, and be named by it alone; no leaf that others have, which
-        takes several holds. False: no room, or not right."""
+        """Make the branch that the word at `place` names exist, and be named by it alone; a leaf takes several holds
+        (LeafCopy). False: no room, or not right."""
         cdef uint64_t number = self._number(root, level, block)
         cdef uint32_t old = page_of(place[0])
         cdef uint32_t fresh
@@ -327,7 +327,7 @@ cdef class Tables:
             return False
         if old and self.parents(old) == 1:
             return True
-        must(old == 0 or level > 1, b"a leaf is copied a few entries at a time")
+        must(level > 1, b"a leaf is copied a few entries at a time, or filled outside the lock")
         fresh = self._take(level - 1)
         if fresh == 0:
             return False
@@ -346,8 +346,8 @@ cdef class Tables:
         cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
         cdef int index
         for index in range(BRANCH_CHILDREN):
-            words[index] = (
-                branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index))
+            publish64(words + index, branch_word(self.seed, level, first + index, 0) if level
+                      else hole_word(self.seed, first + index))
 
     cdef void _copy_branch(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil:
         """Make a page the twin of a branch: its children have one parent more. What is not right stays so, and has
@@ -373,30 +373,38 @@ cdef class Tables:
     cdef uint64_t* own_leaf_on(self, uint64_t* root, uint64_t block, LeafCopy* copy) noexcept nogil:
         """The 512 entries among which `block` is, to change, under its stripe.
 
-        NULL: the leaf is being copied, and the caller lets the lock go before it calls again (copy.goes_on); or there
-        is no room, or the block is lost.
+        NULL: the leaf is being made, and the caller lets the lock go, and fills it (fill_copy), before it calls again
+        (copy.goes_on); or there is no room, or the block is lost.
         """
         cdef uint64_t* place = self.place_of(root, block)
         cdef uint32_t old = page_of(place[0]) if place != NULL else 0
         cdef bint right = place != NULL and self.is_word(place[0], 1, block >> LEAF_SHIFT)
-        cdef bint shared = right and old != 0 and self.parents(old) > 1
+        cdef bint wanted = right and (old == 0 or self.parents(old) > 1)
         copy.goes_on = True
-        if copy.page and (copy.refused or not shared or copy.source != old):
+        if copy.page and (copy.refused or not wanted or copy.source != old):
             self.forget_copy_on(copy)  # or the others are gone, or there is no room for a branch any more
-        elif shared and copy.page == 0 and not copy.refused:
+        elif wanted and copy.page == 0 and not copy.refused:
             copy.page = self._take(0)
             copy.source, copy.first, copy.done = old, block & ~<uint64_t>(LEAF_BLOCKS - 1), 0
             copy.goes_on = copy.page != 0
-            if copy.page:
+            if copy.page and old:
                 self._copy_leaf_on(copy)
-        elif shared and copy.page and copy.done < LEAF_BLOCKS:
+        elif wanted and copy.page and copy.done < LEAF_BLOCKS:
             self._copy_leaf_on(copy)
         else:
             copy.goes_on = False
-            if right and not copy.refused and (
-                    self._name_copy(place, copy) if shared else self._own(root, place, 1, block)):
+            if right and not copy.refused and (not wanted or self._name_copy(place, copy)):
                 return self.words(page_of(place[0]))
         return NULL
+
+    cdef void fill_copy(self, LeafCopy* copy) noexcept nogil:
+        """Write the holes of a first leaf, with no lock but the stripe: a page that is touched for the first time, and
+        512 checks, are 20 us. Who looks through all pages that are nodes (age_on, a check) finds zeroes or holes, and
+        neither names an object.
+        """
+        if copy.page and copy.source == 0:
+            self._clear(copy.page, 0, copy.first)
+            copy.done = LEAF_BLOCKS
 
     cdef void _copy_leaf_on(self, LeafCopy* copy) noexcept nogil:
         """Copy HOLD entries more: what they name has one holder more. What is not right stays so, and holds none."""
@@ -421,8 +429,9 @@ cdef class Tables:
     cdef bint _name_copy(self, uint64_t* place, LeafCopy* copy) noexcept nogil:
         """Let the copy, which is whole, take the place of its source."""
         must(copy.done == LEAF_BLOCKS, b"a node is filled before it is named")
-        self._changes(copy.source)
-        self.node(copy.source)[0] -= 1
+        if copy.source:
+            self._changes(copy.source)
+            self.node(copy.source)[0] -= 1
         self._changes(copy.page)
         publish64(place, branch_word(self.seed, 1, copy.first >> LEAF_SHIFT, copy.page))
         copy.page = 0
@@ -436,6 +445,8 @@ cdef class Tables:
         cdef uint64_t* words
         if copy.page == 0:
             return False
+        if copy.source == 0:
+            copy.done = 0  # holes hold nothing
         words = self.words(copy.page)
         while copy.done > stop and pages < self.store.slab.pages_used + HOLD_PAGES:
             copy.done -= 1

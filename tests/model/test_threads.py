@@ -28,6 +28,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import pause_at_publish
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import EngineError, PoolFull
+from tests.support.lingering import lingering
 from tests.support.threads import in_threads
 from tests.unit.engine.blocks import BLOCK, run
 
@@ -403,63 +404,6 @@ def test_a_leaf_that_several_write_drop_and_delete_at_once_is_each_ones_own_afte
     assert objects
     assert pool.stats().objects == 0
     assert pool.stats().orig_data_size == 0
-
-
-def lingering(pool: Pool, function: str, job: Callable[[], object], meanwhile: Callable[[], object]) -> None:
-    """Run `job`, and do `meanwhile` while it is in `function`, just after it let the pool's lock go."""
-    pool.test_locks(linger=function)
-
-    def interrupt() -> None:
-        try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while not pool.lingering():
-                assert time.monotonic() < deadline, f"nobody came to {function}"
-                time.sleep(0)
-            meanwhile()
-        finally:
-            pool.test_locks()
-
-    def work() -> None:
-        job()
-
-    in_threads(work, interrupt)
-
-
-def test_a_check_waits_for_a_leaf_that_is_being_copied() -> None:
-    """Nobody names the copy yet, and it is a node: judged now, it would be one too many."""
-    pool = Pool()
-    disk = pool.create("disk", 32 << 20)
-    disk.write(0, numbered(1) * 512)
-    twin = pool.clone(disk, "twin")
-    check = Check(pool, contents=False)
-
-    def look() -> None:
-        for _ in range(100):
-            assert check.step(1 << 16)  # as it waits, it never ends
-
-    lingering(pool, "own_leaf", lambda: twin.write(0, numbered(2)), look)
-    run(check)
-    pool.check()
-
-
-@pytest.mark.parametrize("gone", ["its other holder", "its writer"])
-def test_a_leaf_whose_holder_goes_as_it_is_copied_leaves_nothing(gone: str) -> None:
-    pool = Pool()
-    disk = pool.create("disk", 32 << 20)
-    disk.write(0, b"".join(numbered(number + 1) for number in range(512)))
-    twin = pool.clone(disk, "twin")
-
-    def write() -> None:
-        with contextlib.suppress(EngineError):  # of a disk that is deleted by then
-            twin.write(0, numbered(1000))
-
-    lingering(pool, "own_leaf", write, lambda: pool.delete(disk if gone == "its other holder" else twin))
-    pool.check()
-    (left,) = pool.disks()
-    assert number_of(left.read(0, BLOCK)) == (1000 if gone == "its other holder" else 1)
-    assert number_of(left.read(511 * BLOCK, BLOCK)) == 512
-    pool.delete(left)
-    assert pool.stats().objects == 0
 
 
 @pytest.mark.parametrize("gone", ["the suspect", "the other"])
