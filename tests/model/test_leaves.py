@@ -1,4 +1,4 @@
-"""What happens to a table while one of its leaves is being copied or made, which takes more than one hold of the lock."""
+"""What happens to a table while one of its leaves is copied or made, which takes more than one hold of the lock."""
 
 from __future__ import annotations
 
@@ -58,26 +58,26 @@ def test_a_leaf_whose_holder_goes_as_it_is_copied_leaves_nothing(gone: str) -> N
     assert pool.stats().objects == 0
 
 
-def shrink(pool: Pool, disk: Disk) -> None:
+def shrink(disk: Disk) -> None:
     disk.resize(LEAF)
 
 
-def grow_again(pool: Pool, disk: Disk) -> None:
+def grow_again(disk: Disk) -> None:
     disk.resize(LEAF)
     disk.resize(32 << 20)
 
 
-def clone(pool: Pool, disk: Disk) -> None:
-    pool.clone(disk, "twin")
+def clone(disk: Disk) -> None:
+    disk.pool.clone(disk, "twin")
 
 
-def clear_the_rest(pool: Pool, disk: Disk) -> None:
+def clear_the_rest(disk: Disk) -> None:
     """The branches above are empty then, and go."""
     disk.trim(0, LEAF)
 
 
 @pytest.mark.parametrize("meanwhile", [shrink, grow_again, clone, clear_the_rest])
-def test_a_first_leaf_is_named_in_the_table_that_there_is_by_then(meanwhile: Callable[[Pool, Disk], None]) -> None:
+def test_a_first_leaf_is_named_in_the_table_that_there_is_by_then(meanwhile: Callable[[Disk], None]) -> None:
     pool = Pool()
     disk = pool.create("disk", 32 << 20)
     disk.write(0, numbered(1))
@@ -87,9 +87,9 @@ def test_a_first_leaf_is_named_in_the_table_that_there_is_by_then(meanwhile: Cal
 
     if meanwhile is shrink:
         with pytest.raises(ValueError, match="past the end"):
-            lingering(pool, "own_leaf", write, lambda: meanwhile(pool, disk))
+            lingering(pool, "own_leaf", write, lambda: meanwhile(disk))
     else:
-        lingering(pool, "own_leaf", write, lambda: meanwhile(pool, disk))
+        lingering(pool, "own_leaf", write, lambda: meanwhile(disk))
         assert number_of(disk.read(LEAF, BLOCK)) == 2
         assert number_of(disk.read(LEAF + BLOCK, BLOCK)) == 3
         assert disk.read(LEAF + 2 * BLOCK, BLOCK) == bytes(BLOCK)

@@ -15,7 +15,6 @@ import contextlib
 import random
 import struct
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 
