@@ -170,10 +170,9 @@ class Hosting:
             last_client=next(self._numbers) - 1,
         )
 
-    def adopt(self, config: ServerConfig) -> None:
-        """Other limits and TLS files, for whoever connects from now on. Raises ConfigError, and keeps the old ones."""
-        tls = TlsFiles(config.tls)
-        self.tls, self.limits, self.policy = tls, config.limits, _policy(config)
+    def adopt(self, config: ServerConfig, tls: TlsFiles | None) -> None:
+        """Other limits and TLS files, for whoever connects from now on. None: the files in use stay."""
+        self.tls, self.limits, self.policy = tls or self.tls, config.limits, _policy(config)
         self.places = places(config.limits.connections, raise_limit())
         self.lobby.places = self.places.haggling
 

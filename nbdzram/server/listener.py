@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import socket
@@ -13,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nbdzram.config import ServerConfig, TlsConfig
+from nbdzram.config import ServerConfig, TlsConfig, TlsMode
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Failure, Terms
@@ -177,16 +176,18 @@ class NbdServer:
         if self._hosting is not None:
             self._hosting.tls.renew(unchanged_too=True)
 
-    def try_certificates(self, tls: TlsConfig) -> None:
-        """Read the files that these settings name. Raises ConfigError."""
-        TlsFiles(tls)
+    def read_certificates(self, tls: TlsConfig) -> TlsFiles:
+        """The files that these settings name. Raises ConfigError."""
+        return TlsFiles(tls)
 
-    def adopt(self, config: ServerConfig) -> None:
-        """What clients that come from now on are offered and allowed; how TLS is offered stays."""
-        self._config = dataclasses.replace(config, tls=dataclasses.replace(config.tls, mode=self._config.tls.mode))
+    def adopt(self, config: ServerConfig, tls: TlsFiles | None) -> None:
+        """What clients that come from now on are offered and allowed; how TLS is offered stays. `tls`: files that were
+        read when the rest was judged, whatever lies there by now; None: those in use stay."""
+        assert config.tls.mode is self._config.tls.mode
+        self._config = config
         self.exports.default_name = config.default_export
         if self._hosting is not None:
-            self._hosting.adopt(self._config)
+            self._hosting.adopt(config, None if config.tls.mode is TlsMode.OFF else tls)
 
     async def serve_socket(self, client: socket.socket) -> None:
         """Serve one connected socket (inetd's on stdin, say) until it closes."""

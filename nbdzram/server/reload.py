@@ -22,13 +22,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from nbdzram.config import Dedup, ExportConfig, PoolConfig, ServerConfig, TlsMode
+from nbdzram.config import Dedup, Durability, ExportConfig, PoolConfig, ServerConfig, TlsMode
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
@@ -85,9 +86,10 @@ class Reload:
         async with self._lock:
             if self._reread is None:
                 raise UserError("this server was started without a configuration that could be read again")
-            new = await asyncio.to_thread(self._reread)
+            wanted = await asyncio.to_thread(self._reread)
+            old, new = self.config, without_restart(self.config, wanted)
+            certificates = None if wanted.tls.mode is TlsMode.OFF else self._nbd.read_certificates(wanted.tls)
             steps = list(self._judge(new))
-            old = self.config
             self._changes.declare(new)
             for index, step in enumerate(steps):
                 try:
@@ -98,7 +100,7 @@ class Reload:
                     raise UserError(f"{step.says}: {error}; changed is {left}") from error
             changed = [step.says for step in steps if step.says]
             self.config = new
-            self._nbd.adopt(new)
+            self._nbd.adopt(new, certificates)
             now = asyncio.get_running_loop().time()
             for service in self._pools.values():
                 service.adopt(new.maintenance, now)
@@ -107,13 +109,13 @@ class Reload:
             keys += [f"tls.{name}" for name in _differing(old.tls, new.tls) if name != "mode"]
             changed += [f"{key} changed" for key in keys]
             return ReloadReport(
-                changed=tuple(changed), kept=tuple(_no_more_declared(old, new)), restart=tuple(needs_restart(old, new))
+                changed=tuple(changed),
+                kept=tuple(_no_more_declared(old, new)),
+                restart=tuple(needs_restart(old, wanted)),
             )
 
     def _judge(self, new: ServerConfig) -> Iterator[Step]:
         """The steps from what there is to `new`. Raises ConfigError for what cannot be."""
-        if new.tls.mode is not TlsMode.OFF:
-            self._nbd.try_certificates(new.tls)
         known = {pool.name: pool for pool in self.config.pools}
         added = [pool for pool in new.pools if pool.name not in self._pools]
         changed = [pool for pool in new.pools if pool.name in self._pools and pool != known.get(pool.name)]
@@ -327,3 +329,28 @@ def needs_restart(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
     yield from dict.fromkeys(KEYS.get(name, name) for name in _differing(old, new) if name not in APPLIED)
     yield from (f"limits.{name}" for name in _differing(old.limits, new.limits) if name in FIXED_LIMITS)
     yield from ("tls.mode" for _ in range(old.tls.mode is not new.tls.mode))
+    durable = _durability(old)
+    yield from (f"pools.{pool.name}.durability" for pool in new.pools if pool.durability is not durable[pool.name])
+
+
+def without_restart(old: ServerConfig, new: ServerConfig) -> ServerConfig:
+    """What a server with `old` runs by from now on: `new`, but for what takes effect at the next start.
+
+    Whoever takes it over, or goes on where that fails, has to know where its disks lie, and not where they will.
+    """
+    waits = {name: getattr(old, name) for name in _differing(old, new) if name not in APPLIED}
+    durable = _durability(old)
+    offered = TlsMode.OFF not in (old.tls.mode, new.tls.mode)  # before and after; else there are no files to exchange
+    return dataclasses.replace(
+        new,
+        **waits,
+        limits=dataclasses.replace(new.limits, **{name: getattr(old.limits, name) for name in FIXED_LIMITS}),
+        tls=dataclasses.replace(new.tls, mode=old.tls.mode) if offered else old.tls,
+        pools=tuple([dataclasses.replace(pool, durability=durable[pool.name]) for pool in new.pools]),
+    )
+
+
+def _durability(config: ServerConfig) -> Mapping[str, Durability]:
+    """Of its pools, and of those that come while it runs: a journal knows its pools from the start."""
+    known = {pool.name: pool.durability for pool in config.pools}
+    return defaultdict(lambda: Durability.CHECKPOINT, known)

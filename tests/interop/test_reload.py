@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.nbd_client import RequestFailed
+from nbdzram.control.client import ControlClient
+from tests.support.nbd_client import Client, RequestFailed
+from tests.support.pki import Pki
 from tests.support.server import Nbdzram
 
 pytestmark = pytest.mark.interop
@@ -148,7 +150,8 @@ def test_exports_pools_access_and_limits_change_while_clients_are_served(tmp_pat
         assert client.read(0, 4096) == b"x" * 4096
         with server.client("") as default:
             assert default.read(0, 4096) == bytes(4096)
-        assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
+        told = ["nothing is declared otherwise than before", "limits.total_bytes takes effect at the next start"]
+        assert server.command_line("reload").stdout.splitlines() == told
 
 
 POOLS = """
@@ -254,6 +257,42 @@ def test_what_is_declared_no_more_stays_and_what_needs_a_restart_is_named(tmp_pa
         assert answer == {"changed": [], "kept": ["export kept"], "restart": ["log_level"]}  # a flag says `metrics`
         assert set(server.exports()) == {"kept", "disk"}
         assert server.command_line("exports", "remove", "kept", "--yes").returncode == 0
+
+
+def test_durability_is_not_said_to_be_changed_where_no_flush_waits_for_the_disk(tmp_path: Path) -> None:
+    """Each time, as it is not until the next start; of a pool that comes beside others, too."""
+    (tmp_path / "disk").mkdir()
+    checkpoint = f'[checkpoint]\ndirectory = "{tmp_path / "disk"}"\n'
+    with configured(tmp_path, GOOD + checkpoint) as server:
+        durable = "".join(f'[pools.{name}]\ndurability = "flush"\n' for name in ("default", "fast"))
+        for changed in (["pool fast added"], []):
+            server.write(GOOD + checkpoint + durable)
+            answer = json.loads(server.command_line("reload", "--json").stdout)
+            assert answer["changed"] == changed
+            assert answer["restart"] == ["pools.default.durability", "pools.fast.durability"]
+        with ControlClient(server.control) as control:
+            assert control.status().journal is None
+
+
+def test_tls_that_is_declared_no_more_stays_until_the_next_start(tmp_path: Path) -> None:
+    """It was an error that was told when all other changes had been made."""
+    pki = Pki(tmp_path)
+    certificate, key = pki.issue("localhost", file="server", alternatives="DNS:localhost")
+    tls = f'[tls]\nmode = "on"\ncertificate = "{certificate}"\nkey = "{key}"\n'
+    with configured(tmp_path, GOOD + tls) as server:
+        server.write(GOOD + "[exports.other]\nsize = '1M'\n")
+        told = server.command_line("reload").stdout
+        assert told.splitlines()[0] == "export other added"
+        assert "tls.mode takes effect at the next start" in told
+        with Client(server.unix_path, "other", tls=pki.client_context()) as client:
+            assert client.read(0, 4096) == bytes(4096)
+        again, new_key = pki.issue("localhost", file="again", alternatives="DNS:localhost")
+        server.write(GOOD + tls.replace(str(certificate), str(again)).replace(str(key), str(new_key)))
+        told = server.command_line("reload").stdout
+        assert "tls.certificate changed" in told
+        assert "tls.mode" not in told
+        with Client(server.unix_path, "disk", tls=pki.client_context()) as client:
+            assert client.read(0, 4096) == bytes(4096)
 
 
 def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:

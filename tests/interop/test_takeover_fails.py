@@ -251,6 +251,33 @@ def test_who_took_over_from_a_server_that_died_serves() -> None:
     assert told
 
 
+@pytest.mark.parametrize("where", ["memory", "directory"])
+def test_a_state_directory_that_a_reload_read_of_counts_from_the_next_start_and_for_no_takeover(
+    tmp_path: Path, where: str
+) -> None:
+    """Who took over went on in the new one, with empty disks; or failed, and the old server went on there, or ended."""
+    config = tmp_path / "nbdzram.toml"
+    before = "" if where == "memory" else f"state_dir = '{tmp_path / 'before'}'\n"
+    config.write_text(before)
+    line = Line(tmp_path, ["--config", str(config)], in_memory=True)
+    with line.last.client() as client, beating(line) as beater:
+        client.write(0, b"a" * 4096)
+        config.write_text(f"state_dir = '{tmp_path / 'behind'}'\n")
+        for _ in range(2):
+            assert "state_dir takes effect at the next start" in line.last.command_line("reload").stdout
+        with pytest.raises(
+            AssertionError, match=f"its disks lie in {'memory' if where == 'memory' else before[13:-2]}"
+        ):
+            line.take_over()
+        beater.beat()
+        config.write_text(before)
+        line.take_over()
+        beater.beat()
+        assert client.read(0, 4096) == b"a" * 4096
+    assert line.attached() == 2, "its clients had to connect again"
+    line.last.stop()
+
+
 @pytest.mark.parametrize("how", ["arena removed", "directory replaced"])
 def test_disks_whose_files_are_not_there_any_more_are_not_taken_over_as_empty_ones(tmp_path: Path, how: str) -> None:
     """Clients that keep their connections would find zeroes, and write to what nobody looks for."""

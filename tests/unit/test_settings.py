@@ -13,7 +13,19 @@ import pytest
 
 from nbdzram import values
 from nbdzram.bounds import UNBOUND, Bounds
-from nbdzram.config import Dedup, PoolConfig, ServerConfig, TcpAddress, Trigger, UnixAddress, VsockAddress
+from nbdzram.config import (
+    Dedup,
+    Durability,
+    Limits,
+    PoolConfig,
+    ServerConfig,
+    TcpAddress,
+    TlsConfig,
+    TlsMode,
+    Trigger,
+    UnixAddress,
+    VsockAddress,
+)
 from nbdzram.errors import ConfigError
 from nbdzram.server import reload
 from nbdzram.settings import (
@@ -371,3 +383,33 @@ def test_what_needs_a_restart_is_named_by_its_key() -> None:
     assert list(reload.needs_restart(before, after)) == ["listen", "metrics"]
     fields = {field.name for field in dataclasses.fields(ServerConfig)} - reload.APPLIED
     assert {reload.KEYS.get(name, name) for name in fields} <= {key.path[0] for key in KEYS}
+
+
+def test_what_needs_a_restart_is_not_what_a_server_runs_by() -> None:
+    """Who takes over asks it where its disks lie; and it is what goes on where a takeover fails."""
+    old = ServerConfig(state_dir=Path("/old"), limits=Limits(total_bytes=7 << 20))
+    new = ServerConfig(
+        state_dir=Path("/new"),
+        threads=3,
+        list_exports=False,
+        limits=Limits(total_bytes=8 << 20, connections=5),
+        tls=TlsConfig(mode=TlsMode.ON, certificate=Path("/c"), key=Path("/k")),
+        pools=(
+            PoolConfig(durability=Durability.FLUSH, verify=False),
+            PoolConfig(name="b", durability=Durability.FLUSH),
+        ),
+    )
+    told = ["threads", "state_dir", "limits.total_bytes", "tls.mode"]
+    told += ["pools.default.durability", "pools.b.durability"]
+    assert list(reload.needs_restart(old, new)) == told
+    goes_on = reload.without_restart(old, new)
+    assert goes_on == dataclasses.replace(
+        old,
+        list_exports=False,
+        limits=Limits(total_bytes=7 << 20, connections=5),
+        pools=(PoolConfig(verify=False), PoolConfig(name="b")),
+    )
+    assert list(reload.needs_restart(goes_on, new)) == told
+    both = dataclasses.replace(new, tls=TlsConfig(mode=TlsMode.REQUIRE, psk_file=Path("/p")))
+    assert reload.without_restart(new, both).tls == TlsConfig(mode=TlsMode.ON, psk_file=Path("/p"))
+    assert reload.without_restart(new, old).tls == new.tls
