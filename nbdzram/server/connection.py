@@ -49,7 +49,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting = False
         self._listed = 0
         self._allowed_seconds = 0.0
-        self._spoke = False
+        self.spoke = False  # something was heard of it
         self._over = False
         self._entering: Enter | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -77,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes came."""
         if self._over:
             return
-        self._spoke = True
+        self.spoke = True
         self._handshake.receive(memoryview(self._hosting.haggling_buffer)[:nbytes])
         self._transport.pause_reading()
         self._wait_for_turn()
@@ -101,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
             self._over = True
             self._hosting.fail_handshake(Failure.VANISHED)
             # Who only knocks is a health check or a port scan.
-            level = logging.INFO if self._spoke else logging.DEBUG
+            level = logging.INFO if self.spoke else logging.DEBUG
             log.log(level, "%s: disconnected in the handshake (%s)", self._peer.text, exc or "closed")
         self._cancel_deadline()
         self._transport = self._tls = None  # it holds us as we hold it

@@ -55,6 +55,10 @@ RELEASE_SECONDS = 1.0
 class Haggling(Guest, Protocol):
     """A connection from accept to the end of its handshake (connection.py)."""
 
+    @property
+    def spoke(self) -> bool:
+        """Something was heard of it."""
+
     def shut_down(self) -> None:
         """Attach to nothing any more."""
 

@@ -42,8 +42,12 @@ from nbdzram.status import ThreadStatus
 log = logging.getLogger("nbdzram.server")
 
 HANDSHAKE_GRACE_SECONDS = 0.5
-"""How long connections in the handshake may still ask for their ERR_SHUTDOWN while the server drains."""
+"""How long connections in the handshake may still ask for their ERR_SHUTDOWN while the server drains; and for how long
+one of which nothing was heard is waited for before a takeover."""
 
+HAGGLING_SECONDS = 3.0
+"""How long one of which something was heard is waited for before a takeover, while all others are served: to and fro
+six times, over any network. It attaches, and goes over like others; cut off, its client would see an error."""
 
 REST_SECONDS = 3.0
 """For how long a client that is handed over may take to come to rest, and once more to be drained: one that goes on,
@@ -217,7 +221,7 @@ class NbdServer:
 
     async def drain(self) -> None:
         """Stop accepting, answer what was begun, read nothing more, close everything."""
-        self._stop_accepting()
+        await self._stop_accepting()
         close_all(self._spare_listeners)
         self._remove_socket_files()
         hosting = self._hosting
@@ -281,16 +285,16 @@ class NbdServer:
     async def hand_over(self) -> Handover:
         """Accept nobody more, let every client come to rest, and give up what is served without closing it.
 
-        Who is in the handshake has a moment to end it. Who does not come to rest in time, as he never reads his
+        Who is in the handshake has a while to end it. Who does not come to rest in time, as he never reads his
         answers, never sends the rest of a payload, or is behind TLS, is drained, and connects again. Whoever can be
         seen to stand still is waited for first, while all others are served.
         """
         hosting = self._hosting
         assert hosting is not None
-        self._stop_accepting()
-        hosting.shutting_down = True
-        if hosting.haggling or any(session.session.waits_for_peer for session in hosting.attached.values()):
-            await asyncio.sleep(max(HANDSHAKE_GRACE_SECONDS, STILL_SECONDS))  # others are served meanwhile
+        await self._stop_accepting()
+        await _let_haggle(hosting)
+        if any(session.session.waits_for_peer for session in hosting.attached.values()):
+            await asyncio.sleep(STILL_SECONDS)  # others are served meanwhile
         for connection in list(hosting.haggling):
             connection.abort()
         still = [session for session in hosting.attached.values() if session.stands_still]
@@ -311,10 +315,12 @@ class NbdServer:
         self._hosting = None
         return handed
 
-    def _stop_accepting(self) -> None:
+    async def _stop_accepting(self) -> None:
+        """Behind this nobody comes any more: whom the loop has accepted already is in the handshake."""
         for server in self._servers:
             server.close()
         close_all(self._listeners)  # the loop closes what it took, and that may be a copy
+        await asyncio.sleep(0)  # it tells of those in its next turn
 
     async def _wait_closed(self, futures: list[asyncio.Future[None]]) -> None:
         if futures:
@@ -351,6 +357,17 @@ class NbdServer:
                 if stat.S_ISSOCK(status.st_mode) and status.st_ino == inode:
                     path.unlink()
         self._paths.clear()
+
+
+async def _let_haggle(hosting: Hosting) -> None:
+    """Until nobody is in the handshake who may still end it."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    while True:
+        passed = clock() - began
+        if all(passed >= (HAGGLING_SECONDS if one.spoke else HANDSHAKE_GRACE_SECONDS) for one in hosting.haggling):
+            return
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _bring_to_rest(sessions: Sequence[Hosted], stopped_seconds: float) -> None:

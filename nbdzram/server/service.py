@@ -311,7 +311,12 @@ class Service:
         self._begin_end()
         running = [service.maintenance.stop() for service in self._pools.values()]
         outcomes = await asyncio.gather(
-            self._streams.stop(), self.changes.stop(), self._checkpoints.finish(), *running, return_exceptions=True
+            self._streams.stop(),
+            self.changes.stop(),
+            self._checkpoints.finish(),
+            self._usages.stop(),
+            *running,
+            return_exceptions=True,
         )
         await _end([("the end of scheduled snapshots", self._schedule.stop)])
         handed = await self._nbd.hand_over()

@@ -39,7 +39,7 @@ from nbdzram.sessions.line cimport BROKEN, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.mail cimport bell_answer, bell_ring
 from nbdzram.sessions.notices cimport Notices
 from nbdzram.sessions.outlet cimport Outlet
-from nbdzram.sessions.requests cimport APPLY, HEADER, PAYLOAD, Requests
+from nbdzram.sessions.requests cimport APPLY, HEADER, PAYLOAD, SKIP, Requests
 from nbdzram.sessions.stage cimport (
     CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LOST, NO_MEMORY, NOT_ENDING, OPEN, TOO_SLOW, Ending,
 )
@@ -105,8 +105,11 @@ cdef class Session(Requests):
 
     @property
     def waits_for_peer(self):
-        """The rest of a payload is to come, or answers are not read."""
-        return self.stage_now < LOST and (self.phase == PAYLOAD or self.outlet.blocked())
+        """The rest of a payload is to come, be it of a request that is refused, or answers are not read."""
+        return self.stage_now < LOST and (
+            self.phase == PAYLOAD or self.phase == SKIP or self.phase == APPLY and may_go_on(&self.turn)
+            or self.outlet.blocked()
+        )
 
     @property
     def payload_remaining(self):

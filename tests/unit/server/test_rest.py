@@ -12,25 +12,32 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
+from nbdzram.config import ExportConfig, Limits, ServerConfig, UnixAddress
 from nbdzram.receive import receive_exactly
 from nbdzram.server import listener
-from nbdzram.server.hosting import Hosted
+from nbdzram.server.connection import Connection
+from nbdzram.server.handover import Handover
+from nbdzram.server.hosting import Hosted, Hosting
 from nbdzram.server.service import Service
 from tests.support.nbd_client import Client as Wire
-from tests.unit.server.house import tell
+from tests.support.nbd_client import open_socket
+from tests.unit.server.house import GATE_SECONDS, GatedDisk, tell
 from tests.wire import CMD_READ, CMD_WRITE, request
 
 
-def serving(place: Path) -> ServerConfig:
+STOPS = ("reading", "sending", "sending what is refused", "sending what there is no room for")
+
+
+def serving(place: Path, stops: str = "") -> ServerConfig:
     return ServerConfig(
         tcp=(),
         unix=(UnixAddress(path=place / "nbd.sock"),),
         exports=(ExportConfig(name="disk", size_bytes=1 << 24),),
+        limits=Limits(total_bytes=1 << 20) if stops.endswith("no room for") else Limits(),
     )
 
 
-@pytest.mark.parametrize("stops", ["reading", "sending"])
+@pytest.mark.parametrize("stops", STOPS)
 def test_who_stands_still_is_waited_for_while_others_are_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
 ) -> None:
@@ -42,7 +49,7 @@ def test_who_stands_still_is_waited_for_while_others_are_served(
         order.append(number)
 
     async def story() -> None:
-        service = Service(serving(tmp_path))
+        service = Service(serving(tmp_path, stops))
         await service.start()
         first, second, third = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(3)]
         one, still, other = service._nbd.sessions
@@ -88,7 +95,7 @@ def test_who_stood_still_and_reads_again_is_handed_over_like_others(
     tell(story())
 
 
-@pytest.mark.parametrize("stops", ["reading", "sending"])
+@pytest.mark.parametrize("stops", STOPS)
 def test_who_stops_in_the_moment_of_a_takeover_is_not_waited_for_as_long_as_who_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
 ) -> None:
@@ -97,7 +104,7 @@ def test_who_stops_in_the_moment_of_a_takeover_is_not_waited_for_as_long_as_who_
     monkeypatch.setattr(listener, "STOPPED_SECONDS", 0.2)
 
     async def story() -> None:
-        service = Service(serving(tmp_path))
+        service = Service(serving(tmp_path, stops))
         await service.start()
         first, second = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(2)]
         one, other = service._nbd.sessions
@@ -134,6 +141,101 @@ def test_who_reads_some_of_a_long_answer_does_not_stand_still(tmp_path: Path) ->
     tell(story())
 
 
+def test_who_was_accepted_in_the_moment_of_a_takeover_is_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has the connection, and has not told of it: nobody would have waited for it, nor let it in."""
+
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        accepted = asyncio.Event()
+
+        class Accepted(Connection):
+            def __init__(self, hosting: Hosting, uri: str) -> None:
+                super().__init__(hosting, uri)
+                accepted.set()
+
+        monkeypatch.setattr(listener, "Connection", Accepted)
+        connecting = asyncio.create_task(asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk"))
+        await accepted.wait()
+        service._nbd.prepare_to_hand_over()
+        handed = await service._nbd.hand_over()
+        wire = await connecting
+        assert [client.export for client in handed.clients] == ["disk"]
+        handed.close()
+        wire.socket.close()
+        await service.stop()
+
+    tell(story())
+
+
+def test_who_has_begun_a_handshake_may_end_it_and_who_is_silent_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who is far away and attaches is told of no error; one who only knocked would keep all others waiting."""
+    monkeypatch.setattr(listener, "HANDSHAKE_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(listener, "HAGGLING_SECONDS", 3600.0)
+
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        silent = open_socket(tmp_path / "nbd.sock")
+        far = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", None)
+        hosting = service._nbd._hosting
+        assert hosting is not None
+        while len(hosting.haggling) < 2 or not any(one.spoke for one in hosting.haggling):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        service._nbd.prepare_to_hand_over()
+        handing = asyncio.create_task(service._nbd.hand_over())
+        await asyncio.sleep(0)
+        await asyncio.to_thread(far.go, "disk")
+        handed = await handing
+        assert [client.export for client in handed.clients] == ["disk"]
+        assert await asyncio.to_thread(silent.recv, 1 << 10)  # the greeting
+        handed.close()
+        for connection in (far.socket, silent):
+            connection.close()
+        await service.stop()
+
+    tell(story())
+
+
+def test_a_walk_over_the_tables_ends_while_clients_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large export it takes seconds, and any look at the metrics may have begun one."""
+    rested: list[bool] = []
+
+    async def story() -> None:
+        service = Service(serving(tmp_path))
+        await service.start()
+        wire = await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk")
+        export = service._exports.get("disk")
+        gated = GatedDisk(export.disk, "usage")
+        export.disk = gated  # type: ignore[assignment]
+        walking = asyncio.create_task(service.usage())
+        assert await asyncio.to_thread(gated.reached.wait, GATE_SECONDS)
+        rest = service._nbd.hand_over
+
+        async def note() -> Handover:
+            rested.append(gated.open.is_set())
+            return await rest()
+
+        monkeypatch.setattr(service._nbd, "hand_over", note)
+        service._nbd.prepare_to_hand_over()
+        handing = asyncio.create_task(service.hand_over())
+        while not service._usages._stopping:  # noqa: ASYNC110 - a condition of another task
+            await asyncio.sleep(0)
+        assert await asyncio.to_thread(wire.read, 0, 4096) == bytes(4096)
+        gated.open.set()
+        handed = await handing
+        assert rested == [True], "clients waited for it"
+        await walking
+        handed.close()
+        wire.socket.close()
+
+    tell(story())
+
+
 async def with_one_who_stands_still(place: Path) -> tuple[Service, Wire, Hosted]:
     """A server, and its one client, that asked for much and reads none of it."""
     service = Service(serving(place))
@@ -152,7 +254,8 @@ def stop(connection: socket.socket, how: str) -> None:
         for cookie in range(8):
             connection.sendall(request(CMD_READ, 0, 1 << 20, cookie=cookie))
     else:
-        connection.sendall(request(CMD_WRITE, 0, 1 << 20, cookie=1) + bytes(1000))
+        behind_the_end = 1 << 24 if how.endswith("refused") else 0
+        connection.sendall(request(CMD_WRITE, behind_the_end, 1 << 20, cookie=1) + bytes(1000))
 
 
 def read_all(connection: socket.socket) -> None:
