@@ -264,7 +264,7 @@ def command(
     --exit-with-parent, --stdin, --restore, --takeover, --upgrade, --check-config) has a key in the TOML file and a
     variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
-    first = go_first() if takeover or upgrade else None  # before more memory is needed
+    first = go_first() if takeover or upgrade or check_config else None  # before more memory is needed
     parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
     layer |= _listen_layer(port, addresses, sockets, vsock)

@@ -186,6 +186,17 @@ def test_who_takes_over_goes_first_until_it_serves(tmp_path: Path, arguments: li
     first.last.stop()
 
 
+def test_a_check_of_the_configuration_goes_first(tmp_path: Path) -> None:
+    """It is a process beside the server that may have no memory left, and the first that a unit's reload runs."""
+    code = (
+        "import sys; from pathlib import Path; from nbdzram.cli import serve\n"
+        "serve.description = lambda _: [Path('/proc/self/oom_score_adj').read_text()]\n"
+        "from nbdzram.cli.main import run; sys.exit(run(['serve', '-e', 'd=1M', '--check-config']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == str(residence.FIRST_SCORE)
+
+
 def test_a_score_that_cannot_be_raised_is_told_and_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
