@@ -15,10 +15,10 @@ from tests.support.server import Nbdzram
 pytestmark = pytest.mark.interop
 
 KIB, MIB = 1 << 10, 1 << 20
-RESTARTS = 8
 WRITES_BETWEEN = 400
 PIECE = 64 * KIB + 4096  # over what is done on the event loop: some of each burst are with the workers
 DEPTH = 16
+WRITES_MOST = 60_000  # more than are made between so many restarts
 PATIENCE_SECONDS = 120
 
 
@@ -28,18 +28,24 @@ def writes_of(server: Nbdzram) -> int:
 
 
 def bursts() -> bytes:
-    """Commands of qemu-io: DEPTH writes at once and a flush, again and again, longer than the test lasts."""
-    lines = []
-    for number in range(20_000):
-        place = number % 512 * 128 * KIB
-        lines.append(f"aio_write -q -P {number % 251 + 1} {place} {PIECE}\n")
-        if number % DEPTH == DEPTH - 1:
-            lines.append("aio_flush\n")
+    """Commands of qemu-io: DEPTH writes at once, a flush, and a look at what they wrote, longer than the test lasts."""
+    lines: list[str] = []
+    for first in range(0, WRITES_MOST, DEPTH):
+        burst = [
+            f"-q -P {number % 251 + 1} {number % 512 * 128 * KIB} {PIECE}\n" for number in range(first, first + DEPTH)
+        ]
+        lines += [f"aio_write {what}" for what in burst]
+        lines.append("aio_flush\n")
+        lines += [f"read {what}" for what in burst]
     return "".join(lines).encode()
 
 
-def test_qemu_with_reconnect_delay_sees_no_error_of_a_stopped_server(tmp_path: Path) -> None:
-    """QEMU asks again for whatever was not answered; only an error reply would reach its guest."""
+@pytest.mark.parametrize("restarts", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_qemu_with_reconnect_delay_sees_no_error_of_a_server_that_is_stopped_or_killed(
+    tmp_path: Path, restarts: int
+) -> None:
+    """QEMU asks again for whatever was not answered; only an error reply would reach its guest. What was answered is
+    there: the guest reads it back, before and behind each restart."""
     qemu_io = require_program("qemu-io", package="qemu-utils")
     commands = tmp_path / "commands"
     commands.write_bytes(bursts())
@@ -53,9 +59,9 @@ def test_qemu_with_reconnect_delay_sees_no_error_of_a_stopped_server(tmp_path: P
     with commands.open("rb") as given, printed.open("wb") as output:
         guest = subprocess.Popen([qemu_io, "--image-opts", image], stdin=given, stdout=output, stderr=output)
         try:
-            for _ in range(RESTARTS):
+            for end in (Nbdzram.stop, Nbdzram.kill) * restarts:
                 wait_for_writes(server, guest, WRITES_BETWEEN)
-                server.stop()
+                end(server)
                 server = Nbdzram(tmp_path, {"disk": 64 * MIB + MIB}, arguments=arguments)
             wait_for_writes(server, guest, WRITES_BETWEEN)
             assert "failed" not in printed.read_text()

@@ -51,7 +51,8 @@ class OnPort(Nbdzram):
         return super().environment()
 
 
-def test_a_kept_disk_outlives_servers_that_are_killed_and_stopped_under_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restarts", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_kept_disk_outlives_servers_that_are_killed_and_stopped_under_load(tmp_path: Path, restarts: int) -> None:
     """No error reaches the guest, whose file system is written all the while; nor when its keeper is killed as well."""
     port = free_port()
     servers = [OnPort(tmp_path, port)]
@@ -64,9 +65,10 @@ def test_a_kept_disk_outlives_servers_that_are_killed_and_stopped_under_load(tmp
 
     actions = {how: partial(start_anew, how) for how in ("kill", "stop")}
     try:
-        console = run_guest(tmp_path, port=port, actions=actions, work="persist")
+        console = run_guest(tmp_path, port=port, actions=actions, work="persist", arguments={"restarts": restarts})
+        print(console)
         assert "PASS:" in console, console
-        assert ends == ["kill", "stop", "kill", "kill"]
+        assert ends == ["kill", "stop"] * restarts + ["kill", "kill"]
     finally:
         servers[-1].stop()
 

@@ -2,8 +2,8 @@
 # Process 1 of the guest: use an export as a disk, then as swap, and print one line, PASS or FAIL.
 #
 # The host listens on the second serial port: this script writes a word, the host acts (folds) and answers "done".
-# Arguments come on the kernel's command line: nbd.port, nbd.connections, nbd.work, nbd.seconds,
-# nbd.swapped (MiB), nbd.group (MiB).
+# Arguments come on the kernel's command line: nbd.port, nbd.connections, nbd.work, nbd.restarts (of each kind),
+# nbd.seconds, nbd.swapped (MiB), nbd.group (MiB).
 
 /bin/busybox --install -s /bin
 export PATH=/sbin:/bin
@@ -171,10 +171,15 @@ outlive_servers() {
     mount -t ext4 /dev/nbd0 /mnt || fail "mount"
     keep_writing &
     writer=$!
-    for how in kill stop; do
-        another_round start
-        step "the server: $how"
-        ask_host $how
+    left=$(argument restarts)
+    while [ "$left" -gt 0 ]; do
+        for how in kill stop; do
+            another_round start
+            sleep $((RANDOM % 4)) # into the round that began, so that no two come at the same place of one
+            step "the server: $how, $left of each to come"
+            ask_host $how
+        done
+        left=$((left - 1))
     done
     another_round stop
     step "the keeper is killed, and then the server"
