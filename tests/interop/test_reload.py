@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -292,7 +293,8 @@ def test_tls_that_is_declared_no_more_stays_until_the_next_start(tmp_path: Path)
         assert "tls.certificate changed" in told
         assert "tls.mode" not in told
         with Client(server.unix_path, "disk", tls=pki.client_context()) as client:
-            assert client.read(0, 4096) == bytes(4096)
+            assert isinstance(client.socket, ssl.SSLSocket)
+            assert client.socket.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(again.read_text())
 
 
 def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:

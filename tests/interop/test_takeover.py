@@ -22,7 +22,7 @@ from tests.support.nbd_client import Client, RequestFailed
 from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program
 from tests.support.server import START_SECONDS
-from tests.support.takeover import MIB, SIZE, Line, ask, beating, listening
+from tests.support.takeover import MIB, PATIENT, SIZE, Line, ask, beating, listening
 from tests.wire import CMD_READ, CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
@@ -162,9 +162,9 @@ def test_a_large_payload_that_goes_on_arriving_is_stored_before_and_one_that_sto
         assert whole.read(2 * MIB, MIB) == bytes(MIB)
 
 
-def test_a_payload_that_is_arriving_is_waited_for(line: Line) -> None:
+def test_a_payload_that_is_arriving_is_waited_for(tmp_path: Path) -> None:
     """Its client is at rest once it is stored and answered, and is handed over like others."""
-    payload, place = b"p" * MIB, line.directory / "s"
+    line, payload, place = Line(tmp_path, program=PATIENT), b"p" * MIB, tmp_path / "s"
     with line.last.client() as client, listening(place) as listener:
         client.socket.sendall(request(CMD_WRITE, 0, MIB, cookie=1) + payload[: MIB // 2])
         ask(line, place)
@@ -175,6 +175,7 @@ def test_a_payload_that_is_arriving_is_waited_for(line: Line) -> None:
             taken.close()
         assert SIMPLE_REPLY.unpack(client.receive(SIMPLE_REPLY.size))[1:] == (0, 1)
         assert client.read(0, MIB) == payload
+    line.last.stop()
 
 
 def test_who_waits_to_be_accepted_is_accepted_by_the_next(line: Line) -> None:

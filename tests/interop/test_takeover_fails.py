@@ -22,7 +22,7 @@ from nbdzram.server.handover import FORMAT, SERVING, Handover
 from tests.support.nbd_client import Client
 from tests.support.pki import Pki
 from tests.support.server import START_SECONDS, Nbdzram, free_port
-from tests.support.takeover import MIB, SIZE, Line, ask, beating, ends_when_it_is_to_take, listening
+from tests.support.takeover import MIB, PATIENT, SIZE, Line, ask, beating, ends_when_it_is_to_take, listening
 from tests.wire import CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
@@ -140,8 +140,8 @@ def test_disks_in_memory_are_not_given_to_who_has_a_directory_nor_the_other_way(
     line.last.stop()
 
 
-def test_one_takeover_at_a_time_and_who_asks_meanwhile_is_answered_by_the_next(line: Line) -> None:
-    payload = b"p" * MIB
+def test_one_takeover_at_a_time_and_who_asks_meanwhile_is_answered_by_the_next(tmp_path: Path) -> None:
+    line, payload = Line(tmp_path, program=PATIENT), b"p" * MIB
     with line.last.client() as client, listening(line.directory / "s") as listener:
         client.socket.sendall(request(CMD_WRITE, 0, MIB, cookie=1) + payload[: MIB // 2])
         ask(line, line.directory / "s")
@@ -158,6 +158,7 @@ def test_one_takeover_at_a_time_and_who_asks_meanwhile_is_answered_by_the_next(l
                     lambda: [export.name for export in waiting.status().exports] == ["disk"], START_SECONDS
                 )
         assert SIMPLE_REPLY.unpack(client.receive(SIMPLE_REPLY.size))[1:] == (0, 1)
+    line.last.stop()
 
 
 def test_a_server_that_is_told_to_stop_while_it_gives_stops_where_that_fails(line: Line) -> None:
@@ -191,19 +192,31 @@ def test_who_goes_on_needs_nothing_that_is_not_there_any_more(tmp_path: Path) ->
 
 
 IMPATIENT = """
+import os
 import nbdzram.server.handover as handover
 from nbdzram.__main__ import main
-handover.ANSWER_SECONDS = 1.0
+real = handover.receive_exactly
+def receive(take, *what):
+    handover.receive_exactly = real
+    open(os.environ["AT_STEP"]).close()
+    take.__self__.settimeout(0.001)
+    return real(take, *what)
+handover.receive_exactly = receive
 main()
 """
+"""A server whose patience with its first successor ends when the test opens a pipe, however long that takes to come to
+its step."""
 
 
 @pytest.mark.parametrize("step", ["new takes", "new has opened", "new is ready"])
 @pytest.mark.parametrize("in_memory", [False, True], ids=["directory", "memory"])
 def test_a_successor_that_hangs_is_ended_and_the_old_server_goes_on(
-    tmp_path: Path, step: str, *, in_memory: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, *, in_memory: bool
 ) -> None:
     """It may have the arenas already, and keep them: then neither of the two would serve."""
+    at_step = tmp_path / "at_step"
+    os.mkfifo(at_step)
+    monkeypatch.setenv("AT_STEP", str(at_step))
     line = Line(tmp_path, in_memory=in_memory, program=["-c", IMPATIENT])
     old, place = line.last, tmp_path / "step"
     words = ["serve", "--takeover", "-e", f"disk={SIZE}", "--control", str(line.control), "--metrics", "off"]
@@ -215,7 +228,8 @@ def test_a_successor_that_hangs_is_ended_and_the_old_server_goes_on(
             stderr=log,
         )
         try:
-            with steps.accept()[0]:
+            with steps.accept()[0], contextlib.ExitStack() as impatient:
+                impatient.callback(os.close, os.open(at_step, os.O_RDWR))  # which waits for nobody
                 assert hanging.wait(START_SECONDS) == -signal.SIGKILL
         finally:
             hanging.kill()
@@ -333,21 +347,22 @@ def test_who_ended_before_anything_was_given_to_him_is_told_to_nobody(line: Line
     assert "going on" not in line.last.log
 
 
-def test_a_server_that_is_killed_before_it_gives_is_followed_by_one_that_starts(line: Line) -> None:
+def test_a_server_that_is_killed_before_it_gives_is_followed_by_one_that_starts(tmp_path: Path) -> None:
     """With a state directory it has what the killed one had."""
-    payload, client = b"p" * MIB, line.last.client()
-    with client.socket:
+    place = tmp_path / "step"
+    line = Line(tmp_path, program=["-m", "tests.support.held", "old ended runs", str(place)])
+    with line.last.client() as client:
         client.write(0, b"a" * 4096)
-        client.socket.sendall(request(CMD_WRITE, MIB, MIB, cookie=1) + payload[: MIB // 2])  # it waits for the rest
-        old = line.last
+    with listening(place) as steps:
         starting = threading.Thread(target=lambda: line.servers.append(line._server(["--takeover"])))
         starting.start()
-        old.wait_until(lambda: "takes over" in old.log, START_SECONDS)
-        old.kill()
+        with steps.accept()[0]:
+            line.servers[0].kill()
         starting.join()
     assert "ended before it gave anything away; starting" in line.last.log
     with line.last.client() as client:
         assert client.read(0, 4096) == b"a" * 4096
+    line.last.stop()
 
 
 def test_where_no_server_runs_one_starts(tmp_path: Path) -> None:

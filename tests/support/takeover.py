@@ -20,6 +20,14 @@ from tests.support.server import START_SECONDS, Nbdzram
 
 MIB = 1 << 20
 SIZE = 512 * MIB
+_PATIENT = """
+import nbdzram.server.listener as listener
+from nbdzram.__main__ import main
+listener.REST_SECONDS = listener.STOPPED_SECONDS = 3600.0
+main()
+"""
+PATIENT = ("-c", _PATIENT)
+"""What Python runs: a server that waits for the rest of a payload as long as a busy machine lets the test take."""
 
 
 class Line:
