@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +21,10 @@ Start = Callable[..., Server]
 FORCED_EXIT = 128 + signal.SIGTERM
 
 
-def test_a_server_that_drains_is_not_healthy_and_a_second_sigterm_ends_it(start: Start) -> None:
-    """A client that asked for much and reads nothing keeps the drain going."""
-    server = start("-e", "disk=64M")
+def test_a_server_that_drains_is_not_healthy_and_a_second_sigterm_ends_it(start: Start, tmp_path: Path) -> None:
+    """A client that asked for much and reads nothing keeps the drain going, for longer than a command may take here."""
+    (tmp_path / "patient.toml").write_text("[limits]\ndrain_seconds = 600\n")
+    server = start("-e", "disk=64M", "-c", str(tmp_path / "patient.toml"))
     client = Client(server.socket, "disk")
     with client.socket:
         client.send(CMD_READ, 0, 32 << 20)

@@ -24,7 +24,6 @@ from tests.support.nbd_client import open_socket
 from tests.unit.server.house import GATE_SECONDS, GatedDisk, tell
 from tests.wire import CMD_READ, CMD_WRITE, request
 
-
 STOPS = ("reading", "sending", "sending what is refused", "sending what there is no room for")
 
 
