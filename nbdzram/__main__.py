@@ -17,16 +17,19 @@ import io
 import os
 import sys
 
+from nbdzram.precedence import WORDS, go_first
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    first = None if WORDS.isdisjoint(sys.argv) else go_first()  # before anything else needs memory
     gc.disable()  # imports make much and no garbage: looking for it takes a tenth of a short command's time
     sys.unraisablehook = _see_unraisable
     _open_standard_streams()
     from nbdzram.cli.main import INTERRUPTED, run  # noqa: PLC0415
 
     try:
-        code = run(sys.argv[1:])
+        code = run(sys.argv[1:], first)
         if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     except KeyboardInterrupt:  # the second one, or between the two

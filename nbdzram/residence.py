@@ -29,9 +29,6 @@ PR_SET_IO_FLUSHER = 57
 OOM_SCORE = -900
 """As in the unit. -1000 would exempt it for good, and leave the kernel to end everything else before it."""
 
-FIRST_SCORE = 1000
-"""The most that there is: of whoever counts, he goes first."""
-
 log = logging.getLogger("nbdzram.server")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,28 +89,6 @@ def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_S
             error.strerror or str(error),
             f"OOMScoreAdjust={score} in the unit, or --oom-score-adj {score}",
         )
-
-
-def go_first(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = FIRST_SCORE) -> Callable[[], None]:
-    """Until what is returned is called, whoever lacks memory ends this process before any other.
-
-    Who takes over needs memory beside the one that serves, which is by far the larger: its disks would be lost, for
-    want of what a process needs that has nothing yet. Anybody may raise his score, and take back what he raised.
-    """
-    try:
-        before = file.read_text()
-        file.write_text(str(score))
-    except OSError as error:
-        log.warning("the score of the OOM killer cannot be raised: %s", error.strerror)
-        return lambda: None
-    return lambda: _give_back(file, before)
-
-
-def _give_back(file: Path, score: str) -> None:
-    try:
-        file.write_text(score)
-    except OSError as error:
-        log.warning("the score of the OOM killer cannot be set to %s again: %s", score.strip(), error.strerror)
 
 
 def flush_nothing(prctl: Callable[[int, int, int, int, int], int] | None = None) -> Iterator[Refusal]:

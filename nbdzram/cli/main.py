@@ -139,10 +139,10 @@ def front(*, control: str | None) -> None:
     """A network block device server whose disks live compressed and deduplicated in RAM."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command line; the exit code."""
+def run(arguments: list[str], first: Callable[[], None] | None = None) -> int:
+    """Run one command line; the exit code. `first`: ends that this process goes first where memory runs out."""
     try:
-        answer = front.main(args=arguments, prog_name="nbdzram", standalone_mode=False)
+        answer = front.main(args=arguments, prog_name="nbdzram", standalone_mode=False, obj=first)
     except UserError as error:
         _complain(str(error))
         return error.exit_code

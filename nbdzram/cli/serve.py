@@ -45,7 +45,7 @@ from nbdzram.config import (
     TlsMode,
 )
 from nbdzram.errors import ConfigError, UserError
-from nbdzram.residence import go_first, go_late, stay
+from nbdzram.residence import go_late, stay
 from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers, require_files
 
 if TYPE_CHECKING:
@@ -239,7 +239,10 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "version take over from it in the background. Ends when that is done, with 1 if it could not be.",
 )
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
+@click.pass_obj
 def command(
+    first: Callable[[], None] | None,
+    /,
     *,
     config: Path | None,
     exports: tuple[str, ...],
@@ -264,7 +267,6 @@ def command(
     --exit-with-parent, --stdin, --restore, --takeover, --upgrade, --check-config) has a key in the TOML file and a
     variable NBDZRAM_KEY; flags win over the environment, and the environment over the file.
     """
-    first = go_first() if takeover or upgrade or check_config else None  # before more memory is needed
     parent = os.getppid() if exit_with_parent else None
     layer = export_layers(exports, "-e") | pool_layers(pools, "--pool")
     layer |= _listen_layer(port, addresses, sockets, vsock)
@@ -293,7 +295,15 @@ def command(
             serves = _upgrade(settled)
             if serves is None:
                 return
-        status = serve(settled, reread, run=run, parent=parent, restore=restore, takeover=first, serves=serves)
+        status = serve(
+            settled,
+            reread,
+            run=run,
+            parent=parent,
+            restore=restore,
+            takeover=(first or _nothing) if takeover or upgrade else None,
+            serves=serves,
+        )
     raise click.exceptions.Exit(status)
 
 
@@ -399,6 +409,10 @@ def serve(
         load_what_serves()
         with take_over(_control_path(config), config.state_dir, serves, counts) as taken:
             return runner.run(begin(taken=taken))
+
+
+def _nothing() -> None:
+    """What ends that a process goes first which never did: it was not begun as a program."""
 
 
 def _event_loop() -> asyncio.Runner:

@@ -118,7 +118,7 @@ def test_who_takes_over_where_memory_does_not_suffice_is_ended_before_who_serves
         stack.enter_context(client.socket)
         for index, block in enumerate(stored):
             client.write(index * MIB, block)
-        set_limit(cage, "memory", unreclaimable_bytes(old.pid) + 20 * MIB)  # enough for Python, not for a server
+        set_limit(cage, "memory", unreclaimable_bytes(old.pid) + 12 * MIB)  # enough for Python, not for a server
         with pytest.raises(AssertionError, match=f"ended with -{signal.SIGKILL}"):
             line.take_over()
         assert oom_kills(cage) == 1

@@ -1,7 +1,7 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
     cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
-        -> config -> {bounds, units, errors, machine, ready, receive, residence, slices, thresholds, unread}
+        -> config -> {bounds, units, errors, machine, precedence, ready, receive, residence, slices, thresholds, unread}
 
 Packages of one level do not import each other, and no file knows one that knows it: neither by an import that waits for
 its call, nor for types alone, nor by a class that is declared before it is there.
@@ -21,7 +21,19 @@ import nbdzram
 
 ROOT = Path(nbdzram.__file__).parent
 LEVELS = (
-    ("bounds", "errors", "units", "machine", "ready", "receive", "residence", "slices", "thresholds", "unread"),
+    (
+        "bounds",
+        "errors",
+        "units",
+        "machine",
+        "precedence",
+        "ready",
+        "receive",
+        "residence",
+        "slices",
+        "thresholds",
+        "unread",
+    ),
     ("config",),
     ("values",),
     ("settings",),

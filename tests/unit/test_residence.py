@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram import residence
+from nbdzram import precedence, residence
 from nbdzram.cli import diagnosis
 from nbdzram.cli.diagnosis import Level, Patient
 from nbdzram.config import ServerConfig
@@ -171,7 +171,7 @@ def test_who_takes_over_goes_first_until_it_serves(tmp_path: Path, arguments: li
         with subprocess.Popen(command, env=Nbdzram.environment(line.last), stdout=log, stderr=log) as new:
             try:
                 with steps.accept()[0]:
-                    assert score_of(new.pid) == f"{residence.FIRST_SCORE}\n"
+                    assert score_of(new.pid) == f"{precedence.FIRST_SCORE}\n"
                 assert line.last.process.wait(START_SECONDS) == 0
                 assert score_of(new.pid) == score
             finally:
@@ -189,18 +189,19 @@ def test_who_takes_over_goes_first_until_it_serves(tmp_path: Path, arguments: li
 def test_a_check_of_the_configuration_goes_first(tmp_path: Path) -> None:
     """It is a process beside the server that may have no memory left, and the first that a unit's reload runs."""
     code = (
-        "import sys; from pathlib import Path; from nbdzram.cli import serve\n"
+        "from pathlib import Path; from nbdzram.cli import serve\n"
         "serve.description = lambda _: [Path('/proc/self/oom_score_adj').read_text()]\n"
-        "from nbdzram.cli.main import run; sys.exit(run(['serve', '-e', 'd=1M', '--check-config']))"
+        "from nbdzram.__main__ import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[0] == str(residence.FIRST_SCORE)
+    command = [sys.executable, "-c", code, "serve", "-e", "d=1M", "--check-config"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == str(precedence.FIRST_SCORE)
 
 
 def test_a_score_that_cannot_be_raised_is_told_and_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    residence.go_first(tmp_path / "absent" / "oom_score_adj")()
+    precedence.go_first(str(tmp_path / "absent" / "oom_score_adj"))()
     assert [record.message for record in caplog.records] == [
         "the score of the OOM killer cannot be raised: No such file or directory"
     ]

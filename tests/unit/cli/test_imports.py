@@ -87,7 +87,7 @@ atexit.register(lambda: print(gc.get_freeze_count() > 0))
 sys.argv = ["nbdzram", "version"]
 from nbdzram import __main__
 import nbdzram.cli.main
-nbdzram.cli.main.run = lambda words: print(gc.isenabled()) or real(words)
+nbdzram.cli.main.run = lambda words, first: print(gc.isenabled()) or real(words)
 real = lambda words: nbdzram.cli.main.front.get_command(None, "version") and print(gc.isenabled())
 __main__.main()
 """

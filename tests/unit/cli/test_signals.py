@@ -93,8 +93,8 @@ def come():
 """
 BEHIND_THE_COMMAND = """
 import nbdzram.cli.main
-def run(words, run=nbdzram.cli.main.run):
-    run(words)
+def run(words, first, run=nbdzram.cli.main.run):
+    run(words, first)
     come()
     return 0
 nbdzram.cli.main.run = run
