@@ -114,6 +114,8 @@ class Tenant:
         self.begun: dict[int, int] = {}  # block -> content of a request that was not answered, or failed
         self.spared: dict[int, int] = {}  # block -> content before an answered trim, which may have passed it over
         self.busy = threading.Lock()  # through one request
+        self.answers = 0
+        self.verified = -1  # the server's last life in which all of the disk was as it was left
         self._house = house
         self._choose = random.Random(f"{seed} {export}")
         self._claim = f"export {export}, seed {seed}"
@@ -124,9 +126,11 @@ class Tenant:
             try:
                 with server.client(self.export) as client:
                     self.verify_all(client)
+                    self.verified = life
                     while not self._house.closing:
                         with self.busy:
                             self._use(client)
+                        self.answers += 1
             except (OSError, EOFError):
                 self._house.wait_beyond(life)
 
