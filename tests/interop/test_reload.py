@@ -17,6 +17,7 @@ from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client, RequestFailed
 from tests.support.pki import Pki
 from tests.support.server import Nbdzram
+from tests.support.takeover import beating_on
 
 pytestmark = pytest.mark.interop
 
@@ -98,8 +99,8 @@ def configured(directory: Path, text: str = GOOD, *arguments: str) -> Iterator[C
 
 
 def test_no_mistake_in_the_file_stops_or_changes_a_serving_server(tmp_path: Path) -> None:
-    """Each also with a good change beside it, which is not made either."""
-    with configured(tmp_path) as server, server.client() as client:
+    """Each also with a good change beside it, which is not made either; while a client writes and reads on and on."""
+    with configured(tmp_path) as server, server.client() as client, beating_on(server, 1 << 20) as beater:
         client.write(0, b"x" * 4096)
         before = server.exports()
         for what, (text, told) in WRONG.items():
@@ -110,6 +111,7 @@ def test_no_mistake_in_the_file_stops_or_changes_a_serving_server(tmp_path: Path
             assert len(refused.stderr.splitlines()) == 1, what
             assert server.exports() == before, what
             assert client.read(0, 4096) == b"x" * 4096
+            beater.beat()
         (tmp_path / "nbdzram.toml").write_bytes(b"# \xff\n" + GOOD.replace("first", "changed").encode())
         assert "is not UTF-8 text" in server.command_line("reload", check=False).stderr
         assert server.exports() == before

@@ -98,9 +98,11 @@ class Line:
 class Beater(threading.Thread):
     """A client that writes and reads without a pause of its own, and knows the longest that it had."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, first: int = SIZE // 4) -> None:
+        """It uses 2 MiB of the disk from `first` on."""
         super().__init__()
         self.client = client
+        self.first = first
         self.ended = threading.Event()
         self.rounds = 0
         self.longest_seconds = 0.0
@@ -111,7 +113,7 @@ class Beater(threading.Thread):
         try:
             while not self.ended.is_set():
                 began, block = time.monotonic(), noise.randbytes(4096)
-                offset = SIZE // 4 + self.rounds % 512 * 4096
+                offset = self.first + self.rounds % 512 * 4096
                 self.client.write(offset, block)
                 assert self.client.read(offset, 4096) == block
                 self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
@@ -135,8 +137,15 @@ class Beater(threading.Thread):
 
 @contextlib.contextmanager
 def beating(line: Line) -> Iterator[Beater]:
-    with line.last.client() as client:
-        beater = Beater(client)
+    with beating_on(line.last) as beater:
+        yield beater
+
+
+@contextlib.contextmanager
+def beating_on(server: Nbdzram, first: int = SIZE // 4) -> Iterator[Beater]:
+    """See Beater."""
+    with server.client() as client:
+        beater = Beater(client, first)
         beater.start()
         try:
             beater.beat()
