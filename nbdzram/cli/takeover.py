@@ -13,6 +13,7 @@ from pathlib import Path
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.machine import Machine
+from nbdzram.ready import readable
 from nbdzram.server.descriptors import raise_limit
 from nbdzram.server.handover import (
     ANSWER_SECONDS,
@@ -111,15 +112,19 @@ def _ask(
         with contextlib.suppress(OSError):  # it lives in another namespace, say
             process = os.pidfd_open(client.server_pid)
             held.callback(os.close, process)
-        client.call(
-            "takeover",
-            socket=str(place),
-            pid=os.getpid(),
-            format=FORMAT,
-            knows=list(KNOWS),
-            state_dir="" if state_dir is None else str(state_dir.absolute()),
-            unit=Machine().unit() or "",
-        )
+        try:
+            client.call(
+                "takeover",
+                socket=str(place),
+                pid=os.getpid(),
+                format=FORMAT,
+                knows=list(KNOWS),
+                state_dir="" if state_dir is None else str(state_dir.absolute()),
+                unit=Machine().unit() or "",
+            )
+        except ServerUnreachable:  # its last answer may be lost, as it ends; it connects before it agrees
+            if not readable(listener.fileno(), seconds=0):
+                raise
         giver = _accept(listener, client.server_pid)
         if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
             held.pop_all()

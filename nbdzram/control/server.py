@@ -37,6 +37,7 @@ from nbdzram.stream.pipe import Pipe
 MAX_CONNECTIONS = 64  # people and scripts of one owner
 MAX_QUEUED_BYTES = 64 << 10  # progress is left out while a client has that much unread
 FIRST_SECONDS = 10.0  # to the end of the first request: commands send theirs at once
+ANSWERING_SECONDS = 1.0  # at the server's end, for answers to what was performed: commands read them at once
 IDLE_SECONDS = 3900.0  # between two: `nbdzram top` asks once an hour at the least
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -131,13 +132,21 @@ class ControlServer:
         return listening
 
     async def stop(self) -> None:
-        """Stop listening, end the connections, remove the socket if it is still ours."""
+        """Stop listening, answer what was performed, end the connections, remove the socket if it is still ours."""
         if self._server is None:
             return
         self._server.close()
-        for task in tuple(self._conversations):
+        conversations = dict(self._conversations)
+        for task, conversation in conversations.items():
+            conversation.over = True
+            if conversation.waiting_since is not None:
+                task.cancel()
+        await asyncio.gather(*self._acts, return_exceptions=True)
+        if conversations:
+            await asyncio.wait(conversations, timeout=ANSWERING_SECONDS)
+        for task in conversations:
             task.cancel()
-        await asyncio.gather(*self._conversations, *self._acts, return_exceptions=True)
+        await asyncio.gather(*conversations, return_exceptions=True)
         if self._listening is None:
             return
         self._listening.close()

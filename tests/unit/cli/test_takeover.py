@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nbdzram.cli.takeover import GiverEnded, _accept, _take
-from nbdzram.errors import UserError
+from nbdzram.cli.takeover import GiverEnded, _accept, _ask, _take
+from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.ready import readable
 
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
@@ -37,6 +38,39 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
             server.send(b"x")
             assert giver.recv(1) == b"x"
         assert stranger.wait() == 0
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_server_that_agreed_and_whose_answer_is_lost_gives_all_the_same(
+    listener: socket.socket, tmp_path: Path, agrees: bool
+) -> None:
+    """It ends its control connections as soon as it has come to rest, before or behind its answer; one that is killed
+    before it agreed gives nothing."""
+    with socket.socket(socket.AF_UNIX) as control, socket.socket(socket.AF_UNIX) as server:
+        control.bind(str(tmp_path / "control"))
+        control.listen()
+
+        def end() -> None:
+            with control.accept()[0] as asked:
+                asked.recv(1 << 16)
+                if agrees:
+                    server.connect(listener.getsockname())
+                    server.send(b"x")
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        try:
+            if agrees:
+                giver, process = _ask(tmp_path / "control", listener, tmp_path / "s", None)
+                with giver:
+                    assert giver.recv(1) == b"x"
+                assert process is not None
+                os.close(process)
+            else:
+                with pytest.raises(ServerUnreachable):
+                    _ask(tmp_path / "control", listener, tmp_path / "s", None)
+        finally:
+            ending.join()
 
 
 @pytest.mark.parametrize(("lives", "raises"), [(True, UserError), (False, GiverEnded)])

@@ -122,6 +122,42 @@ def test_an_act_is_noted_when_its_asker_went_away(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_is_performed_while_a_server_stops_is_answered_to_whoever_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    """Who asked to take over was told nothing, where the server came to rest before the audit file had its line; and it
+    started, beside the server."""
+    if not reads:
+        monkeypatch.setattr("nbdzram.control.server.ANSWERING_SECONDS", 0.0)
+
+    async def story() -> None:
+        begun, end = asyncio.Event(), asyncio.Event()
+
+        async def slow(*_: Any) -> str:
+            begun.set()
+            await end.wait()
+            return "done" if reads else "x" * (8 << 20)
+
+        server = ControlServer(tmp_path / "control.sock", {"slow": Method({}, slow)}, Audit(tmp_path))
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
+        idle, another = await asyncio.open_unix_connection(tmp_path / "control.sock")
+        writer.write(b'{"jsonrpc":"2.0","method":"slow","id":1}\n')
+        await begun.wait()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        end.set()
+        if reads:
+            assert json.loads(await reader.readline())["result"] == "done"
+        await stopping
+        assert await idle.read() == b""
+        for connection in (writer, another):
+            connection.close()
+
+    asyncio.run(story())
+
+
 def test_a_file_that_cannot_be_written_is_told_once_and_stops_no_act(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
