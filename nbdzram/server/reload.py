@@ -11,7 +11,8 @@ destroying what a client may have written there by then.
 
 Only what is declared otherwise than before is changed, so that what was changed at run time stays where the
 configuration did not (state.py). Nothing is removed: what is declared no more stays offered until somebody removes it.
-What cannot change while clients are served is named in the answer.
+What cannot change while clients are served is named in the answer, until there was a start, and is no part of what the
+server runs by (without_restart).
 
 A pool folds inline only between exports that admit the same clients (inventory.require_trust). So it begins to after
 the rules have changed and ends to before; where it goes on, it rests meanwhile, as rules change one export at a time.
