@@ -93,12 +93,13 @@ class TlsFiles:
         return not self._complaint
 
     def _load(self) -> None:
-        self._context = make_context(self._config)
-        self.expires_at = None
+        """All of it is looked at before any of it counts. Raises ConfigError."""
+        context, doubtful, expires_at = make_context(self._config), list(doubts(self._config)), None
         if self._config.certificate is not None:
             with contextlib.suppress(OSError, ValueError):  # OpenSSL could read it: a form that ours does not know
-                self.expires_at = validity(self._config.certificate)[1].timestamp()
-        for sentence in doubts(self._config):
+                expires_at = validity(self._config.certificate)[1].timestamp()
+        self._context, self.expires_at = context, expires_at
+        for sentence in doubtful:
             log.warning("%s", sentence)
 
     def _read_stamp(self) -> _Stamp:

@@ -1,8 +1,9 @@
 """What exports cost, from walks over their block tables: off the event loop, and seldom enough.
 
 A walk takes about 15 ms a stored GiB. People ask (`nbdzram stat`), and so do pages that refresh themselves, so one
-answer serves everyone who asks while it is fresh: a walk that took t seconds is not repeated within REST times t.
-However many ask, walks take at most 1/(REST + 1) of one processor core.
+answer serves everyone who asks while it is fresh: a walk that took t seconds of a processor is not repeated within REST
+times t. However many ask, walks take at most 1/(REST + 1) of one processor core. What a walk waits, for a thread or for
+a processor that others have, is no reason for a rest: a busy machine would be told old figures, for minutes.
 """
 
 from __future__ import annotations
@@ -56,17 +57,24 @@ class Usages:
             await self._walking
 
     async def _walk(self) -> dict[str, DiskUsage]:
-        began, found = time.monotonic(), {}
+        spent, found = 0.0, {}
         try:
             for export in self._exports:
                 if self._stopping:
                     break
-                found[export.name] = await asyncio.to_thread(export.disk.usage)
+                found[export.name], seconds = await asyncio.to_thread(_cost_of, export.disk)
+                spent += seconds
         finally:
             self._walking = None
         ended = time.monotonic()
-        self._found, self._ended, self._fresh_until = found, ended, ended + REST * (ended - began)
+        self._found, self._ended, self._fresh_until = found, ended, ended + REST * spent
         return found
+
+
+def _cost_of(disk: Disk) -> tuple[DiskUsage, float]:
+    """What its blocks cost, and how many seconds of a processor it took to find that."""
+    began = time.thread_time()
+    return disk.usage(), time.thread_time() - began
 
 
 def stored_behind(disk: Disk, offset: int) -> int:

@@ -17,12 +17,14 @@ import pytest
 from nbdzram.config import Access, Limits, TlsConfig, TlsMode
 from nbdzram.errors import ConfigError
 from nbdzram.nbd.constants import Reply
+from nbdzram.server import tls
 from nbdzram.server.attached import Attached
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export
 from nbdzram.server.tls import TlsFiles
 from nbdzram.server.tls_transport import TlsTransport
 from nbdzram.sessions.tls import TlsLine
+from nbdzram.sessions.tls_context import TlsContext
 from tests.support.loop_client import WireClient
 from tests.support.pki import Pki
 from tests.support.tls_client import GO_DISK, attach, by_hand, leave, start_tls
@@ -358,4 +360,26 @@ def test_a_file_that_keeps_its_reader_waiting_is_not_opened(
     files.renew(unchanged_too=True)
     os.close(descriptor)
     assert f"{named} is no regular file" in caplog.text
+    assert files.context() is in_use
+
+
+def test_a_key_that_goes_while_files_are_read_again_changes_nothing(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was looked at once more, for who may read it, when the new certificate was in use already: the log said that
+    the old ones are kept."""
+    named = tmp_path / "key"
+    shutil.copy(certificate[1], named)
+    files = TlsFiles(TlsConfig(mode=TlsMode.ON, certificate=certificate[0], key=named))
+    in_use = files.context()
+    make = tls.make_context
+
+    def make_as_the_key_goes(config: TlsConfig) -> TlsContext:
+        made = make(config)
+        named.unlink()
+        return made
+
+    monkeypatch.setattr(tls, "make_context", make_as_the_key_goes)
+    files.renew(unchanged_too=True)
+    assert "keeping the old ones" in caplog.text
     assert files.context() is in_use

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from nbdzram.config import EVERYONE
 from nbdzram.engine.pool import Pool
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.usage import Usages
+from nbdzram.server.usage import REST, Usages
 
 BLOCK = bytes(range(256)) * 16
 
@@ -80,6 +86,53 @@ def test_who_cannot_wait_gets_the_last_walk_with_its_age_and_the_next_begins() -
             assert found["disk"].stored == 0
             assert age is not None
             assert age >= 0
+            await usages.stop()
+
+    asyncio.run(act())
+
+
+def test_a_walk_is_followed_by_a_rest_for_what_it_took_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds are: three minutes. Then the next one begins."""
+    real, passed_seconds, spent_seconds = time.monotonic, [0.0], itertools.count(0, 10)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed_seconds[0])
+    monkeypatch.setattr(time, "thread_time", lambda: next(spent_seconds))
+
+    async def act() -> None:
+        with Pool() as pool:
+            exports = offered(pool, "disk")
+            usages = Usages(exports)
+            assert (await usages.now())["disk"].stored == 0
+            exports.get("disk").disk.write(0, BLOCK)
+            passed_seconds[0] += 10 * (REST - 1)
+            assert (await usages.now())["disk"].stored == 0
+            passed_seconds[0] += 10
+            assert (await usages.now())["disk"].stored == 4096
+            await usages.stop()
+
+    asyncio.run(act())
+
+
+def test_a_walk_that_had_to_wait_is_followed_by_no_longer_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a walk of a millisecond waited a second for its thread, and nobody looked for twenty more."""
+    real, passed_seconds = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + passed_seconds[0])
+
+    async def act() -> None:
+        with Pool() as pool, ThreadPoolExecutor(1) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            exports = offered(pool, "disk")
+            usages = Usages(exports)
+            free = threading.Event()
+            threads.submit(free.wait)  # the only thread is somebody else's
+            waiting = asyncio.create_task(usages.now())
+            for _ in ("the asker", "its walk"):  # each has its turn, and then waits: the walk for the thread
+                await asyncio.sleep(0)
+            passed_seconds[0] += 1000
+            free.set()
+            assert (await waiting)["disk"].stored == 0
+            exports.get("disk").disk.write(0, BLOCK)
+            passed_seconds[0] += 500  # a walk of an empty disk takes no processor for so long
+            assert (await usages.now())["disk"].stored == 4096
             await usages.stop()
 
     asyncio.run(act())
