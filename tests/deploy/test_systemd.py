@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from nbdzram.config import Limits
 from nbdzram.settings import KEYS, load
 from tests.deploy.grafana import DEPLOY
 from tests.support.nbd_client import Client
@@ -126,7 +127,8 @@ def test_example_configuration_shows_every_key(tmp_path: Path) -> None:
     """With every `#key` uncommented it is still valid, and no key of the program is missing."""
     file = tmp_path / "nbdzram.toml"
     file.write_text(re.sub(r"^#(?=\w)", "", EXAMPLE.read_text(), flags=re.MULTILINE))
-    load(file, {}, {})
+    config = load(file, {}, {})
+    assert config.limits == Limits(), "they are shown as what holds where nothing is said"
     shown = set(_leaves(tomllib.loads(file.read_text())))
     for key in KEYS:
         pattern = re.compile(r"\.".join("[a-z]+" if part == "*" else re.escape(part) for part in key.path))
