@@ -271,8 +271,8 @@ def tcp_address_or_off(default_port: int) -> Callable[[object], TcpAddress | Non
 
 
 def unix_address(value: object) -> UnixAddress:
-    """PATH[,mode=0660][,owner=USER[:GROUP]]."""
-    file, *options = text(value).split(",")
+    """PATH[,mode=0660][,owner=USER[:GROUP]]. The path is made whole: clients are told it wherever they are."""
+    name, *options = text(value).split(",")
     mode, owner = 0o600, None
     for option in options:
         key, _, content = option.partition("=")
@@ -282,15 +282,16 @@ def unix_address(value: object) -> UnixAddress:
             owner = content
         else:
             raise ValueError(f"{option!r} is not allowed behind a socket's path; mode=0660 and owner=USER:GROUP are")
+    file = path(name).absolute()
     try:
-        size = len(file.encode())
+        size = len(str(file).encode())
     except UnicodeEncodeError:
         raise ValueError(
-            f"the socket path {file!r} is not UTF-8 text, as the URI that clients are told has to be"
+            f"the socket path {str(file)!r} is not UTF-8 text, as the URI that clients are told has to be"
         ) from None
     if size > 107:
-        raise ValueError(f"the socket path {file!r} is longer than the system's 107 bytes")
-    return UnixAddress(path=path(file), mode=mode, owner=owner)
+        raise ValueError(f"the socket path {str(file)!r} is longer than the system's 107 bytes")
+    return UnixAddress(path=file, mode=mode, owner=owner)
 
 
 def listen(value: object) -> dict[str, object]:

@@ -228,6 +228,17 @@ def test_a_wrong_export_flag_says_how_it_is_written(text: str) -> None:
         export_layer(text, "-e")
 
 
+def test_the_path_of_a_socket_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve -U nbd.sock` told clients, `attach`, and who took over later, a path that led to it from one directory."""
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {"NBDZRAM_LISTEN": "unix:nbd.sock,mode=0660"}, {}).unix[0].path == tmp_path / "nbd.sock"
+    deep = tmp_path / ("d" * 107)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    with pytest.raises(ConfigError, match="is longer than the system's 107 bytes"):
+        load(None, {"NBDZRAM_LISTEN": "unix:nbd.sock"}, {})
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration file .*gone.toml: No such file"):
         load(tmp_path / "gone.toml", {}, {})
