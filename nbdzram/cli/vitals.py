@@ -87,8 +87,12 @@ def state(patient: Patient) -> Iterator[Finding]:
     status = _server(patient)
     kept = [pool for pool in status.pools if pool.path is not None]
     if not kept:
+        name = _machine(patient).unit()
+        end = "end with the process"
+        if name is not None:
+            end = f"outlive the process where {name} has FileDescriptorStoreMax=, and end with `systemctl stop {name}`"
         begins = "" if status.checkpoint is None else ", and the next one begins from a checkpoint"
-        yield Finding(Level.OK, "state", f"no --state-dir: disks end with the process{begins}")
+        yield Finding(Level.OK, "state", f"no --state-dir: disks {end}{begins}")
         return
     place, room = Path(kept[0].path or "").parent, status.state_dir_free_bytes
     missing = sum(max(pool.stats.mem_limit - pool.stats.mem_used_total - pool.stats.metadata, 0) for pool in kept)

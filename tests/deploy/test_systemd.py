@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -114,6 +115,20 @@ def test_user_is_made_without_a_shell(tmp_path: Path) -> None:
     assert [name] == _settings("User")
     assert home == "/var/lib/nbdzram"
     assert shell.endswith("nologin")
+
+
+def test_the_pages_lines_install_every_unit_on_a_system_that_has_none(tmp_path: Path) -> None:
+    """A bare Debian has /etc/systemd/system, and not the other directories."""
+    section = (DEPLOY / "README.md").read_text().split("## systemd, without the package\n")[1].split("\n## ")[0]
+    root = tmp_path / "etc"
+    (root / "systemd" / "system").mkdir(parents=True)
+    lines = re.findall(r"^# (install [^#&\n]*)", section, re.MULTILINE)
+    for line in lines:
+        run(shlex.split(line.replace(" -g nbdzram", "").replace("/etc/", f"{root}/")), directory=ROOT)
+    shipped = {path.name for path in UNITS.iterdir() if path.suffix in {".service", ".socket"}}
+    assert {path.name for path in (root / "systemd" / "system").iterdir()} == shipped
+    assert (root / "sysusers.d" / "nbdzram.conf").exists()
+    assert (root / "nbdzram" / "nbdzram.toml").exists()
 
 
 def test_example_configuration_is_valid_as_shipped() -> None:

@@ -99,6 +99,16 @@ def test_the_state_directory_needs_room_for_what_pools_may_still_take(tmp_path: 
     assert only(vitals.state(patient(tmp_path, checkpoint=None))).says.endswith("disks end with the process")
 
 
+def test_disks_that_systemd_may_keep_are_not_said_to_end_with_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped unit keeps them over a restart and a crash."""
+    monkeypatch.setattr(Machine, "unit", lambda _: "nbdzram.service")
+    told = only(vitals.state(patient(tmp_path, checkpoint=None))).says
+    assert "end with the process" not in told
+    assert told.endswith("end with `systemctl stop nbdzram.service`")
+
+
 @pytest.mark.parametrize(
     ("age", "failures", "level", "says"),
     [
