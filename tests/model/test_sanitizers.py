@@ -13,6 +13,7 @@ from tests.support.sanitized import built_for, library
 SUITES = ("tests/unit/engine", "tests/model/test_threads.py", "tests/model/test_engine.py")
 THREADED = (
     "tests/model/test_writers.py",
+    "tests/model/test_writers_and_runs.py",
     "tests/model/test_readers.py",
     "tests/model/test_threads.py",
     "tests/model/test_extents.py",
