@@ -14,6 +14,7 @@ from nbdzram.machine import Machine
 from nbdzram.nbd.constants import Error
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.service import Service
+from nbdzram.stream.journal import Segment
 from tests.support.arena import CURRENT_AT, HEAD_SIZE, HEADS_AT, NAME_AT, Arena
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, noise, text
@@ -152,6 +153,23 @@ def test_one_export_that_cannot_be_read_fails_its_own_flush_alone(
 
     play(story)
     assert caplog.text.count("it is kept as it was, and its FLUSH fails") == 1
+
+
+def test_a_group_that_fails_uses_its_number_up(tmp_path: Path) -> None:
+    """Checksums go by the number: what it left in the file is not to look like a part of what is written over it."""
+
+    async def story() -> None:
+        async with open_here(flushing, tmp_path) as service:
+            disk(service).write(0, noise(1))
+            await journal(service).synced()
+            disk(service).write(0, noise(2))
+            spoil_disk(tmp_path, service, *ROOT)
+            disk(service, "other").write(0, text(1))
+            await journal(service).synced()
+            (segment,) = (tmp_path / "kept").glob("*.journal")
+            assert [group.head.sequence for group in Segment(segment).groups()] == [1, 3]
+
+    play(story)
 
 
 def test_what_cannot_be_read_is_not_told_to_whoever_takes_over(tmp_path: Path) -> None:
