@@ -14,7 +14,9 @@ Invariants
 2. Every block from where the walk began to cursor.next was told, or is a hole (as it is in the origin).
 3. A hold ends: what it may look at, and what it passed over, is entered in the lock (lock_saw), where tests read it.
 
-A word that is not right leads nowhere: its blocks are told as entries of which none is right (Tables.no_leaf).
+A word that is not right leads nowhere: its blocks are told as entries of which none is right (Tables.no_leaf). In the
+origin it hides what differs, so that all blocks below are told: a copy that rots is no base of anything any more, and
+costs what was written since nothing.
 
 Who walks otherwise, and must
     opening, upgrade, salvage   nothing of the arena is believed yet, and nobody else is in the pool
@@ -44,6 +46,7 @@ cdef bint go_on(Lock* lock, Tables tables, uint64_t* root, uint64_t* origin, Cur
     """
     cdef uint32_t passed = 0, page, other
     cdef int level = TOP_LEVEL + 1
+    cdef bint lost = False  # what the origin is below: one of its words is not right
     cdef uint64_t* now = root
     cdef uint64_t* before = origin
     must(cursor.end <= <uint64_t>1 << MAX_BLOCKS_SHIFT, b"a table ends where its numbers do")
@@ -52,17 +55,19 @@ cdef bint go_on(Lock* lock, Tables tables, uint64_t* root, uint64_t* origin, Cur
     if root == NULL:
         cursor.next = cursor.end
     while cursor.next < cursor.end and passed < LOOKS:
-        if not _is_right(tables, root, now, level, cursor.next) or (
-                not _is_right(tables, origin, before, level, cursor.next)):
+        if not _is_right(tables, root, now, level, cursor.next):
             cursor.leaf = tables.no_leaf
             break
+        lost = lost or not _is_right(tables, origin, before, level, cursor.next)
         page = page_of(now[0]) if now != NULL else 0
-        other = page_of(before[0]) if before != NULL else 0
-        if page != other and level == 1:
+        other = page_of(before[0]) if before != NULL and not lost else 0
+        if (lost or page != other) and level == 1:
             cursor.leaf = tables.words(page) if page else NULL
             cursor.origin = tables.words(other) if other else NULL
+            if lost:
+                cursor.origin = tables.no_leaf
             break
-        if page != other:
+        if lost or page != other:
             level -= 1
             now = _below(tables, page, level, cursor.next)
             before = _below(tables, other, level, cursor.next)
