@@ -247,20 +247,20 @@ cdef class Check(Run):
     # -- count ---------------------------------------------------------------------------------------------------
 
     def _begin_counting(self):
-        """Take the censuses, from whichever check has them, and count from the beginning."""
-        cells, zspages, nodes = CellCensus(self.store), ZspageCensus(self.store.slab), NodeCensus(self.tables)
-        self.disks = self.pool.all_disks()
-        self.in_export = False
+        """Take the censuses, from whichever check has them, and count from the beginning what nobody has in hand."""
+        self.cells, self.zspages, self.nodes = CellCensus(self.store), ZspageCensus(self.slab), NodeCensus(self.tables)
+        self.disks, self.in_export = self.pool.all_disks(), False
         lock_take(&self.pool.lock)
-        while not are_empty(&self.pool.sides):  # what nobody has in hand is counted, and nobody takes anything now
+        self.store.cells.census = self.cells  # from here on nobody writes beside others (beside.pyx): hands get empty
+        while self._has_census() and not are_empty(&self.pool.sides):
             lock_leave(&self.pool.lock)
             with nogil:
                 self.pool.reclaim()
             lock_take(&self.pool.lock)
-        gather_tallies(&self.pool.sides, self.store)
-        self.cells = self.store.cells.census = cells
-        self.zspages = self.slab.census = zspages
-        self.nodes = self.tables.census = nodes
+        if self._has_census():
+            gather_tallies(&self.pool.sides, self.store)
+            self.slab.census = self.zspages
+            self.tables.census = self.nodes
         lock_leave(&self.pool.lock)
         self._begin_window(0)
 

@@ -268,7 +268,7 @@ cdef bint _gather(Kit* kit, ObjectStore store) noexcept nogil:
     """Whether it is done with; False: as many pages went back as one hold may give."""
     cdef int size_class
     cdef uint64_t pages = store.slab.pages_used
-    must_debug(store.cells.census is None, b"kits are empty beside a check")
+    must_debug(store.slab.census is None, b"kits are empty beside a check that counts")
     _add_up(kit, store)
     for size_class in range(store.slab.class_count):
         while kit.slot_count[size_class]:

@@ -154,3 +154,36 @@ def test_a_check_finds_nothing_beside_writers_that_never_pause() -> None:
         lambda: in_threads(*(partial(write, leaf) for leaf in range(3)))
     )
     pool.check()
+
+
+def test_a_check_begins_however_busy_writers_are() -> None:
+    """From its first look on they take nothing into their hands: or it would wait until all of them pause at once."""
+    pool = Pool()
+    disk = pool.create("disk", SEVERAL * LEAF)
+    contents = [b"".join(half_random(turn * 64 + block) for block in range(64)) for turn in range(4)]
+    for leaf in range(SEVERAL):
+        disk.write(leaf * LEAF, contents[0])
+    pool.test_locks(pause=True)
+    asked, begun = threading.Event(), threading.Event()
+    written = [0] * SEVERAL
+    enough = 100
+
+    def write(leaf: int) -> None:
+        beside = 0
+        while not begun.is_set() and beside < enough:
+            disk.write(leaf * LEAF, contents[written[leaf] % 4])
+            written[leaf] += 1
+            beside += asked.is_set()
+
+    def begin() -> None:
+        wait_until(lambda: min(written) > 0)
+        check = Check(pool, contents=False)
+        asked.set()
+        before = pool.turns_behind()
+        check.step(1)
+        begun.set()
+        assert pool.turns_behind() - before < SEVERAL * 10
+        run(check)
+
+    in_threads(begin, *(partial(write, leaf) for leaf in range(SEVERAL)))
+    pool.check()
