@@ -10,7 +10,7 @@ Invariants
    looked at again.
 4. A block is told to share its object while another block of the export holds it, at that moment: what was seen before
    is only where to look. Else the count of holders would decide, and who overwrites the other block in between would
-   learn whether other exports hold the object. For each block so at most two others are looked at.
+   learn whether other exports hold the object. For each block so at most four others are looked at.
 """
 
 from libc.errno cimport EIO
@@ -27,7 +27,8 @@ from nbdzram.engine.publish cimport look64
 from nbdzram.engine.sides cimport Seat
 from nbdzram.engine.table cimport LEAF_BLOCKS
 from nbdzram.engine.twins cimport (
-    Twins, twins_add, twins_begin, twins_bytes, twins_end, twins_found, twins_know, twins_saw,
+    Sightings, Twins, key_of_content, twins_add, twins_begin, twins_bytes, twins_end, twins_found, twins_know,
+    twins_saw,
 )
 from nbdzram.engine.users cimport users_enter, users_leave
 
@@ -154,7 +155,7 @@ cdef void _add_twins(Blocks disk, Twins* twins) noexcept nogil:
         while next_entry(&cursor, &block, &entry):
             handle = disk.pool.tables.handle_at(entry, block)
             if handle:
-                twins_add(twins, block, disk.pool.store.resolve(handle))
+                twins_add(twins, block, disk.pool.store.resolve(handle), disk.pool.store.cells.cell(handle).fingerprint)
     twins.next = cursor.next
 
 
@@ -227,8 +228,18 @@ cdef bint _has_twin(
     Blocks disk, const Cursor* cursor, uint64_t block, uint32_t handle, const Twins* twins
 ) noexcept nogil:
     """Within a look: whether another block than this one holds an object."""
+    cdef uint32_t content = key_of_content(disk.pool.store.cells.cell(handle).fingerprint)
+    return (_holds_another(disk, cursor, block, handle, twins, &twins.objects, handle)
+            or _holds_another(disk, cursor, block, handle, twins, &twins.contents, content))
+
+
+cdef bint _holds_another(
+    Blocks disk, const Cursor* cursor, uint64_t block, uint32_t handle, const Twins* twins, const Sightings* sightings,
+    uint32_t key
+) noexcept nogil:
+    """Whether one of the blocks does where the key was seen."""
     cdef uint64_t first, last
-    return twins_saw(twins, handle, &first, &last) and (
+    return twins_saw(twins, sightings, key, &first, &last) and (
         first != block and _holds(disk, cursor, block, first, handle)
         or last != block and _holds(disk, cursor, block, last, handle))
 

@@ -101,6 +101,39 @@ def test_a_twin_that_goes_or_comes_while_one_looks_shows_nothing_of_others(other
     assert shared(disk) == [2, 3]
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_a_fold_while_one_looks_shows_nothing_of_others(other: bool) -> None:
+    """Of equal objects it keeps another's where that came first, which nobody who looked through this export knows."""
+    pool = Pool()
+    if other:
+        pool.create("other", SIZE).write(0, text(1))
+    disk = pool.create("disk", SIZE)
+    disk.write(0, text(1) + noise(2) + text(1))
+    pool.test_locks(linger="who looked for twins")
+
+    def fold() -> None:
+        wait_until(lambda: pool.lingering() > 0)
+        run(Fold(pool))
+        pool.test_locks()
+
+    folding = Thread(target=fold)
+    folding.start()
+    told = shared(disk)
+    folding.join()
+    assert told == [0, 2]
+
+
+def test_blocks_that_wait_for_a_fold_hide_no_twin() -> None:
+    """They are equal, and objects of their own: those that one finds first and last of the content are no twins yet."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(BLOCK, text(1) + text(1))
+    run(Fold(pool))
+    disk.write(0, text(1))
+    disk.write(3 * BLOCK, text(1))
+    assert shared(disk) == [1, 2]
+
+
 def test_sharing_is_told_within_a_stretch_and_over_holes() -> None:
     pool = Pool()
     disk = pool.create("disk", 1 << 50)
