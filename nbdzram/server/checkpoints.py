@@ -260,6 +260,8 @@ class Checkpoints:
         async with self._turn:
             if self._last is not None:
                 self._last = await self._moments.without(self._last, full)
+        if self.journal is not None:
+            await self.journal.give_way(full)
         await self._sync_journal()
 
     async def _sync_journal(self) -> None:
@@ -305,7 +307,9 @@ class Checkpoints:
             await self._moments.release(taken)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
-        taken, progress = await self._write_readable(number, taken, whole=whole, continues=continues)
+        taken, progress = await self._moments.write_readable(
+            taken, lambda moment: self._write_best(number, moment, whole=whole, continues=continues), self._as_it_was
+        )
         await self._drop()
         self._last = taken
         if self.journal is not None:
@@ -321,27 +325,9 @@ class Checkpoints:
             stream_bytes=progress.bytes_written,
         )
 
-    async def _write_readable(
-        self, number: int, taken: Moment, *, whole: bool, continues: bool
-    ) -> tuple[Moment, Progress]:
-        """The file, and what it is of: the moment, less what cannot be read. Behind an error that is let go.
-
-        A journal may have what was flushed of them, so beside one nothing older takes their place.
-        """
-        while True:
-            try:
-                return taken, await self._write_best(number, taken, whole=whole, continues=continues)
-            except UnreadableExport as error:
-                held = None
-                if self.journal is None and self._last is not None:
-                    held = await self._moments.held_back(taken, self._last, error)
-                if held is None:
-                    await self._moments.release(taken)
-                    raise
-                taken = held
-            except BaseException:
-                await self._moments.release(taken)
-                raise
+    def _as_it_was(self) -> Moment | None:
+        """What an export that cannot be read is told as: where a journal may have more of it, as the journal has it."""
+        return self._last if self.journal is None else self.journal.as_it_was
 
     async def _write_best(self, number: int, taken: Moment, *, whole: bool, continues: bool) -> Progress:
         """A whole one if it is time for one, and can be; else what changed, if there is something to go on from."""

@@ -26,7 +26,8 @@ Invariants
 4. A segment of which a write or a sync failed is never written again: the kernel forgets what it could not write
    (fsync(2), "EIO"), so a later sync that succeeded would prove nothing.
 5. An export whose blocks are not what was written keeps nobody else from the disk: it is told as it was, and its own
-   FLUSH alone fails (Moments.held_back).
+   FLUSH alone fails (Moments.write_readable). That holds for the checkpoint behind stage DEAD too: the last moment that
+   is on the disk is kept until it stands.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
 from nbdzram import __version__
 from nbdzram.engine.disk import Disk
-from nbdzram.errors import EngineError, StreamError, UnreadableExport, UserError
+from nbdzram.engine.pool import Pool
+from nbdzram.errors import EngineError, StreamError, UserError
 from nbdzram.server.chains import next_number, segments_in
 from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.restore import GoesOn
@@ -70,11 +72,13 @@ class Journal(Sync):
         self._moments = moments
         self._pools = tuple(pools)
         self._segment: SegmentFile | None = None  # in stage OPEN
-        self._last: Moment | None = None  # what its last group, or its beginning, is of
+        self._last: Moment | None = None  # what its last group, or its beginning, is of; also in stage DEAD
         self._dead = ""  # why, in stage DEAD
         self._decided = asyncio.Event()  # in another stage than BEGINNING
         self._turn = asyncio.Lock()  # one group, and one change of the segment, after another
-        self._mending: Moment | None = None  # the checkpoint under way began while there was no segment
+        self._mending = (
+            b""  # identity of the moment of the checkpoint under way, if it began while there was no segment
+        )
         self._stood = 0  # number of the last checkpoint that stands
         self._sequence = 0
         self._groups = self._bytes = self._failures = 0
@@ -92,7 +96,7 @@ class Journal(Sync):
             segment_bytes=self._segment.end if self._segment is not None else 0,
             seconds=self._seconds,
             failures=self._failures,
-            held_back=tuple(self._last.names_behind()) if self._last is not None else (),
+            held_back=tuple(self._last.names_behind()) if self._last is not None and self._segment is not None else (),
         )
 
     @property
@@ -102,7 +106,14 @@ class Journal(Sync):
 
     def fails(self, disk: Disk) -> bool:
         """Whether the last group does not have what this disk holds, or nobody knows any more."""
-        return self._last is None or disk in self._last.behind
+        return self._segment is None or self._last is None or disk in self._last.behind
+
+    @property
+    def as_it_was(self) -> Moment | None:
+        """For the checkpoint that is to mend it: what the last whole group is of. None: for any other, whose moment is
+        the journal's own; groups go on from what that has, so nothing else takes its place.
+        """
+        return self._last if self._mending else None
 
     async def close(self) -> None:
         """Nobody waits any more, and the last checkpoint was taken."""
@@ -162,9 +173,10 @@ class Journal(Sync):
             if self._segment is not None:
                 await self._commit()
             if self._segment is None:
-                self._mending = await self._moments.take(self._last)
-                return self._mending
-            self._mending = None
+                taken = await self._moments.take(self._last)
+                self._mending = taken.identity
+                return taken
+            self._mending = b""
             assert self._last is not None
             head = self._segment.head
             if self._last is not standing or head.since != self._last.identity or head.number != self._stood:
@@ -172,6 +184,14 @@ class Journal(Sync):
                 self._segment.close(lingers=head.number != self._stood)
                 self._segment = fresh
             return self._moments.hold(self._last)
+
+    async def give_way(self, full: Collection[Pool]) -> None:
+        """Writes find no room in these pools. In stage OPEN a group makes all copies anew; in stage DEAD what nobody is
+        held back for goes.
+        """
+        async with self._turn:
+            if self._segment is None and self._last is not None:
+                self._last = await self._moments.without(self._last, full)
 
     def cannot_begin(self, error: Exception) -> None:
         """Until somebody writes a block there is no checkpoint, so nobody waits for the first one."""
@@ -183,7 +203,7 @@ class Journal(Sync):
     async def stands(self, number: int, moment: Moment) -> None:
         """The checkpoint is durable, whatever the power does."""
         async with self._turn:
-            if self._segment is None and self._mending is moment:
+            if self._segment is None and self._mending == moment.identity:
                 try:
                     self._segment = await self._moments.on_the_thread(self._begin_segment(number, moment))
                 except OSError as error:
@@ -191,7 +211,8 @@ class Journal(Sync):
                     return
                 goes_on = "goes on: FLUSH is answered again" if self._dead else "begins: FLUSH is answered"
                 log.info("the journal in %s %s", self._directory, goes_on)
-                self._last, self._dead = self._moments.hold(moment), ""
+                last, self._last, self._dead = self._last, self._moments.hold(moment), ""
+                await self._moments.release(last)
                 self._decided.set()
             self._stood = number
             try:
@@ -230,7 +251,7 @@ class Journal(Sync):
             await self._moments.release(moment)
             return
         try:
-            moment, progress = await self._append_readable(self._segment, moment, last)
+            moment, progress = await self._moments.write_readable(moment, self._append, lambda: last)
         except (StreamError, EngineError, MemoryError) as error:
             raise self._failed(error) from error
         except OSError as error:
@@ -242,26 +263,17 @@ class Journal(Sync):
         self._bytes += progress.bytes_written
         self._seconds = time.monotonic() - began
 
-    async def _append_readable(self, segment: SegmentFile, moment: Moment, last: Moment) -> tuple[Moment, Progress]:
-        """The group, and what it is of: the moment, less what cannot be read. Behind an error that is let go."""
-        while True:
-            self._sequence += 1  # also of one that fails: what it left must not look like the next one
-            progress = Progress()
-            try:
-                await self._moments.on_the_thread(partial(self._append, segment, moment, last, progress))
-            except UnreadableExport as error:
-                held = await self._moments.held_back(moment, last, error)
-                if held is None:
-                    await self._moments.release(moment)
-                    raise
-                moment = held
-            except BaseException:
-                await self._moments.release(moment)
-                raise
-            else:
-                return moment, progress
+    async def _append(self, moment: Moment) -> Progress:
+        """The group."""
+        assert self._segment is not None
+        assert self._last is not None
+        self._sequence += 1  # also of one that fails: what it left must not look like the next one
+        progress = Progress()
+        await self._moments.on_the_thread(partial(self._write_group, self._segment, moment, self._last, progress))
+        return progress
 
-    def _append(self, segment: SegmentFile, moment: Moment, last: Moment, progress: Progress) -> None:
+    def _write_group(self, segment: SegmentFile, moment: Moment, last: Moment, progress: Progress) -> None:
+        """On the thread."""
         all_exports = not last.has_told(moment.roster)
         told = moment.told_since(last, self._moments.engine_pools(), changed_alone=not all_exports)
         head = GroupHead(
@@ -291,5 +303,3 @@ class Journal(Sync):
             self._segment.close()
             self._segment = None
         self._decided.set()
-        last, self._last = self._last, None
-        await self._moments.release(last)

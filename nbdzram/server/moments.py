@@ -8,8 +8,8 @@ change has the same copy. So a moment costs a look at each root, and a copy for 
 
 Invariants
 1. All exports of a moment are as they were at one point. One that is being reset may be so in part, as when a client
-   trims it. One whose blocks are not what was written is as it was at the moment before (held_back), or is none of it
-   where that did not have it; `behind` names it. Its last good copy does not give way, and is told on and on.
+   trims it. One whose blocks are not what was written is as it was at the moment before (write_readable), or is none of
+   it where that did not have it; `behind` names it. Its last good copy does not give way, and is told on and on.
 2. What is told of an export held while the copies were taken: the roster is read before and after, and where it differs
    the moment is taken again. So a copy never has another size than its content had.
 3. A copy is deleted when the last moment that has it is released.
@@ -21,7 +21,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -170,7 +170,28 @@ class Moments:
         await self.release(held)
         return Moment(held.roster, left, held.identity, held.taken_ns, held.behind) if left else None
 
-    async def held_back(self, taken: Moment, last: Moment, error: UnreadableExport) -> Moment | None:
+    async def write_readable(
+        self, taken: Moment, write: Callable[[Moment], Awaitable[Outcome]], last: Callable[[], Moment | None]
+    ) -> tuple[Moment, Outcome]:
+        """What `write` makes of the moment, less what cannot be read, and that moment. Behind an error it is let go.
+
+        last: what exports that cannot be read are told as; asked each time, as it may change while a file is written.
+        """
+        while True:
+            try:
+                return taken, await write(taken)
+            except UnreadableExport as error:
+                known = last()
+                held = await self._held_back(taken, known, error) if known is not None else None
+                if held is None:
+                    await self.release(taken)
+                    raise
+                taken = held
+            except BaseException:
+                await self.release(taken)
+                raise
+
+    async def _held_back(self, taken: Moment, last: Moment, error: UnreadableExport) -> Moment | None:
         """In place of `taken` the same, but for an export that cannot be read: that is as `last` has it. None: nobody
         knows what it was, and `taken` is still held.
         """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ from nbdzram.nbd.constants import Error
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.service import Service
 from nbdzram.stream.journal import Segment
-from tests.support.arena import CURRENT_AT, HEAD_SIZE, HEADS_AT, NAME_AT, Arena
+from tests.support.arena import BRANCHES, CURRENT_AT, HEAD_SIZE, HEADS_AT, NAME_AT, Arena
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     AS_IT_IS,
     MIB,
+    Gate,
+    Platter,
     as_the_power_left_it,
     checkpointing,
     disk,
@@ -72,11 +77,34 @@ ENTRY: dict[str, tuple[Callable[[Arena, int], int], int]] = {
 ROOT = (lambda arena, export: arena.root(export)), 1 << 40
 
 
+async def keep(service: Service) -> None:
+    """What the exports hold, on the disk."""
+    await (of(service).take() if of(service).journal is None else journal(service).synced())
+
+
 @contextlib.asynccontextmanager
-async def begun_again(left: Path, opened: Callable[..., Any] = flushing) -> AsyncIterator[Service]:
+async def with_an_ill_one(tmp_path: Path, opened: Callable[..., Any] = flushing) -> AsyncIterator[Service]:
+    """A server of two exports, one of which cannot be read: of `disk` the first block is noise(1) on the disk, and was
+    written since.
+    """
+    async with open_here(opened, tmp_path) as service:
+        disk(service).write(0, noise(1))
+        await keep(service)
+        disk(service).write(0, noise(2))
+        spoil_disk(tmp_path, service, *ROOT)
+        yield service
+
+
+async def behind_a_power_cut(tmp_path: Path, opened: Callable[..., Any] = flushing) -> dict[str, bytes]:
+    """What exports hold on a server that begins from what is on the disk now."""
+    left = as_the_power_left_it(tmp_path / "kept", tmp_path / f"left-{time.monotonic_ns()}")
     given: dict[str, Any] = {"begun": False} if opened is flushing else {}
     async with opened(left, exports=EXPORTS, **given) as service:
-        yield service
+        return {export.name: whole(export.disk) for export in service._exports}
+
+
+def of_size(content: bytes, size_bytes: int = 4 * MIB) -> bytes:
+    return content.ljust(size_bytes, b"\0")
 
 
 @pytest.mark.parametrize("what", ENTRY)
@@ -108,11 +136,9 @@ def test_a_damaged_directory_entry_costs_no_flush_and_no_checkpoint(
                 disk(service).write(9 * BLOCK, text(9))
                 await journal(service).synced()
                 assert not journal(service).fails(disk(service))
+            assert files(tmp_path / "kept")[-1] != "00000001-full.stream"
             held = {name: whole(disk(service, name)) for name in ("disk", "other")}
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        assert files(left)[-1] != "00000001-full.stream"
-        async with begun_again(left, opened) as service:
-            assert {export.name: whole(export.disk) for export in service._exports} == held
+            assert await behind_a_power_cut(tmp_path, opened) == held
 
     play(story)
     assert caplog.text.count("the entry of the export 'disk' in the export directory is not what was written") == 1
@@ -124,11 +150,7 @@ def test_one_export_that_cannot_be_read_fails_its_own_flush_alone(
     """The journal and the checkpoints go on with it as it was; the others are as they are."""
 
     async def story() -> None:
-        async with open_here(flushing, tmp_path) as service:
-            disk(service).write(0, noise(1))
-            await journal(service).synced()
-            disk(service).write(0, noise(2))
-            spoil_disk(tmp_path, service, *ROOT)
+        async with with_an_ill_one(tmp_path) as service:
             for number in range(3):
                 disk(service, "other").write(number * BLOCK, text(number))
                 await journal(service).synced()
@@ -141,15 +163,14 @@ def test_one_export_that_cannot_be_read_fails_its_own_flush_alone(
             assert told.failures == 0
             await service.changes.change_export("disk", **{**AS_IT_IS, "description": "it is ill"})
             await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-            assert "full" in files(left)[0]
+            assert "full" in files(tmp_path / "kept")[0]
+            left = await behind_a_power_cut(tmp_path)
+            assert left["disk"] == of_size(noise(1)), "as it was when it was flushed last"
+            assert left["other"] == of_size(text(0) + text(1) + text(2))
             await service.changes.remove_export("disk", force=True)
             await journal(service).synced()
             assert journal(service).status.held_back == ()
             assert await journal(service).reached() is not None
-        async with begun_again(left) as service:
-            assert whole(disk(service)) == noise(1) + bytes(4 * MIB - BLOCK), "as it was when it was flushed last"
-            assert disk(service, "other").read(0, 3 * BLOCK) == text(0) + text(1) + text(2)
 
     play(story)
     assert caplog.text.count("it is kept as it was, and its FLUSH fails") == 1
@@ -176,16 +197,10 @@ def test_what_cannot_be_read_is_not_told_to_whoever_takes_over(tmp_path: Path) -
     """What a successor finds in the pool is not what was flushed."""
 
     async def story() -> None:
-        async with open_here(flushing, tmp_path) as service:
-            disk(service).write(0, noise(1))
-            await journal(service).synced()
-            disk(service).write(0, noise(2))
-            spoil_disk(tmp_path, service, *ROOT)
+        async with with_an_ill_one(tmp_path) as service:
             await journal(service).synced()
             assert await journal(service).reached() is None
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with begun_again(left) as service:
-            assert disk(service).read(0, BLOCK) == noise(1)
+            assert (await behind_a_power_cut(tmp_path))["disk"] == of_size(noise(1))
 
     play(story)
 
@@ -197,15 +212,13 @@ def test_what_was_resized_and_cannot_be_read_has_the_size_of_its_copy(tmp_path: 
             disk(service).write(0, noise(1))
             disk(service).write(3 * MIB, noise(3))
             await journal(service).synced()
+            held = whole(disk(service))
             disk(service).resize(size_bytes)
             spoil_disk(tmp_path, service, *ROOT)
             disk(service, "other").write(0, text(1))
             await journal(service).synced()
             assert journal(service).status.held_back == ("disk",)
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with begun_again(left) as service:
-            assert whole(disk(service)) == noise(1) + bytes(3 * MIB - BLOCK) + noise(3) + bytes(MIB - BLOCK)
-            assert disk(service, "other").read(0, BLOCK) == text(1)
+            assert await behind_a_power_cut(tmp_path) == {"disk": held, "other": of_size(text(1))}
 
     play(story)
 
@@ -227,6 +240,37 @@ def test_what_can_be_read_again_is_flushed_again(tmp_path: Path) -> None:
     play(story)
 
 
+@pytest.mark.parametrize("level", [1, 2, 4, BRANCHES + 1])
+def test_a_copy_that_rots_is_in_nobodys_way(tmp_path: Path, level: int) -> None:
+    """The disk is sound; of what it was flushed last nobody here knows everything any more, so all of it is told."""
+
+    async def story() -> None:
+        async with open_here(flushing, tmp_path) as service:
+            disk(service).write(0, noise(1))
+            disk(service).write(2 * MIB, noise(7))
+            await journal(service).synced()
+            last = journal(service)._last
+            assert last is not None
+            copy = last.kept[disk(service)].copy.number
+            disk(service).write(0, noise(2))
+            disk(service).trim(2 * MIB, BLOCK)
+
+            def word(arena: Arena) -> int:
+                return arena.root(copy) if level > BRANCHES else arena.word_at(0, level, copy)
+
+            spoil(tmp_path / "state" / "default.pool", word, 1 << 40)
+            await journal(service).synced()
+            assert not journal(service).fails(disk(service))
+            assert (await behind_a_power_cut(tmp_path))["disk"] == of_size(noise(2))
+            await of(service).take()
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.failures == 0
+            assert (await behind_a_power_cut(tmp_path))["disk"] == of_size(noise(2))
+
+    play(story)
+
+
 def test_beside_a_journal_no_checkpoint_takes_back_what_was_flushed(tmp_path: Path) -> None:
     """Rot came between the flush and the checkpoint: the journal alone has what was flushed, and keeps it."""
 
@@ -243,10 +287,75 @@ def test_beside_a_journal_no_checkpoint_takes_back_what_was_flushed(tmp_path: Pa
             await of(service).take()
             disk(service, "other").write(0, text(1))
             await journal(service).synced()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with begun_again(left) as service:
-            assert disk(service).read(0, BLOCK) == noise(2)
-            assert disk(service, "other").read(0, BLOCK) == text(1)
+            assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(2)), "other": of_size(text(1))}
+
+    play(story)
+
+
+def test_a_journal_that_dies_is_mended_though_one_export_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint behind which the journal goes on has of it what was flushed; also where writes found no room
+    meanwhile.
+    """
+
+    async def story() -> None:
+        platter = Platter(monkeypatch)
+        async with with_an_ill_one(tmp_path) as service:
+            disk(service, "other").write(0, text(1))
+            platter.error = errno.EIO
+            with pytest.raises(OSError, match="Input/output error"):
+                await journal(service).synced()
+            platter.error = 0
+            assert journal(service).status.held_back == ()
+            assert journal(service).fails(disk(service, "other"))
+            await of(service).take()
+            assert journal(service).status.held_back == ("disk",)
+            platter.error = errno.EIO
+            disk(service, "other").write(0, text(2))
+            with pytest.raises(OSError, match="Input/output error"):
+                await journal(service).synced()
+            platter.error = 0
+            await of(service)._give_way({disk(service).pool})
+            await of(service).take()
+            await journal(service).synced()
+            assert journal(service).status.held_back == ("disk",)
+            assert not journal(service).fails(disk(service, "other"))
+            assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(1)), "other": of_size(text(2))}
+            await of(service).take()
+            assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(1)), "other": of_size(text(2))}
+
+    play(story)
+
+
+def test_a_checkpoint_beside_which_the_journal_dies_has_nothing_of_a_later_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups go on from what its moment has; with anything else they could not be applied."""
+
+    async def story() -> None:
+        platter = Platter(monkeypatch)
+        async with open_here(flushing, tmp_path) as service:
+            disk(service).write(0, noise(1))
+            await of(service).take()
+            disk(service).write(0, noise(2))
+            gate = Gate(monkeypatch)
+            taking = asyncio.ensure_future(of(service).take())
+            assert await asyncio.to_thread(gate.reached.wait, 60)
+            copy = journal(service)._last
+            assert copy is not None
+            number = copy.kept[disk(service)].copy.number
+            disk(service).write(0, noise(3))
+            await journal(service).synced()
+            spoil(tmp_path / "state" / "default.pool", lambda arena: arena.word_at(0, 0, number), 1 << 40)
+            platter.error = errno.EIO
+            disk(service, "other").write(0, text(1))
+            with pytest.raises(OSError, match="Input/output error"):
+                await journal(service).synced()
+            platter.error = 0
+            gate.opened.set()
+            await taking
+            assert (await behind_a_power_cut(tmp_path))["disk"] == of_size(noise(3))
 
     play(story)
 
@@ -278,33 +387,21 @@ def test_a_clone_of_what_cannot_be_read_is_not_there_and_in_nobodys_way(tmp_path
     """Nothing of it was ever flushed."""
 
     async def story() -> None:
-        async with open_here(flushing, tmp_path) as service:
-            disk(service).write(0, noise(1))
-            await journal(service).synced()
-            disk(service).write(0, noise(2))
-            spoil_disk(tmp_path, service, *ROOT)
+        async with with_an_ill_one(tmp_path) as service:
             await service.changes.copy_export("disk", "clone", read_only=False)
             disk(service, "other").write(0, text(1))
             await journal(service).synced()
             assert journal(service).status.held_back == ("clone", "disk")
             assert journal(service).fails(disk(service, "clone"))
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with begun_again(left) as service:
-            assert {export.name for export in service._exports} == {"disk", "other"}
-            assert disk(service).read(0, BLOCK) == noise(1)
-            assert disk(service, "other").read(0, BLOCK) == text(1)
+            assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(1)), "other": of_size(text(1))}
 
     play(story)
 
 
 def test_a_checkpoint_without_a_journal_holds_an_unreadable_export_back(tmp_path: Path) -> None:
     async def story() -> None:
-        async with open_here(checkpointing, tmp_path) as service:
-            disk(service).write(0, noise(1))
-            await of(service).take()
-            disk(service).write(0, noise(2))
+        async with with_an_ill_one(tmp_path, checkpointing) as service:
             disk(service, "other").write(0, text(1))
-            spoil_disk(tmp_path, service, *ROOT)
             await of(service).take()
             await of(service)._give_way({disk(service).pool})  # all copies but the one that is the only good one
             disk(service, "other").write(BLOCK, text(2))
@@ -312,9 +409,7 @@ def test_a_checkpoint_without_a_journal_holds_an_unreadable_export_back(tmp_path
             told = service.status().checkpoint
             assert told is not None
             assert told.failures == 0
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        async with begun_again(left, checkpointing) as service:
-            assert disk(service).read(0, BLOCK) == noise(1)
-            assert disk(service, "other").read(0, BLOCK) == text(1)
+            left = await behind_a_power_cut(tmp_path, checkpointing)
+            assert left == {"disk": of_size(noise(1)), "other": of_size(text(1) + text(2))}
 
     play(story)
