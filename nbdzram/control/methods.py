@@ -6,7 +6,7 @@ What a method needs from the server is stated in Operations (server/service.py h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -172,8 +172,9 @@ class Changes(Protocol):
     async def take_moment(self, name: str) -> tuple[ExportStatus, ...]:
         """Offer a snapshot EXPORT@NAME of each export that clients may write, all of one moment, or none."""
 
-    async def settled(self) -> None:
-        """Return once what was changed before outlives the power, where a flush does."""
+    async def settled(self, changed: Collection[str]) -> None:
+        """Return once what was changed before outlives the power, where a flush does; changed: names of exports whose
+        content, or size, was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,14 @@ RUN_OPTIONS = {
 }
 
 
+def _one(outcome: ExportStatus) -> Collection[str]:
+    return (outcome.name,)
+
+
+def _several(outcome: Sequence[ExportStatus]) -> Collection[str]:
+    return [export.name for export in outcome]
+
+
 def _with_bounds(given: Mapping[str, Any]) -> dict[str, Any]:
     """What bounds an export by one name."""
     others = {name: value for name, value in given.items() if name not in values.BOUNDS}
@@ -260,12 +269,18 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         **{bound: Parameter(int, None, read) for bound, read in values.BOUNDS.items()},
     }
 
-    def lasting(act: Callable[[Mapping[str, Any], Beside], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """Answered as done once what it changed outlives the power, where a flush does."""
+    def lasting(
+        act: Callable[[Mapping[str, Any], Beside], Awaitable[Any]],
+        exports: Callable[[Any], Collection[str]] = lambda _: (),
+    ) -> Callable[..., Awaitable[Any]]:
+        """Answered as done once what it changed outlives the power, where a flush does.
+
+        exports: by the act's outcome, whose content, or size, it changed.
+        """
 
         async def settle(given: Mapping[str, Any], beside: Beside) -> Any:
             outcome = await act(given, beside)
-            await changes.settled()
+            await changes.settled(exports(outcome))
             return outcome
 
         return settle
@@ -434,12 +449,14 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         ),
         "exports.remove": Method({"name": name, "force": force}, lasting(remove)),
         "exports.resize": Method(
-            {"name": name, "size_bytes": size, "yes": Parameter(bool, False), "force": force}, lasting(resize)
+            {"name": name, "size_bytes": size, "yes": Parameter(bool, False), "force": force}, lasting(resize, _one)
         ),
-        "exports.reset": Method({"name": name, "force": force}, lasting(reset)),
-        "exports.rollback": Method({"name": name, "snapshot": name, "force": force}, lasting(roll_back)),
-        "exports.copy": Method({"source": name, "name": new_name, "read_only": Parameter(bool, False)}, lasting(copy)),
-        "moments.take": Method({"name": new_name}, lasting(take_moment)),
+        "exports.reset": Method({"name": name, "force": force}, lasting(reset, _one)),
+        "exports.rollback": Method({"name": name, "snapshot": name, "force": force}, lasting(roll_back, _one)),
+        "exports.copy": Method(
+            {"source": name, "name": new_name, "read_only": Parameter(bool, False)}, lasting(copy, _one)
+        ),
+        "moments.take": Method({"name": new_name}, lasting(take_moment, _several)),
         "streams.send": StreamMethod(
             {
                 "exports": Parameter(list, [], values.several(values.text)),
@@ -452,7 +469,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         ),
         "streams.receive": StreamMethod(
             {"prefix": Parameter(str, ""), "pool": Parameter(str, None), "resumable": Parameter(bool, False)},
-            lasting(receive),
+            lasting(receive, lambda report: report.exports),
             inward=True,
         ),
         "streams": Method({}, streams, is_act=False),

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from nbdzram.config import Access, Dedup, PoolConfig, ServerConfig
@@ -72,10 +72,13 @@ class PoolChanges:
         """`held_by` says, to whoever wants to remove a pool, what beside exports lies in it, if anything does."""
         self._held_by = held_by
 
-    async def settled(self) -> None:
-        """Return once what was changed before outlives the power, if there is a journal. Raises UserError."""
+    async def settled(self, changed: Collection[str] = ()) -> None:
+        """Return once what was changed before outlives the power, if there is a journal. Raises UserError.
+
+        changed: names of exports whose content, or size, was.
+        """
         if self._settling is not None:
-            await self._settling.settle()
+            await self._settling.settle([export for export in self._exports if export.name in changed])
 
     async def stop(self) -> None:
         """Refuse changes, and wait for the one under way."""

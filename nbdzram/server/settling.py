@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from nbdzram.errors import UserError
+from nbdzram.server.exports import Export
 from nbdzram.server.state import Remembered, State, note_in
 from nbdzram.server.syncs import Sync
 
@@ -44,8 +46,11 @@ class Settling:
         """The server has started; `memory` is what it remembers."""
         self._memory = memory
 
-    async def settle(self) -> None:
-        """Return once what was changed before outlives the power. Raises UserError: it is made, and may not."""
+    async def settle(self, changed: Sequence[Export] = ()) -> None:
+        """Return once what was changed before outlives the power. Raises UserError: it is made, and may not.
+
+        changed: exports whose content, or size, was. The disk has one that cannot be read as it was, or not at all.
+        """
         patience = asyncio.timeout(SETTLE_SECONDS)
         try:
             async with patience, self._turn:
@@ -55,11 +60,20 @@ class Settling:
             if patience.expired():
                 why = f"the disk, or the first checkpoint, took longer than {SETTLE_SECONDS} s"
         else:
+            self._require_told(changed)
             return
         raise UserError(
             f"it is done, and not on the disk of the checkpoints: {why}; if the power fails before a checkpoint "
             "stands, it is undone; `nbdzram doctor` tells when flushes are answered again"
         )
+
+    def _require_told(self, changed: Sequence[Export]) -> None:
+        lost = sorted(export.name for export in changed if self._journal.fails(export.disk))
+        if lost:
+            raise UserError(
+                f"it is done, and not on the disk of the checkpoints: '{lost[0]}' cannot be read, so that has what was "
+                "flushed before, and comes back if the power fails; the log names the block: write it anew"
+            )
 
     async def follow(self) -> None:
         """A checkpoint stands: what a start or a reload changed is settled too."""

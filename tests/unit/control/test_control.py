@@ -54,7 +54,7 @@ class RecordedOperations:
     def status(self) -> ServerStatus:
         return SERVER
 
-    async def settled(self) -> None:
+    async def settled(self, _changed: object) -> None:
         """At once."""
 
     def clients(self) -> tuple[ClientStatus, ...]:

@@ -16,6 +16,7 @@ import pytest
 import uvloop
 
 from nbdzram.config import CheckpointConfig, Durability, ExportConfig, PoolConfig, ServerConfig
+from nbdzram.control.methods import Method, method_table
 from nbdzram.engine.disk import Disk
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.checkpoints import Checkpoints
@@ -126,6 +127,13 @@ def journal(service: Service) -> Journal:
     found = of(service).journal
     assert found is not None
     return found
+
+
+async def asked(service: Service, method: str, **given: Any) -> Any:
+    """As control asks for it, and has its answer."""
+    found = method_table(service, service.changes)[method]
+    assert isinstance(found, Method)
+    return await found.call(found.read(given), lambda *_: None)
 
 
 def groups(directory: Path) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nbdzram.config import ExportConfig, UnixAddress
+from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import Error
 from nbdzram.server import checkpoints as checkpoints_module
@@ -27,6 +28,7 @@ from tests.unit.server.lasting import (
     Gate,
     Platter,
     as_the_power_left_it,
+    asked,
     checkpointing,
     disk,
     files,
@@ -379,6 +381,31 @@ def test_a_client_of_what_cannot_be_read_is_told_and_no_other(tmp_path: Path) ->
                 await client.close()
         finally:
             await service.stop()
+
+    play(story)
+
+
+ACTS: dict[str, dict[str, Any]] = {
+    "exports.resize": {"name": "disk", "size_bytes": 8 * MIB},
+    "exports.copy": {"source": "disk", "name": "clone"},
+    "moments.take": {"name": "now"},
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_whoever_changes_what_cannot_be_read_is_told_that_the_power_undoes_it(tmp_path: Path, act: str) -> None:
+    """It is made, and the disk keeps what was flushed before."""
+
+    async def story() -> None:
+        async with with_an_ill_one(tmp_path) as service:
+            with pytest.raises(
+                UserError, match=r"not on the disk of the checkpoints: '(disk|clone|disk@now)' cannot be"
+            ):
+                await asked(service, act, **ACTS[act])
+            assert (await behind_a_power_cut(tmp_path))["disk"] == of_size(noise(1))
+            await asked(service, "exports.change", name="disk", description="which the journal has")
+            await asked(service, "exports.resize", name="other", size_bytes=8 * MIB)
+            assert (await behind_a_power_cut(tmp_path))["other"] == bytes(8 * MIB)
 
     play(story)
 

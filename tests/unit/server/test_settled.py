@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from nbdzram.config import ExportConfig
-from nbdzram.control.methods import Method, method_table
 from nbdzram.errors import UserError
 from nbdzram.server import settling
 from nbdzram.server.checkpoints import Checkpoints
@@ -26,6 +25,7 @@ from tests.unit.server.lasting import (
     NEVER,
     Platter,
     as_the_power_left_it,
+    asked,
     disk,
     flushing,
     journal,
@@ -33,14 +33,6 @@ from tests.unit.server.lasting import (
     play,
     whole,
 )
-
-
-async def asked(service: Service, method: str, **given: Any) -> Any:
-    """As control asks for it, and has its answer."""
-    found = method_table(service, service.changes)[method]
-    assert isinstance(found, Method)
-    return await found.call(found.read(given), lambda *_: None)
-
 
 ACTS: dict[str, dict[str, Any]] = {
     "exports.add": {"name": "fresh", "size_bytes": MIB},
