@@ -78,6 +78,7 @@ class Checkpoints:
         self._beside_state = False  # the directory is a state directory too, which has a changes.json of its own
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
+        self._crowded: set[str] = set()  # pools that were told to have too many exports
         self._gave_way = False  # the last one did; used on the thread, one after another
         self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
         self._status: CheckpointStatus | None = None
@@ -167,15 +168,17 @@ class Checkpoints:
             stream_bytes=0,
             failures=0,
         )
-        if self.journal is not None:
-            self._tell_crowds()
         if self.journal is not None and not self.journal.status.usable:
             log.info("FLUSH waits for a whole checkpoint in %s; `nbdzram doctor` says how far it is", self._directory)
         self._task = asyncio.create_task(self._beat())
 
     def _tell_crowds(self) -> None:
+        """Beside a journal, of each pool once."""
+        if self.journal is None or len(self._exports) <= MOST_EXPORTS:
+            return
         for name, count in Counter([export.pool_name for export in self._exports]).items():
-            if count > MOST_EXPORTS:
+            if count > MOST_EXPORTS and name not in self._crowded:
+                self._crowded.add(name)
                 log.warning(
                     "the pool '%s' has %d exports; where FLUSH waits for a journal more than %d are too many for its "
                     "places, and FLUSH fails when most of them changed: let some lie in another pool",
@@ -232,6 +235,8 @@ class Checkpoints:
         refused, hurries_from = self._refused(), loop.time()
         due = loop.time() + self._config.interval_seconds * (self.journal is None)  # what came before can go then
         while True:
+            with steadily("the count of exports"):
+                self._tell_crowds()
             hurries = self.journal is not None and self.journal.wants_checkpoint
             next_at = min(due, hurries_from) if hurries else due
             await asyncio.sleep(min(LOOK_SECONDS, max(next_at - loop.time(), 0.0)))

@@ -68,6 +68,27 @@ def test_too_many_exports_for_a_journal_are_told(
     play(story)
 
 
+def test_too_many_exports_for_a_journal_are_told_when_they_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and not by a server that has no journal."""
+    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
+    monkeypatch.setattr(checkpoints_module, "LOOK_SECONDS", 0.01)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "none") as service:
+            await service.changes.add_export("another", MIB, **ADDED)
+        async with flushing(tmp_path / "journal") as service:
+            assert "too many for its places" not in caplog.text
+            await service.changes.add_export("another", MIB, **ADDED)
+            while "the pool 'default' has 2 exports" not in caplog.text:  # noqa: ASYNC110 - a look of another task
+                await asyncio.sleep(0.01)
+            await service.changes.add_export("third", MIB, **ADDED)
+        assert caplog.text.count("too many for its places") == 1
+
+    play(story)
+
+
 def test_an_orderly_stop_takes_the_last_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with checkpointing(tmp_path) as service:
