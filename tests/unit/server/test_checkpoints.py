@@ -84,6 +84,15 @@ def test_too_many_exports_for_a_journal_are_told_when_they_are_added(
             while "the pool 'default' has 2 exports" not in caplog.text:  # noqa: ASYNC110 - a look of another task
                 await asyncio.sleep(0.01)
             await service.changes.add_export("third", MIB, **ADDED)
+            look, looks = of(service)._tell_crowds, list[int]()
+
+            def look_and_count() -> None:
+                look()
+                looks.append(len(looks))
+
+            monkeypatch.setattr(of(service), "_tell_crowds", look_and_count)
+            while len(looks) < 3:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
         assert caplog.text.count("too many for its places") == 1
 
     play(story)
