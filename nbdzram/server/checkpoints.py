@@ -308,7 +308,7 @@ class Checkpoints:
             taken = await self.journal.begin_checkpoint(number, self._last if continues else None)
         else:
             taken = await self._moments.take(self._last)
-        if taken is self._last and continues:
+        if taken is self._last and continues and (self.journal is None or self.journal.status.usable):
             await self._moments.release(taken)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return

@@ -76,9 +76,7 @@ class Journal(Sync):
         self._dead = ""  # why, in stage DEAD
         self._decided = asyncio.Event()  # in another stage than BEGINNING
         self._turn = asyncio.Lock()  # one group, and one change of the segment, after another
-        self._mending = (
-            b""  # identity of the moment of the checkpoint under way, if it began while there was no segment
-        )
+        self._mending = b""  # identity of the moment of the checkpoint that began while there was no segment
         self._stood = 0  # number of the last checkpoint that stands
         self._sequence = 0
         self._groups = self._bytes = self._failures = 0

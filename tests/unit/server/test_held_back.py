@@ -330,6 +330,27 @@ def test_a_journal_that_dies_is_mended_though_one_export_cannot_be_read(
     play(story)
 
 
+def test_a_journal_that_dies_is_mended_by_a_checkpoint_of_what_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was told that an export could not be added there may remove it again."""
+
+    async def story() -> None:
+        platter = Platter(monkeypatch)
+        async with open_here(flushing, tmp_path) as service:
+            await of(service).take()
+            platter.error = errno.ENOSPC
+            with pytest.raises(UserError, match="not on the disk of the checkpoints"):
+                await asked(service, "exports.add", name="another", size_bytes=MIB)
+            platter.error = 0
+            await service.changes.remove_export("another", force=False)
+            await of(service).take()
+            await journal(service).synced()
+            assert await behind_a_power_cut(tmp_path) == {"disk": bytes(4 * MIB), "other": bytes(4 * MIB)}
+
+    play(story)
+
+
 def test_a_checkpoint_beside_which_the_journal_dies_has_nothing_of_a_later_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
