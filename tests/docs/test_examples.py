@@ -17,6 +17,8 @@ from tests.docs.pages import ROOT, blocks, pages
 
 COMMAND = re.compile(r"(?:^[$#] |; do |&& )(?:sudo )?(nbdzram [^|;&<>#\n]*)", re.MULTILINE)
 CONTINUED = re.compile(r"\\\n\s*")
+IN_THE_BACKGROUND = re.compile(r"nbdzram serve [^#\n]*[^&]&\s*(?:#.*)?$", re.MULTILINE)
+WAIT = "until nbdzram health"
 NAMED_TEST = re.compile(r"`(test_\w+)`")
 NAMED_FILE = re.compile(r"`((?:tests|deploy|nbdzram|docs)/[\w./-]+)`")
 
@@ -37,6 +39,22 @@ def command_lines() -> list[ParameterSet]:
 def test_every_command_line_is_understood(line: str) -> None:
     """Commands and options exist, and values are of the kind that they take. Nothing is run."""
     parse(front, shlex.split(line)[1:])
+
+
+def hasty(content: str) -> list[str]:
+    """Servers that a block starts in the background and goes on to use, without waiting until they serve."""
+    told = CONTINUED.sub("", content).splitlines()
+    commands = [line.removeprefix("$ ") for line in told if not line.startswith("# ") and line.strip()]
+    pairs = zip(commands, [*commands[1:], WAIT], strict=False)  # of none there are none
+    return [line for line, behind in pairs if IN_THE_BACKGROUND.search(line) and not behind.startswith(WAIT)]
+
+
+def test_who_pastes_a_page_does_not_come_before_the_server_that_it_starts() -> None:
+    """The line behind `serve ... &` was refused: the server was not there yet."""
+    content = [block.content for page in pages() for block in blocks(page.read_text(encoding="utf-8"))]
+    assert sum(bool(IN_THE_BACKGROUND.search(one)) for one in content) > 2
+    assert [line for one in content for line in hasty(one)] == []
+    assert hasty("$ nbdzram serve -e a=1G &  # a disk\n$ nbdzram stat\n") == ["nbdzram serve -e a=1G &  # a disk"]
 
 
 def parse(command: click.Command, words: list[str]) -> None:
