@@ -389,6 +389,18 @@ def test_where_nobody_asked_there_is_no_latency(serve: Callable[..., Nbdzram], b
     assert browser.evaluate("unbroken([0, 1, 2].map(at => ({at})), point => point.at === 1).length") == 1
 
 
+def test_requests_that_come_seldom_are_not_told_as_none(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    """Two in ten seconds were a line at the top of a chart with "peak 0"."""
+    server = serve({"disk": "1M"}, metrics=True)
+    sample = "read_bytes: 1e6, write_bytes: 0, requests: 0.2, median_seconds: 0.01, p99_seconds: 0.02"
+    hours = f"[20, 10].map(ago => ({{at: Date.now() / 1000 - 90 - ago, {sample}}}))"
+    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
+    browser.open(page_of(server))
+    browser.wait_for("document.querySelectorAll('#charts .axis')[2].innerText.includes('peak 0.2')")
+    told = browser.evaluate("[0, .04, .2, 1, 9.94, 9.96, 1140].map(often)")
+    assert told == ["0", "< 0.1", "0.2", "1", "9.9", "10", "1.14k"]
+
+
 def test_an_exports_own_view_can_be_linked_and_left(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     server = serve({"disk": "1M", "a b/ü": "2M"}, metrics=True)
     with server.client("disk") as client:
