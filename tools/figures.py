@@ -20,6 +20,8 @@ def default_of(key: Key) -> str:
         return f"`{configuration.TcpAddress().host}:{configuration.DEFAULT_PORT}`"
     if key.path == ("exports", "*", "size"):
         return "required, or an image"
+    if key.path == ("limits", "keep_free"):  # "none" would say that nothing is kept
+        return "`auto`"
     if key.path in {("exports", "*", "snapshots"), ("maintenance", "scrub")} or key.path[-1] in BOUNDED_BY:
         return "`off`"
     owners: dict[str, Any] = {
