@@ -204,7 +204,8 @@ cdef uint32_t _plan(PoolCore pool, uint32_t limit) noexcept nogil:
     cdef uint32_t looked = 1
     lock_take_behind(&pool.lock)
     pool.arena.ledger.making_room = True
-    gather_slots(&pool.sides, pool.store, going.size_class)  # so that nothing is stored in what is to be emptied
+    if not pool.store.slab.is_whole(&pool.store.slab.classes[going.size_class]):  # whose pages go back one by one
+        gather_slots(&pool.sides, pool.store, going.size_class)  # so that nothing is stored in what is to be emptied
     while looked <= limit and pool.store.slab.plan_evacuation(going.size_class):
         looked += 1
     pool.arena.ledger.making_room = False

@@ -128,7 +128,7 @@ cdef class Slab:
     cdef void _release_free_pages(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void _thread_free_slots(self, uint32_t unit, ZSpage* page) noexcept nogil
     cdef void _place(self, uint32_t unit, ZSpage* page) noexcept nogil
-    cdef bint _is_whole(self, SizeClass* klass) noexcept nogil
+    cdef bint is_whole(self, SizeClass* klass) noexcept nogil
     cdef bint _take_pages(self, SizeClass* klass, uint64_t offset, uint64_t count) noexcept nogil
     cdef void _return_pages(self, SizeClass* klass, uint64_t offset, uint64_t span, uint64_t count) noexcept nogil
     cdef void _spare(self, uint32_t unit, uint32_t slot) noexcept nogil

@@ -123,7 +123,7 @@ cdef class Slab:
         # Before a zspage is chosen: it may be the one that goes.
         while looked < RECLAIMED_AT_ONCE and limbo_count(&self.limbo) and self._needs_page(klass) and self.reclaim(1):
             looked += 1
-        if self.spare_count and self._is_whole(klass):
+        if self.spare_count and self.is_whole(klass):
             unit[0] = self.spare_unit
         elif klass.groups:
             unit[0] = klass.head[31 - __builtin_clz(klass.groups)]
@@ -133,7 +133,7 @@ cdef class Slab:
             return False
         page = self.zspage(unit[0])
         self._changes(unit[0])
-        if not (self._take_page_slot(unit[0], page, slot) if self._is_whole(klass)
+        if not (self._take_page_slot(unit[0], page, slot) if self.is_whole(klass)
                 else self._take_slot(unit[0], page, slot)):
             if page.used == 0:
                 self._unlist(unit[0], page)
@@ -147,7 +147,7 @@ cdef class Slab:
     cdef bint _needs_page(self, SizeClass* klass) noexcept nogil:
         """Whether the next slot of a class is one that no object has had, in a page of its own."""
         cdef uint64_t top
-        if self._is_whole(klass):
+        if self.is_whole(klass):
             return self.spare_count == 0
         if klass.groups:
             return False
@@ -156,7 +156,7 @@ cdef class Slab:
         top = self.zspage(klass.head[GROWING_GROUP]).top
         return self.pages_of(klass, top + 1) > self.pages_of(klass, top)
 
-    cdef bint _is_whole(self, SizeClass* klass) noexcept nogil:
+    cdef bint is_whole(self, SizeClass* klass) noexcept nogil:
         """Whether its slots are whole pages."""
         return klass.size == PAGE_SIZE
 
@@ -272,7 +272,7 @@ cdef class Slab:
 
     cdef uint16_t _no_slot_used(self, SizeClass* klass) noexcept nogil:
         """A fresh zspage's free_slot: an empty list, or a bit for each of its pages."""
-        return (1 << klass.slots) - 1 if self._is_whole(klass) else NO_SLOT
+        return (1 << klass.slots) - 1 if self.is_whole(klass) else NO_SLOT
 
     cdef void retire(self, uint32_t unit, uint32_t slot, int cause) noexcept nogil:
         """No cell names a slot any more; it is free when no reader can see it."""
@@ -343,7 +343,7 @@ cdef class Slab:
         if page.used == 0:
             self._end_zspage(unit, page)
             return
-        if self._is_whole(klass):
+        if self.is_whole(klass):
             page.free_slot |= 1 << slot
             self._spare(unit, slot)
         else:
@@ -388,7 +388,7 @@ cdef class Slab:
     cdef int _group_of(self, ZSpage* page) noexcept nogil:
         """The list of a zspage that is not full, and not being emptied."""
         cdef SizeClass* klass = &self.classes[page.size_class]
-        if page.free_slot == NO_SLOT and not self._is_whole(klass):
+        if page.free_slot == NO_SLOT and not self.is_whole(klass):
             return GROWING_GROUP
         return page.used * GROUPS // klass.slots
 
@@ -470,7 +470,7 @@ cdef class Slab:
         cdef ZSpage* page
         cdef int64_t fit
         cdef uint64_t grown
-        if klass.groups == 0 or self._is_whole(klass):
+        if klass.groups == 0 or self.is_whole(klass):
             return 0
         unit = klass.head[__builtin_ctz(klass.groups)]
         page = self.zspage(unit)
@@ -556,7 +556,7 @@ cdef class Slab:
                 page.used += __builtin_popcountll(words[index])
                 page.top = index * 64 + 64 - __builtin_clzll(words[index])
         page.free_slot = self._no_slot_used(klass)
-        if self._is_whole(klass):
+        if self.is_whole(klass):
             page.free_slot &= ~<uint32_t>words[0]
             page.top = page.used
             self._release_free_pages(unit, page)

@@ -92,7 +92,7 @@ cdef void forget_telling(Telling* telling) noexcept nogil:
 cdef int tell_on(
     Disk disk, const Request* request, const Contexts* contexts, const Twins* twins, uint64_t holds, Telling* telling
 ) noexcept nogil:
-    """Gather on, in the context that is not told yet, with so many `holds` of the pool's lock. 0, or the engine's
+    """Gather on, in the context that is not told yet, in so many `holds` (looks, beside writers). 0, or the engine's
     errno.
 
     `twins`: of the stretch where the first block of the range lies that is stored; NULL where there is no room_to_look.
