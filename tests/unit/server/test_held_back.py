@@ -311,14 +311,20 @@ def test_a_journal_that_dies_is_mended_though_one_export_cannot_be_read(
             platter.error = 0
             assert journal(service).status.held_back == ()
             assert journal(service).fails(disk(service, "other"))
+            died = journal(service)._last
+            assert died is not None
             await of(service).take()
             assert journal(service).status.held_back == ("disk",)
+            assert died.kept[disk(service, "other")].holders == 0, "it is not needed any more"
             platter.error = errno.EIO
             disk(service, "other").write(0, text(2))
             with pytest.raises(OSError, match="Input/output error"):
                 await journal(service).synced()
             platter.error = 0
             await of(service)._give_way({disk(service).pool})
+            died = journal(service)._last
+            assert died is not None
+            assert list(died.kept) == [disk(service)]
             await of(service).take()
             await journal(service).synced()
             assert journal(service).status.held_back == ("disk",)
