@@ -159,7 +159,7 @@ def test_a_walk_ends_where_a_copy_leads_nowhere(tmp_path: Path, level: int) -> N
                 Walk(copy, before, Told()).step()
 
 
-@pytest.mark.parametrize(("level", "hidden"), [(1, 512), (2, 4096), (3, 4096)])
+@pytest.mark.parametrize(("level", "hidden"), [(1, 512), (2, 512 * 512), (3, 2 * 512 * 512)])
 def test_a_walk_tells_all_that_its_origin_may_hide(tmp_path: Path, level: int, hidden: int) -> None:
     """Whoever has the origin has it as it was; nobody here knows what differs, so holes are told as well."""
     path = tmp_path / "arena"
@@ -174,8 +174,8 @@ def test_a_walk_tells_all_that_its_origin_may_hide(tmp_path: Path, level: int, h
 
 
 def two_copies(pool: Pool) -> list[Disk]:
-    """Of 4,096 blocks, of which the first three differ: the last of them is a hole now."""
-    disk = pool.create("disk", 16 << 20)
+    """Of 2 GiB, of which the first three blocks differ: the last of them is a hole now."""
+    disk = pool.create("disk", 2 << 30)
     disk.write(0, half_random(1) + half_random(2) + half_random(4))
     copies = moment.snapshot_together([disk], ["before"])
     disk.write(0, half_random(3))
