@@ -5,8 +5,8 @@ cdef extern from * nogil:
     #include <stdint.h>
     /* What readers without a lock look at is looked at and changed by these alone: a word at a time, whole, and
        after a look everything that its publication came after is seen too. amend is for what no kill has to be held
-       against: counts in a word, and words outside an arena. Whoever changes something has the pool's lock alone, or
-       changes what is its own beside others (beside.pyx); for ages, exchange64. */
+       against: counts in a word, nodes that nothing names yet, and words outside an arena. Whoever changes something
+       has the pool's lock alone, or changes what is its own beside others (beside.pyx); for ages, exchange64. */
     static inline uint64_t nbdzram_look64(const uint64_t* place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
     static inline uint32_t nbdzram_look32(const uint32_t* place) { return __atomic_load_n(place, __ATOMIC_ACQUIRE); }
     static inline void nbdzram_amend64(uint64_t* place, uint64_t value) {

@@ -51,7 +51,9 @@ from nbdzram.engine.lock cimport HOLD, HOLD_PAGES
 from nbdzram.engine.must cimport must, must_debug
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_PAGES
 from nbdzram.engine.prefetch cimport prefetch
-from nbdzram.engine.publish cimport add32, add64, claim_bit, exchange32, exchange64, look8, look32, look64, publish64
+from nbdzram.engine.publish cimport (
+    add32, add64, amend64, claim_bit, exchange32, exchange64, look8, look32, look64, publish64,
+)
 from nbdzram.engine.store cimport ObjectStore
 
 from nbdzram.errors import ArenaError
@@ -341,13 +343,13 @@ cdef class Tables:
         return True
 
     cdef void _clear(self, uint32_t page, int level, uint64_t block) noexcept nogil:
-        """Make a page the node of `level` over `block`, with nothing below it."""
+        """Make a page, which nothing names yet, the node of `level` over `block`, with nothing below it."""
         cdef uint64_t* words = self.words(page)
         cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
         cdef int index
         for index in range(BRANCH_CHILDREN):
-            publish64(words + index, branch_word(self.seed, level, first + index, 0) if level
-                      else hole_word(self.seed, first + index))
+            amend64(words + index, branch_word(self.seed, level, first + index, 0) if level
+                    else hole_word(self.seed, first + index))
 
     cdef void _copy_branch(self, uint32_t page, uint32_t source, int level, uint64_t block) noexcept nogil:
         """Make a page the twin of a branch: its children have one parent more. What is not right stays so, and has
