@@ -182,7 +182,8 @@ cdef class Absorber:
         self, Disk staging, uint32_t number, uint32_t kind, const uint8_t* encoded, uint32_t length, uint64_t hashed
     ) noexcept nogil:
         """Store one object, or find it stored, as block `number` of the staging disk."""
-        cdef uint8_t block[BLOCK], again[BLOCK]
+        cdef uint8_t block[BLOCK]
+        cdef uint8_t again[BLOCK]
         cdef Prepared prepared
         cdef uint32_t stored
         cdef bint waited = False

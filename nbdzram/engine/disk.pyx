@@ -270,7 +270,8 @@ cdef class Disk(Blocks):
         self, uint64_t block, uint32_t start, uint32_t count, const uint8_t* source, uint64_t end
     ) noexcept nogil:
         """Read the block, change a part, store it. Holds the stripe from the first to the last."""
-        cdef uint8_t whole[BLOCK], encoded[BLOCK]
+        cdef uint8_t whole[BLOCK]
+        cdef uint8_t encoded[BLOCK]
         cdef Prepared prepared
         cdef uint32_t stored
         cdef int error = read_block(self, block, whole)

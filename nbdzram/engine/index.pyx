@@ -36,7 +36,7 @@ from nbdzram.errors import ArenaError
 cdef enum:
     MIN_BUCKETS = 1024  # a power of two
 
-assert MIN_BUCKETS >= LATCHES  # so that a bucket has one latch
+assert <int>MIN_BUCKETS >= <int>LATCHES  # so that a bucket has one latch
 
 cdef extern from * nogil:
     int __builtin_ctzll(unsigned long long)

@@ -222,7 +222,8 @@ cdef int _look_again(
     PoolCore pool, Blocks disk, uint64_t block, uint32_t start, uint32_t count, uint8_t* target
 ) noexcept nogil:
     """_read_part under the pool's lock, on a copy of the object's bytes: what is not right here is rot."""
-    cdef uint8_t encoded[BLOCK], whole[BLOCK]
+    cdef uint8_t encoded[BLOCK]
+    cdef uint8_t whole[BLOCK]
     cdef uint8_t* decoded = target if count == BLOCK else whole
     cdef uint64_t* root
     cdef uint64_t* leaf

@@ -143,7 +143,7 @@ cdef class Salvage:
 
     def content(self, uint32_t handle):
         cdef uint8_t block[BLOCK]
-        cdef uint64_t word, offset
+        cdef uint64_t word = 0, offset
         cdef uint32_t first = handle
         cdef int steps = 0
         while self._has_cell(handle):

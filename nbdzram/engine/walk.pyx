@@ -248,7 +248,8 @@ cdef class Walk:
 
     cdef bint _settle(self, uint32_t index) noexcept nogil:
         """Without the lock: tell a block, and its object before it. False when there is trouble."""
-        cdef uint8_t block[BLOCK], before[BLOCK]
+        cdef uint8_t block[BLOCK]
+        cdef uint8_t before[BLOCK]
         cdef Found* found = &self.found[index]
         cdef const uint8_t* encoded = self.copies + index * BLOCK
         if found.run == RUN_OBJECTS and found.kind:

@@ -8,7 +8,7 @@ def request_at(source: Buffer, style: int) -> Parsed | None:
     None when `source` is too short. Raises ValueError for a bad magic.
     """
 
-def verdict_of(
+def verdict_on(
     request: Parsed,
     *,
     size: int,

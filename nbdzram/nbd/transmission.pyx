@@ -240,7 +240,7 @@ def request_at(const uint8_t[::1] source, int style):
     return size, request.flags, request.command, cookie, request.offset, request.length, request.payload
 
 
-def verdict_of(request, *, uint64_t size, int style, bint read_only=False, int context_count=0,
+def verdict_on(request, *, uint64_t size, int style, bint read_only=False, int context_count=0,
                uint64_t payload_limit=64 << 20, uint64_t unfragmented_limit=256 << 10):
     """Judge what request_at returned. A Verdict's number."""
     cdef Request parsed

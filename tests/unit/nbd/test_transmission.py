@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdzram.nbd.constants import Chunk, Command, CommandFlag, Error, MetaContext, ReplyStyle
-from nbdzram.nbd.transmission import error_reply, read_reply, request_at, status_chunk, verdict_of
+from nbdzram.nbd.transmission import error_reply, read_reply, request_at, status_chunk, verdict_on
 from nbdzram.nbd.verdicts import Asked, Verdict, error_of, explain
 from tests.wire import request
 
@@ -30,7 +30,7 @@ def judge(
 ) -> Verdict:
     parsed = request_at(request(command, offset, length, flags=flags, extended=style == EXTENDED), style)
     assert parsed is not None
-    return Verdict(verdict_of(parsed, size=SIZE, style=style, read_only=read_only, context_count=context_count))
+    return Verdict(verdict_on(parsed, size=SIZE, style=style, read_only=read_only, context_count=context_count))
 
 
 def chunks_of(reply: bytes) -> list[tuple[int, int, bytes]]:
@@ -144,7 +144,7 @@ def test_unfragmented_reads_are_served_up_to_the_promise_and_refused_above() -> 
     def df(length: int) -> Verdict:
         parsed = request_at(request(0, 0, length, flags=CommandFlag.DF), STRUCTURED)
         assert parsed is not None
-        return Verdict(verdict_of(parsed, size=1 << 30, style=STRUCTURED))
+        return Verdict(verdict_on(parsed, size=1 << 30, style=STRUCTURED))
 
     assert df(65536) is Verdict.OK
     assert df((256 << 10) + 1) is Verdict.FRAGMENTED
@@ -155,7 +155,7 @@ def test_reads_are_served_up_to_the_payload_limit_and_refused_above() -> None:
     def read(length: int) -> Verdict:
         parsed = request_at(request(0, 0, length), STRUCTURED)
         assert parsed is not None
-        return Verdict(verdict_of(parsed, size=1 << 30, style=STRUCTURED, payload_limit=1 << 20))
+        return Verdict(verdict_on(parsed, size=1 << 30, style=STRUCTURED, payload_limit=1 << 20))
 
     assert read(1 << 20) is Verdict.OK
     assert read((1 << 20) + 1) is Verdict.TOO_LONG
