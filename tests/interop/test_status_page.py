@@ -248,6 +248,12 @@ def instead_of(path: str, answer: str) -> str:
     return f"const real = fetch; window.fetch = (path, how) => path === '{path}' ? {answer} : real(path, how);"
 
 
+def open_with_history(browser: Browser, server: Nbdzram, hours: str) -> None:
+    """A page whose server keeps these samples, an expression of the page's language."""
+    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
+    browser.open(page_of(server))
+
+
 def test_a_walk_that_takes_long_does_not_hold_the_page_up(serve: Callable[..., Nbdzram], browser: Browser) -> None:
     """What exports cost is asked for by itself: here it never comes."""
     server = serve({"disk": "1M"}, metrics=True)
@@ -262,8 +268,7 @@ def test_a_page_that_is_opened_now_shows_what_was(serve: Callable[..., Nbdzram],
     server = serve({"disk": "1M"}, metrics=True)
     sample = "read_bytes: 1e6, write_bytes: 0, requests: 7, median_seconds: 0, p99_seconds: 0"
     hours = f"Array.from({{length: 700}}, (_, n) => ({{at: Date.now() / 1000 - 7000 + n * 10, {sample}}}))"
-    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
-    browser.open(page_of(server))
+    open_with_history(browser, server, hours)
     browser.wait_for("hours.length === 700 && last")
     browser.evaluate("document.querySelector('[data-range=\"2 h\"]').click()")
     browser.wait_for("document.querySelector('#charts .axis').innerText.includes('2 h ago')")
@@ -377,8 +382,7 @@ def test_where_nobody_asked_there_is_no_latency(serve: Callable[..., Nbdzram], b
     sample = "read_bytes: 1e6, write_bytes: 0, requests: 1140"
     latency = "median_seconds: n % 4 ? 0.01 : 0, p99_seconds: n === 2 || n % 4 ? 0.02 : 0"
     hours = f"Array.from({{length: 8}}, (_, n) => ({{at: Date.now() / 1000 - 90 + n * 10, {sample}, {latency}}}))"
-    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
-    browser.open(page_of(server))
+    open_with_history(browser, server, hours)
     browser.wait_for("recent.length > 8 && document.querySelectorAll('#charts svg').length === 3")
     lines = (
         "[...document.querySelectorAll('#charts svg')].map(svg => svg.querySelectorAll('path[fill=none]').length - 1)"
@@ -394,8 +398,7 @@ def test_requests_that_come_seldom_are_not_told_as_none(serve: Callable[..., Nbd
     server = serve({"disk": "1M"}, metrics=True)
     sample = "read_bytes: 1e6, write_bytes: 0, requests: 0.2, median_seconds: 0.01, p99_seconds: 0.02"
     hours = f"[20, 10].map(ago => ({{at: Date.now() / 1000 - 90 - ago, {sample}}}))"
-    browser.before_each_page(instead_of("history.json", f"Promise.resolve(new Response(JSON.stringify({hours})))"))
-    browser.open(page_of(server))
+    open_with_history(browser, server, hours)
     browser.wait_for("document.querySelectorAll('#charts .axis')[2].innerText.includes('peak 0.2')")
     told = browser.evaluate("[0, .04, .2, 1, 9.94, 9.96, 1140].map(often)")
     assert told == ["0", "< 0.1", "0.2", "1", "9.9", "10", "1.14k"]
