@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from fractions import Fraction
 
 LETTERS = "KMGTPE"
@@ -58,6 +59,12 @@ def format_size(size_bytes: int) -> str:
 def counted(number: int, what: str) -> str:
     """So many, in words: 1 export, 2 exports."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first few, and how many more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def format_seconds(seconds: float) -> str:

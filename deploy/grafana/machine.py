@@ -104,10 +104,12 @@ CHECKPOINTS = Row(
         ),
         Panel(
             "What a checkpoint takes",
-            "Time from the moment of the last one to its file being durable, and how often one failed.",
+            "Time from the moment of the last one to its file being durable, how often one failed, and how many exports"
+            " the newest has as they were before, as they cannot be read.",
             "s",
             (
                 Query(server("checkpoint_duration_seconds"), "{{instance}}"),
+                Query(server("checkpoint_held_back_exports"), "{{instance}} held back"),
                 Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second"),
             ),
         ),

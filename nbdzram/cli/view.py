@@ -156,6 +156,7 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
     room = status.state_dir_free_bytes / status.state_dir_size_bytes if status.state_dir_size_bytes else 1
     rotten = next((pool.name for pool in status.pools if _is_rotten(pool)), None)
     held_back = status.journal.held_back if status.journal is not None else ()
+    left_behind = status.checkpoint.held_back if status.checkpoint is not None else ()
     table = (
         (status.draining, "draining", "yellow"),
         (status.starting, "starting", "yellow"),
@@ -168,6 +169,7 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
         (ends is not None and ends <= 0, "the certificate has expired", "red"),
         (crowd >= 1, "connections at their limit", "red"),
         (_checkpoint_is_late(status), "the newest checkpoint is old", "red"),
+        (bool(left_behind), f"checkpoints lack {(*left_behind, '')[0][:NAMED_WIDTH]}", "red"),
         (room < ROOM_LEAST / 5, "the state directory is full", "red"),
         (status.journal is not None and not status.journal.usable, "FLUSH waits for a checkpoint", "yellow"),
         (near is not None, f"pool {(near or '')[:NAMED_WIDTH]} is nearly full", "yellow"),

@@ -29,8 +29,10 @@ from nbdzram.machine import Machine
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
 from nbdzram.thresholds import LATE_INTERVALS, LATE_SECONDS, NEAR_LIMIT
-from nbdzram.units import counted, format_seconds, format_size
+from nbdzram.units import counted, format_seconds, format_size, some_of
 
+NAMED = 10  # exports in a line; the log has them all
+UNREADABLE_REMEDY = "the log names the block: write it anew, or remove the export"
 OPEN_TO_ALL = ("0.0.0.0", "[::]")  # noqa: S104 - looked for, not listened on
 
 
@@ -174,12 +176,16 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
     age = now - (status.started_at if found.moment is None else found.moment)
     told = "none is whole yet" if found.moment is None else f"the newest is {format_seconds(max(age, 0))} old"
     failed = f", {counted(found.failures, 'failure')} since the start" if found.failures else ""
-    if age <= LATE_INTERVALS * found.interval_seconds + LATE_SECONDS or not status.exports:  # of nothing none is taken
-        yield Finding(Level.OK, "checkpoints", f"{told}{failed}")
-    else:
+    if age > LATE_INTERVALS * found.interval_seconds + LATE_SECONDS and status.exports:  # of nothing none is taken
         says = f"{told}, and one is due every {format_seconds(found.interval_seconds)}{failed}"
         remedy = "look into the log for why, and make room in the directory, or name another with --checkpoint"
         yield Finding(Level.FAIL, "checkpoints", says, remedy)
+    elif found.held_back:
+        names = some_of(found.held_back, NAMED)
+        says = f"{told}{failed}; {names} cannot be read, and is there as it was before, if at all"
+        yield Finding(Level.FAIL, "checkpoints", says, UNREADABLE_REMEDY)
+    else:
+        yield Finding(Level.OK, "checkpoints", f"{told}{failed}")
 
 
 def journal(patient: Patient) -> Iterator[Finding]:
@@ -189,10 +195,9 @@ def journal(patient: Patient) -> Iterator[Finding]:
     if found is None:
         yield Finding(Level.OK, "journal", "none: what was flushed ends with the power, or is as old as a checkpoint")
     elif found.held_back:
-        says = (
-            f"FLUSH of {', '.join(found.held_back)} fails, which cannot be read; on the disk is what was flushed before"
-        )
-        yield Finding(Level.FAIL, "journal", says, "the log names the block: write it anew, or remove the export")
+        names = some_of(found.held_back, NAMED)
+        says = f"FLUSH of {names} fails, as it cannot be read; on the disk is what was flushed before"
+        yield Finding(Level.FAIL, "journal", says, UNREADABLE_REMEDY)
     elif found.usable:
         yield Finding(Level.OK, "journal", f"FLUSH is on the disk when it is answered; pools: {', '.join(found.pools)}")
     elif found.trouble:

@@ -328,6 +328,7 @@ class Checkpoints:
             moment=taken.taken_ns / 1e9,
             seconds=time.monotonic() - began,
             stream_bytes=progress.bytes_written,
+            held_back=tuple(taken.names_behind()),
         )
 
     def _as_it_was(self) -> Moment | None:

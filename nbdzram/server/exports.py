@@ -26,6 +26,7 @@ from nbdzram.nbd.options import Refusal
 from nbdzram.server.traffic import Traffic
 from nbdzram.sessions.throttle import Throttle
 from nbdzram.status import ExportStatus
+from nbdzram.units import some_of
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -148,9 +149,8 @@ class Export:
         """Raises UserError, which names the clients and the remedy."""
         if self.connections:
             clients = "1 client is" if len(self.connections) == 1 else f"{len(self.connections)} clients are"
-            raise UserError(
-                f"cannot {verb} the export '{self.name}': {clients} attached ({_named(self.clients())}); {remedy}"
-            )
+            names = some_of(self.clients(), NAMED_CLIENTS)
+            raise UserError(f"cannot {verb} the export '{self.name}': {clients} attached ({names}); {remedy}")
 
     def clients(self) -> list[str]:
         """Who is attached, for people, in a steady order."""
@@ -275,13 +275,6 @@ class PeerDirectory:
     def offers(self) -> Iterator[Export | None]:
         """Every export that admits this peer, and None for each that does not: looking took its time."""
         return (export if export.admits(self._peer) else None for export in self._exports)
-
-
-def _named(clients: Iterable[str]) -> str:
-    """The first few, and how many more."""
-    names = list(clients)
-    more = len(names) - NAMED_CLIENTS
-    return ", ".join(names[:NAMED_CLIENTS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _network(name: str, text: str) -> Network:

@@ -47,6 +47,7 @@ class CheckpointStatus:
     stream_bytes: int  # of the last file
     failures: int
     written_share: float | None = None  # of the one under way; None: none is
+    held_back: tuple[str, ...] = ()  # exports that cannot be read: the newest has them as they were, or not at all
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,8 +306,9 @@ def changed(change: str) -> str:
 
 EVERY_TROUBLE = """
     x.pools[0].scrub = {...x.pools[0].scrub, rotten_blocks: 3, finished_at: 1};
-    x.journal = {usable: false, trouble: "cannot write /var/lib/nbdzram/checkpoints/7.log: no space left on device"};
-    x.checkpoint = {moment: x.started_at - 7200, interval_seconds: 60};
+    const why = "cannot write /var/lib/nbdzram/checkpoints/7.log: no space left on device";
+    x.journal = {usable: false, trouble: why, held_back: []};
+    x.checkpoint = {moment: x.started_at - 7200, interval_seconds: 60, held_back: []};
     x.certificate_expires_at = 1; x.tls_files_usable = false;
     x.state_dir_size_bytes = 1e9; x.state_dir_free_bytes = 3e6; x.connections = 1023; x.connections_limit = 1024;
     const whose = "the cgroup /sys/fs/cgroup/system.slice/nbdzram_with_a_long_name.service";
@@ -345,11 +346,19 @@ def test_every_trouble_fits_the_window_and_is_told_exactly(
     assert "1 h 12 min" in run
 
 
+LACKING = "x.checkpoint = {moment: null, interval_seconds: 9, held_back: ['a']};"
+FAILING = "x.journal = {usable: true, trouble: '', held_back: ['a', 'b', 'c', 'd']};"
+OLD = "x.started_at -= 119; x.uptime_seconds += 119"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("x.journal = {usable: false, trouble: ''}", "FLUSH waits for the first checkpoint."),
-        ("x.checkpoint = {moment: null, interval_seconds: 1}; x.started_at -= 66; x.uptime_seconds += 66", "No check"),
+        ("x.journal = {usable: false, trouble: '', held_back: []}", "FLUSH waits for the first checkpoint."),
+        (LACKING, "Checkpoints lack what a holds now."),
+        (FAILING, "FLUSH of a, b, c and 1 more fails."),
+        (LACKING + FAILING, "FLUSH of a, b, c and 1 more fails."),
+        (LACKING.replace("'a'", "") + OLD, "No check"),
         ("x.pools[0].stats.blocks_rotten = 4", "Blocks of pool default are not what was written."),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdzram.units import format_seconds, format_size, parse_size
+from nbdzram.units import format_seconds, format_size, parse_size, some_of
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,7 @@ def test_what_is_printed_reads_back_within_its_rounding(size: int) -> None:
 
 def test_a_stretch_of_time_is_told_in_its_two_largest_units() -> None:
     assert [format_seconds(s) for s in (5, 65, 3700, 90000)] == ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
+
+
+def test_of_many_names_the_first_are_told_and_how_many_more() -> None:
+    assert [some_of(["a", "b", "c"][:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]

@@ -191,6 +191,7 @@ JOURNAL, CHECKPOINT = SERVER.journal, SERVER.checkpoint
         ({"journal": replace(JOURNAL, usable=False, trouble="no space left on device")}, "FLUSH fails"),
         ({"checkpoint": replace(CHECKPOINT, moment=NOW - 361)}, "the newest checkpoint is old"),
         ({"checkpoint": replace(CHECKPOINT, moment=NOW - 359)}, "serving"),
+        ({"checkpoint": replace(CHECKPOINT, held_back=("disk", "other"))}, "checkpoints lack disk"),
         ({"checkpoint": replace(CHECKPOINT, moment=None)}, "serving"),
         ({"checkpoint": replace(CHECKPOINT, moment=None), "uptime_seconds": 361}, "the newest checkpoint is old"),
     ],

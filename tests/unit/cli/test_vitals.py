@@ -180,6 +180,20 @@ def test_exports_whose_flush_fails_are_named(tmp_path: Path) -> None:
     assert found.says.startswith("FLUSH of disk, other fails")
 
 
+def test_exports_that_checkpoints_lack_are_named(tmp_path: Path) -> None:
+    """Ten of many, and not where the newest is old, which is worse: those are not all that it lacks."""
+    assert SERVER.checkpoint is not None
+    many = tuple(f"disk{number}" for number in range(10, 22))
+    young = replace(SERVER.checkpoint, moment=SERVER.started_at + SERVER.uptime_seconds, held_back=many)
+    found = only(vitals.checkpoints(patient(tmp_path, checkpoint=young)))
+    assert found.level is Level.FAIL
+    assert "; disk10, disk11," in found.says
+    assert "disk19 and 2 more cannot be read, and is there as it was before" in found.says
+    old = only(vitals.checkpoints(patient(tmp_path, checkpoint=replace(young, moment=0.0))))
+    assert "one is due every" in old.says
+    assert "disk10" not in old.says
+
+
 @pytest.mark.parametrize(
     ("cgroup", "name"),
     [

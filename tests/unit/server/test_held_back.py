@@ -462,8 +462,13 @@ def test_a_checkpoint_without_a_journal_holds_an_unreadable_export_back(tmp_path
             await of(service).take()
             told = service.status().checkpoint
             assert told is not None
-            assert told.failures == 0
+            assert (told.failures, told.held_back) == (0, ("disk",))
             left = await behind_a_power_cut(tmp_path, checkpointing)
             assert left == {"disk": of_size(noise(1)), "other": of_size(text(1) + text(2))}
+            spoil_disk(tmp_path, service, *ROOT)  # the bit flips back
+            await of(service).take()
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.held_back == ()
 
     play(story)
