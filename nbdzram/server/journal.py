@@ -138,7 +138,7 @@ class Journal(Sync):
                 )
                 await self._moments.release(begun.moment)
                 return
-            self._last = begun.moment
+            self._last = self._moments.adopted(begun.moment)
             self._decided.set()
 
     def _begin_behind(self, begun: GoesOn) -> SegmentFile:

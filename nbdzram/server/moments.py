@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self, TypeVar
 
@@ -31,7 +31,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, UnreadableExport
-from nbdzram.server.exports import Exports
+from nbdzram.server.exports import Export, Exports
 from nbdzram.server.pools import PoolService
 from nbdzram.server.telling import Base, Seen, Told, tell
 
@@ -55,9 +55,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
-    """`identity` names it, to whoever reads what was told of it. One that another process told has no roster: who knows
-    of that one alone is told all of each export but its blocks. One whose copies gave way lacks these. `behind`: disks
-    that are not in it as they were then, and why.
+    """`identity` names it, to whoever reads what was told of it. One whose copies gave way lacks these. `behind`: disks
+    that are not in it as they were then, and why. `is_ours`: not told by another process, of which nobody knows what it
+    told of exports beside their blocks: who knows of that one alone is told all of this.
     """
 
     roster: tuple[Seen, ...]
@@ -65,32 +65,34 @@ class Moment:
     identity: bytes = field(default_factory=lambda: os.urandom(16))
     taken_ns: int = field(default_factory=time.time_ns)
     behind: Mapping[Disk, str] = field(default_factory=dict)
+    is_ours: bool = True
 
-    def bases(self) -> list[Base]:
+    def bases(self) -> dict[Disk, Base]:
         """What somebody has who was told of it, and is still known here."""
-        kept = [(seen.name, self.kept[seen.disk]) for seen in self.roster if seen.disk in self.kept]
-        return [Base(name, one.identity, one.copy) for name, one in kept]
+        kept = [(seen, self.kept[seen.disk]) for seen in self.roster if seen.disk in self.kept]
+        return {seen.disk: Base(seen.name, one.identity, one.copy) for seen, one in kept}
 
     def names_behind(self) -> list[str]:
         """Of the exports that are not in it as they were then."""
         return sorted(disk.name for disk in self.behind)
 
-    def lacks(self, disk: Disk) -> bool:
-        """It was no export then, and whoever was told of it has nothing of that."""
-        return bool(self.roster) and all(seen.disk is not disk for seen in self.roster)
+    def disk_of(self, export: Export) -> Disk | None:
+        """Which it had then; None: it was none, and whoever was told of this has nothing of it."""
+        return next((seen.disk for seen in self.roster if seen.export is export), None)
 
     def has_told(self, roster: Sequence[Seen]) -> bool:
         """Whoever was told of it knows all this."""
-        return self.roster == roster and len(self.roster) == len(self.kept)
+        return self.is_ours and self.roster == roster and len(self.roster) == len(self.kept)
 
     def told_since(self, since: Moment | None, pools: Mapping[str, Pool], *, changed_alone: bool = False) -> Told:
         """What is to be said of it to whoever has `since`; changed_alone: of exports whose blocks may differ. Looks at
         tables: on a thread.
         """
-        known = since.kept if since is not None else {}
-        told = [seen for seen in self.roster if not changed_alone or known.get(seen.disk) is not self.kept[seen.disk]]
-        bases = {seen.disk: Base(seen.name, one.identity, one.copy) for seen in told if (one := known.get(seen.disk))}
-        others = [] if since is None or len(bases) == len(told) else since.bases()
+        kept = since.kept if since is not None else {}
+        told = [seen for seen in self.roster if not changed_alone or kept.get(seen.disk) is not self.kept[seen.disk]]
+        known = since.bases() if since is not None else {}
+        bases = {seen.disk: known[seen.disk] for seen in told if seen.disk in known}
+        others = [] if len(bases) == len(told) else list(known.values())
         return tell(
             told,
             {seen.disk: self.kept[seen.disk].copy for seen in told},
@@ -121,7 +123,7 @@ class Reached:
         known = [disk for disk in disks if disk.name in self.contents]
         copies = moment.snapshot_together(known, _names(len(known)))
         kept = {disk: Kept(copy, self.contents[disk.name]) for disk, copy in zip(known, copies, strict=True)}
-        return Moment((), kept, bytes.fromhex(self.identity), self.taken_ns)
+        return Moment((), kept, bytes.fromhex(self.identity), self.taken_ns, is_ours=False)
 
 
 class Moments:
@@ -168,7 +170,7 @@ class Moments:
         for one in left.values():
             one.holders += 1
         await self.release(held)
-        return Moment(held.roster, left, held.identity, held.taken_ns, held.behind) if left else None
+        return replace(held, kept=left) if left else None
 
     async def write_readable(
         self, taken: Moment, write: Callable[[Moment], Awaitable[Outcome]], last: Callable[[], Moment | None]
@@ -196,8 +198,9 @@ class Moments:
         knows what it was, and `taken` is still held.
         """
         (seen,) = [one for one in taken.roster if one.name == error.name]
-        known = last.kept.get(seen.disk)
-        if known is taken.kept[seen.disk] or (known is None and not last.lacks(seen.disk)):
+        disk = last.disk_of(seen.export)
+        known = None if disk is None else last.kept.get(disk)
+        if known is taken.kept[seen.disk] or (known is None and disk is not None):
             return None
         held = _without_changes(taken, seen, known, str(error))
         if seen.disk not in last.behind:
@@ -208,6 +211,10 @@ class Moments:
     def hold(self, held: Moment) -> Moment:
         """Once more."""
         return _held(held)
+
+    def adopted(self, told: Moment) -> Moment:
+        """The same, of what another process told: its exports are those that are here now, and nobody changed them."""
+        return replace(told, roster=tuple([seen for seen in self._roster() if seen.disk in told.kept]))
 
     async def on_the_thread(self, work: Callable[[], Outcome]) -> Outcome:
         """One after the other."""
@@ -280,7 +287,7 @@ def _without_changes(taken: Moment, seen: Seen, known: Kept | None, why: str) ->
     for one in kept.values():
         one.holders += 1
     roster = tuple([one for one in taken.roster if one.disk in kept])
-    return Moment(roster, kept, taken.identity, taken.taken_ns, {**taken.behind, seen.disk: why})
+    return replace(taken, roster=roster, kept=kept, behind={**taken.behind, seen.disk: why})
 
 
 def _held(held: Moment) -> Moment:

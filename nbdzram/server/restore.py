@@ -300,7 +300,9 @@ class _Arriving:
         if behind is None:
             return received, None
         return received, GoesOn(
-            Moment((), self._kept, self.moment_identity, self.moment_ns), behind.without_groups, behind.came
+            Moment((), self._kept, self.moment_identity, self.moment_ns, is_ours=False),
+            behind.without_groups,
+            behind.came,
         )
 
     def discard(self) -> None:

@@ -31,8 +31,9 @@ Told = list[tuple[str, Pool, list[Source]]]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An export, as it was when the roster was read."""
+    """An export, as it was when the roster was read; `export` itself has another disk once it is rolled back."""
 
+    export: Export
     name: str
     pool_name: str
     disk: Disk
@@ -48,6 +49,7 @@ class Seen:
         """As it is now."""
         disk = export.disk
         return cls(
+            export=export,
             name=export.name,
             pool_name=export.pool_name,
             disk=disk,

@@ -56,8 +56,10 @@ def open_here(opened: Callable[..., Any], tmp_path: Path) -> Any:
     return opened(tmp_path / "kept", exports=EXPORTS, state_dir=tmp_path / "state")
 
 
-def spoil_disk(tmp_path: Path, service: Service, place_of: Callable[[Arena, int], int], bits: int) -> None:
-    number = disk(service).number
+def spoil_disk(
+    tmp_path: Path, service: Service, place_of: Callable[[Arena, int], int], bits: int, name: str = "disk"
+) -> None:
+    number = disk(service, name).number
     spoil(tmp_path / "state" / "default.pool", lambda arena: place_of(arena, number), bits)
 
 
@@ -470,5 +472,68 @@ def test_a_checkpoint_without_a_journal_holds_an_unreadable_export_back(tmp_path
             told = service.status().checkpoint
             assert told is not None
             assert told.held_back == ()
+
+    play(story)
+
+
+@pytest.mark.parametrize("opened", [flushing, checkpointing])
+def test_a_rollback_to_what_cannot_be_read_takes_nothing_from_the_disk(
+    tmp_path: Path, opened: Callable[..., Any]
+) -> None:
+    """The export has another disk then, of which nobody knows anything but that it is its."""
+
+    async def story() -> None:
+        async with open_here(opened, tmp_path) as service:
+            disk(service).write(0, noise(1))
+            await service.changes.take_moment("then")
+            disk(service).write(0, noise(2))
+            await keep(service)
+            spoil_disk(tmp_path, service, *ROOT, name="disk@then")
+            undone = UserError if opened is flushing else None
+            with pytest.raises(undone, match="'disk' cannot be read") if undone else contextlib.nullcontext():
+                await asked(service, "exports.rollback", name="disk", snapshot="disk@then")
+            await service.changes.rename_export("disk", "second")
+            for number in range(2):
+                disk(service, "other").write(number * BLOCK, text(number))
+                await keep(service)
+            await of(service).take()
+            left = await behind_a_power_cut(tmp_path, opened)
+            assert (left["second"], left["other"]) == (of_size(noise(2)), of_size(text(0) + text(1)))
+            await asked(service, "exports.rollback", name="second", snapshot="other@then")
+            await keep(service)
+            assert (await behind_a_power_cut(tmp_path, opened))["second"] == bytes(4 * MIB)
+
+    play(story)
+
+
+def test_a_clone_of_what_cannot_be_read_is_in_nobodys_way_behind_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment from which the journal is to go on is what the start read; the clone was none of it."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept", exports=EXPORTS) as service:
+            disk(service).write(0, noise(1))
+        platter, write_all = Platter(monkeypatch), checkpoints_module._write_all
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(checkpoints_module, "_write_all", full)
+        platter.error = errno.EIO
+        given: dict[str, Any] = {"exports": EXPORTS, "state_dir": tmp_path / "state", "begun": False}
+        async with flushing(tmp_path / "kept", **given) as service:
+            with pytest.raises(OSError, match="the journal in"):
+                await journal(service).synced()
+            platter.error = 0
+            disk(service).write(0, noise(2))
+            spoil_disk(tmp_path, service, *ROOT)
+            await service.changes.copy_export("disk", "clone", read_only=False)
+            disk(service, "other").write(0, text(1))
+            monkeypatch.setattr(checkpoints_module, "_write_all", write_all)
+            await of(service).take()
+            await journal(service).synced()
+            assert journal(service).status.held_back == ("clone", "disk")
+            assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(1)), "other": of_size(text(1))}
 
     play(story)
