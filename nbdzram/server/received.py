@@ -15,8 +15,8 @@ from nbdzram.stream.receiving import Place, Received
 def place_in(name: str, pool: Pool) -> Place:
     """Where exports go that are received into a pool."""
 
-    def find_base(identity: int) -> Disk | None:
-        return next((disk for disk in pool.disks() if disk.identity == identity), None)
+    def find_base(part: ExportPart) -> Disk | None:
+        return next((disk for disk in pool.disks() if disk.identity == part.origin_number), None)
 
     return Place(name, pool, find_base)
 

@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -265,8 +265,7 @@ class _Arriving:
 
     def take_stream(self, file: BinaryIO, *, all_exports: bool, salt: int = 0, alone: bool = True) -> None:
         """all_exports: those that it does not tell are gone. Raises UserError; then nothing is changed."""
-        bases = {one.part.identity: one.disk for one in self._received.values()}
-        receiver = Receiver(self._place_among(bases), self._name)
+        receiver = Receiver(self._place, self._name)
         try:
             arrived = receiver.receive(file.read, salt=salt, alone=alone)
         except StreamError as error:
@@ -314,10 +313,18 @@ class _Arriving:
         valid_name("", part)
         return f"\n{self._token} {next(self._numbers)}"
 
-    def _place_among(self, bases: Mapping[int, Disk]) -> Callable[[str], Place]:
-        def place(name: str) -> Place:
-            if name not in self._pools:
-                raise NoSuchExport(f"exports lay in the pool '{name[:80]}', and no such pool is declared")
-            return replace(place_in(name, self._pools[name]), find_base=bases.get)
+    def _place(self, name: str) -> Place:
+        if name not in self._pools:
+            raise NoSuchExport(f"exports lay in the pool '{name[:80]}', and no such pool is declared")
+        bases: dict[int, dict[str, Disk]] = {}
+        for one in self._received.values():
+            if one.place.name == name:
+                bases.setdefault(one.part.identity, {})[one.part.name] = one.disk
 
-        return place
+        def find_base(part: ExportPart) -> Disk | None:
+            """What was sent and received here has one identity in several disks: in other pools, and in other folding
+            domains, of which only the name tells."""
+            alike = bases.get(part.origin_number, {})
+            return alike.get(part.origin_name, next(iter(alike.values()), None))
+
+        return replace(place_in(name, self._pools[name]), find_base=find_base)

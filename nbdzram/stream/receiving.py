@@ -34,7 +34,8 @@ class Place:
 
     name: str
     pool: Pool
-    find_base: Callable[[int], Disk | None]  # the disk here with this identity that nobody may write
+    find_base: Callable[[ExportPart], Disk | None]
+    """The disk in this pool, which nobody may write, with the identity of the export's origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +246,13 @@ class _PoolReceiver:
                 raise StreamError(f"the stream is damaged: the export '{part.name}' is made from one that did not come")
             return self._disks[part.origin_number][0]
         if part.origin is Origin.BASE:
-            base = self.place.find_base(part.origin_number) if part.origin_number else None
+            base = self.place.find_base(part) if part.origin_number else None
             if base is None:
                 raise StreamError(
                     f"the stream holds what changed in '{part.name}' since '{part.origin_name}', and the pool "
                     f"'{self.place.name}' has no read-only disk with that content; receive a stream of it first"
                 )
+            assert base.pool is self.place.pool, part.name
             return base
         return None
 

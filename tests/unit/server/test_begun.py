@@ -14,6 +14,7 @@ import pytest
 
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import ExportConfig, PoolConfig
+from nbdzram.engine.check import Check
 from nbdzram.engine.compact import Compact
 from nbdzram.errors import PoolFull, UserError
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
@@ -294,5 +295,40 @@ def test_a_checkpoint_whose_whole_one_is_missing_is_not_begun_from(tmp_path: Pat
         with pytest.raises(UserError, match="the whole ones are missing"):
             async with checkpointing(left):
                 raise AssertionError
+
+    play(story)
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["two pools", "two folding domains"])
+def test_what_was_received_where_it_was_sent_is_told_from_itself(tmp_path: Path, private: bool) -> None:
+    """Both have one identity, and lie in two pools, or in two folding domains of one; then clients write to both."""
+    second = "default" if private else "second"
+    given: dict[str, Any] = {"pools": (PoolConfig(name="default"), PoolConfig(name="second")), "exports": ()}
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", **given) as service:
+            for name, pool in (("a", "default"), ("b", second)):
+                await service.changes.add_export(name, MIB, **{**ADDED, "pool": pool}, private=private)
+                disk(service, name).write(0, noise(1) + noise(2))
+                await service.changes.copy_export(name, f"{name}@monday", read_only=True)
+                disk(service, f"{name}@monday").identify(5)
+            await of(service).take()
+            await service.changes.rename_export("b@monday", "received")
+            await of(service).take()
+            for name in ("a", "a@monday", "b", "received"):
+                await service.changes.change_export(name, **{**AS_IT_IS, "read_only": False})
+                disk(service, name).write(BLOCK, noise(3) + text(len(name)))
+            await of(service).take()
+            held = {export.name: (export.pool_name, whole(export.disk)) for export in service._exports}
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            assert files(left)[-1] == "00000003-since-00000002.stream"
+        async with checkpointing(left, **given) as service:
+            assert {export.name: (export.pool_name, whole(export.disk)) for export in service._exports} == held
+            domains = {export.name: export.disk.domain for export in service._exports}
+            assert domains["a"] == domains["a@monday"]
+            assert domains["b"] == domains["received"]
+            assert (domains["a"] != domains["b"]) == private
+            for found in service._pools.values():
+                run(Check(found.pool))
 
     play(story)

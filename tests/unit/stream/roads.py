@@ -10,9 +10,10 @@ from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
+from nbdzram.server.received import place_in
 from nbdzram.stream.layout import ExportPart, Origin
 from nbdzram.stream.marks import Marks
-from nbdzram.stream.receiving import Intake, Place, Received, Receiver
+from nbdzram.stream.receiving import Intake, Received, Receiver
 from nbdzram.stream.sending import Progress, Sending, Source
 
 MOMENT_NS = 1_700_000_000_000_000_000
@@ -98,10 +99,7 @@ def receive(pool: Pool, stream: bytes, *, prefix: str = "", intake: Intake | Non
 
 
 def receiver_in(pool: Pool, *, prefix: str = "", intake: Intake | None = None) -> Receiver:
-    def find_base(identity: int) -> Disk | None:
-        return next((disk for disk in pool.disks() if disk.identity == identity), None)
-
-    return Receiver(lambda name: Place(name, pool, find_base), lambda told: prefix + told.name, intake)
+    return Receiver(lambda name: place_in(name, pool), lambda told: prefix + told.name, intake)
 
 
 def revealed(pool: Pool, stream: bytes, *, prefix: str = "") -> dict[str, Disk]:
