@@ -82,7 +82,7 @@ class Moment:
 
     def has_told(self, roster: Sequence[Seen]) -> bool:
         """Whoever was told of it knows all this."""
-        return self.is_ours and self.roster == roster and len(self.roster) == len(self.kept)
+        return self.is_ours and self.roster == roster
 
     def told_since(self, since: Moment | None, pools: Mapping[str, Pool], *, changed_alone: bool = False) -> Told:
         """What is to be said of it to whoever has `since`; changed_alone: of exports whose blocks may differ. Looks at

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import CheckpointConfig, UnixAddress
+from nbdzram.config import CheckpointConfig, ExportConfig, UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.server import segments
@@ -133,15 +133,32 @@ def test_what_is_declared_otherwise_at_a_start_is_in_the_first_group(
     play(story)
 
 
+async def never(_: Checkpoints) -> None:
+    """Takes no checkpoint, whose group would be the first."""
+
+
+def test_what_only_a_declaration_says_is_in_the_first_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was changed since the start, and the exports are those that the journal has."""
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "take", never)
+            declared = ExportConfig(name="disk", size_bytes=4 * MIB, description="declared otherwise")
+            async with flushing(left, begun=False, exports=(declared,)) as service:
+                await journal(service).synced()
+                cut = as_the_power_left_it(left, tmp_path / "cut")
+        async with flushing(cut, begun=False, exports=()) as service:
+            assert service._exports.get("disk").description == "declared otherwise"
+
+    play(story)
+
+
 def test_an_export_that_was_removed_alone_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         left = await left_behind(tmp_path)
         with monkeypatch.context() as patch:
-
-            async def never(_: object) -> None:
-                pass
-
-            patch.setattr(Checkpoints, "take", never)  # its group would be the first
+            patch.setattr(Checkpoints, "take", never)
             async with flushing(left, begun=False) as service:
                 await service.changes.remove_export("disk", force=False)
                 await journal(service).synced()
