@@ -11,18 +11,21 @@ Invariants
    act alone that was not answered: the journal where the power fails between the two, the file where the act was
    remembered, and not made yet as the group's moment was taken. Then the journal says what exports are (restore.py).
 2. It is written by one after the other, each with all that was changed before it.
+3. Where a checkpoint stands it is there: written again if what was written is not there any more, as where another
+   directory is at the path now (claim.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from nbdzram.errors import UserError
 from nbdzram.server.exports import Export
-from nbdzram.server.state import Remembered, State, note_in
+from nbdzram.server.state import FILE_NAME, FileId, Remembered, State, note_in
 from nbdzram.server.syncs import Sync
 
 SETTLE_SECONDS = 30
@@ -39,6 +42,7 @@ class Settling:
         self._journal = journal
         self._memory = State(None)
         self._noted: Remembered | None = None
+        self._file: FileId | None = None  # which has that
         self._writing: asyncio.Task[None] | None = None  # to its end, also when whoever began it waits no longer
         self._turn = asyncio.Lock()
 
@@ -76,7 +80,9 @@ class Settling:
             )
 
     async def follow(self) -> None:
-        """A checkpoint stands: what a start or a reload changed is settled too."""
+        """A checkpoint stands: what a start or a reload changed is settled too, and all of it where it went."""
+        if await asyncio.to_thread(self._found) != self._file:
+            self._noted = None
         if self._noted is not self._memory.changes:
             try:
                 await self.settle()
@@ -93,7 +99,19 @@ class Settling:
         await self._journal.synced()
         if changes is not self._noted:
             await self.finish()  # what the one under way writes is older, and must not come last
-            self._writing = asyncio.create_task(asyncio.to_thread(note_in, self._directory, changes))
+            self._writing = asyncio.create_task(asyncio.to_thread(self._write, changes))
             self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
             await asyncio.shield(self._writing)
             self._noted = changes
+
+    def _write(self, changes: Remembered) -> None:
+        """On a thread."""
+        note_in(self._directory, changes)
+        self._file = self._found()
+
+    def _found(self) -> FileId | None:
+        """On a thread: which file a start would read."""
+        with contextlib.suppress(OSError):
+            found = (self._directory / FILE_NAME).stat()
+            return found.st_dev, found.st_ino
+        return None

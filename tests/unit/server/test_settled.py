@@ -17,7 +17,7 @@ from nbdzram.errors import UserError
 from nbdzram.server import settling
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
-from nbdzram.server.state import Remembered, note_in, remembered_in
+from nbdzram.server.state import FILE_NAME, Remembered, note_in, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
     ADDED,
@@ -129,6 +129,41 @@ def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_aft
             left = as_the_power_left_it(left, tmp_path / "left again")
         async with flushing(left) as service:
             assert sorted(export.name for export in service._exports) == ["disk", "new"]
+
+    play(story)
+
+
+@pytest.mark.parametrize("what", ["the directory", "the note"])
+def test_what_was_noted_follows_checkpoints_to_another_directory(tmp_path: Path, what: str) -> None:
+    """A start would refuse the exports of a pool that it does not know, and make those anew that were removed."""
+
+    async def story() -> None:
+        kept = tmp_path / "kept"
+        async with flushing(kept) as service:
+            await asked(service, "exports.remove", name="disk")
+            await asked(service, "pools.add", name="fast")
+            await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
+            kept.rename(tmp_path / "elsewhere") if what == "the directory" else (kept / FILE_NAME).unlink()
+            disk(service, "new").write(0, text(1))
+            await of(service).take()
+            left = as_the_power_left_it(kept, tmp_path / "left")
+        async with flushing(left) as service:
+            assert [(export.name, whole(export.disk)[:BLOCK]) for export in service._exports] == [("new", text(1))]
+
+    play(story)
+
+
+def test_what_was_noted_stays_where_it_is(tmp_path: Path) -> None:
+    """Checkpoints write what is there already no second time."""
+
+    async def story() -> None:
+        async with flushing(tmp_path) as service:
+            await asked(service, "exports.add", name="other", size_bytes=MIB)
+            before = (tmp_path / FILE_NAME).stat()
+            for number in range(2):
+                disk(service).write(0, text(number))
+                await of(service).take()
+            assert (tmp_path / FILE_NAME).stat() == before
 
     play(story)
 
