@@ -70,13 +70,14 @@ def checkpoints_in(directory: Path) -> dict[int, Checkpoint]:
 
 
 def chains(known: Mapping[int, Checkpoint]) -> Iterator[list[Checkpoint]]:
-    """The ways to begin, the newest first: a whole one, and those since, each of the one before it."""
+    """The ways to begin, the newest first: a whole one, and those since, each of the one before it. One whose first is
+    not whole cannot be used: what that goes on from is missing.
+    """
     for number in sorted(known, reverse=True):
         chain = [known[number]]
         while (since := chain[-1].since) is not None and since in known and since < chain[-1].number:
             chain.append(known[since])
-        if chain[-1].since is None:
-            yield chain[::-1]
+        yield chain[::-1]
 
 
 def sync_directory(directory: Path) -> None:

@@ -25,7 +25,7 @@ from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UserError
-from nbdzram.server.chains import chains, checkpoints_in
+from nbdzram.server.chains import Checkpoint, chains, checkpoints_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
 from nbdzram.server.received import place_in, received_record, valid_name
@@ -116,8 +116,7 @@ class Restore:
         refused: UserError | None = None
         for chain in chains(known):
             try:
-                paths = [one.path for one in chain]
-                count, begun = self._receive(paths, directory, chain[-1].number, newest=max(known))
+                count, begun = self._receive(_paths(chain), directory, chain[-1].number, newest=max(known))
             except StreamError as error:
                 if isinstance(error.__cause__, EngineError):
                     raise  # it is right, and does not fit: an older one would not be what the exports are
@@ -129,8 +128,8 @@ class Restore:
             log.info("%s restored from the checkpoint of %s, %s", told, taken, chain[-1].path.name)
             return begun
         raise UserError(
-            f"no checkpoint in {directory} can be used: {refused or 'the whole ones are missing'}; repair them, or "
-            "move them away to begin with empty disks"
+            f"no checkpoint in {directory} can be used: {refused}; repair them, or move them away to begin with empty "
+            "disks"
         )
 
     def from_what_was_served(self, reached: Reached | None) -> Begun:
@@ -211,6 +210,14 @@ class Restore:
             log.warning("of the export %s holds as declared, and not as it was: %s", received.name, ", ".join(differs))
         size_bytes = max(received.disk.size_bytes, record.size_bytes)
         return replace(record, pool=received.place.name, size_bytes=size_bytes)
+
+
+def _paths(chain: Sequence[Checkpoint]) -> list[Path]:
+    """Raises StreamError: the one from which it goes on is not there."""
+    first = chain[0]
+    if first.since is not None:
+        raise StreamError(f"{first.path.name} goes on from the checkpoint {first.since:08d}, which is missing")
+    return [one.path for one in chain]
 
 
 @contextlib.contextmanager

@@ -283,20 +283,29 @@ def test_a_start_that_fails_lets_the_directory_go(tmp_path: Path) -> None:
     play(story)
 
 
-def test_a_checkpoint_whose_whole_one_is_missing_is_not_begun_from(tmp_path: Path) -> None:
+def test_a_checkpoint_from_which_others_go_on_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is older is begun from, and that is told; where the whole one is missing, nothing is."""
+
     async def story() -> None:
         async with checkpointing(tmp_path / "kept") as service:
             disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
-            await of(service).take()
-            disk(service).write(0, noise(1))
-            await of(service).take()
+            for number in range(4):
+                disk(service).write(number * BLOCK, noise(number))
+                await of(service).take()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        (left / "00000001-full.stream").unlink()
-        with pytest.raises(UserError, match="the whole ones are missing"):
+        (left / "00000003-since-00000002.stream").unlink()
+        async with checkpointing(left) as service:
+            assert disk(service).read(0, 4 * BLOCK) == noise(0) + noise(1) + bytes(2 * BLOCK)
+        for name in files(left):
+            if "full" in name:
+                (left / name).unlink()
+        with pytest.raises(UserError, match=r"can be used: .* goes on from the checkpoint 00000001"):
             async with checkpointing(left):
                 raise AssertionError
 
     play(story)
+    lost = "00000004-since-00000003.stream goes on from the checkpoint 00000003, which is missing"
+    assert f"00000004-since-00000003.stream cannot be used: {lost}" in caplog.text
 
 
 @pytest.mark.parametrize("private", [False, True], ids=["two pools", "two folding domains"])
