@@ -34,6 +34,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import stat
@@ -67,7 +68,10 @@ ANSWER_SECONDS = 15.0
 one that hangs: less than the 30 s after which Linux, by default, says that a request of its hangs."""
 ANSWER_SECONDS_A_GIB = 0.5  # ... and for each GiB that is stored: ten times what opening takes
 ENDING_SECONDS = 5.0
-"""For a process that hung up or was killed to be gone: what it held, its memory too, is let go one after the other."""
+"""For a process that hung up to begin to end, if that is why it did. One that ends is waited for as long as that takes:
+what it held, its memory too, is let go one after the other, and of hundreds of GiB that is more than this."""
+PF_EXITING = 0x4  # include/linux/sched.h; of the flags in /proc/PID/stat, proc_pid_stat(5)
+FLAGS_FIELD = 6  # ... counted behind the name
 PEER = (socket.SOL_SOCKET, socket.SO_PEERCRED)
 CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 GIB = 1 << 30
@@ -317,7 +321,8 @@ def _end(number: int, silent_seconds: float) -> None:
         return
     try:
         signal.pidfd_send_signal(process, signal.SIGKILL)
-        has_ended(process)
+        while not has_ended(process):  # its arenas are ours again once it is, and nobody else can serve them until then
+            log.warning("process %d is killed, and not gone yet; waiting for that", number)
     except PermissionError:
         log.warning("process %d is another user's, and cannot be ended", number)
     finally:
@@ -325,5 +330,19 @@ def _end(number: int, silent_seconds: float) -> None:
 
 
 def has_ended(process: int) -> bool:
-    """Whether a process, named by its descriptor, is gone; it may take a moment."""
-    return bool(readable(process, seconds=ENDING_SECONDS))
+    """Whether a process, named by its descriptor, is gone; it may take a moment, and if it is ending its time."""
+    while not readable(process, seconds=ENDING_SECONDS):
+        if not _is_ending(process):
+            return bool(readable(process, seconds=0))
+    return True
+
+
+def _is_ending(process: int) -> bool:
+    """It runs no more, and has not let everything go yet. False: it runs, or is gone, or is hidden from us."""
+    try:
+        told = Path(f"/proc/self/fdinfo/{process}").read_text()
+        (number,) = re.findall(r"^Pid:\s+(-?\d+)$", told, re.MULTILINE)
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return False
+    return bool(int(fields[FLAGS_FIELD]) & PF_EXITING)
