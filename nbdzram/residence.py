@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,13 @@ CAP_IPC_LOCK = 14
 PR_SET_IO_FLUSHER = 57
 OOM_SCORE = -900
 """As in the unit. -1000 would exempt it for good, and leave the kernel to end everything else before it."""
+
+HELPERS_SCORE = 0
+"""At the least, of a program that the server runs: what any process begins with."""
+_RAISED = (
+    '(read -r score <"/proc/$$/oom_score_adj" && [ "$score" -lt {score} ] && echo {score} >"/proc/$$/oom_score_adj") '
+    '2>/dev/null; exec "$@"'
+)
 
 log = logging.getLogger("nbdzram.server")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,6 +96,12 @@ def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_S
             error.strerror or str(error),
             f"OOMScoreAdjust={score} in the unit, or --oom-score-adj {score}",
         )
+
+
+def earlier(command: Sequence[str]) -> list[str]:
+    """The command as one that goes before us where memory runs out: it has nothing that would be lost with it. It would
+    inherit our score, the unit's too; anybody may raise his own, and does before he starts others."""
+    return ["/bin/sh", "-c", _RAISED.format(score=HELPERS_SCORE), "sh", *command]
 
 
 def flush_nothing(prctl: Callable[[int, int, int, int, int], int] | None = None) -> Iterator[Refusal]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nbdzram.config import ExportConfig, ServerConfig
 from nbdzram.errors import ConfigError, UserError
+from nbdzram.residence import earlier
 from nbdzram.server.state import State
 from nbdzram.units import format_size
 from nbdzram.values import SECTOR_BYTES
@@ -87,7 +88,7 @@ def look_at(path: Path) -> Image:
             raise ConfigError(f"{path} is a {kinds[0]} image, which needs qemu-img; install it (qemu-utils)")
         return Image(path, "raw", _in_sectors(size))
     command = [program, "info", "--output=json", "-U", str(path.absolute())]
-    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **ENGLISH})
+    done = subprocess.run(earlier(command), capture_output=True, check=False, env={**os.environ, **ENGLISH})
     try:
         told = json.loads(done.stdout)
         return Image(path, str(told["format"]), _in_sectors(int(told["virtual-size"])))
@@ -98,7 +99,7 @@ def look_at(path: Path) -> Image:
 async def copy(image: Image, uri: str, tell: Callable[[int], None], told_to_stop: asyncio.Event) -> None:
     """Copy an image to an empty disk; `tell` hears the percents. Raises UserError."""
     process = await asyncio.create_subprocess_exec(
-        *image.command(uri),
+        *earlier(image.command(uri)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

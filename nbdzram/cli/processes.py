@@ -19,6 +19,7 @@ from pathlib import Path
 from nbdzram.cli.hints import Address
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
+from nbdzram.residence import earlier
 from nbdzram.server.descriptors import available, raise_limit
 from nbdzram.settings import Given, Layer
 from nbdzram.status import ServerStatus
@@ -179,7 +180,8 @@ def told_to_commands(status: ServerStatus, default_export: str | None, control: 
 
 async def run_command(command: str, environment: Mapping[str, str], told_to_stop: asyncio.Event) -> int:
     """Run a shell's command until it ends; its exit status. Who is told to stop tells the command, and waits for it."""
-    process = await asyncio.create_subprocess_shell(command, env={**os.environ, **environment})
+    shell = earlier(["/bin/sh", "-c", command])
+    process = await asyncio.create_subprocess_exec(*shell, env={**os.environ, **environment})
     ended = asyncio.create_task(process.wait())
     stopping = asyncio.create_task(told_to_stop.wait())
     await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)

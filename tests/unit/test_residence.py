@@ -205,3 +205,31 @@ def test_a_score_that_cannot_be_raised_is_told_and_changes_nothing(
     assert [record.message for record in caplog.records] == [
         "the score of the OOM killer cannot be raised: No such file or directory"
     ]
+
+
+SCORES = "import nbdzram.residence; nbdzram.residence.HELPERS_SCORE = 500; from nbdzram.__main__ import main; main()"
+
+
+@pytest.mark.parametrize(("score", "has"), [(0, "500"), (700, "700")])
+def test_a_program_that_a_server_runs_does_not_go_as_late_as_the_server(tmp_path: Path, score: int, has: str) -> None:
+    """It has nothing that would be lost with it; below 0, which takes a capability, a score is as one below 500 here.
+    Those that it starts itself inherit it from the first on.
+    """
+    qemu_img = require_program("qemu-img", package="qemu-utils")
+    image, program, scores = tmp_path / "image", tmp_path / "bin" / "qemu-img", tmp_path / "scores"
+    image.write_bytes(b"i" * MIB)
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncat /proc/self/oom_score_adj >>{scores}\nexec {qemu_img} "$@"\n')
+    program.chmod(0o755)
+    run = f"cat /proc/self/oom_score_adj >>{scores}; cat /proc/$PPID/oom_score_adj"
+    done = subprocess.run(
+        ["choom", "-n", str(score), "--", sys.executable, "-c", SCORES, "serve", "-e", f"d=@{image}", "--run", run],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"},
+    )
+    assert done.stdout == f"{score}\n", done.stderr
+    assert scores.read_text().split() == [has] * len(scores.read_text().split())
+    assert len(scores.read_text().split()) >= 3  # the look at the image, the copy, and what is run
