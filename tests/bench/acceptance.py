@@ -20,7 +20,7 @@ from threading import Event, Thread, get_native_id
 
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import HUGE_THRESHOLD
-from tests.bench import caged, holds, lasting, onlookers, scrape, speed, starting, strangers
+from tests.bench import caged, holds, lasting, onlookers, pauses, scrape, speed, starting, strangers
 from tests.bench.content import CACHE, count_distinct, ext4_gibibyte
 from tests.bench.figures import Figure, print_table
 from tests.bench.measure import BLOCK, MIB, copy_seconds, fill, fio, median, percentile, timed_load
@@ -240,6 +240,7 @@ MEASUREMENTS: dict[str, Callable[[Path, Effort], list[Figure]]] = {
     "checkpoints": lambda directory, effort: lasting.measure_checkpoints(directory, effort.rounds),
     "verification": lambda directory, effort: lasting.measure_verification(directory, effort.rounds, effort.seconds),
     "starting": lambda _, effort: starting.measure_starting(effort.rounds),
+    "pauses": lambda _, effort: pauses.measure_pauses(effort.rounds),
     "caged": lambda directory, effort: caged.measure_caged(directory, effort.rounds, effort.seconds),
 }
 

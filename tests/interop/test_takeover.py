@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
-import signal
 import ssl
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,79 +19,23 @@ from tests.support.nbd_client import Client, RequestFailed
 from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program
 from tests.support.server import START_SECONDS
-from tests.support.takeover import MIB, PATIENT, SIZE, Line, ask, beating, listening
+from tests.support.takeover import MIB, PATIENT, Line, ask, fill_half, listening, take_over_under_fio
 from tests.wire import CMD_READ, CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
 
-PAUSE_SECONDS = 10.0
-"""For a pause, whatever else the machine does; docs/howto/survive-a-restart.md says what it is on a quiet one."""
-JOBS = """
-[global]
-ioengine=nbd
-uri={uri}
-iodepth=8
-size=8M
-rw=randwrite
-bsrange=512-128k
-bs_unaligned
-refill_buffers
-verify=crc32c
-verify_fatal=1
-do_verify=1
-loops=1000000
-offset_increment=16M
-[clients]
-numjobs=8
-"""
 
-
-@contextlib.contextmanager
-def fio_on(line: Line) -> Iterator[subprocess.Popen[str]]:
-    """Eight connections that write and verify until they are told to end, and were right."""
-    fio = require_program("fio", package="fio")
-    jobs = line.directory / "jobs.fio"
-    jobs.write_text(JOBS.format(uri=line.last.uri()))
-    running = subprocess.Popen(
-        [fio, "--output-format=json", jobs],
-        cwd=line.directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.mark.parametrize("in_memory", [False, True], ids=["state-directory", "memory"])
+def test_clients_of_a_server_that_is_taken_over_see_a_pause_and_no_end(tmp_path: Path, *, in_memory: bool) -> None:
+    """Eight connections of fio write and verify meanwhile, and nobody connects again. Their pause waits for nothing
+    that is given up after a while: servers whose patience never ends hand over as well. Its length: tests/bench/pauses.
+    """
+    line = Line(tmp_path, in_memory=in_memory, program=PATIENT, successors=PATIENT)
     try:
-        line.last.wait_until(lambda: line.busy() >= 8, START_SECONDS)  # all looks at the size are over
-        yield running
-        assert running.poll() is None, running.communicate()[0]
-        running.send_signal(signal.SIGINT)
-        printed, _ = running.communicate(timeout=PROGRAM_SECONDS)
-        report = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
-        assert [job["error"] for job in report["jobs"]] == [0] * 8, printed
+        take_over_under_fio(line, 3)
+        assert line.accepted() >= 9
     finally:
-        running.kill()
-        running.wait()
-
-
-def take_over_under_fio(line: Line, times: int) -> float:
-    """The longest pause that a client beside them saw."""
-    with fio_on(line) as fio, beating(line) as beater:
-        attached = line.attached()
-        for _ in range(times):
-            line.take_over()
-            beater.beat()
-            assert fio.poll() is None
-        with ControlClient(line.control) as control:
-            assert control.status().connections == 9
-        assert line.attached() == attached, "somebody connected again"
-    for server in line.servers:
-        assert "Traceback" not in server.log, server.log
-    return beater.longest_seconds
-
-
-def test_clients_of_a_server_that_is_taken_over_see_a_pause_and_no_end(either_line: Line) -> None:
-    """Eight connections of fio write and verify meanwhile, and nobody connects again."""
-    assert take_over_under_fio(either_line, 3) < PAUSE_SECONDS
-    assert either_line.accepted() >= 9
+        line.last.stop()
 
 
 @pytest.mark.slow
@@ -104,18 +45,10 @@ def test_a_hundred_takeovers_under_fio(tmp_path: Path, where: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if where == "tmpfs" else tmp_path) as directory:
         line = Line(Path(directory), in_memory=where == "memory")
         try:
-            _take_over_a_hundred_times(line)
+            fill_half(line)
+            print(f"longest pause {take_over_under_fio(line, 100) * 1e3:.0f} ms")
         finally:
             line.last.stop()
-
-
-def _take_over_a_hundred_times(line: Line) -> None:
-    with line.last.client() as client:
-        for offset in range(SIZE // 2, SIZE, MIB):
-            client.write(offset, random.Random(offset).randbytes(MIB))
-    longest = take_over_under_fio(line, 100)
-    print(f"longest pause {longest * 1e3:.0f} ms")
-    assert longest < PAUSE_SECONDS
 
 
 def test_what_came_of_a_request_before_the_takeover_is_answered_after_it(line: Line) -> None:

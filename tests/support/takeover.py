@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +18,7 @@ from pathlib import Path
 from nbdzram.control.client import ControlClient
 from nbdzram.server.handover import FORMAT, KNOWS
 from tests.support.nbd_client import Client
-from tests.support.programs import PROGRAM_SECONDS
+from tests.support.programs import PROGRAM_SECONDS, require_program
 from tests.support.server import START_SECONDS, Nbdzram
 
 MIB = 1 << 20
@@ -26,8 +29,27 @@ from nbdzram.__main__ import main
 listener.REST_SECONDS = listener.STOPPED_SECONDS = 3600.0
 main()
 """
+PLAIN = ("-m", "nbdzram")
 PATIENT = ("-c", _PATIENT)
 """What Python runs: a server that waits for the rest of a payload as long as a busy machine lets the test take."""
+JOBS = """
+[global]
+ioengine=nbd
+uri={uri}
+iodepth=8
+size=8M
+rw=randwrite
+bsrange=512-128k
+bs_unaligned
+refill_buffers
+verify=crc32c
+verify_fatal=1
+do_verify=1
+loops=1000000
+offset_increment=16M
+[clients]
+numjobs=8
+"""
 
 
 class Line:
@@ -40,28 +62,28 @@ class Line:
         exports: dict[str, str] | None = None,
         *,
         in_memory: bool = False,
-        program: Sequence[str] = ("-m", "nbdzram"),
+        program: Sequence[str] = PLAIN,
+        successors: Sequence[str] = PLAIN,
         behind: Sequence[str] = (),
     ) -> None:
-        """`program`: what Python runs as the first of them; `behind`: a command that runs every one."""
+        """What Python runs as the first of them, and as the others; `behind`: a command that runs every one."""
         self.directory = directory
         self.control = directory / "c.sock"
         self.state = "" if in_memory else str(directory / "state")
         self.arguments = [*(["--state-dir", self.state] if self.state else []), *arguments]
         self.exports = exports or {"disk": str(SIZE)}
+        self.successors = successors
         self.behind = behind
         self._numbers = itertools.count()
         self.servers = [self._server([], program=program)]
 
-    def _server(
-        self, more: Sequence[str], behind: Sequence[str] = (), program: Sequence[str] = ("-m", "nbdzram")
-    ) -> Nbdzram:
+    def _server(self, more: Sequence[str], behind: Sequence[str] = (), program: Sequence[str] | None = None) -> Nbdzram:
         line = self
 
         class Member(Nbdzram):
             def environment(self) -> dict[str, str]:
                 self.command[self.command.index("--control") + 1] = str(line.control)
-                self.command[1:3] = program
+                self.command[1:3] = program or line.successors
                 self.command[:0] = behind or line.behind
                 self.control = line.control
                 return super().environment()
@@ -178,3 +200,52 @@ def ends_when_it_is_to_take(line: Line, place: Path) -> None:
     with listening(place) as listener:
         ask(line, place)
         listener.accept()[0].close()
+
+
+@contextlib.contextmanager
+def fio_on(line: Line) -> Iterator[subprocess.Popen[str]]:
+    """Eight connections that write and verify until they are told to end, and were right."""
+    fio = require_program("fio", package="fio")
+    jobs = line.directory / "jobs.fio"
+    jobs.write_text(JOBS.format(uri=line.last.uri()))
+    running = subprocess.Popen(
+        [fio, "--output-format=json", jobs],
+        cwd=line.directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        line.last.wait_until(lambda: line.busy() >= 8, START_SECONDS)  # all looks at the size are over
+        yield running
+        assert running.poll() is None, running.communicate()[0]
+        running.send_signal(signal.SIGINT)
+        printed, _ = running.communicate(timeout=PROGRAM_SECONDS)
+        report = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+        assert [job["error"] for job in report["jobs"]] == [0] * 8, printed
+    finally:
+        running.kill()
+        running.wait()
+
+
+def take_over_under_fio(line: Line, times: int) -> float:
+    """The longest pause that a client beside them saw."""
+    with fio_on(line) as fio, beating(line) as beater:
+        attached = line.attached()
+        for _ in range(times):
+            line.take_over()
+            beater.beat()
+            assert fio.poll() is None
+        with ControlClient(line.control) as control:
+            assert control.status().connections == 9
+        assert line.attached() == attached, "somebody connected again"
+    for server in line.servers:
+        assert "Traceback" not in server.log, server.log
+    return beater.longest_seconds
+
+
+def fill_half(line: Line) -> None:
+    """256 MiB that do not compress, where those clients write nothing."""
+    with line.last.client() as client:
+        for offset in range(SIZE // 2, SIZE, MIB):
+            client.write(offset, random.Random(offset).randbytes(MIB))
