@@ -39,6 +39,7 @@ async def load_image(service: Service, export: ExportConfig, told_to_stop: async
             show(percent)
 
         status = await service.load(export, lambda uri: copy(image, uri, tell, told_to_stop))
+    notify_supervisor("STATUS=")
     log.info(
         "loaded the export %s: %s stored, in %.1f s",
         *(export.name, format_size(status.stored_bytes), time.monotonic() - began),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdzram.cli.announce import description, greeting, the_end
+from nbdzram.cli.going_on import told_as_it_starts, told_as_it_stops
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.numbers import Whole
 from nbdzram.cli.perils import perils
@@ -492,7 +493,8 @@ async def _serve_once(
     serves = False
     given: Handover | None = None
     try:
-        await service.start(listen=False)
+        async with told_as_it_starts(service):
+            await service.start(listen=False)
         try:
             for export in service.changes.unloaded():
                 await load_image(service, export, told_to_stop)
@@ -542,12 +544,14 @@ async def _starts(metrics: MetricsServer, *, goes_on: bool) -> bool:
 
 
 async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd_keeps: bool) -> None:
-    if serves:  # one that failed to take over must not end the unit of the other
-        notify_supervisor("STOPPING=1")
+    if not serves:  # one that failed to take over must not end the unit of the other
+        await service.stop()
+        return
     before = service.status()
-    await service.stop()
-    if serves:  # whoever stopped it reads what became of the disks
-        log.info("%s", the_end(config, before, service.checkpoint, systemd_keeps=systemd_keeps))
+    async with told_as_it_stops(service):
+        await service.stop()
+    # whoever stopped it reads what became of the disks
+    log.info("%s", the_end(config, before, service.checkpoint, systemd_keeps=systemd_keeps))
 
 
 def _watch_signals(service: Service, told: asyncio.Event) -> None:

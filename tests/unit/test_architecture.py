@@ -68,6 +68,7 @@ RESERVED = {
         "control.server",
         "metrics.http",
         "metrics.answers",
+        "cli.going_on",
         "cli.images",
         "cli.loading",
         "cli.processes",
