@@ -140,9 +140,10 @@ def front(*, control: str | None) -> None:
 
 
 def run(arguments: list[str], first: Callable[[], None] | None = None) -> int:
-    """Run one command line; the exit code. `first`: ends that this process goes first where memory runs out."""
+    """Run one command line; the exit code. `first`: ends that this process goes first where memory runs out; None: it
+    never did."""
     try:
-        answer = front.main(args=arguments, prog_name="nbdzram", standalone_mode=False, obj=first)
+        answer = front.main(args=arguments, prog_name="nbdzram", standalone_mode=False, obj=first or (lambda: None))
     except UserError as error:
         _complain(str(error))
         return error.exit_code

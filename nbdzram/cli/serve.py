@@ -242,7 +242,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option("--check-config", is_flag=True, help="Read the configuration, say what it means, and end.")
 @click.pass_obj
 def command(
-    first: Callable[[], None] | None,
+    first: Callable[[], None],
     /,
     *,
     config: Path | None,
@@ -302,7 +302,7 @@ def command(
             run=run,
             parent=parent,
             restore=restore,
-            takeover=(first or _nothing) if takeover or upgrade else None,
+            takeover=first if takeover or upgrade else None,
             serves=serves,
         )
     raise click.exceptions.Exit(status)
@@ -410,10 +410,6 @@ def serve(
         load_what_serves()
         with take_over(_control_path(config), config.state_dir, serves, counts) as taken:
             return runner.run(begin(taken=taken))
-
-
-def _nothing() -> None:
-    """What ends that a process goes first which never did: it was not begun as a program."""
 
 
 def _event_loop() -> asyncio.Runner:

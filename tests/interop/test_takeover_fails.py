@@ -22,7 +22,7 @@ from nbdzram.server.handover import FORMAT, SERVING, Handover
 from tests.support.nbd_client import Client
 from tests.support.pki import Pki
 from tests.support.server import START_SECONDS, Nbdzram, free_port
-from tests.support.takeover import MIB, PATIENT, SIZE, Line, ask, beating, ends_when_it_is_to_take, listening
+from tests.support.takeover import MIB, PATIENT, PLAIN, SIZE, Line, ask, beating, ends_when_it_is_to_take, listening
 from tests.wire import CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
@@ -365,8 +365,13 @@ def test_a_server_that_is_killed_before_it_gives_is_followed_by_one_that_starts(
     line.last.stop()
 
 
-def test_where_no_server_runs_one_starts(tmp_path: Path) -> None:
-    line = Line(tmp_path, ["--takeover"])
+NO_PROGRAM = ("-c", "import sys; from nbdzram.cli.main import run; sys.exit(run(sys.argv[1:]))")
+"""A server within a process of somebody else's, which was not begun to go first where memory runs out."""
+
+
+@pytest.mark.parametrize("program", [PLAIN, NO_PROGRAM], ids=["program", "embedded"])
+def test_where_no_server_runs_one_starts(tmp_path: Path, program: tuple[str, ...]) -> None:
+    line = Line(tmp_path, ["--takeover"], program=program)
     with line.last.client() as client:
         client.write(0, b"a" * 4096)
     assert "no server runs here that could be taken over" in line.last.log
