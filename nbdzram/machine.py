@@ -70,9 +70,12 @@ class Machine:
         return tuple(self._cgroups("memory"))
 
     def rooms(self, groups: Sequence[Path]) -> list[Room]:
-        """What the machine and each of those cgroups with a limit have left, and page cache that can be dropped."""
+        """What the machine and each of those cgroups with a limit have left, and page cache that can be dropped; as far
+        as it is told: a process may not be shown /proc/meminfo (ProcSubset=pid)."""
         told = _words(MEMINFO)
-        rooms = [Room(told.get("MemAvailable:", 0) << 10, Share(told.get("MemTotal:", 0) << 10))]
+        rooms = []
+        if "MemAvailable:" in told:
+            rooms.append(Room(told["MemAvailable:"] << 10, Share(told["MemTotal:"] << 10)))
         for directory in groups:
             limits = [limit for name in MEMORY_FILES if (limit := _number(directory / name)) is not None]
             if limits:
@@ -120,7 +123,7 @@ class Machine:
         """Whether what is stored there never reaches a disk. False where it cannot be told."""
         device = path.stat().st_dev
         name = f"{os.major(device)}:{os.minor(device)}"
-        lines = _text((self.viewer or self.process) / "mountinfo").splitlines()
+        lines = _lines((self.viewer or self.process) / "mountinfo")
         kinds = {line.partition(" - ")[2].split(" ")[0] for line in lines if line.split(" ")[2] == name}
         return bool(kinds) and kinds <= MEMORY_FILE_SYSTEMS
 
@@ -138,13 +141,13 @@ class Machine:
 
     def _memberships(self) -> Iterator[tuple[list[str], str]]:
         """Controllers (none for version 2) and cgroup."""
-        for line in _text(self.process / "cgroup").splitlines():
+        for line in _lines(self.process / "cgroup"):
             _, names, cgroup = line.split(":", 2)
             yield [name for name in names.split(",") if name], cgroup
 
     def _mounts(self, controller: str | None) -> Iterator[tuple[str, Path]]:
         """Where version 2, or a controller's hierarchy of version 1, is mounted: from which cgroup on, and where."""
-        for line in _text((self.viewer or self.process) / "mountinfo").splitlines():
+        for line in _lines((self.viewer or self.process) / "mountinfo"):
             place, _, kind = line.partition(" - ")
             kind, _, options = kind.split(" ", 2)
             wanted = kind == "cgroup2" if controller is None else kind == "cgroup" and controller in options.split(",")
@@ -165,7 +168,7 @@ def _cached(group: Path) -> int:
 
 def _words(file: Path) -> dict[str, int]:
     """Lines of a name and a number, and maybe a unit."""
-    lines = (line.split() for line in _text(file).splitlines())
+    lines = (line.split() for line in _lines(file))
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
@@ -173,6 +176,12 @@ def _number(file: Path) -> int | None:
     """A limit; None for "max", for -1, and where there is no such file."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
+
+
+def _lines(file: Path) -> list[str]:
+    """The kernel ends lines with a newline alone, and escapes nothing else in the name of a directory that somebody
+    mounts on, or calls a cgroup, that ends a line for Python: a form feed, say."""
+    return [line for line in _text(file).split("\n") if line]
 
 
 def _text(file: Path) -> str:

@@ -86,6 +86,15 @@ cdef long long _allocations_left = -1  # tests count down to a failure; -1 never
 cdef bint _releases_refused = False
 
 
+def _never_overcommits():
+    """Whether the kernel promises no memory that it does not have. Where it is not told (ProcSubset=pid): as it is by
+    itself."""
+    try:
+        return OVERCOMMIT.read_text().strip() == OVERCOMMIT_NEVER
+    except OSError:
+        return False
+
+
 def refuse_releases(bint refuse, /) -> None:
     """Let the system refuse every page given back, as it does for locked memory. For tests."""
     global _releases_refused
@@ -248,7 +257,7 @@ cdef class Arena:
             self._prove_allocation(path)
         elif memory is not None:
             self._open_file(f"/proc/self/fd/{memory}")  # opened anew, so that the lock is our own
-            self.allocates = OVERCOMMIT.read_text().strip() == OVERCOMMIT_NEVER
+            self.allocates = _never_overcommits()
         reserve = (reserve + GROWTH - 1) & ~(<uint64_t>GROWTH - 1)
         if reserve < 2 * self.mapped:
             reserve = 2 * self.mapped

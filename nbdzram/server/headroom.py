@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.purse import Purse
 from nbdzram.errors import UserError
-from nbdzram.machine import Machine, Room
+from nbdzram.machine import MEMINFO, Machine, Room
 from nbdzram.server.pools import PoolService
 from nbdzram.server.steadily import steadily
 from nbdzram.status import HeadroomStatus
@@ -75,6 +75,12 @@ class Headroom:
     def start(self) -> None:
         """Look once, and from now on."""
         self.look()
+        if self.status is None and self._keep_free() != 0:
+            log.warning(
+                "how much memory is left is not told here (%s, and no cgroup has a limit): limits.keep_free does "
+                "nothing; leave out ProcSubset=pid, or limit the memory of the unit or container",
+                MEMINFO,
+            )
         self._thread = threading.Thread(target=self._watch, name="headroom", daemon=True)
         self._thread.start()
 
@@ -93,13 +99,15 @@ class Headroom:
         """Set the ceiling by what is left now."""
         keep = self._keep_free()
         if keep == 0:
-            self.status, self.purse.ceiling = None, 0
-            return
+            return self._limit_nothing()
         for pool in self._pools():
             if pool.purse is not self.purse:
                 pool.share(self.purse)
         used = self.purse.used  # before what is free: 2.
-        room = min(self._machine.rooms(self._groups), key=lambda one: one.free - self._reserve(one, keep))
+        rooms = self._machine.rooms(self._groups)
+        if not rooms:
+            return self._limit_nothing()
+        room = min(rooms, key=lambda one: one.free - self._reserve(one, keep))
         reserve = self._reserve(room, keep)
         left = room.free - reserve
         was_short = self.status is not None and self.status.short
@@ -116,6 +124,10 @@ class Headroom:
             short=short,
             shortages=self._shortages,
         )
+        return None
+
+    def _limit_nothing(self) -> None:
+        self.status, self.purse.ceiling = None, 0
 
     def _reserve(self, room: Room, keep: int | None) -> int:
         if keep is not None:

@@ -116,6 +116,16 @@ def test_a_blank_in_the_mount_point_is_read(tree: Tree) -> None:
     assert tree.machine.memory().amount == 64 * MIB
 
 
+@pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028"])
+def test_a_directory_whose_name_ends_lines_elsewhere_is_one_line_of_the_kernels(tree: Tree, end: str) -> None:
+    """Whoever may mount something, or make a cgroup, chooses its name; a server that met one did not start."""
+    tree.mounts.append(f"31 23 0:29 / /home/a{end}b rw - fuse.sshfs a{end}b rw")
+    tree.hierarchy("fs", f"/a{end}b")
+    tree.limit(f"fs/a{end}b", memory__max=str(64 * MIB))
+    assert tree.machine.memory().amount == 64 * MIB
+    assert not tree.machine.keeps_in_memory(tree.root)
+
+
 def test_a_percentage_of_memory_is_of_what_the_process_may_use(monkeypatch: pytest.MonkeyPatch, tree: Tree) -> None:
     tree.hierarchy("fs", "/a")
     tree.limit("fs/a", memory__max=str(512 * MIB))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +21,7 @@ from nbdzram.engine.purse import Purse
 from nbdzram.errors import PoolFull
 from nbdzram.machine import Machine
 from nbdzram.server.headroom import Headroom
-from tests.unit.cli.conftest import Server, start
+from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, start
 from tests.unit.engine.blocks import half_random, noise
 from tests.unit.test_machine import Tree
 
@@ -29,6 +33,16 @@ LIMIT = 512 * MIB
 KEPT = 64 * 4096  # beyond a ceiling, for what makes room
 REQUESTS = 32 * MIB
 RESERVE = 16 * MIB + REQUESTS  # of a cgroup of 512 MiB
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from tests.support.nbd_client import Client
+with Client(Path(sys.argv[1]), "disk") as client:
+    client.write(0, bytes(range(256)) * 16)
+print("written")
+"""
 
 
 @dataclass
@@ -194,6 +208,41 @@ def test_what_the_operator_wants_kept_free_is_kept_or_nothing(group: Group) -> N
     purse.ceiling = 1
     headroom.look()
     assert (purse.ceiling, headroom.status) == (0, None)
+
+
+def test_what_is_not_told_limits_nothing_and_that_is_said(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Below ProcSubset=pid there is no /proc/meminfo: every write was refused there. A cgroup still counts."""
+    monkeypatch.setattr("nbdzram.machine.MEMINFO", tmp_path / "hidden")
+    headroom, purse = watching(group)
+    headroom.start()
+    assert (short(headroom), caplog.text) == (False, "")
+    headroom.stop()
+    alone = Headroom(Machine(tmp_path / "nobody"), list, lambda: None, REQUESTS)
+    alone.purse = purse  # type: ignore[assignment]
+    alone.start()
+    assert (purse.ceiling, alone.status) == (0, None)
+    assert "how much memory is left is not told here" in caplog.text
+    alone.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be shown less of /proc")
+def test_a_server_that_is_not_shown_the_machines_memory_takes_writes() -> None:
+    """A unit with ProcSubset=pid: no meminfo, nor what the kernel says of memory that is only reserved."""
+    script = 'mount -t proc -o subset=pid proc /proc 2>/dev/null || { echo may not; exit; }; exec "$@"'
+    words = [*NBDZRAM, "serve", "-e", "disk=1M", "--run", f"{sys.executable} -c {shlex.quote(WRITE)} $unixsocket"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "-", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=clean_environment(),
+    )
+    if "may not" in done.stdout or "Operation not permitted" in done.stderr:
+        pytest.skip("may not mount here")
+    assert (done.returncode, done.stdout) == (0, "written\n"), done.stderr
 
 
 @pytest.fixture
