@@ -37,7 +37,7 @@ def parse_size(text: str, *, of: int | None = None) -> int:
         return _share(text, number, of)
     size = number * _factor(text, match["unit"])
     if size.denominator != 1:  # 0.1G: nobody counts the bytes of that
-        size = Fraction(int(size) // BLOCK_BYTES * BLOCK_BYTES)
+        size = Fraction(_something(text, int(size) // BLOCK_BYTES * BLOCK_BYTES))
     if size > MAX_SIZE_BYTES:
         raise ValueError(f"'{text}' is more than the largest size, {MAX_SIZE_BYTES} bytes (8E)")
     return int(size)
@@ -82,7 +82,15 @@ def _share(text: str, percent: Fraction, of: int | None) -> int:
         raise ValueError(f"'{text}': a percentage is not allowed here; allowed is {ALLOWED}")
     if not 0 < percent <= 100:
         raise ValueError(f"'{text}': a percentage lies above 0 and at most 100")
-    return int(percent * of / 100)
+    return _something(text, int(percent * of / 100))
+
+
+def _something(text: str, size: int) -> int:
+    """What a little was rounded down to. Raises ValueError where that is nothing: of a limit 0 means that there is
+    none, and who asks for the least must not get everything."""
+    if not size:
+        raise ValueError(f"'{text}' is less than what is counted, blocks of {BLOCK_BYTES} bytes; 0 is none at all")
+    return size
 
 
 def _factor(text: str, unit: str) -> int:

@@ -41,6 +41,8 @@ def test_a_size_means_what_zramctl_says(text: str, size: int) -> None:
         ("1Gigs", "unknown suffix 'Gigs'"),
         ("9E", "largest size"),
         ("50%", "percentage is not allowed here"),
+        ("0.5", "less than what is counted"),
+        ("0.3K", "less than what is counted"),  # 307.2 bytes: as a limit, 0 would be none
     ],
 )
 def test_a_wrong_size_is_named_with_the_reason(text: str, clue: str) -> None:
@@ -51,6 +53,14 @@ def test_a_wrong_size_is_named_with_the_reason(text: str, clue: str) -> None:
 def test_a_percentage_is_a_share_of_what_it_is_taken_of() -> None:
     assert parse_size("50%", of=8 << 30) == 4 << 30
     assert parse_size("12.5%", of=1 << 30) == 1 << 27
+
+
+def test_a_share_that_comes_to_nothing_is_no_size() -> None:
+    """As a limit, 0 would be none: the least that anybody can ask for must not be all that there is."""
+    with pytest.raises(ValueError, match="less than what is counted"):
+        parse_size("0.0000001%", of=1 << 20)
+    with pytest.raises(ValueError, match="less than what is counted"):
+        parse_size("50%", of=0)  # memory.high of a cgroup may be that, for a while
 
 
 @pytest.mark.parametrize("text", ["0%", "101%"])
