@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -77,13 +78,20 @@ def pid_file(path: Path | None) -> Iterator[None]:
         yield
         return
     number = f"{os.getpid()}\n"
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.parent / f".nbdzram.{os.getpid()}"
+    made = False
     try:
-        fresh.write_text(number, encoding="ascii")
+        fresh.unlink(missing_ok=True)  # of one of our number that was killed at this
+        # Where others may write, a link could lie there, to a file that is not theirs to write.
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        made = True
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(number)
         fresh.replace(path)  # nobody reads half of it
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
+        if made:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
         raise UserError(
             f"cannot write the process's number to {path}: {error.strerror}; name another file with --pidfile"
         ) from error
@@ -91,7 +99,7 @@ def pid_file(path: Path | None) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError, ValueError):
-            if path.read_text(encoding="ascii") == number:
+            if stat.S_ISREG(path.lstat().st_mode) and path.read_text(encoding="ascii") == number:
                 path.unlink()
 
 

@@ -125,6 +125,33 @@ def test_a_server_whose_number_cannot_be_written_does_not_serve(tmp_path: Path) 
     assert "name another file with --pidfile" in done.err
 
 
+@pytest.mark.parametrize("file", ["/", ".", ".."])
+def test_a_directory_is_no_file_for_the_number(tmp_path: Path, file: str) -> None:
+    done = private(tmp_path, "-e", "disk=1M", "--pidfile", file, "--run", "echo served")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines()[-1].startswith(f"nbdzram: cannot write the process's number to {file}: ")
+
+
+def test_the_number_is_written_through_no_link_that_lies_where_it_is_made(tmp_path: Path) -> None:
+    """In a directory that others may write, they know under which name it is made, and may lay a link there."""
+    precious, made = tmp_path / "precious", tmp_path / f".nbdzram.{os.getpid()}"
+    precious.write_text("much\n")
+    made.symlink_to(precious)
+    with pid_file(tmp_path / "pid"):
+        assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+        assert not (tmp_path / "pid").is_symlink()
+    assert precious.read_text() == "much\n"
+
+
+def test_a_pipe_that_took_the_numbers_place_is_not_read_at_the_end(tmp_path: Path) -> None:
+    """Nobody writes to it: the server would never end."""
+    file = tmp_path / "pid"
+    with pid_file(file):
+        file.unlink()
+        os.mkfifo(file)
+    assert file.is_fifo()
+
+
 # -- --exit-with-parent ----------------------------------------------------------------------------------------------
 
 
