@@ -85,11 +85,20 @@ class Audit:
 
 
 def _append(path: Path, line: str) -> None:
+    """The whole line, or nothing of it: what of one finds room would take the next one with it. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size + len(line) > AUDIT_BYTES:
             path.replace(path.with_name(path.name + ".1"))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    # O_NONBLOCK: a pipe in its place may have no reader, and all acts would wait for one.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
-        os.write(descriptor, line.encode())
+        size, left = os.fstat(descriptor).st_size, memoryview(line.encode())
+        try:
+            while left:
+                left = left[os.write(descriptor, left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
     finally:
         os.close(descriptor)

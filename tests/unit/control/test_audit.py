@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,33 @@ def test_a_file_that_cannot_be_written_is_told_once_and_stops_no_act(
         serve_to(tmp_path, act)
     assert caplog.text.count("acts are in this log only") == 1
     assert caplog.text.count("change name=") == 2
+
+
+def test_a_line_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Where the file system has room for a part of it, that would stand before the next one, and spoil it too."""
+    code = (
+        "import resource, sys; from pathlib import Path; from nbdzram.control.audit import _append\n"
+        "path = Path(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"  # the first 100 bytes find room
+        "_append(path, 'a' * 59 + chr(10))\n"
+        "try: _append(path, 'b' * 59 + chr(10))\n"
+        "except OSError as error: print(error.strerror)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
+        "_append(path, 'c' * 9 + chr(10))\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / FILE_NAME)]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "File too large\n"
+    assert (tmp_path / FILE_NAME).read_text() == f"{'a' * 59}\n{'c' * 9}\n"
+
+
+def test_a_pipe_in_the_place_of_the_file_holds_up_no_act(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(tmp_path / FILE_NAME)
+
+    async def story() -> None:
+        await Audit(tmp_path).note(Act(CALLER, "x", {}, "done", 0.0))
+
+    asyncio.run(story())
+    assert "acts are in this log only" in caplog.text
 
 
 def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
