@@ -208,7 +208,7 @@ def read_keys(file: Path) -> dict[str, bytes]:
     """
     try:
         mode = file.stat().st_mode
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"TLS keys {file} cannot be read: {error}; name a text file with lines NAME:HEXKEY") from None
     if mode & OTHERS:

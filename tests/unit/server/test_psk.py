@@ -31,6 +31,12 @@ def test_keys_are_read_as_psktool_writes_them(keys: Path) -> None:
     assert read_keys(keys) == {"vm1": bytes.fromhex(KEY), "team:vm2": bytes.fromhex(KEY[::-1])}
 
 
+def test_a_mark_of_the_byte_order_in_front_is_no_part_of_the_first_name(keys: Path) -> None:
+    """Nobody sees it who looks for why that client alone is refused."""
+    keys.write_text(f"vm1:{KEY}\n", encoding="utf-8-sig")
+    assert list(read_keys(keys)) == ["vm1"]
+
+
 @pytest.mark.parametrize("line", ["vm1", "vm1:", f":{KEY}", "vm1:xyz", "vm1:0011", f"vm\0:{KEY}", f"vm1:{KEY * 20}"])
 def test_a_line_that_is_no_key_is_named_and_never_shown(keys: Path, line: str) -> None:
     keys.write_text(f"vm0:{KEY}\n{line}\n")
