@@ -150,8 +150,9 @@ class ControlServer:
         if self._listening is None:
             return
         self._listening.close()
-        if self.path.exists() and self.path.stat().st_ino == self._inode:
-            self.path.unlink()
+        with contextlib.suppress(OSError):  # it is gone already, or lies where we may not look any more
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
