@@ -29,6 +29,7 @@ from http import HTTPStatus
 
 from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
+from nbdzram.lacking import LACKING
 from nbdzram.metrics.answers import HEALTH, Answer, Answers, Watched, sentence
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, Head, Hosts, Refused, Request
 from nbdzram.unread import keep_little
@@ -223,22 +224,22 @@ class Places:
 
 
 async def _listen(address: TcpAddress) -> list[socket.socket]:
-    """A socket for each address that the host name stands for. Raises UserError."""
+    """A socket for each address that the host name stands for and this machine has. Raises UserError."""
     opened: list[socket.socket] = []
+    lacking: list[OSError] = []
     try:
         found = await asyncio.to_thread(  # uvloop's own leaves out the interface behind a link-local address
             socket.getaddrinfo, address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, target in dict.fromkeys(found):
-            listener = socket.socket(family, kind, protocol)
-            opened.append(listener)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            keep_little(listener, REPLY_SECONDS)
-            listener.bind(target)
-            listener.listen(BACKLOG)
+            try:
+                opened.append(_listen_at(family, kind, protocol, target))
+            except OSError as error:
+                if error.errno not in LACKING:
+                    raise
+                lacking.append(error)
+        if not opened:
+            raise lacking[0]
     except (OSError, UnicodeError) as error:
         for listener in opened:
             listener.close()
@@ -249,6 +250,22 @@ async def _listen(address: TcpAddress) -> list[socket.socket]:
             f"choose another address with --metrics ADDR:PORT, or --metrics off"
         ) from error
     return opened
+
+
+def _listen_at(family: int, kind: int, protocol: int, target: object) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_little(listener, REPLY_SECONDS)
+        listener.bind(target)  # type: ignore[arg-type]
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _head(answer: Answer, policy: str) -> bytes:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
+from nbdzram.lacking import LACKING, NO_FAMILY
 from nbdzram.unread import UNHEARD_SECONDS, keep_little
 
 BACKLOG = 512
@@ -31,10 +32,6 @@ _REMEDIES = {
     errno.EPROTONOSUPPORT: _NO_FAMILY,
     errno.EACCES: "ports below 1024 are root's; choose another port (-p)",
 }
-_NO_FAMILY_ERRORS = {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
-_LACKING = {errno.EADDRNOTAVAIL} | _NO_FAMILY_ERRORS
-"""What the system says of an address, or a whole family, that it does not have."""
-
 LARGEST_ID = (1 << 32) - 2
 """Of a user or group; the number behind it means "as it is" (chown(2))."""
 
@@ -59,9 +56,8 @@ class FamilyLacking(UserError):
 def open_tcp(address: TcpAddress) -> list[socket.socket]:
     """One socket for each address that the host name stands for and this machine has. Raises UserError.
 
-    What this machine lacks (IPv6 is often compiled in and not configured, or not there at all, while /etc/hosts calls
-    ::1 localhost) is passed over with a warning as long as something can be served. An address in use is an error:
-    clients would reach whoever uses it.
+    What this machine lacks is passed over with a warning as long as something can be served. An address in use is an
+    error: clients would reach whoever uses it.
     """
     try:
         found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -74,7 +70,7 @@ def open_tcp(address: TcpAddress) -> list[socket.socket]:
         try:
             opened.append(_listen(family, kind, protocol, target))
         except (OSError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno in _LACKING:
+            if isinstance(error, OSError) and error.errno in LACKING:
                 lacking.append((str(target[0]), error))
                 continue
             close_all(opened)
@@ -101,7 +97,7 @@ def _listen(family: int, kind: int, protocol: int, target: object) -> socket.soc
 
 
 def _cannot_listen(address: TcpAddress, error: OSError | OverflowError) -> UserError:
-    kind = FamilyLacking if getattr(error, "errno", None) in _NO_FAMILY_ERRORS else UserError
+    kind = FamilyLacking if getattr(error, "errno", None) in NO_FAMILY else UserError
     reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
     remedy = _REMEDIES.get(number or 0, "choose another port (-p) or address (-i), or stop what uses it")
     return kind(f"cannot listen on {address}: {reason}; {remedy}")

@@ -1,7 +1,8 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
     cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
-        -> config -> {bounds, units, errors, machine, precedence, ready, receive, residence, slices, thresholds, unread}
+        -> config -> {bounds, errors, lacking, machine, precedence, ready, receive, residence, slices, thresholds,
+                      units, unread}
 
 Packages of one level do not import each other, and no file knows one that knows it: neither by an import that waits for
 its call, nor for types alone, nor by a class that is declared before it is there.
@@ -24,6 +25,7 @@ LEVELS = (
     (
         "bounds",
         "errors",
+        "lacking",
         "units",
         "machine",
         "precedence",

@@ -137,6 +137,21 @@ def test_localhost_is_served_in_a_network_without_ipv6() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+def test_metrics_of_localhost_are_served_in_a_network_without_ipv6_and_doctor_says_so() -> None:
+    code = (
+        "import uvloop; from nbdzram.cli import diagnosis; from nbdzram.config import TcpAddress;"
+        "from nbdzram.metrics import http; real = http.socket.getaddrinfo;"
+        "http.socket.getaddrinfo = lambda *a, **k: real('::1', a[1], type=1) + real('127.0.0.1', a[1], type=1);"
+        "here = TcpAddress(host='localhost', port=0); print(diagnosis._cannot_listen(here));"
+        "metrics = http.MetricsServer(here, None); uvloop.run(metrics.start());"
+        "print([one.getsockname()[0] for one in metrics._listeners]);"
+        "print(diagnosis._cannot_listen(TcpAddress(host='::1', port=metrics._listeners[0].getsockname()[1])))"
+    )
+    script = 'ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
+    assert printed_in_a_network(script, code) == "None\n['127.0.0.1']\nAddress already in use\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
 def test_a_link_local_address_is_served_and_told_with_its_interface() -> None:
     """Without it nobody can connect there. For metrics as well, whose address the event loop would look up."""
     code = (
