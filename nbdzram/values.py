@@ -27,6 +27,7 @@ BLOCK_BYTES = 4096  # less would let nothing be stored, or hold a request for se
 BANDWIDTH_MAX = 1 << 40  # a second: more than memory gives
 IOPS_MAX = 10**9  # a nanosecond each, what a limit is counted in (sessions/throttle)
 MAX_TEXT_BYTES = 4096  # a string of the NBD protocol, and no client need take more (doc/proto.md, "Values")
+SECONDS_MAX = 100 * 365 * 86400.0  # a century: clocks and timers of every kind have room for it
 MAX_RULES = 1024  # networks or certificate names of one export: each is looked at for each client that comes
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # it becomes a file name
@@ -163,9 +164,22 @@ def path(value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{value!r} is not a path")
     try:
-        return Path(value).expanduser()
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{value!r} has letters that are in no file's name in the locale of this process; start it in a UTF-8 one"
+        ) from None
+    try:
+        found = Path(value).expanduser()
     except RuntimeError:  # as Python says it: no such user, or a user without a home
         raise ValueError(f"{value!r} begins with the home directory of nobody here; write the whole path") from None
+    try:
+        found.absolute()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{value!r} begins in the directory that this process was started in, which is gone; write the whole path"
+        ) from None
+    return found
 
 
 def place(value: object) -> str:
@@ -316,10 +330,21 @@ def listen(value: object) -> dict[str, object]:
 
 def interval(value: object) -> float:
     """A time of at least a second, as seconds or 30s, 5m, 2h. In seconds."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
-    if match is None or isinstance(value, bool) or float(match[1]) * _SCALES[match[2]] < 1:
+    seconds = _seconds(value)
+    if seconds is None or seconds < 1:
         raise ValueError(f"{value!r} is not an interval of at least a second, such as 60, 10m or 2h")
-    return float(match[1]) * _SCALES[match[2]]
+    return seconds
+
+
+def _seconds(value: object) -> float | None:
+    """What a number with one of those letters behind it, or without, is; None: it is no number. Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
+    if match is None or isinstance(value, bool):
+        return None
+    seconds = float(match[1]) * _SCALES[match[2]]
+    if seconds > SECONDS_MAX:
+        raise ValueError(f"{value!r} is longer than a century, {SECONDS_MAX:.0f} seconds")
+    return seconds
 
 
 _SCALES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -333,10 +358,10 @@ def trigger(name: str) -> Callable[[object], dict[str, object]]:
             return {name: Trigger.OFF}
         if value == "auto":
             return {name: Trigger.AUTO}
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
-        if match is None or isinstance(value, bool) or float(match[1]) == 0:
+        seconds = _seconds(value)
+        if not seconds:
             raise ValueError(f"{value!r} is not allowed; it is off, auto, or an interval such as 600, 10m or 2h")
-        return {name: Trigger.INTERVAL, f"{name}_interval_seconds": float(match[1]) * _SCALES[match[2]]}
+        return {name: Trigger.INTERVAL, f"{name}_interval_seconds": seconds}
 
     return read
 

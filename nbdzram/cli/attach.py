@@ -288,9 +288,13 @@ def _signals() -> Iterator[tuple[int, Callable[[], bool]]]:
 
 def _call(line: list[str], purpose: str) -> None:
     try:
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
     except FileNotFoundError:
         raise UserError(f"cannot {purpose}: {line[0]} is missing; apt-get install nbd-client kmod") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot {purpose}: {line[0]} cannot be run: {error.strerror}; apt-get install --reinstall nbd-client kmod"
+        ) from None
     if done.returncode != 0:
         reason = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise UserError(f"cannot {purpose}: {reason}")

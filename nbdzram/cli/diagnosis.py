@@ -532,7 +532,7 @@ def _there(path: Path) -> bool:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")  # a process may call itself anything
     except OSError:
         return ""
 

@@ -59,8 +59,9 @@ def dialler(address: Address, export: str) -> Callable[[], Dialled]:
     else:
         try:
             family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]  # type: ignore[assignment]
-        except OSError as error:
-            raise UserError(f"'{address.host}' cannot be looked up: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name can be so long, or have such letters
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"'{address.host}' cannot be looked up: {reason}") from None
 
     def dial() -> Dialled:
         made = socket.socket(family, socket.SOCK_STREAM)

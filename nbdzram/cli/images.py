@@ -88,7 +88,10 @@ def look_at(path: Path) -> Image:
             raise ConfigError(f"{path} is a {kinds[0]} image, which needs qemu-img; install it (qemu-utils)")
         return Image(path, "raw", _in_sectors(size))
     command = [program, "info", "--output=json", "-U", str(path.absolute())]
-    done = subprocess.run(earlier(command), capture_output=True, check=False, env={**os.environ, **ENGLISH})
+    try:
+        done = subprocess.run(earlier(command), capture_output=True, check=False, env={**os.environ, **ENGLISH})
+    except OSError as error:
+        raise ConfigError(_does_not_run(program, error)) from None
     try:
         told = json.loads(done.stdout)
         return Image(path, str(told["format"]), _in_sectors(int(told["virtual-size"])))
@@ -98,14 +101,18 @@ def look_at(path: Path) -> Image:
 
 async def copy(image: Image, uri: str, tell: Callable[[int], None], told_to_stop: asyncio.Event) -> None:
     """Copy an image to an empty disk; `tell` hears the percents. Raises UserError."""
-    process = await asyncio.create_subprocess_exec(
-        *earlier(image.command(uri)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **ENGLISH},
-        start_new_session=True,  # Ctrl-C is told to us alone, and we tell the program
-    )
+    command = image.command(uri)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *earlier(command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **ENGLISH},
+            start_new_session=True,  # Ctrl-C is told to us alone, and we tell the program
+        )
+    except OSError as error:
+        raise UserError(_does_not_run(command[0], error)) from None
     watching = asyncio.create_task(_watch(process, tell))
     stopping = asyncio.create_task(told_to_stop.wait())
     try:
@@ -144,6 +151,10 @@ def _nbdcopy_for(path: Path) -> str:
             "(qemu-utils, libnbd-bin)"
         )
     return program
+
+
+def _does_not_run(program: str, error: OSError) -> str:
+    return f"{program} cannot be run: {error.strerror}; install it anew, or take it out of the way"
 
 
 def _in_sectors(size: int) -> int:

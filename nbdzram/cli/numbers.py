@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import click
 
 
@@ -13,5 +16,17 @@ class Whole(click.IntRange):
         self.name = of
 
 
-SECONDS = click.FloatRange(0.1, 3600)
-SECONDS.name = "number of seconds"
+class Seconds(click.FloatRange):
+    """Some seconds. "nan" is a number to Python, and lies in every range: it is not less than where that begins."""
+
+    name = "number of seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Of what click takes for a number, what is one."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds(0.1, 3600)

@@ -96,7 +96,7 @@ def state_perils(config: ServerConfig) -> Iterator[Peril]:
     """A state directory where others clean up."""
     if config.state_dir is None:
         return
-    place = config.state_dir.absolute().resolve()
+    place = Path(os.path.realpath(config.state_dir))  # Path.resolve has no word for a link that leads to itself
     for directory, why in VANISHING.items():
         if place.is_relative_to(directory):
             yield Peril(

@@ -70,7 +70,7 @@ def take_over(
 
     `counts` is called as soon as more would be lost with this process than with the other.
     """
-    place = control.with_name(f".{os.getpid()}")  # beside it: private to its owner, and its name is short enough
+    place = control.parent / f".{os.getpid()}"  # beside it: private to its owner, and its name is short enough
     raise_limit()  # a descriptor for which there is no place is gone
     with contextlib.ExitStack() as held:
         listener = held.enter_context(socket.socket(socket.AF_UNIX))
@@ -78,6 +78,11 @@ def take_over(
         try:
             place.unlink(missing_ok=True)
             listener.bind(str(place))
+        except OSError as error:
+            raise UserError(
+                f"cannot make a socket beside the control socket {control}: {error.strerror or error}; name another "
+                "with --control PATH"
+            ) from None
         finally:
             os.umask(mask)
         taken = None

@@ -255,7 +255,7 @@ def _machine(patient: Patient) -> Machine:
 def _told(patient: Patient, file: str, name: str) -> str:
     """The first word behind `name` in a file of the server's process; nothing where it may not be read."""
     try:
-        text = (patient.process / file).read_text(encoding="utf-8")
+        text = (patient.process / file).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     found = re.search(rf"^{name}:?\s+(\w+)", text, re.MULTILINE)

@@ -216,8 +216,11 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
 def inherited_arenas(environment: Mapping[str, str]) -> dict[str, int]:
     """Pools' arenas that systemd kept from the last process of the unit, by pool. Raises UserError."""
     passed = [(fd, name) for fd, name in _passed(environment) if name.startswith(ARENA_PREFIX)]
-    for fd, _ in passed:
-        os.set_inheritable(fd, False)
+    for fd, name in passed:
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as error:
+            raise UserError(f"LISTEN_FDNAMES names the descriptor {fd} {name}, and it is not there: {error}") from None
     return {name.removeprefix(ARENA_PREFIX): fd for fd, name in passed}
 
 

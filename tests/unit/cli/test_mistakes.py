@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli import attach
+from nbdzram.cli.greeting import dialler
+from nbdzram.cli.hints import Address
+from nbdzram.cli.images import Image, copy
+from nbdzram.errors import UserError
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_certificate, run
 
@@ -34,6 +40,13 @@ Start = Callable[..., Server]
         (["serve", "-i", "192.0.2.1", "--metrics", "off", "--control", "CONTROL"], 1, "192.0.2.1"),
         (["serve", "-p", "0", "--metrics", "192.0.2.1:1", "--control", "CONTROL"], 1, "--metrics off"),
         (["serve", "-p", "0", "--metrics", "off", "--control", "/nonexistent/x"], 1, "--control PATH"),
+        (["serve", "--takeover", "--metrics", "off", "--control", "/nonexistent/x"], 1, "--control PATH"),
+        (["serve", "-e", "disk=1G", "--mem-limit", "0.3K"], 2, "'0.3K' is less than what is counted"),
+        (["serve", "-e", "disk=1G,quota=0.3K"], 2, "'0.3K' is less than what is counted"),
+        (["serve", "-e", "disk=1G,snapshots=999999999.9d"], 2, "'999999999.9d' is longer than a century"),
+        (["serve", "--scrub-interval", "999999999d"], 2, "'999999999d' is longer than a century"),
+        (["top", "--once", "--interval", "nan"], 2, "'nan' is not a valid number of seconds"),
+        (["stat", "--watch", "nan"], 2, "'nan' is not a valid number of seconds"),
         (["serve", "-p", "0", "--metrics", "off", "--control", "CONTROL", "--state-dir", "/proc/x"], 1, "/proc/x"),
         (["exports", "add", "a", "1000"], 2, "multiple of 512"),
         (["exports", "add", "a", "3P"], 2, "'3P' is not the size of a disk: a multiple of 512 bytes, at most 2P"),
@@ -124,6 +137,80 @@ def test_check_config_says_what_it_means_and_ends(tmp_path: Path) -> None:
     file.write_text("nonsense = 1\n")
     done = run("serve", "-c", str(file), "--check-config")
     assert (done.code, f"{file} line 1: unknown key 'nonsense'" in done.err) == (2, True)
+
+
+def configured(place: Path, text: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The check of a configuration, by a process in `place`."""
+    file = place.parent / "odd.toml"
+    file.write_text(text, encoding="utf-8")
+    return subprocess.run(
+        ["sh", "-c", 'cd "$0" && shift && rm -rf "$0" && exec "$@"', place, "-", *NBDZRAM, *words, "-c", file],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=clean_environment() | environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "clue"),
+    [
+        ('state_dir = "here"', {}, "'here' begins in the directory that this process was started in, which is gone"),
+        ('listen = ["unix:here"]', {}, "'here' begins in the directory that this process was started in"),
+        ('pidfile = "~/\u0142"', {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "no file's name"),
+        ('control = "/\u0142"', {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "no file's name"),
+    ],
+    ids=["a directory that is gone", "a socket there", "a locale without the letter", "of the control socket"],
+)
+def test_a_path_that_leads_nowhere_from_here_is_one_sentence(
+    tmp_path: Path, text: str, environment: dict[str, str], clue: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    done = configured(tmp_path / "gone", text, "serve", "--check-config", **environment)
+    assert (done.returncode, clue in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_a_state_directory_that_is_a_link_to_itself_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    words = ("-e", "disk=1M", "-U", f"{tmp_path}/n", "--control", f"{tmp_path}/c", "--metrics", "off")
+    done = run("serve", *words, "--state-dir", str(tmp_path / "loop"))
+    assert (done.code, "cannot use the state directory" in done.err, "Traceback" in done.err) == (1, True, False)
+
+
+@pytest.mark.parametrize("uri", ["nbd://a%00b", "nbd://a%1b%5b31mb", "nbd://a%7fb"])
+def test_a_host_that_is_no_text_comes_into_no_line(uri: str) -> None:
+    """What stands in nbdtab, or is pasted into a shell, is what was read."""
+    for words in ((), ("--nbdtab",)):
+        done = run("attach", "disk", "--uri", uri, *words)
+        assert (done.code, done.out) == (1, "")
+        assert "a host is a name or an address" in done.err
+
+
+def test_a_host_whose_name_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    """Python has an error of its own for a label that is too long, or lacks letters."""
+    long = f"{'a' * 64}.example"
+    with pytest.raises(UserError, match="cannot be looked up: "):
+        dialler(Address.of(f"nbd://{long}"), "disk")
+    file = tmp_path / "odd.toml"
+    file.write_text(f'listen = ["{long}:1"]\nmetrics = "{long}:2"')
+    done = run("doctor", "-c", str(file), "--control", str(tmp_path / "c"), "--json")
+    assert (done.code, done.out.count(f"cannot listen on {long}"), done.err) == (1, 2, "")
+
+
+def test_programs_of_others_that_do_not_start_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qemu-img", "nbd-client"):
+        (tmp_path / name).write_bytes(b"\x7fELF")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "image").write_bytes(bytes(4096))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = run("serve", "--check-config", "-e", f"disk=@{tmp_path}/image")
+    assert (done.code, f"{tmp_path}/qemu-img cannot be run: Exec format error" in done.err) == (2, True), done.err
+    copying = copy(Image(tmp_path / "image", "raw", 4096), "nbd://x", print, asyncio.Event())
+    with pytest.raises(UserError, match="qemu-img cannot be run: Exec format error"):
+        asyncio.run(copying)
+    with pytest.raises(UserError, match=r"cannot attach: .*nbd-client cannot be run: Exec format error"):
+        attach._call([str(tmp_path / "nbd-client")], "attach")
 
 
 def test_names_that_would_garble_a_list_are_refused_at_run_time(start: Start) -> None:

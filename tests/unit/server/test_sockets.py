@@ -165,6 +165,18 @@ def test_a_link_local_address_is_served_and_told_with_its_interface() -> None:
     assert printed_in_a_network(script, code) == "nbd://[fe80::77%25lo]\nhttp://[fe80::77%25lo]\n"
 
 
+def test_a_descriptor_of_an_arena_that_is_not_there_is_one_sentence() -> None:
+    code = (
+        "import os; from nbdzram.errors import UserError; from nbdzram.server.sockets import inherited_arenas;"
+        "environment = {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'pool-default'}\n"
+        "os.closerange(3, 4)\n"
+        "try: inherited_arenas(environment)\n"
+        "except UserError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("LISTEN_FDNAMES names the descriptor 3 pool-default, and it is not there")
+
+
 def test_an_ipv6_socket_leaves_ipv4_to_others() -> None:
     """Or 0.0.0.0 beside :: would be an address in use."""
     try:
