@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nbdzram import __version__
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
-from nbdzram.metrics.process import CARRIERS
+from nbdzram.metrics.process import CARRIERS, resident_bytes
 from nbdzram.status import ClientStatus, ExportSample, ServerStatus
 from tests.support.programs import require_program
 from tests.unit.metrics.stage import Show, with_server
@@ -90,6 +94,38 @@ def test_every_family_is_published() -> None:
     assert missing == ["nbdzram_maintenance_wait_seconds"]  # the only one without a sample in these records
 
 
+def numbered(record: Any, numbers: Iterator[int]) -> Any:
+    """The same record with a number of its own in the place of each that it has."""
+    if isinstance(record, int | float) and not isinstance(record, bool):
+        return next(numbers)
+    if isinstance(record, tuple):
+        return tuple(numbered(one, numbers) for one in record)
+    if isinstance(record, dict):
+        return {name: numbered(one, numbers) for name, one in record.items()}
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        fields = {field.name: numbered(getattr(record, field.name), numbers) for field in dataclasses.fields(record)}
+        return dataclasses.replace(record, **fields)
+    return record
+
+
+def test_each_family_tells_a_figure_of_its_own() -> None:
+    """Where every place of the status has a number of its own."""
+    status = numbered(SERVER, (number**2 for number in itertools.count(1_000)))
+    told = {name: value for (name, _), value in scrape(status).items() if name.startswith("nbdzram_")}
+    names = [family.name for family in FAMILIES if told.get(family.name, 0) >= 1_000**2]
+    assert len({told[name] for name in names}) == len(names) > 70
+
+
+def test_what_waited_for_a_limit_is_told_when_the_limit_is_lifted() -> None:
+    free = dataclasses.replace(EXPORT, bounds=dataclasses.replace(EXPORT.bounds, iops=0, bandwidth_bytes=0))
+    idle = dataclasses.replace(free, name="idle", throttled_requests=0, throttled_seconds=0.0)
+    found = scrape(dataclasses.replace(SERVER, exports=(free, idle)))
+    for field in ("requests", "seconds"):
+        value = found[key(f"nbdzram_throttled_{field}_total", pool="default", export="disk")]
+        assert value == getattr(EXPORT, f"throttled_{field}")
+        assert key(f"nbdzram_throttled_{field}_total", pool="default", export="idle") not in found
+
+
 def test_samples_carry_the_labels_that_their_family_declares() -> None:
     found = scrape()
     for family in FAMILIES:
@@ -101,6 +137,7 @@ def test_samples_carry_the_labels_that_their_family_declares() -> None:
 def test_the_process_describes_itself_once_with_the_librarys_own_collectors() -> None:
     found = scrape()
     assert found[key("process_resident_memory_bytes")] > 1 << 20
+    assert resident_bytes() == pytest.approx(found[key("process_resident_memory_bytes")], rel=0.5)
     assert found[key("process_cpu_seconds_total")] > 0
     (build,) = (dict(pairs) for name, pairs in found if name == "nbdzram_build_info")
     assert build["version"] == __version__
@@ -179,7 +216,7 @@ def test_what_a_server_lacks_has_no_sample() -> None:
     prefixes = ("nbdzram_checkpoint_", "nbdzram_journal_")
     checkpoint = [family.name for family in FAMILIES if family.name.startswith(prefixes)]
     assert gone == {*(f"nbdzram_{kind}" for kind in kinds), *checkpoint}
-    assert len(checkpoint) == 12
+    assert len(checkpoint) == 13
     assert scrape()[key("nbdzram_tls_certificate_expiry_timestamp_seconds")] == 1.8e9
 
 
