@@ -311,6 +311,7 @@ def test_a_wrong_request_gets_its_code(path: Path, line: bytes, code: int) -> No
     answer, _ = with_server(path, act)
     assert answer["error"]["code"] == code
     assert answer["jsonrpc"] == "2.0"
+    assert answer["id"] == (1 if b'"2.0"' in line and b'"id":1' in line else None)  # of this version of JSON-RPC
 
 
 @pytest.mark.parametrize(
@@ -459,6 +460,11 @@ def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
         assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) != found
     found.parent.chmod(0o755)
     assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) == found
+
+
+def test_of_the_runtime_directories_that_systemd_names_the_first_is_ours(tmp_path: Path) -> None:
+    named = ":".join(str(tmp_path / name) for name in ("first", "second"))
+    assert socket_for_server({"RUNTIME_DIRECTORY": named}) == tmp_path / "first" / "nbdzram.sock"
 
 
 def test_a_client_finds_the_socket_or_says_where_it_looked(tmp_path: Path) -> None:

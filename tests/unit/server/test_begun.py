@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, caplog: py
             if name > "00000004":
                 (left / name).unlink()
         first.write_bytes(first.read_bytes()[:-1])
-        with pytest.raises(UserError, match=r"no checkpoint in .* can be used"):
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be used: the stream .*; repair them"):
             async with checkpointing(left):
                 raise AssertionError
 

@@ -68,6 +68,7 @@ def test_an_interval_runs_when_it_has_passed_whatever_there_is_to_gain() -> None
         (pending(2 * MIB), 10_000, Reason.CLIENTS_BUSY),
         (pending(20 * MIB), 10_000, Reason.WORTH_IT),
         (replace(pending(MIB // 2), mem_limit=115 * MIB), 10_000, Reason.NEAR_LIMIT),
+        (replace(pending(MIB // 2), mem_limit=125 * MIB), 0, Reason.NEAR_LIMIT),  # metadata counts
     ],
 )
 def test_auto_weighs_gain_against_clients(stats: PoolStats, requests: float, reason: Reason) -> None:
@@ -86,6 +87,14 @@ def test_auto_backs_off_twice_as_long_while_runs_gain_nothing_and_forgets_it_aft
     assert pauses[-1] == LAST_BACKOFF_SECONDS
     policy.learn(now, 10 * MIB, 9 * MIB)
     assert policy.decide(now, pending(50 * MIB), 0) is Reason.WORTH_IT
+
+
+def test_a_quarter_of_what_was_expected_is_worth_another_run() -> None:
+    policy = auto()
+    policy.learn(0.0, 8 * MIB, 2 * MIB)
+    assert policy.waits_seconds(0.0) == 0
+    policy.learn(0.0, 8 * MIB, 2 * MIB - 1)
+    assert policy.waits_seconds(0.0) == FIRST_BACKOFF_SECONDS
 
 
 def test_compaction_expects_what_zspages_hold_beyond_their_objects() -> None:

@@ -14,7 +14,7 @@ import pytest
 from nbdzram.config import ExportConfig
 from nbdzram.engine import moment
 from nbdzram.errors import EngineError, NoSuchExport, UserError
-from nbdzram.nbd.constants import Reply
+from nbdzram.nbd.constants import Command, Reply
 from nbdzram.server import rollback as rollback_module
 from nbdzram.server.rollback import SUBSTITUTE
 from nbdzram.server.schedule import Schedule
@@ -239,6 +239,22 @@ def test_a_snapshot_is_taken_each_hour_and_the_last_ones_are_kept(house: House) 
             assert len(taken(house)) == 3
             await at(again, NOON + 5 * HOUR)  # who has just started does not know whether something was written
             assert taken(house) == ["150000Z", "160000Z", "170000Z"]
+
+    tell(story())
+
+
+@pytest.mark.parametrize("operation", [Command.TRIM, Command.WRITE_ZEROES])
+def test_what_was_given_back_or_zeroed_is_a_change_that_a_snapshot_is_taken_of(house: House, operation: int) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            schedule = Schedule(house.service._exports, changes)
+            client = await house.client()
+            await client.write(0, b"1" * 4096)
+            await at(schedule, NOON)
+            assert (await client.call(operation, 0, 4096)).error == 0
+            await at(schedule, NOON + HOUR)
+            assert taken(house) == ["120000Z", "130000Z"]
+            await client.close()
 
     tell(story())
 

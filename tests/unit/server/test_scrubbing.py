@@ -164,6 +164,16 @@ def test_a_scrub_hurries_while_another_run_waits_for_its_end(monkeypatch: pytest
     asyncio.run(story())
 
 
+def test_what_scrubs_looked_at_is_counted_from_one_to_the_next() -> None:
+    with Pool() as pool:
+        pool.create("disk", MIB).write(0, half_random(1) + half_random(2) + b"same" * (BLOCK // 4))
+        scrubs = Scrubs("default", pool, objects=10, blocks=20)
+        for count in range(1, 4):
+            run(scrubs.begin())
+            told = scrubs.status()
+            assert (told.objects, told.blocks) == (10 + 2 * count, 20 + MIB // BLOCK * count)
+
+
 def test_scrubs_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     path = tmp_path / "arena"

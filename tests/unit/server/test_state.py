@@ -36,6 +36,11 @@ def of_export(name: str = "a", **given: object) -> str:
     return json.dumps({"format": 2, "exports": {name: entry}, "pools": {}})
 
 
+def of_former(**given: object) -> str:
+    entry = {"addresses": [], "certificates": [], "nobody": False, **given}
+    return json.dumps({"format": 2, "exports": {}, "pools": {}, "former": {"a": entry}})
+
+
 def test_what_is_remembered_is_there_after_a_restart(tmp_path: Path) -> None:
     state = State(tmp_path / "new" / "state")
     state.remember_export("disk", CHANGE)
@@ -105,6 +110,8 @@ def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> Non
         (of_export(name="a\nb"), "is damaged: exports"),
         (of_export(access={"addresses": ["10.0.0.1/8"], "certificates": [], "nobody": False}), "host bits"),
         (of_export(access={"addresses": [], "certificates": [""], "nobody": False}), "certificate's name"),
+        (of_former(addresses=["10.0.0.1/8"]), r"former\.a: .*host bits"),
+        (of_former(certificates=[""]), r"former\.a: .*certificate's name"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path, text: str, clue: str) -> None:
