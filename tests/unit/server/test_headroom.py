@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -12,17 +13,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from nbdzram.config import MaintenanceConfig
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.purse import Purse
 from nbdzram.errors import PoolFull
 from nbdzram.machine import Machine
-from nbdzram.server.headroom import Headroom
+from nbdzram.server.headroom import RELIEF_SECONDS, Headroom, Relief
+from nbdzram.server.maintenance import Maintenance
+from nbdzram.server.pools import PoolService
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, start
 from tests.unit.engine.blocks import half_random, noise
+from tests.unit.server.test_maintenance import CountingPool, Gate, ScriptedRun, waiting
 from tests.unit.test_machine import Tree
 
 __all__ = ["start"]
@@ -352,6 +358,62 @@ def test_every_pool_that_there_is_at_a_look_takes_from_the_purse(pool: Pool) -> 
         pools.append(late)
         headroom.look()
         assert pool.purse is late.purse is headroom.purse
+
+
+def test_pools_fold_and_compact_at_once_when_memory_is_short_and_each_minute_while_it_is(
+    group: Group, pool: Pool
+) -> None:
+    headroom, _ = watching(group)
+
+    async def story() -> None:
+        service = PoolService("default", pool, MaintenanceConfig(), now=0.0)
+        relief = Relief(headroom, {"default": service})
+
+        async def runs_at(now: float, *, short: bool) -> int:
+            group.taken = LIMIT if short else 0
+            headroom.look()
+            relief.consider(now)
+            await asyncio.gather(*relief._tasks)
+            return len(service.maintenance.recent)
+
+        assert await runs_at(0.0, short=False) == 0
+        assert await runs_at(1.0, short=True) == 2
+        assert await runs_at(RELIEF_SECONDS, short=True) == 2
+        assert await runs_at(1.0 + RELIEF_SECONDS, short=True) == 4
+        assert await runs_at(2.0 + RELIEF_SECONDS, short=False) == 4
+        assert await runs_at(3.0 + RELIEF_SECONDS, short=True) == 6  # it was not, in between
+        assert {(run.kind, run.reason) for run in service.maintenance.recent} == {
+            ("fold", "memory_short"),
+            ("compact", "memory_short"),
+        }
+        await service.maintenance.stop()
+
+    asyncio.run(story())
+
+
+def test_a_fold_that_is_cancelled_while_memory_is_short_keeps_no_pool_from_compacting(
+    group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    headroom, _ = watching(group)
+    gate = Gate()
+    kinds = {"fold": lambda _: ScriptedRun(1 << 40, gate), "compact": lambda _: ScriptedRun(1, CountingPool)}
+
+    async def story() -> None:
+        maintenance = Maintenance("default", CountingPool(), kinds)
+        relief = Relief(headroom, {"default": SimpleNamespace(maintenance=maintenance)})  # type: ignore[dict-item]
+        group.taken = LIMIT
+        headroom.look()
+        relief.consider(0.0)
+        fold = await waiting(maintenance, 1)
+        await asyncio.to_thread(gate.begun.wait)
+        await maintenance.cancel(fold)
+        gate.open.set()
+        await asyncio.gather(*relief._tasks)
+        assert [(run.kind, run.state) for run in maintenance.recent] == [("fold", "cancelled"), ("compact", "done")]
+        await maintenance.stop()
+
+    asyncio.run(story())
+    assert "while memory is short: " in caplog.text
 
 
 def test_a_setting_of_nothing_kept_free_is_read_again(start: Start, tmp_path: Path) -> None:
