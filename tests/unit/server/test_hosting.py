@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import uvloop
 
-from nbdzram.config import ServerConfig
+from nbdzram.config import Limits, ServerConfig
+from nbdzram.nbd.handshake import Failure
 from nbdzram.server import hosting
 from nbdzram.server.exports import Exports
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
 from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
 from nbdzram.settings import MOST_THREADS
+from tests.unit.server.test_lobby import arrive
 
 TASKS_OF_ASYNCIO = 32  # ThreadPoolExecutor's most: min(32, processors + 4)
 TASKS_MAX = 128  # the least that a unit of systemd has been shipped with
@@ -54,3 +56,28 @@ def test_all_threads_fit_into_the_units_limit_of_tasks() -> None:
 def test_as_many_threads_may_be_asked_for_as_there_is_room_for() -> None:
     """settings stands below sessions, and says the number again."""
     assert MOST_THREADS == MOST_IO_THREADS
+
+
+def test_limits_that_are_read_again_hold_for_who_haggles_too() -> None:
+    async def story() -> None:
+        hosting = Hosting(Exports(None), ServerConfig(threads=1, limits=Limits(connections=8)))
+        hosting.adopt(ServerConfig(limits=Limits(connections=4)), None)
+        strangers = arrive(hosting.lobby, "tcp", "192.0.2.1", 5)
+        assert [stranger.present for stranger in strangers] == [False, True, True, True, True]
+        hosting.stop()
+
+    uvloop.run(story())
+
+
+def test_what_a_server_counted_of_strangers_goes_over_to_the_next() -> None:
+    async def story() -> None:
+        one, other = (Hosting(Exports(None), ServerConfig(threads=1)) for _ in range(2))
+        one.accepted, one.protocol_errors = 7, 3
+        one.handshake_failures.update(dict.fromkeys(Failure, 2))
+        other.go_on_from(one.counted())
+        assert (other.accepted, other.protocol_errors) == (7, 3)
+        assert other.handshake_failures == dict.fromkeys(Failure, 2)
+        one.stop()
+        other.stop()
+
+    uvloop.run(story())
