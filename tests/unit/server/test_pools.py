@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.config import MaintenanceConfig
+from nbdzram.config import MaintenanceConfig, Trigger
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
+from nbdzram.engine.purse import Purse
 from nbdzram.errors import EngineError, PoolFull
-from nbdzram.server.pools import REFUSALS_SECONDS, ROT_SECONDS, PoolService
+from nbdzram.server.pools import REFUSALS_SECONDS, ROT_SECONDS, PoolService, automatic_options
+from nbdzram.status import RunOptions
 from tests.support.arena import Arena
 
 LIMIT = 1 << 20
@@ -47,6 +49,42 @@ def test_a_full_pool_is_told_once_a_minute_with_the_remedy(caplog: pytest.LogCap
         assert "refused 2 writes" in caplog.messages[1]
         service.tell_refusals(3.0 + 2 * REFUSALS_SECONDS)
         assert len(caplog.messages) == 2
+
+
+def test_a_pool_that_the_memory_left_bounds_is_told_with_what_all_may_take(caplog: pytest.LogCaptureFixture) -> None:
+    purse = Purse()
+    with Pool() as pool:
+        pool.share(purse)
+        purse.ceiling = purse.used + LIMIT
+        service = PoolService("one", pool, MaintenanceConfig(), now=0.0)
+        overfill(pool.create("disk", 1 << 30), writes=3)
+        service.tell_refusals(1.0)
+        assert ", it has no limit of its own, and memory is short: all pools may take " in caplog.text
+        purse.ceiling = purse.used + 2 * LIMIT  # somebody gave it more since
+        pool.mem_limit = 1
+        overfill(pool.create("other", 1 << 30), writes=1)
+        service.tell_refusals(1.0 + REFUSALS_SECONDS)
+        assert "memory is short" not in caplog.messages[1]
+
+
+def test_what_was_decided_stays_counted_when_a_trigger_becomes_another() -> None:
+    with Pool() as pool:
+        service = PoolService("one", pool, MaintenanceConfig(fold=Trigger.AUTO, compact=Trigger.AUTO), now=0.0)
+        for kind in ("fold", "compact"):
+            service.policies[kind].decide(1.0, pool.stats(), 0)
+        service.adopt(MaintenanceConfig(fold=Trigger.INTERVAL, fold_interval_seconds=60.0, compact=Trigger.AUTO), 2.0)
+        service.policies["fold"].decide(3.0, pool.stats(), 0)
+        decided = service.status(3.0).maintenance.decisions
+        assert (decided["fold"], decided["compact"]) == ({"nothing_new": 1, "not_due": 1}, {"nothing_new": 1})
+
+
+def test_a_recompression_by_itself_goes_as_the_configuration_says() -> None:
+    said = MaintenanceConfig(
+        recompress_level=7, recompress_age_seconds=60, recompress_huge_only=True, recompress_dictionary=True
+    )
+    wanted = RunOptions(level=7, idle_seconds=60, huge_only=True, dictionary=True)
+    assert automatic_options("recompress", said) == wanted
+    assert automatic_options("fold", said) == automatic_options("compact", said) == RunOptions()
 
 
 def test_rot_is_told_once_a_minute_with_the_block_that_it_was_last_seen_in(
