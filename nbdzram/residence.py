@@ -29,6 +29,8 @@ PR_SET_IO_FLUSHER = 57
 OOM_SCORE = -900
 """As in the unit. -1000 would exempt it for good, and leave the kernel to end everything else before it."""
 
+NOT_RUN = (126, 127)
+"""The shell's words for a program that is none, or not there (POSIX, exec)."""
 HELPERS_SCORE = 0
 """At the least, of a program that the server runs: what any process begins with."""
 _RAISED = (
@@ -100,7 +102,8 @@ def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_S
 
 def earlier(command: Sequence[str]) -> list[str]:
     """The command as one that goes before us where memory runs out: it has nothing that would be lost with it. It would
-    inherit our score, the unit's too; anybody may raise his own, and does before he starts others."""
+    inherit our score, the unit's too; anybody may raise his own, and does before he starts others. One that cannot be
+    run ends with a status of NOT_RUN, and complains of why."""
     return ["/bin/sh", "-c", _RAISED.format(score=HELPERS_SCORE), "sh", *command]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nbdzram.config import ExportConfig, ServerConfig
 from nbdzram.errors import ConfigError, UserError
-from nbdzram.residence import earlier
+from nbdzram.residence import NOT_RUN, earlier
 from nbdzram.server.state import State
 from nbdzram.units import format_size
 from nbdzram.values import SECTOR_BYTES
@@ -88,10 +88,9 @@ def look_at(path: Path) -> Image:
             raise ConfigError(f"{path} is a {kinds[0]} image, which needs qemu-img; install it (qemu-utils)")
         return Image(path, "raw", _in_sectors(size))
     command = [program, "info", "--output=json", "-U", str(path.absolute())]
-    try:
-        done = subprocess.run(earlier(command), capture_output=True, check=False, env={**os.environ, **ENGLISH})
-    except OSError as error:
-        raise ConfigError(_does_not_run(program, error)) from None
+    done = subprocess.run(earlier(command), capture_output=True, check=False, env={**os.environ, **ENGLISH})
+    if done.returncode in NOT_RUN:
+        raise ConfigError(_does_not_run(program, _last_line(done.stderr)))
     try:
         told = json.loads(done.stdout)
         return Image(path, str(told["format"]), _in_sectors(int(told["virtual-size"])))
@@ -102,17 +101,14 @@ def look_at(path: Path) -> Image:
 async def copy(image: Image, uri: str, tell: Callable[[int], None], told_to_stop: asyncio.Event) -> None:
     """Copy an image to an empty disk; `tell` hears the percents. Raises UserError."""
     command = image.command(uri)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *earlier(command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **ENGLISH},
-            start_new_session=True,  # Ctrl-C is told to us alone, and we tell the program
-        )
-    except OSError as error:
-        raise UserError(_does_not_run(command[0], error)) from None
+    process = await asyncio.create_subprocess_exec(
+        *earlier(command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **ENGLISH},
+        start_new_session=True,  # Ctrl-C is told to us alone, and we tell the program
+    )
     watching = asyncio.create_task(_watch(process, tell))
     stopping = asyncio.create_task(told_to_stop.wait())
     try:
@@ -125,6 +121,8 @@ async def copy(image: Image, uri: str, tell: Callable[[int], None], told_to_stop
     complaint = await watching
     if told_to_stop.is_set():
         raise UserError(f"loading {image.path} was interrupted; what was loaded of it is gone")
+    if process.returncode in NOT_RUN:
+        raise UserError(_does_not_run(command[0], complaint))
     if process.returncode:
         raise UserError(f"loading {image.path} failed: {complaint}")
 
@@ -153,8 +151,9 @@ def _nbdcopy_for(path: Path) -> str:
     return program
 
 
-def _does_not_run(program: str, error: OSError) -> str:
-    return f"{program} cannot be run: {error.strerror}; install it anew, or take it out of the way"
+def _does_not_run(program: str, complaint: str) -> str:
+    """`complaint`: of the shell that tried, which ends with the reason."""
+    return f"{program} cannot be run: {complaint.rpartition(': ')[2]}; install it anew, or take it out of the way"
 
 
 def _in_sectors(size: int) -> int:
