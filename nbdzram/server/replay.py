@@ -18,7 +18,6 @@ says anything of it (fsync(2), "EIO"). So what came is written once more first (
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -94,13 +93,18 @@ def _is_without_groups(segment: Segment) -> bool:
 
 def _tell_loss(path: Path, why: str) -> None:
     kept = path.with_suffix(".damaged")
+    becomes = f"{kept.name} is kept for whoever looks into it"
+    try:
+        kept.hardlink_to(path)  # until the next checkpoint stands a start reads it as it is
+    except FileExistsError:
+        pass
+    except OSError as error:  # of a file system that has no links, or no room
+        becomes = f"it goes when a checkpoint stands, as no {kept.name} can be made: {error.strerror}"
     log.error(
         "the journal %s is damaged, and what was flushed from there on is lost: %s. The exports are as they were "
-        "before; %s is kept for whoever looks into it",
-        *(path, why, kept.name),
+        "before; %s",
+        *(path, why, becomes),
     )
-    with contextlib.suppress(FileExistsError):  # a link: until the next checkpoint stands a start reads it as it is
-        kept.hardlink_to(path)
 
 
 def apply_all(groups: Iterable[Group], apply: Callable[[Group], None]) -> int:

@@ -132,6 +132,30 @@ def test_a_damaged_group_before_whole_ones_is_told_and_a_torn_last_one_is_not(
     assert ("what was flushed from there on is lost" in caplog.text) == told
 
 
+def test_a_damaged_journal_keeps_no_server_from_starting_where_a_file_has_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some file systems have no links, and a full one may have no room for another name."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            for number in range(2):
+                disk(service).write(number * BLOCK, noise(number))
+                await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        content = bytearray((left / "00000001.journal").read_bytes())
+        content[HEAD_BYTES + 2000] ^= 1
+        (left / "00000001.journal").write_bytes(content)
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+        assert (await begun_from(left))[: 2 * BLOCK] == bytes(2 * BLOCK)
+
+    play(story)
+    assert "as no 00000001.damaged can be made: Operation not permitted" in caplog.text
+
+
 def test_a_journal_that_does_not_follow_its_checkpoint_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
