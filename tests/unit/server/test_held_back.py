@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import Error
 from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server.handover import FORMAT, KNOWS
 from nbdzram.server.service import Service
 from nbdzram.stream.journal import Segment
 from tests.support.arena import BRANCHES, CURRENT_AT, HEAD_SIZE, HEADS_AT, NAME_AT, Arena
@@ -205,6 +208,30 @@ def test_what_cannot_be_read_is_not_told_to_whoever_takes_over(tmp_path: Path) -
             await journal(service).synced()
             assert await journal(service).reached() is None
             assert (await behind_a_power_cut(tmp_path))["disk"] == of_size(noise(1))
+
+    play(story)
+
+
+def test_nobody_takes_over_while_an_export_cannot_be_read(tmp_path: Path) -> None:
+    """Who did would have no checkpoint that stands, and answer no FLUSH of anybody."""
+    given = {"unix": (UnixAddress(path=tmp_path / "socket"),), "state_dir": tmp_path / "state"}
+
+    async def story() -> None:
+        service = Service(flushing_config(tmp_path / "kept", exports=EXPORTS, **given))
+        asking = partial(service.takeover, str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, str(tmp_path / "state"))
+        await service.start()
+        try:
+            disk(service).write(0, noise(1))
+            await journal(service).synced()
+            spoil_disk(tmp_path, service, *ROOT)
+            await journal(service).synced()
+            with pytest.raises(UserError, match="its export 'disk' cannot be read"):
+                await asking(unit="")
+            await asked(service, "exports.remove", name="disk")
+            with pytest.raises(UserError, match="nothing can be given to"):  # as nobody listens there
+                await asking(unit="")
+        finally:
+            await service.stop()
 
     play(story)
 
