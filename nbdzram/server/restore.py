@@ -259,12 +259,17 @@ def _require_fits(pools: Mapping[str, Pool]) -> None:
 
 
 class _Arriving:
-    """Concealed disks, as the streams that came so far say that they are."""
+    """Concealed disks, as the streams that came so far say that they are.
+
+    What lay in a pool that is not there any more comes into one that is none of the server's: it may be gone in what
+    comes later, as whoever removed its exports, and it, was answered.
+    """
 
     def __init__(self, pools: Mapping[str, Pool]) -> None:
         self.moment_ns = 0
         self.moment_identity = b""
-        self._pools = pools
+        self._pools = dict(pools)
+        self._gone: dict[str, Pool] = {}  # those of these that are none of the server's
         self._token = os.urandom(8).hex()
         self._numbers = itertools.count()
         self._received: dict[tuple[str, str], Received] = {}  # by pool and name
@@ -294,6 +299,10 @@ class _Arriving:
 
     def under_their_names(self, behind: Replay | None) -> tuple[list[Received], GoesOn | None]:
         """All of them; nothing more comes. Raises UserError. A journal goes on `behind` that, or none does."""
+        for pool, name in self._received:
+            if pool in self._gone:
+                raise NoSuchExport(f"the export '{name}' lay in the pool '{pool}', and no such pool is declared")
+        self._close_gone()
         for key, one in list(self._received.items()):
             (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
             self._received[key] = replace(one, name=key[1], disk=disk)
@@ -315,6 +324,11 @@ class _Arriving:
         """Nothing of it stays."""
         moment.discard([one.disk for one in self._received.values()])
         moment.discard([one.copy for one in self._kept.values()])
+        self._close_gone()
+
+    def _close_gone(self) -> None:
+        while self._gone:
+            self._gone.popitem()[1].close()
 
     def _name(self, part: ExportPart) -> str:
         valid_name("", part)
@@ -322,7 +336,7 @@ class _Arriving:
 
     def _place(self, name: str) -> Place:
         if name not in self._pools:
-            raise NoSuchExport(f"exports lay in the pool '{name[:80]}', and no such pool is declared")
+            self._pools[name] = self._gone[name] = Pool()  # without a limit: all of it was in memory once
         bases: dict[int, dict[str, Disk]] = {}
         for one in self._received.values():
             if one.place.name == name:

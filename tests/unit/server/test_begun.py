@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.unit.server.lasting import (
     AS_IT_IS,
     MIB,
     as_the_power_left_it,
+    asked,
     begun_from,
     checkpointing,
     disk,
@@ -339,5 +341,47 @@ def test_what_was_received_where_it_was_sent_is_told_from_itself(tmp_path: Path,
             assert (domains["a"] != domains["b"]) == private
             for found in service._pools.values():
                 run(Check(found.pool))
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("opened", "is_flushed"), [(checkpointing, False), (flushing, True)], ids=["a checkpoint", "a journal"]
+)
+def test_a_pool_that_is_gone_keeps_no_server_from_starting(
+    tmp_path: Path, opened: Callable[..., Any], is_flushed: bool
+) -> None:
+    """Exports lay in it when the chain began; whoever removed them, and it, was told that it is done."""
+
+    async def story() -> None:
+        async with opened(tmp_path / "kept") as service:
+            await asked(service, "pools.add", name="second")
+            await asked(service, "exports.add", name="brief", size_bytes=MIB, pool="second")
+            disk(service, "brief").write(0, noise(1))
+            disk(service).write(0, b"".join(noise(number) for number in range(20)))
+            await of(service).take()
+            await asked(service, "exports.remove", name="brief")
+            await asked(service, "pools.remove", name="second")
+            disk(service).write(0, text(1))
+            await (journal(service).synced() if is_flushed else of(service).take())
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        given: dict[str, Any] = {"begun": False} if is_flushed else {}
+        async with opened(left, **given) as service:
+            assert [export.name for export in service._exports] == ["disk"]
+            assert whole(disk(service))[: 2 * BLOCK] == text(1) + noise(1)
+            assert list(service._pools) == ["default"]
+
+    play(story)
+
+
+def test_exports_of_a_pool_that_nobody_declares_are_not_begun_without(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await service.changes.add_pool("second", 0, "fold")
+            await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
+        for _ in range(2):
+            with pytest.raises(UserError, match="'brief' lay in the pool 'second', and no such pool is declared"):
+                async with checkpointing(tmp_path / "kept"):
+                    raise AssertionError
 
     play(story)
