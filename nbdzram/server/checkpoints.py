@@ -70,7 +70,7 @@ class Checkpoints:
         self._config = config
         self._exports = exports
         self._pools = pools
-        self._moments = Moments(exports, pools, "checkpoint")
+        self._moments = Moments(exports, "checkpoint")
         self._last: Moment | None = None  # what the next one tells its changes from
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
@@ -83,7 +83,7 @@ class Checkpoints:
         self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
         self._status: CheckpointStatus | None = None
         self._writing: Progress | None = None  # of the one under way
-        self._journal_moments = Moments(exports, pools, "journal")
+        self._journal_moments = Moments(exports, "journal")
         self.journal: Journal | None = None
         """What FLUSH of the durable pools waits for."""
         self.reached: Reached | None = None
@@ -378,7 +378,7 @@ class Checkpoints:
         """On the thread: one file, and away with what is not kept."""
         known = checkpoints_in(self._directory)
         since = None if whole else self._chain[-1].number
-        told = taken.told_since(None if whole else self._last, self._moments.engine_pools())
+        told = taken.told_since(None if whole else self._last)
         progress, refused, gives_way = Progress(), self._refused(), not self._gave_way
         self._writing = progress
         path = self._directory / name_of(number, since)

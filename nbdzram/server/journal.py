@@ -273,7 +273,7 @@ class Journal(Sync):
     def _write_group(self, segment: SegmentFile, moment: Moment, last: Moment, progress: Progress) -> None:
         """On the thread."""
         all_exports = not last.has_told(moment.roster)
-        told = moment.told_since(last, self._moments.engine_pools(), changed_alone=not all_exports)
+        told = moment.told_since(last, changed_alone=not all_exports)
         head = GroupHead(
             sequence=self._sequence, since=last.identity, identity=moment.identity, all_exports=all_exports
         )

@@ -32,7 +32,6 @@ from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, UnreadableExport
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.pools import PoolService
 from nbdzram.server.telling import Base, Seen, Told, tell
 
 CHANGING_SECONDS = 0.01
@@ -84,7 +83,7 @@ class Moment:
         """Whoever was told of it knows all this."""
         return self.is_ours and self.roster == roster
 
-    def told_since(self, since: Moment | None, pools: Mapping[str, Pool], *, changed_alone: bool = False) -> Told:
+    def told_since(self, since: Moment | None, *, changed_alone: bool = False) -> Told:
         """What is to be said of it to whoever has `since`; changed_alone: of exports whose blocks may differ. Looks at
         tables: on a thread.
         """
@@ -97,7 +96,6 @@ class Moment:
             told,
             {seen.disk: self.kept[seen.disk].copy for seen in told},
             bases,
-            pools,
             {seen.disk: self.kept[seen.disk].identity for seen in told},
             also_there=others,
         )
@@ -129,9 +127,8 @@ class Reached:
 class Moments:
     """Those of one server. Used on the event loop; `thread` does what takes long, and ends when they do."""
 
-    def __init__(self, exports: Exports, pools: Mapping[str, PoolService], thread_name: str) -> None:
+    def __init__(self, exports: Exports, thread_name: str) -> None:
         self._exports = exports
-        self._pools = pools
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)
         self._damaged: set[str] = set()  # exports of which that was told; used on the thread
 
@@ -194,17 +191,20 @@ class Moments:
                 raise
 
     async def _held_back(self, taken: Moment, last: Moment, error: UnreadableExport) -> Moment | None:
-        """In place of `taken` the same, but for an export that cannot be read: that is as `last` has it. None: nobody
-        knows what it was, and `taken` is still held.
+        """In place of `taken` the same, but for an export that cannot be read: that is as `last` has it, or none of it
+        where it was removed meanwhile, with its pool. None: nobody knows what it was, and `taken` is still held.
         """
         (seen,) = [one for one in taken.roster if one.name == error.name]
         disk = last.disk_of(seen.export)
         known = None if disk is None else last.kept.get(disk)
-        if known is taken.kept[seen.disk] or (known is None and disk is not None):
+        if all(export is not seen.export for export in self._exports):
+            held = _without_changes(taken, seen, None, {})
+        elif known is taken.kept[seen.disk] or (known is None and disk is not None):
             return None
-        held = _without_changes(taken, seen, known, str(error))
-        if seen.disk not in last.behind:
-            log.error("%s; it is kept as it was, and its FLUSH fails until the block is written anew", error)
+        else:
+            held = _without_changes(taken, seen, known, {seen.disk: str(error)})
+            if seen.disk not in last.behind:
+                log.error("%s; it is kept as it was, and its FLUSH fails until the block is written anew", error)
         await self.release(taken)
         return held
 
@@ -219,10 +219,6 @@ class Moments:
     async def on_the_thread(self, work: Callable[[], Outcome]) -> Outcome:
         """One after the other."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def engine_pools(self) -> dict[str, Pool]:
-        """Those of the server, by name; also on the thread."""
-        return {name: service.pool for name, service in tuple(self._pools.items())}
 
     def _roster(self) -> tuple[Seen, ...]:
         return tuple([Seen.of(export) for export in self._exports])
@@ -279,7 +275,7 @@ def _joined(roster: tuple[Seen, ...], taken: Mapping[Disk, Kept], last: Moment |
     return Moment(roster, {**shared, **taken})
 
 
-def _without_changes(taken: Moment, seen: Seen, known: Kept | None, why: str) -> Moment:
+def _without_changes(taken: Moment, seen: Seen, known: Kept | None, behind: Mapping[Disk, str]) -> Moment:
     """With `known` for one of its exports, held; None: without it."""
     kept = {disk: one for disk, one in taken.kept.items() if disk is not seen.disk}
     if known is not None:
@@ -287,7 +283,7 @@ def _without_changes(taken: Moment, seen: Seen, known: Kept | None, why: str) ->
     for one in kept.values():
         one.holders += 1
     roster = tuple([one for one in taken.roster if one.disk in kept])
-    return replace(taken, roster=roster, kept=kept, behind={**taken.behind, seen.disk: why})
+    return replace(taken, roster=roster, kept=kept, behind={**taken.behind, **behind})
 
 
 def _held(held: Moment) -> Moment:

@@ -284,9 +284,8 @@ class Streams:
         copy_of = dict(zip(disks, copies, strict=True))
         known = {one.disk: Base(base.name, base.disk.identity, copy_of[base.disk]) for one, base in bases.items()}
         try:
-            pools = {name: service.pool for name, service in self._pools.items()}
             seen = [Seen.of(export) for export in chosen]
-            return _Moment(copies, tell(seen, copy_of, known, pools, {one.disk: one.disk.identity for one in chosen}))
+            return _Moment(copies, tell(seen, copy_of, known, {one.disk: one.disk.identity for one in chosen}))
         except BaseException:
             moment.discard(copies)
             raise

@@ -79,7 +79,6 @@ def tell(
     exports: Sequence[Seen],
     copies: Mapping[Disk, Disk],
     bases: Mapping[Disk, Base],
-    pools: Mapping[str, Pool],
     identities: Mapping[Disk, int],
     *,
     also_there: Sequence[Base] = (),
@@ -119,7 +118,7 @@ def tell(
                 bounds=export.bounds,
             )
             sources.append(Source(part=part, copy=copy, base=base.copy if base else None))
-        told.append((pool_name, pools[pool_name], sources))
+        told.append((pool_name, sources[0].copy.pool, sources))
     return told
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -19,6 +20,7 @@ from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import Error
 from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server import journal as journal_module
 from nbdzram.server.handover import FORMAT, KNOWS
 from nbdzram.server.service import Service
 from nbdzram.stream.journal import Segment
@@ -26,6 +28,7 @@ from tests.support.arena import BRANCHES, CURRENT_AT, HEAD_SIZE, HEADS_AT, NAME_
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
+    ADDED,
     AS_IT_IS,
     MIB,
     Gate,
@@ -564,3 +567,36 @@ def test_a_clone_of_what_cannot_be_read_is_in_nobodys_way_behind_a_start(
             assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(1)), "other": of_size(text(1))}
 
     play(story)
+
+
+@pytest.mark.parametrize("opened", [flushing, checkpointing])
+def test_an_export_that_goes_with_its_pool_while_it_is_written_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened: Callable[..., Any]
+) -> None:
+    """Its blocks cannot be read any more, and nobody needs them."""
+    module: Any = journal_module if opened is flushing else checkpoints_module
+    send, reached, removed = module.send, threading.Event(), threading.Event()
+
+    def behind_a_removal(*given: Any, **more: Any) -> None:
+        reached.set()
+        assert removed.wait(60)
+        send(*given, **more)
+
+    async def story() -> None:
+        async with open_here(opened, tmp_path) as service:
+            await service.changes.add_pool("second", 0, "fold")
+            await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
+            await keep(service)
+            disk(service, "brief").write(0, noise(1))
+            disk(service).write(0, text(1))
+            monkeypatch.setattr(module, "send", behind_a_removal)
+            writing = asyncio.ensure_future(keep(service))
+            assert await asyncio.to_thread(reached.wait, 60)
+            await service.changes.remove_export("brief", force=False)
+            await service.changes.remove_pool("second")
+            removed.set()
+            await writing
+            assert await behind_a_power_cut(tmp_path, opened) == {"disk": of_size(text(1)), "other": bytes(4 * MIB)}
+
+    play(story)
+    assert "brief" not in caplog.text
