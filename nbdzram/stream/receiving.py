@@ -187,21 +187,27 @@ class Receiver:
 
 
 class _PoolReceiver:
-    """What comes for one pool of the stream."""
+    """What comes for one pool of the stream. A folding domain has a staging disk once something comes for it: private
+    exports have one each, and would take twice as many of the pool's places where nothing of most of them changed.
+    """
 
     def __init__(self, place: Place, token: str) -> None:
         self.place = place
         self.absorber = Absorber(place.pool)
         self._token = token
-        self._staging: dict[int, Disk] = {}  # by folding domain of the stream
+        self._alike: dict[int, Disk] = {}  # the first disk of each folding domain of the stream
+        self._staging: dict[int, Disk] = {}  # by folding domain too
         self._disks: dict[int, tuple[Disk, ExportPart]] = {}
 
     def add_export(self, part: ExportPart, name: str) -> Disk:
         """A concealed disk that is what the export is before its blocks come."""
         origin = self._origin(part)
-        staging = self._staging_for(part.domain, alike=origin)
         if origin is None:
-            disk = moment.prepare(self.place.pool, name, part.size_bytes, read_only=part.read_only, alike=staging)
+            alike = self._alike.get(part.domain)
+            private = part.domain != 0 and alike is None
+            disk = moment.prepare(
+                self.place.pool, name, part.size_bytes, read_only=part.read_only, private=private, alike=alike
+            )
         else:
             (disk,) = moment.snapshot_together([origin], [name], read_only=part.read_only)
             if disk.size_bytes != part.size_bytes:
@@ -210,6 +216,7 @@ class _PoolReceiver:
                 except BaseException:
                     moment.discard([disk])
                     raise
+        self._alike.setdefault(part.domain, disk)
         self._disks[part.number] = (disk, part)
         return disk
 
@@ -220,15 +227,15 @@ class _PoolReceiver:
             self.absorber.dictionary(number, content)
         elif kind is Kind.OBJECTS:
             (domain,), objects = layout.read_head(body, "I")
-            if domain not in self._staging:
+            if domain not in self._alike:
                 raise StreamError("the stream is damaged: it has objects that no export may have")
-            self.absorber.take_objects(self._staging[domain], objects)
+            self.absorber.take_objects(self._staging_for(domain), objects)
         else:
             (number, nothing, first), runs = layout.read_head(body, "IIQ")
             if number not in self._disks or nothing:
                 raise StreamError(f"the stream is damaged: it has blocks of an export {number} that it did not name")
             disk, part = self._disks[number]
-            self.absorber.take_blocks(disk, self._staging[part.domain], first, runs)
+            self.absorber.take_blocks(disk, self._staging_for(part.domain), first, runs)
 
     def end_disks(self) -> None:
         """Nothing lies behind their ends."""
@@ -256,10 +263,8 @@ class _PoolReceiver:
             return base
         return None
 
-    def _staging_for(self, domain: int, *, alike: Disk | None) -> Disk:
+    def _staging_for(self, domain: int) -> Disk:
         if domain not in self._staging:
-            name = f"{self._token} {domain}"
-            self._staging[domain] = moment.prepare(
-                self.place.pool, name, STAGING_BYTES, private=domain != 0 and alike is None, alike=alike
-            )
+            name, alike = f"{self._token} {domain}", self._alike[domain]
+            self._staging[domain] = moment.prepare(self.place.pool, name, STAGING_BYTES, alike=alike)
         return self._staging[domain]

@@ -20,7 +20,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.walk import Told, Walk
-from nbdzram.errors import StreamError
+from nbdzram.errors import StreamCut, StreamError
 from nbdzram.stream import layout
 from nbdzram.stream.receiving import Intake, Place, Receiver
 from nbdzram.stream.sending import Progress
@@ -28,7 +28,7 @@ from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 from tests.unit.engine.test_verify import rotten
 from tests.unit.stream import plain_reader
-from tests.unit.stream.roads import receive, revealed, sent, whole
+from tests.unit.stream.roads import receive, receiver_in, revealed, sent, whole
 
 MIB = 1 << 20
 LEAF = 2 * MIB
@@ -199,6 +199,29 @@ def test_private_disks_stay_apart_where_they_arrive(pool: Pool, other: Pool) -> 
     assert other.stats().objects == 2  # tenant and its clone share one
     run(Fold(other))
     assert other.stats().objects == 2
+
+
+def test_what_did_not_change_takes_no_place_beside_its_own(pool: Pool, other: Pool) -> None:
+    """Where each export is private, and has a folding domain of its own."""
+    names = [f"tenant{number}" for number in range(8)]
+    tenants = [pool.create(name, MIB, private=True) for name in names]
+    for number, disk in enumerate(tenants):
+        disk.write(0, half_random(number))
+    domains = {name: 1 + number for number, name in enumerate(names)}
+    bases = {disk.name: pool.clone(disk, f"{disk.name}@monday", read_only=True) for disk in tenants}
+    for number, base in enumerate(bases.values()):
+        base.identify(1 + number)
+        revealed(other, sent(base, domains={base.name: 1}))
+    tenants[0].write(BLOCK, half_random(9))
+    stream = sent(*tenants, bases=bases, domains=domains)
+    receiver = receiver_in(other)
+    with pytest.raises(StreamCut):
+        receiver.receive(io.BytesIO(stream[:-1]).read, keep=True)
+    assert len(other.all_disks()) == 2 * len(tenants) + 1
+    receiver.discard()
+    arrived = revealed(other, stream)
+    assert [whole(arrived[disk.name]) for disk in tenants] == [whole(disk) for disk in tenants]
+    assert len({disk.domain for disk in arrived.values()}) == len(tenants)
 
 
 def test_a_dictionary_comes_along_and_is_kept_or_its_objects_are_encoded_again(pool: Pool, other: Pool) -> None:
