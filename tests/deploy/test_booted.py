@@ -146,6 +146,25 @@ dpkg --install /nbdzram.deb >/dev/null 2>&1; say without_conffile echo $?
 say group_is_the_administrators stat --format %G /etc/nbdzram/conf.d
 """
 
+# The disk of the checkpoints is a pipe that takes a MiB in two seconds; a step may take fifteen, and all of it is more.
+SLOW_STOP = """
+sed -i 's/^STEP_SECONDS = .*/STEP_SECONDS = 15.0/; s/^STEP_SECONDS_A_GIB = .*/STEP_SECONDS_A_GIB = 0.0/' \\
+    /usr/lib/nbdzram/nbdzram/cli/going_on.py
+mkdir -p /etc/systemd/system/nbdzram.service.d
+printf '[Service]\\nTimeoutStopSec=15s\\n' >/etc/systemd/system/nbdzram.service.d/stop.conf
+kept=/var/lib/nbdzram/kept
+printf '[limits]\\ndrain_seconds = 1\\n[checkpoint]\\ndirectory = "%s"\\ninterval_seconds = "1h"\\n' $kept \\
+    >/etc/nbdzram/conf.d/kept.toml
+systemctl daemon-reload
+systemctl enable --now nbdzram; say enabled state
+head -c 33554432 /dev/urandom >/root/content; say filled nbdcopy /root/content nbd://127.0.0.1:10809/disk
+mkfifo -m 666 $kept/00000001-full.new
+(while [ "$(head -c 1048576 | wc -c)" -gt 0 ]; do sleep 2; done) <$kept/00000001-full.new &
+began=$(date +%s); systemctl stop nbdzram
+[ $(($(date +%s) - began)) -gt 30 ] && echo longer_than_two_steps=yes
+say result systemctl show --property Result --value nbdzram
+"""
+
 
 def _told(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line.split(" ")[0])
@@ -219,3 +238,12 @@ def test_disks_in_a_tmpfs_of_their_own_outlive_the_server(package: Path, tmp_pat
         assert told[f"after_{what}"] == "kept", told
     assert told["without_conffile"] == "0", told
     assert told["group_is_the_administrators"] == "root", told
+
+
+def test_a_stop_whose_last_checkpoint_goes_on_is_not_cut(package: Path, tmp_path: Path) -> None:
+    """systemd knows seconds alone; what was written since the checkpoint before was lost."""
+    told = _run(package, tmp_path, SLOW_STOP)
+    assert told["enabled"] == "active active", told
+    assert told["filled"] == "", told
+    assert told["longer_than_two_steps"] == "yes", told
+    assert told["result"] == "success", told
