@@ -127,8 +127,9 @@ class MetricsServer:
                     raise asked
                 await self._reply(client, asked)
             except Refused as refused:
+                answer = dataclasses.replace(sentence(refused.status, str(refused)), headers=refused.headers)
                 with self._replies.taken():
-                    await self._send(client, sentence(refused.status, str(refused)))
+                    await self._send(client, answer, head_only=isinstance(asked, Request) and asked.head_only)
 
     async def _reply(self, client: socket.socket, request: Request) -> None:
         health = request.path in HEALTH

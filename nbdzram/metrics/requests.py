@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import h11
@@ -17,14 +18,16 @@ import h11
 MAX_HEAD_BYTES = 8192  # browsers with cookies of other services on localhost send up to a few KiB
 MAX_PIECES = 64  # that a head comes in: one or two are usual, and each costs a turn of the event loop
 METHODS = {b"GET", b"HEAD"}
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Refused(Exception):
     """The answer to a request that is not served: a status, and a sentence."""
 
-    def __init__(self, status: HTTPStatus, sentence: str) -> None:
+    def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] = NO_HEADERS) -> None:
         super().__init__(sentence)
         self.status = status
+        self.headers = headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,8 @@ def _refusal(error: h11.RemoteProtocolError) -> Refused:
 
 def _request(event: h11.Request) -> Request:
     if event.method not in METHODS:
-        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are served")
+        told = {"Allow": b", ".join(sorted(METHODS)).decode()}  # RFC 9110, section 15.5.6
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are served", told)
     target = event.target.decode("latin-1")
     host = next((value.decode("latin-1") for name, value in event.headers if name == b"host"), "")
     if not target.startswith("/"):  # RFC 9112, section 3.2.2: in absolute form the target names the host

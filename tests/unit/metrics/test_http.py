@@ -72,7 +72,13 @@ def test_each_request_gets_the_status_that_fits(request_head: bytes, code: int) 
 
 
 def test_head_gets_the_head_alone() -> None:
-    assert raw(b"HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n").endswith(b"\r\n\r\n")
+    """Of a refusal too: what comes behind it would be taken for the next answer."""
+    for host, path in (("a", "/healthz"), ("a", "/nothing"), ("evil.example", "/metrics")):
+        assert raw(f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()).endswith(b"\r\n\r\n")
+
+
+def test_a_method_that_is_not_served_is_told_which_are() -> None:
+    assert b"\r\nAllow: GET, HEAD\r\n" in raw(b"PUT /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
 
 
 @pytest.mark.parametrize(
