@@ -75,6 +75,7 @@ def _print_lines(client: ControlClient, interval: float, *, once: bool) -> None:
 def _print_once(client: ControlClient, interval: float, sort: str) -> None:
     from rich.console import Console  # noqa: PLC0415 - --help is quick without it
 
+    _forget_odd_sizes()
     frame = Frame(client.status(), usage=client.usage(), sort=sort)
     time.sleep(interval)
     _advance(frame, client)
@@ -87,6 +88,7 @@ def _watch(client: ControlClient, interval: float, sort: str) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
+    _forget_odd_sizes()
     frame, asked = Frame(client.status(), usage=client.usage(), sort=sort), time.monotonic()
     console = Console(highlight=False)
     client.late = None  # a line across the view would tell less than the view that stands still
@@ -106,6 +108,13 @@ def _watch(client: ControlClient, interval: float, sort: str) -> None:
                     frame.usage, asked = client.usage(), time.monotonic()
                 _advance(frame, client)
                 due = time.monotonic() + interval
+
+
+def _forget_odd_sizes() -> None:
+    """Rich takes for a number of columns, or lines, what has digits of any kind, and falls over a raised one."""
+    for variable in ("COLUMNS", "LINES"):
+        if not os.environ.get(variable, "0").isdecimal():
+            del os.environ[variable]
 
 
 def _advance(frame: Frame, client: ControlClient) -> None:

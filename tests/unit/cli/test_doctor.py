@@ -299,3 +299,13 @@ def test_a_server_that_is_swapped_out_is_warned_of(tmp_path: Path, told: str, le
 def test_the_server_is_found_by_its_name(start: Callable[..., Server]) -> None:
     server = start("-e", "disk=1M")
     assert Path(f"/proc/{server.process.pid}/comm").read_text() == "nbdzram\n"
+
+
+def test_a_port_in_use_on_one_of_a_names_addresses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a start would: the other address alone would be served in vain."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        assert diagnosis._cannot_listen(TcpAddress(host="two", port=port)) == "Address already in use"
+    assert diagnosis._cannot_listen(TcpAddress(host="two", port=port)) is None

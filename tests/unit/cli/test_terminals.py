@@ -109,6 +109,20 @@ def test_a_row_that_is_too_long_goes_on_between_two_columns() -> None:
     assert len(render(columns, rows, width=1)) == 4 + 3 + 3  # a column a line, and of an empty one none
 
 
+@pytest.mark.parametrize("said", ["\u00b2", "-1", "wide", "0", "1", "\u0663"])
+def test_a_size_of_the_terminal_that_is_none_is_no_traceback(start: Start, said: str) -> None:
+    server = start("-e", "disk=1G")
+    done = subprocess.run(
+        [*NBDZRAM, "top", "--once", "--interval", "0.1", "--control", str(server.control)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment() | {"COLUMNS": said, "LINES": said},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "EXPORT" in done.stdout
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_no_line_of_a_table_is_wrapped_by_a_narrow_terminal(start: Start, tmp_path: Path, width: int) -> None:
     server = start("-e", "disk=1G", "-e", "a-disk-with-a-long-name=20G")
