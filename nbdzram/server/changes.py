@@ -35,7 +35,7 @@ from nbdzram.server.inventory import (
     effective,
 )
 from nbdzram.server.pool_changes import PoolChanges
-from nbdzram.server.received import received_record
+from nbdzram.server.received import as_declared, received_record
 from nbdzram.server.state import Declared, ExportRecord
 from nbdzram.server.together import offer_together
 from nbdzram.server.usage import stored_behind
@@ -237,7 +237,7 @@ class Changes(PoolChanges):
         try:
             for one in received:
                 self._require_free_name(one.name)
-            records = {one.name: received_record(one, self._declaration(one.name)) for one in received}
+            records = {one.name: self._received(one) for one in received}
             for pool in {one.place.name for one in received}:
                 lies_there = [one for one in received if one.place.name == pool and not one.disk.private]
                 self._require_trust(pool, "", *(records[one.name].access for one in lies_there))
@@ -245,6 +245,16 @@ class Changes(PoolChanges):
             await asyncio.to_thread(moment.discard, disks)
             raise
         await self._offer_together(disks, records)
+
+    def _received(self, one: Received) -> ExportRecord:
+        record = received_record(one, self._declaration(one.name))
+        if one.name not in self._declared:
+            return record
+        known = self._memory.changes.exports.get(one.name)
+        wanted = as_declared(record, effective(self._declared[one.name], known))
+        if wanted != record:
+            log.warning("of the export %s holds as declared, and not as it was sent: who may attach, or how", one.name)
+        return wanted
 
     async def _offer_together(self, disks: Sequence[Disk], records: Mapping[str, ExportRecord]) -> list[Export]:
         return await offer_together(disks, records, self._memory, self._exports)

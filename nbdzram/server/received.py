@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nbdzram import values
-from nbdzram.config import Access
+from nbdzram.config import EVERYONE, Access
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import StreamError
@@ -33,6 +35,13 @@ def valid_name(prefix: str, part: ExportPart) -> str:
         return values.export_name(prefix + part.name)
     except ValueError as error:
         raise StreamError(f"the stream's export {part.name[:80]!r} cannot be offered: {error}") from None
+
+
+def as_declared(record: ExportRecord, holds: ExportRecord) -> ExportRecord:
+    """Of a name that is declared, what `holds` of that: where the declaration says who may attach, or that nobody may
+    write, no stream opens it. Where it says nothing, what is told of the disk holds."""
+    access = record.access if holds.access == EVERYONE else holds.access
+    return dataclasses.replace(record, access=access, read_only=record.read_only or holds.read_only)
 
 
 def received_record(one: Received, declared: Declared | None) -> ExportRecord:

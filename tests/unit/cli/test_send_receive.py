@@ -424,6 +424,31 @@ def test_an_export_that_is_received_again_is_bound_as_it_is_declared(start: Star
     assert (export["bounds"]["quota_bytes"], export["bounds"]["iops"]) == (MIB, 7)
 
 
+def test_what_is_received_again_is_opened_to_nobody_whom_its_declaration_keeps_out(
+    start: Start, tmp_path: Path
+) -> None:
+    """A backup of before the list was declared admits everyone. Of a list that it has itself nothing is lost."""
+    file = tmp_path / "disks.toml"
+    file.write_text('[exports.open]\nsize = "1M"\n[exports.listed]\nsize = "1M"\nallow_addresses = ["10.0.0.0/8"]\n')
+    file.write_text(file.read_text() + '[exports.image]\nsize = "1M"\nread_only = true\n')
+    server = start("-c", str(file))
+    assert server.run("exports", "change", "listed", "--allow-everyone").code == 0
+    assert server.run("exports", "change", "open", "--allow-address", "10.1.0.0/16").code == 0
+    assert server.run("exports", "change", "image", "--no-read-only").code == 0
+    send(server, tmp_path / "before", "--all")
+    again = start("-c", str(file))
+    for name in ("open", "listed", "image"):
+        assert again.run("exports", "remove", name, "--yes").code == 0
+    assert receive(again, tmp_path / "before").returncode == 0
+    exports = {one["name"]: one for one in json.loads(again.run("stat", "--json").out)["exports"]}
+    assert exports["listed"]["allow_addresses"] == ["10.0.0.0/8"]
+    assert exports["open"]["allow_addresses"] == ["10.1.0.0/16"]
+    assert exports["image"]["read_only"]
+    told = "holds as declared, and not as it was sent"
+    again.wait_for_log(f"of the export image {told}")
+    assert f"of the export open {told}" not in again.log.read_text()
+
+
 def test_a_name_that_is_declared_private_is_given_to_no_disk_that_is_not(start: Start, tmp_path: Path) -> None:
     """Whoever reads the configuration believes that its blocks are shared with nobody's."""
     server = start("-e", "secret=8M,private", "-e", "other=8M")
