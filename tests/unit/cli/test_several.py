@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram.cli.common import one_by_one
-from nbdzram.errors import UserError
+from nbdzram.errors import NoSuchExport, UserError
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import Server
 
@@ -97,8 +97,11 @@ def test_what_fails_all_the_same_ends_it_and_those_before_are_told(
 
 
 def test_of_many_names_some_are_told_and_how_many_more_there_are(start: Start) -> None:
-    server = start(*(word for number in range(12) for word in ("-e", f"vm{number}=1M")))
     told = ", ".join(f"vm{number}" for number in range(10))
+    for count, more in ((10, ""), (11, ", and 1 more")):
+        error = NoSuchExport.among([f"vm{number}" for number in range(count)], "gone")
+        assert str(error) == f"there is no export 'gone'; there are: {told}{more}"
+    server = start(*(word for number in range(12) for word in ("-e", f"vm{number}=1M")))
     for words in (("exports", "remove", "gone", "--yes"), ("attach", "gone"), ("snapshot", "gone", "it")):
         done = server.run(*words)
         assert (done.code, done.err) == (4, f"nbdzram: there is no export 'gone'; there are: {told}, and 2 more\n")

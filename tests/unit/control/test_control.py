@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 from nbdzram.control import client as client_module
 from nbdzram.control import messages
 from nbdzram.control.client import ControlClient
-from nbdzram.control.methods import Progress, method_table
+from nbdzram.control.methods import Method, Progress, method_table
 from nbdzram.control.paths import socket_for_client, socket_for_server
 from nbdzram.control.server import ControlServer
 from nbdzram.engine.stats import DiskUsage
@@ -259,6 +260,41 @@ def test_progress_comes_before_the_result(path: Path) -> None:
     assert from_json(RunReport, answer[0]) == REPORT
     assert heard == [(replace(RUNNING, done=done), WAITING if done == 0 else None) for done in range(3)]
     assert operations.asked == [("fold", None, RunOptions(dry_run=True), 100)]
+
+
+def test_progress_that_nobody_reads_is_left_out_and_the_result_comes(path: Path) -> None:
+    told = threading.Event()
+
+    async def run(_: Any, progress: Progress) -> str:
+        for _ in range(100):
+            for _ in range(200):
+                progress(RUNNING, None)
+            await asyncio.sleep(0)
+        told.set()
+        return "done"
+
+    def act() -> list[Any]:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            raw.sendall(b'{"jsonrpc":"2.0","method":"long","id":1}\n')
+            assert told.wait(60)
+            answers: list[Any] = []
+            with raw.makefile("rb") as lines:
+                while not answers or "result" not in answers[-1]:
+                    answers.append(json.loads(lines.readline()))
+            return answers
+
+    async def both() -> list[Any]:
+        server = ControlServer(path, {"long": Method({}, run)})
+        await server.start()
+        try:
+            return await asyncio.to_thread(act)
+        finally:
+            await server.stop()
+
+    answers = asyncio.run(both())
+    assert answers[-1]["result"] == "done"
+    assert 2 < len(answers) < 10_000  # of 20,000: what the system and the server keep for who reads later
 
 
 def test_a_refusal_keeps_its_kind_and_the_connection_goes_on(path: Path) -> None:
