@@ -73,6 +73,13 @@ class Pair:
             while came := self.socket.recv(1 << 20):
                 self._incoming.write(came)
 
+    def send_in_two(self, plain: bytes, first_bytes: int) -> Callable[[], None]:
+        """The beginning of one record; what is given sends the rest of it."""
+        self.tls.write(plain)
+        record = self._outgoing.read()
+        self.socket.sendall(record[:first_bytes])
+        return lambda: self.socket.sendall(record[first_bytes:])
+
     def send(self, *records: bytes) -> None:
         """A record each."""
         for record in records:

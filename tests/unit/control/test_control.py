@@ -24,7 +24,6 @@ from nbdzram.control import client as client_module
 from nbdzram.control import messages
 from nbdzram.control.client import ControlClient
 from nbdzram.control.methods import Method, Progress, method_table
-from nbdzram.control.paths import socket_for_client, socket_for_server
 from nbdzram.control.server import ControlServer
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
@@ -388,6 +387,20 @@ def test_a_value_that_flags_and_files_would_refuse_is_refused_here(
     assert operations.asked == []
 
 
+def test_a_request_that_breaks_off_is_not_performed(path: Path) -> None:
+    """A client that died in its middle may not have meant all of what a shorter one says."""
+
+    def act() -> bytes:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(path))
+            raw.sendall(b'{"jsonrpc":"2.0","method":"exports.remove","params":{"name":"disk"},"id":1}')
+            raw.shutdown(socket.SHUT_WR)
+            return raw.recv(1)
+
+    answer, operations = with_server(path, act)
+    assert (answer, operations.asked) == (b"", [])
+
+
 def test_a_notification_is_not_answered(path: Path) -> None:
     def act() -> Any:
         with socket.socket(socket.AF_UNIX) as raw:
@@ -486,51 +499,6 @@ def test_who_looks_at_a_server_that_does_not_answer_is_told_so(
         assert [sentence.split(") ")[1] for sentence in told] == ["has not answered for 0.125 s"]
         assert caught.value.exit_code == 3
         assert f"pid {os.getpid()}" in str(caught.value)
-
-
-def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
-    found = socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)})
-    assert found == tmp_path / "nbdzram" / "nbdzram.sock"
-    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
-    for mode in (0o777, 0o770, 0o707):
-        found.parent.chmod(mode)
-        assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) != found
-    found.parent.chmod(0o755)
-    assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) == found
-
-
-def test_of_the_runtime_directories_that_systemd_names_the_first_is_ours(tmp_path: Path) -> None:
-    named = ":".join(str(tmp_path / name) for name in ("first", "second"))
-    assert socket_for_server({"RUNTIME_DIRECTORY": named}) == tmp_path / "first" / "nbdzram.sock"
-
-
-def test_a_client_finds_the_socket_or_says_where_it_looked(tmp_path: Path) -> None:
-    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    if not any(Path(known).exists() for known in ("/run/nbdzram/nbdzram.sock", f"/tmp/nbdzram-{os.geteuid()}")):
-        with pytest.raises(ServerUnreachable, match=str(tmp_path)):
-            socket_for_client(environment)
-    path = socket_for_server(environment)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        assert socket_for_client(environment) == path
-    assert socket_for_client({"NBDZRAM_CONTROL": "/named"}) == Path("/named")
-
-
-def test_a_client_asks_at_the_socket_that_the_configuration_names(tmp_path: Path) -> None:
-    """The file that NBDZRAM_CONFIG names, which `serve` reads too; one that cannot be read names nothing."""
-    file = tmp_path / "nbdzram.toml"
-    environment = {"NBDZRAM_CONFIG": str(file), "XDG_RUNTIME_DIR": str(tmp_path)}
-    beside = socket_for_server(environment)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(beside))
-        for content in ("", "control = 7\n", "no TOML"):
-            file.write_text(content)
-            assert socket_for_client(environment) == beside
-        file.unlink()
-        assert socket_for_client(environment) == beside
-        file.write_text('control = "/elsewhere/own.sock"\n')
-        assert socket_for_client(environment) == Path("/elsewhere/own.sock")
-        assert socket_for_client(environment | {"NBDZRAM_CONTROL": "/named"}) == Path("/named")
 
 
 def test_an_answer_of_another_version_is_refused_in_one_sentence() -> None:

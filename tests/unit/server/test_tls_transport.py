@@ -147,6 +147,20 @@ def test_writing_goes_on_when_the_peer_reads_again(play: Play) -> None:
     play(story)
 
 
+def test_a_record_that_comes_in_two_parts_is_received_once_it_is_whole(play: Play) -> None:
+    async def story(stage: Stage) -> None:
+        turns = stage.turns_asked
+        send_rest = stage.pair.send_in_two(b"an option", 7)
+        await stage.until(lambda: stage.turns_asked > turns)
+        for _ in range(20):
+            await asyncio.sleep(0)  # the turn that it asked for comes, and finds a part of a record
+        assert not stage.haggler.received
+        send_rest()
+        await stage.until(lambda: stage.haggler.received == b"an option")
+
+    play(story)
+
+
 def test_nothing_is_taken_while_reading_is_paused(play: Play) -> None:
     async def story(stage: Stage) -> None:
         stage.transport.pause_reading()

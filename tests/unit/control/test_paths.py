@@ -1,0 +1,76 @@
+"""Where the control socket is: the server's is in a directory of its own, and a client finds no stranger's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from nbdzram.control import paths
+from nbdzram.control.paths import socket_for_client, socket_for_server
+from nbdzram.errors import ServerUnreachable
+
+
+def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
+    found = socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert found == tmp_path / "nbdzram" / "nbdzram.sock"
+    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
+    for mode in (0o777, 0o770, 0o707):
+        found.parent.chmod(mode)
+        assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) != found
+    found.parent.chmod(0o755)
+    assert socket_for_server({"XDG_RUNTIME_DIR": str(tmp_path)}) == found
+
+
+def test_of_the_runtime_directories_that_systemd_names_the_first_is_ours(tmp_path: Path) -> None:
+    named = ":".join(str(tmp_path / name) for name in ("first", "second"))
+    assert socket_for_server({"RUNTIME_DIRECTORY": named}) == tmp_path / "first" / "nbdzram.sock"
+
+
+def test_a_client_finds_the_socket_or_says_where_it_looked(tmp_path: Path) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    if not any(Path(known).exists() for known in ("/run/nbdzram/nbdzram.sock", f"/tmp/nbdzram-{os.geteuid()}")):
+        with pytest.raises(ServerUnreachable, match=str(tmp_path)):
+            socket_for_client(environment)
+    path = socket_for_server(environment)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert socket_for_client(environment) == path
+    assert socket_for_client({"NBDZRAM_CONTROL": "/named"}) == Path("/named")
+
+
+def test_of_other_users_sockets_only_that_of_the_service_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below /run root alone makes a directory."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to another user")
+    monkeypatch.setattr(paths, "SYSTEM_DIRECTORY", tmp_path / "run")
+    with contextlib.ExitStack() as held:
+        for directory in (tmp_path / "nbdzram", tmp_path / "run"):
+            directory.mkdir()
+            server = held.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(directory / "nbdzram.sock"))
+            os.chown(directory / "nbdzram.sock", 65534, -1)
+        assert socket_for_client({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "run" / "nbdzram.sock"
+
+
+def test_a_client_asks_at_the_socket_that_the_configuration_names(tmp_path: Path) -> None:
+    """The file that NBDZRAM_CONFIG names, which `serve` reads too; one that cannot be read names nothing."""
+    file = tmp_path / "nbdzram.toml"
+    environment = {"NBDZRAM_CONFIG": str(file), "XDG_RUNTIME_DIR": str(tmp_path)}
+    beside = socket_for_server(environment)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(beside))
+        for content in ("", "control = 7\n", "no TOML"):
+            file.write_text(content)
+            assert socket_for_client(environment) == beside
+        file.unlink()
+        assert socket_for_client(environment) == beside
+        file.write_text('control = "/elsewhere/own.sock"\n')
+        assert socket_for_client(environment) == Path("/elsewhere/own.sock")
+        assert socket_for_client(environment | {"NBDZRAM_CONTROL": "/named"}) == Path("/named")
