@@ -119,6 +119,15 @@ def test_list_names_every_export_with_its_description() -> None:
     assert last.kind == Reply.ACK
 
 
+def test_a_description_that_could_not_be_sent_is_sent_as_far_as_it_can() -> None:
+    """Section "Conventions": no NUL, at most 4096 bytes, and no half of a character."""
+    handshake = Handshake(FakeDirectory(FakeOffer("a", description="x\0" + 4096 * "\u00fc")), Policy())
+    handshake.receive(FLAGS)
+    (told, _) = ask(handshake, 3)
+    assert told.data[:5] == b"\0\0\0\1a"
+    assert told.data[5:].decode() == "x\ufffd" + 2046 * "\u00fc"
+
+
 def test_list_with_data_is_invalid_and_haggling_goes_on() -> None:
     handshake = start()
     (reply,) = ask(handshake, 3, b"x")
@@ -212,6 +221,11 @@ def test_info_and_go_agree_and_ignore_unknown_information_types() -> None:
 
 def test_only_export_information_is_sent_unasked() -> None:
     replies = ask(start(), 6, name_and_infos(b"disk"))
+    assert [int.from_bytes(reply.data[:2]) for reply in replies[:-1]] == [0]
+
+
+def test_an_export_without_a_description_has_none_to_tell() -> None:
+    replies = ask(start(), 6, name_and_infos(b"other", 2))
     assert [int.from_bytes(reply.data[:2]) for reply in replies[:-1]] == [0]
 
 

@@ -1,0 +1,102 @@
+"""A stream over a socket: whole, ended by a mark or a reason, and told from what follows on the connection."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nbdzram.errors import StreamCut, StreamError
+from nbdzram.stream.pipe import LARGEST_CHUNK, LENGTH, Pipe
+
+Ends = tuple[Pipe, Pipe, socket.socket, socket.socket]
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """Two pipes, and the sockets below them, which stay open behind a pipe that is closed."""
+    one, other = socket.socketpair()
+    with one, other:
+        pipes = [Pipe(socket.socket(fileno=os.dup(end.fileno()))) for end in (one, other)]
+        yield pipes[0], pipes[1], one, other
+        for pipe in pipes:
+            pipe.close()
+
+
+def whole(pipe: Pipe) -> bytes:
+    parts = []
+    while part := pipe.read(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGEST_CHUNK - 1, LARGEST_CHUNK, LARGEST_CHUNK + 1, 3 * LARGEST_CHUNK])
+def test_what_is_written_is_read_up_to_the_end_mark_and_no_byte_of_what_follows(ends: Ends, size: int) -> None:
+    writer, reader, below, behind = ends
+    content = os.urandom(size)
+
+    def write() -> None:
+        writer.write(content)
+        writer.end()
+        below.sendall(b"behind")
+
+    with ThreadPoolExecutor() as thread:
+        written = thread.submit(write)
+        try:
+            assert whole(reader) == content
+        except StreamError:
+            writer.cancel("nobody reads it")  # else it waits for that, and the test for it
+            raise
+        written.result()
+    assert behind.recv(100) == b"behind"
+    assert writer.settle(inward=False)
+    assert reader.settle(inward=True)
+
+
+def test_a_chunk_that_is_longer_than_any_of_ours_is_refused(ends: Ends) -> None:
+    _, reader, below, _ = ends
+    below.sendall(LENGTH.pack(LARGEST_CHUNK + 1))
+    with pytest.raises(StreamError, match="it is none of ours"):
+        reader.read(1)
+
+
+def test_whoever_is_waiting_hears_the_first_reason_why_it_ends(ends: Ends) -> None:
+    _, reader, _, _ = ends
+    with ThreadPoolExecutor() as thread:
+        waiting = thread.submit(reader.read, 1)
+        reader.cancel("the pool is full")
+        reader.cancel("the server stops")
+        with pytest.raises(StreamError, match=r"^the pool is full$"):
+            waiting.result()
+
+
+def test_a_stream_that_failed_between_two_chunks_gets_its_end_mark_and_one_in_a_chunk_does_not(ends: Ends) -> None:
+    writer, reader, below, _ = ends
+    writer.write(b"whole")
+    assert writer.settle(inward=False)
+    assert whole(reader) == b"whole"
+    writer.cancel("it was enough")
+    with pytest.raises(StreamError, match="it was enough"):
+        writer.write(b"more")  # nobody can tell how much of this the other end has
+    fresh = Pipe(socket.socket(fileno=os.dup(below.fileno())))
+    fresh.cancel("it was enough")
+    with pytest.raises(StreamError, match="it was enough"):
+        fresh.write(b"more")
+    assert not fresh.settle(inward=False)
+    fresh.close()
+
+
+def test_who_went_away_is_told_from_who_ended(ends: Ends) -> None:
+    writer, reader, below, behind = ends
+    writer.write(b"half")
+    assert reader.read(4) == b"half"
+    below.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(StreamCut, match="whoever sent it went away"):
+        reader.read(1)
+    assert not reader.settle(inward=True)
+    behind.close()
+    with pytest.raises(StreamCut, match="nobody reads the stream any more"):
+        writer.write(b"more")
