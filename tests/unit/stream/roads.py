@@ -13,8 +13,8 @@ from nbdzram.engine.pool import Pool
 from nbdzram.server.received import place_in
 from nbdzram.stream.layout import ExportPart, Origin
 from nbdzram.stream.marks import Marks
-from nbdzram.stream.receiving import Intake, Received, Receiver
-from nbdzram.stream.sending import Progress, Sending, Source
+from nbdzram.stream.receiving import Intake, Place, Received, Receiver
+from nbdzram.stream.sending import Progress, Sending, Source, send
 
 MOMENT_NS = 1_700_000_000_000_000_000
 
@@ -91,6 +91,23 @@ def begun(
         yield Sending([("default", pool, told)], MOMENT_NS, "tests", progress or Progress(), marks=marks)
     finally:
         moment.discard(copies)
+
+
+def sent_from_pools(*disks: Disk) -> bytes:
+    """The stream of disks that lie in pools of their own: pool0, pool1, ..."""
+    out, copies, told = io.BytesIO(), [], []
+    for number, disk in enumerate(disks):
+        copies += moment.snapshot_together([disk], ["\ncopy"])
+        told.append((f"pool{number}", disk.pool, [Source(part=part(number, disk), copy=copies[-1])]))
+    send(told, MOMENT_NS, "tests", out.write, Progress())  # type: ignore[arg-type]
+    for copy in copies:
+        moment.discard([copy])
+    return out.getvalue()
+
+
+def receiver_in_pools(*pools: Pool) -> Receiver:
+    places = {f"pool{number}": Place("", pool, lambda _: None) for number, pool in enumerate(pools)}
+    return Receiver(lambda name: places[name], lambda told: told.name)
 
 
 def receive(pool: Pool, stream: bytes, *, prefix: str = "", intake: Intake | None = None) -> list[Received]:

@@ -13,10 +13,8 @@ from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import StreamError, UserError
 from nbdzram.stream import layout
-from nbdzram.stream.receiving import Place, Receiver
-from nbdzram.stream.sending import Progress, Source, send
 from tests.unit.engine.blocks import BLOCK, half_random, noise, text
-from tests.unit.stream.roads import part, receive, sent
+from tests.unit.stream.roads import receive, receiver_in_pools, sent, sent_from_pools
 from tests.unit.stream.test_streams import forged
 
 SIZE = 64 * BLOCK
@@ -72,23 +70,11 @@ def bent(draw: st.DrawFn) -> list[tuple[int, bytes]]:
 
 def test_two_exports_of_one_name_are_refused_also_where_they_lie_in_two_pools() -> None:
     """A server has each name once: of two one would be offered, and be gone with the other."""
-    out = io.BytesIO()
     with Pool() as one, Pool() as other:
-        told = []
-        for number, pool in enumerate((one, other)):
-            disk = pool.create("disk", SIZE)
-            (copy,) = moment.snapshot_together([disk], ["\ncopy"])
-            told.append((f"pool{number}", pool, [Source(part=part(number, disk), copy=copy)]))
-
-        def write(content: bytes) -> None:
-            out.write(content)
-
-        send(told, 1, "tests", write, Progress())
+        stream = sent_from_pools(*(pool.create("disk", SIZE) for pool in (one, other)))
     with Pool() as one, Pool() as other:
-        places = {f"pool{number}": Place("", pool, lambda _: None) for number, pool in enumerate((one, other))}
-        receiver = Receiver(lambda name: places[name], lambda told: told.name)
         with pytest.raises(StreamError, match="it has two exports 'disk'"):
-            receiver.receive(io.BytesIO(out.getvalue()).read)
+            receiver_in_pools(one, other).receive(io.BytesIO(stream).read)
         assert one.all_disks() + other.all_disks() == []
 
 

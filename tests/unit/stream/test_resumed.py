@@ -349,7 +349,8 @@ def test_what_is_not_kept_leaves_nothing(pool: Pool, other: Pool) -> None:
 def test_a_token_says_where_and_a_mistyped_one_is_refused() -> None:
     position = Position(bytes(range(16)), 17, 0xABC)
     assert position.token == "000102030405060708090a0b0c0d0e0f-17-0000000000000abc"
-    assert read_token(position.token) == position
+    for pasted in (position.token, f"  {position.token}\n"):
+        assert read_token(pasted) == position
     assert read_identity(position.token) == read_identity(position.token[:32]) == position.identity
     assert len(continuation(position)) == HEAD_BYTES
     for wrong in ("", "17", position.token[1:], position.token + "0", position.token.replace("-", "_")):

@@ -6,6 +6,7 @@ import io
 import mmap
 import random
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,15 @@ from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 from tests.unit.engine.test_verify import rotten
 from tests.unit.stream import plain_reader
-from tests.unit.stream.roads import receive, receiver_in, revealed, sent, whole
+from tests.unit.stream.roads import (
+    receive,
+    receiver_in,
+    receiver_in_pools,
+    revealed,
+    sent,
+    sent_from_pools,
+    whole,
+)
 
 MIB = 1 << 20
 LEAF = 2 * MIB
@@ -247,6 +256,19 @@ def test_a_dictionary_comes_along_and_is_kept_or_its_objects_are_encoded_again(p
         crowded.check()
 
 
+def test_each_pool_of_a_stream_has_its_own_dictionaries(pool: Pool, other: Pool) -> None:
+    with Pool() as second, Pool() as target:
+        disks = [made.create(name, LEAF) for made, name in ((pool, "first"), (second, "second"))]
+        for start, disk in enumerate(disks):
+            disk.write(0, b"".join(prose(number) for number in range(1000 * start, 1000 * start + 300)))
+            run(Recompress(disk.pool, dictionary=True))
+            assert disk.pool.stats().compr_by_codec["zstd-dict"] > 0
+        arrived = receiver_in_pools(other, target).receive(io.BytesIO(sent_from_pools(*disks)).read)
+        assert [whole(received.disk) for received in arrived] == [whole(disk) for disk in disks]
+        assert other.stats().compr_by_codec == pool.stats().compr_by_codec
+        assert target.stats().compr_by_codec == second.stats().compr_by_codec
+
+
 # -- what changed ----------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +299,18 @@ def test_since_a_snapshot_only_what_changed_is_sent(pool: Pool, other: Pool) -> 
     assert arrived.identity == tuesday.identity != 0
     identities = {monday.identity: whole(monday)}
     assert plain_reader.contents(stream, identities) == {"tuesday": whole(tuesday)}
+
+
+def test_what_changed_in_a_private_disk_comes_to_its_folding_domain(pool: Pool, other: Pool) -> None:
+    disk = pool.create("tenant", MIB, private=True)
+    disk.write(0, half_random(1))
+    monday = snapshot(disk, "monday")
+    revealed(other, sent(monday, domains={"monday": 7}))
+    disk.write(BLOCK, half_random(2))
+    tuesday = snapshot(disk, "tuesday")
+    arrived = revealed(other, sent(tuesday, bases={"tuesday": monday}, domains={"tuesday": 7}))["tuesday"]
+    assert (arrived.private, whole(arrived)) == (True, whole(tuesday))
+    assert other.stats().objects == 2
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, LEAF, LEAF + 100])
@@ -406,12 +440,11 @@ def forged(*records: tuple[int, bytes]) -> bytes:
 
 HEADER = layout.header_body(layout.Header(bytes(16), 0, 1, 1, "forger"))
 POOL = layout.pool_body(layout.PoolPart(0, "default"))
-EXPORT = layout.export_body(
-    layout.ExportPart(
-        number=0, name="disk", size_bytes=MIB, read_only=False, domain=0, identity=0, origin=layout.Origin.HOLES,
-        origin_number=0, origin_name="", description="", admits_nobody=False, addresses=(), certificates=(),
-    )
+EXPORT_PART = layout.ExportPart(
+    number=0, name="disk", size_bytes=MIB, read_only=False, domain=0, identity=0, origin=layout.Origin.HOLES,
+    origin_number=0, origin_name="", description="", admits_nobody=False, addresses=(), certificates=(),
 )  # fmt: skip
+EXPORT = layout.export_body(EXPORT_PART)
 OBJECT = struct.pack("<IHBBQ", 5, BLOCK, 1, 0, xxhash.xxh3_64_intdigest(noise(1), seed=0)) + noise(1)
 
 
@@ -455,6 +488,23 @@ def test_a_forged_stream_is_refused_whatever_its_checksums_say(
     assert other.all_disks() == []
     right = forged((1, HEADER), (2, POOL), (3, EXPORT), end)
     assert [received.name for received in receive(other, right)] == ["disk"]
+
+
+def test_exports_that_the_header_counts_have_to_come(other: Pool) -> None:
+    header = layout.header_body(layout.Header(bytes(16), 0, 1, 2, "forger"))
+    with pytest.raises(StreamError, match="the stream is damaged"):
+        receive(other, forged((1, header), (2, POOL), (3, EXPORT), (7, struct.pack("<IIQQQ", 1, 0, 0, 0, 0))))
+    assert other.all_disks() == []
+
+
+def test_only_what_nobody_can_write_has_the_identity_of_what_was_sent(other: Pool) -> None:
+    identity = 7 << 40
+    for read_only, expected in ((True, identity), (False, 0)):
+        export = layout.export_body(replace(EXPORT_PART, read_only=read_only, identity=identity))
+        stream = forged((1, HEADER), (2, POOL), (3, export), (7, struct.pack("<IIQQQ", 1, 0, 0, 0, 0)))
+        (received,) = receive(other, stream)
+        assert received.disk.identity == expected
+        moment.discard([received.disk])
 
 
 def test_a_stream_that_does_not_fit_leaves_the_pool_as_it_was(pool: Pool) -> None:
