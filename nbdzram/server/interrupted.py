@@ -3,9 +3,9 @@
     under way ── breaks ──> kept ── goes on ──> under way ── ...
                              └─ let go
 
-Something is let go when its time is over, when a write finds no room in a pool in which it lies, when MOST_KEPT others
-came after it, when somebody says so, and when the server ends. All of it is concealed (engine/moment): what a server
-that was killed had kept is deleted as the next one starts.
+Something is let go when its time is over, when a write finds no room in a pool in which it lies, when there are more
+than MOST_KEPT and its time would be over first, when somebody says so, and when the server ends. All of it is concealed
+(engine/moment): what a server that was killed had kept is deleted as the next one starts.
 
 Used on the event loop; what takes long is done on a thread.
 """
@@ -26,7 +26,7 @@ KEPT_SECONDS = 3600.0
 SENT_SECONDS = 300.0
 """After a stream that was sent to its end: what is between may still break, and nobody here hears of it."""
 MOST_KEPT = 4
-"""Each way; the oldest makes room. Each keeps memory, and places among a pool's exports."""
+"""Each way; whose time is over first makes room. Each keeps memory, and places among a pool's exports."""
 LOOK_SECONDS = 1.0
 
 Subject = TypeVar("Subject")
@@ -63,7 +63,7 @@ class Shelf(Generic[Subject]):
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         while len(self._kept) > MOST_KEPT:
-            await self.let_go(next(iter(self._kept)))
+            await self.let_go(min(self._kept, key=lambda identity: self._kept[identity][1]))
 
     def take(self, identity: bytes) -> Kept[Subject] | None:
         """It goes on, and is kept no longer; None: nothing is kept of it."""

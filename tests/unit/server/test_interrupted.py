@@ -53,6 +53,24 @@ def test_it_goes_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(story())
 
 
+def test_what_broke_does_not_make_room_for_what_came_to_its_end() -> None:
+    """That is kept for minutes, in case what is between breaks; nobody may have seen yet that the other one did."""
+
+    async def story() -> None:
+        gone: list[int] = []
+        shelf: Shelf[int] = Shelf("sent", at_once)
+        await shelf.keep(kept(1, gone))
+        for number in range(2, 7):
+            await shelf.keep(kept(number, gone), interrupted.SENT_SECONDS)
+        assert gone == [2, 3]
+        for number in range(7, 11):
+            await shelf.keep(kept(number, gone))
+        assert gone == [2, 3, 4, 5, 6, 1]
+        await shelf.stop()
+
+    asyncio.run(story())
+
+
 def test_who_watches_for_writes_without_room_takes_no_lock_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for a stream under way nor for what is kept of one; it hears of the write all the same."""
     monkeypatch.setattr(interrupted, "LOOK_SECONDS", 0.0)
