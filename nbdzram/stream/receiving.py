@@ -210,12 +210,13 @@ class _PoolReceiver:
             )
         else:
             (disk,) = moment.snapshot_together([origin], [name], read_only=part.read_only)
-            if disk.size_bytes != part.size_bytes:
-                try:
+            try:
+                self._require_unchanged(origin, part)
+                if disk.size_bytes != part.size_bytes:
                     disk.resize(part.size_bytes)
-                except BaseException:
-                    moment.discard([disk])
-                    raise
+            except BaseException:
+                moment.discard([disk])
+                raise
         self._alike.setdefault(part.domain, disk)
         self._disks[part.number] = (disk, part)
         return disk
@@ -262,6 +263,14 @@ class _PoolReceiver:
             assert base.pool is self.place.pool, part.name
             return base
         return None
+
+    def _require_unchanged(self, origin: Disk, part: ExportPart) -> None:
+        """Behind a copy of an export: whoever changes one takes its identity away first. Raises StreamError."""
+        if part.origin is Origin.BASE and not origin.concealed and origin.identity != part.origin_number:
+            raise StreamError(
+                f"the disk from which '{part.name}' is told, '{part.origin_name}' where it was sent, is being changed; "
+                "receive a stream of it first"
+            )
 
     def _staging_for(self, domain: int) -> Disk:
         if domain not in self._staging:

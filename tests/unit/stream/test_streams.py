@@ -326,6 +326,26 @@ def test_a_disk_that_shrank_since_arrives_shrunk(pool: Pool, other: Pool, size: 
     assert arrived.read(size, 3 * LEAF - size) == bytes(3 * LEAF - size)
 
 
+def test_a_base_that_is_changed_while_it_is_copied_is_none(pool: Pool, other: Pool) -> None:
+    """Between being found by its identity and the copy; whoever changes it takes that away first."""
+    disk = pool.create("disk", MIB)
+    disk.write(0, noise(1))
+    base = pool.clone(disk, "disk@monday", read_only=True)
+    base.identify(5)
+    (arrived,) = revealed(other, sent(base)).values()
+    disk.write(BLOCK, noise(2))
+
+    def find_base(_: object) -> Disk:
+        arrived.identify(0)
+        arrived.trim(0, MIB)
+        return arrived
+
+    receiver = Receiver(lambda name: Place(name, other, find_base), lambda told: told.name)
+    with pytest.raises(StreamError, match=r"told, 'disk@monday' where it was sent, is being changed"):
+        receiver.receive(io.BytesIO(sent(disk, bases={"disk": base})).read)
+    assert other.all_disks() == [arrived]
+
+
 def test_a_receiver_without_the_base_says_so_and_shows_nothing(pool: Pool, other: Pool) -> None:
     disk = motley(pool)
     monday = snapshot(disk, "monday")
