@@ -106,6 +106,14 @@ class Journal(Sync):
         """Whether the last group does not have what this disk holds, or nobody knows any more."""
         return self._segment is None or self._last is None or disk in self._last.behind
 
+    def require_readable(self) -> None:
+        """Raises UserError: of an export what was flushed is known here alone, as whoever takes over cannot read it."""
+        if self.status.held_back:
+            raise UserError(
+                f"its export '{self.status.held_back[0]}' cannot be read, so no checkpoint of another process would "
+                "stand, and all of its FLUSH fail; the log names the block: write it anew, or remove the export"
+            )
+
     @property
     def as_it_was(self) -> Moment | None:
         """For the checkpoint that is to mend it: what the last whole group is of. None: for any other, whose moment is

@@ -286,12 +286,8 @@ class Service:
             raise UserError("it is starting; ask again once it serves")
         if self._draining or self.taken_over.is_set():
             raise UserError("it is ending already")
-        journal = self._checkpoints.journal
-        if journal is not None and journal.status.held_back:
-            raise UserError(
-                f"its export '{journal.status.held_back[0]}' cannot be read, so no checkpoint of another process would "
-                "stand, and all of its FLUSH fail; the log names the block: write it anew, or remove the export"
-            )
+        if self._checkpoints.journal is not None:
+            self._checkpoints.journal.require_readable()
         await asyncio.to_thread(self._state.require_arenas)
         self._nbd.prepare_to_hand_over()
         successor = await asyncio.to_thread(reach, Path(socket))
