@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# Process 1 of the guest: use an export as a disk, then as swap, and print one line, PASS or FAIL.
+# Process 1 of the guest: use an export as a disk, then as swap, or as the root disk that this lies on, and print one
+# line, PASS or FAIL.
 #
 # The host listens on the second serial port: this script writes a word, the host acts (folds) and answers "done".
 # Arguments come on the kernel's command line: nbd.port, nbd.connections, nbd.work, nbd.restarts (of each kind),
@@ -287,6 +288,33 @@ no_error_in_the_log() {
     [ -z "$errors" ] || fail "the kernel complains: $errors"
 }
 
+# --- a root disk, which an initramfs of the distribution's has attached and mounted
+
+boot_from_root() {
+    stty -F /dev/ttyS1 raw -echo
+    exec 3<>/dev/ttyS1
+    step "booted from $(grep ' / ' /proc/mounts)"
+    grep -q '^/dev/\(nbd0\|root\) / ext4 rw' /proc/mounts || fail "another root"
+    timeout=$(cat /sys/block/nbd0/queue/io_timeout)
+    [ "$timeout" = 10000 ] || fail "requests have $timeout ms"
+    ask_host look
+    keep_attached
+    mkdir -p /work
+    for how in kill stop; do
+        step "the server: $how"
+        ask_host $how
+        dd if=/dev/urandom of=/work/$how bs=64k count=16 2>/dev/null && sync || fail "an error reached the disk"
+        sha256sum /work/$how >>/run/sums
+    done
+    drop_caches
+    sha256sum -c /run/sums >/dev/null || fail "content differs"
+}
+
+if [ "$(argument work 2>/dev/null)" = root ]; then # what the initramfs mounted is there
+    boot_from_root
+    no_error_in_the_log
+    finish "PASS: a root disk whose server was killed and stopped, Linux $(uname -r)"
+fi
 prepare_machine
 if [ "$(argument work)" = persist ]; then
     keep_attached

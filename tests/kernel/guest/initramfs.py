@@ -69,6 +69,35 @@ def _padded(piece: bytes) -> bytes:
     return piece + bytes(-len(piece) % 4)
 
 
+class Tree(Archive):
+    """The same, as files below a directory."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root = root
+
+    def _entry(self, name: str, mode: int, content: bytes) -> None:
+        self._names.add(name)
+        path = self._root / name
+        if stat.S_ISDIR(mode):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.write_bytes(content)
+            path.chmod(stat.S_IMODE(mode))
+
+
+def build_root(directory: Path) -> None:
+    """A root directory whose first process is init.sh, for a root disk over nbdzram that `attach --persist` keeps."""
+    tree = Tree(directory)
+    for name in ("dev", "proc", "sys", "run", "tmp"):
+        tree.directory(name)
+    tree.program(require_program("busybox", package="busybox-static"), "bin/busybox")
+    (directory / "bin" / "sh").symlink_to("busybox")
+    tree.program(require_program("nbd-client", package="nbd-client"), "sbin/nbd-client")
+    tree.file("sbin/init", INIT.read_bytes(), 0o755)
+    add_nbdzram(tree)
+
+
 def build_initramfs(kernel: Kernel, *, with_nbdzram: bool = False) -> bytes:
     archive = Archive()
     for name in ("dev", "proc", "sys", "mnt", "ram", "cgroup"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,11 +41,28 @@ def run_guest(
     `nbdzram attach --persist`. arguments: what else that story reads from the kernel's command line.
     """
     told = {"port": port, "connections": connections, "work": work, **arguments}
-    words = " ".join(f"nbd.{name}={value}" for name, value in told.items())
-    qemu = require_program("qemu-system-x86_64", package="qemu-system-x86")
     kernel = fetch_kernel()
     initramfs = directory / "initramfs.cpio"
     initramfs.write_bytes(build_initramfs(kernel, with_nbdzram=work != "all"))
+    words = " ".join(f"nbd.{name}={value}" for name, value in told.items())
+    return boot(directory, kernel.image, initramfs, words, actions, memory_mib=memory_mib)
+
+
+def boot(
+    directory: Path,
+    kernel: Path,
+    initramfs: Path,
+    words: str,
+    actions: Mapping[str, Callable[[], object]],
+    *,
+    memory_mib: int = 512,
+    behind: Sequence[str] = (),
+) -> str:
+    """Boot a kernel with these `words` on its command line, until it powers off; its console. `actions`: as run_guest.
+
+    behind: a command that runs the machine.
+    """
+    qemu = require_program("qemu-system-x86_64", package="qemu-system-x86")
     console = directory / "console.log"
     asks = directory / "asks.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -54,6 +71,7 @@ def run_guest(
         listener.settimeout(0.1)
         command = [
             *(
+                *behind,
                 qemu,
                 *accelerator(),
                 "-smp",
@@ -65,7 +83,7 @@ def run_guest(
                 "-display",
                 "none",
             ),
-            *("-kernel", str(kernel.image), "-initrd", str(initramfs)),
+            *("-kernel", str(kernel), "-initrd", str(initramfs)),
             *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
             *("-serial", f"file:{console}"),
             *("-chardev", f"socket,id=asks,path={asks}", "-serial", "chardev:asks"),
