@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+from click.testing import CliRunner
+
+from nbdzram.cli import attach
 from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.errors import UserError
-from tests.unit.cli.conftest import run
+from tests.unit.cli.conftest import Server, run
 
 FAR = "nbd://192.0.2.10"
 
@@ -91,3 +97,34 @@ def test_a_device_is_one_of_the_kernels_nbd(device: str) -> None:
 
 def test_a_device_may_be_named_as_nbdtab_names_it() -> None:
     assert run("attach", "disk", "nbd7", "--uri", FAR).out == "nbd-client 192.0.2.10 10809 /dev/nbd7 -name disk\n"
+
+
+def test_on_this_machine_a_disk_is_attached_over_the_unix_socket(start: Callable[..., Server]) -> None:
+    """Whatever else the server listens on: it is the faster way."""
+    server = start("-i", "127.0.0.1", "-p", "0", "-e", "disk=1M")
+    assert server.run("attach", "disk").out == f"nbd-client -unix {server.socket} /dev/nbd0 -name disk\n"
+
+
+def test_a_certificate_of_the_clients_own_is_named_where_it_has_one(tmp_path: Path) -> None:
+    words = ("attach", "disk", "--uri", "nbds://192.0.2.10", "--tls-certificates", str(tmp_path))
+    assert "holds no ca-cert.pem" in run(*words).err
+    (tmp_path / "ca-cert.pem").touch()
+    trusted = f"nbd-client 192.0.2.10 10809 /dev/nbd0 -name disk -cacertfile {tmp_path}/ca-cert.pem"
+    assert run(*words).out == f"{trusted}\n"
+    (tmp_path / "client-cert.pem").touch()
+    own = f"-certfile {tmp_path}/client-cert.pem -keyfile {tmp_path}/client-key.pem"
+    assert run(*words).out == f"{trusted} {own}\n"
+
+
+@pytest.mark.parametrize(("given", "connections"), [((), 2), (("-C", "1"), 2), (("-C", "4"), 4)])
+def test_who_persists_has_a_second_connection_to_ask_again_over(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], connections: int
+) -> None:
+    seen: list[int] = []
+
+    def persist(*_: Any, connections: int, **__: Any) -> None:
+        seen.append(connections)
+
+    monkeypatch.setattr(attach, "_persist", persist)
+    CliRunner().invoke(attach.command, ["disk", "--uri", FAR, "--persist", *given])
+    assert seen == [connections]

@@ -60,6 +60,18 @@ def test_the_estimate_is_what_a_pool_needs(image: Path) -> None:
         assert told["needs"]["zstd"]["memory_folded"] == pytest.approx(pool.stats().mem_used_total, rel=0.1)
 
 
+def test_holes_between_and_around_what_is_stored_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.img"
+    for written, holes in (((), 5 * HOLE), ((1, 3), 5 * HOLE - 2 * BLOCK)):
+        with path.open("wb") as file:
+            for number in written:
+                file.seek(number * HOLE)
+                file.write(b"x" * BLOCK)
+            file.truncate(5 * HOLE)
+        told = json.loads(run("estimate", str(path), "--json").out)
+        assert (told["blocks"], told["hole_bytes"]) == (len(written), holes)
+
+
 def test_several_images_share_one_pool(image: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin.img"
     twin.write_bytes(image.read_bytes()[:-HOLE])

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from nbdzram.cli.perform import describe
+import pytest
+from click.testing import CliRunner
+
+from nbdzram.cli import compact, fold, recompress
+from nbdzram.cli.perform import _leave, describe
 from nbdzram.status import RunReport
-from tests.unit.records import MIB, POOL_STATS, REPORT
+from tests.unit.records import MIB, POOL_STATS, REPORT, RUNNING, WAITING
 
 
 def report(kind: str, gaps: int) -> RunReport:
@@ -41,3 +47,33 @@ def test_gaps_that_a_fold_leaves_are_told_with_the_command_that_gives_them_back(
 def test_small_gaps_and_a_compaction_itself_need_no_hint() -> None:
     assert not any("nbdzram compact" in line for line in describe(report("fold", 5 * MIB)))
     assert not any("nbdzram compact" in line for line in describe(report("compact", 30 * MIB)))
+
+
+def test_figures_are_told_as_they_were_and_as_they_are() -> None:
+    (line,) = [line for line in describe(report("fold", 5 * MIB)) if "110M" in line]
+    assert line.split()[-3:] == ["110M", "100M", "-10M"]
+
+
+def test_a_dry_run_says_nothing_of_what_clients_did_meanwhile() -> None:
+    assert len(list(describe(replace(report("fold", 30 * MIB), dry_run=True)))) == 1
+
+
+def test_who_stops_waiting_is_told_what_goes_on_and_what_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    _leave(RUNNING, None)
+    _leave(WAITING, Path("/run/my socket"))
+    going, waiting = capsys.readouterr().err.strip().split("\n\n")
+    assert f"run {RUNNING.number} ({RUNNING.kind} of the pool {RUNNING.pool}) goes on in the server" in going
+    assert f"`nbdzram runs cancel {RUNNING.number}` ends it" in going
+    assert f"run {WAITING.number} ({WAITING.kind} of the pool {WAITING.pool}) waits in the server" in waiting
+    assert f"`nbdzram runs cancel {WAITING.number} --control '/run/my socket'` ends it" in waiting
+
+
+@pytest.mark.parametrize("module", [compact, fold, recompress], ids=lambda module: module.__name__)
+def test_a_run_is_asked_for_as_it_was_said(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "perform", lambda kind, **given: asked.append({"kind": kind, **given}))
+    CliRunner().invoke(module.command, ["--pool", "fast", "--cpu", "20", "--json"], catch_exceptions=False)
+    CliRunner().invoke(module.command, [], catch_exceptions=False)
+    for given, pool, cpu, as_json in zip(asked, ("fast", None), (20, 100), (True, False), strict=True):
+        assert given["kind"] == module.__name__.rpartition(".")[2]
+        assert (given["pool"], given["cpu_percent"], given["as_json"]) == (pool, cpu, as_json)
