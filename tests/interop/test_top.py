@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli.view import SORTS
 from tests.support.server import Nbdzram
 from tests.support.terminal import SECONDS, Terminal
 
@@ -39,8 +40,10 @@ def test_the_view_is_live_and_a_key_ends_it(server: Nbdzram, open_top: Callable[
         client.write(0, BLOCK * 64)
         terminal.wait_for("1 connection ")
         terminal.wait_for("stored 256K")
-    terminal.press("s")
-    terminal.wait_for("sort: requests")
+    orders = list(SORTS)
+    for shown in (*orders[1:], *orders[:2]):
+        terminal.press("s")
+        terminal.wait_for(f"sort: {shown}")
     terminal.press(key)
     terminal.wait_for("ended with 0")
     assert "EXPORT" not in terminal.text()  # the screen is what it was before

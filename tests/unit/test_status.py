@@ -62,3 +62,20 @@ def test_a_record_with_less_reads_the_same_object() -> None:
     }
     told["stats"] = {field.name: {} if field.name == "compr_by_codec" else 1 for field in dataclasses.fields(PoolStats)}
     assert status.from_json(PoolFigures, told).stats.objects == 1
+
+
+def test_what_a_pool_counts_goes_on_from_what_another_process_counted() -> None:
+    """Whatever only grows, and the highest memory so far; nothing else."""
+    numbered = {
+        field.name: number
+        for number, field in enumerate(dataclasses.fields(PoolStats), start=1)
+        if field.name != "compr_by_codec"
+    }
+    stats = PoolStats(**numbered, compr_by_codec={})  # type: ignore[arg-type]
+    before = dict.fromkeys((*numbered, "compr_by_codec"), 1000)
+    grown = {name for name in numbered if getattr(stats.gone_on(before), name) == numbered[name] + 1000}
+    words = ("since", "folded", "compacted", "moved", "recompressed", "failed", "rotten")
+    assert grown == {name for name in numbered if any(word in name for word in words)}
+    assert stats.gone_on(before).mem_used_max == 1000
+    assert stats.gone_on({"mem_used_max": 1}).mem_used_max == stats.mem_used_max
+    assert set(stats.counters()) == grown | {"mem_used_max"}

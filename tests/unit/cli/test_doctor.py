@@ -82,10 +82,26 @@ def test_a_limit_of_descriptors_below_what_connections_need_warns() -> None:
     assert "will be attached at once" in finding.says
 
 
-@pytest.mark.parametrize(("limit", "level"), [(0, Level.WARN), (1 << 20, Level.OK), (1 << 60, Level.FAIL)])
-def test_pools_are_held_against_the_machines_memory(limit: int, level: Level) -> None:
-    patient = Patient(replace(QUIET, pools=(PoolConfig(mem_limit=limit),)), None)
-    assert levels(list(diagnosis.memory(patient)))[0] is level
+def test_as_many_descriptors_as_connections_need_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Patient(replace(QUIET, limits=Limits(connections=1000)), None)
+    for hard, level in ((2 * 1000 + 256, Level.OK), (2 * 1000 + 255, Level.WARN)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (hard, hard))
+        assert levels(list(diagnosis.descriptors(patient))) == [level]
+
+
+@pytest.mark.parametrize(
+    ("limits", "level"),
+    [
+        ((0,), Level.WARN),
+        ((1 << 20,), Level.OK),
+        ((1 << 60,), Level.FAIL),
+        ((1 << 20, 0), Level.WARN),
+        ((Machine().memory().amount * 2 // 3,) * 2, Level.FAIL),
+    ],
+)
+def test_pools_are_held_against_the_machines_memory(limits: tuple[int, ...], level: Level) -> None:
+    pools = tuple(PoolConfig(name=f"pool{number}", mem_limit=limit) for number, limit in enumerate(limits))
+    assert levels(list(diagnosis.memory(Patient(replace(QUIET, pools=pools), None))))[0] is level
 
 
 @pytest.mark.parametrize(("mode", "level"), [("0", Level.OK), ("2", Level.WARN)])

@@ -169,6 +169,8 @@ def test_mistakes_are_told_in_a_sentence(start: Start, tmp_path: Path) -> None:
     server = start("-e", "disk=1M")
     assert send(server, tmp_path / "x").returncode == 2
     assert send(server, tmp_path / "x", "disk", "--all").returncode == 2
+    for beside in (("disk",), ("--all",), ("--since", "monday")):
+        assert send(server, tmp_path / "x", "--resume", "token", *beside).returncode == 2
     assert send(server, tmp_path / "x", "none").returncode == 4
     done = send(server, tmp_path / "x", "disk", "--since", "monday")
     assert (done.returncode, "no snapshot 'monday' or 'disk@monday'" in done.stderr) == (4, True)

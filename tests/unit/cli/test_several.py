@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from nbdzram import __version__
+from nbdzram.cli import version
 from nbdzram.cli.common import one_by_one
+from nbdzram.cli.objects import SCHEMA
 from nbdzram.errors import NoSuchExport, UserError
 from tests.support.nbd_client import Client
-from tests.unit.cli.conftest import Server
+from tests.unit.cli.conftest import Server, run
 
 Start = Callable[..., Server]
 
@@ -164,3 +168,23 @@ def test_a_reload_says_which_limit_is_below_what_is_stored(start: Start, tmp_pat
     assert "over its limit of 2M: what is stored stays" in told
     file.write_text('[exports.disk]\nsize = "4M"\n[pools.default]\nmem_limit = "2M"\nverify = false\n')
     assert server.run("reload").out == "pool default changed (verify)\n"
+
+
+def test_what_is_not_said_of_a_disk_that_is_added_again_is_as_it_is_declared(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "nbdzram.toml"
+    file.write_text('[exports.disk]\nsize = "1M"\nprivate = true\nread_only = true\n')
+    server = start("-c", str(file))
+    control = ("--control", str(server.control))
+    assert run(*control, "exports", "remove", "disk", "--yes").code == 0  # the socket before the group of commands
+    assert run("exports", *control, "add", "disk", "1M").code == 0  # and between that and its command
+    (told,) = json.loads(server.run("exports", "--json").out)
+    assert (told["private"], told["read_only"]) == (True, True)
+
+
+def test_a_program_says_its_own_version_and_that_of_the_server(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start("-e", "disk=1M")
+    monkeypatch.setattr(version, "__version__", "0.0.1")
+    told = CliRunner().invoke(version.command, ["--control", str(server.control)]).output
+    assert told == f"nbdzram 0.0.1\nserver  {__version__}\n"
+    told = CliRunner().invoke(version.command, ["--control", str(server.control), "--json"]).output
+    assert json.loads(told) == {"schema": SCHEMA, "version": "0.0.1", "server_version": __version__}

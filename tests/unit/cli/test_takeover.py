@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.cli.takeover import GiverEnded, _accept, _ask, _take
+from nbdzram.cli.takeover import GiverEnded, _accept, _ask, _take, take_over
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.ready import readable
 
@@ -38,6 +38,12 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
             server.send(b"x")
             assert giver.recv(1) == b"x"
         assert stranger.wait() == 0
+
+
+def test_who_finds_no_server_leaves_nothing_where_it_waited_for_one(tmp_path: Path) -> None:
+    with take_over(tmp_path / "control.sock", None) as taken:
+        assert taken is None
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("agrees", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 import pytest
@@ -276,3 +277,7 @@ def test_errors_carry_their_text_and_offset() -> None:
     assert kind == Chunk.ERROR
     assert payload == struct.pack(">IH", 22, 3) + b"why"
     assert error_reply(SIMPLE, COOKIE, 0, 22, b"why") == struct.pack(">II", 0x67446698, 22) + COOKIE
+
+
+def test_errors_have_the_values_that_the_protocol_names_which_are_those_of_linux() -> None:
+    assert {error.name: error.value for error in Error} == {error.name: getattr(errno, error.name) for error in Error}
