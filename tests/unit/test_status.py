@@ -71,7 +71,7 @@ def test_what_a_pool_counts_goes_on_from_what_another_process_counted() -> None:
         for number, field in enumerate(dataclasses.fields(PoolStats), start=1)
         if field.name != "compr_by_codec"
     }
-    stats = PoolStats(**numbered, compr_by_codec={})  # type: ignore[arg-type]
+    stats = PoolStats(**numbered, compr_by_codec={})
     before = dict.fromkeys((*numbered, "compr_by_codec"), 1000)
     grown = {name for name in numbered if getattr(stats.gone_on(before), name) == numbered[name] + 1000}
     words = ("since", "folded", "compacted", "moved", "recompressed", "failed", "rotten")
