@@ -62,11 +62,12 @@ class StreamError(UserError):
 
 
 class UnreadableExport(StreamError):
-    """A stream that ended at an export whose blocks are not what was written."""
+    """A stream that ended at an export whose blocks are not what was written; all before `block` had been told."""
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str, block: int) -> None:
         super().__init__(f"the export '{name}' cannot be sent: {why}")
         self.name = name
+        self.block = block
 
 
 class StreamCut(StreamError):

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self, TypeVar
 
-from nbdzram.engine import moment
+from nbdzram.engine import moment, walk
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, UnreadableExport
@@ -55,15 +55,16 @@ class Kept:
 @dataclass(frozen=True, slots=True, eq=False)
 class Moment:
     """`identity` names it, to whoever reads what was told of it. One whose copies gave way lacks these. `behind`: disks
-    that are not in it as they were then, and why. `is_ours`: not told by another process, of which nobody knows what it
-    told of exports beside their blocks: who knows of that one alone is told all of this.
+    that are not in it as they were then, and from which block on they could not be read. `is_ours`: not told by another
+    process, of which nobody knows what it told of exports beside their blocks: who knows of that one alone is told all
+    of this.
     """
 
     roster: tuple[Seen, ...]
     kept: Mapping[Disk, Kept]
     identity: bytes = field(default_factory=lambda: os.urandom(16))
     taken_ns: int = field(default_factory=time.time_ns)
-    behind: Mapping[Disk, str] = field(default_factory=dict)
+    behind: Mapping[Disk, int] = field(default_factory=dict)
     is_ours: bool = True
 
     def bases(self) -> dict[Disk, Base]:
@@ -176,6 +177,9 @@ class Moments:
 
         last: what exports that cannot be read are told as; asked each time, as it may change while a file is written.
         """
+        known = last()
+        if known is not None and known.behind:
+            taken = await self._still_held_back(taken, known)
         while True:
             try:
                 return taken, await write(taken)
@@ -190,6 +194,15 @@ class Moments:
                 await self.release(taken)
                 raise
 
+    async def _still_held_back(self, taken: Moment, last: Moment) -> Moment:
+        """Less what could not be read in `last`, and cannot yet: each time all before it would be written in vain."""
+        ill = await self.on_the_thread(lambda: [seen for seen in taken.roster if _is_unreadable(seen, taken, last)])
+        for seen in ill:
+            held = _without_changes(taken, seen, last.kept.get(seen.disk), {seen.disk: last.behind[seen.disk]})
+            await self.release(taken)
+            taken = held
+        return taken
+
     async def _held_back(self, taken: Moment, last: Moment, error: UnreadableExport) -> Moment | None:
         """In place of `taken` the same, but for an export that cannot be read: that is as `last` has it, or none of it
         where it was removed meanwhile, with its pool. None: nobody knows what it was, and `taken` is still held.
@@ -202,7 +215,7 @@ class Moments:
         elif known is taken.kept[seen.disk] or (known is None and disk is not None):
             return None
         else:
-            held = _without_changes(taken, seen, known, {seen.disk: str(error)})
+            held = _without_changes(taken, seen, known, {seen.disk: error.block})
             if seen.disk not in last.behind:
                 log.error("%s; it is kept as it was, and its FLUSH fails until the block is written anew", error)
         await self.release(taken)
@@ -275,7 +288,21 @@ def _joined(roster: tuple[Seen, ...], taken: Mapping[Disk, Kept], last: Moment |
     return Moment(roster, {**shared, **taken})
 
 
-def _without_changes(taken: Moment, seen: Seen, known: Kept | None, behind: Mapping[Disk, str]) -> Moment:
+def _is_unreadable(seen: Seen, taken: Moment, last: Moment) -> bool:
+    """On the thread: a look at where it could not be read. False: nobody knows."""
+    block, known = last.behind.get(seen.disk), last.kept.get(seen.disk)
+    if block is None or known is taken.kept[seen.disk]:
+        return False
+    try:
+        walk.Walk(taken.kept[seen.disk].copy, None if known is None else known.copy, walk.Told(), block).step()
+    except EngineError:
+        return True
+    except MemoryError:  # whoever writes all of it says so
+        pass
+    return False
+
+
+def _without_changes(taken: Moment, seen: Seen, known: Kept | None, behind: Mapping[Disk, int]) -> Moment:
     """With `known` for one of its exports, held; None: without it."""
     kept = {disk: one for disk, one in taken.kept.items() if disk is not seen.disk}
     if known is not None:

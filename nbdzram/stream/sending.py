@@ -161,7 +161,7 @@ class Sending:
                 try:
                     self._send_blocks(source, _origin_of(source, sources))
                 except EngineError as error:
-                    raise UnreadableExport(source.part.name, str(error)) from error
+                    raise UnreadableExport(source.part.name, str(error), self._block) from error
             if self._source + 1 == len(sources):
                 return
             self._source, self._block = self._source + 1, 0

@@ -35,6 +35,7 @@ from tests.unit.server.lasting import (
     of,
     play,
     spoil,
+    whole,
 )
 
 
@@ -403,6 +404,48 @@ def test_rot_fails_the_flush_and_not_the_journal(
     play(story)
     assert "block 0 is not what was written" in caplog.text
     assert "its FLUSH fails" in caplog.text
+
+
+def test_what_lies_before_rot_is_not_written_with_each_flush_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until somebody writes the block."""
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+    (tmp_path / "state").mkdir()
+    written: list[int] = []
+    write_at, rotten = segments.SegmentFile.write_at, 3 * MIB
+
+    def count(file: segments.SegmentFile, position: int, content: bytes) -> None:
+        written.append(len(content))
+        write_at(file, position, content)
+
+    monkeypatch.setattr(segments.SegmentFile, "write_at", count)
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            await service.changes.add_export("other", MIB, **ADDED)
+            disk(service).write(rotten, noise(1))
+            await journal(service).synced()
+            disk(service).write(0, b"".join(noise(number) for number in range(512)))
+            disk(service).write(rotten, noise(2))
+            place, number = tmp_path / "state" / "default.pool", disk(service).number
+            spoil(place, lambda arena: arena.word_at(rotten // BLOCK, 0, number), 1 << 40)
+            await journal(service).synced()
+            assert sum(written) > MIB
+            written.clear()
+            for number in range(3):
+                disk(service, "other").write(number * BLOCK, text(number))
+                disk(service).write(number * BLOCK, noise(number + 1))
+                await journal(service).synced()
+                assert journal(service).status.held_back == ("disk",)
+            assert sum(written) < MIB // 4
+            disk(service).write(rotten, noise(3))
+            await journal(service).synced()
+            held = whole(disk(service))
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert await begun_from(left) == held
+
+    play(story)
 
 
 def test_rot_that_is_there_before_the_journal_fails_the_flush_that_would_wait_for_ever(
