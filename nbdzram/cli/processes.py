@@ -81,6 +81,7 @@ def pid_file(path: Path | None) -> Iterator[None]:
     fresh = path.parent / f".nbdzram.{os.getpid()}"
     made = False
     try:
+        _require_replaceable(path)
         fresh.unlink(missing_ok=True)  # of one of our number that was killed at this
         # Where others may write, a link could lie there, to a file that is not theirs to write.
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -101,6 +102,16 @@ def pid_file(path: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             if stat.S_ISREG(path.lstat().st_mode) and path.read_text(encoding="ascii") == number:
                 path.unlink()
+
+
+def _require_replaceable(path: Path) -> None:
+    """Refuse what is no file, such as /dev/null: root would have taken it from everybody. Raises OSError."""
+    try:
+        found = path.stat()
+    except OSError:  # nothing is there, or a link that leads nowhere, or where we may not look
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise FileExistsError(errno.EEXIST, "something that is no file stands there")
 
 
 @contextlib.contextmanager

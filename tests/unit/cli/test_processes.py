@@ -132,6 +132,21 @@ def test_a_directory_is_no_file_for_the_number(tmp_path: Path, file: str) -> Non
     assert done.err.splitlines()[-1].startswith(f"nbdzram: cannot write the process's number to {file}: ")
 
 
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_is_no_file_is_not_replaced_by_the_number(tmp_path: Path, through_a_link: bool) -> None:
+    """As root, --pidfile /dev/null took that from every program."""
+    device, file = tmp_path / "null", tmp_path / "null"
+    os.mkfifo(device)
+    if through_a_link:
+        file = tmp_path / "link"
+        file.symlink_to(device)
+    with pytest.raises(UserError, match="something that is no file stands there"), pid_file(file):
+        pass
+    assert device.is_fifo()
+    assert file.is_symlink() == through_a_link
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_the_number_is_written_through_no_link_that_lies_where_it_is_made(tmp_path: Path) -> None:
     """In a directory that others may write, they know under which name it is made, and may lay a link there."""
     precious, made = tmp_path / "precious", tmp_path / f".nbdzram.{os.getpid()}"
