@@ -58,9 +58,8 @@ class Address:
         if port == 0:
             raise UserError(f"'{uri}' names port 0, at which nobody listens; leave it out for {DEFAULT_PORT}")
         host = unquote(parts.hostname or "127.0.0.1")  # %25 stands before an interface's name (RFC 6874)
-        if (
-            not _HOST.fullmatch(host) or not host.isprintable()
-        ):  # to nbd-client "-d" is an option, and would detach a device
+        # To nbd-client "-d" is an option, and would detach a device.
+        if not _HOST.fullmatch(host) or not host.isprintable():
             raise UserError(f"'{uri}' names the host {host!r}; a host is a name or an address, such as 192.0.2.10")
         return cls(parts.scheme, host, port or DEFAULT_PORT, path)
 

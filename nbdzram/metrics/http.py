@@ -227,7 +227,7 @@ class Places:
 async def _listen(address: TcpAddress) -> list[socket.socket]:
     """A socket for each address that the host name stands for and this machine has. Raises UserError."""
     opened: list[socket.socket] = []
-    lacking: list[OSError] = []
+    lacking: list[tuple[str, OSError]] = []
     try:
         found = await asyncio.to_thread(  # uvloop's own leaves out the interface behind a link-local address
             socket.getaddrinfo, address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -238,9 +238,9 @@ async def _listen(address: TcpAddress) -> list[socket.socket]:
             except OSError as error:
                 if error.errno not in LACKING:
                     raise
-                lacking.append(error)
+                lacking.append((str(target[0]), error))
         if not opened:
-            raise lacking[0]
+            raise lacking[0][1]
     except (OSError, UnicodeError) as error:
         for listener in opened:
             listener.close()
@@ -250,6 +250,8 @@ async def _listen(address: TcpAddress) -> list[socket.socket]:
             f"cannot listen on {address} for metrics: {reason}; "
             f"choose another address with --metrics ADDR:PORT, or --metrics off"
         ) from error
+    for host, lack in lacking:
+        log.warning("metrics are not served on %s, for which %s stands too: %s", host, address, lack.strerror)
     return opened
 
 
