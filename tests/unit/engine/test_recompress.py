@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from nbdzram.engine.check import Check
+from nbdzram.engine.dictionary import dictionary_of
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
-from nbdzram.errors import UserError
+from nbdzram.errors import EngineError, UserError
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 
 SIZE = 64 << 20
@@ -256,3 +258,22 @@ def test_recompression_at_the_limit_changes_nothing_that_is_stored() -> None:
 def test_a_level_outside_the_range_is_refused() -> None:
     with pytest.raises(UserError, match=r"level 23 is outside 1 \.\. 22"):
         Recompress(Pool(), level=23)
+
+
+def test_a_dictionary_that_is_not_what_was_written_is_given_to_nobody(tmp_path: Path) -> None:
+    """A stream would carry it on, with objects that nobody can decode any more."""
+    path = tmp_path / "arena"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", SIZE)
+        disk.write(0, b"".join(prose(number) for number in range(300)))
+        run(Recompress(pool, dictionary=True))
+        content = dictionary_of(pool, 0)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            place = view.find(content)
+            view[place + len(content) - 1] ^= 1
+            with pytest.raises(EngineError, match="dictionary 0 is not what was written"):
+                dictionary_of(pool, 0)
+            view[place + len(content) - 1] ^= 1
+        assert dictionary_of(pool, 0) == content
+        with pytest.raises(EngineError, match="the pool has no dictionary 1"):
+            dictionary_of(pool, 1)

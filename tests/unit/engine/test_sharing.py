@@ -223,3 +223,14 @@ def test_a_block_that_is_overwritten_is_told_as_it_is_then(new: bytes) -> None:
     writing.join()
     assert told == expected
     pool.check()
+
+
+def test_inline_only_equal_content_is_one_object_whatever_fingerprints_say() -> None:
+    with Pool(inline_dedup=True, fingerprint_mask=0) as pool:
+        disk = pool.create("disk", 1 << 20)
+        contents = [noise(1), text(2), noise(3), text(2)]
+        for block, content in enumerate(contents):
+            disk.write(block * BLOCK, content)
+        disk.write(4 * BLOCK, b"".join(contents))
+        assert disk.read(0, 8 * BLOCK) == 2 * b"".join(contents)
+        pool.check()

@@ -551,6 +551,16 @@ def test_what_a_stream_says_behind_the_end_of_a_disk_is_none_of_it(other: Pool) 
     assert disk.read(0, BLOCK) == noise(1)[:100].ljust(BLOCK, b"\0")
 
 
+def test_a_run_of_one_word_may_cross_from_leaf_to_leaf(other: Pool) -> None:
+    export = layout.export_body(replace(EXPORT_PART, size_bytes=3 * LEAF))
+    first, count = LEAF // BLOCK - 1, LEAF // BLOCK + 2
+    blocks = (6, struct.pack("<IIQHH", 0, 0, first, 2, count) + WORD)
+    end = (7, struct.pack("<IIQQQ", 1, 0, 0, 0, count))
+    disk = revealed(other, forged((1, HEADER), (2, POOL), (3, export), blocks, end))["disk"]
+    assert whole(disk) == bytes(first * BLOCK) + WORD * (count * BLOCK // 8) + bytes(3 * LEAF - (first + count) * BLOCK)
+    assert other.stats().same_pages == count
+
+
 def test_a_base_without_identity_is_none(other: Pool) -> None:
     """A disk that may change has identity 0, and so has nothing in common with another of 0."""
     other.create("any", MIB)
