@@ -1,11 +1,12 @@
 """When a pool maintains itself: decisions without clocks, threads or I/O.
 
 Each kind of run has a trigger. OFF never starts. INTERVAL starts when the interval has passed. AUTO weighs what a run
-would gain against what it costs clients:
+would gain against what it costs clients; the first that holds decides:
 
-    gain < what is worth it              not yet            nothing_new, not_worth_it
-    near the memory limit                at once            near_limit
+    gain < a page                        not yet            nothing_new
     the last runs gained little          wait, doubling     backing_off
+    near the memory limit                at once            near_limit
+    gain < what is worth it              not yet            not_worth_it
     clients are busy                     wait, unless the gain is large    clients_busy
     otherwise                            now                worth_it
 

@@ -19,6 +19,7 @@ from nbdzram import __version__
 from nbdzram.metrics.exposition import labels
 from nbdzram.metrics.families import FAMILIES, MM_STAT
 from nbdzram.metrics.process import CARRIERS, resident_bytes
+from nbdzram.server.policy import Reason
 from nbdzram.status import ClientStatus, ExportSample, ServerStatus
 from tests.support.programs import require_program
 from tests.unit.metrics.stage import Show, with_server
@@ -174,6 +175,11 @@ def test_the_status_page_stands_alone() -> None:
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")  # no outside assets
     assert json.loads(get("/status.json")[2])["pools"][0]["name"] == "default"
     assert json.loads(get("/usage.json")[2])["disk"]["unique"] == USAGE.unique
+
+
+def test_the_status_page_has_words_for_every_reason_of_a_run() -> None:
+    (told,) = re.findall(r"const REASONS = \{(.*?)\};", get("/")[2], re.DOTALL)
+    assert set(re.findall(r"(\w+): \"", told)) == {"asked", "memory_short", *Reason}
 
 
 def test_usage_says_its_age_or_that_nobody_counted_yet() -> None:
