@@ -179,8 +179,8 @@ def test_fio_mixes_sizes_trims_and_zeroes_in_four_jobs(reach: Reach, tmp_path: P
         jobs.write_text(FIO.format(uri=reach.uri().partition("?tls")[0]))
         if reach.transport == "unix":
             reach.server.unix_path.chmod(0o666)
-            for directory in (*tmp_path.parents[:3], tmp_path, reach.server.directory):
-                directory.chmod(0o755)
+            for directory in (*tmp_path.parents[:2], tmp_path, reach.server.directory):  # above them lies /tmp
+                directory.chmod(directory.stat().st_mode | 0o011)
         process = subprocess.run(
             [fio, "--output-format=json", jobs],
             cwd=user.home,
