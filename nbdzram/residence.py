@@ -102,8 +102,9 @@ def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_S
 
 def earlier(command: Sequence[str]) -> list[str]:
     """The command as one that goes before us where memory runs out: it has nothing that would be lost with it. It would
-    inherit our score, the unit's too; anybody may raise his own, and does before he starts others. One that cannot be
-    run ends with a status of NOT_RUN, and complains of why."""
+    inherit our score, the unit's too; anybody may raise his own, and does before he starts others. (It is not locked;
+    PR_SET_IO_FLUSHER stays with it, which only a capability takes back, and harms nobody.) One that cannot be run ends
+    with a status of NOT_RUN, and complains of why."""
     return ["/bin/sh", "-c", _RAISED.format(score=HELPERS_SCORE), "sh", *command]
 
 
