@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from nbdzram.cli.columns import render
 from nbdzram.cli.objects import LINE_WIDTH, SCHEMA, rows_object, stat_object, text_of, top_object
 from nbdzram.cli.stat import COLUMNS, Line
+from nbdzram.cli.top import _print_lines
 from nbdzram.rates import Rates
 from nbdzram.status import Account, ServerStatus, from_json, to_json
 from tests.unit.records import EXPORT, MAINTENANCE, REPORT, RUNNING, SERVER, USAGE, WAITING
@@ -123,3 +127,17 @@ def test_saved_has_one_meaning() -> None:
     assert pool["saved"] == top_object(SERVER, Rates(), {})["pools"][0]["saved"]
     (column,) = (column for column in COLUMNS if column.heading == "SAVED")
     assert column.cell(Line(SERVER.pools[0], None, SERVER.exports, {})) == pool["saved"]
+
+
+def test_each_line_of_top_is_of_the_time_since_the_line_before(capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(seconds: int, requests: int) -> ServerStatus:
+        read = replace(EXPORT.operations["read"], requests=requests)
+        exports = (replace(EXPORT, operations={**EXPORT.operations, "read": read}),)
+        return replace(SERVER, uptime_seconds=SERVER.uptime_seconds + seconds, exports=exports)
+
+    statuses = iter([asked(0, 100), asked(1, 110), asked(2, 110)])
+    client = SimpleNamespace(status=lambda: next(statuses))
+    with pytest.raises(StopIteration):
+        _print_lines(client, 0.0, once=False)  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["rates"]["requests"] for line in lines] == [10, 0]
