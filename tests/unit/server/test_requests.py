@@ -16,6 +16,7 @@ from tests.wire import request
 
 STYLES = pytest.mark.parametrize("style", [0, 1, 2], ids=["simple", "structured", "extended"])
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
+LIMIT = 64 << 20
 
 
 def noise(size: int, seed: int = 1) -> bytes:
@@ -138,9 +139,22 @@ def test_a_read_over_the_payload_limit_is_refused_whole(play: Play, style: int) 
 
     async def story(stage: Stage) -> None:
         client = await stage.client(style=style)
-        answer = await client.call(READ, 0, (64 << 20) + 1)
+        answer = await client.call(READ, 0, LIMIT + 1)
         assert (answer.error, len(answer.chunks)) == (Error.EINVAL, 1 if style else 0)
         assert await client.read(0, 512) == bytes(512)
+        await client.close()
+
+    play(story)
+
+
+def test_a_request_of_as_many_bytes_as_are_allowed_is_served(play: Play) -> None:
+    """Clients are told the limit, and go up to it."""
+    content = bytes(range(256)) * (LIMIT // 256)
+
+    async def story(stage: Stage) -> None:
+        client = await stage.client()
+        await client.write(0, content)
+        assert await client.read(0, LIMIT) == content
         await client.close()
 
     play(story)
