@@ -6,7 +6,7 @@ ended. The event loop only polls the run's counters, for progress.
 
 The thread has the priority of every other: one of a lower keeps the pool's lock while whoever is more important uses
 the processor, and a client waits for both. So it is the budget that gives way: while clients come to the pool, a run
-rests as long as it works.
+works for a tenth of a millisecond and rests as long.
 
     event loop   run() ── queue ── thread ── poll every PROGRESS_SECONDS ── report
     thread                 step step pause step step pause ... report
@@ -35,9 +35,11 @@ from nbdzram.server.runs import LIVE, Run, RunState, Ticket
 from nbdzram.status import RunOptions, RunReport, RunStatus, RunSummary, RunTotals
 
 PROGRESS_SECONDS = 0.1  # smooth to the eye, cheap to send
-SLICE_SECONDS = 0.001  # without a pause: who wakes up on the run's processor may have to wait so long
+SLICE_SECONDS = 0.001
+SLICE_BESIDE_CLIENTS_SECONDS = 0.0001  # without a pause: who wakes up on the run's processor may have to wait so long
 BESIDE_CLIENTS_PERCENT = 50  # of one core at most while clients come: every slice is followed by as long a rest
-FEW_TURNS = 4  # of a pool's lock in a slice and its rest: who only looks at counters is no client
+LOOK_SECONDS = 0.002
+FEW_TURNS = 4  # of others in the pool from look to look: who only asks for counters is no client
 FIRST_SLICE = 4  # objects; then the budget follows the time a slice takes
 RECENT_RUNS = 20  # what a page shows, and `nbdzram runs` of those that have ended
 MIN_SLICE, MAX_SLICE = 1, 1 << 16
@@ -52,7 +54,7 @@ class Counted(Protocol):
         """Its counters now."""
 
     def turns(self) -> int:
-        """How often others than runs have had its lock."""
+        """How often others than runs have had its lock, or did without."""
 
 
 Progress = Callable[[RunStatus, RunStatus | None], None]
@@ -214,15 +216,15 @@ class Maintenance:
     def _work(self, run: Run, ticket: Ticket) -> float:
         """On the thread: every slice. Gives the processor seconds."""
         budget, began = FIRST_SLICE, time.thread_time()
-        more, turns = True, self._pool.turns()
+        more, company = True, Company(time.monotonic(), self._pool.turns())
         while more and not ticket.ended.is_set():
             wall, cpu = time.monotonic(), time.thread_time()
             more = run.step(budget)
             used = time.thread_time() - cpu
-            elapsed = time.monotonic() - wall
-            budget = next_budget(budget, elapsed)
-            before, turns = turns, self._pool.turns()
-            percent = share_percent(100 if self._is_in_the_way(ticket) else ticket.cpu_percent, turns - before)
+            now = time.monotonic()
+            beside = company.look(now, self._pool.turns())
+            budget = next_budget(budget, now - wall, SLICE_BESIDE_CLIENTS_SECONDS if beside else SLICE_SECONDS)
+            percent = share_percent(100 if self._is_in_the_way(ticket) else ticket.cpu_percent, beside)
             if percent < 100 and more:  # what is done is told at once: a slice of level 19 rests for seconds
                 ticket.rest(pause_seconds(used, percent))
             if not ticket.going.is_set():
@@ -266,18 +268,34 @@ def _freed(ticket: Ticket) -> int:
     return report.bytes_returned if isinstance(report, MemoryReport) and not ticket.options.dry_run else 0
 
 
-def next_budget(budget: int, elapsed_seconds: float) -> int:
-    """The objects of the next slice, so that it takes about SLICE_SECONDS; at most halved or doubled at once."""
-    if elapsed_seconds > 2 * SLICE_SECONDS:
+class Company:
+    """Whether clients come to the pool beside a run."""
+
+    def __init__(self, now: float, turns: int) -> None:
+        """`now`: seconds of a clock that never goes back; `turns`: of others, ever (Counted.turns)."""
+        self._looked_at, self._turns = now, turns
+        self._beside = False
+
+    def look(self, now: float, turns: int) -> bool:
+        """What came since the last look tells; one in a hurry sees what that saw."""
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._beside = turns - self._turns > FEW_TURNS
+            self._looked_at, self._turns = now, turns
+        return self._beside
+
+
+def next_budget(budget: int, elapsed_seconds: float, slice_seconds: float) -> int:
+    """The objects of the next slice, so that it takes about slice_seconds; at most halved or doubled at once."""
+    if elapsed_seconds > 2 * slice_seconds:
         return max(budget // 2, MIN_SLICE)
-    if elapsed_seconds < SLICE_SECONDS / 2:
+    if elapsed_seconds < slice_seconds / 2:
         return min(budget * 2, MAX_SLICE)
     return budget
 
 
-def share_percent(cpu_percent: int, turns: int) -> int:
-    """The share of a core for the next slice, when so many turns of the lock were others' since the last."""
-    return min(cpu_percent, BESIDE_CLIENTS_PERCENT) if turns > FEW_TURNS else cpu_percent
+def share_percent(cpu_percent: int, beside: bool) -> int:
+    """The share of a core for the next slice."""
+    return min(cpu_percent, BESIDE_CLIENTS_PERCENT) if beside else cpu_percent
 
 
 def pause_seconds(used_seconds: float, cpu_percent: int) -> float:

@@ -17,9 +17,12 @@ from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import CheckFailed, RunCancelled, UserError
 from nbdzram.server.maintenance import (
     FIRST_SLICE,
+    LOOK_SECONDS,
     MAX_SLICE,
     MIN_SLICE,
+    SLICE_BESIDE_CLIENTS_SECONDS,
     SLICE_SECONDS,
+    Company,
     Maintenance,
     next_budget,
     pause_seconds,
@@ -173,8 +176,53 @@ def test_a_run_rests_as_long_as_it_works_while_clients_come(monkeypatch: pytest.
         await maintenance.stop()
 
     asyncio.run(act())
-    assert [share_percent(80, turns) for turns in (0, 4, 5, 1000)] == [80, 80, 50, 50]
-    assert share_percent(20, 1000) == 20
+    assert [share_percent(80, beside) for beside in (False, True)] == [80, 50]
+    assert share_percent(20, beside=True) == 20
+
+
+def test_slices_are_short_while_clients_come_and_long_when_they_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = CountingPool()
+    told: list[float] = []
+    alone = threading.Event()
+
+    def note(budget: int, elapsed_seconds: float, slice_seconds: float) -> int:  # noqa: ARG001 - as the real one
+        if not told or told[-1] != slice_seconds:
+            told.append(slice_seconds)
+        return budget
+
+    def serve() -> None:
+        if told[-1:] == [SLICE_BESIDE_CLIENTS_SECONDS]:
+            alone.set()
+        if not alone.is_set():
+            pool.others_turns += 100
+
+    monkeypatch.setattr("nbdzram.server.maintenance.next_budget", note)
+
+    async def act() -> None:
+        maintenance = Maintenance("default", pool, {"fold": lambda _: run})
+        asked = asyncio.create_task(maintenance.run("fold"))
+        while told[-2:] != [SLICE_BESIDE_CLIENTS_SECONDS, SLICE_SECONDS]:  # noqa: ASYNC110 - a condition of its thread
+            await asyncio.sleep(0.001)
+        run.total = 0
+        await asked
+        await maintenance.stop()
+
+    run = ScriptedRun(1 << 60, serve)
+    asyncio.run(act())
+
+
+def test_whoever_comes_to_a_pool_is_seen_and_whoever_asks_for_counters_is_not() -> None:
+    company = Company(100.0, 7)
+    looks = [
+        (0.5, 1000, False),  # too soon to tell
+        (1.0, 1000, True),
+        (1.5, 1000, True),  # a slice is over before anybody can have come again
+        (2.0, 1004, False),
+        (3.0, 1009, True),
+        (4.5, 1009, False),
+    ]
+    for late, turns, beside in looks:
+        assert company.look(100.0 + late * LOOK_SECONDS * 1.0001, turns) is beside, late
 
 
 def test_a_run_goes_on_when_whoever_asked_goes_away() -> None:
@@ -239,11 +287,11 @@ def test_an_unknown_run_is_refused_with_those_there_are() -> None:
 
 
 def test_slices_follow_the_time_they_take_within_their_limits() -> None:
-    assert next_budget(1000, SLICE_SECONDS) == 1000
-    assert next_budget(1000, 3 * SLICE_SECONDS) == 500
-    assert next_budget(1000, SLICE_SECONDS / 4) == 2000
-    assert next_budget(MIN_SLICE, 1.0) == MIN_SLICE
-    assert next_budget(MAX_SLICE, 0.0) == MAX_SLICE
+    assert next_budget(1000, 0.01, 0.01) == 1000
+    assert next_budget(1000, 0.03, 0.01) == 500
+    assert next_budget(1000, 0.0025, 0.01) == 2000
+    assert next_budget(MIN_SLICE, 1.0, 0.01) == MIN_SLICE
+    assert next_budget(MAX_SLICE, 0.0, 0.01) == MAX_SLICE
 
 
 def test_no_slice_of_the_dearest_run_keeps_a_write_that_found_no_room_waiting_for_long() -> None:
@@ -252,7 +300,7 @@ def test_no_slice_of_the_dearest_run_keeps_a_write_that_found_no_room_waiting_fo
     budget = FIRST_SLICE
     for _ in range(20):
         assert budget * dearest_object_seconds <= 3 * SLICE_SECONDS
-        budget = next_budget(budget, budget * dearest_object_seconds)
+        budget = next_budget(budget, budget * dearest_object_seconds, SLICE_SECONDS)
 
 
 class Gate:

@@ -140,7 +140,7 @@ class Still:
 def test_a_scrub_hurries_while_another_run_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: set[int] = set()
 
-    def note(percent: int, turns: int) -> int:  # noqa: ARG001 - as the real one
+    def note(percent: int, beside: bool) -> int:  # noqa: ARG001 - as the real one
         shares.add(percent)
         return 100
 
