@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -183,7 +184,8 @@ def test_a_run_rests_as_long_as_it_works_while_clients_come(monkeypatch: pytest.
 def test_slices_are_short_while_clients_come_and_long_when_they_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = CountingPool()
     told: list[float] = []
-    alone = threading.Event()
+    wanted = [SLICE_SECONDS, SLICE_BESIDE_CLIENTS_SECONDS, SLICE_SECONDS]
+    steps = itertools.count()
 
     def note(budget: int, elapsed_seconds: float, slice_seconds: float) -> int:  # noqa: ARG001 - as the real one
         if not told or told[-1] != slice_seconds:
@@ -191,24 +193,21 @@ def test_slices_are_short_while_clients_come_and_long_when_they_have_gone(monkey
         return budget
 
     def serve() -> None:
-        if told[-1:] == [SLICE_BESIDE_CLIENTS_SECONDS]:
-            alone.set()
-        if not alone.is_set():
+        if SLICE_BESIDE_CLIENTS_SECONDS not in told:
             pool.others_turns += 100
+        if told == wanted or next(steps) == 100_000:
+            run.total = 0
 
     monkeypatch.setattr("nbdzram.server.maintenance.next_budget", note)
 
     async def act() -> None:
         maintenance = Maintenance("default", pool, {"fold": lambda _: run})
-        asked = asyncio.create_task(maintenance.run("fold"))
-        while told[-2:] != [SLICE_BESIDE_CLIENTS_SECONDS, SLICE_SECONDS]:  # noqa: ASYNC110 - a condition of its thread
-            await asyncio.sleep(0.001)
-        run.total = 0
-        await asked
+        await maintenance.run("fold")
         await maintenance.stop()
 
     run = ScriptedRun(1 << 60, serve)
     asyncio.run(act())
+    assert told == wanted
 
 
 def test_whoever_comes_to_a_pool_is_seen_and_whoever_asks_for_counters_is_not() -> None:
