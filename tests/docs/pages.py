@@ -34,9 +34,14 @@ def blocks(text: str) -> Iterator[Block]:
         yield Block(match["language"], match["content"])
 
 
+def without_examples(text: str) -> str:
+    """What is no fenced block."""
+    return _FENCE.sub("", text)
+
+
 def links(text: str) -> list[str]:
     """Targets of links and pictures, those in code left out."""
-    prose = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
+    prose = re.sub(r"`[^`\n]*`", "", without_examples(text))
     return [match["target"] for match in _LINK.finditer(prose)]
 
 
@@ -44,5 +49,5 @@ def anchors(text: str) -> set[str]:
     """What `#...` may name: headings in lower case, blanks as hyphens, without punctuation."""
     return {
         _NOT_IN_ANCHORS.sub("", heading.replace("`", "").lower()).replace(" ", "-")
-        for heading in _HEADING.findall(_FENCE.sub("", text))
+        for heading in _HEADING.findall(without_examples(text))
     }

@@ -1,15 +1,17 @@
-"""Whatever a page refers to inside this repository is there."""
+"""Whatever a page refers to inside this repository is there, and no page says anything twice."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, anchors, links, pages
+from tests.docs.pages import ROOT, anchors, links, pages, without_examples
 
 OUTSIDE = ("https://", "http://", "mailto:")
+LONG_LINE = 70  # characters
 PAGE_NAMED = re.compile(r"docs/[\w/-]+\.md")
 
 
@@ -53,3 +55,22 @@ def test_every_page_that_the_code_names_is_there() -> None:
     named = {(path.name, page) for path in sources for page in PAGE_NAMED.findall(path.read_text(encoding="utf-8"))}
     assert named, "some do name one"
     assert [(source, page) for source, page in sorted(named) if not (ROOT / page).exists()] == []
+
+
+def said_twice(text: str) -> list[str]:
+    """Long lines that a page has twice outside its examples, as where two versions of a part were joined to both."""
+    lines = Counter(line for line in without_examples(text).splitlines() if len(line) > LONG_LINE)
+    return [line for line, count in lines.items() if count > 1]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in pages() if page.parent.name != "reference"], ids=lambda page: page.name
+)
+def test_no_page_says_the_same_twice(page: Path) -> None:
+    assert said_twice(page.read_text(encoding="utf-8")) == []
+
+
+def test_what_is_said_twice_is_found() -> None:
+    line = "One line that is long enough to be found where it is twice, as no sentence is by chance."
+    assert said_twice(f"{line}\n\n```console\n{line}\n```\n") == []
+    assert said_twice(f"{line}\nand\n{line}\n") == [line]
