@@ -138,7 +138,7 @@ def test_a_paced_run_sleeps_in_proportion_to_what_it_used(monkeypatch: pytest.Mo
 
     async def act() -> None:
         monkeypatch.setattr("nbdzram.server.runs.threading", SimpleNamespace(Event=RecordingEvent))
-        maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(2_000, burn)})
+        maintenance = Maintenance("default", CountingPool(), {"fold": lambda _: ScriptedRun(200, burn)})
         await maintenance.run("fold", cpu_percent=100)
         assert pauses == []
         report = await maintenance.run("fold", cpu_percent=25)
@@ -171,7 +171,7 @@ def test_a_run_rests_as_long_as_it_works_while_clients_come(monkeypatch: pytest.
 
     async def act() -> None:
         monkeypatch.setattr("nbdzram.server.runs.threading", SimpleNamespace(Event=RecordingEvent))
-        maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(2_000, serve)})
+        maintenance = Maintenance("default", pool, {"fold": lambda _: ScriptedRun(200, serve)})
         report = await maintenance.run("fold", cpu_percent=100)
         assert sum(pause or 0 for pause in pauses) == pytest.approx(report.cpu_seconds, rel=0.5)
         await maintenance.stop()
