@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,14 @@ settings.load_profile("untimed")
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
+
+
+@pytest.fixture(autouse=True)
+def _broken_pipes_end_no_test() -> Iterator[None]:
+    """A command that runs in this process lets SIGPIPE end it, and a later test would be what it ends."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
 
 
 @pytest.fixture
