@@ -360,9 +360,14 @@ OLD = "x.started_at -= 119; x.uptime_seconds += 119"
         (LACKING + FAILING, "FLUSH of a, b, c and 1 more fails."),
         (LACKING.replace("'a'", "") + OLD, "No check"),
         ("x.pools[0].stats.blocks_rotten = 4", "Blocks of pool default are not what was written."),
+        (
+            "x.exports[0].bounds.quota_bytes = x.exports[0].stored_bytes = 4096",
+            "Export disk stores as much as the quota",
+        ),
+        ("x.certificate_expires_at = x.started_at + x.uptime_seconds + 32400", "The TLS certificate ends in "),
     ],
 )
-def test_what_a_crash_would_cost_is_told(
+def test_what_is_wrong_is_told_in_one_line(
     serve: Callable[..., Nbdzram], browser: Browser, change: str, told: str
 ) -> None:
     server = serve({"disk": "1M"}, metrics=True)
