@@ -179,7 +179,7 @@ def test_fio_mixes_sizes_trims_and_zeroes_in_four_jobs(reach: Reach, tmp_path: P
         jobs.write_text(FIO.format(uri=reach.uri().partition("?tls")[0]))
         if reach.transport == "unix":
             reach.server.unix_path.chmod(0o666)
-            for directory in (*tmp_path.parents[:2], tmp_path, reach.server.directory):  # above them lies /tmp
+            for directory in (*tmp_path.parents[:-2], tmp_path, reach.server.directory):  # not /tmp
                 directory.chmod(directory.stat().st_mode | 0o011)
         process = subprocess.run(
             [fio, "--output-format=json", jobs],
