@@ -53,8 +53,9 @@ async def _told(far: Callable[[], str], service: Service) -> AsyncIterator[None]
         nonlocal told
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if far() != told:
-                told = far()
+            now = far()
+            if now != told:
+                told = now
                 _extend(told, _stored_bytes(service))
 
     watching = asyncio.create_task(watch())

@@ -216,13 +216,13 @@ class Maintenance:
     def _work(self, run: Run, ticket: Ticket) -> float:
         """On the thread: every slice. Gives the processor seconds."""
         budget, began = FIRST_SLICE, time.thread_time()
-        more, company = True, Company(time.monotonic(), self._pool.turns())
+        more, company = True, Company(time.monotonic(), self._pool.turns)
         while more and not ticket.ended.is_set():
             wall, cpu = time.monotonic(), time.thread_time()
             more = run.step(budget)
             used = time.thread_time() - cpu
             now = time.monotonic()
-            beside = company.look(now, self._pool.turns())
+            beside = company.look(now)
             budget = next_budget(budget, now - wall, SLICE_BESIDE_CLIENTS_SECONDS if beside else SLICE_SECONDS)
             percent = share_percent(100 if self._is_in_the_way(ticket) else ticket.cpu_percent, beside)
             if percent < 100 and more:  # what is done is told at once: a slice of level 19 rests for seconds
@@ -271,16 +271,19 @@ def _freed(ticket: Ticket) -> int:
 class Company:
     """Whether clients come to the pool beside a run."""
 
-    def __init__(self, now: float, turns: int) -> None:
-        """`now`: seconds of a clock that never goes back; `turns`: of others, ever (Counted.turns)."""
-        self._looked_at, self._turns = now, turns
+    def __init__(self, now: float, turns: Callable[[], int]) -> None:
+        """`now`: seconds of time.monotonic; `turns`: of others, ever (Counted.turns), which every thread counts: asked
+        for as seldom as it must be."""
+        self._ask = turns
+        self._looked_at, self._turns = now, turns()
         self._beside = False
 
-    def look(self, now: float, turns: int) -> bool:
+    def look(self, now: float) -> bool:
         """What came since the last look tells; one in a hurry sees what that saw."""
         if now - self._looked_at >= LOOK_SECONDS:
-            self._beside = turns - self._turns > FEW_TURNS
-            self._looked_at, self._turns = now, turns
+            before, self._turns = self._turns, self._ask()
+            self._beside = self._turns - before > FEW_TURNS
+            self._looked_at = now
         return self._beside
 
 

@@ -211,7 +211,9 @@ def test_slices_are_short_while_clients_come_and_long_when_they_have_gone(monkey
 
 
 def test_whoever_comes_to_a_pool_is_seen_and_whoever_asks_for_counters_is_not() -> None:
-    company = Company(100.0, 7)
+    pool = CountingPool()
+    pool.others_turns = 7
+    company = Company(100.0, pool.turns)
     looks = [
         (0.5, 1000, False),  # too soon to tell
         (1.0, 1000, True),
@@ -221,7 +223,8 @@ def test_whoever_comes_to_a_pool_is_seen_and_whoever_asks_for_counters_is_not() 
         (4.5, 1009, False),
     ]
     for late, turns, beside in looks:
-        assert company.look(100.0 + late * LOOK_SECONDS * 1.0001, turns) is beside, late
+        pool.others_turns = turns
+        assert company.look(100.0 + late * LOOK_SECONDS * 1.0001) is beside, late
 
 
 def test_a_run_goes_on_when_whoever_asked_goes_away() -> None:
