@@ -67,9 +67,10 @@ class Moment:
     behind: Mapping[Disk, int] = field(default_factory=dict)
     is_ours: bool = True
 
-    def bases(self) -> dict[Disk, Base]:
-        """What somebody has who was told of it, and is still known here."""
-        kept = [(seen, self.kept[seen.disk]) for seen in self.roster if seen.disk in self.kept]
+    def bases(self, of: Collection[Disk] | None = None) -> dict[Disk, Base]:
+        """What somebody has who was told of it, and is still known here; `of` these disks alone."""
+        wanted = self.kept if of is None else self.kept.keys() & of
+        kept = [(seen, self.kept[seen.disk]) for seen in self.roster if seen.disk in wanted]
         return {seen.disk: Base(seen.name, one.identity, one.copy) for seen, one in kept}
 
     def names_behind(self) -> list[str]:
@@ -90,9 +91,8 @@ class Moment:
         """
         kept = since.kept if since is not None else {}
         told = [seen for seen in self.roster if not changed_alone or kept.get(seen.disk) is not self.kept[seen.disk]]
-        known = since.bases() if since is not None else {}
-        bases = {seen.disk: known[seen.disk] for seen in told if seen.disk in known}
-        others = [] if len(bases) == len(told) else list(known.values())
+        bases = since.bases({seen.disk for seen in told}) if since is not None else {}
+        others = [] if since is None or len(bases) == len(told) else list(since.bases().values())
         return tell(
             told,
             {seen.disk: self.kept[seen.disk].copy for seen in told},
