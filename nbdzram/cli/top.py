@@ -10,6 +10,7 @@ import time
 import tty
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from nbdzram.control.client import ControlClient
 from nbdzram.rates import between
 from nbdzram.ready import readable
 from nbdzram.status import to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the server bounds it too
 QUIT_KEYS = b"qQ\x04"  # \x04: Ctrl-D
@@ -73,24 +77,19 @@ def _print_lines(client: ControlClient, interval: float, *, once: bool) -> None:
 
 
 def _print_once(client: ControlClient, interval: float, sort: str) -> None:
-    from rich.console import Console  # noqa: PLC0415 - --help is quick without it
-
-    _forget_odd_sizes()
     frame = Frame(client.status(), usage=client.usage(), sort=sort)
     time.sleep(interval)
     _advance(frame, client)
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    console = _console(None if sys.stdout.isatty() else PIPE_WIDTH)
     lines = len(frame.status.exports) + 100
     console.print(screen(frame, console.width, lines, keys=False, encoding=console.encoding))
 
 
 def _watch(client: ControlClient, interval: float, sort: str) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415 - --help is quick without it
 
-    _forget_odd_sizes()
     frame, asked = Frame(client.status(), usage=client.usage(), sort=sort), time.monotonic()
-    console = Console(highlight=False)
+    console = _console()
     client.late = None  # a line across the view would tell less than the view that stands still
     with _keys() as descriptor, Live(console=console, screen=True, auto_refresh=False) as live:
         due = time.monotonic() + min(interval, 0.3)  # the first rates come soon
@@ -110,11 +109,15 @@ def _watch(client: ControlClient, interval: float, sort: str) -> None:
                 due = time.monotonic() + interval
 
 
-def _forget_odd_sizes() -> None:
-    """Rich takes for a number of columns, or lines, what has digits of any kind, and falls over a raised one."""
+def _console(width: int | None = None) -> Console:
+    """As wide as the terminal, unless told. Rich takes for a number of columns, or lines, what has digits of any kind,
+    and falls over a raised one."""
+    from rich.console import Console  # noqa: PLC0415 - as above
+
     for variable in ("COLUMNS", "LINES"):
         if not os.environ.get(variable, "0").isdecimal():
             del os.environ[variable]
+    return Console(width=width, highlight=False)
 
 
 def _advance(frame: Frame, client: ControlClient) -> None:

@@ -99,14 +99,16 @@ class Headroom:
         """Set the ceiling by what is left now."""
         keep = self._keep_free()
         if keep == 0:
-            return self._limit_nothing()
+            self._limit_nothing()
+            return
         for pool in self._pools():
             if pool.purse is not self.purse:
                 pool.share(self.purse)
         used = self.purse.used  # before what is free: 2.
         rooms = self._machine.rooms(self._groups)
         if not rooms:
-            return self._limit_nothing()
+            self._limit_nothing()
+            return
         room = min(rooms, key=lambda one: one.free - self._reserve(one, keep))
         reserve = self._reserve(room, keep)
         left = room.free - reserve
@@ -124,7 +126,6 @@ class Headroom:
             short=short,
             shortages=self._shortages,
         )
-        return None
 
     def _limit_nothing(self) -> None:
         self.status, self.purse.ceiling = None, 0

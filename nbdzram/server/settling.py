@@ -18,14 +18,13 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from nbdzram.errors import UserError
 from nbdzram.server.exports import Export
-from nbdzram.server.state import FILE_NAME, FileId, Remembered, State, note_in
+from nbdzram.server.state import FILE_NAME, FileId, Remembered, State, file_at, note_in
 from nbdzram.server.syncs import Sync
 
 SETTLE_SECONDS = 30
@@ -111,7 +110,4 @@ class Settling:
 
     def _found(self) -> FileId | None:
         """On a thread: which file a start would read."""
-        with contextlib.suppress(OSError):
-            found = (self._directory / FILE_NAME).stat()
-            return found.st_dev, found.st_ino
-        return None
+        return file_at(self._directory / FILE_NAME)

@@ -200,7 +200,7 @@ class State:
         there is made, and clients who kept their connections would go on with an empty disk. Raises UserError.
         """
         known, path = self._files.get(pool), self.arena_path(pool)
-        if known is not None and path is not None and _file_at(path) != known:
+        if known is not None and path is not None and file_at(path) != known:
             raise UserError(
                 f"{path} is not the file that is served: that was removed or replaced, or something is mounted over "
                 f"it; put back what was there, or save the disks of the pool '{pool}' first with `nbdzram send`"
@@ -214,7 +214,7 @@ class State:
     def opened_arena(self, pool: str) -> None:
         """Note which file it is."""
         path = self.arena_path(pool)
-        found = None if path is None else _file_at(path)
+        found = None if path is None else file_at(path)
         if found is not None:
             self._files[pool] = found
 
@@ -335,10 +335,10 @@ class State:
         self.changes = changes
 
 
-def _file_at(path: str) -> FileId | None:
+def file_at(path: str | Path) -> FileId | None:
     """None: nothing is there that could be looked at."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - of a path that the engine wants as text
+        found = os.stat(path)  # noqa: PTH116 - the engine wants paths as text
     except OSError:
         return None
     return found.st_dev, found.st_ino
