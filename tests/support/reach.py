@@ -70,6 +70,13 @@ class TrustingUser:
         return os.environ | {"HOME": str(self.home)}
 
 
+def let_others_pass(directory: Path) -> None:
+    """To what lies in it, through all above it: pytest's directories are their owner's alone. What is everybody's, such
+    as /tmp, stays as it is."""
+    for above in (directory, *directory.parents[:-2]):
+        above.chmod(above.stat().st_mode | 0o011)
+
+
 @contextmanager
 def trusting_user(client_files: Path) -> Iterator[TrustingUser]:
     """A home directory that nobody may read, with the files of a TLS client."""

@@ -30,6 +30,7 @@ from nbdzram.config import (
 from nbdzram.machine import Machine, Share
 from nbdzram.server.certificate import validity
 from tests.support.programs import require_program
+from tests.support.reach import let_others_pass
 from tests.unit.cli.conftest import Server, run
 from tests.unit.records import SERVER
 
@@ -175,8 +176,7 @@ def test_where_nothing_can_be_made_fails_with_a_remedy(tmp_path: Path, subject: 
 @contextmanager
 def as_nobody(directory: Path) -> Iterator[None]:
     """Root may write everywhere: for a while this is somebody else, by the identity that access(2) asks for."""
-    for above in (directory, *directory.parents[:-2]):
-        above.chmod(above.stat().st_mode | 0o011)
+    let_others_pass(directory)
     os.setresuid(65534, 65534, 0)
     try:
         yield

@@ -20,6 +20,7 @@ from nbdzram.cli.hints import Address
 from nbdzram.cli.images import Image, copy
 from nbdzram.errors import UserError
 from tests.support.nbd_client import Client
+from tests.support.reach import let_others_pass
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_certificate, run
 
 Start = Callable[..., Server]
@@ -310,8 +311,7 @@ for find in (
         print(error)
 """
     (tmp_path / "nbdzram").mkdir(mode=0o700)
-    for directory in server.control.parents[:-2]:
-        directory.chmod(directory.stat().st_mode | 0o011)
+    let_others_pass(server.control.parent)
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for path in (server.control, tmp_path / "nbdzram" / "nbdzram.sock"):
         assert f"the control socket {path} may not be opened by user 65534; be the user that runs the server" in told

@@ -109,16 +109,21 @@ def test_a_new_head_before_old_records_is_no_group(tmp_path: Path) -> None:
     assert list(Segment(torn).groups()) == []
 
 
+async def left_with_groups(tmp_path: Path, count: int) -> Path:
+    """What is on the disk after so many flushes, each of a block of noise of its own."""
+    async with flushing(tmp_path / "kept") as service:
+        for number in range(count):
+            disk(service).write(number * BLOCK, noise(number))
+            await journal(service).synced()
+        return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+
+
 @pytest.mark.parametrize(("bent", "told"), [(1, True), (2, False)])
 def test_a_damaged_group_before_whole_ones_is_told_and_a_torn_last_one_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, bent: int, told: bool
 ) -> None:
     async def story() -> None:
-        async with flushing(tmp_path / "kept") as service:
-            for number in range(3):
-                disk(service).write(number * BLOCK, noise(number))
-                await journal(service).synced()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        left = await left_with_groups(tmp_path, 3)
         path = left / "00000001.journal"
         starts = [group.start for group in Segment(path).groups()]
         content = bytearray(path.read_bytes())
@@ -141,11 +146,7 @@ def test_a_damaged_journal_keeps_no_server_from_starting_where_a_file_has_one_na
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     async def story() -> None:
-        async with flushing(tmp_path / "kept") as service:
-            for number in range(2):
-                disk(service).write(number * BLOCK, noise(number))
-                await journal(service).synced()
-            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        left = await left_with_groups(tmp_path, 2)
         content = bytearray((left / "00000001.journal").read_bytes())
         content[HEAD_BYTES + 2000] ^= 1
         (left / "00000001.journal").write_bytes(content)
