@@ -120,3 +120,8 @@ class RequestError(NbdzramError):
     def __init__(self, error: int, message: str) -> None:
         super().__init__(message)
         self.error = error
+
+
+def reason_of(error: BaseException) -> str:
+    """What the system says of it; of what is no error of the system's, what Python says."""
+    return getattr(error, "strerror", None) or str(error)

@@ -11,7 +11,6 @@ import platform
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,8 @@ from nbdzram.cli.perils import perils
 from nbdzram.config import ServerConfig, TcpAddress, TlsMode
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
-from nbdzram.errors import ConfigError, UserError
-from nbdzram.lacking import LACKING
+from nbdzram.errors import ConfigError, UserError, reason_of
+from nbdzram.listening import close_all, listen_on, look_up
 from nbdzram.machine import Machine
 from nbdzram.ready import readable
 from nbdzram.residence import may_lock
@@ -457,30 +456,12 @@ def _library_versions() -> Iterator[tuple[str, str]]:
 
 def _cannot_listen(address: TcpAddress) -> str | None:
     """Why not; None if it can: on all addresses of the name that this machine has, as `serve` does."""
-    lacking = None
-    served = False
     try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, number, _, name in dict.fromkeys(found):
-            try:
-                _listen_for_a_moment(family, kind, number, name)
-                served = True
-            except OSError as error:
-                if error.errno not in LACKING:
-                    raise
-                lacking = error.strerror
+        opened, _ = listen_on(look_up(address), backlog=1)
     except (OSError, UnicodeError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    return None if served else lacking
-
-
-def _listen_for_a_moment(family: int, kind: int, number: int, name: object) -> None:
-    with socket.socket(family, kind, number) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        probe.bind(name)  # type: ignore[arg-type]
-        probe.listen(1)
+        return reason_of(error)
+    close_all(opened)
+    return None
 
 
 def _chosen(setting: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nbdzram.cli.hints import NO_TLS, Address
-from nbdzram.errors import UserError
+from nbdzram.errors import UserError, reason_of
 from nbdzram.nbd.constants import (
     INIT_MAGIC,
     OPTION_MAGIC,
@@ -60,8 +60,7 @@ def dialler(address: Address, export: str) -> Callable[[], Dialled]:
         try:
             family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]  # type: ignore[assignment]
         except (OSError, UnicodeError) as error:  # UnicodeError: no name can be so long, or have such letters
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"'{address.host}' cannot be looked up: {reason}") from None
+            raise UserError(f"'{address.host}' cannot be looked up: {reason_of(error)}") from None
 
     def dial() -> Dialled:
         made = socket.socket(family, socket.SOCK_STREAM)

@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 
 from nbdzram.config import TcpAddress
-from nbdzram.errors import UserError
-from nbdzram.lacking import LACKING
+from nbdzram.errors import UserError, reason_of
+from nbdzram.listening import listen_on, look_up
 from nbdzram.metrics.answers import HEALTH, Answer, Answers, Watched, sentence
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, Head, Hosts, Refused, Request
 from nbdzram.unread import keep_little
@@ -226,26 +226,12 @@ class Places:
 
 async def _listen(address: TcpAddress) -> list[socket.socket]:
     """A socket for each address that the host name stands for and this machine has. Raises UserError."""
-    opened: list[socket.socket] = []
-    lacking: list[tuple[str, OSError]] = []
     try:
-        found = await asyncio.to_thread(  # uvloop's own leaves out the interface behind a link-local address
-            socket.getaddrinfo, address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, target in dict.fromkeys(found):
-            try:
-                opened.append(_listen_at(family, kind, protocol, target))
-            except OSError as error:
-                if error.errno not in LACKING:
-                    raise
-                lacking.append((str(target[0]), error))
-        if not opened:
-            raise lacking[0][1]
+        found = await asyncio.to_thread(look_up, address)  # uvloop's own leaves out a link-local address's interface
+        opened, lacking = listen_on(found, BACKLOG, _prepare)
     except (OSError, UnicodeError) as error:
-        for listener in opened:
-            listener.close()
         number = getattr(error, "errno", None) or 0
-        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
+        reason = os.strerror(number) if number > 0 else reason_of(error)
         raise UserError(
             f"cannot listen on {address} for metrics: {reason}; "
             f"choose another address with --metrics ADDR:PORT, or --metrics off"
@@ -255,20 +241,9 @@ async def _listen(address: TcpAddress) -> list[socket.socket]:
     return opened
 
 
-def _listen_at(family: int, kind: int, protocol: int, target: object) -> socket.socket:
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        keep_little(listener, REPLY_SECONDS)
-        listener.bind(target)  # type: ignore[arg-type]
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+def _prepare(listener: socket.socket) -> None:
+    listener.setblocking(False)
+    keep_little(listener, REPLY_SECONDS)
 
 
 def _head(answer: Answer, policy: str) -> bytes:

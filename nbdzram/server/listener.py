@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nbdzram.config import ServerConfig, TlsConfig, TlsMode
 from nbdzram.errors import UserError
+from nbdzram.listening import close_all
 from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.nbd.handshake import Failure, Terms
 from nbdzram.server.attached import STILL_SECONDS, Attached
@@ -26,7 +27,6 @@ from nbdzram.server.sockets import (
     BACKLOG,
     FamilyLacking,
     as_the_loop_takes_it,
-    close_all,
     inherited,
     open_tcp,
     open_unix,

@@ -18,8 +18,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
-from nbdzram.errors import UserError
-from nbdzram.lacking import LACKING, NO_FAMILY
+from nbdzram.errors import UserError, reason_of
+from nbdzram.listening import NO_FAMILY, listen_on, look_up
 from nbdzram.unread import UNHEARD_SECONDS, keep_little
 
 BACKLOG = 512
@@ -60,47 +60,23 @@ def open_tcp(address: TcpAddress) -> list[socket.socket]:
     error: clients would reach whoever uses it.
     """
     try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = look_up(address)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot listen on {address}: {reason}; write an address of this machine") from None
-    opened: list[socket.socket] = []
-    lacking: list[tuple[str, OSError]] = []
-    for family, kind, protocol, _, target in dict.fromkeys(found):
-        try:
-            opened.append(_listen(family, kind, protocol, target))
-        except (OSError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno in LACKING:
-                lacking.append((str(target[0]), error))
-                continue
-            close_all(opened)
-            raise _cannot_listen(address, error) from None
-    if not opened:
-        raise _cannot_listen(address, lacking[0][1])
+        raise UserError(f"cannot listen on {address}: {reason_of(error)}; write an address of this machine") from None
+    try:
+        opened, lacking = listen_on(found, BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise _cannot_listen(address, error) from None
     for host, lack in lacking:
         log.warning("not listening on %s, for which %s stands too: %s", host, address, lack.strerror)
     return opened
 
 
-def _listen(family: int, kind: int, protocol: int, target: object) -> socket.socket:
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 is another socket's
-        listener.bind(target)  # type: ignore[arg-type]
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
 def _cannot_listen(address: TcpAddress, error: OSError | OverflowError) -> UserError:
     kind = FamilyLacking if getattr(error, "errno", None) in NO_FAMILY else UserError
-    reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
+    number = getattr(error, "errno", None)
     remedy = _REMEDIES.get(number or 0, "choose another port (-p) or address (-i), or stop what uses it")
-    return kind(f"cannot listen on {address}: {reason}; {remedy}")
+    return kind(f"cannot listen on {address}: {reason_of(error)}; {remedy}")
 
 
 def open_unix(address: UnixAddress) -> socket.socket:
@@ -302,12 +278,6 @@ def _context(bound: int) -> int:
         return HOST_CONTEXT
     found = int.from_bytes(own, sys.byteorder)
     return HOST_CONTEXT if found in (ANY_CONTEXT, LOOPBACK_CONTEXT) else found
-
-
-def close_all(sockets: list[socket.socket]) -> None:
-    """Close what was opened so far."""
-    for listener in sockets:
-        listener.close()
 
 
 def _remove_stale(path: Path) -> None:

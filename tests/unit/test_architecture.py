@@ -1,8 +1,8 @@
 """The rules of the layout, held by walking every import and cimport of the package.
 
-    cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine} -> {settings, values}
-        -> config -> {bounds, errors, lacking, machine, precedence, ready, receive, residence, slices, thresholds,
-                      units, unread}
+    cli -> {server, control, metrics} -> rates -> status -> {sessions, stream} -> {nbd, engine}
+        -> {settings, values, listening} -> config -> {bounds, errors, machine, precedence, ready, receive, residence,
+                                                       slices, thresholds, units, unread}
 
 Packages of one level do not import each other, and no file knows one that knows it: neither by an import that waits for
 its call, nor for types alone, nor by a class that is declared before it is there.
@@ -25,7 +25,6 @@ LEVELS = (
     (
         "bounds",
         "errors",
-        "lacking",
         "units",
         "machine",
         "precedence",
@@ -37,7 +36,7 @@ LEVELS = (
         "unread",
     ),
     ("config",),
-    ("values",),
+    ("listening", "values"),
     ("settings",),
     ("engine",),
     ("nbd",),
@@ -85,13 +84,13 @@ RESERVED = {
     "h11": {"metrics.requests"},
     "socket": {
         "unread",
+        "listening",
         "server",
         "control",
         "stream.pipe",
         "metrics.http",
         "metrics.requests",
         "cli.serve",
-        "cli.diagnosis",
         "cli.supervisor",
         "cli.takeover",
         "cli.attach",

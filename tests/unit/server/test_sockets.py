@@ -21,6 +21,7 @@ import uvloop
 
 from nbdzram.config import EVERYONE, Access, ServerConfig, TcpAddress, UnixAddress, VsockAddress
 from nbdzram.errors import UserError
+from nbdzram.listening import close_all
 from nbdzram.nbd.constants import Reply
 from nbdzram.server.connection import peer_of
 from nbdzram.server.exports import Exports, Peer, PeerDirectory
@@ -29,7 +30,6 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.sockets import (
     ANY_CONTEXT,
     BACKLOG,
-    close_all,
     inherited,
     open_tcp,
     open_unix,
@@ -113,6 +113,10 @@ def test_all_of_ipv4_is_served_where_all_of_ipv6_is_named_too_and_not_there(
     assert "this machine has no IPv6" in caplog.text
 
 
+WITHOUT_IPV6 = 'ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
+in_a_network = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+
+
 def printed_in_a_network(script: str, code: str) -> str:
     """What Python code prints in a network of its own, which a shell sets up."""
     command = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", code]
@@ -123,7 +127,7 @@ def printed_in_a_network(script: str, code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+@in_a_network
 def test_localhost_is_served_in_a_network_without_ipv6() -> None:
     """A network of its own, where the kernel has IPv6 and no address of it."""
     code = (
@@ -132,11 +136,10 @@ def test_localhost_is_served_in_a_network_without_ipv6() -> None:
         "sockets.socket.getaddrinfo = lambda *a, **k: real('::1', 0, type=1) + real('127.0.0.1', 0, type=1);"
         "print([s.getsockname()[0] for s in sockets.open_tcp(TcpAddress(host='localhost', port=0))])"
     )
-    script = 'ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
-    assert printed_in_a_network(script, code) == "['127.0.0.1']\n"
+    assert printed_in_a_network(WITHOUT_IPV6, code) == "['127.0.0.1']\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+@in_a_network
 def test_metrics_of_localhost_are_served_in_a_network_without_ipv6_and_doctor_says_so() -> None:
     code = (
         "import uvloop; from nbdzram.cli import diagnosis; from nbdzram.config import TcpAddress;"
@@ -147,11 +150,10 @@ def test_metrics_of_localhost_are_served_in_a_network_without_ipv6_and_doctor_sa
         "print([one.getsockname()[0] for one in metrics._listeners]);"
         "print(diagnosis._cannot_listen(TcpAddress(host='::1', port=metrics._listeners[0].getsockname()[1])))"
     )
-    script = 'ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; exec "$@"'
-    assert printed_in_a_network(script, code) == "None\n['127.0.0.1']\nAddress already in use\n"
+    assert printed_in_a_network(WITHOUT_IPV6, code) == "None\n['127.0.0.1']\nAddress already in use\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, unshare and ip")
+@in_a_network
 def test_a_link_local_address_is_served_and_told_with_its_interface() -> None:
     """Without it nobody can connect there. For metrics as well, whose address the event loop would look up."""
     code = (
