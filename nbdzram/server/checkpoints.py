@@ -88,10 +88,11 @@ class Checkpoints:
         """What FLUSH of the durable pools waits for."""
         self.reached: Reached | None = None
         self.settling: Settling | None = None
-        """What the answer to an administrator waits for, beside a journal."""
-        if durable and config.directory is not None:
-            self.journal = Journal(config.directory, self._journal_moments, durable)
-            self.settling = Settling(config.directory, self.journal)
+        """What the answer to an administrator waits for; None where a state directory remembers, in the same place."""
+        if config.directory is not None:
+            if durable:
+                self.journal = Journal(config.directory, self._journal_moments, durable)
+            self.settling = Settling(config.directory, self.journal, self._has_directory)
 
     @property
     def _directory(self) -> Path:
@@ -110,6 +111,8 @@ class Checkpoints:
         if self._config.directory is None:
             return
         self._beside_state = state_dir is not None and _is_same(state_dir, self._directory)
+        if self._beside_state and self.journal is None:
+            self.settling = None
         if self.journal is not None and state_dir is not None and not Machine().keeps_in_memory(state_dir):
             raise UserError(
                 f'durability = "flush": the state directory {state_dir} lies on a disk, where a power failure leaves '
@@ -152,10 +155,13 @@ class Checkpoints:
         """The exports are those, and nobody may change them yet."""
         if self.journal is None or begun.goes_on is None:
             return
-        if self._claim is not None and self._claim.is_held:
+        if self._has_directory():
             await self.journal.go_on_from(begun.goes_on)
         else:  # whose it is writes there
             await self._journal_moments.release(begun.goes_on.moment)
+
+    def _has_directory(self) -> bool:
+        return self._claim is not None and self._claim.is_held
 
     def start(self, begun: Begun) -> None:
         """`begun`: what the server began from."""
@@ -310,6 +316,7 @@ class Checkpoints:
             taken = await self._moments.take(self._last)
         if taken is self._last and continues and (self.journal is None or self.journal.status.usable):
             await self._moments.release(taken)
+            await self._follow()
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
         taken, progress = await self._moments.write_readable(
@@ -321,8 +328,7 @@ class Checkpoints:
             await self.journal.stands(number, taken)
         elif not self._beside_state:
             await self._moments.on_the_thread(lambda: self._forget_journal(number))
-        if self.settling is not None and self.journal is not None and self.journal.status.usable:
-            await self.settling.follow()
+        await self._follow()
         self._status = replace(
             self._status,
             moment=taken.taken_ns / 1e9,
@@ -330,6 +336,10 @@ class Checkpoints:
             stream_bytes=progress.bytes_written,
             held_back=tuple(taken.names_behind()),
         )
+
+    async def _follow(self) -> None:
+        if self.settling is not None and (self.journal is None or self.journal.status.usable):
+            await self.settling.follow()
 
     def _as_it_was(self) -> Moment | None:
         """What an export that cannot be read is told as: where a journal may have more of it, as the journal has it."""

@@ -35,7 +35,7 @@ class Opened:
     """What a start goes on with, and closes where it fails."""
 
     state: State
-    known: Remembered  # beside a journal, which does not tell it
+    known: Remembered  # beside the checkpoints, which do not tell it
     pools: dict[str, Pool]
 
 
@@ -75,7 +75,7 @@ def _open(future: Future[Opened], config: ServerConfig, kept: Kept | None) -> No
 def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:
     """The state and the pools of a configuration. Raises UserError; then none stays open."""
     state = State(config.state_dir, kept)
-    known = _remembered_beside_journal(config)
+    known = _remembered_beside_checkpoints(config, state)
     state.go_on_from(known)
     return Opened(state, known, open_pools(config.pools, state))
 
@@ -85,15 +85,23 @@ def durable_pools(config: ServerConfig) -> list[str]:
     return [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
 
 
-def _remembered_beside_journal(config: ServerConfig) -> Remembered:
-    """What a journal does not tell; nothing where there is none. Raises UserError."""
+def _remembered_beside_checkpoints(config: ServerConfig, state: State) -> Remembered:
+    """What they do not tell; nothing where there are none. Raises UserError: there is nothing else to begin from."""
     directory = config.checkpoint.directory
-    if directory is None or not durable_pools(config):
+    if directory is None:
         return Remembered()
     try:
         return remembered_in(directory)
-    except OSError as error:
-        raise UserError(f"cannot read what was changed beside the journal in {directory}: {error.strerror}") from error
+    except (UserError, OSError) as error:
+        refusal = UserError(
+            f"cannot read what was changed beside the checkpoints in {directory}: {error.strerror}"
+            if isinstance(error, OSError)
+            else str(error)
+        )
+        if not state.arenas():
+            raise refusal from error
+        log.warning("%s; what the arenas hold is served", refusal)
+        return Remembered()
 
 
 def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:

@@ -25,7 +25,7 @@ from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UserError
-from nbdzram.server.chains import Checkpoint, chains, checkpoints_in
+from nbdzram.server.chains import Checkpoint, chains, checkpoints_in, segments_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
 from nbdzram.server.received import place_in, received_record, valid_name
@@ -81,7 +81,7 @@ class Restore:
         *,
         for_a_journal: bool = False,
     ) -> None:
-        """`remembered` beside a journal: what was declared when exports became what it tells (settling.py).
+        """`remembered` beside the checkpoints: what was said of exports last, and what was declared then (settling.py).
 
         for_a_journal: one is to go on.
         """
@@ -179,7 +179,10 @@ class Restore:
         except BaseException:
             disks.discard()
             raise
-        records = {one.name: self._record(one) for one in received}
+        told = {one.name: received_record(one, None) for one in received}
+        if journal_in is not None and not segments_in(journal_in):
+            told = {name: self._as_said_last(name, record) for name, record in told.items()}
+        records = {one.name: self._record(one, told[one.name]) for one in received}
         if journal_in is not None:
             records = {**self._removed(records), **records}
         reveal_together([one.disk for one in received], records, self._state)
@@ -190,9 +193,18 @@ class Restore:
         known = self._remembered.items()
         return {name: record for name, record in known if record.removed and name not in there}
 
-    def _record(self, received: Received) -> ExportRecord:
+    def _as_said_last(self, name: str, told: ExportRecord) -> ExportRecord:
+        """What a checkpoint tells of an export, with what an administrator said of that behind it: no journal tells."""
+        known = self._remembered.get(name)
+        if known is None or known.pool != told.pool:  # the latter: of another disk of that name
+            return told
+        return replace(
+            told, read_only=known.read_only, description=known.description, access=known.access, bounds=known.bounds
+        )
+
+    def _record(self, received: Received, then: ExportRecord) -> ExportRecord:
         """What was changed at run time holds where it is remembered what was declared then, and that still is."""
-        config, then = self._declared.get(received.name), received_record(received, None)
+        config = self._declared.get(received.name)
         if config is None:
             return then
         known = self._remembered.get(received.name)

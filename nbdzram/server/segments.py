@@ -15,7 +15,6 @@ from pathlib import Path
 
 from nbdzram.errors import StreamError
 from nbdzram.server.chains import segment_name, segments_in, sync_directory
-from nbdzram.server.state import FILE_NAME
 from nbdzram.stream.journal import (
     HEAD_BYTES,
     GroupHead,
@@ -161,7 +160,7 @@ def forget_journal(directory: Path, before: int) -> bool:
     segments = [path for number, path in segments_in(directory).items() if number < before]
     left = [path for path in [*segments, directory / SPARE] if path.exists()]
     if left:
-        for path in [directory / FILE_NAME, *left]:  # which is looked for as long as one of the others is there
+        for path in left:
             path.unlink(missing_ok=True)
         sync_directory(directory)
     return bool(left)

@@ -1,16 +1,17 @@
-"""Behind a journal an administrator's act is answered as done when the disk of the checkpoints has it.
+"""An administrator's act is answered as done when the disk of the checkpoints has it, or of it what a start must know.
 
     the act is made ── a group of the journal tells it ── changes.json is replaced ── it is answered
 
 The journal tells what exports are. What it does not tell lies beside it, as a state directory would have it
 (state.py): what was declared when something was changed, so that a start knows whether the change still holds; what was
-removed and is declared; pools that were added or changed.
+removed and is declared; pools that were added or changed. Without a journal a checkpoint tells what exports hold, and
+the file, which is newer, who may attach and what else was said of them.
 
 Invariants
 1. What was answered is in both: the file is replaced behind the group that tells the act. One of them may know of an
    act alone that was not answered: the journal where the power fails between the two, the file where the act was
    remembered, and not made yet as the group's moment was taken. Then the journal says what exports are (restore.py).
-2. It is written by one after the other, each with all that was changed before it.
+2. It is written by one after the other, each with all that was changed before it, and by who has the directory.
 3. Where a checkpoint stands it is there: written again if what was written is not there any more, as where another
    directory is at the path now (claim.py).
 """
@@ -18,8 +19,9 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nbdzram.errors import UserError
@@ -36,9 +38,11 @@ log = logging.getLogger("nbdzram.server")
 class Settling:
     """Of one server. Used on the event loop."""
 
-    def __init__(self, directory: Path, journal: Sync) -> None:
+    def __init__(self, directory: Path, journal: Sync | None, is_ours: Callable[[], bool]) -> None:
+        """is_ours: no other server keeps its checkpoints in the directory."""
         self._directory = directory
         self._journal = journal
+        self._is_ours = is_ours
         self._memory = State(None)
         self._noted: Remembered | None = None
         self._file: FileId | None = None  # which has that
@@ -65,13 +69,15 @@ class Settling:
         else:
             self._require_told(changed)
             return
+        when = "; `nbdzram doctor` tells when flushes are answered again" if self._journal is not None else ""
         raise UserError(
             f"it is done, and not on the disk of the checkpoints: {why}; if the power fails before a checkpoint "
-            "stands, it is undone; `nbdzram doctor` tells when flushes are answered again"
+            f"stands, it is undone{when}"
         )
 
     def _require_told(self, changed: Sequence[Export]) -> None:
-        lost = sorted(export.name for export in changed if self._journal.fails(export.disk))
+        journal = self._journal
+        lost = sorted(export.name for export in changed if journal is not None and journal.fails(export.disk))
         if lost:
             raise UserError(
                 f"it is done, and not on the disk of the checkpoints: '{lost[0]}' cannot be read, so that has what was "
@@ -95,7 +101,10 @@ class Settling:
 
     async def _note(self) -> None:
         changes = self._memory.changes
-        await self._journal.synced()
+        if self._journal is not None:
+            await self._journal.synced()
+        if not self._is_ours():
+            raise OSError(errno.EBUSY, "another server has their directory")
         if changes is not self._noted:
             await self.finish()  # what the one under way writes is older, and must not come last
             self._writing = asyncio.create_task(asyncio.to_thread(self._write, changes))

@@ -18,6 +18,7 @@ from nbdzram.config import ExportConfig, PoolConfig
 from nbdzram.engine.check import Check
 from nbdzram.engine.compact import Compact
 from nbdzram.errors import PoolFull, UserError
+from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 from tests.unit.server.lasting import (
     ADDED,
@@ -92,8 +93,12 @@ def test_what_nobody_declares_comes_back_no_more_open_than_it_was(
             assert (other.read_only, other.access.addresses) == (True, ("10.0.0.0/8",))
             assert other.disk.quota_bytes == MIB
             assert clone.bounds == Bounds(**{**limits, "iops": 7})
+            left = as_the_power_left_it(left, tmp_path / "left again")
+        (left / FILE_NAME).unlink()  # which knows what was declared then
+        async with checkpointing(left) as service:
             declared = service._exports.get("disk")
             assert (declared.bounds, declared.read_only, declared.access.addresses) == (UNBOUND, False, ())
+            assert service._exports.get("other").access.addresses == ("10.0.0.0/8",)
 
     play(story)
     differs = "who may attach, whether clients may write, what it may take"
@@ -379,6 +384,7 @@ def test_exports_of_a_pool_that_nobody_declares_are_not_begun_without(tmp_path: 
         async with checkpointing(tmp_path / "kept") as service:
             await service.changes.add_pool("second", 0, "fold")
             await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
+        (tmp_path / "kept" / FILE_NAME).unlink()
         for _ in range(2):
             with pytest.raises(UserError, match="'brief' lay in the pool 'second', and no such pool is declared"):
                 async with checkpointing(tmp_path / "kept"):

@@ -1,4 +1,4 @@
-"""Behind a journal an administrator's act is answered as done when the disk has it."""
+"""An administrator's act is answered as done when the disk of the checkpoints has what a start must know of it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tests.unit.server.lasting import (
     Platter,
     as_the_power_left_it,
     asked,
+    checkpointing,
     disk,
     flushing,
     journal,
@@ -133,6 +134,116 @@ def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_aft
     play(story)
 
 
+@pytest.mark.parametrize("declared_anew", [False, True])
+def test_what_was_said_of_exports_behind_the_last_checkpoint_holds_where_no_journal_tells(
+    tmp_path: Path, declared_anew: bool
+) -> None:
+    """Whom an administrator kept out stays out; what clients wrote behind it is lost with the power."""
+    declared = ExportConfig(name="disk", size_bytes=4 * MIB, iops=9 if declared_anew else 0)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await asked(service, "exports.add", name="other", size_bytes=MIB)
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(0, text(2))
+            for name in ("disk", "other"):
+                await asked(service, "exports.change", name=name, **CHANGED)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        for _ in range(2):  # and behind the next failure
+            async with checkpointing(left, exports=(declared,)) as service:
+                assert whole(disk(service))[:BLOCK] == text(1)
+                for name in ("disk", "other"):
+                    export = service._exports.get(name)
+                    assert (export.read_only, export.access.addresses) == (True, ("10.0.0.0/8",))
+                    assert export.description == "of the operator"
+                    assert export.bounds.iops == (9 if declared_anew and name == "disk" else 7)
+                left = as_the_power_left_it(left, tmp_path / f"left again {os.urandom(2).hex()}")
+
+    play(story)
+
+
+def test_what_was_said_of_another_disk_does_not_open_one_that_comes_back(tmp_path: Path) -> None:
+    """It lay in another pool."""
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            closed = ["10.0.0.0/8"]
+            await asked(service, "exports.add", name="other", size_bytes=MIB, allow_addresses=closed)
+            await of(service).take()
+            await asked(service, "exports.remove", name="other")
+            await asked(service, "pools.add", name="second")
+            await asked(service, "exports.add", name="other", size_bytes=MIB, pool="second", allow_addresses=[])
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert service._exports.get("other").access.addresses == tuple(closed)
+
+    play(story)
+
+
+def test_a_pool_that_was_added_is_there_for_what_a_checkpoint_has_of_it_and_what_was_removed_is_not(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await asked(service, "exports.remove", name="disk")
+            await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
+            disk(service, "new").write(0, text(1))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert [export.name for export in service._exports] == ["new"]
+            assert whole(disk(service, "new"))[:BLOCK] == text(1)
+
+    play(story)
+
+
+def test_nothing_is_noted_in_a_directory_that_another_server_has(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await of(service).take()
+            before = remembered_in(tmp_path / "kept")
+            of(service).release()
+            with pytest.raises(UserError, match=r"it is done, .*: another server has their directory; .* undone$"):
+                await asked(service, "exports.change", name="disk", **CHANGED)
+            assert service._exports.get("disk").read_only
+            assert remembered_in(tmp_path / "kept") == before
+
+    play(story)
+
+
+def test_a_note_that_cannot_be_read_keeps_nobody_from_what_the_arenas_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+        (tmp_path / "kept" / FILE_NAME).write_text("{")
+        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            assert whole(disk(service))[:BLOCK] == text(1)
+        (tmp_path / "kept" / FILE_NAME).write_text("{")  # another one was written as that ended
+        with pytest.raises(UserError, match=r"changes\.json is damaged"):
+            async with checkpointing(tmp_path / "kept"):
+                raise AssertionError
+
+    (tmp_path / "kept").mkdir()
+    play(story)
+    assert "is damaged" in caplog.text
+    assert "what the arenas hold is served" in caplog.text
+
+
+def test_a_state_directory_that_has_the_checkpoints_too_remembers_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path, state_dir=tmp_path) as service:
+            assert of(service).settling is None
+            await asked(service, "exports.change", name="disk", **CHANGED)
+            assert remembered_in(tmp_path).exports["disk"].read_only
+
+    play(story)
+
+
 @pytest.mark.parametrize("what", ["the directory", "the note"])
 def test_what_was_noted_follows_checkpoints_to_another_directory(tmp_path: Path, what: str) -> None:
     """A start would refuse the exports of a pool that it does not know, and make those anew that were removed."""
@@ -178,9 +289,11 @@ def test_an_act_that_is_noted_and_not_in_the_journal_was_not_made(tmp_path: Path
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         noted = remembered_in(left)
         removal = replace(noted.exports["other"], size_bytes=4 * MIB, removed=True)
-        note_in(left, replace(noted, exports={**noted.exports, "disk": removal}))
+        change = replace(noted.exports["other"], description="not yet")
+        note_in(left, replace(noted, exports={"other": change, "disk": removal}))
         async with flushing(left, begun=False) as service:
             assert disk(service).read(0, BLOCK) == text(1)
+            assert service._exports.get("other").description == ""
 
     play(story)
 
