@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import click
 
 from nbdzram.cli.columns import Column, render, screen_width
 from nbdzram.cli.common import ANY_PATH, json_option, print_json
+from nbdzram.cli.images import what_else
 from nbdzram.cli.numbers import Whole
 from nbdzram.engine.stats import BLOCK_SIZE
 from nbdzram.errors import UserError
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from nbdzram.engine.estimate import Estimate, Figures, Need
 
 PIECE_BYTES = 4 << 20  # fed at once: large enough to leave the interpreter, small enough for a smooth bar
-
-KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-}
 
 Advance = Callable[[int], None]
 
@@ -124,9 +117,8 @@ def _ratio(stored: int, memory: int) -> str:
 def _open(path: Path) -> Image:
     """Raises UserError for what cannot be read or is no file and no block device."""
     try:
-        mode = path.stat().st_mode  # before it is opened: a pipe nobody writes to would wait for ever
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            kind = KINDS.get(stat.S_IFMT(mode), "not a file")
+        kind = what_else(path)
+        if kind is not None:
             raise UserError(f"{path} is {kind}; name a disk image or a block device")
         with path.open("rb", buffering=0) as file:
             return Image(path, file.seek(0, os.SEEK_END))

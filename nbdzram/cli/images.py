@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,13 +23,19 @@ from nbdzram.errors import ConfigError, UserError
 from nbdzram.residence import NOT_RUN, earlier
 from nbdzram.server.state import State
 from nbdzram.units import format_size
-from nbdzram.values import SECTOR_BYTES
+from nbdzram.values import SECTOR_BYTES, export_size
 
 MAGICS = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
 """What images begin with that are not raw (QEMU's block drivers); without qemu-img nobody here can read them."""
 
 PROGRESS = re.compile(rb"(\d+)(?:\.\d+)?/100")  # of both programs
 ENGLISH = {"LC_ALL": "C"}
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 TOLD_BYTES = 4096  # of what a program complains: its last line is what a person needs
 
 
@@ -69,12 +76,20 @@ def _sized(export: ExportConfig, config: ServerConfig) -> ExportConfig:
             f"the export '{export.name}' has {format_size(export.size_bytes)}, but the disk in {export.image} has "
             f"{format_size(size)}; leave out the size, or give a larger one"
         )
-    return dataclasses.replace(export, size_bytes=export.size_bytes or size)
+    try:
+        return dataclasses.replace(export, size_bytes=export.size_bytes or export_size(size))
+    except ValueError as error:
+        raise ConfigError(
+            f"the export '{export.name}' is as large as the disk in {export.image}, and {error}; give it a size"
+        ) from None
 
 
 def look_at(path: Path) -> Image:
     """What an image file is. Raises ConfigError."""
     try:
+        kind = what_else(path)
+        if kind is not None:
+            raise ConfigError(f"{path} is {kind}; name a disk image or a block device")
         with path.open("rb") as file:
             beginning = file.read(max(map(len, MAGICS)))
             size = file.seek(0, os.SEEK_END)  # of a block device too
@@ -96,6 +111,15 @@ def look_at(path: Path) -> Image:
         return Image(path, str(told["format"]), _in_sectors(int(told["virtual-size"])))
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"qemu-img cannot read the image {path}: {_last_line(done.stderr)}") from None
+
+
+def what_else(path: Path) -> str | None:
+    """What is at `path` that is neither a file nor a block device: those alone have an end, and can be read twice.
+
+    Asked before it is opened: a pipe that nobody writes to would wait for ever. Raises OSError.
+    """
+    mode = path.stat().st_mode
+    return None if stat.S_ISREG(mode) or stat.S_ISBLK(mode) else KINDS.get(stat.S_IFMT(mode), "not a file")
 
 
 async def copy(image: Image, uri: str, tell: Callable[[int], None], told_to_stop: asyncio.Event) -> None:

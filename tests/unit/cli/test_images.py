@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,24 @@ def test_a_disk_smaller_than_its_image_is_refused(raw: Path) -> None:
     config = ServerConfig(exports=(ExportConfig(name="disk", size_bytes=MIB, image=raw),))
     with pytest.raises(ConfigError, match=r"the export 'disk' has 1M, but the disk in .* has 2M"):
         images.resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/dev/null", "a character device"), ("pipe", "a pipe"), (".", "a directory")]
+)
+def test_what_is_no_image_is_refused_before_it_is_opened(tmp_path: Path, path: str, kind: str) -> None:
+    """A pipe has no size, and what was read of it is gone; of /dev/null came a disk without a byte."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=f"is {kind}; name a disk image or a block device"):
+        look_at(tmp_path / path)
+
+
+def test_a_disk_is_not_as_large_as_an_empty_image(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    config = ServerConfig(exports=(ExportConfig(name="disk", size_bytes=0, image=tmp_path / "empty"),))
+    with pytest.raises(
+        ConfigError, match=r"the disk in .*/empty, and '0' is not the size of a disk: a multiple of 512"
+    ):
+        images.resolve(config)
+    given = replace(config, exports=(replace(config.exports[0], size_bytes=MIB),))
+    assert images.resolve(given) == given
