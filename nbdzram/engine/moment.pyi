@@ -28,6 +28,12 @@ def snapshot_changed(
     Compared are roots: a block that was rewritten with the same bytes is a change, a resizing is none. Raises as above.
     """
 
+def are_alike(disk: Disk, copy: Disk) -> bool:
+    """Whether a disk holds what a copy of it holds, and is as large.
+
+    Compared are roots: one where a block was rewritten with the same bytes is another one, and so is one that is gone.
+    """
+
 def finish(disk: Disk) -> None:
     """Say of a concealed disk that it is whole: opening keeps it from now on. Raises EngineError when it is gone."""
 

@@ -126,6 +126,15 @@ def _inside(pools):
         yield
 
 
+def are_alike(Disk disk not None, Disk copy not None):
+    """See moment.pyi."""
+    if disk.pool is not copy.pool or disk.size_bytes != copy.size_bytes or not users_enter(&disk.pool.users):
+        return False
+    alike = not _differs(disk, copy)
+    users_leave(&disk.pool.users)
+    return alike
+
+
 def finish(Disk disk):
     """Nothing of it is missing any more."""
     _publish(disk, CONCEALED, CONCEALED_WHOLE, True)

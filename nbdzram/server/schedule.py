@@ -1,7 +1,8 @@
 """Snapshots by the clock, and how many of them are kept.
 
 They are exports as any other, named EXPORT@auto-20261127T163000Z: by that name a start finds out when the next one is
-due, and which are to go. An interval in which nothing was written has none: the last one holds what there is.
+due, and which are to go. An interval has none where the last one is there and holds what there is: what clients wrote is
+a change, and so is what a reset, a resize or a rollback did.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from nbdzram.config import ExportConfig
+from nbdzram.engine import moment
 from nbdzram.errors import UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
 
 STAMP = "auto-%Y%m%dT%H%M%SZ"
-WRITING = ("write", "trim", "write_zeroes")
 
 log = logging.getLogger("nbdzram.server")
 
@@ -32,7 +33,7 @@ class Schedule:
         self._last: dict[str, datetime] | None = (
             None  # by export's name: the last one, or when there was no need for it
         )
-        self._writes: dict[str, int] = {}  # requests that change it, up to then
+        self._newest: dict[str, datetime] = {}  # when the last was taken
         self._task: asyncio.Task[None] | None = None
 
     def consider(self, wanted: Iterable[ExportConfig], now: datetime) -> None:
@@ -54,6 +55,7 @@ class Schedule:
             return False
         if self._last is None:  # once, and for all in one go: there may be thousands
             self._last = {name: max(moments) for name, moments in self._taken().items()}
+            self._newest = dict(self._last)
         last = self._last.get(wanted.name)
         if last is None:
             return export.disk.stats().stored > 0
@@ -66,21 +68,26 @@ class Schedule:
                 continue
             assert self._last is not None
             self._last[name] = now
-            writes = sum(export.traffic.operations()[operation].requests for operation in WRITING)
-            if writes == self._writes.get(name):
+            if self._is_held(export):
                 continue
             try:
-                await self._changes.copy_export(name, f"{name}@{now.strftime(STAMP)}", read_only=True)
+                await self._changes.copy_export(name, called(name, now), read_only=True)
             except UserError as error:
                 log.warning("no snapshot of the export %s was taken: %s", name, error)
                 continue
-            self._writes[name] = writes
+            self._newest[name] = now
             await self._prune(name, wanted.snapshots_keep)
 
+    def _is_held(self, export: Export) -> bool:
+        """Whether the last one is there, and holds what the export does."""
+        newest = self._newest.get(export.name)
+        snapshot = None if newest is None else self._find(called(export.name, newest))
+        return snapshot is not None and moment.are_alike(export.disk, snapshot.disk)
+
     async def _prune(self, name: str, keep: int) -> None:
-        for moment in sorted(self._taken()[name])[:-keep]:
+        for taken in sorted(self._taken().get(name, ()))[:-keep]:
             try:
-                await self._changes.remove_export(f"{name}@{moment.strftime(STAMP)}", force=False)
+                await self._changes.remove_export(called(name, taken), force=False)
             except UserError as error:  # somebody is attached to it: the next time, then
                 log.warning("a snapshot beyond the %d that are kept stays: %s", keep, error)
 
@@ -95,4 +102,9 @@ class Schedule:
         return found
 
     def _find(self, name: str) -> Export | None:
-        return next((export for export in self._exports if export.name == name), None)
+        return self._exports.get(name) if name in self._exports else None
+
+
+def called(name: str, taken: datetime) -> str:
+    """The snapshot of an export of that moment."""
+    return f"{name}@{taken.strftime(STAMP)}"

@@ -237,8 +237,11 @@ def test_a_snapshot_is_taken_each_hour_and_the_last_ones_are_kept(house: House) 
             again = Schedule(house.service._exports, changes)
             await at(again, NOON + 4 * HOUR + timedelta(seconds=3599))
             assert len(taken(house)) == 3
-            await at(again, NOON + 5 * HOUR)  # who has just started does not know whether something was written
-            assert taken(house) == ["150000Z", "160000Z", "170000Z"]
+            await at(again, NOON + 5 * HOUR)
+            assert taken(house) == ["140000Z", "150000Z", "160000Z"]  # who has just started looks at what there is
+            await changes.remove_export("disk@auto-20261127T160000Z", force=False)
+            await at(again, NOON + 6 * HOUR)  # the last one that was taken is gone
+            assert taken(house) == ["140000Z", "150000Z", "180000Z"]
 
     tell(story())
 
@@ -255,6 +258,33 @@ def test_what_was_given_back_or_zeroed_is_a_change_that_a_snapshot_is_taken_of(h
             await at(schedule, NOON + HOUR)
             assert taken(house) == ["120000Z", "130000Z"]
             await client.close()
+
+    tell(story())
+
+
+def test_what_an_operator_changes_is_a_change_that_a_snapshot_is_taken_of(house: House) -> None:
+    """No client asked for it, and none of it is in the last snapshot."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            schedule = Schedule(house.service._exports, changes)
+            client = await house.client()
+            await client.write(0, b"1" * 4096)
+            await at(schedule, NOON)
+            await client.write(0, b"2" * 4096)
+            await at(schedule, NOON + HOUR)
+            await client.close()
+            await changes.rollback_export("disk", "disk@auto-20261127T120000Z", force=True)
+            await at(schedule, NOON + 2 * HOUR)
+            assert taken(house) == ["120000Z", "130000Z", "140000Z"]
+            await changes.resize_export("disk", 16 * MIB, yes=False, force=False)
+            await at(schedule, NOON + 3 * HOUR)
+            assert taken(house) == ["130000Z", "140000Z", "150000Z"]
+            await changes.reset_export("disk", force=True)
+            await at(schedule, NOON + 4 * HOUR)
+            assert taken(house) == ["140000Z", "150000Z", "160000Z"]
+            await at(schedule, NOON + 5 * HOUR)
+            assert len(taken(house)) == 3
 
     tell(story())
 
