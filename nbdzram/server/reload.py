@@ -53,6 +53,9 @@ class Step:
 APPLIED = frozenset({"exports", "pools", "maintenance", "limits", "tls", "default_export", "list_exports"})
 """Of ServerConfig: what a reload changes. All else takes effect at the next start."""
 
+SCHEDULED = {"snapshots_seconds": "snapshots", "snapshots_keep": "snapshots_keep"}
+"""Of an export's fields, those that nothing is made of: the schedule looks at them each second; and their keys."""
+
 KEYS = dict.fromkeys(("tcp", "unix", "vsock"), "listen")
 """Those of its fields that have another key in the configuration."""
 
@@ -108,6 +111,7 @@ class Reload:
             keys = [name for name in _differing(old, new) if name in {"maintenance", "default_export", "list_exports"}]
             keys += [f"limits.{name}" for name in _differing(old.limits, new.limits) if name not in FIXED_LIMITS]
             keys += [f"tls.{name}" for name in _differing(old.tls, new.tls) if name != "mode"]
+            keys += _schedules(old, new)
             changed += [f"{key} changed" for key in keys]
             return ReloadReport(
                 changed=tuple(changed),
@@ -317,6 +321,14 @@ def _what(old: Any, new: Any) -> str:
 def _differing(old: Any, new: Any) -> Iterator[str]:
     """The names of the fields in which two records differ."""
     return (field.name for field in dataclasses.fields(old) if getattr(old, field.name) != getattr(new, field.name))
+
+
+def _schedules(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
+    """The keys of snapshots by the clock that are others than they were."""
+    before = {export.name: export for export in old.exports}
+    for export in new.exports:
+        differing = _differing(before.get(export.name, export), export)
+        yield from (f"exports.{export.name}.{SCHEDULED[name]}" for name in differing if name in SCHEDULED)
 
 
 def _no_more_declared(old: ServerConfig, new: ServerConfig) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Snapshots by the clock, and how many of them are kept.
 
 They are exports as any other, named EXPORT@auto-20261127T163000Z: by that name a start finds out when the next one is
-due, and which are to go. An interval has none where the last one is there and holds what there is: what clients wrote is
-a change, and so is what a reset, a resize or a rollback did.
+due, and which are to go. An interval has none where the last one is there and holds what there is: what clients wrote
+is a change, and so is what a reset, a resize or a rollback did.
 """
 
 from __future__ import annotations

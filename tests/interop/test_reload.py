@@ -358,6 +358,16 @@ def test_hangup_reloads_and_the_log_says_what_came_of_it(tmp_path: Path) -> None
         assert set(server.exports()) == {"kept", "disk", "new"}
 
 
+def test_snapshots_by_the_clock_are_said_to_be_others_than_they_were(tmp_path: Path) -> None:
+    with configured(tmp_path) as server:
+        server.write(GOOD + 'snapshots = "1h"\n')
+        assert server.command_line("reload").stdout == "exports.disk.snapshots changed\n"
+        server.write(GOOD + 'snapshots = "1h"\nsnapshots_keep = 3\niops = 9\n')
+        changed = server.command_line("reload").stdout.splitlines()
+        assert changed == ["export disk changed (iops)", "exports.disk.snapshots_keep changed"]
+        assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
+
+
 def test_bounds_of_an_export_are_read_again(tmp_path: Path) -> None:
     """They hold at once, for who is attached; a declaration that says less takes them away."""
     with configured(tmp_path) as server, server.client() as client:
