@@ -41,6 +41,9 @@ BESIDE_CLIENTS_PERCENT = 50  # of one core at most while clients come: every sli
 LOOK_SECONDS = 0.002
 FEW_TURNS = 4  # of others in the pool from look to look: who only asks for counters is no client
 FIRST_SLICE = 4  # objects; then the budget follows the time a slice takes
+STOPS = "the server stops"
+MOST_WAITING = 64
+"""Runs of a pool: who asks and goes away leaves his in the queue, and each is told of by every status."""
 RECENT_RUNS = 20  # what a page shows, and `nbdzram runs` of those that have ended
 MIN_SLICE, MAX_SLICE = 1, 1 << 16
 """Objects: to recompress one takes 0.4 ms at level 19, and a write that found no room waits for the end of a slice
@@ -81,7 +84,7 @@ class Maintenance:
         self._queue: list[Ticket] = []  # the first one is under way
         self._ended: deque[RunStatus] = deque(maxlen=RECENT_RUNS)
         self._turn = asyncio.Condition()  # notified when the queue gets shorter, or somebody in it was told to end
-        self._stopping = False
+        self._stopped: str | None = None  # why
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"maintain-{name}")
 
     @property
@@ -133,6 +136,11 @@ class Maintenance:
     ) -> tuple[Report, RunReport]:
         if kind not in self._kinds:
             raise UserError(f"there is no run '{kind}'; there are {', '.join(self._kinds)}")
+        if len(self._queue) > MOST_WAITING:  # the first one is under way
+            raise UserError(
+                f"{MOST_WAITING} runs wait for their turn in the pool '{self.name}' already; ask again later, or end "
+                "some: `nbdzram runs` shows them"
+            )
         ticket = Ticket(next(self._numbers), kind, self.name, options, cpu_percent=cpu_percent, reason=reason)
         return await asyncio.shield(asyncio.create_task(self._run_in_turn(ticket, progress)))
 
@@ -143,12 +151,12 @@ class Maintenance:
             self._turn.notify_all()
         return ticket.status()
 
-    async def stop(self) -> None:
-        """End the run under way at its next slice; refuse new ones."""
-        self._stopping = True
+    async def stop(self, why: str = STOPS) -> None:
+        """End the run under way at its next slice; refuse new ones, and say why."""
+        self._stopped = why
         for ticket in tuple(self._queue):
             if ticket.state in LIVE:
-                ticket.end(RunState.CANCELLED, error="the server stops")
+                ticket.end(RunState.CANCELLED, error=why)
         async with self._turn:
             self._turn.notify_all()
             await self._turn.wait_for(lambda: not self._queue)
@@ -236,8 +244,8 @@ class Maintenance:
         return ticket.kind == "scrub" and len(self._queue) > 1
 
     def _refuse_when_ended(self, ticket: Ticket) -> None:
-        if self._stopping:
-            raise UserError(f"{ticket.kind} of the pool '{self.name}' did not finish: the server stops")
+        if self._stopped is not None:
+            raise UserError(f"{ticket.kind} of the pool '{self.name}' did not finish: {self._stopped}")
         if ticket.cancelled:
             raise RunCancelled(f"{ticket} was cancelled; what it did until then stays")
 

@@ -198,7 +198,7 @@ class PoolChanges:
         self.lose_pool(name)
         forgotten = await self._forget_pool(name)
         del self._pools[name]
-        await service.close()
+        await service.close("the pool was removed")
         await asyncio.to_thread(self._memory.remove_arena, name)
         if not forgotten and not await self._forget_pool(name):
             log.warning("the pool %s is removed, but remembered: the next start makes it again, empty", name)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from nbdzram.server.maintenance import (
     LOOK_SECONDS,
     MAX_SLICE,
     MIN_SLICE,
+    MOST_WAITING,
     SLICE_BESIDE_CLIENTS_SECONDS,
     SLICE_SECONDS,
     Company,
@@ -32,6 +34,7 @@ from nbdzram.server.maintenance import (
 from nbdzram.server.runs import ENDS, LIVE, MOVES, RunState, Ticket
 from nbdzram.status import RunOptions, RunStatus, RunTotals
 from tests.unit.records import POOL_STATS
+from tests.unit.server.house import House, tell
 
 
 class CountingPool:
@@ -259,8 +262,27 @@ def test_stopping_ends_the_run_under_way_and_refuses_the_next() -> None:
             await asked
         with pytest.raises(UserError, match="the server stops"):
             await maintenance.run("fold")
+        assert [run.error for run in maintenance.runs] == ["the server stops"]
 
     asyncio.run(act())
+
+
+def test_a_run_in_a_pool_that_is_removed_ends_and_says_so(tmp_path: Path) -> None:
+    house, stepped = House(tmp_path), threading.Event()
+
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.add_pool("fast", 0, "fold")
+            house.service._pools["fast"].maintenance._kinds = {"fold": lambda _: ScriptedRun(1 << 60, stepped.set)}
+            asked = asyncio.create_task(
+                house.service.run("fold", RunOptions(), pool="fast", cpu_percent=1, progress=lambda *_: None)
+            )
+            await asyncio.to_thread(stepped.wait)
+            await changes.remove_pool("fast")
+            with pytest.raises(UserError, match="fold of the pool 'fast' did not finish: the pool was removed"):
+                await asked
+
+    tell(story())
 
 
 def test_a_failing_run_is_a_refusal_that_names_pool_and_reason_and_is_counted() -> None:
@@ -331,6 +353,25 @@ async def waiting(maintenance: Maintenance, number: int) -> Ticket:
     while (ticket := maintenance.find(number)) is None:  # noqa: ASYNC110 - it takes its place within the next turns
         await asyncio.sleep(0)
     return ticket
+
+
+def test_so_many_runs_wait_and_no_more() -> None:
+    """Who asks and hangs up leaves his run in the queue."""
+
+    async def act() -> None:
+        maintenance, gate = gated(total=1)
+        asked = [asyncio.create_task(maintenance.run("long"))]
+        await asyncio.to_thread(gate.begun.wait)
+        asked += [asyncio.create_task(maintenance.run("fold")) for _ in range(MOST_WAITING)]
+        await waiting(maintenance, 1 + MOST_WAITING)
+        with pytest.raises(UserError, match=f"^{MOST_WAITING} runs wait for their turn in the pool 'default' already"):
+            await maintenance.run("fold")
+        gate.open.set()
+        await asyncio.gather(*asked)
+        await maintenance.run("fold")
+        await maintenance.stop()
+
+    asyncio.run(act())
 
 
 def test_a_run_that_waits_says_for_which_and_how_far_that_is() -> None:
