@@ -187,6 +187,7 @@ cdef class Absorber:
         cdef Prepared prepared
         cdef uint32_t stored
         cdef bint waited = False
+        cdef bint is_there = False
         cdef int error = self._decode(number, kind, encoded, length, block)
         if error:
             return error
@@ -202,13 +203,13 @@ cdef class Absorber:
             encoded, length, kind = block, BLOCK, CODEC_RAW
         while True:
             self.pool.keep_short()
-            if prepare_encoded(self.pool, staging.salt, block, encoded, length, kind, &prepared):
-                self.objects_folded += 1
+            is_there = prepare_encoded(self.pool, staging.salt, block, encoded, length, kind, &prepared)
             lock_take(staging._stripe(number))
             error = staging._commit(number, 1, &prepared, (<uint64_t>number + 1) * BLOCK, &stored)
             lock_leave(staging._stripe(number))
             if error != ENOSPC or not make_room(self.pool, &waited):
                 break
+        self.objects_folded += is_there
         self.objects += 1
         self.object_bytes += length
         return self._fails(BEHIND_THE_END, number) if error == EINVAL else error

@@ -15,7 +15,9 @@ from typing_extensions import Buffer
 
 from nbdzram.engine import moment
 from nbdzram.engine.absorb import Absorber
+from nbdzram.engine.arena import allocations_left, fail_allocation
 from nbdzram.engine.check import Check
+from nbdzram.engine.codec import digest_of
 from nbdzram.engine.disk import Disk, Extent
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
@@ -172,6 +174,19 @@ def test_it_folds_into_what_is_there(pool: Pool, other: Pool) -> None:
     assert other.stats().objects == before.objects
     assert other.stats().compr_data_size == before.compr_data_size
     assert intake.objects_folded == intake.objects > 0
+
+
+def test_an_object_that_is_there_counts_once_however_often_room_was_looked_for(other: Pool) -> None:
+    disk = other.create("disk", LEAF)
+    disk.write(0, b"".join(half_random(number, 1500) for number in range(512)))
+    for number in range(1, 512):
+        disk.trim(number * BLOCK, BLOCK)  # gaps: a write that finds no room makes some
+    content = half_random(0, 1500)
+    staging, absorber = moment.prepare(other, "\nstaging", MIB), Absorber(other)
+    fail_allocation(0)
+    absorber.take_objects(staging, struct.pack("<IHBBQ", 0, BLOCK, 1, 0, digest_of(content, 0)) + content)
+    assert allocations_left() < 0  # there was none
+    assert (absorber.objects, absorber.objects_folded) == (1, 1)
 
 
 def test_maintenance_goes_on_while_a_stream_arrives(pool: Pool, other: Pool) -> None:
