@@ -271,7 +271,20 @@ OTHER_POOL = replace(
         failed_writes=0,
         blocks_rotten=0,
     ),
-    maintenance=replace(MAINTENANCE, running="recompress", done=310, total=1000, queue=(RUNNING, WAITING)),
+    scrub=ScrubStatus(objects=151, blocks=157, rotten_objects=3, rotten_blocks=6, finished_at=1.76e9),
+    maintenance=MaintenanceStatus(
+        running="recompress",
+        done=310,
+        total=1000,
+        totals={
+            "fold": RunTotals(runs=163, failures=167, seconds=173.5, cpu_seconds=179.5, bytes_freed=181 * MIB),
+            "recompress": RunTotals(runs=191, failures=193, seconds=197.5, cpu_seconds=199.5, bytes_freed=211 * MIB),
+        },
+        decisions={"fold": {"not_worth_it": 223, "interval": 227}, "recompress": {"interval": 229}},
+        next_allowed_seconds={"fold": 233.5},
+        recent=(RunSummary("recompress", "failed", "interval", 1.71e9, 0.75, 12 * MIB, {"objects_recompressed": 320}),),
+        queue=(RUNNING, WAITING),
+    ),
 )
 TWO_OF_EACH = replace(SERVER, pools=(*SERVER.pools, OTHER_POOL), exports=(EXPORT, OTHER_EXPORT))
 """A server in which no figure is another one's: what is handed on wrongly shows."""
