@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 
@@ -18,15 +17,14 @@ from nbdzram.cli.numbers import SECONDS
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
-from nbdzram.status import Account, ExportStatus, Holdings, PoolFigures, to_json
+from nbdzram.status import ExportStatus, Holdings, PoolFigures, to_json
 from nbdzram.units import format_size
 
 Whole = TypeVar("Whole", bound=Holdings)
 DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One row: a pool, or an export in it."""
 
     pool: PoolFigures
@@ -225,6 +223,7 @@ def command(
     def look(client: ControlClient) -> str:
         if whole:
             from nbdzram.cli.objects import stat_object  # noqa: PLC0415 - people read tables
+            from nbdzram.status import Account  # noqa: PLC0415 - the same
 
             return as_text(stat_object(select(client.status_as(Account), exports, pool), client.usage()))
         status = select(client.status_as(Holdings), exports, pool)
@@ -336,7 +335,7 @@ def _lines(status: Holdings, usage: Mapping[str, DiskUsage], *, pools: bool) -> 
         if pools:
             yield line
         for export in line.exports:
-            yield dataclasses.replace(line, export=export)
+            yield line._replace(export=export)
 
 
 def _pool_lines(status: Holdings, usage: Mapping[str, DiskUsage]) -> Iterator[Line]:

@@ -19,13 +19,15 @@ PLACES = {
     "maintenance": "RunTotals RunSummary MaintenanceStatus ScrubStatus PoolStatus RunReport",
     "streams": "SendReport ReceiveReport StreamStatus",
     "brief": "Named Brief",
-    "holdings": "Holdings Account",
+    "holdings": "Holdings",
+    "account": "Account",
     "server": "ExportSample HistorySample ThreadStatus CheckpointStatus JournalStatus HeadroomStatus ServerStatus",
     "reload": "ReloadReport",
 }
 """What each file has."""
 
 if TYPE_CHECKING:
+    from nbdzram.status.account import *
     from nbdzram.status.brief import *
     from nbdzram.status.clients import *
     from nbdzram.status.deeds import *

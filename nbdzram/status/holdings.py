@@ -14,15 +14,3 @@ class Holdings:
 
     pools: tuple[PoolFigures, ...]
     exports: tuple[ExportStatus, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Account(Holdings):
-    """The same, with what `stat --json` says of the server."""
-
-    version: str
-    pid: int
-    uptime_seconds: float
-    uris: tuple[str, ...]
-    connections: int
-    latency_bounds_seconds: tuple[float, ...]

@@ -112,7 +112,7 @@ def test_columns_that_were_asked_for_are_rows_of_plain_numbers() -> None:
     chosen = [column for column in COLUMNS if column.heading in {"NAME", "MEM-LIMIT", "UNIQUE"}]
     status: ServerStatus = SERVER
     line = Line(status.pools[0], None, status.exports, {"disk": USAGE})
-    found = rows_object(chosen, [line, replace(line, export=EXPORT)])
+    found = rows_object(chosen, [line, line._replace(export=EXPORT)])
     assert found["schema"] == SCHEMA
     assert found["rows"] == [
         {"name": "default", "unique": USAGE.unique, "mem_limit": 512 << 20},
