@@ -28,7 +28,7 @@ from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, Use
 from nbdzram.server.chains import Checkpoint, chains, checkpoints_in, segments_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
-from nbdzram.server.received import place_in, received_record, valid_name
+from nbdzram.server.received import as_declared, place_in, received_record, valid_name
 from nbdzram.server.replay import Replay, apply_all
 from nbdzram.server.state import ExportRecord, State
 from nbdzram.server.together import reveal_together
@@ -203,12 +203,16 @@ class Restore:
         )
 
     def _record(self, received: Received, then: ExportRecord) -> ExportRecord:
-        """What was changed at run time holds where it is remembered what was declared then, and that still is."""
+        """What was changed at run time holds where it is remembered what was declared then, and that still is; where
+        that is not known, no declaration that says nothing opens what was closed."""
         config = self._declared.get(received.name)
         if config is None:
             return then
         known = self._remembered.get(received.name)
         record = effective(config, replace(then, declared=known.declared if known is not None else None))
+        if known is None:
+            closed = as_declared(then, record)
+            record = replace(record, access=closed.access, read_only=closed.read_only)
         differs = [
             what
             for what, was, is_now in (
