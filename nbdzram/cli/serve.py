@@ -562,6 +562,7 @@ def _watch_signals(service: Service, told: asyncio.Event) -> None:
             os._exit(FORCED_EXIT)
         log.info("%s: %s; a second signal ends at once", signal.Signals(number).name, service.what_a_stop_does())
         told.set()
+        service.told_to_stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from types import MappingProxyType
 from typing import BinaryIO
 
@@ -30,6 +31,7 @@ from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
 from nbdzram.server.received import as_declared, place_in, received_record, valid_name
 from nbdzram.server.replay import Replay, apply_all
+from nbdzram.server.source import open_source
 from nbdzram.server.state import ExportRecord, State
 from nbdzram.server.together import reveal_together
 from nbdzram.stream.journal import Group
@@ -80,16 +82,18 @@ class Restore:
         remembered: Mapping[str, ExportRecord] = MappingProxyType({}),
         *,
         for_a_journal: bool = False,
+        told_to_stop: Event | None = None,
     ) -> None:
         """`remembered` beside the checkpoints: what was said of exports last, and what was declared then (settling.py).
 
-        for_a_journal: one is to go on.
+        for_a_journal: one is to go on. told_to_stop: set by whoever ends the start; then nothing comes.
         """
         self._declared = {export.name: export for export in declared}
         self._pools = pools
         self._state = state
         self._remembered = remembered
         self._for_a_journal = for_a_journal
+        self._told_to_stop = told_to_stop or Event()
 
     def from_file(self, path: Path) -> None:
         """All that the stream in a file holds, or nothing; what is declared of its exports holds, not what it says.
@@ -161,7 +165,7 @@ class Restore:
         try:
             with _room_to_arrive(self._pools):
                 for path in paths:
-                    with path.open("rb") as file:
+                    with open_source(path, self._told_to_stop) as file:
                         disks.take_stream(file, all_exports=True)
                 if journal_in is not None:
                     groups = Replay(journal_in, number, disks.moment_identity)

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -42,7 +43,7 @@ from nbdzram.server.restore import Begun, Restore
 from nbdzram.server.runs import LIVE, Ticket
 from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
-from nbdzram.server.steadily import steadily
+from nbdzram.server.steadily import Step, end_all, steadily
 from nbdzram.server.streams import Streams
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.usage import Usages
@@ -65,8 +66,6 @@ from nbdzram.status import (
 from nbdzram.stream.pipe import Pipe
 
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
-
-Step = tuple[str, Callable[[], Awaitable[None]]]  # of an end, and its name
 
 log = logging.getLogger("nbdzram.server")
 
@@ -116,6 +115,7 @@ class Service:
         self._relief = Relief(self._headroom, self._pools)
         self._schedule = Schedule(self._exports, self.changes)
         self._state = State(None)
+        self.told_to_stop = threading.Event()  # a start that still reads a stream or checkpoint ends with a UserError
         self.taken_over = asyncio.Event()
         self.ends_with_a_command = False  # and cannot be taken over
         self.successor: socket.socket | None = None  # the process that takes over
@@ -147,7 +147,14 @@ class Service:
             await asyncio.to_thread(self._headroom.start)
             await self._prepare_checkpoints()
             for_a_journal = self._checkpoints.journal is not None
-            restore = Restore(config.exports, pools, opened.state, opened.known.exports, for_a_journal=for_a_journal)
+            restore = Restore(
+                config.exports,
+                pools,
+                opened.state,
+                opened.known.exports,
+                for_a_journal=for_a_journal,
+                told_to_stop=self.told_to_stop,
+            )
             begun = await asyncio.to_thread(self._restore, restore)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())
@@ -320,11 +327,11 @@ class Service:
             *running,
             return_exceptions=True,
         )
-        await _end([("the end of scheduled snapshots", self._schedule.stop)])
+        await end_all([("the end of scheduled snapshots", self._schedule.stop)])
         handed = await self._nbd.hand_over()
         pools = {service.name: service.counted() for service in self._pools.values()}
         handed.stored_bytes = sum(service.pool.stats().mem_used_total for service in self._pools.values())
-        await _end([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
+        await end_all([("the end of checkpoints", partial(self._checkpoints.stop, last=False)), *self._last_steps()])
         with steadily("what ends before a takeover"):  # there is no way back: who raised now would lose the disks
             _raise_first(outcomes)
         handed.reached = self._checkpoints.reached
@@ -344,7 +351,7 @@ class Service:
         outcomes = await asyncio.gather(
             self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True
         )
-        await _end(
+        await end_all(
             [
                 ("the end of scheduled snapshots", self._schedule.stop),
                 ("the last checkpoint", self._checkpoints.stop),
@@ -584,13 +591,6 @@ class Service:
         except UserError as error:
             log.warning("automatic %s", error)
         policy.learn(loop.time(), expected, freed)
-
-
-async def _end(steps: Sequence[Step]) -> None:
-    """One after the other, whatever any of them meets."""
-    for what, end in steps:
-        with steadily(what):
-            await end()
 
 
 def _raise_first(outcomes: Sequence[object]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+Step = tuple[str, Callable[[], Awaitable[None]]]  # of an end, and its name
 
 log = logging.getLogger("nbdzram.server")
 
@@ -20,3 +22,10 @@ def steadily(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.error("%s met what nobody foresaw, and goes on; please report it", what, exc_info=error)
+
+
+async def end_all(steps: Sequence[Step]) -> None:
+    """One after the other, whatever any of them meets."""
+    for what, end in steps:
+        with steadily(what):
+            await end()

@@ -42,6 +42,29 @@ def test_a_server_that_drains_is_not_healthy_and_a_second_sigterm_ends_it(start:
         assert server.process.returncode == FORCED_EXIT
 
 
+@pytest.mark.parametrize("begins_from", ["a stream", "a checkpoint"])
+def test_sigterm_ends_a_start_that_reads_from_a_pipe_for_ever(tmp_path: Path, begins_from: str) -> None:
+    """Only a second one did; and of a large checkpoint, only behind its end."""
+    place = tmp_path / "00000001-full.stream"
+    os.mkfifo(place)
+    words = ["--restore", str(place)] if begins_from == "a stream" else ["--checkpoint", str(tmp_path)]
+    command = [*NBDZRAM, "serve", *words, "-U", str(tmp_path / "n"), "--control", str(tmp_path / "c")]
+    with (
+        subprocess.Popen(
+            [*command, "--metrics", "off"], stderr=subprocess.PIPE, text=True, env=clean_environment()
+        ) as process,
+        place.open("wb"),
+    ):  # until it is read, by whom signals are heard
+        process.send_signal(signal.SIGTERM)
+        try:
+            said = process.communicate(timeout=30)[1].splitlines()
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert said[-1].endswith(f"reading {place} was interrupted; nothing of it is kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [place.name]
+
+
 def test_sighup_ends_no_server_on_standard_input() -> None:
     """inetd's children live with their parent's signals; there is nothing to read again, and nobody to lose a disk."""
     ours, theirs = socket.socketpair()

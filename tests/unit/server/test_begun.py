@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from nbdzram.config import ExportConfig, PoolConfig
 from nbdzram.engine.check import Check
 from nbdzram.engine.compact import Compact
 from nbdzram.errors import PoolFull, UserError
+from nbdzram.server import source
 from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 from tests.unit.server.lasting import (
@@ -172,14 +174,14 @@ def test_a_checkpoint_whose_disk_lost_a_part_is_passed_over(
                 disk(service).write(number * BLOCK, noise(number))
                 await of(service).take()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        opened = Path.open
+        opened = source.open_source
 
-        def lost(path: Path, *given: Any, **more: Any) -> Any:
+        def lost(path: Path, told_to_stop: threading.Event) -> Any:
             if path.name == "00000002-since-00000001.stream":
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return opened(path, *given, **more)
+            return opened(path, told_to_stop)
 
-        monkeypatch.setattr(Path, "open", lost)
+        monkeypatch.setattr("nbdzram.server.restore.open_source", lost)
         async with checkpointing(left) as service:
             assert disk(service).read(0, 2 * BLOCK) == noise(0) + bytes(BLOCK)
 
