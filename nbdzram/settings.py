@@ -395,6 +395,11 @@ def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, 
             f"{origin}: export '{name}' asks for the pool '{export.pool}'; the pools are {known}; "
             f"add [pools.{export.pool}] for one more"
         )
+    if export.snapshots_seconds:
+        try:
+            values.name_of_snapshots(name)
+        except ValueError as error:
+            raise ConfigError(f"{layer['exports', name, 'snapshots'].origin}: snapshots: {error}") from None
     return export
 
 

@@ -21,6 +21,7 @@ from nbdzram.machine import Machine
 from nbdzram.units import MAX_SIZE_BYTES, format_size, parse_size
 
 MAX_NAME_BYTES = 255  # what an export directory entry holds (engine/pool); the protocol allows 4096
+STAMPED = "@auto-20261127T163000Z"  # what stands behind it in the name of a snapshot by the clock (server/schedule)
 SECTOR_BYTES = 512  # what every NBD client can address
 EXPORT_BYTES_MAX = 1 << 51  # 2 PiB: what a block table of three levels reaches (engine/table)
 BLOCK_BYTES = 4096  # less would let nothing be stored, or hold a request for seconds
@@ -222,6 +223,15 @@ def export_name(value: object) -> str:
     if not name or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"{name[:80]!r} is not an export's name: 1 to {MAX_NAME_BYTES} bytes of printable UTF-8")
     return name
+
+
+def name_of_snapshots(name: str) -> None:
+    """An export's name that the names of its snapshots by the clock may begin with."""
+    if len(name.encode()) + len(STAMPED) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"snapshots of '{name[:20]}...' would be called that and {STAMPED}, more than {MAX_NAME_BYTES} bytes; give "
+            "the export a shorter name"
+        )
 
 
 def pool_name(value: object) -> str:

@@ -180,6 +180,10 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ('[exports.disk]\nsize = "1000"', "multiple of 512"),
         ("[exports.disk]\nread_only = true", "line 2: export 'disk' has no size"),
         ("[exports.disk]", "line 1: export 'disk' has no size"),
+        (
+            f"[exports.{'x' * 234}]\nsize = 512\nsnapshots = 9",
+            "line 3: snapshots: snapshots of 'xxxxxxxxxxxxxxxxxxxx...'",
+        ),
         ('exports.disk = {size = "1X"}', "line 1: exports.disk.size"),
         ('[[exports]]\nname = "disk"', "'exports' holds tables: write \\[exports.NAME\\]"),
         ('[exports.d]\nsize = "1G"\npool = "p"', "line 3: export 'd' asks for the pool 'p'; the pools are default"),

@@ -18,6 +18,7 @@ from nbdzram.nbd.constants import Command, Reply
 from nbdzram.server import rollback as rollback_module
 from nbdzram.server.rollback import SUBSTITUTE
 from nbdzram.server.schedule import Schedule
+from nbdzram.values import MAX_NAME_BYTES, STAMPED, name_of_snapshots
 from tests.unit.server.house import MIB, UNCHANGED, House, tell
 
 NOON = datetime(2026, 11, 27, 12, 0, 0, tzinfo=UTC)
@@ -259,6 +260,20 @@ def test_what_was_given_back_or_zeroed_is_a_change_that_a_snapshot_is_taken_of(h
             assert taken(house) == ["120000Z", "130000Z"]
             await client.close()
 
+    tell(story())
+
+
+def test_the_longest_name_that_may_be_declared_has_snapshots(house: House) -> None:
+    name = "x" * (MAX_NAME_BYTES - len(STAMPED))
+    house.exports = (replace(HOURLY, name=name),)
+
+    async def story() -> None:
+        async with house.open() as changes:
+            house.service._exports.get(name).disk.write(0, b"1" * 4096)
+            await at(Schedule(house.service._exports, changes), NOON, *house.exports)
+            assert names(house) == [name, f"{name}@auto-20261127T120000Z"]
+
+    name_of_snapshots(name)
     tell(story())
 
 
