@@ -11,9 +11,7 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.residence import earlier
 from nbdzram.server.descriptors import available, raise_limit
+from nbdzram.server.sockets import place_for_sockets
 from nbdzram.settings import Given, Layer
 from nbdzram.status import ServerStatus
 
@@ -115,11 +114,15 @@ def _require_replaceable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def parent_watched(parent: int, ended: Callable[[], None]) -> Iterator[None]:
-    """In here, on an event loop, `ended` is called when the process `parent`, ours, ends. Raises UserError.
+def parent_watched(parent: int | None, ended: Callable[[], None]) -> Iterator[None]:
+    """In here, on an event loop, `ended` is called when the process `parent`, ours, ends, if one is given. Raises
+    UserError.
 
     A descriptor of it and not prctl(2)'s signal, which comes already when the thread ends that started us.
     """
+    if parent is None:
+        yield
+        return
     loop = asyncio.get_running_loop()
     try:
         descriptor = os.pidfd_open(parent)
@@ -142,43 +145,32 @@ def parent_watched(parent: int, ended: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def among_processes(
-    pidfile: Path | None, parent: int | None, told_to_stop: asyncio.Event, *, needed: bool
-) -> Iterator[None]:
-    """Both, where they are asked for: our number is told, and when the parent ends, we are to stop. Raises UserError.
-
-    Unless they are `needed`: a server that goes on with clients, whose disks nobody else has by now, does so without.
+def if_it_can_be(wanted: contextlib.AbstractContextManager[None], *, needed: bool) -> Iterator[None]:
+    """In `wanted`, one of these. Raises UserError if it is `needed`: a server that goes on with clients, whose disks
+    nobody else has by now, does so without.
     """
-
-    def ended() -> None:
-        if not told_to_stop.is_set():
-            log.info("the process that started this one has ended; stopping")
-        told_to_stop.set()
-
-    watched = parent_watched(parent, ended) if parent is not None else contextlib.nullcontext()
     with contextlib.ExitStack() as stack:
-        for held in (watched, pid_file(pidfile)):
-            try:
-                stack.enter_context(held)
-            except UserError as error:
-                if needed:
-                    raise
-                log.error("%s; going on without", error)
+        try:
+            stack.enter_context(wanted)
+        except UserError as error:
+            if needed:
+                raise
+            log.error("%s; going on without", error)
         yield
 
 
 @contextlib.contextmanager
 def private_place() -> Iterator[Layer]:
-    """For a server that only one command uses: where it listens unless it is told, in a directory that goes again."""
-    directory = Path(tempfile.mkdtemp(prefix="nbdzram-"))
-    try:
+    """For a server that only one command uses: where it listens unless it is told, in a directory that goes again.
+
+    Raises UserError.
+    """
+    with place_for_sockets() as directory:
         yield {
             ("listen",): Given([f"unix:{directory / 'nbd.sock'}"], "--run"),
             ("control",): Given(str(directory / "control.sock"), "--run"),
             ("metrics",): Given("off", "--run"),
         }
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def told_to_commands(status: ServerStatus, default_export: str | None, control: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ import functools
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -26,16 +25,18 @@ from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.numbers import Whole
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import (
-    among_processes,
     enough_allowed,
     first_of,
+    if_it_can_be,
     name_process,
+    parent_watched,
     pid_file,
     private_place,
     run_command,
     told_to_commands,
 )
 from nbdzram.cli.shown import AsShown
+from nbdzram.cli.stops import stop_without_parent, watch_signals
 from nbdzram.cli.supervisor import notify_supervisor, wait_for_supervisor
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("nbdzram.server")
 
 STDOUT = 1
-FORCED_EXIT = 128 + signal.SIGTERM
 PORT = Whole(0, 65535, of="port")
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
@@ -350,7 +350,7 @@ async def _serve_stdin(config: ServerConfig, client: socket.socket) -> None:
 
     service = Service(config)
     told_to_stop = asyncio.Event()
-    _watch_signals(service, told_to_stop)
+    watch_signals(service, told_to_stop)
     await service.start(listen=False)
     for export in service.changes.unloaded():
         await load_image(service, export, told_to_stop)
@@ -451,8 +451,10 @@ async def _serve(
     while True:
         service = Service(config, reread, restore_from=restore, handed=handed, opening=opening)
         service.ends_with_a_command = run is not None
-        _watch_signals(service, told_to_stop)
-        outcome = await _serve_once(service, config, told_to_stop, handed, confirm, run=run, parent=parent)
+        watch_signals(service, told_to_stop)
+        watched = parent_watched(parent, functools.partial(stop_without_parent, service, told_to_stop))
+        with if_it_can_be(watched, needed=handed.control is None):  # from now on: a start may read for hours
+            outcome = await _serve_once(service, config, told_to_stop, handed, confirm, run=run)
         if isinstance(outcome, int):
             return outcome
         assert service.successor is not None
@@ -475,7 +477,6 @@ async def _serve_once(
     confirm: Callable[[], None] | None,
     *,
     run: str | None,
-    parent: int | None,
 ) -> int | Handover:
     """Serve until the end (an exit status), or a takeover (all that was served). `handed`: what another process had."""
     from nbdzram.control.audit import Audit  # noqa: PLC0415 - the same
@@ -501,7 +502,7 @@ async def _serve_once(
             gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
-            with among_processes(config.pidfile, parent, told_to_stop, needed=listening is None):
+            with if_it_can_be(pid_file(config.pidfile), needed=listening is None):
                 if run is not None:  # whose output is its own: there is no greeting
                     notify_supervisor("READY=1")
                     environment = told_to_commands(service.status(), config.default_export, control.path)
@@ -548,25 +549,6 @@ async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd
         await service.stop()
     # whoever stopped it reads what became of the disks
     log.info("%s", the_end(config, before, service.checkpoint, systemd_keeps=systemd_keeps))
-
-
-def _watch_signals(service: Service, told: asyncio.Event) -> None:
-    """The first SIGINT or SIGTERM sets the event, and says so. The second ends the process at once.
-
-    SIGHUP lets the service read its configuration again.
-    """
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int) -> None:
-        if told.is_set():
-            os._exit(FORCED_EXIT)
-        log.info("%s: %s; a second signal ends at once", signal.Signals(number).name, service.what_a_stop_does())
-        told.set()
-        service.told_to_stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, service.hang_up)
 
 
 def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:

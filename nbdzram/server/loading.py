@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import quote
 
-from nbdzram.config import EVERYONE, ServerConfig, TlsConfig, UnixAddress
+from nbdzram.config import EVERYONE, Limits, ServerConfig, TlsConfig, UnixAddress
 from nbdzram.engine.disk import Disk
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.listener import NbdServer
+from nbdzram.server.sockets import place_for_sockets
 
 
 @contextlib.asynccontextmanager
@@ -20,9 +19,13 @@ async def served_alone(disk: Disk, config: ServerConfig) -> AsyncIterator[str]:
     """In here the disk can be written at the URI that this gives: on a unix socket that only our user can reach."""
     exports = Exports()
     exports.add(Export(name=disk.name, disk=disk, pool_name="", access=EVERYONE, read_only=False))
-    with tempfile.TemporaryDirectory(prefix="nbdzram-") as directory:
-        path = Path(directory) / "load.sock"
-        alone = dataclasses.replace(config, tcp=(), vsock=(), unix=(UnixAddress(path=path),), tls=TlsConfig())
+    with place_for_sockets() as directory:
+        path = directory / "load.sock"
+        limits = dataclasses.replace(  # those are for clients, and this is ours: nbdcopy comes with four connections
+            config.limits, connections=Limits().connections, handshake_seconds=Limits().handshake_seconds
+        )
+        here = (UnixAddress(path=path),)
+        alone = dataclasses.replace(config, tcp=(), vsock=(), unix=here, tls=TlsConfig(), limits=limits)
         nbd = NbdServer(exports, alone)
         await nbd.start(environment={})
         try:

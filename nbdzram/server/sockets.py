@@ -10,10 +10,12 @@ import itertools
 import logging
 import os
 import pwd
+import shutil
 import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,6 +41,10 @@ ANY_CONTEXT, LOOPBACK_CONTEXT, HOST_CONTEXT = 0xFFFFFFFF, 1, 2
 _GET_LOCAL_CONTEXT = 0x7B9
 """Of vsock: the numbers of vsock(7), and its IOCTL_VM_SOCKETS_GET_LOCAL_CID of /dev/vsock."""
 
+SHORTEST_PLACE = "/tmp"  # noqa: S108 - made with a name that nobody foresees
+DEEPEST_PLACE = 107 - len("/nbdzram-12345678/control.sock")
+"""Bytes of the path of a directory, so that a socket fits that lies in one of ours in there (unix(7))."""
+
 STDIN = 0
 FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 ARENA_PREFIX = "pool-"  # of the name of a descriptor that is no socket, but a pool's arena: kept for us from before
@@ -51,6 +57,27 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_
 
 class FamilyLacking(UserError):
     """An address of a family that this machine does not have at all."""
+
+
+@contextlib.contextmanager
+def place_for_sockets() -> Iterator[Path]:
+    """A directory of our own, that goes again. Raises UserError.
+
+    It is the system's for such (TMPDIR) unless a socket there had too long a path, or none that a URI can tell.
+    """
+    try:
+        given = tempfile.gettempdir()
+        fits = given.isprintable() and len(given.encode()) <= DEEPEST_PLACE
+        directory = Path(tempfile.mkdtemp(prefix="nbdzram-", dir=given if fits else SHORTEST_PLACE))
+    except OSError as error:
+        raise UserError(
+            f"cannot make a directory for a socket: {error.strerror}; set TMPDIR to one where this user may write, of "
+            f"at most {DEEPEST_PLACE} bytes"
+        ) from None
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def open_tcp(address: TcpAddress) -> list[socket.socket]:

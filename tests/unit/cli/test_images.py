@@ -199,6 +199,22 @@ def test_a_raw_image_is_loaded_by_nbdcopy_where_that_is_all_there_is(
     assert content(server, "disk", 4096) == raw.read_bytes()[:4096]
 
 
+def test_an_image_is_loaded_where_one_client_may_come_and_temporary_files_lie_deep(
+    start: Start, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nbdcopy comes with four connections, and to a socket, whose path has 107 bytes."""
+    place, deep = tmp_path / "bin", tmp_path / ("d" * 100)
+    place.mkdir()
+    deep.mkdir()
+    (place / "nbdcopy").symlink_to(require_program("nbdcopy", package="libnbd-bin"))
+    (tmp_path / "lonely.toml").write_text("[limits]\nconnections = 1\n")
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", str(place))
+        patched.setenv("TMPDIR", str(deep))
+        server = start("-e", f"disk=@{raw},size=4M", "-c", str(tmp_path / "lonely.toml"))
+    assert content(server, "disk", 4096) == raw.read_bytes()[:4096]
+
+
 def test_an_image_that_qemu_img_cannot_read_is_told_in_its_words(tmp_path: Path) -> None:
     require_program("qemu-img", package="qemu-utils")
     broken = tmp_path / "broken.qcow2"

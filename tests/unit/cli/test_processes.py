@@ -17,6 +17,7 @@ from nbdzram.cli.announce import the_end
 from nbdzram.cli.processes import parent_watched, pid_file, told_to_commands
 from nbdzram.config import ServerConfig
 from nbdzram.errors import UserError
+from nbdzram.ready import readable
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Done, Server, clean_environment, run
 from tests.unit.records import SERVER
@@ -48,6 +49,16 @@ def test_a_command_finds_the_server_and_its_status_is_the_servers(tmp_path: Path
     assert listed[1].split()[0] == "disk"  # the command line asks this server
     assert done.code == 7
     assert list(tmp_path.iterdir()) == []  # its place is gone with it
+
+
+def test_a_command_s_server_listens_where_a_socket_has_room(tmp_path: Path) -> None:
+    """Temporary files may lie deeper than the path of a socket may be long."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    done = private(deep, "-e", "disk=1M", "--run", 'echo "$unixsocket"')
+    assert done.code == 0
+    path = Path(done.out.strip())
+    assert (path.parent.parent, path.parent.exists()) == (Path("/tmp"), False)
 
 
 def test_a_command_that_a_signal_ended_gives_what_shells_give(tmp_path: Path) -> None:
@@ -185,6 +196,25 @@ served.stdout.readline()
         assert "the process that started this one has ended; stopping" in told.read()
     assert not path.exists()
     assert not file.exists()
+
+
+def test_a_server_ends_with_its_parent_while_it_starts(tmp_path: Path) -> None:
+    """A start may read for hours, or, from a pipe, for ever."""
+    place = tmp_path / "stream"
+    os.mkfifo(place)
+    words = ["serve", "--restore", str(place), "-U", str(tmp_path / "n"), "--metrics", "off"]
+    words += ["--control", str(tmp_path / "c"), "--exit-with-parent"]
+    code = f"import subprocess, sys; subprocess.Popen({[*NBDZRAM, *words]}); sys.stdin.read()"
+    ours, theirs = os.pipe()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=theirs, env=clean_environment()
+    )
+    os.close(theirs)
+    with os.fdopen(ours) as told, place.open("wb"):  # once it is read, which the server does by then
+        parent.communicate()
+        assert readable(told.fileno(), seconds=30)
+        assert "the process that started this one has ended; stopping" in told.readline()
+        assert f"reading {place} was interrupted" in told.read()
 
 
 def test_a_parent_that_had_ended_before_is_found_out() -> None:
