@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 IN_THE_BACKGROUND = """
 import os, sys
 from nbdzram.cli.upgrade import go_to_background
@@ -32,3 +34,18 @@ def test_who_serves_goes_on_where_nobody_waits_for_the_command_any_more() -> Non
         assert heard.read(7) == b"serves"
     os.close(tell)
     os.close(told)
+
+
+@pytest.mark.parametrize(("ends", "code"), [("serves()", 0), ("sys.exit()", 1)])
+def test_the_command_ends_with_what_became_of_who_was_to_serve(ends: str, code: int) -> None:
+    script = f"""
+import os, subprocess, sys
+from nbdzram.cli.upgrade import go_to_background
+
+old = subprocess.Popen(["true"])
+serves = go_to_background(os.pidfd_open(old.pid))
+{ends}
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True)
+    said = done.stderr.decode()
+    assert (1 if "click.exceptions.Exit: 1" in said else 0) == code, said

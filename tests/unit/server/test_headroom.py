@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from nbdzram.machine import Machine
 from nbdzram.server.headroom import RELIEF_SECONDS, Headroom, Relief
 from nbdzram.server.maintenance import Maintenance
 from nbdzram.server.pools import PoolService
+from nbdzram.status import HeadroomStatus
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, start
 from tests.unit.engine.blocks import half_random, noise
 from tests.unit.server.test_maintenance import CountingPool, Gate, ScriptedRun, waiting
@@ -433,3 +435,19 @@ def test_a_setting_of_nothing_kept_free_is_read_again(start: Start, tmp_path: Pa
         deadline = time.monotonic() + 30
         while told() != expected:
             assert time.monotonic() < deadline
+
+
+def test_each_figure_of_a_shortage_stands_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    status = HeadroomStatus("the machine", 7 * MIB, 5 * MIB, 3 * MIB, short=True, shortages=2)
+    headroom = SimpleNamespace(status=status)
+    relief = Relief(headroom, {})  # type: ignore[arg-type]
+    with caplog.at_level(logging.INFO):
+        relief.consider(0.0)
+        relief.consider(1.0)
+        headroom.status = replace(status, short=False)
+        relief.consider(2.0)
+    short, over = (record.getMessage() for record in caplog.records)
+    assert short.startswith(
+        "memory is short: 5M of 7M are left to the machine, and 3M are kept free (limits.keep_free)"
+    )
+    assert over == "memory is not short any more: 5M of 7M are left to the machine, of which 3M are kept free"

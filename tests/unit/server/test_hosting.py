@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import uvloop
 
@@ -79,5 +81,23 @@ def test_what_a_server_counted_of_strangers_goes_over_to_the_next() -> None:
         assert other.handshake_failures == dict.fromkeys(Failure, 2)
         one.stop()
         other.stop()
+
+    uvloop.run(story())
+
+
+def test_those_who_are_attached_are_laid_to_rest_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time a while after the last; and not while nobody is attached."""
+
+    async def story() -> None:
+        asked: list[tuple[object, ...]] = []
+        hosting = Hosting(Exports(None), ServerConfig(threads=1))
+        monkeypatch.setattr(hosting, "loop", SimpleNamespace(call_later=lambda *given: asked.append(given)))
+        hosting._rest_sessions()
+        hosting.attached[1] = None  # type: ignore[assignment]
+        hosting._rest_sessions()
+        del hosting.attached[1]
+        monkeypatch.undo()
+        hosting.stop()
+        assert asked == [(1.0, hosting._rest_sessions)]
 
     uvloop.run(story())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -230,3 +231,24 @@ def test_clients_never_get_the_descriptors_of_control_and_health(descriptors: in
     assert 4 <= haggling <= 1024
     assert 4 <= attached <= 1024
     assert (haggling, attached) == (1024, 1024) or descriptors < 2 * 1024 + KEPT_DESCRIPTORS
+
+
+@pytest.mark.parametrize("flags", [None, 3])
+def test_who_knocks_and_says_nothing_is_not_in_the_log(
+    play: Play, caplog: pytest.LogCaptureFixture, flags: int | None
+) -> None:
+    """A health check does so every few seconds; of one who said something it is told that he left."""
+
+    async def story(stage: Stage) -> None:
+        client = await WireClient.connect(stage.path, client_flags=flags)
+        if flags is not None:
+            await client.option(3)
+        await client.close()
+        hosting = stage.server._hosting
+        assert hosting is not None
+        await hosting.wait_quiet()
+
+    with caplog.at_level(logging.DEBUG, logger="nbdzram"):
+        play(story)
+    (told,) = (record for record in caplog.records if "disconnected in the handshake" in record.getMessage())
+    assert told.levelno == (logging.DEBUG if flags is None else logging.INFO)

@@ -136,3 +136,15 @@ def test_a_walk_that_had_to_wait_is_followed_by_no_longer_rest(monkeypatch: pyte
             await usages.stop()
 
     asyncio.run(act())
+
+
+def test_who_looks_without_waiting_starts_no_walk_either_once_it_is_to_end() -> None:
+    async def act() -> None:
+        with Pool() as pool:
+            usages = Usages(offered(pool, "disk"))
+            await usages.stop()
+            before = len(asyncio.all_tasks())
+            assert usages.so_far() == ({}, None)
+            assert len(asyncio.all_tasks()) == before
+
+    asyncio.run(act())
