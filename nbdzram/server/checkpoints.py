@@ -44,6 +44,7 @@ from nbdzram.server.pools import PoolService
 from nbdzram.server.restore import Begun
 from nbdzram.server.segments import forget_journal
 from nbdzram.server.settling import Settling
+from nbdzram.server.state import Remembered
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
 from nbdzram.stream.sending import Progress, send
@@ -306,6 +307,7 @@ class Checkpoints:
     async def _take(self) -> None:
         assert self._status is not None
         began = time.monotonic()
+        remembered = None if self.settling is None else self.settling.remembered  # what comes later is not in it
         number, continues = await self._moments.on_the_thread(self._look)
         if not len(self._exports) and self.journal is None and number == FIRST:
             return  # there never was anything to keep
@@ -316,9 +318,10 @@ class Checkpoints:
             taken = await self._moments.take(self._last)
         if taken is self._last and continues and (self.journal is None or self.journal.status.usable):
             await self._moments.release(taken)
-            await self._follow()
+            await self._follow(remembered)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
+        await self._know_pools(taken)
         taken, progress = await self._moments.write_readable(
             taken, lambda moment: self._write_best(number, moment, whole=whole, continues=continues), self._as_it_was
         )
@@ -328,7 +331,7 @@ class Checkpoints:
             await self.journal.stands(number, taken)
         elif not self._beside_state:
             await self._moments.on_the_thread(lambda: self._forget_journal(number))
-        await self._follow()
+        await self._follow(remembered)
         self._status = replace(
             self._status,
             moment=taken.taken_ns / 1e9,
@@ -337,9 +340,18 @@ class Checkpoints:
             held_back=tuple(taken.names_behind()),
         )
 
-    async def _follow(self) -> None:
+    async def _follow(self, stands: Remembered | None) -> None:
         if self.settling is not None and (self.journal is None or self.journal.status.usable):
-            await self.settling.follow()
+            await self.settling.follow(stands)
+
+    async def _know_pools(self, taken: Moment) -> None:
+        """Before it stands. Raises OSError; then it is let go."""
+        try:
+            if self.settling is not None:
+                await self.settling.precede()
+        except OSError:
+            await self._moments.release(taken)
+            raise
 
     def _as_it_was(self) -> Moment | None:
         """What an export that cannot be read is told as: where a journal may have more of it, as the journal has it."""

@@ -20,7 +20,7 @@ from nbdzram.server.inventory import Placed, place_exports, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.opening import declared_as, open_pool
 from nbdzram.server.pools import PoolService
-from nbdzram.server.settling import Settling
+from nbdzram.server.settling import Settling, is_roomier
 from nbdzram.server.state import PoolChange, State
 from nbdzram.server.wanted import pool_config
 from nbdzram.status import PoolStatus, limit_trouble
@@ -204,6 +204,7 @@ class PoolChanges:
             log.warning("the pool %s is removed, but remembered: the next start makes it again, empty", name)
 
     async def _remember_pool(self, config: PoolConfig) -> None:
+        """Raises UserError; then it is not."""
         declared = self._declared_pools.get(config.name)
         change = PoolChange(
             mem_limit=config.mem_limit,
@@ -212,7 +213,22 @@ class PoolChanges:
             tell_sharing=config.tell_sharing,
             declared=declared,
         )
+        before = self._memory.changes.pools.get(config.name)
         await asyncio.to_thread(self._memory.remember_pool, config.name, change)
+        try:
+            await self._settle_ahead(config)
+        except OSError as error:
+            await asyncio.to_thread(self._memory.remember_pool, config.name, before)
+            raise UserError(
+                f"it cannot be noted beside the checkpoints, so that a start would not know of it: "
+                f"{error.strerror or 'the disk takes too long'}"
+            ) from error
+
+    async def _settle_ahead(self, config: PoolConfig) -> None:
+        """Where the journal may soon have what a start could not place else. Raises OSError."""
+        known = self._pools.get(config.name)
+        if self._settling is not None and (known is None or is_roomier(config.mem_limit, known.pool.mem_limit)):
+            await self._settling.know_pool(config.name)
 
     async def _forget_pool(self, name: str) -> bool:
         try:

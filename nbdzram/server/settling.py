@@ -14,6 +14,8 @@ Invariants
 2. It is written by one after the other, each with all that was changed before it, and by who has the directory.
 3. Where a checkpoint stands it is there: written again if what was written is not there any more, as where another
    directory is at the path now (claim.py).
+4. Of pools it is ahead: it knows one before an export may lie there, and more room before somebody may fill it, until
+   the journal, or a checkpoint without one, has that there is less. A start needs all that it has to lie somewhere.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nbdzram.errors import UserError
@@ -45,6 +48,8 @@ class Settling:
         self._is_ours = is_ours
         self._memory = State(None)
         self._noted: Remembered | None = None
+        self._had = Remembered()  # noted last, or as the server began
+        self._ahead: set[str] = set()  # pools that are known before all else that was changed is noted
         self._file: FileId | None = None  # which has that
         self._writing: asyncio.Task[None] | None = None  # to its end, also when whoever began it waits no longer
         self._turn = asyncio.Lock()
@@ -52,8 +57,20 @@ class Settling:
     def begin(self, memory: State) -> None:
         """The server has started; `memory` is what it remembers."""
         self._memory = memory
+        self._had = memory.changes
 
-    async def settle(self, changed: Sequence[Export] = ()) -> None:
+    async def know_pool(self, name: str) -> None:
+        """Return once a start has the pool, and as much room there as is remembered now. Raises OSError."""
+        self._ahead.add(name)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await self._replace()
+
+    async def precede(self) -> None:
+        """The same of all pools, where a checkpoint is to stand. Raises OSError."""
+        if self._had.pools and await self._is_elsewhere():
+            await self._replace()
+
+    async def settle(self, changed: Sequence[Export] = (), *, stands: Remembered | None = None) -> None:
         """Return once what was changed before outlives the power. Raises UserError: it is made, and may not.
 
         changed: exports whose content, or size, was. The disk has one that cannot be read as it was, or not at all.
@@ -61,7 +78,7 @@ class Settling:
         patience = asyncio.timeout(SETTLE_SECONDS)
         try:
             async with patience, self._turn:
-                await self._note()
+                await self._note(stands)
         except OSError as error:  # a disk may say ETIMEDOUT itself, which is a TimeoutError too
             why = error.strerror or str(error)
             if patience.expired():
@@ -84,13 +101,18 @@ class Settling:
                 "flushed before, and comes back if the power fails; the log names the block: write it anew"
             )
 
-    async def follow(self) -> None:
+    @property
+    def remembered(self) -> Remembered:
+        """What a checkpoint that is taken now goes with."""
+        return self._memory.changes
+
+    async def follow(self, stands: Remembered | None) -> None:
         """A checkpoint stands: what a start or a reload changed is settled too, and all of it where it went."""
-        if await asyncio.to_thread(self._found) != self._file:
+        if await self._is_elsewhere():
             self._noted = None
         if self._noted is not self._memory.changes:
             try:
-                await self.settle()
+                await self.settle(stands=stands)
             except UserError as error:
                 log.warning("what was changed last: %s", error)
 
@@ -99,24 +121,51 @@ class Settling:
         if self._writing is not None:
             await asyncio.wait({self._writing})
 
-    async def _note(self) -> None:
-        changes = self._memory.changes
+    async def _note(self, stands: Remembered | None = None) -> None:
+        """Raises OSError. `stands`: what was remembered when the checkpoint was taken that stands now."""
+        told = changes = self._memory.changes
         if self._journal is not None:
             await self._journal.synced()
+        elif changes is not stands:
+            told = replace(changes, pools=self._had.pools)
+        if changes is not self._noted:
+            await self._replace(told)
+            self._noted = changes if told.pools == changes.pools else None
+
+    async def _replace(self, changes: Remembered | None = None) -> None:
+        """By these, or else by what was noted last; and pools. Raises OSError."""
+        while self._writing is not None and not self._writing.done():
+            await self.finish()  # what the one under way writes is older, and must not come last
         if not self._is_ours():
             raise OSError(errno.EBUSY, "another server has their directory")
-        if changes is not self._noted:
-            await self.finish()  # what the one under way writes is older, and must not come last
-            self._writing = asyncio.create_task(asyncio.to_thread(self._write, changes))
-            self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
-            await asyncio.shield(self._writing)
-            self._noted = changes
+        self._writing = asyncio.create_task(asyncio.to_thread(self._write, self._roomiest(changes or self._had)))
+        self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
+        await asyncio.shield(self._writing)
+
+    def _roomiest(self, changes: Remembered) -> Remembered:
+        """The same, with pools that are known ahead as they are now, where there is more room."""
+        pools = dict(changes.pools)
+        for name in self._ahead & self._memory.changes.pools.keys():
+            now = self._memory.changes.pools[name]
+            if name not in pools or is_roomier(now.mem_limit, pools[name].mem_limit):
+                pools[name] = now
+        return replace(changes, pools=pools)
 
     def _write(self, changes: Remembered) -> None:
         """On a thread."""
         note_in(self._directory, changes)
-        self._file = self._found()
+        self._had, self._file = changes, self._found()
+
+    async def _is_elsewhere(self) -> bool:
+        """What a start would read was not written by this process, or is not there any more."""
+        found = await asyncio.to_thread(self._found)
+        return found is None or found != self._file
 
     def _found(self) -> FileId | None:
         """On a thread: which file a start would read."""
         return file_at(self._directory / FILE_NAME)
+
+
+def is_roomier(limit: int, other: int) -> bool:
+    """Whether more fits below the one limit than below the other; 0 is none."""
+    return bool(other) and (not limit or limit > other)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from nbdzram.config import ExportConfig
+from nbdzram.config import ExportConfig, PoolConfig
 from nbdzram.errors import UserError
 from nbdzram.server import settling
 from nbdzram.server.checkpoints import Checkpoints
+from nbdzram.server.journal import Journal
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, Remembered, note_in, remembered_in
-from tests.unit.engine.blocks import BLOCK, text
+from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     ADDED,
     MIB,
@@ -134,6 +135,59 @@ def test_a_declared_export_that_was_removed_and_a_pool_that_was_added_are_so_aft
     play(story)
 
 
+def test_a_start_knows_a_pool_before_anything_lies_there_and_more_room_before_it_is_filled(tmp_path: Path) -> None:
+    """Whoever flushes has it on the disk before whoever asked for the pool has an answer."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            await service.changes.add_pool("fast", MIB, "fold")
+            await service.changes.add_export("new", 4 * MIB, **{**ADDED, "pool": "fast"})
+            await service.changes.change_pool("fast", 64 * MIB, None)
+            disk(service, "new").write(0, b"".join(map(noise, range(512))))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            expected = whole(disk(service, "new"))
+        async with flushing(left, begun=False) as service:
+            assert whole(disk(service, "new")) == expected
+
+    play(story)
+
+
+def test_less_room_in_a_pool_is_noted_behind_the_journal(tmp_path: Path) -> None:
+    """That may have more of it until then; what is noted of another pool says nothing of this one."""
+
+    async def story() -> None:
+        async with flushing(tmp_path) as service:
+            await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "pools.change", name="fast", mem_limit=96 * MIB)
+            await service.changes.change_pool("fast", MIB, None)
+            await service.changes.add_pool("other", MIB, "fold")
+            known = remembered_in(tmp_path).pools
+            assert {name: change.mem_limit for name, change in known.items()} == {"fast": 96 * MIB, "other": MIB}
+            await asked(service, "pools.remove", name="other")
+            known = remembered_in(tmp_path).pools
+            assert {name: change.mem_limit for name, change in known.items()} == {"fast": MIB}
+
+    play(story)
+
+
+def test_a_pool_that_cannot_be_noted_is_not_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def story() -> None:
+        async with flushing(tmp_path) as service:
+            with monkeypatch.context() as patch:
+                patch.setattr(settling, "note_in", full)
+                with pytest.raises(UserError, match="a start would not know of it: No space left on device"):
+                    await service.changes.add_pool("fast", MIB, "fold")
+            assert "fast" not in service._pools
+            await asked(service, "pools.add", name="other", mem_limit=MIB)
+            assert remembered_in(tmp_path).pools.keys() == {"other"}
+
+    play(story)
+
+
 @pytest.mark.parametrize("declared_anew", [False, True])
 def test_what_was_said_of_exports_behind_the_last_checkpoint_holds_where_no_journal_tells(
     tmp_path: Path, declared_anew: bool
@@ -244,6 +298,54 @@ def test_a_state_directory_that_has_the_checkpoints_too_remembers_alone(tmp_path
     play(story)
 
 
+@pytest.mark.parametrize("pool", ["default", "fast"])
+def test_less_room_in_a_pool_is_noted_when_a_checkpoint_stands_without_what_lay_there(
+    tmp_path: Path, pool: str
+) -> None:
+    """A start has to have room for what the one before it has."""
+    declared = (PoolConfig(mem_limit=64 * MIB),)
+    content = b"".join(map(noise, range(1024)))
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", pools=declared) as service:
+            if pool == "fast":
+                await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "exports.add", name="new", size_bytes=len(content), pool=pool)
+            disk(service, "new").write(0, content)
+            await of(service).take()
+            disk(service, "new").trim(0, len(content))
+            await asked(service, "pools.change", name=pool, mem_limit=MIB)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            await of(service).take()
+            later = as_the_power_left_it(tmp_path / "kept", tmp_path / "later")
+        async with checkpointing(left, pools=declared) as service:
+            assert whole(disk(service, "new")) == content
+        async with checkpointing(later, pools=declared) as service:
+            assert not any(whole(disk(service, "new")))
+            assert service._pools[pool].pool.mem_limit == MIB
+
+    play(story)
+
+
+def test_a_pool_that_was_removed_is_known_until_a_checkpoint_stands_without_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
+            await of(service).take()
+            await asked(service, "exports.remove", name="new")
+            await asked(service, "pools.remove", name="fast")
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+            await of(service).take()
+            later = as_the_power_left_it(tmp_path / "kept", tmp_path / "later")
+        async with checkpointing(left) as service:
+            assert "new" in service._exports
+        async with checkpointing(later) as service:
+            assert list(service._pools) == ["default"]
+
+    play(story)
+
+
 @pytest.mark.parametrize("what", ["the directory", "the note"])
 def test_what_was_noted_follows_checkpoints_to_another_directory(tmp_path: Path, what: str) -> None:
     """A start would refuse the exports of a pool that it does not know, and make those anew that were removed."""
@@ -260,6 +362,31 @@ def test_what_was_noted_follows_checkpoints_to_another_directory(tmp_path: Path,
             left = as_the_power_left_it(kept, tmp_path / "left")
         async with flushing(left) as service:
             assert [(export.name, whole(export.disk)[:BLOCK]) for export in service._exports] == [("new", text(1))]
+
+    play(story)
+
+
+def test_pools_are_known_in_another_directory_before_a_checkpoint_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure at the moment at which it does leaves a checkpoint that a start can place."""
+    stands = Journal.stands
+
+    async def cut(log: Journal, *given: Any) -> None:
+        as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        await stands(log, *given)
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            await asked(service, "pools.add", name="fast")
+            await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
+            disk(service, "new").write(0, text(1))
+            (tmp_path / "kept").rename(tmp_path / "elsewhere")
+            monkeypatch.setattr(Journal, "stands", cut)
+            await of(service).take()
+            monkeypatch.undo()
+        async with flushing(tmp_path / "left", begun=False) as service:
+            assert whole(disk(service, "new"))[:BLOCK] == text(1)
 
     play(story)
 
