@@ -39,8 +39,6 @@ from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.receiving import Place, Received, Receiver
 from nbdzram.units import counted, format_size
 
-ARRIVING_FACTOR = 3
-"""Of a pool's limit: all that it held, and as much again where all of it was replaced."""
 FITS_SHARE = 16
 """A pool may be over its limit by this part of it: what it held lies in other zspages than it lay."""
 
@@ -242,17 +240,18 @@ def _paths(chain: Sequence[Checkpoint]) -> list[Path]:
 
 @contextlib.contextmanager
 def _room_to_arrive(pools: Mapping[str, Pool]) -> Iterator[None]:
-    """While it comes there is more than what there was: what changed beside what it replaces, and eight bytes for each
-    object. A pool that was full would not be filled again."""
-    limits = {name: pool.mem_limit for name, pool in pools.items()}
+    """While it comes no limit holds. There is more than there was: what changed beside what it replaces, and eight
+    bytes for each object; a pool that was full would not be filled again. And there is what a chain began with: it went
+    before a pool's limit was lowered, or the pool was made anew. All of it was in memory once.
+    """
+    limits = {pool: pool.mem_limit for pool in pools.values()}
     try:
-        for name, pool in pools.items():
-            with contextlib.suppress(UserError):  # too few addresses: terabytes
-                pool.mem_limit = ARRIVING_FACTOR * limits[name]
+        for pool in limits:
+            pool.mem_limit = 0
         yield
     finally:
-        for name, pool in pools.items():
-            pool.mem_limit = limits[name]
+        for pool, limit in limits.items():
+            pool.mem_limit = limit
 
 
 def _require_fits(pools: Mapping[str, Pool]) -> None:
@@ -302,7 +301,7 @@ class _Arriving:
             arrived = receiver.receive(file.read, salt=salt, alone=alone)
         except StreamError as error:
             if isinstance(error.__cause__, PoolFull):
-                more = f"while this comes a pool may take {ARRIVING_FACTOR} times its mem_limit"
+                more = "no mem_limit holds while this comes: memory ends, or what addresses a pool has for its limit"
                 raise StreamError(f"{error} ({more})") from error.__cause__
             raise
         fresh = {(one.place.name, valid_name("", one.part)): one for one in arrived}

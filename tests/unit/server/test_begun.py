@@ -224,6 +224,23 @@ def test_a_pool_that_was_full_is_filled_again(tmp_path: Path) -> None:
     play(story)
 
 
+def test_a_pool_that_was_larger_when_the_chain_began_is_filled_again(tmp_path: Path) -> None:
+    """What had more room than the pool has now was removed before there was less."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(1024)))
+            await of(service).take()
+            await asked(service, "exports.remove", name="disk")
+            await asked(service, "pools.change", name="default", mem_limit=MIB)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with flushing(left, begun=False) as service:
+            assert service._pools["default"].pool.mem_limit == MIB
+            assert not len(service._exports)
+
+    play(story)
+
+
 def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with checkpointing(tmp_path / "kept") as service:

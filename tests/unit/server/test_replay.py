@@ -12,11 +12,13 @@ import pytest
 
 from nbdzram.bounds import Bounds
 from nbdzram.config import Durability, PoolConfig
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
 from nbdzram.server import segments
 from nbdzram.server.chains import sync_directory
 from nbdzram.stream.journal import GROUP_HEAD_BYTES, GROUP_MAGIC, HEAD_BYTES, GroupHead, Segment
-from nbdzram.stream.sending import Progress, send
+from nbdzram.stream.layout import ExportPart, Origin
+from nbdzram.stream.sending import Progress, Source, send
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     ADDED,
@@ -241,8 +243,45 @@ def test_groups_that_do_not_fit_are_no_reason_to_begin_without_them(tmp_path: Pa
             disk(service).write(0, b"".join(noise(number) for number in range(700)))
             await journal(service).synced()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        with pytest.raises(UserError, match=r"cannot be applied, and without it flushed .* 3 times its mem_limit"):
+        with pytest.raises(UserError, match=r"what was stored does not fit the pool 'default'"):
             async with flushing(left, pools=(PoolConfig(mem_limit=MIB // 2, durability=Durability.FLUSH),)):
                 raise AssertionError
+
+    play(story)
+
+
+def test_a_group_that_is_whole_and_cannot_be_applied_is_no_reason_to_begin_without_it(tmp_path: Path) -> None:
+    """Here of what nobody has its base."""
+    part = ExportPart(
+        number=0,
+        name="other",
+        size_bytes=MIB,
+        read_only=False,
+        domain=0,
+        identity=7,
+        origin=Origin.BASE,
+        origin_number=99,
+        origin_name="gone",
+        description="",
+        admits_nobody=False,
+        addresses=(),
+        certificates=(),
+    )
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        (last,) = Segment(left / "00000001.journal").groups()
+        begun = segments.begin_segment(left, 2, last.head.identity)
+        head = GroupHead(sequence=1, since=last.head.identity, identity=os.urandom(16), all_exports=False)
+        with Pool() as pool:
+            copy = pool.create("other", MIB)
+            told = [("default", pool, [Source(part=part, copy=copy, base=copy)])]
+            begun.append(head, lambda write, salt: send(told, 0, "another", write, Progress(), salt=salt))
+        begun.close()
+        with pytest.raises(UserError, match=r"group 1 of the journal .* cannot be applied, and without it flushed"):
+            await begun_from(left)
 
     play(story)
