@@ -82,7 +82,7 @@ class Schedule:
         """Whether the last one is there, and holds what the export does."""
         newest = self._newest.get(export.name)
         snapshot = None if newest is None else self._find(called(export.name, newest))
-        return snapshot is not None and moment.are_alike(export.disk, snapshot.disk)
+        return snapshot is not None and snapshot.read_only and moment.are_alike(export.disk, snapshot.disk)
 
     async def _prune(self, name: str, keep: int) -> None:
         for taken in sorted(self._taken().get(name, ()))[:-keep]:
@@ -92,11 +92,11 @@ class Schedule:
                 log.warning("a snapshot beyond the %d that are kept stays: %s", keep, error)
 
     def _taken(self) -> dict[str, list[datetime]]:
-        """When the snapshots were taken that there are, by their exports' names."""
+        """When the snapshots were taken that there are, by their exports' names. One that clients may write is none."""
         found: dict[str, list[datetime]] = {}
         for export in self._exports:
             name, _, stamp = export.name.rpartition("@")
-            if name and stamp.startswith("auto-"):
+            if export.read_only and name and stamp.startswith("auto-"):
                 with contextlib.suppress(ValueError):  # somebody else's name
                     found.setdefault(name, []).append(datetime.strptime(stamp, STAMP).replace(tzinfo=UTC))
         return found

@@ -304,6 +304,26 @@ def test_what_an_operator_changes_is_a_change_that_a_snapshot_is_taken_of(house:
     tell(story())
 
 
+def test_what_clients_may_write_is_no_snapshot_that_goes(house: House) -> None:
+    """Somebody took one for his machine: what that wrote since is nowhere else."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            schedule, one = Schedule(house.service._exports, changes), replace(HOURLY, snapshots_keep=1)
+            disk = house.service._exports.get("disk").disk
+            for hour in range(4):
+                if hour == 1:
+                    await changes.change_export("disk@auto-20261127T120000Z", **{**UNCHANGED, "read_only": False})
+                disk.write(0, bytes([hour + 1]) * 4096)
+                await at(schedule, NOON + hour * HOUR, one)
+            assert taken(house) == ["120000Z", "150000Z"]
+            await changes.change_export("disk@auto-20261127T150000Z", **{**UNCHANGED, "read_only": False})
+            await at(schedule, NOON + 4 * HOUR, one)
+            assert taken(house) == ["120000Z", "150000Z", "160000Z"]
+
+    tell(story())
+
+
 def test_a_snapshot_that_somebody_uses_stays_and_goes_later(house: House, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         async with house.open() as changes:
