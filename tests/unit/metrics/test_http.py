@@ -17,7 +17,7 @@ import uvloop
 from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics import answers, http, requests
-from nbdzram.metrics.answers import Answer, Pace, Shared, sentence
+from nbdzram.metrics.answers import Answer, Answers, Pace, Shared, sentence
 from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
@@ -377,3 +377,17 @@ def test_an_address_in_use_is_one_sentence_with_the_remedy() -> None:
         address = TcpAddress(port=taken.getsockname()[1])
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{address.port} for metrics: .*--metrics off"):
             asyncio.run(MetricsServer(address, Show()).start())
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/status.json", "/usage.json", "/history.json", "/clients.json"])
+def test_what_is_being_made_ends_with_the_server(path: str) -> None:
+    async def story() -> None:
+        answers = Answers(Show())
+        async with answers._pace._lock:  # so that none has its turn
+            asked = asyncio.create_task(answers.answer(path))
+            await asyncio.sleep(0)
+            answers.stop()
+            await asyncio.wait({asked}, timeout=30)
+            assert asked.cancelled()
+
+    asyncio.run(story())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import uvloop
 
 from nbdzram.config import CheckpointConfig, Durability, ExportConfig, PoolConfig, ServerConfig, UnixAddress
 from nbdzram.server.service import Service
+from tests.support.loop_client import WireClient
 from tests.unit.server.lasting import MIB, NEVER, asked
 
 RULES: dict[str, Any] = {
@@ -184,5 +186,43 @@ def test_an_act_changes_what_it_should_and_nothing_else(tmp_path: Path, act: str
         goes_on = told(service)
         await service.stop()
         assert goes_on == expected
+
+    uvloop.run(story())
+
+
+def test_what_is_told_of_a_client_is_its_own_and_goes_on_behind_a_takeover(tmp_path: Path) -> None:
+    """Two of them, on two exports, with as many requests as nobody else."""
+
+    async def story() -> None:
+        path = tmp_path / "nbd.sock"
+        exports = (
+            ExportConfig(name="disk", size_bytes=MIB),
+            ExportConfig(name="fixed", size_bytes=MIB, read_only=True),
+        )
+        config = ServerConfig(exports=exports, tcp=(), unix=(UnixAddress(path=path),))
+        service = Service(config)
+        await begin(service)
+        began = time.time()
+        ours = [await (await WireClient.connect(str(path))).go(name) for name in (b"disk", b"fixed")]
+        for client, count in zip(ours, (3, 5), strict=True):
+            for _ in range(count):
+                await client.read(0, 512)
+        before = service.clients()
+        assert [(one.number, one.export, one.read_only, one.requests, one.in_flight) for one in before] == [
+            (1, "disk", False, 3, 0),
+            (2, "fixed", True, 5, 0),
+        ]
+        assert all(began <= one.since <= time.time() for one in before)
+        service = await again(service, config, "takeover")
+        await begin(service)
+        names = ("number", "peer", "export", "read_only", "since")
+        assert [[getattr(one, name) for name in names] for one in service.clients()] == [
+            [getattr(one, name) for name in names] for one in before
+        ]
+        await service.disconnect_client(2)
+        assert [one.number for one in service.clients()] == [1]
+        await service.stop()
+        for client in ours:
+            await client.close()
 
     uvloop.run(story())

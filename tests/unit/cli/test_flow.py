@@ -1,0 +1,36 @@
+"""How far a stream has come, told on a terminal now and then, and nowhere else."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from nbdzram.cli import flow
+
+
+class Screen(io.StringIO):
+    """Standard error that is a terminal, or none."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_has_passed_and_how_fast_is_told_twice_a_second(
+    monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    screen, now = Screen(terminal=terminal), [100.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr("nbdzram.cli.flow.time.monotonic", lambda: now[0])
+    with flow.Meter("sent") as meter:
+        for seconds in (0.25, 0.5, 0.75, 4.0):
+            now[0] = 100.0 + seconds
+            meter.passed(3 << 20)
+    told = ["sent 6M, 12M/s", "sent 12M, 3M/s", ""]
+    assert screen.getvalue() == ("".join(flow.CLEAR + line for line in told) if terminal else "")
