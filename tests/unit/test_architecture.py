@@ -74,6 +74,7 @@ RESERVED = {
         "cli.loading",
         "cli.processes",
         "cli.serve",
+        "cli.stops",
     },
     "uvloop": {"cli.serve"},
     "ssl": {"server.certificate"},  # TLS itself is libssl's, without the interpreter lock
