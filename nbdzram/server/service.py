@@ -170,7 +170,7 @@ class Service:
             raise
         self.changes.begin(opened.state, self._checkpoints.settling)
         if self._checkpoints.settling is not None:
-            self._checkpoints.settling.begin(opened.state)
+            self._checkpoints.settling.begin(opened.state, opened.known)
         self._checkpoints.start(begun)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()

@@ -54,10 +54,16 @@ class Settling:
         self._writing: asyncio.Task[None] | None = None  # to its end, also when whoever began it waits no longer
         self._turn = asyncio.Lock()
 
-    def begin(self, memory: State) -> None:
-        """The server has started; `memory` is what it remembers."""
+    def begin(self, memory: State, noted: Remembered) -> None:
+        """The server has started; `memory` is what it remembers, `noted` what was here then.
+
+        What another process served may have other pools than the last checkpoint.
+        """
         self._memory = memory
         self._had = memory.changes
+        if self._journal is None:
+            added = {name: pool for name, pool in memory.changes.pools.items() if pool.declared is None}
+            self._had = replace(memory.changes, pools=added | noted.pools)
 
     async def know_pool(self, name: str) -> None:
         """Return once a start has the pool, and as much room there as is remembered now. Raises OSError."""

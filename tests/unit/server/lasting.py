@@ -35,6 +35,12 @@ AS_IT_IS: dict[str, Any] = {
     "allow_certificates": None,
 }
 ADDED: dict[str, Any] = {**AS_IT_IS, "pool": None}
+CHANGED: dict[str, Any] = {
+    "read_only": True,
+    "allow_addresses": ["10.0.0.0/8"],
+    "iops": 7,
+    "description": "of the operator",
+}
 
 
 @contextlib.asynccontextmanager
