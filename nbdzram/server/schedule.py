@@ -76,7 +76,7 @@ class Schedule:
                 log.warning("no snapshot of the export %s was taken: %s", name, error)
                 continue
             self._newest[name] = now
-            await self._prune(name, wanted.snapshots_keep)
+            await self._prune(name, wanted.snapshots_keep, now)
 
     def _is_held(self, export: Export) -> bool:
         """Whether the last one is there, and holds what the export does."""
@@ -84,8 +84,9 @@ class Schedule:
         snapshot = None if newest is None else self._find(called(export.name, newest))
         return snapshot is not None and snapshot.read_only and moment.are_alike(export.disk, snapshot.disk)
 
-    async def _prune(self, name: str, keep: int) -> None:
-        for taken in sorted(self._taken().get(name, ()))[:-keep]:
+    async def _prune(self, name: str, keep: int, now: datetime) -> None:
+        """Those of a clock that was set back since were taken before all others."""
+        for taken in sorted(self._taken().get(name, ()), key=lambda taken: (taken <= now, taken))[:-keep]:
             try:
                 await self._changes.remove_export(called(name, taken), force=False)
             except UserError as error:  # somebody is attached to it: the next time, then

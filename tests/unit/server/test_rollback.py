@@ -349,6 +349,23 @@ def test_a_snapshot_that_somebody_uses_stays_and_goes_later(house: House, caplog
     tell(story())
 
 
+def test_snapshots_of_a_clock_that_was_ahead_are_the_first_to_go(house: House) -> None:
+    """They were taken before all others; each later one went at once, as if it were the oldest."""
+    one = replace(HOURLY, snapshots_keep=2)
+
+    async def story() -> None:
+        async with house.open() as changes:
+            schedule = Schedule(house.service._exports, changes)
+            client = await house.client()
+            for hour in (6, 7, 0, 1):  # the clock is set right between the second and the third
+                await client.write(0, bytes([hour + 1]) * 4096)
+                await at(schedule, NOON + hour * HOUR, one)
+            assert taken(house) == ["120000Z", "130000Z"]
+            await client.close()
+
+    tell(story())
+
+
 def test_a_clock_that_is_set_back_and_a_snapshot_that_fails_stop_nothing(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
