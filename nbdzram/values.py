@@ -313,6 +313,8 @@ def unix_address(value: object) -> UnixAddress:
         raise ValueError(
             f"the socket path {str(file)!r} is not UTF-8 text, as the URI that clients are told has to be"
         ) from None
+    if not str(file).isprintable():  # who is told of a URI has to be able to copy it
+        raise ValueError(f"the socket path {str(file)!r} has characters that do not print; choose one without")
     if size > 107:
         raise ValueError(f"the socket path {str(file)!r} is longer than the system's 107 bytes")
     return UnixAddress(path=file, mode=mode, owner=owner)

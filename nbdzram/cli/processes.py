@@ -27,6 +27,7 @@ from nbdzram.status import ServerStatus
 log = logging.getLogger("nbdzram.server")
 
 LEAST_DESCRIPTORS = 32  # a server with one pool and two threads has 25, and then it has no client
+LONGEST_NUMBER = 64  # bytes of a file with a process's number, whoever wrote it
 KILLED = 128  # and the signal's number: as shells tell it
 
 
@@ -104,13 +105,19 @@ def pid_file(path: Path | None) -> Iterator[None]:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Refuse what is no file, such as /dev/null: root would have taken it from everybody. Raises OSError."""
+    """Refuse what is no file, such as /dev/null: root would have taken it from everybody; and a file that holds more
+    than a number, as somebody may have named that of a disk. Raises OSError.
+    """
     try:
         found = path.stat()
     except OSError:  # nothing is there, or a link that leads nowhere, or where we may not look
         return
     if not stat.S_ISREG(found.st_mode):
         raise FileExistsError(errno.EEXIST, "something that is no file stands there")
+    with path.open("rb") as file:
+        held = file.read(LONGEST_NUMBER + 1)
+    if len(held) > LONGEST_NUMBER or not all(word.isdigit() for word in held.split()):
+        raise FileExistsError(errno.EEXIST, "a file stands there that holds no such number, and would be lost")
 
 
 @contextlib.contextmanager

@@ -54,6 +54,11 @@ Start = Callable[..., Server]
         (["serve", "-e", b"\xff=1M"], 2, "-e: '\\udcff' is not an export's name: 1 to 255 bytes of printable UTF-8"),
         (["serve", "-e", f"{'x' * 256}=1M"], 2, "255 bytes of printable UTF-8"),
         (["serve", "-U", b"/x\xff"], 2, "-U: listen: the socket path '/x\\udcff' is not UTF-8 text"),
+        (
+            ["serve", "-U", "/x\ny"],
+            2,
+            "-U: listen: the socket path '/x\\ny' has characters that do not print; choose one",
+        ),
         (["serve", "-U", "/x,mode=9", "--vsock", "1"], 2, "-U, --vsock: listen: 'mode=9' is not allowed behind"),
         (["serve", "-U", "CONTROL,owner=nobody-here", "--control", "CONTROL.c"], 1, "owner= takes a user and a group"),
         (["estimate", "/dev/zero"], 1, "/dev/zero is a character device; name a disk image"),

@@ -115,7 +115,7 @@ def test_a_server_that_no_address_leads_to_tells_empty_ones() -> None:
 
 def test_the_process_number_stands_in_a_file_while_it_serves(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "nbdzram.pid"
-    file.write_text("what a server left that was killed\n")
+    file.write_text("4194304\n")  # of one that was killed
     server = start("-e", "disk=1M", "--pidfile", str(file))
     assert file.read_text() == f"{server.process.pid}\n"  # whoever has read the greeting finds it
     assert server.stop() == 0
@@ -156,6 +156,19 @@ def test_what_is_no_file_is_not_replaced_by_the_number(tmp_path: Path, through_a
     assert device.is_fifo()
     assert file.is_symlink() == through_a_link
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("held", [b"format = 1\n", b"\x00" * 5, b"1" * 65])
+def test_a_file_that_holds_something_else_is_not_replaced_by_the_number(tmp_path: Path, held: bytes) -> None:
+    """--pidfile STATE_DIR/default.pool left no disk."""
+    file = tmp_path / "default.pool"
+    file.write_bytes(held)
+    with pytest.raises(UserError, match="a file stands there that holds no such number"), pid_file(file):
+        pass
+    assert file.read_bytes() == held
+    file.write_bytes(b"")
+    with pid_file(file):
+        assert file.read_text() == f"{os.getpid()}\n"
 
 
 def test_the_number_is_written_through_no_link_that_lies_where_it_is_made(tmp_path: Path) -> None:
