@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbdzram import __version__
-from nbdzram.cli.hints import how_to_attach
+from nbdzram.cli.hints import how_to_attach, tellable
 from nbdzram.cli.perils import perils
 from nbdzram.config import ExportConfig, ServerConfig, TlsConfig
 from nbdzram.units import format_seconds, format_size
@@ -32,10 +32,11 @@ def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control:
     yield f"  control  {control}"
     if not exports:
         yield "there is no disk yet; add one with: nbdzram exports add NAME SIZE"
-    if status.uris:
+    told = tellable(status.uris)
+    if told:
         yield "attach it with one of"
         name = exports[0].name if exports else "NAME"
-        yield from (f"  {line}" for line in how_to_attach(status.uris[0], name, tls))
+        yield from (f"  {line}" for line in how_to_attach(told[0], name, tls))
 
 
 def the_end(

@@ -19,7 +19,7 @@ import click
 
 from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names, require_export
 from nbdzram.cli.diagnosis import Kernel, Module
-from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials
+from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials, tellable
 from nbdzram.cli.numbers import Whole
 from nbdzram.config import DEFAULT_PORT
 from nbdzram.errors import ConfigError, UserError
@@ -178,7 +178,7 @@ def _local_address(export: str, control: Path | None) -> Address:
     with connect(control) as client:
         status = client.status()
     require_export(export, [known.name for known in status.exports])
-    addresses = [Address.of(uri) for uri in status.uris]
+    addresses = [Address.of(uri) for uri in tellable(status.uris)]
     addresses = [address for address in addresses if address.kernel_can_attach]
     if not addresses:
         raise UserError("the server listens on no address that nbd-client can reach; add -i, -p or -U")

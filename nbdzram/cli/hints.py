@@ -6,9 +6,10 @@ parameters, qemu-img(1) for --object and --image-opts.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -174,6 +175,19 @@ def qemu_img(address: Address, export: str, credentials: Credentials) -> list[st
     image |= {f"file.server.{name}": value for name, value in server.items()}
     image["file.tls-creds"] = "tls0"
     return ["qemu-img", "info", "--object", credentials.qemu_object, "--image-opts", _options(image)]
+
+
+def tellable(uris: Iterable[str]) -> list[str]:
+    """Those of a server that command lines can be made of.
+
+    Whoever hands it sockets (systemd) may have bound one to a name that is no path, or does not print: it is served.
+    """
+    found = []
+    for uri in uris:
+        with contextlib.suppress(UserError):
+            Address.of(uri)
+            found.append(uri)
+    return found
 
 
 def how_to_attach(uri: str, export: str, tls: TlsConfig) -> Iterator[str]:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from nbdzram.cli.hints import Address
+from nbdzram.cli.hints import Address, tellable
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.residence import earlier
@@ -184,7 +184,7 @@ def told_to_commands(status: ServerStatus, default_export: str | None, control: 
     """What a command finds in its environment: nbdkit's names, and where our own commands ask."""
     names = [export.name for export in status.exports]
     export = default_export if default_export in names else (names or [""])[0]
-    addresses = [Address.of(uri) for uri in status.uris]
+    addresses = [Address.of(uri) for uri in tellable(status.uris)]
     paths = [address.path for address in addresses if address.path is not None]
     ports = [str(address.port) for address in addresses if address.path is None and address.kernel_can_attach]
     return {

@@ -12,19 +12,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nbdzram.cli import pools
+from nbdzram.cli.announce import greeting
 from nbdzram.cli.attach import missing
 from nbdzram.cli.diagnosis import Kernel
 from nbdzram.cli.hints import Address, Attachment
 from nbdzram.cli.main import COMMANDS
-from nbdzram.config import Dedup
+from nbdzram.cli.processes import told_to_commands
+from nbdzram.config import Dedup, TlsConfig
 from nbdzram.control.client import ControlClient
 from tests.support.nbd_client import Client
 from tests.unit.cli.conftest import NBDZRAM, Server, clean_environment, make_certificate, run
+from tests.unit.records import SERVER
 
 Start = Callable[..., Server]
 
@@ -39,6 +43,18 @@ def test_a_newcomer_sees_where_it_is_and_how_to_attach(start: Start) -> None:
     assert f"nbd-client -unix {server.socket} /dev/nbd0 -name disk" in text
     assert f"qemu-img info 'nbd+unix:///disk?socket={server.socket}'" in text
     assert server.log.read_text() == ""  # the greeting says it all
+
+
+def test_a_socket_that_has_no_path_is_served_and_no_command_is_made_of_it() -> None:
+    """systemd binds ListenStream=@NAME so; the server had said that it is ready, and ended."""
+    nameless, odd = "nbd+unix:///?socket=%00nbdzram", "nbd+unix:///?socket=/run/a%0Ab"
+    lines = list(greeting(replace(SERVER, uris=(nameless, odd)), TlsConfig(), None, Path("c.sock")))
+    assert [line.strip() for line in lines if "NBD" in line] == [f"NBD      {nameless}", f"NBD      {odd}"]
+    assert "attach it with one of" not in lines
+    told = told_to_commands(replace(SERVER, uris=(nameless, "nbd://127.0.0.1:7")), None, Path("c.sock"))
+    assert (told["unixsocket"], told["port"]) == ("", "7")
+    (_, *told_of) = greeting(replace(SERVER, uris=(odd, "nbd://127.0.0.1:7")), TlsConfig(), None, Path("c.sock"))
+    assert "nbd-client 127.0.0.1 7" in "".join(told_of[told_of.index("attach it with one of") :])
 
 
 def test_the_greeting_goes_from_what_there_is_to_where_it_is_to_how_to_attach(start: Start) -> None:
