@@ -372,7 +372,7 @@ def build(layer: Layer) -> ServerConfig:
     checkpoint = CheckpointConfig(**fields.get(("checkpoint",), {}))
     _check_tls(tls, layer)
     _check_durability(pools, checkpoint, layer)
-    return ServerConfig(
+    config = ServerConfig(
         exports=exports,
         pools=tuple(pools.values()),
         tls=tls,
@@ -381,6 +381,8 @@ def build(layer: Layer) -> ServerConfig:
         checkpoint=checkpoint,
         **fields.get((), {}),
     )
+    _check_places(config, layer)
+    return config
 
 
 def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, PoolConfig]) -> ExportConfig:
@@ -411,6 +413,22 @@ def _check_durability(pools: Mapping[str, PoolConfig], checkpoint: CheckpointCon
                 f"{origin}: durability = \"flush\" of the pool '{pool.name}' needs a disk to write to; name one with "
                 "--checkpoint DIR, or checkpoint.directory"
             )
+
+
+def _check_places(config: ServerConfig, layer: Layer) -> None:
+    """Each place is listened at for one thing: no start comes beyond the second. Where nothing is said of `listen`, the
+    sockets may be handed over.
+    """
+    if ("listen",) not in layer:
+        return
+    places = {unix.path: f"unix:{unix.path}" for unix in config.unix}
+    if config.control is not None and config.control.absolute() in places:
+        taken, by, key = places[config.control.absolute()], "the control socket is", "control"
+    elif config.metrics is not None and config.metrics.port and config.metrics in config.tcp:
+        taken, by, key = str(config.metrics), "metrics are served", "metrics"
+    else:
+        return
+    raise ConfigError(f"{layer['listen',].origin}: listen: {taken} is where {by}; name another place, or another {key}")
 
 
 def _check_tls(tls: TlsConfig, layer: Layer) -> None:

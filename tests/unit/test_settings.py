@@ -181,6 +181,14 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ("[exports.disk]\nread_only = true", "line 2: export 'disk' has no size"),
         ("[exports.disk]", "line 1: export 'disk' has no size"),
         (
+            'control = "/run/a"\nlisten = ["unix:/run/a"]',
+            "line 2: listen: unix:/run/a is where the control socket is; name",
+        ),
+        (
+            'listen = ["127.0.0.1:9809"]',
+            "line 1: listen: 127.0.0.1:9809 is where metrics are served; name another place",
+        ),
+        (
             f"[exports.{'x' * 234}]\nsize = 512\nsnapshots = 9",
             "line 3: snapshots: snapshots of 'xxxxxxxxxxxxxxxxxxxx...'",
         ),
