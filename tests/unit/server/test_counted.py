@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.maintenance import Maintenance
+from tests.support.nbd_client import Client
 from tests.unit.server.conftest import Play, Stage
 from tests.unit.server.test_maintenance import CountingPool, ScriptedRun
+from tests.wire import CMD_READ, EINVAL
 
 BLOCK = bytes(range(256)) * 16
 TRIM = 4
@@ -45,6 +50,58 @@ def test_the_time_of_requests_lies_where_their_buckets_do(play: Play) -> None:
         await client.close()
 
     play(story)
+
+
+def test_what_two_threads_did_for_one_export_is_counted_together(play: Play, stage: Stage) -> None:
+    """Whichever of them did most of it: the first for `disk`, the second for `frozen`."""
+    stage.config = replace(stage.config, threads=2)
+
+    async def story(stage: Stage) -> None:
+        clients = [await stage.client(name) for name in (b"disk", b"disk", b"frozen", b"frozen")]
+        assert [thread.clients for thread in stage.server.threads()] == [2, 2]
+        most, few = 12, 3
+        for client, count in zip(clients, (most, few, few, most), strict=True):
+            for _ in range(count):
+                await client.read(0, (1 << 20) if count == most else 512)
+                assert (await client.call(99, 0, 0)).error == EINVAL
+        for export in (stage.disk, stage.frozen):
+            while sum((told := export.traffic.operations()["read"]).latency_counts) < most + few:  # noqa: ASYNC110
+                await asyncio.sleep(0)  # as above
+            assert (told.requests, told.bytes) == (most + few, (most << 20) + few * 512)
+            least = sum(
+                low * count for low, count in zip((0.0, *LATENCY_BOUNDS_SECONDS), told.latency_counts, strict=False)
+            )
+            assert told.latency_sum_seconds >= least
+            assert export.traffic.io_stat().invalid_io == most + few
+        for client in clients:
+            await client.close()
+
+    play(story)
+
+
+def test_refused_requests_that_came_faster_than_the_log_is_written_are_counted(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many are kept as there are places (sessions/notices.pxd), and of one client ten (sessions/answers.pxd)."""
+    kept, of_each, clients = 256, 10, 30
+
+    async def story(stage: Stage) -> None:
+        for _ in range(2):
+            attached = [await asyncio.to_thread(Client, Path(stage.path), "disk") for _ in range(clients)]
+            for client in attached:
+                for _ in range(of_each + 1):  # while nothing else runs here
+                    client.send(CMD_READ, stage.disk.size_bytes, 512)
+            for client in attached:
+                assert {client.reply()[0] for _ in range(of_each + 1)} == {EINVAL}
+            for client in attached:
+                await asyncio.to_thread(client.close)
+
+    with caplog.at_level(logging.DEBUG, logger="nbdzram"):
+        play(story)
+    told = [record.getMessage() for record in caplog.records]
+    lost = [line.split()[0] for line in told if "are not in the log" in line]
+    assert lost == [str(clients * of_each - kept)] * 2
+    assert sum("past the end of the export" in line for line in told) == 2 * kept
 
 
 def test_runs_count_the_processor_time_that_they_took_and_no_pause() -> None:
