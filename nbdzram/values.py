@@ -350,7 +350,7 @@ def interval(value: object) -> float:
 
 def _seconds(value: object) -> float | None:
     """What a number with one of those letters behind it, or without, is; None: it is no number. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", str(value))
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([smhd]?)", str(value))
     if match is None or isinstance(value, bool):
         return None
     seconds = float(match[1]) * _SCALES[match[2]]

@@ -203,9 +203,9 @@ LIMITS: dict[LeafPath, tuple[object, object, object, object]] = {
     ("limits", "total_bytes"): ((1 << 20) - 1, 1 << 20, 1 << 40, (1 << 40) + 1),
     ("limits", "keep_free"): (-1, 0, 1 << 63, (1 << 63) + 1),
     ("limits", "drain_seconds"): (-0.1, 0, 3600, 3600.1),
-    ("checkpoint", "interval_seconds"): (0.99, 1, "36500d", "36501d"),
+    ("checkpoint", "interval_seconds"): (0.99, 1, 36500 * 86400, 36500 * 86400 + 1),
     ("checkpoint", "keep"): (0, 1, 1000, 1001),
-    ("maintenance", "fold"): (0, 0.001, "36500d", "36501d"),
+    ("maintenance", "fold"): (0, 0.001, 36500 * 86400, 36500 * 86400 + 1),
     ("maintenance", "recompress_age_seconds"): (-1, 0, 10**9, 10**9 + 1),
     ("maintenance", "recompress_level"): (0, 1, 22, 23),
     ("maintenance", "scrub_cpu_percent"): (0, 1, 100, 101),
@@ -233,6 +233,15 @@ def test_a_number_has_a_least_and_a_most(path: LeafPath) -> None:
     if not isinstance(least, float):
         with pytest.raises(ValueError, match=r".+"):
             READ[path](True)
+
+
+@pytest.mark.parametrize(
+    "path", [("checkpoint", "interval_seconds"), ("maintenance", "fold"), ("maintenance", "scrub")]
+)
+def test_a_time_that_is_too_long_is_told_as_that(path: LeafPath) -> None:
+    for value in (36500 * 86400 + 1, "36501d", "999999999999"):
+        with pytest.raises(ValueError, match="is longer than a century"):
+            READ[path](value)
 
 
 LENGTHS: dict[str, tuple[Callable[[object], object], object, object]] = {
