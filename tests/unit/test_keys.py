@@ -166,10 +166,22 @@ def test_what_a_variable_says_arrives_there_too(path: LeafPath) -> None:
     holds(load(None, variables, {}), path, "default", ARRIVES[path][1])
 
 
+OTHERWISE_CALLED: dict[str, LeafPath] = {
+    **{name: ("pools", "*", name) for name in ("mem_limit", "dedup", "durability")},
+    **{f"{name}_interval": ("maintenance", name) for name in ("fold", "compact", "recompress", "scrub")},
+    "recompress_age": ("maintenance", "recompress_age_seconds"),
+    "cpu_percent": ("maintenance", "cpu_percent"),
+    "checkpoint": ("checkpoint", "directory"),
+    "checkpoint_interval": ("checkpoint", "interval_seconds"),
+    "tls": ("tls", "mode"),
+}
+"""Flags that are not called as their key is, with its words one behind the other."""
+FLAG_KEYS = {"_".join(key.path): key.path for key in KEYS} | OTHERWISE_CALLED
+
+
 @pytest.mark.parametrize("flag", serve.FLAGS)
 def test_what_a_flag_says_arrives_there_too(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = serve.FLAGS[flag]
-    pattern = ("pools", "*", path[2]) if path[0] == "pools" else path
+    pattern = FLAG_KEYS[flag]
     begun: list[ServerConfig] = []
     monkeypatch.setattr(serve, "serve", lambda config, *_, **__: begun.append(config))
     flags = {places: name for name, places in serve.FLAGS.items()}

@@ -172,3 +172,10 @@ def test_who_is_started_with_ctrl_c_ignored_ignores_it() -> None:
         done = subprocess.run([*command, script, "completion", "bash"], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert "nbdzram" in done.stdout
+
+
+def test_a_stop_takes_the_last_checkpoint(start: Start, tmp_path: Path) -> None:
+    server = start("-e", "disk=1M", "--checkpoint", str(tmp_path / "kept"), "--checkpoint-interval", "1d")
+    assert not list((tmp_path / "kept").glob("*.stream"))
+    assert server.stop() == 0
+    assert len(list((tmp_path / "kept").glob("*.stream"))) == 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import uvloop
 
-from nbdzram.config import Limits, ServerConfig
-from nbdzram.nbd.handshake import Failure
+from nbdzram.config import Limits, ServerConfig, TlsMode
+from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server import hosting
 from nbdzram.server.exports import Exports
+from nbdzram.server.handover import Counted
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
 from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
 from nbdzram.settings import MOST_THREADS
@@ -99,5 +101,49 @@ def test_those_who_are_attached_are_laid_to_rest_again_and_again(monkeypatch: py
         monkeypatch.undo()
         hosting.stop()
         assert asked == [(1.0, hosting._rest_sessions)]
+
+    uvloop.run(story())
+
+
+FIRST = ServerConfig(
+    threads=1,
+    list_exports=False,
+    limits=Limits(handshake_seconds=23.0, handshake_options=29, connections=31, payload_bytes=37 << 20),
+)
+SECOND = ServerConfig(
+    threads=1,
+    limits=Limits(handshake_seconds=41.0, handshake_options=43, connections=47, payload_bytes=53 << 20),
+)
+
+
+def test_each_limit_arrives_where_it_holds_at_the_start_and_when_it_is_changed() -> None:
+    async def story() -> None:
+        hosted = Hosting(Exports(None), FIRST)
+        for config in (FIRST, SECOND):
+            limits = config.limits
+            assert hosted.limits == limits
+            assert hosted.policy == Policy(
+                tls=TlsMode.OFF,
+                list_exports=config.list_exports,
+                option_limit=limits.handshake_options,
+                payload_limit=limits.payload_bytes,
+            )
+            assert hosted.places.attached == limits.connections
+            assert hosted.lobby.places == hosted.places.haggling
+            hosted.adopt(SECOND, None)
+        hosted.stop()
+
+    uvloop.run(story())
+
+
+def test_what_was_counted_is_counted_on_each_figure_at_its_place() -> None:
+    async def story() -> None:
+        failures = {str(cause): number for number, cause in enumerate(Failure, start=11)}
+        told = Counted(accepted=3, protocol_errors=5, handshake_failures=failures, last_client=7)
+        hosted = Hosting(Exports(None), FIRST)
+        hosted.go_on_from(told)
+        assert (hosted.accepted, hosted.protocol_errors, hosted.number_client()) == (3, 5, 8)
+        assert hosted.counted() == replace(told, last_client=8)
+        hosted.stop()
 
     uvloop.run(story())
