@@ -288,8 +288,9 @@ def test_what_can_be_read_once_is_not_read_again(tmp_path: Path) -> None:
     require_files(named, {})
     (tmp_path / "conf.d").mkdir()
     os.mkfifo(tmp_path / "conf.d" / "more.toml")
-    with pytest.raises(ConfigError, match=r"more\.toml is no regular file, so it is not read again"):
-        require_files(None, {"NBDZRAM_CONFIG": str(named)})
+    for file, environment in ((None, {"NBDZRAM_CONFIG": str(named)}), (named, {})):
+        with pytest.raises(ConfigError, match=r"more\.toml is no regular file, so it is not read again"):
+            require_files(file, environment)
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
