@@ -6,6 +6,9 @@ import contextlib
 import os
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,19 @@ def test_a_client_asks_at_the_socket_that_the_configuration_names(tmp_path: Path
         file.write_text('control = "/elsewhere/own.sock"\n')
         assert socket_for_client(environment) == Path("/elsewhere/own.sock")
         assert socket_for_client(environment | {"NBDZRAM_CONTROL": "/named"}) == Path("/named")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_server_ends_well_whose_socket_lies_where_it_may_not_look_any_more() -> None:
+    """Somebody took its directory from it meanwhile: there is no socket of its own to remove."""
+    code = (
+        "import asyncio, os, sys; from pathlib import Path; from nbdzram.control.server import ControlServer\n"
+        "async def story():\n"
+        "    server = ControlServer(Path(sys.argv[1], 'c'), {}); await server.start()\n"
+        "    os.chmod(sys.argv[1], 0); await server.stop(); print('ended')\n"
+        "os.setuid(65534); asyncio.run(story())"
+    )
+    with tempfile.TemporaryDirectory() as place:  # pytest's are root's alone
+        os.chown(place, 65534, -1)
+        done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
