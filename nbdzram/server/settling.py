@@ -12,7 +12,7 @@ Invariants
    act alone that was not answered: the journal where the power fails between the two, the file where the act was
    remembered, and not made yet as the group's moment was taken. Then the journal says what exports are (restore.py).
 2. It is written by one after the other, each with all that was changed before it, and by who has the directory.
-3. Where a checkpoint stands it is there: written again if what was written is not there any more, as where another
+3. Before a checkpoint stands it is there: written again if what was written is not there any more, as where another
    directory is at the path now (claim.py).
 4. Of pools it is ahead: it knows one before an export may lie there, and more room before somebody may fill it, until
    the journal, or a checkpoint without one, has that there is less. A start needs all that it has to lie somewhere.
@@ -47,10 +47,9 @@ class Settling:
         self._journal = journal
         self._is_ours = is_ours
         self._memory = State(None)
-        self._noted: Remembered | None = None
-        self._had = Remembered()  # noted last, or as the server began
+        self._noted = Remembered()  # last, or what the server began with
         self._ahead: set[str] = set()  # pools that are known before all else that was changed is noted
-        self._file: FileId | None = None  # which has that
+        self._file: FileId | None = None  # which has that; None: another process wrote what is there, if anything
         self._writing: asyncio.Task[None] | None = None  # to its end, also when whoever began it waits no longer
         self._turn = asyncio.Lock()
 
@@ -60,10 +59,10 @@ class Settling:
         What another process served may have other pools than the last checkpoint.
         """
         self._memory = memory
-        self._had = memory.changes
+        self._noted = memory.changes
         if self._journal is None:
             added = {name: pool for name, pool in memory.changes.pools.items() if pool.declared is None}
-            self._had = replace(memory.changes, pools=added | noted.pools)
+            self._noted = replace(memory.changes, pools=added | noted.pools)
 
     async def know_pool(self, name: str) -> None:
         """Return once a start has the pool, and as much room there as is remembered now. Raises OSError."""
@@ -72,8 +71,11 @@ class Settling:
             await self._replace()
 
     async def precede(self) -> None:
-        """The same of all pools, where a checkpoint is to stand. Raises OSError."""
-        if self._had.pools and await self._is_elsewhere():
+        """A checkpoint is to stand: what was noted is there, and the pools that a start found. Raises OSError."""
+        if self._file is None and not self._noted.pools:
+            return
+        found = await asyncio.to_thread(self._found)
+        if found is None or found != self._file:
             await self._replace()
 
     async def settle(self, changed: Sequence[Export] = (), *, stands: Remembered | None = None) -> None:
@@ -113,10 +115,8 @@ class Settling:
         return self._memory.changes
 
     async def follow(self, stands: Remembered | None) -> None:
-        """A checkpoint stands: what a start or a reload changed is settled too, and all of it where it went."""
-        if await self._is_elsewhere():
-            self._noted = None
-        if self._noted is not self._memory.changes:
+        """A checkpoint stands: what a start or a reload changed is settled too."""
+        if self._noted is not self._memory.changes or self._file is None:
             try:
                 await self.settle(stands=stands)
             except UserError as error:
@@ -132,11 +132,10 @@ class Settling:
         told = changes = self._memory.changes
         if self._journal is not None:
             await self._journal.synced()
-        elif changes is not stands:
-            told = replace(changes, pools=self._had.pools)
-        if changes is not self._noted:
+        elif changes is not stands and changes.pools != self._noted.pools:
+            told = replace(changes, pools=self._noted.pools)
+        if told is not self._noted or self._file is None:
             await self._replace(told)
-            self._noted = changes if told.pools == changes.pools else None
 
     async def _replace(self, changes: Remembered | None = None) -> None:
         """By these, or else by what was noted last; and pools. Raises OSError."""
@@ -144,7 +143,8 @@ class Settling:
             await self.finish()  # what the one under way writes is older, and must not come last
         if not self._is_ours():
             raise OSError(errno.EBUSY, "another server has their directory")
-        self._writing = asyncio.create_task(asyncio.to_thread(self._write, self._roomiest(changes or self._had)))
+        noted = changes or self._noted
+        self._writing = asyncio.create_task(asyncio.to_thread(self._write, noted, self._roomiest(noted)))
         self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
         await asyncio.shield(self._writing)
 
@@ -157,15 +157,10 @@ class Settling:
                 pools[name] = now
         return replace(changes, pools=pools)
 
-    def _write(self, changes: Remembered) -> None:
+    def _write(self, noted: Remembered, and_pools: Remembered) -> None:
         """On a thread."""
-        note_in(self._directory, changes)
-        self._had, self._file = changes, self._found()
-
-    async def _is_elsewhere(self) -> bool:
-        """What a start would read was not written by this process, or is not there any more."""
-        found = await asyncio.to_thread(self._found)
-        return found is None or found != self._file
+        note_in(self._directory, and_pools)
+        self._noted, self._file = noted, self._found()
 
     def _found(self) -> FileId | None:
         """On a thread: which file a start would read."""
