@@ -184,8 +184,7 @@ class Moments:
             try:
                 return taken, await write(taken)
             except UnreadableExport as error:
-                known = last()
-                held = await self._held_back(taken, known, error) if known is not None else None
+                held = await self._held_back(taken, last(), error)
                 if held is None:
                     await self.release(taken)
                     raise
@@ -203,21 +202,24 @@ class Moments:
             taken = held
         return taken
 
-    async def _held_back(self, taken: Moment, last: Moment, error: UnreadableExport) -> Moment | None:
+    async def _held_back(self, taken: Moment, last: Moment | None, error: UnreadableExport) -> Moment | None:
         """In place of `taken` the same, but for an export that cannot be read: that is as `last` has it, or none of it
         where it was removed meanwhile, with its pool. None: nobody knows what it was, and `taken` is still held.
         """
         (seen,) = [one for one in taken.roster if one.name == error.name]
-        disk = last.disk_of(seen.export)
-        known = None if disk is None else last.kept.get(disk)
         if all(export is not seen.export for export in self._exports):
             held = _without_changes(taken, seen, None, {})
-        elif known is taken.kept[seen.disk] or (known is None and disk is not None):
+            await self.release(taken)
+            return held
+        if last is None:
             return None
-        else:
-            held = _without_changes(taken, seen, known, {seen.disk: error.block})
-            if seen.disk not in last.behind:
-                log.error("%s; it is kept as it was, and its FLUSH fails until the block is written anew", error)
+        disk = last.disk_of(seen.export)
+        known = None if disk is None else last.kept.get(disk)
+        if known is taken.kept[seen.disk] or (known is None and disk is not None):
+            return None
+        held = _without_changes(taken, seen, known, {seen.disk: error.block})
+        if seen.disk not in last.behind:
+            log.error("%s; it is kept as it was, and its FLUSH fails until the block is written anew", error)
         await self.release(taken)
         return held
 

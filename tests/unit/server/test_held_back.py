@@ -600,3 +600,39 @@ def test_an_export_that_goes_with_its_pool_while_it_is_written_is_in_nobodys_way
 
     play(story)
     assert "brief" not in caplog.text
+
+
+def test_an_export_that_goes_with_its_pool_fails_no_checkpoint_beside_a_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the journal has of it needs nobody any more either; what it has of others follows that checkpoint."""
+    module: Any = checkpoints_module
+    send, reached, removed = module.send, threading.Event(), threading.Event()
+
+    def behind_a_removal(*given: Any, **more: Any) -> None:
+        reached.set()
+        assert removed.wait(60)
+        send(*given, **more)
+
+    async def story() -> None:
+        async with open_here(flushing, tmp_path) as service:
+            await service.changes.add_pool("second", 0, "fold")
+            await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
+            disk(service, "brief").write(0, noise(1))
+            disk(service).write(0, text(1))
+            monkeypatch.setattr(module, "send", behind_a_removal)
+            writing = asyncio.ensure_future(of(service).take())
+            assert await asyncio.to_thread(reached.wait, 60)
+            disk(service).write(BLOCK, text(2))
+            await service.changes.remove_export("brief", force=False)
+            await service.changes.remove_pool("second")
+            removed.set()
+            await writing
+            status = of(service).status
+            assert status is not None
+            assert status.failures == 0
+            await journal(service).synced()
+            found = await behind_a_power_cut(tmp_path)
+            assert found == {"disk": of_size(text(1) + text(2)), "other": bytes(4 * MIB)}
+
+    play(story)
