@@ -204,6 +204,11 @@ class NbdServer:
         await hosting.loop.connect_accepted_socket(lambda: Connection(hosting, "standard input"), taken)
         await hosting.wait_quiet()
 
+    def let_go_of_arena(self, path: str | None) -> None:
+        """A pool is removed, and nobody is attached to anything that lay there."""
+        if self._hosting is not None and path is not None:
+            self._hosting.syncs.let_go(path)
+
     async def detach(self, export: Export) -> None:
         """End the connections of an export to which nobody can attach; its disk is unused when this returns."""
         await self.end(list(export.connections))

@@ -199,6 +199,7 @@ class PoolChanges:
         forgotten = await self._forget_pool(name)
         del self._pools[name]
         await service.close("the pool was removed")
+        self._nbd.let_go_of_arena(service.pool.path)
         await asyncio.to_thread(self._memory.remove_arena, name)
         if not forgotten and not await self._forget_pool(name):
             log.warning("the pool %s is removed, but remembered: the next start makes it again, empty", name)

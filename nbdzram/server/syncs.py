@@ -112,6 +112,12 @@ class Syncs:
             known = self._by_path[path] = ArenaSync(Path(path))
         return known
 
+    def let_go(self, path: str) -> None:
+        """The pool there is removed: a file that is open keeps its room on the disk."""
+        known = self._by_path.pop(path, None)
+        if known is not None:
+            known.close()
+
     def close(self) -> None:
         """The server ends: no client is attached."""
         for known in self._by_path.values():

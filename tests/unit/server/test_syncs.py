@@ -19,6 +19,7 @@ from nbdzram.nbd.constants import Error
 from nbdzram.server.exports import Export
 from nbdzram.server.syncs import ArenaSync, Syncs
 from tests.unit.server.conftest import Play, Stage
+from tests.unit.server.house import UNCHANGED, House
 from tests.wire import CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES
 
 BLOCK, MIB = 4096, 1 << 20
@@ -185,6 +186,35 @@ def test_a_pool_made_anew_under_the_same_name_is_synced_itself(tmp_path: Path, m
             thread.join()
     held = {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
     assert not held & {str(kept), str(file)}, "who asked for syncs of a file that is gone keeps it"
+
+
+def test_a_pool_that_is_removed_takes_no_room_on_the_disk_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that somebody has open keeps all of it until the server ends."""
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: False)
+
+    def is_open() -> bool:
+        files = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return any("second.pool" in name for name in files)
+
+    async def story() -> None:
+        house = House(tmp_path)
+        async with house.open() as changes:
+            await changes.add_pool("second", MIB, "fold")
+            await changes.add_export("brief", MIB, **UNCHANGED, pool="second")
+            client = await house.client(b"brief")
+            assert (await client.call(CMD_FLUSH, 0, 0)).error == 0
+            await client.close()
+            await changes.remove_export("brief", force=True)
+            await changes.remove_pool("second")
+            for _ in range(10000):  # a thread closes it, behind whatever sync is under way
+                if not is_open():
+                    break
+                await asyncio.to_thread(int)
+            assert not is_open()
+
+    uvloop.run(story())
 
 
 def test_where_a_file_lies_is_read_from_the_mounts(tmp_path: Path) -> None:
