@@ -31,7 +31,7 @@ from nbdzram.engine.reports import MemoryReport, Report
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import EngineError, RunCancelled, UserError
 from nbdzram.server.policy import gained
-from nbdzram.server.runs import LIVE, Run, RunState, Ticket
+from nbdzram.server.runs import LIVE, STOPS, Run, RunState, Ticket
 from nbdzram.status import RunOptions, RunReport, RunStatus, RunSummary, RunTotals
 
 PROGRESS_SECONDS = 0.1  # smooth to the eye, cheap to send
@@ -41,7 +41,6 @@ BESIDE_CLIENTS_PERCENT = 50  # of one core at most while clients come: every sli
 LOOK_SECONDS = 0.002
 FEW_TURNS = 4  # of others in the pool from look to look: who only asks for counters is no client
 FIRST_SLICE = 4  # objects; then the budget follows the time a slice takes
-STOPS = "the server stops"
 MOST_WAITING = 64
 """Runs of a pool: who asks and goes away leaves his in the queue, and each is told of by every status."""
 RECENT_RUNS = 20  # what a page shows, and `nbdzram runs` of those that have ended
@@ -84,7 +83,7 @@ class Maintenance:
         self._queue: list[Ticket] = []  # the first one is under way
         self._ended: deque[RunStatus] = deque(maxlen=RECENT_RUNS)
         self._turn = asyncio.Condition()  # notified when the queue gets shorter, or somebody in it was told to end
-        self._stopped: str | None = None  # why
+        self._ends_as = ""
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"maintain-{name}")
 
     @property
@@ -152,11 +151,11 @@ class Maintenance:
         return ticket.status()
 
     async def stop(self, why: str = STOPS) -> None:
-        """End the run under way at its next slice; refuse new ones, and say why."""
-        self._stopped = why
+        """End the run under way at its next slice; refuse new ones. `why`: whoever asked for one is told."""
+        self._ends_as = self._ends_as or why
         for ticket in tuple(self._queue):
             if ticket.state in LIVE:
-                ticket.end(RunState.CANCELLED, error=why)
+                ticket.end(RunState.CANCELLED, error=self._ends_as)
         async with self._turn:
             self._turn.notify_all()
             await self._turn.wait_for(lambda: not self._queue)
@@ -244,8 +243,8 @@ class Maintenance:
         return ticket.kind == "scrub" and len(self._queue) > 1
 
     def _refuse_when_ended(self, ticket: Ticket) -> None:
-        if self._stopped is not None:
-            raise UserError(f"{ticket.kind} of the pool '{self.name}' did not finish: {self._stopped}")
+        if self._ends_as:
+            raise UserError(f"{ticket.kind} of the pool '{self.name}' did not finish: {self._ends_as}")
         if ticket.cancelled:
             raise RunCancelled(f"{ticket} was cancelled; what it did until then stays")
 

@@ -20,6 +20,7 @@ from nbdzram.server.inventory import Placed, place_exports, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.opening import declared_as, open_pool
 from nbdzram.server.pools import PoolService
+from nbdzram.server.runs import REMOVED
 from nbdzram.server.settling import Settling, is_roomier
 from nbdzram.server.state import PoolChange, State
 from nbdzram.server.wanted import pool_config
@@ -198,7 +199,7 @@ class PoolChanges:
         self.lose_pool(name)
         forgotten = await self._forget_pool(name)
         del self._pools[name]
-        await service.close("the pool was removed")
+        await service.close(REMOVED)
         self._nbd.let_go_of_arena(service.pool.path)
         await asyncio.to_thread(self._memory.remove_arena, name)
         if not forgotten and not await self._forget_pool(name):

@@ -13,9 +13,9 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import UserError
 from nbdzram.server.counts import PoolCount
-from nbdzram.server.maintenance import STOPS, Maintenance, RunFactory
+from nbdzram.server.maintenance import Maintenance, RunFactory
 from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_gain
-from nbdzram.server.runs import Run
+from nbdzram.server.runs import STOPS, Run
 from nbdzram.server.scrubbing import Scrubs
 from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
 from nbdzram.units import format_size
@@ -132,7 +132,7 @@ class PoolService:
         )
 
     async def close(self, why: str = STOPS) -> None:
-        """End the run under way at its next slice, and say why, then let the pool go."""
+        """End the run under way at its next slice, and say why; then let the pool go."""
         await self.maintenance.stop(why)
         await asyncio.to_thread(self.pool.close)  # which waits for whoever is in the pool
 

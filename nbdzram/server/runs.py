@@ -22,6 +22,8 @@ from nbdzram.status import RunOptions, RunStatus
 
 FORECAST_SECONDS = 0.5
 """Work after which the time that is left is told; before, it would jump with every slice."""
+STOPS, REPLACED, REMOVED = "the server stops", "another process takes over; ask that one again", "the pool is removed"
+"""What ends runs, and the first two streams, that nobody told to end."""
 
 
 class Run(Protocol):

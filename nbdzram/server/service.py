@@ -40,7 +40,7 @@ from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import NOTHING, PoolService, automatic_options
 from nbdzram.server.reload import Reload
 from nbdzram.server.restore import Begun, Restore
-from nbdzram.server.runs import LIVE, Ticket
+from nbdzram.server.runs import LIVE, REPLACED, Ticket
 from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
 from nbdzram.server.steadily import Step, end_all, steadily
@@ -318,9 +318,9 @@ class Service:
     async def hand_over(self) -> Handover:
         """As stop, but clients that come to rest keep their connections. They are served until all else has ended."""
         self._begin_end()
-        running = [service.maintenance.stop() for service in self._pools.values()]
+        running = [service.maintenance.stop(REPLACED) for service in self._pools.values()]
         outcomes = await asyncio.gather(
-            self._streams.stop(),
+            self._streams.stop(REPLACED),
             self.changes.stop(),
             self._checkpoints.finish(),
             self._usages.stop(),

@@ -34,6 +34,7 @@ from nbdzram.server.exports import Export, Exports
 from nbdzram.server.interrupted import KEPT_SECONDS, MOST_KEPT, SENT_SECONDS, Kept, Shelf
 from nbdzram.server.pools import PoolService
 from nbdzram.server.received import place_in, valid_name
+from nbdzram.server.runs import STOPS
 from nbdzram.server.telling import Base, Seen, Told, tell
 from nbdzram.status import ReceiveReport, SendReport, StreamStatus
 from nbdzram.stream.layout import ExportPart
@@ -49,7 +50,6 @@ MOST_AT_ONCE = 8
 """Streams: each has a thread, and the copies of its moment."""
 WATCH_SECONDS = 1.0
 ROOM_SAYS = "a write found no room in the pool, and the stream's copies keep some: it was ended"
-STOPS = "the server stops"
 
 Outcome = TypeVar("Outcome")
 
@@ -81,10 +81,10 @@ class Streams:
         self._parts: Shelf[Receiver] = Shelf("received", self._on_a_thread)
         changes.ask_before_removal(self.held_in)
 
-    async def stop(self) -> None:
-        """End those under way; nothing of them stays."""
+    async def stop(self, why: str = STOPS) -> None:
+        """End those under way; nothing of them stays. `why`: at the other end it is told, where that can be told."""
         for pipe in self._pipes:
-            pipe.cancel(STOPS)
+            pipe.cancel(why)
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._moments.stop()
         await self._parts.stop()

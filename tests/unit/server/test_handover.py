@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tests.support.nbd_client import Client as Wire
 from tests.support.pki import Pki
 from tests.support.takeover import listening
 from tests.unit.server.house import UNCHANGED, tell
+from tests.unit.server.test_maintenance import ScriptedRun
 
 DISK = ExportConfig(name="disk", size_bytes=1 << 20)
 CLIENTS = 450  # three messages with descriptors
@@ -195,6 +197,38 @@ def test_a_word_that_comes_in_the_last_moment_counts_and_later_there_is_no_way_f
             theirs.sendall(SERVING)
 
 
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda service: service.stop(), "the server stops"),
+        (lambda service: service.hand_over(), "another process takes over; ask that one again"),
+        (lambda service: service.changes.remove_pool("second"), "the pool is removed"),
+    ],
+    ids=["stop", "takeover", "removal"],
+)
+def test_who_waits_for_a_run_is_told_what_ended_it(end: Callable[[Service], Awaitable[object]], why: str) -> None:
+    """Whoever hears that the server stops looks for his disks."""
+
+    async def story() -> None:
+        service = Service(ServerConfig(tcp=(), unix=()))
+        await service.start()
+        await service.changes.add_pool("second", 0, "fold")
+        maintenance, begun = service._pools["second"].maintenance, threading.Event()
+        maintenance._kinds = {"fold": lambda _: ScriptedRun(1 << 60, begun.set)}
+        asked = asyncio.create_task(maintenance.run("fold", cpu_percent=1))
+        await asyncio.to_thread(begun.wait)
+        found = await end(service)
+        with pytest.raises(UserError, match=f"^fold of the pool 'second' did not finish: {why}$"):
+            await asked
+        assert maintenance.runs[-1].error == why
+        if isinstance(found, Handover):
+            found.close()
+        else:
+            await service.stop()
+
+    tell(story())
+
+
 def test_who_takes_over_has_longer_the_more_is_to_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "nbd.sock"),), exports=(DISK,))
 
@@ -254,7 +288,7 @@ def test_what_fails_while_it_ends_loses_no_disks(tmp_path: Path, monkeypatch: py
         exports=(ExportConfig(name="disk", size_bytes=1 << 20),),
     )
 
-    async def fail() -> None:
+    async def fail(_: str) -> None:
         raise KeyError("a mistake of ours")
 
     async def story() -> None:

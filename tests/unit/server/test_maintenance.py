@@ -279,7 +279,7 @@ def test_a_run_in_a_pool_that_is_removed_ends_and_says_so(tmp_path: Path) -> Non
             )
             await asyncio.to_thread(stepped.wait)
             await changes.remove_pool("fast")
-            with pytest.raises(UserError, match="fold of the pool 'fast' did not finish: the pool was removed"):
+            with pytest.raises(UserError, match="fold of the pool 'fast' did not finish: the pool is removed"):
                 await asked
 
     tell(story())
