@@ -120,7 +120,7 @@ def _ask(
         try:
             client.call(
                 "takeover",
-                socket=str(place),
+                socket=str(place.absolute()),  # who gives may be in another directory
                 pid=os.getpid(),
                 format=FORMAT,
                 knows=list(KNOWS),

@@ -342,7 +342,7 @@ class NbdServer:
                     lacking.append(error)
             for unix in self._config.unix:
                 listeners.append(open_unix(unix))
-                self._paths.append((unix.path, unix.path.stat().st_ino))
+                self._paths.append((unix.path.absolute(), unix.path.stat().st_ino))
             listeners += [open_vsock(vsock) for vsock in self._config.vsock]
             if lacking and not listeners:
                 raise lacking[0]

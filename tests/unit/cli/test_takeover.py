@@ -79,6 +79,28 @@ def test_a_server_that_agreed_and_whose_answer_is_lost_gives_all_the_same(
             ending.join()
 
 
+def test_who_gives_may_have_begun_in_another_directory(
+    listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path of ours leads it elsewhere, unless it is whole."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind("control")
+        control.listen()
+
+        def hear() -> None:
+            with control.accept()[0] as connection:
+                asked.append(connection.recv(1 << 16))
+
+        hearing = threading.Thread(target=hear)
+        hearing.start()
+        with pytest.raises(ServerUnreachable):
+            _ask(Path("control"), listener, Path(".7"), Path("state"))
+        hearing.join()
+    assert [str(tmp_path / name).encode() in asked[0] for name in (".7", "state")] == [True, True]
+
+
 @pytest.mark.parametrize(("lives", "raises"), [(True, UserError), (False, GiverEnded)])
 def test_who_hangs_up_while_he_gives_goes_on_unless_he_is_dead(
     monkeypatch: pytest.MonkeyPatch, lives: bool, raises: type[Exception]

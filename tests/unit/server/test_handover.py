@@ -230,6 +230,31 @@ def test_who_waits_for_a_run_is_told_what_ended_it(end: Callable[[Service], Awai
     tell(story())
 
 
+def test_who_took_over_in_another_directory_removes_the_sockets_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ServerConfig(tcp=(), unix=(UnixAddress(path=Path("nbd.sock")),), exports=(DISK,))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        monkeypatch.chdir(elsewhere)
+        with socket.socket(socket.AF_UNIX) as control:
+            following = Service(config, handed=replace(handed, control=control))
+            await following.start(listen=False)
+            await following.listen()
+            assert (tmp_path / "nbd.sock").is_socket()
+            await following.stop()
+        assert not (tmp_path / "nbd.sock").exists()
+
+    tell(story())
+
+
 def test_who_takes_over_has_longer_the_more_is_to_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ServerConfig(tcp=(), unix=(UnixAddress(path=tmp_path / "nbd.sock"),), exports=(DISK,))
 
