@@ -4,6 +4,9 @@ def stay_online(on: bool, /) -> None:
     A thread that is online must not wait for one that waits for a grace period: both would wait for ever.
     """
 
+def refuse_watches(refuse: bool, /) -> None:
+    """Have no memory to watch another thread, which reads and writes by the locks then. For tests."""
+
 def watches() -> int:
     """Threads that are watched, or were, and whose place waits for another. For tests."""
 

@@ -56,6 +56,7 @@ cdef extern from * nogil:
     static __thread Watch* nbdzram_watch = NULL;
     static pthread_key_t nbdzram_watch_key;
     static int nbdzram_waiting = 0;     /* threads, for a grace period; tests wait for them */
+    static int nbdzram_refuses = 0;     /* to have one more watched; for tests */
 
     static void nbdzram_watch_left(void* watch) {  /* its thread ended */
         nbdzram_watch = NULL;
@@ -80,6 +81,7 @@ cdef extern from * nogil:
         Watch* each;
         uint32_t nobody;
         void* place;
+        if (nbdzram_refuses) return NULL;
         do {  /* the oldest that is nobody's, as it has the lowest number */
             watch = NULL;
             for (each = __atomic_load_n(&nbdzram_watches, __ATOMIC_ACQUIRE); each; each = each->next)
@@ -195,6 +197,7 @@ cdef extern from * nogil:
     void nbdzram_grace_wait(uint64_t)
     int nbdzram_watches_count()
     int nbdzram_waiting
+    int nbdzram_refuses
     uint64_t nbdzram_epoch
     uint64_t nbdzram_calls_ever()
 
@@ -261,6 +264,11 @@ def stay_online(bint on, /) -> None:
         nbdzram_offline()
     elif not nbdzram_online():
         raise MemoryError
+
+
+def refuse_watches(bint refuse, /) -> None:
+    global nbdzram_refuses
+    nbdzram_refuses = refuse
 
 
 def watches() -> int:

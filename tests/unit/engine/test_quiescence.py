@@ -15,7 +15,7 @@ import pytest
 from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, offload_from
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
-from nbdzram.engine.quiescence import stay_online, waiting, watches
+from nbdzram.engine.quiescence import refuse_watches, stay_online, waiting, watches
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import PoolFull
 from tests.support.threads import in_threads
@@ -70,6 +70,33 @@ def overwritten(disk: Disk) -> None:
 
 def deleted(disk: Disk) -> None:
     disk.pool.delete(disk)
+
+
+def test_a_thread_that_there_is_no_memory_to_watch_reads_and_writes_all_the_same() -> None:
+    """By the locks; requests of several blocks too, which begin and end within one."""
+    disk = Pool().create("disk", LEAF)
+    kept = bytearray(b"".join(half_random(number) for number in range(80)))
+    disk.write(0, kept)
+
+    def unwatched() -> None:
+        for start, length in ((100, 77 * BLOCK), (3 * BLOCK - 1, 2), (5 * BLOCK, BLOCK), (0, len(kept))):
+            assert disk.read(start, length) == kept[start : start + length]
+        for start, content in ((7 * BLOCK + 9, noise(1) + text(2)), (20 * BLOCK, prose(3)), (30, b"odd")):
+            disk.write(start, content)
+            kept[start : start + len(content)] = content
+        disk.trim(40 * BLOCK - 8, 2 * BLOCK)
+        kept[40 * BLOCK : 41 * BLOCK] = bytes(BLOCK)
+        assert disk.read(0, len(kept)) == kept
+
+    watched = watches()
+    refuse_watches(True)
+    try:
+        in_threads(unwatched)
+    finally:
+        refuse_watches(False)
+    assert watches() == watched
+    assert disk.read(0, len(kept)) == kept
+    disk.pool.check()
 
 
 @pytest.mark.parametrize("way", [trimmed, overwritten, deleted])
