@@ -41,7 +41,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from nbdzram.engine.arena cimport Arena, region_ensure, region_free, region_reserve, region_shrink
+from nbdzram.engine.arena cimport Arena, region_ensure, region_expect, region_free, region_reserve, region_shrink
 from nbdzram.engine.ledger cimport ledger_give, ledger_room, ledger_take
 from nbdzram.engine.limbo cimport (
     LIMBO_ROOM, limbo_count, limbo_due, limbo_has_room, limbo_one_less, limbo_one_more, limbo_ripen,
@@ -515,8 +515,12 @@ cdef class Slab:
     cdef bint adoption_begin(self) noexcept nogil:
         """Have room to mark the slots of all units. False without memory."""
         cdef uint64_t size = <uint64_t>self.arena.unit_high * (MAX_SLOTS // 8)
-        return (region_ensure(&self.zspages, <uint64_t>self.arena.unit_high * sizeof(ZSpage))
-                and region_reserve(&self.adopted, size, NULL) and region_ensure(&self.adopted, size))
+        if not (region_ensure(&self.zspages, <uint64_t>self.arena.unit_high * sizeof(ZSpage))
+                and region_reserve(&self.adopted, size, NULL) and region_ensure(&self.adopted, size)):
+            return False
+        region_expect(&self.zspages, <uint64_t>self.arena.unit_high * sizeof(ZSpage))
+        region_expect(&self.adopted, size)
+        return True
 
     cdef bint adopt(self, uint32_t unit, uint32_t slot, uint32_t length) noexcept nogil:
         """Mark a slot that a handle cell names. False when it cannot be one: a broken arena."""
