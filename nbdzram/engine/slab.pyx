@@ -537,8 +537,7 @@ cdef class Slab:
         return claim_bit(self.adopted.base + <uint64_t>unit * (MAX_SLOTS // 8) + slot // 8, slot & 7)
 
     cdef void adoption_done(self) noexcept nogil:
-        """Count slots and pages, thread the free slots, list the zspages with room, return the pages that no object
-        needs."""
+        """Count slots and pages, thread the free slots, list the zspages with room, return pages without an object."""
         cdef uint32_t unit, last = 0
         for unit in range(self.arena.unit_high):
             if self.zspage(unit).size_class:
