@@ -160,7 +160,8 @@ class Settling:
     def _write(self, noted: Remembered, and_pools: Remembered) -> None:
         """On a thread."""
         note_in(self._directory, and_pools)
-        self._noted, self._file = noted, self._found()
+        is_whole = self._journal is not None or and_pools.pools == noted.pools  # or else it holds on
+        self._noted, self._file = noted if is_whole else and_pools, self._found()
 
     def _found(self) -> FileId | None:
         """On a thread: which file a start would read."""

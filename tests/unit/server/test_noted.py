@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     CHANGED,
     MIB,
+    Gate,
     as_the_power_left_it,
     asked,
     checkpointing,
@@ -159,6 +161,30 @@ def test_less_room_in_a_pool_is_noted_when_a_checkpoint_stands_without_what_lay_
         async with checkpointing(later, pools=declared) as service:
             assert not any(whole(disk(service, "new")))
             assert service._pools[pool].pool.mem_limit == MIB
+
+    play(story)
+
+
+def test_a_pool_of_a_checkpoint_that_took_long_is_known_until_another_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else was changed while it was written, so that the note behind it was none of its moment."""
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "exports.add", name="new", size_bytes=MIB, pool="fast")
+            gate = Gate(monkeypatch)
+            taking = asyncio.create_task(of(service).take())
+            await asyncio.to_thread(gate.reached.wait, 60)
+            await asked(service, "exports.change", name="disk", **CHANGED)
+            gate.opened.set()
+            await taking
+            await asked(service, "exports.remove", name="new")
+            await asked(service, "pools.remove", name="fast")
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert "new" in service._exports
 
     play(story)
 
