@@ -50,7 +50,7 @@ lint: $(VENV)/built $(VENV)/dev ## Check style and types
 	$(BIN)/mypy
 
 test: lint ## Check style and types, then run the tests (minutes)
-	$(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: lint ## Run every test, the long searches and every mutant too (hours)
 	$(BIN)/pytest
