@@ -321,7 +321,7 @@ class Checkpoints:
             await self._follow(remembered)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
-        await self._know_pools(taken)
+        await self._precede(taken)
         taken, progress = await self._moments.write_readable(
             taken, lambda moment: self._write_best(number, moment, whole=whole, continues=continues), self._as_it_was
         )
@@ -344,8 +344,8 @@ class Checkpoints:
         if self.settling is not None and (self.journal is None or self.journal.status.usable):
             await self.settling.follow(stands)
 
-    async def _know_pools(self, taken: Moment) -> None:
-        """Before it stands. Raises OSError; then it is let go."""
+    async def _precede(self, taken: Moment) -> None:
+        """What was noted is there before it stands. Raises OSError; then it is let go."""
         try:
             if self.settling is not None:
                 await self.settling.precede()

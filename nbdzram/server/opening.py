@@ -92,16 +92,14 @@ def _remembered_beside_checkpoints(config: ServerConfig, state: State) -> Rememb
         return Remembered()
     try:
         return remembered_in(directory)
-    except (UserError, OSError) as error:
-        refusal = UserError(
-            f"cannot read what was changed beside the checkpoints in {directory}: {error.strerror}"
-            if isinstance(error, OSError)
-            else str(error)
-        )
-        if not state.arenas():
-            raise refusal from error
-        log.warning("%s; what the arenas hold is served", refusal)
-        return Remembered()
+    except OSError as error:
+        refusal = UserError(f"cannot read what was changed beside the checkpoints in {directory}: {error.strerror}")
+    except UserError as error:
+        refusal = error
+    if not state.arenas():
+        raise refusal
+    log.warning("%s; what the arenas hold is served", refusal)
+    return Remembered()
 
 
 def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:

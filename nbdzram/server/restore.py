@@ -94,7 +94,8 @@ class Restore:
         self._told_to_stop = told_to_stop or Event()
 
     def from_file(self, path: Path) -> None:
-        """All that the stream in a file holds, or nothing; what is declared of its exports holds, not what it says.
+        """All that the stream in a file holds, or nothing; what is declared of its exports holds, not what it says,
+        but that no declaration opens by its silence what it has closed.
 
         Pools that hold a disk already are left alone: a server that is started again has what it had. Raises UserError.
         """
