@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -569,18 +569,37 @@ def test_a_clone_of_what_cannot_be_read_is_in_nobodys_way_behind_a_start(
     play(story)
 
 
-@pytest.mark.parametrize("opened", [flushing, checkpointing])
-def test_an_export_that_goes_with_its_pool_while_it_is_written_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened: Callable[..., Any]
+async def gone_with_its_pool_beside(
+    service: Service,
+    writing: Coroutine[Any, Any, None],
+    module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Callable[[], object] = lambda: None,
 ) -> None:
-    """Its blocks cannot be read any more, and nobody needs them."""
-    module: Any = journal_module if opened is flushing else checkpoints_module
+    """The export `brief`, and the pool `second`, while `module` sends what `writing` leads to."""
     send, reached, removed = module.send, threading.Event(), threading.Event()
 
     def behind_a_removal(*given: Any, **more: Any) -> None:
         reached.set()
         assert removed.wait(60)
         send(*given, **more)
+
+    monkeypatch.setattr(module, "send", behind_a_removal)
+    written = asyncio.ensure_future(writing)
+    assert await asyncio.to_thread(reached.wait, 60)
+    first()
+    await service.changes.remove_export("brief", force=False)
+    await service.changes.remove_pool("second")
+    removed.set()
+    await written
+
+
+@pytest.mark.parametrize("opened", [flushing, checkpointing])
+def test_an_export_that_goes_with_its_pool_while_it_is_written_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened: Callable[..., Any]
+) -> None:
+    """Its blocks cannot be read any more, and nobody needs them."""
+    module: Any = journal_module if opened is flushing else checkpoints_module
 
     async def story() -> None:
         async with open_here(opened, tmp_path) as service:
@@ -589,13 +608,7 @@ def test_an_export_that_goes_with_its_pool_while_it_is_written_is_in_nobodys_way
             await keep(service)
             disk(service, "brief").write(0, noise(1))
             disk(service).write(0, text(1))
-            monkeypatch.setattr(module, "send", behind_a_removal)
-            writing = asyncio.ensure_future(keep(service))
-            assert await asyncio.to_thread(reached.wait, 60)
-            await service.changes.remove_export("brief", force=False)
-            await service.changes.remove_pool("second")
-            removed.set()
-            await writing
+            await gone_with_its_pool_beside(service, keep(service), module, monkeypatch)
             assert await behind_a_power_cut(tmp_path, opened) == {"disk": of_size(text(1)), "other": bytes(4 * MIB)}
 
     play(story)
@@ -606,13 +619,6 @@ def test_an_export_that_goes_with_its_pool_fails_no_checkpoint_beside_a_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the journal has of it needs nobody any more either; what it has of others follows that checkpoint."""
-    module: Any = checkpoints_module
-    send, reached, removed = module.send, threading.Event(), threading.Event()
-
-    def behind_a_removal(*given: Any, **more: Any) -> None:
-        reached.set()
-        assert removed.wait(60)
-        send(*given, **more)
 
     async def story() -> None:
         async with open_here(flushing, tmp_path) as service:
@@ -620,14 +626,10 @@ def test_an_export_that_goes_with_its_pool_fails_no_checkpoint_beside_a_journal(
             await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
             disk(service, "brief").write(0, noise(1))
             disk(service).write(0, text(1))
-            monkeypatch.setattr(module, "send", behind_a_removal)
-            writing = asyncio.ensure_future(of(service).take())
-            assert await asyncio.to_thread(reached.wait, 60)
-            disk(service).write(BLOCK, text(2))
-            await service.changes.remove_export("brief", force=False)
-            await service.changes.remove_pool("second")
-            removed.set()
-            await writing
+            taking = of(service).take()
+            await gone_with_its_pool_beside(
+                service, taking, checkpoints_module, monkeypatch, lambda: disk(service).write(BLOCK, text(2))
+            )
             status = of(service).status
             assert status is not None
             assert status.failures == 0
