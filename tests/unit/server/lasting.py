@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from nbdzram.stream.journal import Segment
 from tests.support.arena import Arena
 
 MIB = 1 << 20
+EXPORTS = (ExportConfig(name="disk", size_bytes=4 * MIB), ExportConfig(name="other", size_bytes=4 * MIB))
 NEVER = 10**6  # seconds: checkpoints are taken when a test says so
 AS_IT_IS: dict[str, Any] = {
     "read_only": None,
@@ -179,3 +181,24 @@ def spoil(arena_path: Path, place_of: Callable[[Arena], int], bits: int = 1) -> 
         arena = Arena(view)
         place = place_of(arena)
         arena.set_word(place, arena.word(place) ^ bits)
+
+
+def open_here(opened: Callable[..., Any], tmp_path: Path) -> Any:
+    return opened(tmp_path / "kept", exports=EXPORTS, state_dir=tmp_path / "state")
+
+
+async def keep(service: Service) -> None:
+    """What the exports hold, on the disk."""
+    await (of(service).take() if of(service).journal is None else journal(service).synced())
+
+
+async def behind_a_power_cut(tmp_path: Path, opened: Callable[..., Any] = flushing) -> dict[str, bytes]:
+    """What exports hold on a server that begins from what is on the disk now."""
+    left = as_the_power_left_it(tmp_path / "kept", tmp_path / f"left-{time.monotonic_ns()}")
+    given: dict[str, Any] = {"begun": False} if opened is flushing else {}
+    async with opened(left, exports=EXPORTS, **given) as service:
+        return {export.name: whole(export.disk) for export in service._exports}
+
+
+def of_size(content: bytes, size_bytes: int = 4 * MIB) -> bytes:
+    return content.ljust(size_bytes, b"\0")

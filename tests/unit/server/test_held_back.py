@@ -6,21 +6,18 @@ import asyncio
 import contextlib
 import errno
 import os
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbdzram.config import ExportConfig, UnixAddress
+from nbdzram.config import UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
 from nbdzram.nbd.constants import Error
 from nbdzram.server import checkpoints as checkpoints_module
-from nbdzram.server import journal as journal_module
 from nbdzram.server.handover import FORMAT, KNOWS
 from nbdzram.server.service import Service
 from nbdzram.stream.journal import Segment
@@ -28,20 +25,23 @@ from tests.support.arena import BRANCHES, CURRENT_AT, HEAD_SIZE, HEADS_AT, NAME_
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
-    ADDED,
     AS_IT_IS,
+    EXPORTS,
     MIB,
     Gate,
     Platter,
-    as_the_power_left_it,
     asked,
+    behind_a_power_cut,
     checkpointing,
     disk,
     files,
     flushing,
     flushing_config,
     journal,
+    keep,
     of,
+    of_size,
+    open_here,
     play,
     spoil,
     whole,
@@ -49,17 +49,12 @@ from tests.unit.server.lasting import (
 
 NAMES = (b"disk", b"other")
 FLUSH = 3
-EXPORTS = (ExportConfig(name="disk", size_bytes=4 * MIB), ExportConfig(name="other", size_bytes=4 * MIB))
 
 
 @pytest.fixture(autouse=True)
 def in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
     (tmp_path / "state").mkdir()
-
-
-def open_here(opened: Callable[..., Any], tmp_path: Path) -> Any:
-    return opened(tmp_path / "kept", exports=EXPORTS, state_dir=tmp_path / "state")
 
 
 def spoil_disk(
@@ -87,11 +82,6 @@ ENTRY: dict[str, tuple[Callable[[Arena, int], int], int]] = {
 ROOT = (lambda arena, export: arena.root(export)), 1 << 40
 
 
-async def keep(service: Service) -> None:
-    """What the exports hold, on the disk."""
-    await (of(service).take() if of(service).journal is None else journal(service).synced())
-
-
 @contextlib.asynccontextmanager
 async def with_an_ill_one(tmp_path: Path, opened: Callable[..., Any] = flushing) -> AsyncIterator[Service]:
     """A server of two exports, one of which cannot be read: of `disk` the first block is noise(1) on the disk, and was
@@ -103,18 +93,6 @@ async def with_an_ill_one(tmp_path: Path, opened: Callable[..., Any] = flushing)
         disk(service).write(0, noise(2))
         spoil_disk(tmp_path, service, *ROOT)
         yield service
-
-
-async def behind_a_power_cut(tmp_path: Path, opened: Callable[..., Any] = flushing) -> dict[str, bytes]:
-    """What exports hold on a server that begins from what is on the disk now."""
-    left = as_the_power_left_it(tmp_path / "kept", tmp_path / f"left-{time.monotonic_ns()}")
-    given: dict[str, Any] = {"begun": False} if opened is flushing else {}
-    async with opened(left, exports=EXPORTS, **given) as service:
-        return {export.name: whole(export.disk) for export in service._exports}
-
-
-def of_size(content: bytes, size_bytes: int = 4 * MIB) -> bytes:
-    return content.ljust(size_bytes, b"\0")
 
 
 @pytest.mark.parametrize("what", ENTRY)
@@ -565,76 +543,5 @@ def test_a_clone_of_what_cannot_be_read_is_in_nobodys_way_behind_a_start(
             await journal(service).synced()
             assert journal(service).status.held_back == ("clone", "disk")
             assert await behind_a_power_cut(tmp_path) == {"disk": of_size(noise(1)), "other": of_size(text(1))}
-
-    play(story)
-
-
-async def gone_with_its_pool_beside(
-    service: Service,
-    writing: Coroutine[Any, Any, None],
-    module: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    first: Callable[[], object] = lambda: None,
-) -> None:
-    """The export `brief`, and the pool `second`, while `module` sends what `writing` leads to."""
-    send, reached, removed = module.send, threading.Event(), threading.Event()
-
-    def behind_a_removal(*given: Any, **more: Any) -> None:
-        reached.set()
-        assert removed.wait(60)
-        send(*given, **more)
-
-    monkeypatch.setattr(module, "send", behind_a_removal)
-    written = asyncio.ensure_future(writing)
-    assert await asyncio.to_thread(reached.wait, 60)
-    first()
-    await service.changes.remove_export("brief", force=False)
-    await service.changes.remove_pool("second")
-    removed.set()
-    await written
-
-
-@pytest.mark.parametrize("opened", [flushing, checkpointing])
-def test_an_export_that_goes_with_its_pool_while_it_is_written_is_in_nobodys_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, opened: Callable[..., Any]
-) -> None:
-    """Its blocks cannot be read any more, and nobody needs them."""
-    module: Any = journal_module if opened is flushing else checkpoints_module
-
-    async def story() -> None:
-        async with open_here(opened, tmp_path) as service:
-            await service.changes.add_pool("second", 0, "fold")
-            await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
-            await keep(service)
-            disk(service, "brief").write(0, noise(1))
-            disk(service).write(0, text(1))
-            await gone_with_its_pool_beside(service, keep(service), module, monkeypatch)
-            assert await behind_a_power_cut(tmp_path, opened) == {"disk": of_size(text(1)), "other": bytes(4 * MIB)}
-
-    play(story)
-    assert "brief" not in caplog.text
-
-
-def test_an_export_that_goes_with_its_pool_fails_no_checkpoint_beside_a_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the journal has of it needs nobody any more either; what it has of others follows that checkpoint."""
-
-    async def story() -> None:
-        async with open_here(flushing, tmp_path) as service:
-            await service.changes.add_pool("second", 0, "fold")
-            await service.changes.add_export("brief", MIB, **{**ADDED, "pool": "second"})
-            disk(service, "brief").write(0, noise(1))
-            disk(service).write(0, text(1))
-            taking = of(service).take()
-            await gone_with_its_pool_beside(
-                service, taking, checkpoints_module, monkeypatch, lambda: disk(service).write(BLOCK, text(2))
-            )
-            status = of(service).status
-            assert status is not None
-            assert status.failures == 0
-            await journal(service).synced()
-            found = await behind_a_power_cut(tmp_path)
-            assert found == {"disk": of_size(text(1) + text(2)), "other": bytes(4 * MIB)}
 
     play(story)
