@@ -7,8 +7,9 @@
     python -m tests.mutants --minutes 5          begin no other one after so long; says how many were not tried
 
 Each is applied to a copy of the tree, the modules that it touches are built alone, its tests run, and the copy is put
-right again. First the tests run without any mistake: a test that fails by itself finds nothing. What is let through
-without a reason is named. Exits with 1 when that is more than a tenth: threads meet by chance in a few of these tests.
+right again. Before their first mistake the same tests run without any: one that fails by itself finds nothing. What is
+let through without a reason is named. Exits with 1 when that is more than a tenth: threads meet by chance in a few of
+these tests.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 from tests.mutants.catalogue import PROJECT, Mutant, draw, read
 
@@ -118,6 +120,24 @@ class Copy:
             return code, printed.read() + cut
 
 
+class Proof:
+    """That some tests pass without any mistake: found out once, by whoever needs it first; others wait for that."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._passed: bool | None = None
+
+    def holds(self, copy: Copy, tests: Sequence[str]) -> bool:
+        with self._lock:
+            if self._passed is None:
+                code, printed = copy.test(tests)
+                self._passed = code == 0
+                if code != 0:
+                    words = f"{' '.join(tests)} fails without any mistake, and so cannot find one"
+                    print(f"{words}:\n{printed[-4000:]}", flush=True)
+            return self._passed
+
+
 def _group_lives(group: int) -> bool:
     try:
         os.killpg(group, 0)
@@ -137,11 +157,19 @@ def chosen(mutants: list[Mutant], names: Sequence[str], part: int, day: datetime
     return draw(mutants, part, day)
 
 
+def in_chance_order(mutants: Sequence[Mutant], chance: random.Random) -> list[Mutant]:
+    """Whom the time is too short for is chance as well. Those of the same tests together, which are proved once."""
+    groups: dict[tuple[str, ...], list[Mutant]] = {}
+    for mutant in mutants:
+        groups.setdefault(mutant.tests, []).append(mutant)
+    return [mutant for tests in chance.sample(list(groups), len(groups)) for mutant in groups[tests]]
+
+
 def try_all(mutants: list[Mutant], jobs: int, minutes: float) -> dict[str, Outcome]:
     """Each mistake's outcome, printed as it is known; of those that were begun within so many minutes."""
     deadline = time.monotonic() + 60 * minutes
     outcomes: dict[str, Outcome] = {}
-    failing: set[tuple[str, ...]] = set()
+    proofs = {mutant.tests: Proof() for mutant in mutants}
     with tempfile.TemporaryDirectory(prefix="nbdzram-mutants-") as directory, ThreadPoolExecutor(jobs) as pool:
         copies: SimpleQueue[Copy] = SimpleQueue()
         source = PROJECT
@@ -150,30 +178,15 @@ def try_all(mutants: list[Mutant], jobs: int, minutes: float) -> dict[str, Outco
             copies.put(copy)
             source = copy.root  # built already
 
-        def prove(tests: tuple[str, ...]) -> None:
-            if time.monotonic() > deadline:
-                return
-            copy = copies.get()
-            try:
-                code, printed = copy.test(tests)
-            finally:
-                copies.put(copy)
-            if code != 0:
-                failing.add(tests)
-                print(
-                    f"{' '.join(tests)} fails without any mistake, and so cannot find one:\n{printed[-4000:]}",
-                    flush=True,
-                )
-
         def attempt(mutant: Mutant) -> None:
-            if mutant.tests in failing:
-                outcomes[mutant.name] = Outcome.UNPROVEN
-                return
             if time.monotonic() > deadline:
                 return
             copy = copies.get()
             started = time.monotonic()
             try:
+                if not proofs[mutant.tests].holds(copy, mutant.tests):
+                    outcomes[mutant.name] = Outcome.UNPROVEN
+                    return
                 outcome, printed = copy.try_out(mutant)
             finally:
                 copies.put(copy)
@@ -184,9 +197,8 @@ def try_all(mutants: list[Mutant], jobs: int, minutes: float) -> dict[str, Outco
             if outcome is Outcome.BROKEN:
                 print(printed[-2000:], flush=True)
 
-        for step, things in ((prove, dict.fromkeys(mutant.tests for mutant in mutants)), (attempt, mutants)):
-            for done in [pool.submit(step, thing) for thing in things]:  # type: ignore[arg-type]
-                done.result()
+        for done in [pool.submit(attempt, mutant) for mutant in mutants]:
+            done.result()
     return outcomes
 
 
@@ -200,7 +212,7 @@ def main() -> int:
     words = parser.parse_args()
     today = datetime.datetime.now(datetime.UTC).date()
     asked = chosen(read(), words.names, words.part, today)
-    random.Random(today.toordinal()).shuffle(asked)  # whom the time is too short for is chance as well
+    asked = in_chance_order(asked, random.Random(today.toordinal()))
     outcomes = try_all(asked, words.jobs, words.minutes)
     mutants = [mutant for mutant in asked if mutant.name in outcomes]
     if len(mutants) < len(asked):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import itertools
+import random
 from pathlib import Path
 
 import pytest
 
+from tests.mutants.__main__ import in_chance_order
 from tests.mutants.catalogue import PROJECT, Mutant, draw, read
 
 MUTANTS = read()
@@ -41,6 +44,16 @@ def test_a_draw_is_the_same_all_day_and_another_one_tomorrow() -> None:
     assert drawn == draw(MUTANTS, 10, today)
     assert drawn != draw(MUTANTS, 10, today + datetime.timedelta(days=1))
     assert len(drawn) == -(-len(MUTANTS) // 10)
+
+
+def test_those_of_the_same_tests_are_tried_together_and_the_order_is_chance() -> None:
+    """Their tests are proved once; and of a day that is too short others are left."""
+    orders = [in_chance_order(MUTANTS, random.Random(day)) for day in range(2)]
+    assert orders[0] != orders[1]
+    for ordered in orders:
+        assert sorted(ordered, key=lambda mutant: mutant.name) == sorted(MUTANTS, key=lambda mutant: mutant.name)
+        begun = [tests for tests, _ in itertools.groupby(mutant.tests for mutant in ordered)]
+        assert len(begun) == len(set(begun))
 
 
 def test_an_entry_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
