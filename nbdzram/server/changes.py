@@ -140,6 +140,13 @@ class Changes(PoolChanges):
         """An export's rules as they are, for restore_rules. Raises NoSuchExport."""
         return self._record(self._exports.get(name))
 
+    def to_be(self, config: ExportConfig) -> ExportRecord:
+        """What an export is to be once it is declared so, and no more as it was declared before."""
+        known = self._memory.changes.exports.get(config.name)
+        if config.name in self._exports:
+            known = self._record(self._exports.get(config.name))
+        return effective(config, known)
+
     async def restore_rules(self, name: str, record: ExportRecord) -> None:
         """Give an export back the rules that it had, also that nobody is admitted. Raises NoSuchExport, UserError."""
         await self._alone(self._set_rules(self._exports.get(name), record))

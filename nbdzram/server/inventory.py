@@ -32,6 +32,8 @@ from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
 from nbdzram.units import format_size
 
+REMOVED_AT_RUN_TIME = "export %s is declared but was removed at run time; `nbdzram exports add` brings it back"
+
 log = logging.getLogger("nbdzram.server")
 
 
@@ -110,9 +112,7 @@ def place_exports(
         known = state.changes.exports.get(config.name)
         record = effective(config, known)
         if record.removed and not _is_another(config.name, known, found):
-            log.info(
-                "export %s is declared but was removed at run time; `nbdzram exports add` brings it back", config.name
-            )
+            log.info(REMOVED_AT_RUN_TIME, config.name)
             removed[config.name] = record
             if config.name in found:
                 _finish_removal(config.name, found.pop(config.name), pools)

@@ -9,10 +9,10 @@ one in use and with what there is, and gives the steps. What is left is want of 
 then the steps that were taken are undone, the last one first. Growing comes last of all, as it cannot be undone without
 destroying what a client may have written there by then.
 
-Only what is declared otherwise than before is changed, so that what was changed at run time stays where the
-configuration did not (state.py). Nothing is removed: what is declared no more stays offered until somebody removes it.
-What cannot change while clients are served is named in the answer, until there was a start, and is no part of what the
-server runs by (without_restart).
+Only what is declared otherwise than before is changed, value by value, so that what was changed at run time stays where
+the configuration did not (inventory.effective, as at a start). Nothing is removed: what is declared no more stays
+offered until somebody removes it. What cannot change while clients are served is named in the answer, until there was a
+start, and is no part of what the server runs by (without_restart).
 
 A pool folds inline only between exports that admit the same clients (inventory.require_trust). So it begins to after
 the rules have changed and ends to before; where it goes on, it rests meanwhile, as rules change one export at a time.
@@ -34,9 +34,10 @@ from nbdzram.config import Dedup, Durability, ExportConfig, PoolConfig, ServerCo
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.server.changes import Changes
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.inventory import only_a_start_loads, require_trust
+from nbdzram.server.inventory import REMOVED_AT_RUN_TIME, only_a_start_loads, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
+from nbdzram.server.state import ExportRecord
 from nbdzram.status import ReloadReport, fields, limit_trouble
 from nbdzram.units import format_size
 
@@ -126,6 +127,7 @@ class Reload:
         changed = [pool for pool in new.pools if pool.name in self._pools and pool != known.get(pool.name)]
         declared = {export.name: export for export in self.config.exports}
         exports = [export for export in new.exports if export != declared.get(export.name)]
+        exports = [export for export in exports if not self._stays_removed(export)]
         for pool in changed:
             self._require_limit(pool)
         for export in exports:
@@ -144,6 +146,12 @@ class Reload:
         yield from chain.from_iterable(self._grow(export) for export in exports if export.name in self._exports)
 
     # ---- what cannot be ----
+
+    def _stays_removed(self, wanted: ExportConfig) -> bool:
+        if wanted.name in self._exports or not self._changes.to_be(wanted).removed:
+            return False
+        log.info(REMOVED_AT_RUN_TIME, wanted.name)
+        return True
 
     def _folds_inline(self, pool: str) -> bool:
         return pool in self._pools and self._pools[pool].pool.inline_dedup
@@ -170,7 +178,7 @@ class Reload:
                 f"the export '{name}' is declared private, but was made without: its blocks may be shared already; "
                 "remove and add it, or copy its content to a private export"
             )
-        if wanted.size_bytes < there.disk.size_bytes:
+        if self._changes.to_be(wanted).size_bytes < there.disk.size_bytes:
             raise ConfigError(
                 f"the export '{name}' has {format_size(there.disk.size_bytes)}, but is declared with "
                 f"{format_size(wanted.size_bytes)}; declare its size, or shrink it with `nbdzram exports resize`"
@@ -181,7 +189,7 @@ class Reload:
         rules = {one.name: (one.pool_name, one.access) for one in self._exports if not one.disk.private}
         for one in exports:
             if not one.private and (one.name in rules or one.name not in self._exports):
-                rules[one.name] = (one.pool, one.access)
+                rules[one.name] = (one.pool, self._changes.to_be(one).access)
         for name in {pool for pool, _ in rules.values()}:
             inline = pools[name].dedup is Dedup.INLINE if name in pools else self._folds_inline(name)
             if not inline:
@@ -240,41 +248,42 @@ class Reload:
     def _add_export(self, export: ExportConfig) -> Step:
         return Step(
             f"export {export.name} added",
-            lambda: self._changes.add_export(
+            lambda: self._changes.add_export(  # what is not given is as it is declared by now, or was changed last
                 export.name,
                 export.size_bytes,
                 pool=export.pool,
-                read_only=export.read_only,
-                description=export.description,
-                allow_addresses=export.access.addresses,
-                allow_certificates=export.access.certificates,
-                bounds=fields(export.bounds),
+                read_only=None,
+                description=None,
+                allow_addresses=None,
+                allow_certificates=None,
             ),
             lambda: self._changes.remove_export(export.name, force=False),
         )
 
     def _change_rules(self, wanted: ExportConfig) -> Iterator[Step]:
-        there = self._exports.get(wanted.name)
-        before = self._changes.rules_of(wanted.name)
-        if _rules(wanted) != _rules(there):
+        there, to_be = self._exports.get(wanted.name), self._changes.to_be(wanted)
+        before, access = self._changes.rules_of(wanted.name), to_be.access
+        if _rules(to_be) != _rules(there):
+            stays = access == there.access  # also where nobody is admitted, which no list says
             yield Step(
-                f"export {wanted.name} changed{_what(_as_declared(there, wanted), wanted)}",
+                f"export {wanted.name} changed{_what(_as_declared(there, wanted), _as_declared(to_be, wanted))}",
                 lambda: self._changes.change_export(
                     wanted.name,
-                    read_only=wanted.read_only,
-                    description=wanted.description,
-                    allow_addresses=wanted.access.addresses,
-                    allow_certificates=wanted.access.certificates,
-                    bounds=fields(wanted.bounds),
+                    read_only=to_be.read_only,
+                    description=to_be.description,
+                    allow_addresses=None if stays else access.addresses,
+                    allow_certificates=None if stays else access.certificates,
+                    bounds=fields(to_be.bounds),
                 ),
                 lambda: self._changes.restore_rules(wanted.name, before),
             )
 
     def _grow(self, wanted: ExportConfig) -> Iterator[Step]:
-        if wanted.size_bytes > self._exports.get(wanted.name).disk.size_bytes:
+        size_bytes = self._changes.to_be(wanted).size_bytes
+        if size_bytes > self._exports.get(wanted.name).disk.size_bytes:
             yield Step(
-                f"export {wanted.name} grown to {format_size(wanted.size_bytes)}",
-                lambda: self._changes.resize_export(wanted.name, wanted.size_bytes, yes=False, force=False),
+                f"export {wanted.name} grown to {format_size(size_bytes)}",
+                lambda: self._changes.resize_export(wanted.name, size_bytes, yes=False, force=False),
             )
 
 
@@ -291,12 +300,12 @@ async def _undo(steps: Sequence[Step]) -> AsyncIterator[str]:
             yield step.says
 
 
-def _rules(one: ExportConfig | Export) -> tuple[Any, ...]:
+def _rules(one: ExportRecord | Export) -> tuple[Any, ...]:
     return one.read_only, one.description, one.access, one.bounds
 
 
-def _as_declared(there: Export, like: ExportConfig) -> ExportConfig:
-    """What a declaration of the rules that an export has would be."""
+def _as_declared(there: ExportRecord | Export, like: ExportConfig) -> ExportConfig:
+    """What a declaration of the rules that an export has, or is to have, would be."""
     bounds = there.bounds
     return dataclasses.replace(
         like,

@@ -329,6 +329,23 @@ def test_what_was_changed_at_run_time_stays_where_the_file_did_not_change(tmp_pa
         assert server.exports()["disk"]["description"] == "by file"
 
 
+def test_of_an_export_that_is_declared_otherwise_only_that_changes(tmp_path: Path) -> None:
+    """Who may attach, a size and a removal were said at run time: another description or schedule takes none back."""
+    with configured(tmp_path) as server:
+        server.command_line("exports", "change", "disk", "--allow-address", "192.0.2.7", "--quota", "2M")
+        server.command_line("exports", "resize", "disk", "16M")
+        server.command_line("exports", "remove", "kept")
+        server.write(GOOD.replace("first", "second").replace("[exports.kept]", "[exports.kept]\nread_only = true"))
+        assert server.command_line("reload").stdout == "export disk changed (description)\n"
+        disk = server.exports()["disk"]
+        assert disk["allow_addresses"] == ["192.0.2.7/32"], "a reload let everybody in"
+        assert (disk["description"], disk["size_bytes"]) == ("second", 16 << 20)
+        assert "kept" not in server.exports(), "a removed export came back, empty"
+        server.write(GOOD.replace("first", 'second"\nallow_addresses = ["192.0.2.0/24"]\nsnapshots = "1h'))
+        assert "export disk changed (allow_addresses)\n" in server.command_line("reload").stdout
+        assert server.exports()["disk"]["allow_addresses"] == ["192.0.2.0/24"]
+
+
 def test_a_reload_is_remembered_as_the_declaration_that_it_is(tmp_path: Path) -> None:
     state = ("--state-dir", str(tmp_path / "state"))
     grown = GOOD.replace('"8M"\ndes', '"16M"\ndes')
