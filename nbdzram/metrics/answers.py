@@ -31,7 +31,7 @@ from urllib.parse import unquote
 
 from nbdzram.engine.stats import DiskUsage
 from nbdzram.errors import NoSuchExport
-from nbdzram.metrics.coarse import for_strangers, usage_for_strangers
+from nbdzram.metrics.coarse import for_strangers, history_for_strangers, in_steps, usage_for_strangers
 from nbdzram.metrics.exposition import CONTENT_TYPE
 from nbdzram.metrics.families import FAMILIES
 from nbdzram.metrics.page import load_page
@@ -157,7 +157,7 @@ class Answers:
     async def _make_status(self) -> Answer:
         status = for_strangers(self._watched.status())
         exports = (_without(fields(export), UNTOLD) for export in status.exports)  # one by one, as they are written
-        return await _json(fields(status) | {"exports": exports, "resident_bytes": resident_bytes()})
+        return await _json(fields(status) | {"exports": exports, "resident_bytes": in_steps(resident_bytes())})
 
     async def _make_usage(self) -> Answer:
         usage, age_seconds = self._watched.usage_so_far()
@@ -168,7 +168,7 @@ class Answers:
         return await _json(self._watched.clients())
 
     async def _make_history(self) -> Answer:
-        return await _json(self._watched.history())
+        return await _json(history_for_strangers(self._watched.history()))
 
 
 class Pace:

@@ -21,8 +21,10 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 
 from nbdzram import __version__
+from nbdzram.metrics.coarse import in_steps
 
 CARRIERS = ("uvloop", "lz4", "xxhash", "zstandard")
 """The packages whose compiled code serves requests: their versions stand beside ours in nbdzram_build_info.
@@ -35,7 +37,7 @@ class ProcessMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        _CoarseProcess(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
         build = Info(
@@ -58,6 +60,16 @@ class ProcessMetrics:
     def render(self) -> str:
         """Every sample of this moment, in the text format."""
         return generate_latest(self._registry).decode()
+
+
+class _CoarseProcess(ProcessCollector):
+    """Pools are a part of the process, and what of them is equal to what shows in its memory: see coarse.py."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():
+            if metric.name == "process_resident_memory_bytes":
+                metric.samples = [one._replace(value=in_steps(int(one.value))) for one in metric.samples]
+            yield metric
 
 
 def resident_bytes() -> int:

@@ -3,7 +3,7 @@
 Each kind of run has a trigger. OFF never starts. INTERVAL starts when the interval has passed. AUTO weighs what a run
 would gain against what it costs clients; the first that holds decides:
 
-    gain < a page                        not yet            nothing_new
+    gain < LEAST_BYTES                   not yet            nothing_new
     the last runs gained little          wait, doubling     backing_off
     near the memory limit                at once            near_limit
     gain < what is worth it              not yet            not_worth_it
@@ -11,6 +11,7 @@ would gain against what it costs clients; the first that holds decides:
     otherwise                            now                worth_it
 
 Every decision has a reason from the fixed set Reason and is counted, so that metrics can tell why nothing happens.
+Whoever reads them learns when there is something to gain: so that is no single block that is equal to another.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nbdzram.config import Trigger
 from nbdzram.engine.reports import MemoryReport, Report
 from nbdzram.engine.stats import PAGE_SIZE, PoolStats
 
+LEAST_BYTES = 16 * PAGE_SIZE  # the step in which strangers are told of memory (metrics/coarse.py)
 WORTH_SHARE = 0.01  # of the stored bytes: less is lost in the noise of a busy pool
 WORTH_BYTES = 1 << 20  # and less than this is not worth waking up for
 LARGE_GAIN = 5  # times what is worth it: then clients have to share the processor
@@ -126,7 +128,7 @@ class Policy:
     def _by_gain(self, now: float, stats: PoolStats, requests_per_second: float) -> Reason:
         gain = self.expected_gain(stats)
         worth = max(int(stats.compr_data_size * WORTH_SHARE), WORTH_BYTES)
-        if gain < PAGE_SIZE:
+        if gain < LEAST_BYTES:
             return Reason.NOTHING_NEW
         if self.waits_seconds(now) > 0:
             return Reason.BACKING_OFF

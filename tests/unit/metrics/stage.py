@@ -25,7 +25,7 @@ class Show:
     usage: dict[str, DiskUsage] = field(default_factory=lambda: {"disk": USAGE})
     usage_age: float | None = 2.0
     attached: tuple[ClientStatus, ...] = ()
-    samples: tuple[HistorySample, ...] = (HistorySample(1.7e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6),)
+    samples: tuple[HistorySample, ...] = (HistorySample(1.7e9, 1.0, 2.0, 3.0, 4.0, 5.0, 393_217),)
     of_exports: dict[str, tuple[ExportSample, ...]] = field(default_factory=dict)
 
     def status(self) -> ServerStatus:
