@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nbdzram.cli.hints import NO_TLS, Address
 from nbdzram.errors import UserError, reason_of
@@ -36,6 +37,9 @@ DIAL_SECONDS = 5.0
 """For the connection, and for each answer; a server that is slower is tried again, and requests wait meanwhile."""
 
 
+Place = tuple[int, Any]  # a family, and where of it a server listens
+
+
 class Refused(UserError):
     """The server is there, and does not let this client have the export."""
 
@@ -50,23 +54,16 @@ class Dialled:
 
 
 def dialler(address: Address, export: str) -> Callable[[], Dialled]:
-    """What connects, as often as it is called. The name is looked up once, now.
+    """What connects, as often as it is called. The name is looked up once, now; of several addresses the first that is
+    reached is the server from then on, as a name may stand for several servers.
 
     It is called while requests wait, of the disk too on which /etc/hosts may lie. Raises UserError.
     """
-    if address.path is not None:
-        family, where = socket.AF_UNIX, address.path
-    else:
-        try:
-            family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]  # type: ignore[assignment]
-        except (OSError, UnicodeError) as error:  # UnicodeError: no name can be so long, or have such letters
-            raise UserError(f"'{address.host}' cannot be looked up: {reason_of(error)}") from None
+    places: list[Place] = [(socket.AF_UNIX, address.path)] if address.path is not None else _look_up(address)
 
     def dial() -> Dialled:
-        made = socket.socket(family, socket.SOCK_STREAM)
+        made, place = _connect(places)
         try:
-            made.settimeout(DIAL_SECONDS)
-            made.connect(where)
             if address.path is None:
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -75,9 +72,40 @@ def dialler(address: Address, export: str) -> Callable[[], Dialled]:
         except BaseException:
             made.close()
             raise
+        places[:] = [place]
         return Dialled(made, size_bytes, flags)
 
     return dial
+
+
+def _look_up(address: Address) -> list[Place]:
+    """Raises UserError."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name can be so long, or have such letters
+        raise UserError(f"'{address.host}' cannot be looked up: {reason_of(error)}") from None
+    return [(family, where) for family, _, _, _, where in found]
+
+
+def _connect(places: Sequence[Place]) -> tuple[socket.socket, Place]:
+    """The first of them that can be reached. Raises OSError, that of the last."""
+    refusal: OSError | None = None
+    for family, where in places:
+        try:
+            made = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            refusal = error
+            continue
+        try:
+            made.settimeout(DIAL_SECONDS)
+            made.connect(where)
+        except OSError as error:
+            made.close()
+            refusal = error
+        else:
+            return made, (family, where)
+    assert refusal is not None
+    raise refusal
 
 
 def greet(server: socket.socket, export: str) -> tuple[int, TransmissionFlag]:

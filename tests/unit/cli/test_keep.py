@@ -129,6 +129,24 @@ def test_what_the_kernel_is_given_is_in_transmission_and_knows_size_flags_and_bo
     device.close()
 
 
+def test_of_several_addresses_the_first_that_is_reached_is_the_server(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ::1 beside 127.0.0.1; and never another from then on, where a second server may have a disk of that size."""
+    server = start("-e", "disk=5M", "-i", "127.0.0.1", "-p", "0")
+    port = int(next(line for line in server.greeting if "nbd://" in line).rpartition(":")[2])
+    found = [socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0] for host in ("127.0.0.3", "127.0.0.1")]
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        dial = dialler(Address.of(f"nbd://both:{port}"), "disk")
+    first = dial()
+    with socket.create_server(("127.0.0.3", port)):  # it comes up late, and would be the first to be asked
+        second = dial()
+    for one in (first, second):
+        assert one.socket.getpeername() == ("127.0.0.1", port)
+        one.socket.close()
+
+
 def test_a_dead_connection_is_replaced_once_a_server_is_there_again(start: Start, reader: int) -> None:
     """As many sockets go along as there may be dead ones; the reason is said once, however long it takes."""
     server = start("-e", "disk=5M")
