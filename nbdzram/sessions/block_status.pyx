@@ -50,11 +50,12 @@ cdef int choose_contexts(
     return OK
 
 
-cdef uint32_t _mask_of(uint32_t context) noexcept nogil:
-    """The bits of an extent that a context speaks of."""
+cdef uint32_t _mask_of(Disk disk, uint32_t context) noexcept nogil:
+    """The bits of an extent that a context speaks of. A raw block that folds into an equal one which was recompressed
+    is raw no more: its client would learn that somebody else has it."""
     if context == ALLOCATION:
         return HOLE_BIT | ZERO_BIT
-    return HOLE_BIT | SHARED_BIT | HUGE_BIT | SAME_FILLED_BIT
+    return HOLE_BIT | SHARED_BIT | SAME_FILLED_BIT | (HUGE_BIT if disk.pool.tells_sharing else 0)
 
 
 cdef uint64_t _state_of(uint32_t context, uint64_t bits) noexcept nogil:
@@ -70,7 +71,7 @@ cdef size_t room_to_look(Disk disk, const Contexts* contexts) noexcept nogil:
     cdef size_t room = 0
     cdef int index
     for index in range(contexts.count):
-        room = max(room, room_for_twins(disk, _mask_of(contexts.ids[index])))
+        room = max(room, room_for_twins(disk, _mask_of(disk, contexts.ids[index])))
     return room
 
 
@@ -97,7 +98,7 @@ cdef int tell_on(
 
     `twins`: of the stretch where the first block of the range lies that is stored; NULL where there is no room_to_look.
     """
-    cdef uint32_t mask = _mask_of(contexts.ids[telling.told])
+    cdef uint32_t mask = _mask_of(disk, contexts.ids[telling.told])
     cdef Runs* runs = &telling.runs[telling.told]
     cdef uint64_t before = telling.at
     cdef uint64_t end = request.offset + request.length

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Iterator
 
 import pytest
 
 from nbdzram.engine.fold import Fold
+from nbdzram.engine.recompress import Recompress
 from nbdzram.nbd.constants import FoldState
 from nbdzram.sessions.rehearsal import serve
 from tests.support.rehearsal import Client, Stage
@@ -75,6 +77,29 @@ def test_it_is_looked_for_and_told_in_turns(length: int, stage: Stage) -> None:
     stage.settle()
     rest = [(SIZE - 2 * BLOCK, FoldState.SAME_FILLED)] if length == SIZE else []
     assert list(told(hog).values()) == [[(length, 0)], [(min(length, 2 * BLOCK), FoldState.SHARED), *rest]]
+
+
+@pytest.mark.parametrize("tells", [False, True])
+def test_what_a_fold_with_another_export_makes_of_a_raw_block_is_not_told(tells: bool) -> None:
+    """LZ4 cannot compress it, Zstandard can, and somebody else's equal one was recompressed: the smaller stays."""
+    stage = Stage(SIZE)
+    stage.pool.tells_sharing = tells
+    secret = bytes(random.Random(1).choices(range(64), k=BLOCK))
+    stage.pool.create("other", MIB).write(0, secret)
+    run(Recompress(stage.pool))
+    stage.disk.write(0, secret)
+    found = []
+    for _ in range(2):
+        client = stage.attach(style=1, contexts=BOTH)
+        client.send(request(CMD_BLOCK_STATUS, 0, BLOCK))
+        stage.settle()
+        found += [pairs[0][1] for pairs in told(client).values()]
+        run(Fold(stage.pool))
+    assert stage.pool.stats().objects == 1
+    assert found == ([0, FoldState.HUGE, 0, FoldState.SHARED] if tells else [0, 0, 0, 0])
+    client.line.sends_no_more = True
+    stage.settle()
+    stage.close()
 
 
 def test_a_stretch_is_told_as_far_as_a_reply_has_room(stage: Stage) -> None:
