@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 from nbdzram.cli.diagnosis import (
@@ -23,6 +24,7 @@ from nbdzram.cli.diagnosis import (
     swap,
     versions,
 )
+from nbdzram.cli.hints import Address
 from nbdzram.cli.perils import memory_perils
 from nbdzram.config import PoolConfig, ServerConfig
 from nbdzram.machine import Machine
@@ -33,7 +35,6 @@ from nbdzram.units import counted, format_seconds, format_size, some_of
 
 NAMED = 10  # exports in a line; the log has them all
 UNREADABLE_REMEDY = "the log names the block: write it anew, or remove the export"
-OPEN_TO_ALL = ("0.0.0.0", "[::]")  # noqa: S104 - looked for, not listened on
 
 
 def unit(patient: Patient) -> Iterator[Finding]:
@@ -142,8 +143,7 @@ def addresses(patient: Patient) -> Iterator[Finding]:
     """Where it is reached, and whether by everybody."""
     status = _server(patient)
     for uri in status.uris:
-        plain = uri.startswith("nbd://") and uri.removeprefix("nbd://").startswith(OPEN_TO_ALL)
-        if plain and any(export.admits == "everyone" for export in status.exports):
+        if _is_open(uri) and any(export.admits == "everyone" for export in status.exports):
             says = f"{uri} is reached from other machines, without TLS, and exports admit everyone"
             yield Finding(Level.WARN, "address", says, "listen on 127.0.0.1, require TLS, or list who may attach")
         else:
@@ -240,6 +240,13 @@ def _expiry(last: datetime, now: datetime) -> Finding:
     level = Level.WARN if last - now < EXPIRES_SOON else Level.OK
     says = f"the certificate in use is valid until {last:%Y-%m-%d}"
     return Finding(level, "TLS", says, remedy if level is Level.WARN else "")
+
+
+def _is_open(uri: str) -> bool:
+    """Without TLS, on an address that is not this machine's own."""
+    if not uri.startswith("nbd://"):
+        return False
+    return not ip_address(Address.of(uri).host.partition("%")[0]).is_loopback
 
 
 def _server(patient: Patient) -> ServerStatus:

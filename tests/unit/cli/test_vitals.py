@@ -246,6 +246,12 @@ def test_descriptors_are_those_of_the_servers_process(tmp_path: Path, limit: str
     [
         ("nbd://0.0.0.0:10809", "everyone", Level.WARN),
         ("nbd://[::]:10809", "everyone", Level.WARN),
+        ("nbd://192.0.2.7:10809", "everyone", Level.WARN),
+        ("nbd://[fe80::1%25eth0]:10809", "everyone", Level.WARN),
+        ("nbd://192.0.2.7:10809", "listed", Level.OK),
+        ("nbd://127.0.0.2:10809", "everyone", Level.OK),
+        ("nbd://[::1]:10809", "everyone", Level.OK),
+        ("nbd+unix:///?socket=/run/nbd.sock", "everyone", Level.OK),
         ("nbd://0.0.0.0:10809", "listed", Level.OK),
         ("nbds://0.0.0.0:10809", "everyone", Level.OK),
         ("nbd://127.0.0.1:10809", "everyone", Level.OK),
