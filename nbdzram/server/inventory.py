@@ -218,6 +218,12 @@ def _find_again(config: ExportConfig, record: ExportRecord, disk: Disk, pool_nam
             "remove and add it, or copy its content to a private export",
             name,
         )
+    elif disk.private and not config.private:
+        log.warning(
+            "the export '%s' was made private and stays so, though it is declared without: its blocks share objects "
+            "with its own and its clones' alone; declare that, or remove and add it",
+            name,
+        )
     if pool_name != record.pool:
         log.warning(
             "the export '%s' lies in the pool '%s', but is declared in '%s'; it is offered where it lies: declare "

@@ -114,6 +114,7 @@ class Reload:
             keys += [f"tls.{name}" for name in _differing(old.tls, new.tls) if name != "mode"]
             keys += _schedules(old, new)
             changed += [f"{key} changed" for key in keys]
+            changed += [f"export {export.name} stays private, as it was made" for export in self._opened(old, new)]
             return ReloadReport(
                 changed=tuple(changed),
                 kept=tuple(_no_more_declared(old, new)),
@@ -146,6 +147,14 @@ class Reload:
         yield from chain.from_iterable(self._grow(export) for export in exports if export.name in self._exports)
 
     # ---- what cannot be ----
+
+    def _opened(self, old: ServerConfig, new: ServerConfig) -> Iterator[ExportConfig]:
+        """Exports that were declared private, and are no more."""
+        private = {export.name for export in old.exports if export.private}
+        opened = (export for export in new.exports if export.name in private and not export.private)
+        return (
+            export for export in opened if export.name in self._exports and self._exports.get(export.name).disk.private
+        )
 
     def _stays_removed(self, wanted: ExportConfig) -> bool:
         if wanted.name in self._exports or not self._changes.to_be(wanted).removed:

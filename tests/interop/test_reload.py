@@ -346,6 +346,15 @@ def test_of_an_export_that_is_declared_otherwise_only_that_changes(tmp_path: Pat
         assert server.exports()["disk"]["allow_addresses"] == ["192.0.2.0/24"]
 
 
+def test_an_export_that_is_declared_private_no_more_is_said_to_stay_so(tmp_path: Path) -> None:
+    private = GOOD.replace('"8M"\ndes', '"8M"\nprivate = true\ndes')
+    with configured(tmp_path, private) as server:
+        server.write(GOOD)
+        assert server.command_line("reload").stdout == "export disk stays private, as it was made\n"
+        server.write(private)
+        assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
+
+
 def test_a_reload_is_remembered_as_the_declaration_that_it_is(tmp_path: Path) -> None:
     state = ("--state-dir", str(tmp_path / "state"))
     grown = GOOD.replace('"8M"\ndes', '"16M"\ndes')

@@ -116,6 +116,19 @@ def test_an_export_that_is_declared_private_and_was_made_without_is_told_of(
     tell(story())
 
 
+def test_an_export_that_was_made_private_stays_so_and_that_is_told(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        for private in (True, False):
+            house.exports = (ExportConfig(name="secret", size_bytes=MIB, private=private),)
+            async with house.open():
+                assert house.found("secret").private
+                assert ("was made private and stays so" in caplog.text) is not private
+
+    tell(story())
+
+
 def test_a_limit_that_was_changed_at_run_time_leaves_a_pools_other_settings(house: House) -> None:
     async def story() -> None:
         pools = (PoolConfig(tell_sharing=True),)
