@@ -25,6 +25,7 @@ cdef class Arena:
     cdef uint32_t free_count
     cdef Region free_units
     cdef Ledger ledger      # of the pool whose arena it is
+    cdef uint64_t declined  # times that the file system gave no page, ever
     cdef Lock growing       # `mapped` changes under it alone
     cdef int fd
     cdef bint allocates         # pages are allocated in the file before they are touched

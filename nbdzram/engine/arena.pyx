@@ -35,7 +35,7 @@ from libc.string cimport memset, strerror
 from nbdzram.engine.ledger cimport Ledger, ledger_give, ledger_take
 from nbdzram.engine.lock cimport lock_end, lock_init, lock_leave, lock_take
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE, pages_for
-from nbdzram.engine.publish cimport amend32, amend64, look32, look64
+from nbdzram.engine.publish cimport add64, amend32, amend64, look32, look64
 
 import os
 import resource
@@ -454,7 +454,10 @@ cdef class Arena:
         """Make sure that the pages of a range can be touched. False when the file system is full."""
         if _must_fail():
             return False
-        return not self.allocates or self._allocate(offset, length, 0) == 0
+        if not self.allocates or self._allocate(offset, length, 0) == 0:
+            return True
+        add64(&self.declined, 1)
+        return False
 
     cdef int _allocate(self, uint64_t offset, uint64_t length, int mode) noexcept nogil:
         """fallocate, which tmpfs breaks off when a signal comes. 0, or -1 with errno."""

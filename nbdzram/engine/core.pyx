@@ -225,6 +225,9 @@ cdef class PoolCore:
     def failed_writes(self):
         return look64(&self.failed_count)
 
+    def declined(self) -> tuple[int, int]:
+        return look64(&self.arena.ledger.declined), look64(&self.arena.declined)
+
     cdef void read_counters(self, Counters* now) noexcept nogil:
         """Under the lock, with all tallies gathered: all of them at one moment."""
         memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))

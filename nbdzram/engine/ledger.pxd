@@ -26,6 +26,7 @@ cdef struct Ledger:
     uint64_t limit     # 0: none
     Sum* purse         # of all pools that share what is left of the machine; NULL: of none
     bint making_room   # whoever holds the lock does: what is kept is for it
+    uint64_t declined  # times that the purse had none, ever
 
 cdef inline uint64_t ledger_room(const Ledger* ledger) noexcept nogil:
     """Pages that may be taken now."""
@@ -39,6 +40,7 @@ cdef inline bint ledger_take(Ledger* ledger, uint64_t pages) noexcept nogil:
     if pages > ledger_room(ledger):
         return False
     if ledger.purse != NULL and not purse_take(ledger.purse, pages, ledger.making_room):
+        amend64(&ledger.declined, ledger.declined + 1)
         return False
     amend64(&ledger.used, ledger.used + pages)
     return True

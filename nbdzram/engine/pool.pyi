@@ -78,6 +78,9 @@ class Pool:
     @property
     def failed_writes(self) -> int:
         """That counter alone: one load, for who looks often whether a write found no room."""
+    def declined(self) -> tuple[int, int]:
+        """How often, ever, there was a page for it within its limit, but none in the purse, and none in its file
+        system."""
     def turns(self) -> int:
         """How often others than runs have had the pool's lock: whether clients come."""
     def turns_behind(self) -> int:

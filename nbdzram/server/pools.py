@@ -21,7 +21,6 @@ from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
 from nbdzram.units import format_size
 
 REFUSALS_SECONDS = 60.0  # a full pool refuses thousands of writes a second; an operator reads of it once a minute
-NEAR_CEILING_BYTES = 1 << 20  # of what is left of memory: a write that found less was refused for it
 ROT_SECONDS = 60.0  # a disk that is read through names one broken block after the other
 
 NOTHING = PoolCount()  # was counted before
@@ -56,6 +55,7 @@ class PoolService:
         self.automatic: asyncio.Task[None] | None = None  # the run that a policy started
         self.scrubbing: asyncio.Task[None] | None = None  # the same, of a scrub: others need not wait for that
         self._refusals_told = 0
+        self._declined = pool.declined()
         self._refusals_wait = now
         self._rot_told = 0
         self._rot_wait = now
@@ -109,14 +109,30 @@ class PoolService:
         if not refused or now < self._refusals_wait:
             return
         self._refusals_told, self._refusals_wait = stats.failed_writes, now + REFUSALS_SECONDS
-        limit = f"its limit is {format_size(stats.mem_limit)}" if stats.mem_limit else "it has no limit of its own"
-        purse = self.pool.purse
-        if purse is not None and 0 < purse.ceiling < purse.used + NEAR_CEILING_BYTES:
-            limit += f", and memory is short: all pools may take {format_size(purse.ceiling)} (limits.keep_free)"
         log.warning(
-            "the pool %s refused %d writes for lack of room: it uses %s, %s; see `nbdzram fold`, `compact` and "
-            "`recompress`, trim on the clients, or raise it: nbdzram pools limit %s SIZE",
-            *(self.name, refused, format_size(stats.memory_used), limit, self.name),
+            "the pool %s refused %d writes for lack of room: it uses %s, %s",
+            *(self.name, refused, format_size(stats.memory_used), self._bound(stats.mem_limit)),
+        )
+
+    def _bound(self, mem_limit: int) -> str:
+        """What kept it from more since this was last asked, and what to do about that."""
+        before, self._declined = self._declined, self.pool.declined()
+        no_memory, no_file = [now > then for now, then in zip(self._declined, before, strict=True)]
+        if no_memory and self.pool.purse is not None:
+            return (
+                f"and memory is short: all pools may take {format_size(self.pool.purse.ceiling)} (limits.keep_free); "
+                "trim on the clients, fold, compact or remove exports, or give the server more"
+            )
+        if no_file:
+            return (
+                f"and the file system of {self.pool.path} is full; make it larger (a tmpfs: mount -o "
+                "remount,size=SIZE), or trim on the clients"
+            )
+        if not mem_limit:  # addresses, say
+            return "and it has no limit; trim on the clients, or remove exports"
+        return (
+            f"its limit is {format_size(mem_limit)}; see `nbdzram fold`, `compact` and `recompress`, trim on the "
+            f"clients, or raise it: nbdzram pools limit {self.name} SIZE"
         )
 
     def tell_rot(self, now: float) -> None:

@@ -144,6 +144,19 @@ uvloop.run(story())
 """
 
 
+TOLD = """
+import logging
+from nbdzram.config import MaintenanceConfig
+from nbdzram.server.pools import PoolService
+told = []
+logging.getLogger("nbdzram.server").addFilter(lambda record: told.append(record.getMessage()))
+with Pool(path=str(place / "arena"), mem_limit=64 << 20) as pool:
+    service = PoolService("one", pool, MaintenanceConfig(), now=0.0)
+    write_until_full(pool.create("disk", 64 << 20))
+    service.tell_refusals(1.0)
+assert "and the file system of " in told[0] and "pools limit" not in told[0], told
+"""
+
 WITHOUT_FALLOCATE = """
 try:
     Pool(path=str(place / "arena"))
@@ -157,8 +170,8 @@ assert not (place / "arena").exists()
 
 @pytest.mark.parametrize(
     "story",
-    [REOPENED, EMPTY, NO_ROOM, SERVED, LIMITED],
-    ids=["full of blocks", "full of others", "from the start", "below a server", "of a process that is limited"],
+    [REOPENED, EMPTY, NO_ROOM, SERVED, LIMITED, TOLD],
+    ids=["full of blocks", "full of others", "from the start", "below a server", "of a limited process", "told"],
 )
 def test_a_full_tmpfs_is_an_error_and_not_the_end(tmp_path: Path, story: str) -> None:
     """Before the first block, at every write, and when the arena is opened again; what was stored is still there."""

@@ -59,7 +59,9 @@ def test_a_pool_that_the_memory_left_bounds_is_told_with_what_all_may_take(caplo
         service = PoolService("one", pool, MaintenanceConfig(), now=0.0)
         overfill(pool.create("disk", 1 << 30), writes=3)
         service.tell_refusals(1.0)
-        assert ", it has no limit of its own, and memory is short: all pools may take " in caplog.text
+        assert ", and memory is short: all pools may take " in caplog.text
+        assert "limit is" not in caplog.text
+        assert "pools limit" not in caplog.text
         purse.ceiling = purse.used + 2 * LIMIT  # somebody gave it more since
         pool.mem_limit = 1
         overfill(pool.create("other", 1 << 30), writes=1)
