@@ -3,8 +3,9 @@
     chunk   length 4, big endian | so many bytes
     end     length 0
 
-Without the end mark who reads knows that who wrote went away. The socket may be in the hands of an event loop at the
-same time: it is only polled and used without waiting, and its mode stays as it is.
+Without the end mark who reads knows that who wrote went away. Who is made to end in the middle of a chunk sends the
+rest of it, if that is taken soon, so that the mark, and the reason behind it, can follow. The socket may be in the
+hands of an event loop at the same time: it is only polled and used without waiting, and its mode stays as it is.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import os
 import select
 import socket
 import struct
+import time
 
 from nbdzram.errors import StreamCut, StreamError
 
 LENGTH = struct.Struct(">I")
 LARGEST_CHUNK = 1 << 20
+REST_SECONDS = 1.0
+"""For the rest of a chunk: who reads at all takes it in that time."""
 
 
 class Pipe:
@@ -28,6 +32,7 @@ class Pipe:
         self._socket = connection
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cancelled: str | None = None
+        self._until = 0.0  # by the monotonic clock: for the rest of a chunk, once it is cancelled
         self._left = 0  # of the chunk that is being read
         self._within = False  # a chunk that is being written
         self._ended = False
@@ -39,6 +44,8 @@ class Pipe:
 
     def cancel(self, reason: str) -> None:
         """Whoever reads or writes ends with a StreamError that says this."""
+        if self._cancelled is None:
+            self._until = time.monotonic() + REST_SECONDS
         self._cancelled = self._cancelled or reason
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)
@@ -46,6 +53,7 @@ class Pipe:
     def write(self, content: bytes) -> None:
         """Send it as chunks. Raises StreamError: cancelled, or (StreamCut) nobody reads any more."""
         for start in range(0, len(content), LARGEST_CHUNK):
+            self._require_going_on()
             part = memoryview(content)[start : start + LARGEST_CHUNK]
             self._within = True
             self._send(memoryview(LENGTH.pack(len(part))))
@@ -54,6 +62,7 @@ class Pipe:
 
     def end(self) -> None:
         """Nothing more comes."""
+        self._require_going_on()
         self._within = True
         self._send(memoryview(LENGTH.pack(0)))
         self._within, self._ended = False, True
@@ -108,7 +117,6 @@ class Pipe:
 
     def _send(self, content: memoryview) -> None:
         while content:
-            self._require_going_on()
             try:
                 content = content[self._socket.send(content, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
@@ -119,8 +127,13 @@ class Pipe:
     def _wait(self, for_what: int) -> None:
         poll = select.poll()
         poll.register(self._socket, for_what)
-        poll.register(self._wake, select.POLLIN)
-        poll.poll()
+        if self._cancelled is None:
+            poll.register(self._wake, select.POLLIN)
+            poll.poll()
+            if self._within:
+                return
+        elif self._within and poll.poll(max(self._until - time.monotonic(), 0) * 1000):
+            return
         self._require_going_on()
 
     def _require_going_on(self) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nbdzram.errors import StreamCut, StreamError
+from nbdzram.stream import pipe
 from nbdzram.stream.pipe import LARGEST_CHUNK, LENGTH, Pipe
 
 Ends = tuple[Pipe, Pipe, socket.socket, socket.socket]
@@ -73,20 +74,48 @@ def test_whoever_is_waiting_hears_the_first_reason_why_it_ends(ends: Ends) -> No
             waiting.result()
 
 
-def test_a_stream_that_failed_between_two_chunks_gets_its_end_mark_and_one_in_a_chunk_does_not(ends: Ends) -> None:
-    writer, reader, below, _ = ends
+def test_a_stream_that_is_ended_between_two_chunks_gets_its_end_mark(ends: Ends) -> None:
+    writer, reader, _, _ = ends
     writer.write(b"whole")
+    writer.cancel("it was enough")
+    for act in (lambda: writer.write(b"more"), writer.end):
+        with pytest.raises(StreamError, match="it was enough"):
+            act()
     assert writer.settle(inward=False)
     assert whole(reader) == b"whole"
-    writer.cancel("it was enough")
-    with pytest.raises(StreamError, match="it was enough"):
-        writer.write(b"more")  # nobody can tell how much of this the other end has
-    fresh = Pipe(socket.socket(fileno=os.dup(below.fileno())))
-    fresh.cancel("it was enough")
-    with pytest.raises(StreamError, match="it was enough"):
-        fresh.write(b"more")
-    assert not fresh.settle(inward=False)
-    fresh.close()
+
+
+def test_the_rest_of_a_chunk_is_sent_to_who_reads_and_then_why_it_ends_can_be_told(ends: Ends) -> None:
+    writer, reader, below, behind = ends
+    content = os.urandom(LARGEST_CHUNK)
+
+    def write() -> None:
+        with pytest.raises(StreamError, match="it was enough"):
+            writer.write(content + b"more")
+        assert writer.settle(inward=False)
+        below.sendall(b"why")
+
+    with ThreadPoolExecutor() as thread:
+        written = thread.submit(write)
+        begun = reader.read(1)
+        writer.cancel("it was enough")
+        assert begun + whole(reader) == content
+        written.result()
+    assert behind.recv(100) == b"why"
+
+
+def test_who_reads_nothing_gets_no_end_mark_in_the_middle_of_a_chunk(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "REST_SECONDS", 0.0)
+    writer, reader, _, _ = ends
+    with ThreadPoolExecutor() as thread:
+        written = thread.submit(writer.write, os.urandom(LARGEST_CHUNK))
+        reader.read(1)
+        writer.cancel("it was enough")
+        with pytest.raises(StreamError, match="it was enough"):
+            written.result()
+    assert not writer.settle(inward=False)
 
 
 def test_who_went_away_is_told_from_who_ended(ends: Ends) -> None:
