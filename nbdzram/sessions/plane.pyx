@@ -131,12 +131,10 @@ cdef class Plane:
         tidings = []
         mail_quiet(&self.box)
         letter = mail_take(&self.box)
-        notices = self.notices.take()  # behind the letters: what a session said before it told its end is among them
         while letter != NULL:
             following = letter.next
             if letter.kind == NOTICED:
                 bell_answer(&self.notices.bell)
-                notices += self.notices.take()  # what came before the bell was answered rang no more
             else:
                 session = <Session>letter.owner
                 told = bell_answer(&session.tidings)
@@ -145,7 +143,9 @@ cdef class Plane:
                 else:
                     tidings.append((session, told & ENDED != 0, told & SYNC != 0, told & GONE_NOW != 0))
             letter = following
-        return tidings, notices
+        # Behind the bells: what came before one was answered rang no more, and what a session said before its end that
+        # is told now is among them.
+        return tidings, self.notices.take()
 
     def bury(self, Session session not None):
         """It was told GONE, and that was seen to: nothing is wished of it any more."""
