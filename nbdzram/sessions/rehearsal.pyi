@@ -2,6 +2,7 @@ from nbdzram.sessions.line import Line
 from nbdzram.sessions.session import Session
 from nbdzram.sessions.thread import Desk
 from nbdzram.sessions.throttle import Throttle
+from nbdzram.sessions.workers import Workers
 
 class RehearsalLine(Line):
     """A line whose peer is a script: tests and the simulator put it in the place of a socket."""
@@ -73,3 +74,16 @@ class Waits:
 
     def bar(self) -> None:
         """Somebody else ran on its processor."""
+
+class Looks:
+    """I/O threads that look before they sleep, or are at work, on some processors."""
+
+    def __init__(self, workers: Workers) -> None: ...
+    def begins(self) -> bool:
+        """May one more look?"""
+
+    def ends(self) -> None:
+        """One of them looks no more."""
+
+    def works(self, threads: int) -> None:
+        """So many more are in a turn, or fewer."""

@@ -19,6 +19,7 @@ from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.throttle cimport (
     Rate, Throttle, rate_due, rate_grant, rate_is_scarce, rate_of_bytes, rate_of_requests, rate_take_back,
 )
+from nbdzram.sessions.workers cimport Workers
 
 
 cdef class RehearsalLine(Line):
@@ -186,3 +187,29 @@ cdef class Waits:
     def bar(self):
         """Somebody else ran on its processor."""
         patience_bar(&self.patience, self.now)
+
+
+cdef class Looks:
+    """I/O threads that look before they sleep, or are at work, on some processors."""
+
+    cdef Workers workers
+
+    def __init__(self, Workers workers not None):
+        self.workers = workers
+
+    def begins(self):
+        """May one more look?"""
+        return self.workers.may_look()
+
+    def ends(self):
+        """One of them looks no more."""
+        self.workers.looked()
+
+    def works(self, int threads):
+        """So many more are in a turn, or fewer."""
+        while threads > 0:
+            self.workers.begin()
+            threads -= 1
+        while threads < 0:
+            self.workers.end()
+            threads += 1
