@@ -31,6 +31,7 @@ def test_zstd_frames_are_magicless_and_decode_in_the_wheel(block: bytes) -> None
     assert not encoded.startswith(zstandard.FRAME_HEADER)
     assert frames.decompress(encoded, max_output_size=BLOCK) == block
     assert codec.decompress_zstd(encoded) == block
+    assert encoded[0] == 0  # no size, no checksum, no number of a dictionary: RFC 8878, section 3.1.1.1.1
 
 
 @pytest.mark.parametrize("block", BLOCKS)

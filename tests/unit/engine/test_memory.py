@@ -342,6 +342,22 @@ def test_a_write_that_lacks_one_page_of_two_is_refused_and_does_not_try_for_ever
         assert pool.stats().failed_writes == 1
 
 
+@pytest.mark.parametrize(("freed", "stored"), [(63, 0), (64, 1)])
+def test_behind_a_pass_that_came_to_nothing_a_write_begins_another_once_enough_went(freed: int, stored: int) -> None:
+    """Whatever that would gain: a full pool is not searched for each write that it refuses."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    disk.write(0, b"".join(half_random(number, 900) for number in range(800)))
+    while run(Compact(pool)).objects_moved:
+        pass
+    for number in range(0, 8 * freed, 8):
+        disk.trim(number * BLOCK, BLOCK)
+    pool.mem_limit = pool.stats().memory_used
+    assert fill_to_the_limit(disk, noise, first=800) - 800 >= stored
+    assert (pool.stats().objects_moved > 0) == (stored > 0)
+    pool.check()
+
+
 def test_compaction_works_in_a_pool_that_is_exactly_full() -> None:
     """Also where what is left of a class has to move into a zspage that is still to be made."""
     pool = Pool(mem_limit=2 << 20)
@@ -421,19 +437,28 @@ print(len(pools))
     assert run_python(code).stdout == "1100\n"
 
 
-def test_without_addresses_an_error_says_how_many_there_are_and_what_reserves_fewer() -> None:
-    code = """
+@pytest.mark.parametrize("there", [True, False])
+def test_without_addresses_an_error_says_how_many_there_are_and_what_reserves_fewer(
+    tmp_path: Path, *, there: bool
+) -> None:
+    """And a file in which something is stored stays, where one that was to begin goes."""
+    path = tmp_path / "arena"
+    if there:
+        with Pool(path=str(path)) as pool:
+            pool.create("disk", SIZE)
+    code = f"""
 import resource
 from nbdzram.engine.pool import Pool
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 try:
-    Pool()
+    Pool(path={str(path)!r})
 except Exception as error:
     print(error)
 """
     told = run_python(code).stdout
     assert re.match(r"cannot reserve \d+ GiB of addresses for a pool: .*8192 MiB \(ulimit -v\)", told), told
     assert "a smaller mem_limit reserve less" in told
+    assert path.exists() is there
 
 
 def test_a_limit_that_the_reserved_addresses_cannot_hold_is_refused() -> None:

@@ -1,0 +1,80 @@
+"""What a stream brings along is stored as a write would store it, and what the pool has already is found."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+from nbdzram.engine import codec, moment
+from nbdzram.engine.absorb import Absorber
+from nbdzram.engine.arena import allocations_left, fail_allocation
+from nbdzram.engine.dictionary import dictionary_of
+from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
+from nbdzram.errors import EngineError
+from tests.unit.engine.blocks import half_random
+
+MIB = 1 << 20
+LZ4 = 2  # as a stream has it
+UNIT = 64 << 10
+
+
+def encoded_in(length: int) -> bytes:
+    """A block whose LZ4 encoding has this length."""
+    blocks = (half_random(length, number) for number in range(length - 40, length))
+    return next(block for block in blocks if len(codec.compress_lz4(block)) == length)
+
+
+@pytest.mark.parametrize("length", [HUGE_THRESHOLD - 1, HUGE_THRESHOLD, HUGE_THRESHOLD + 1])
+def test_what_came_encoded_is_stored_raw_from_the_length_on_from_which_a_write_stores_it_so(
+    pool: Pool, other: Pool, length: int
+) -> None:
+    block = encoded_in(length)
+    encoded = codec.compress_lz4(block)
+    staging, absorber = moment.prepare(other, "\nstaging", MIB), Absorber(other)
+    absorber.take_objects(staging, struct.pack("<IHBBQ", 0, length, LZ4, 0, codec.fingerprint_of(block)) + encoded)
+    pool.create("disk", MIB).write(0, block)
+    assert other.stats().compr_by_codec == pool.stats().compr_by_codec
+    assert other.stats().huge_pages == pool.stats().huge_pages == (length >= HUGE_THRESHOLD)
+    assert staging.read(0, len(block)) == block
+
+
+def kept(pool: Pool) -> list[bytes]:
+    """The pool's dictionaries."""
+    found = []
+    for number in range(4):
+        try:
+            found.append(dictionary_of(pool, number))
+        except EngineError:
+            break
+    return found
+
+
+def test_dictionaries_that_begin_alike_are_several_and_each_is_found_again(other: Pool) -> None:
+    content = random.Random(1).randbytes(UNIT)
+    alike = [content, content[:-1], content[: UNIT // 2], content[:-1] + bytes([content[-1] ^ 1])]
+    for absorber in (Absorber(other), Absorber(other)):
+        for number, one in enumerate(alike):
+            absorber.dictionary(number, one)
+    assert kept(other) == alike
+
+
+@pytest.mark.parametrize("length", [UNIT, UNIT + 1])
+def test_a_dictionary_that_finds_no_memory_takes_none(other: Pool, length: int) -> None:
+    """Whichever allocation fails; its objects are encoded again then."""
+    content, failures = random.Random(1).randbytes(length), 0
+    before = other.stats().metadata
+    while True:
+        fail_allocation(failures)
+        Absorber(other).dictionary(0, content)
+        if allocations_left() >= 0:
+            break
+        assert kept(other) == []
+        assert other.stats().metadata == before
+        other.check()
+        failures += 1
+    fail_allocation(-1)
+    assert failures > 1
+    assert kept(other) == [content]
+    assert other.stats().metadata == before + 2 * -(-length // 4096) * 4096  # once as it came, and once to be read with
