@@ -16,7 +16,7 @@ from nbdzram.errors import UserError
 from nbdzram.server.state import FILE_NAME
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import noise
-from tests.unit.server.house import MIB, READ, UNCHANGED, WRITE, House, tell
+from tests.unit.server.house import MIB, READ, UNCHANGED, WRITE, Delegate, House, tell
 from tests.wire import request
 
 BLOCK = 4096
@@ -82,6 +82,23 @@ def test_bounds_are_as_declared_until_they_are_changed_and_remembered_then(house
 
     tell(first())
     tell(again())
+
+
+def test_each_bound_arrives_where_it_holds(house: House) -> None:
+    """Five figures, each another one: at the disk, and in the four places of what lets requests wait."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            export, asked = house.service._exports.get("disk"), list[Any]()
+            real = export.throttle
+            export.throttle = Delegate(real, limit=lambda *given: asked.append(given))  # type: ignore[assignment]
+            bounds = {"iops": 50, "iops_burst": 7, "bandwidth_bytes": 3 * MIB, "bandwidth_burst_bytes": 5 * MIB}
+            await changes.change_export("disk", **wanted(quota_bytes=8 * BLOCK, **bounds))
+            export.throttle = real
+            assert asked == [((50, 7), (3 * MIB, 5 * MIB))]
+            assert export.disk.quota_bytes == 8 * BLOCK
+
+    tell(story())
 
 
 def test_a_server_from_before_bounds_is_understood(house: House) -> None:

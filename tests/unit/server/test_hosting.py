@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uvloop
@@ -14,9 +16,10 @@ from nbdzram.server import hosting
 from nbdzram.server.exports import Exports
 from nbdzram.server.handover import Counted
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
+from nbdzram.server.lobby import Origin
 from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
 from nbdzram.settings import MOST_THREADS
-from tests.unit.server.test_lobby import arrive
+from tests.unit.server.test_lobby import Stranger, arrive
 
 TASKS_OF_ASYNCIO = 32  # ThreadPoolExecutor's most: min(32, processors + 4)
 TASKS_MAX = 128  # the least that a unit of systemd has been shipped with
@@ -145,5 +148,30 @@ def test_what_was_counted_is_counted_on_each_figure_at_its_place() -> None:
         assert (hosted.accepted, hosted.protocol_errors, hosted.number_client()) == (3, 5, 8)
         assert hosted.counted() == replace(told, last_client=8)
         hosted.stop()
+
+    uvloop.run(story())
+
+
+def test_it_is_quiet_while_no_connection_is_open() -> None:
+    async def story() -> None:
+        hosting = Hosting(Exports(None), ServerConfig(threads=1))
+        strangers: list[Any] = [Stranger(Origin("tcp", "192.0.2.1")) for _ in range(3)]
+
+        async def is_quiet() -> bool:
+            waiting = asyncio.ensure_future(hosting.wait_quiet())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            return waiting.done()
+
+        assert await is_quiet()
+        for _ in range(2):
+            for stranger in strangers:
+                hosting.begin(stranger)
+                assert not await is_quiet()
+            for stranger in strangers:
+                assert not await is_quiet()
+                hosting.end_haggling(stranger)
+            assert await is_quiet()
+        hosting.stop()
 
     uvloop.run(story())

@@ -7,6 +7,7 @@ import errno
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
+from nbdzram.server.journal import Journal
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
 from tests.unit.server.lasting import (
@@ -88,6 +90,23 @@ def test_a_flush_waits_for_the_first_checkpoint(tmp_path: Path, monkeypatch: pyt
             gate.opened.set()
             await flush
             assert journal(service).status.usable
+
+    play(story)
+
+
+def test_who_waits_for_a_journal_that_ends_before_it_began_is_told_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        async def release(*_: object) -> None:
+            pass
+
+        closing = Journal(tmp_path, SimpleNamespace(release=release), ["default"])  # type: ignore[arg-type]
+        waiting = [asyncio.ensure_future(closing.synced()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in waiting)
+        await closing.close()
+        for one in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(one, OSError)
+            assert "the server stops" in str(one)
 
     play(story)
 

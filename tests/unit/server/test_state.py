@@ -12,7 +12,7 @@ import pytest
 
 from nbdzram.config import Access
 from nbdzram.errors import UserError
-from nbdzram.server.state import FILE_NAME, ExportRecord, PoolChange, State
+from nbdzram.server.state import FILE_NAME, ExportRecord, Kept, PoolChange, State, remembered_in
 from nbdzram.status import to_json
 
 CHANGE = ExportRecord(
@@ -59,6 +59,20 @@ def test_without_a_directory_changes_last_as_long_as_the_process() -> None:
     assert state.arena_path("default") is None
 
 
+@pytest.mark.parametrize("in_memory", [True, False], ids=["memory", "directory"])
+def test_who_gave_away_in_vain_writes_again_what_it_knows(tmp_path: Path, *, in_memory: bool) -> None:
+    """Another version may have written there what this one does not read; whoever starts next reads the file."""
+    directory, file = (None if in_memory else tmp_path), tmp_path / FILE_NAME
+    state = State(directory, Kept(file=file))
+    state.remember_export("disk", CHANGE)
+    file.write_text('{"format": 99}')
+    again = State(directory, state.surrender())
+    assert again.changes == remembered_in(tmp_path) == state.changes
+    file.unlink()
+    State(directory, Kept(file=file))  # who goes on from nobody writes nothing
+    assert not file.exists()
+
+
 def test_another_file_in_the_place_of_an_arena_is_refused_also_by_who_goes_on(tmp_path: Path) -> None:
     """As an arena that is not there would be made, and served to clients that have another."""
     state = State(tmp_path)
@@ -79,6 +93,36 @@ def test_another_file_in_the_place_of_an_arena_is_refused_also_by_who_goes_on(tm
         one.require_arenas()
     following.remove_arena("p")
     following.require_arenas()
+
+
+FORMER = Access(addresses=("10.0.0.0/8",), certificates=())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.remember_removal("gone", None, FORMER),
+        lambda state: state.remember_exports(state.changes.exports, gone=["disk"]),
+        lambda state: state.remember_exports({}),
+        lambda state: state.remember_renaming("new", CHANGE, "old", None),
+        lambda state: state.remember_pool("fast", PoolChange(mem_limit=5, dedup="inline", declared=None)),
+        lambda state: state.remember_export("disk", None),
+    ],
+    ids=["gone and not known", "gone among all", "exports alone", "another name", "pool", "forgotten"],
+)
+def test_whatever_changed_is_written_and_what_did_not_is_not(tmp_path: Path, change: Callable[[State], None]) -> None:
+    """Also whom an export admitted that is gone, and nothing beside it."""
+    state = State(tmp_path)
+    state.remember_export("disk", CHANGE)
+    before = state.changes
+    change(state)
+    assert state.changes != before
+    assert remembered_in(tmp_path) == state.changes
+    written = (tmp_path / FILE_NAME).stat().st_ino
+    state.remember_exports(state.changes.exports)
+    for name, pool in state.changes.pools.items():
+        state.remember_pool(name, pool)
+    assert (tmp_path / FILE_NAME).stat().st_ino == written
 
 
 def test_a_change_that_cannot_be_written_is_not_half_made(tmp_path: Path) -> None:
