@@ -130,25 +130,26 @@ def parent_watched(parent: int | None, ended: Callable[[], None]) -> Iterator[No
     if parent is None:
         yield
         return
-    loop = asyncio.get_running_loop()
     try:
         descriptor = os.pidfd_open(parent)
     except ProcessLookupError:
-        descriptor = -1
+        ended()
+        yield
+        return
     except OSError as error:
         raise UserError(
             f"cannot watch the parent process {parent}: {error.strerror}; leave out --exit-with-parent"
         ) from error
-    if descriptor < 0 or os.getppid() != parent:  # it has ended, and its number may be another's by now
-        ended()
-    else:
+    loop = asyncio.get_running_loop()
+    if os.getppid() == parent:
         loop.add_reader(descriptor, ended)
+    else:  # it has ended, and its number is another's by now
+        ended()
     try:
         yield
     finally:
-        if descriptor >= 0:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

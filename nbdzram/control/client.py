@@ -47,11 +47,10 @@ class ControlClient:
         self._socket.settimeout(CONNECT_SECONDS)
         try:
             self._socket.connect(str(path))
-        except PermissionError:
-            self._socket.close()
-            raise not_ours(path) from None
         except OSError as error:
             self._socket.close()
+            if isinstance(error, PermissionError):
+                raise not_ours(path) from None
             reason = error.strerror or str(error)
             raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
         self._reader = self._socket.makefile("rb")

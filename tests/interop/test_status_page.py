@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -220,6 +222,23 @@ def test_a_full_pool_turns_the_header_red_and_says_what_to_do(serve: Callable[..
     browser.wait_for("document.getElementById('pools').innerText.includes('no limit')")
 
 
+def did(requests: int, size: int, *latency: int) -> dict[str, Any]:
+    return {"requests": requests, "bytes": size, "latency_counts": latency}
+
+
+WHAT_A_DISK_DID: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] = [
+    ({}, {}, {"read": 0, "write": 0, "ops": 0, "latency": []}),
+    (
+        {"read": did(4, 40, 3, 1), "trim": did(1, 1 << 30, 1, 0)},
+        {"read": did(8, 60, 4, 4), "trim": did(3, 9 << 30, 1, 2), "write": did(2, 10, 0, 2)},
+        {"read": 10, "write": 5, "ops": 4, "latency": [1, 5]},
+    ),
+    ({"read": did(4, 40, 4)}, {"read": did(3, 90, 3)}, None),  # another one of its name: nothing can be told
+    ({"read": did(4, 40, 4), "write": did(4, 40, 4)}, {"read": did(9, 90, 9), "write": did(3, 90, 3)}, None),
+]
+"""Before, after, and what is told of the two seconds between; `trim` names ranges, and carries none of it."""
+
+
 def test_the_page_shows_the_newest_answer_when_a_used_export_is_gone(
     serve: Callable[..., Nbdzram], browser: Browser
 ) -> None:
@@ -240,6 +259,10 @@ def test_the_page_shows_the_newest_answer_when_a_used_export_is_gone(
         client.write(0, BLOCK)
         browser.wait_for("rows.find(row => row.name === 'disk').now?.ops > 0")
     browser.wait_for("rows.find(row => row.name === 'another').now?.ops === 0")
+    for before, after, told in WHAT_A_DISK_DID:
+        figures = [json.dumps({"operations": operations}) for operations in (before, after)]
+        found = browser.evaluate(f"JSON.stringify(rate({', '.join(figures)}, 2))")
+        assert json.loads(found) == told
     assert browser.complaints == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from nbdzram.cli import attach
 from nbdzram.cli.hints import Address, Attachment, Credentials
 from nbdzram.errors import UserError
+from nbdzram.ready import readable
 from tests.unit.cli.conftest import Server, run
 
 FAR = "nbd://192.0.2.10"
@@ -128,3 +130,24 @@ def test_who_persists_has_a_second_connection_to_ask_again_over(
     monkeypatch.setattr(attach, "_persist", persist)
     CliRunner().invoke(attach.command, ["disk", "--uri", FAR, "--persist", *given])
     assert seen == [connections]
+
+
+def test_a_signal_wakes_who_waits_and_the_second_ends_the_process() -> None:
+    """Of one that came before the wait, too."""
+    known = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = signal.set_wakeup_fd(-1)
+    try:
+        for number, other in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
+            with attach._signals() as (reader, came):
+                assert not came()
+                assert not readable(reader, seconds=0)
+                signal.raise_signal(number)
+                assert came()
+                assert readable(reader, seconds=0)
+                assert signal.getsignal(number) == signal.SIG_DFL
+                assert signal.getsignal(other) != signal.SIG_DFL
+            assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in known.items():
+            signal.signal(number, handler)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from nbdzram.cli import flow
+from nbdzram.cli.main import run
+from tests.unit.cli.told import serving
 
 
 class Screen(io.StringIO):
@@ -34,3 +38,15 @@ def test_what_has_passed_and_how_fast_is_told_twice_a_second(
             meter.passed(3 << 20)
     told = ["sent 6M, 12M/s", "sent 12M, 3M/s", ""]
     assert screen.getvalue() == ("".join(flow.CLEAR + line for line in told) if terminal else "")
+
+
+def test_all_that_was_sent_is_in_the_file_before_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python still has at hand would be written behind it."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    path = tmp_path / "stream"
+    with serving() as (control, _), path.open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert run(["--control", str(control), "send", "disk"]) == 0
+        assert synced == [len(b"a stream\n")]
+    assert path.read_bytes() == b"a stream\n"

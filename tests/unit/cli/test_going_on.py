@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram.cli import going_on, loading
 from tests.support.server import START_SECONDS, Nbdzram
 
 MIB = 1 << 20
@@ -37,6 +38,14 @@ class Supervisor:
             if re.search(says, said):
                 return said
 
+    def hear_barrier(self) -> int:
+        """Of the next one the descriptor, which is closed once all before it has been read."""
+        descriptors: list[int] = []
+        while not descriptors:
+            said, descriptors, _, _ = socket.recv_fds(self._socket, 4096, 1)
+        assert said == b"BARRIER=1"
+        return descriptors[0]
+
     def close(self) -> None:
         self._socket.close()
 
@@ -52,6 +61,33 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supe
 def seconds_more(said: str) -> float:
     (found,) = re.findall(r"^EXTEND_TIMEOUT_USEC=(\d+)$", said, re.MULTILINE)
     return int(found) / 1e6
+
+
+def test_what_a_step_may_take_is_told_in_the_unit_that_the_name_has(supervisor: Supervisor) -> None:
+    """A minute, and what each GiB takes; never a day, for which one that hangs would not be mended."""
+    going_on._extend("stopping", 4 << 30, 10.0)
+    assert supervisor.hear("") == f"STATUS=stopping\nEXTEND_TIMEOUT_USEC={(60 + 2 + 10) * 10**6}"
+    assert loading.LOADING_SILENCE_MICROSECONDS == 300 * 10**6
+
+
+def test_who_is_taken_over_ends_once_it_is_read_who_serves(tmp_path: Path, supervisor: Supervisor) -> None:
+    """The end of a process that nobody knows as a former one would be that of the service (sd_notify_barrier(3))."""
+    arguments = ["--state-dir", str(tmp_path / "state")]
+    with Nbdzram(tmp_path, {"disk": MIB}, arguments=arguments) as old:
+        supervisor.hear("READY=1")
+        words = [*old.command[old.command.index("serve") :], "--takeover"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "nbdzram", *words], stdout=subprocess.DEVNULL, env=old.environment()
+        ) as new:
+            try:
+                assert supervisor.hear("MAINPID=") == f"MAINPID={new.pid}"
+                read = supervisor.hear_barrier()
+                assert old.process.poll() is None
+                os.close(read)
+                assert old.process.wait(START_SECONDS) == 0
+            finally:
+                new.terminate()
+        assert new.returncode == 0
 
 
 def write(server: Nbdzram) -> None:

@@ -24,7 +24,17 @@ from nbdzram.nbd.constants import TransmissionFlag
 from nbdzram.residence import go_late
 from tests.support.pki import Pki
 from tests.unit.cli.conftest import Server, run
-from tests.wire import CMD_DISC, request
+from tests.wire import (
+    CMD_DISC,
+    IHAVEOPT,
+    NBDMAGIC,
+    OPT_GO,
+    OPTION_REPLY,
+    OPTION_REPLY_MAGIC,
+    REP_ACK,
+    REP_INFO,
+    request,
+)
 
 Start = Callable[..., Server]
 MIB = 1 << 20
@@ -243,6 +253,25 @@ def test_something_else_that_listens_there_is_refused(said: bytes) -> None:
         theirs.sendall(said)
         with pytest.raises(Refused, match="no NBD server of today"):
             greet(ours, "disk")
+
+
+EXPORT = struct.pack(">HQH", 0, 5 * MIB, 0x105)
+OTHERS = [
+    struct.pack(">H", 1) + b"ten-lett-s",  # its name: as long as what is told of size and flags
+    struct.pack(">H", 2) + b"twelve",
+    struct.pack(">HIII", 3, 512, 4096, 32 * MIB),
+]
+
+
+@pytest.mark.parametrize("told", [[EXPORT], [*OTHERS, EXPORT], [EXPORT, *OTHERS]], ids=["alone", "last", "first"])
+def test_whatever_else_a_server_tells_size_and_flags_are_what_it_says_of_them(told: list[bytes]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(struct.pack(">QQH", NBDMAGIC, IHAVEOPT, 3))
+        for body in told:
+            theirs.sendall(OPTION_REPLY.pack(OPTION_REPLY_MAGIC, OPT_GO, REP_INFO, len(body)) + body)
+        theirs.sendall(OPTION_REPLY.pack(OPTION_REPLY_MAGIC, OPT_GO, REP_ACK, 0))
+        assert greet(ours, "disk") == (5 * MIB, 0x105)
 
 
 def test_messages_are_as_the_kernel_reads_them() -> None:

@@ -1,0 +1,34 @@
+"""`nbdzram stat` of an export whose blocks nobody has counted yet: it was made behind the walk that is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbdzram.cli.columns import Column
+from nbdzram.cli.stat import COLUMNS, WALKED, Line, explain
+from tests.unit.records import EXPORT, OTHER_EXPORT, TWO_OF_EACH, USAGE
+
+FRESH = Line(TWO_OF_EACH.pools[0], OTHER_EXPORT, (EXPORT, OTHER_EXPORT), {EXPORT.name: USAGE})
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.heading)
+def test_only_what_has_to_be_counted_is_left_out(column: Column[Line]) -> None:
+    """Of the pool the others are told."""
+    cells = {
+        name: column.cell(FRESH._replace(usage={**FRESH.usage, **usage}))
+        for name, usage in (("fresh", {}), ("counted", {OTHER_EXPORT.name: USAGE}))
+    }
+    if column.heading in WALKED:
+        assert cells["fresh"] is None
+        assert cells["counted"] is not None
+    else:
+        assert cells["fresh"] == cells["counted"]
+
+
+def test_where_its_memory_went_is_not_told_yet() -> None:
+    assert list(explain(FRESH)) == [
+        "export other of pool fast",
+        "  it was made a moment ago, and its blocks are not counted yet",
+    ]
+    of_pool = list(explain(FRESH._replace(export=None)))
+    assert of_pool == list(explain(FRESH._replace(export=None, exports=(EXPORT,))))
