@@ -35,7 +35,15 @@ from nbdzram.config import CheckpointConfig
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, StreamError, UnreadableExport, UserError
 from nbdzram.machine import Machine
-from nbdzram.server.chains import FIRST, Checkpoint, checkpoints_in, name_of, next_number, sync_directory
+from nbdzram.server.chains import (
+    FIRST,
+    Checkpoint,
+    checkpoints_in,
+    name_of,
+    next_number,
+    segments_in,
+    sync_directory,
+)
 from nbdzram.server.claim import Claim
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
@@ -44,7 +52,7 @@ from nbdzram.server.pools import PoolService
 from nbdzram.server.restore import Begun
 from nbdzram.server.segments import forget_journal
 from nbdzram.server.settling import Settling
-from nbdzram.server.state import Remembered
+from nbdzram.server.state import Noted, Remembered, State
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
 from nbdzram.stream.sending import Progress, send
@@ -76,6 +84,8 @@ class Checkpoints:
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
         self._claim: Claim | None = None
+        self._found = 0  # the number of the newest checkpoint in the directory
+        self._found_journal = False  # one that a start would read, and of which this server knows nothing
         self._beside_state = False  # the directory is a state directory too, which has a changes.json of its own
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
@@ -93,7 +103,7 @@ class Checkpoints:
         if config.directory is not None:
             if durable:
                 self.journal = Journal(config.directory, self._journal_moments, durable)
-            self.settling = Settling(config.directory, self.journal, self._has_directory)
+            self.settling = Settling(config.directory, exports, self.journal, self._has_directory)
 
     @property
     def _directory(self) -> Path:
@@ -129,6 +139,10 @@ class Checkpoints:
             self._claim = Claim(self._directory)
             self._claim.take()
             self._require_writable()
+            known = checkpoints_in(self._directory)
+            self._found = max(known, default=0)
+            if self.journal is None:
+                self._found_journal = max(segments_in(self._directory), default=-1) >= self._found
             for left in self._directory.glob("*.new"):
                 left.unlink()
             sync_directory(self._directory)
@@ -164,10 +178,14 @@ class Checkpoints:
     def _has_directory(self) -> bool:
         return self._claim is not None and self._claim.is_held
 
-    def start(self, begun: Begun) -> None:
-        """`begun`: what the server began from."""
+    def start(self, begun: Begun, memory: State, noted: Noted) -> None:
+        """`begun`: what the server began from; memory, noted: see Settling.begin."""
         if self._config.directory is None:
             return
+        if self.settling is not None:
+            limits = {name: service.pool.mem_limit for name, service in self._pools.items()}
+            came = bool(begun.moment_ns)
+            self.settling.begin(memory, noted, limits, self._found, came=came, waits=self._found_journal)
         self._status = CheckpointStatus(
             moment=begun.moment_ns / 1e9 if begun.moment_ns else None,
             interval_seconds=self._config.interval_seconds,
@@ -244,7 +262,7 @@ class Checkpoints:
         while True:
             with steadily("the count of exports"):
                 self._tell_crowds()
-            hurries = self.journal is not None and self.journal.wants_checkpoint
+            hurries = self._is_waited_for()
             next_at = min(due, hurries_from) if hurries else due
             await asyncio.sleep(min(LOOK_SECONDS, max(next_at - loop.time(), 0.0)))
             with steadily("giving way to writes that find no room"):
@@ -256,6 +274,10 @@ class Checkpoints:
                 due = loop.time() + self._config.interval_seconds
                 await asyncio.shield(asyncio.create_task(self.take()))
                 hurries_from = loop.time() + AGAIN_SECONDS
+
+    def _is_waited_for(self) -> bool:
+        journal, settling = self.journal, self.settling
+        return (journal is not None and journal.wants_checkpoint) or (settling is not None and settling.waits)
 
     def _refused(self) -> dict[Pool, int]:
         """On the loop, or on the thread: pools may come and go meanwhile."""
@@ -318,7 +340,7 @@ class Checkpoints:
             taken = await self._moments.take(self._last)
         if taken is self._last and continues and (self.journal is None or self.journal.status.usable):
             await self._moments.release(taken)
-            await self._follow(remembered)
+            await self._follow(remembered, self._chain[-1].number, taken)
             self._status = replace(self._status, moment=time.time(), seconds=time.monotonic() - began)
             return
         await self._precede(taken)
@@ -331,7 +353,7 @@ class Checkpoints:
             await self.journal.stands(number, taken)
         elif not self._beside_state:
             await self._moments.on_the_thread(lambda: self._forget_journal(number))
-        await self._follow(remembered)
+        await self._follow(remembered, number, taken)
         self._status = replace(
             self._status,
             moment=taken.taken_ns / 1e9,
@@ -340,9 +362,9 @@ class Checkpoints:
             held_back=tuple(taken.names_behind()),
         )
 
-    async def _follow(self, stands: Remembered | None) -> None:
+    async def _follow(self, stands: Remembered | None, number: int, taken: Moment) -> None:
         if self.settling is not None and (self.journal is None or self.journal.status.usable):
-            await self.settling.follow(stands)
+            await self.settling.follow(stands, number, taken.roster)
 
     async def _precede(self, taken: Moment) -> None:
         """What was noted is there before it stands. Raises OSError; then it is let go."""

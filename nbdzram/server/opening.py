@@ -22,7 +22,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.machine import Machine
-from nbdzram.server.state import ExportRecord, Kept, Remembered, State, remembered_in
+from nbdzram.server.state import ExportRecord, Kept, Noted, State, noted_in
 
 IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
 """A process that is killed hangs up before it has let everything go: whoever then goes on in its place may be first."""
@@ -35,7 +35,7 @@ class Opened:
     """What a start goes on with, and closes where it fails."""
 
     state: State
-    known: Remembered  # beside the checkpoints, which do not tell it
+    known: Noted  # beside the checkpoints, which do not tell it
     pools: dict[str, Pool]
 
 
@@ -75,7 +75,7 @@ def _open(future: Future[Opened], config: ServerConfig, kept: Kept | None) -> No
 def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:
     """The state and the pools of a configuration. Raises UserError; then none stays open."""
     state = State(config.state_dir, kept)
-    known = _remembered_beside_checkpoints(config, state)
+    known = _noted_beside_checkpoints(config, state)
     state.go_on_from(known)
     return Opened(state, known, open_pools(config.pools, state))
 
@@ -85,13 +85,13 @@ def durable_pools(config: ServerConfig) -> list[str]:
     return [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
 
 
-def _remembered_beside_checkpoints(config: ServerConfig, state: State) -> Remembered:
+def _noted_beside_checkpoints(config: ServerConfig, state: State) -> Noted:
     """What they do not tell; nothing where there are none. Raises UserError: there is nothing else to begin from."""
     directory = config.checkpoint.directory
     if directory is None:
-        return Remembered()
+        return Noted()
     try:
-        return remembered_in(directory)
+        return noted_in(directory)
     except OSError as error:
         refusal = UserError(f"cannot read what was changed beside the checkpoints in {directory}: {error.strerror}")
     except UserError as error:
@@ -99,7 +99,7 @@ def _remembered_beside_checkpoints(config: ServerConfig, state: State) -> Rememb
     if not state.arenas():
         raise refusal
     log.warning("%s; what the arenas hold is served", refusal)
-    return Remembered()
+    return Noted()
 
 
 def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:

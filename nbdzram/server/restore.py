@@ -17,7 +17,6 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from types import MappingProxyType
 from typing import BinaryIO
 
 from nbdzram.config import ExportConfig
@@ -26,13 +25,13 @@ from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UserError
-from nbdzram.server.chains import Checkpoint, chains, checkpoints_in, segments_in
+from nbdzram.server.chains import Checkpoint, chains, checkpoints_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
 from nbdzram.server.received import as_declared, place_in, received_record, valid_name
 from nbdzram.server.replay import Replay, apply_all
 from nbdzram.server.source import open_source
-from nbdzram.server.state import ExportRecord, State
+from nbdzram.server.state import ExportRecord, Noted, State
 from nbdzram.server.together import reveal_together
 from nbdzram.stream.journal import Group
 from nbdzram.stream.layout import ExportPart
@@ -77,19 +76,20 @@ class Restore:
         declared: Iterable[ExportConfig],
         pools: Mapping[str, Pool],
         state: State,
-        remembered: Mapping[str, ExportRecord] = MappingProxyType({}),
+        noted: Noted | None = None,
         *,
         for_a_journal: bool = False,
         told_to_stop: Event | None = None,
     ) -> None:
-        """`remembered` beside the checkpoints: what was said of exports last, and what was declared then (settling.py).
+        """`noted` beside the checkpoints: what was said of exports last, and what was declared then (settling.py).
 
         for_a_journal: one is to go on. told_to_stop: set by whoever ends the start; then nothing comes.
         """
         self._declared = {export.name: export for export in declared}
         self._pools = pools
         self._state = state
-        self._remembered = remembered
+        self._noted = noted or Noted()
+        self._remembered: Mapping[str, ExportRecord] = self._noted.exports
         self._for_a_journal = for_a_journal
         self._told_to_stop = told_to_stop or Event()
 
@@ -114,7 +114,10 @@ class Restore:
         ones the server does not start, as it would begin with empty disks.
         """
         known = checkpoints_in(directory)
-        if not known or not self._are_empty(directory):
+        if not known:
+            self._remember_what_was_said()
+            return None
+        if not self._are_empty(directory):
             return None
         refused: UserError | None = None
         for chain in chains(known):
@@ -146,6 +149,11 @@ class Restore:
             log.warning("the journal does not go on, so FLUSH waits for a whole checkpoint: %s", error)
             return Begun()
 
+    def _lowered(self) -> set[str]:
+        """The pools whose limit was set while a server ran: what they held was there, be it more."""
+        known = self._state.changes.pools
+        return {name for name, pool in self._pools.items() if name in known and known[name].mem_limit == pool.mem_limit}
+
     def _are_empty(self, source: Path) -> bool:
         holding = [name for name, pool in self._pools.items() if pool.disks()]
         if holding:
@@ -160,7 +168,7 @@ class Restore:
         journal_in: the directory with the journal that goes on behind them; `number` is that of the last, `newest` of
         the newest that is there: a later start may be able to read that one, and would miss what follows this.
         """
-        disks, behind = _Arriving(self._pools), None
+        disks, behind, count = _Arriving(self._pools), None, 0
         try:
             with _room_to_arrive(self._pools):
                 for path in paths:
@@ -174,7 +182,7 @@ class Restore:
                     if self._for_a_journal and groups.is_whole and number == newest:
                         behind = groups
                 received, goes_on = disks.under_their_names(behind)
-            _require_fits(self._pools)
+            _require_fits(self._pools, self._lowered())
         except OSError as error:
             disks.discard()
             refusal = StreamError if error.errno == errno.EIO else UserError  # what its disk lost is as if damaged
@@ -182,38 +190,67 @@ class Restore:
         except BaseException:
             disks.discard()
             raise
+        if number <= self._noted.went_since:
+            self._remembered = {**self._noted.exports, **self._noted.went}
         told = {one.name: received_record(one, None) for one in received}
-        if journal_in is not None and not segments_in(journal_in):
-            told = {name: self._as_said_last(name, record) for name, record in told.items()}
-        records = {one.name: self._record(one, told[one.name]) for one in received}
+        if not count:  # or else the journal told what was said last
+            told = {name: self._as_said_last(name, record, anew=journal_in is None) for name, record in told.items()}
+        records = {one.name: self._record(one, told[one.name], anew=journal_in is None) for one in received}
         if journal_in is not None:
-            records = {**self._removed(records), **records}
+            records = {**self._not_there(records, disks.went_by_groups()), **records}
         reveal_together([one.disk for one in received], records, self._state)
         return len(received), Begun(disks.moment_ns, goes_on)
 
-    def _removed(self, there: Container[str]) -> dict[str, ExportRecord]:
-        """What is declared, and was removed at run time."""
-        known = self._remembered.items()
-        return {name: record for name, record in known if record.removed and name not in there}
+    def _remember_what_was_said(self) -> None:
+        """No checkpoint stood yet when the power failed: what exports held is gone, and what was said of them holds for
+        those that are made anew."""
+        if (
+            self._remembered
+            and not self._state.changes.exports
+            and not any(pool.disks() for pool in self._pools.values())
+        ):
+            self._state.remember_exports(self._not_there(()))
 
-    def _as_said_last(self, name: str, told: ExportRecord) -> ExportRecord:
-        """What a checkpoint tells of an export, with what an administrator said of that behind it: no journal tells."""
+    def _not_there(self, there: Container[str], went: Container[str] = ()) -> dict[str, ExportRecord]:
+        """What was said of other exports: that they are removed, or to whom one that is made anew is not to open.
+
+        went: those that the journal had, and has no more; who removed one of them had no answer yet.
+        """
+        return {
+            name: replace(
+                record,
+                removed=record.removed or (name in went and record.declared is not None),
+                renamed_from=None,
+                rolled_back_from=None,
+            )
+            for name, record in self._noted.exports.items()
+            if name not in there
+        }
+
+    def _as_said_last(self, name: str, told: ExportRecord, *, anew: bool) -> ExportRecord:
+        """What a checkpoint tells of an export, with what an administrator said of that behind it: no journal tells.
+
+        anew: a stream does that somebody names, whose export may be another one of that name: it is not opened by that.
+        """
         known = self._remembered.get(name)
         if known is None or known.pool != told.pool:  # the latter: of another disk of that name
             return told
+        closed = as_declared(told, known) if anew else known
         return replace(
-            told, read_only=known.read_only, description=known.description, access=known.access, bounds=known.bounds
+            told, read_only=closed.read_only, description=known.description, access=closed.access, bounds=known.bounds
         )
 
-    def _record(self, received: Received, then: ExportRecord) -> ExportRecord:
+    def _record(self, received: Received, then: ExportRecord, *, anew: bool) -> ExportRecord:
         """What was changed at run time holds where it is remembered what was declared then, and that still is; where
-        that is not known, no declaration that says nothing opens what was closed."""
+        that is not known, or the stream is another than what was served, no declaration that says nothing opens what
+        was closed."""
         config = self._declared.get(received.name)
         if config is None:
             return then
         known = self._remembered.get(received.name)
-        record = effective(config, replace(then, declared=known.declared if known is not None else None))
-        if known is None:
+        said = known if anew or known is None else replace(then, declared=known.declared)
+        record = replace(effective(config, said), removed=False)
+        if anew or known is None:
             closed = as_declared(then, record)
             record = replace(record, access=closed.access, read_only=closed.read_only)
         differs = [
@@ -255,8 +292,8 @@ def _room_to_arrive(pools: Mapping[str, Pool]) -> Iterator[None]:
             pool.mem_limit = limit
 
 
-def _require_fits(pools: Mapping[str, Pool]) -> None:
-    """Raises UserError: what came is not what a pool with this limit can have had."""
+def _require_fits(pools: Mapping[str, Pool], lowered: Container[str]) -> None:
+    """Raises UserError: what came is not what a pool with this limit can have had, unless that was `lowered` since."""
     for name, pool in pools.items():
         limit = pool.mem_limit
         if not limit or pool.stats().memory_used <= limit:
@@ -265,15 +302,15 @@ def _require_fits(pools: Mapping[str, Pool]) -> None:
         while compaction.step():
             pass
         used = pool.stats().memory_used
-        if used > limit + limit // FITS_SHARE:
+        if used > limit + limit // FITS_SHARE and name not in lowered:
             raise UserError(
                 f"what was stored does not fit the pool '{name}': it would take {format_size(used)}, and mem_limit is "
                 f"{format_size(limit)}; raise the limit, or restore it where there is more room"
             )
         if used > limit:
             log.warning(
-                "the pool '%s' takes %s, and mem_limit is %s: it was full, and lies a little otherwise now; writes "
-                "find no room until something is trimmed or removed, or the limit is raised",
+                "the pool '%s' takes %s, and mem_limit is %s: it was full, or that was lowered; writes find no room "
+                "until something is trimmed or removed, or the limit is raised",
                 *(name, format_size(used), format_size(limit)),
             )
 
@@ -293,6 +330,7 @@ class _Arriving:
         self._token = os.urandom(8).hex()
         self._numbers = itertools.count()
         self._received: dict[tuple[str, str], Received] = {}  # by pool and name
+        self._before_groups: set[str] = set()  # names that were there as one came, or before all
         self._kept: dict[Disk, Kept] = {}  # copies, for a journal that goes on
 
     def take_stream(self, file: BinaryIO, *, all_exports: bool, salt: int = 0, alone: bool = True) -> None:
@@ -314,8 +352,13 @@ class _Arriving:
 
     def take_group(self, group: Group) -> None:
         """The same, of a group that is whole."""
+        self._before_groups.update(name for _, name in self._received)
         with group.open() as file:
             self.take_stream(file, all_exports=group.head.all_exports, salt=group.salt, alone=False)
+
+    def went_by_groups(self) -> set[str]:
+        """The names that a group took."""
+        return self._before_groups - {name for _, name in self._received}
 
     def under_their_names(self, behind: Replay | None) -> tuple[list[Received], GoesOn | None]:
         """All of them; nothing more comes. Raises UserError. A journal goes on `behind` that, or none does."""

@@ -151,7 +151,7 @@ class Service:
                 config.exports,
                 pools,
                 opened.state,
-                opened.known.exports,
+                opened.known,
                 for_a_journal=for_a_journal,
                 told_to_stop=self.told_to_stop,
             )
@@ -169,9 +169,7 @@ class Service:
                 pool.close()
             raise
         self.changes.begin(opened.state, self._checkpoints.settling)
-        if self._checkpoints.settling is not None:
-            self._checkpoints.settling.begin(opened.state, opened.known)
-        self._checkpoints.start(begun)
+        self._checkpoints.start(begun, opened.state, opened.known)
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
 

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nbdzram import values
 from nbdzram.bounds import UNBOUND, Bounds
@@ -92,8 +92,19 @@ class Remembered:
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted(Remembered):
+    """What lies beside checkpoints: that, and what a checkpoint may bring back though it went since."""
+
+    went: dict[str, ExportRecord] = field(default_factory=dict)  # disks by the names that the checkpoint has for them
+    went_since: int = 0  # its number; a later one has them no more
+
+
 FileId = tuple[int, int]
 """Device and inode. While somebody has the file open, no other has the same."""
+
+
+Read = TypeVar("Read", bound=Remembered)
 
 
 class Keeper(Protocol):
@@ -125,7 +136,12 @@ class Kept:
 
 def remembered_in(directory: Path) -> Remembered:
     """What a directory remembers, read and no more. Raises UserError, OSError."""
-    return _read(directory / FILE_NAME)
+    return _read(directory / FILE_NAME, Remembered)
+
+
+def noted_in(directory: Path) -> Noted:
+    """The same of one with checkpoints. Raises UserError, OSError."""
+    return _read(directory / FILE_NAME, Noted)
 
 
 def note_in(directory: Path, changes: Remembered) -> None:
@@ -159,7 +175,7 @@ class State:
                     f"the state directory {directory} may not be written by user {os.geteuid()}; give it to that user, "
                     "mount it writable, or name another"
                 )
-            self.changes = self._kept.ours or _read(directory / FILE_NAME)
+            self.changes = self._kept.ours or _read(directory / FILE_NAME, Remembered)
             self._write_again()
         except OSError as error:
             raise UserError(
@@ -354,13 +370,13 @@ def _former(known: Mapping[str, Access], name: str, access: Access | None) -> di
     return former
 
 
-def _read(path: Path) -> Remembered:
+def _read(path: Path, kind: type[Read]) -> Read:
     if path.exists() and not path.is_file():  # a pipe would let its reader wait for ever, and a device has no end
         raise UserError(f"{path} is no regular file; {REMEDY}")
     try:
         payload = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Remembered()
+        return kind()
     except RecursionError:
         raise UserError(f"{path} is damaged (it is nested without end); {REMEDY}") from None
     except ValueError as error:
@@ -374,7 +390,7 @@ def _read(path: Path) -> Remembered:
     if found == FORMAT_WITHOUT_RULES:
         _add_unknown_rules(payload)
     _add_what_came_later(payload)
-    remembered = from_json(Remembered, payload, f"the file {path}")
+    remembered = from_json(kind, payload, f"the file {path}")
     try:
         _validate(remembered)
     except ValueError as error:
@@ -398,13 +414,14 @@ def _add_unknown_rules(payload: dict[str, Any]) -> None:
 def _add_what_came_later(payload: dict[str, Any]) -> None:
     """Of format 2, what its first writers did not know."""
     payload.setdefault("former", {})
+    payload.setdefault("went", {})
+    payload.setdefault("went_since", 0)
     pools = payload.get("pools")
     for entry in pools.values() if isinstance(pools, dict) else ():
         if isinstance(entry, dict):
             for name in ("verify", "tell_sharing"):
                 entry.setdefault(name, None)
-    exports = payload.get("exports")
-    for entry in exports.values() if isinstance(exports, dict) else ():
+    for entry in [entry for part in ("exports", "went") for entry in _entries(payload.get(part))]:
         if isinstance(entry, dict):
             for name, value in ADDED.items():
                 entry.setdefault(name, value)
@@ -412,9 +429,14 @@ def _add_what_came_later(payload: dict[str, Any]) -> None:
                 entry["declared"].setdefault("bounds", ADDED["bounds"])
 
 
+def _entries(part: object) -> Iterable[object]:
+    return part.values() if isinstance(part, dict) else ()
+
+
 def _validate(remembered: Remembered) -> None:
     """Hold every value to what flags, TOML and control are held to. Raises ValueError, which names the entry."""
-    for name, record in remembered.exports.items():
+    went = remembered.went if isinstance(remembered, Noted) else {}
+    for name, record in (*remembered.exports.items(), *went.items()):
         checks = [
             *((values.export_size, part.size_bytes) for part in (record, record.declared) if part is not None),
             (values.export_name, name),

@@ -252,6 +252,32 @@ def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
     play(story)
 
 
+@pytest.mark.parametrize("pool", ["default", "fast"])
+def test_a_pool_whose_limit_was_lowered_below_what_it_holds_is_served(
+    tmp_path: Path, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the server ran: it had all of that, and nobody could raise the limit of a server that does not start."""
+    content = b"".join(noise(number) for number in range(700))
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            if pool == "fast":
+                await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await asked(service, "exports.add", name="new", size_bytes=4 * MIB, pool=pool)
+            disk(service, "new").write(0, content)
+            await asked(service, "pools.change", name=pool, mem_limit=MIB)
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert whole(disk(service, "new")).startswith(content)
+            assert service._pools[pool].pool.mem_limit == MIB
+            with pytest.raises(PoolFull):
+                disk(service, "new").write(3 * MIB, noise(1000))
+
+    play(story)
+    assert f"the pool '{pool}' takes" in caplog.text
+
+
 def test_a_file_to_restore_does_not_come_before_what_a_checkpoint_has(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

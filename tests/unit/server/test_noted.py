@@ -165,6 +165,25 @@ def test_less_room_in_a_pool_is_noted_when_a_checkpoint_stands_without_what_lay_
     play(story)
 
 
+@pytest.mark.parametrize("pool", ["default", "fast"])
+def test_what_was_said_of_a_pool_holds_though_it_has_less_room_since(tmp_path: Path, pool: str) -> None:
+    """Only the room waits for a checkpoint; that clients find nothing out about others does not."""
+    declared = (PoolConfig(mem_limit=64 * MIB, tell_sharing=True),)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", pools=declared) as service:
+            if pool == "fast":
+                await asked(service, "pools.add", name="fast", mem_limit=64 * MIB, tell_sharing=True)
+            await of(service).take()
+            await asked(service, "pools.change", name=pool, mem_limit=MIB, tell_sharing=False)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left, pools=declared) as service:
+            began = service._pools[pool].pool
+            assert (began.tells_sharing, began.mem_limit) == (False, 64 * MIB)
+
+    play(story)
+
+
 def test_a_pool_of_a_checkpoint_that_took_long_is_known_until_another_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
