@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -55,6 +56,7 @@ from nbdzram.server.settling import Settling
 from nbdzram.server.state import Noted, Remembered, State
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
+from nbdzram.stream.reading import identity_of
 from nbdzram.stream.sending import Progress, send
 
 LONGEST_CHAIN = 64
@@ -83,12 +85,14 @@ class Checkpoints:
         self._last: Moment | None = None  # what the next one tells its changes from
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
+        self._wrote = b""  # the identity of the last
         self._claim: Claim | None = None
         self._found = 0  # the number of the newest checkpoint in the directory
         self._found_journal = False  # one that a start would read, and of which this server knows nothing
         self._beside_state = False  # the directory is a state directory too, which has a changes.json of its own
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
+        self._strange: set[str] = set()  # files of another directory there now, from which this server did not begin
         self._crowded: set[str] = set()  # pools that were told to have too many exports
         self._gave_way = False  # the last one did; used on the thread, one after another
         self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
@@ -103,7 +107,7 @@ class Checkpoints:
         if config.directory is not None:
             if durable:
                 self.journal = Journal(config.directory, self._journal_moments, durable)
-            self.settling = Settling(config.directory, exports, self.journal, self._has_directory)
+            self.settling = Settling(config.directory, exports, self.journal, self._require_directory)
 
     @property
     def _directory(self) -> Path:
@@ -177,6 +181,13 @@ class Checkpoints:
 
     def _has_directory(self) -> bool:
         return self._claim is not None and self._claim.is_held
+
+    def _require_directory(self) -> None:
+        """Raises OSError: what is there is not ours to write to. Blocks."""
+        if self._claim is None or not self._claim.is_held:
+            raise OSError(errno.EBUSY, "another server has their directory")
+        if self._strange or not self._claim.has_what_is_there():
+            raise OSError(errno.ESTALE, "another directory is there than it was")
 
     def start(self, begun: Begun, memory: State, noted: Noted) -> None:
         """`begun`: what the server began from; memory, noted: see Settling.begin."""
@@ -397,13 +408,28 @@ class Checkpoints:
     def _look(self) -> tuple[int, bool]:
         """On the thread: the number of the next one, and whether the files that it would go on from are all there."""
         assert self._claim is not None
-        if self._claim.take():
+        is_another = self._claim.take()
+        known, segments = checkpoints_in(self._directory), segments_in(self._directory)
+        there = {path.name for path in (*(one.path for one in known.values()), *segments.values())}
+        if is_another:
             log.warning("%s is another directory than it was; the next checkpoint is a whole one", self._directory)
-        known = checkpoints_in(self._directory)
+            self._strange = set() if self._claim.came_back or self._is_ours(known) else there
+        self._strange &= there
+        if self._strange:
+            raise UserError(
+                f"{self._directory} is another directory than it was, and this server did not begin from what lies "
+                f"there ({min(self._strange)}), which would go in time; start it again to begin from that, or move "
+                "that away"
+            )
         missing = [one.path.name for one in self._chain if one.number not in known]
         if missing:
             log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)
         return max([next_number(self._directory), *[one.number + 1 for one in self._chain]]), not missing
+
+    def _is_ours(self, known: Mapping[int, Checkpoint]) -> bool:
+        """On the thread: whether these are a copy of what this server wrote."""
+        newest = known.get(max(known, default=0))
+        return newest is not None and self._wrote != b"" and identity_of(newest.path) == self._wrote
 
     def _forget_journal(self, number: int) -> None:
         """On the thread: of a server before this one, whose FLUSH waited for it."""
@@ -440,6 +466,7 @@ class Checkpoints:
             self._chain, self._chain_bytes, self._goes_on_to = [], [], 0
         self._chain.append(Checkpoint(number, since, path))
         self._chain_bytes.append(progress.bytes_written)
+        self._wrote = taken.identity
         if whole:
             try:
                 self._forget(known)

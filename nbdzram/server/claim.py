@@ -20,6 +20,9 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
+        self._had: set[tuple[int, int]] = set()  # device and inode
+        self.came_back = False
+        """It is one that was had before, as where a file system is mounted again; or the first."""
 
     def take(self) -> bool:
         """Have the directory that is there now, made if there is none; whether it is another than before.
@@ -42,7 +45,14 @@ class Claim:
             pass
         self.release()
         self._descriptor = descriptor
+        found = os.fstat(descriptor)
+        self.came_back = not self._had or (found.st_dev, found.st_ino) in self._had
+        self._had.add((found.st_dev, found.st_ino))
         return True
+
+    def has_what_is_there(self) -> bool:
+        """Whether that is the directory at the path now. Raises OSError."""
+        return self.is_held and os.path.samestat(os.fstat(self._descriptor), self._path.stat())
 
     @property
     def is_held(self) -> bool:

@@ -25,7 +25,6 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -46,12 +45,14 @@ log = logging.getLogger("nbdzram.server")
 class Settling:
     """Of one server. Used on the event loop."""
 
-    def __init__(self, directory: Path, exports: Exports, journal: Sync | None, is_ours: Callable[[], bool]) -> None:
-        """is_ours: no other server keeps its checkpoints in the directory."""
+    def __init__(
+        self, directory: Path, exports: Exports, journal: Sync | None, require_ours: Callable[[], None]
+    ) -> None:
+        """require_ours: raises OSError where the directory that is there is not the one of our checkpoints."""
         self._directory = directory
         self._exports = exports
         self._journal = journal
-        self._is_ours = is_ours
+        self._require_ours = require_ours
         self._memory = State(None)
         self._noted = Noted()  # last, or what the server began with
         self._began_with: Mapping[str, int] = {}  # limits of pools
@@ -209,8 +210,6 @@ class Settling:
         """By these, or else by what was noted last; and pools. Raises OSError."""
         while self._writing is not None and not self._writing.done():
             await self.finish()  # what the one under way writes is older, and must not come last
-        if not self._is_ours():
-            raise OSError(errno.EBUSY, "another server has their directory")
         noted = changes or self._noted
         self._writing = asyncio.create_task(asyncio.to_thread(self._write, noted, self._roomiest(noted)))
         self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
@@ -227,6 +226,7 @@ class Settling:
 
     def _write(self, noted: Noted, and_pools: Noted) -> None:
         """On a thread."""
+        self._require_ours()
         note_in(self._directory, and_pools)
         is_whole = self._journal is not None or and_pools.pools == noted.pools  # or else it holds on
         self._noted, self._file = noted if is_whole else and_pools, self._found()

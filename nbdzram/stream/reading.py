@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from nbdzram.engine.codec import digest_of
 from nbdzram.errors import StreamCut, StreamError
@@ -30,6 +31,16 @@ def opening(read: Callable[[int], bytes]) -> Position | None:
         return read_continuation(preamble, lambda count: _exactly(read, count, counted))
     layout.check_preamble(preamble)
     return None
+
+
+def identity_of(path: Path) -> bytes | None:
+    """Of the stream in a file; None: none can be read there."""
+    try:
+        with path.open("rb") as file:
+            _, header = next(records(file.read, Counted()))
+            return layout.read_header(header).identity
+    except (OSError, StreamError):
+        return None
 
 
 def records(
