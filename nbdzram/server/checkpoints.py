@@ -344,11 +344,15 @@ class Checkpoints:
         number, continues = await self._moments.on_the_thread(self._look)
         if not len(self._exports) and self.journal is None and number == FIRST:
             return  # there never was anything to keep
+        try:
+            taken = await self._take_moment(number, continues=continues)
+        except UserError as error:
+            log.warning("no place for further copies, so those of the last checkpoint make room: %s", str(error))
+            taken = None
+        if taken is None:  # and nobody has these in hand any more, as what was raised had, and whoever was given it
+            await self._make_places()
+            taken = await self._take_moment(number, continues=continues)
         whole = self._last is None or not continues or self._is_long()
-        if self.journal is not None:
-            taken = await self.journal.begin_checkpoint(number, self._last if continues else None)
-        else:
-            taken = await self._moments.take(self._last)
         if taken is self._last and continues and (self.journal is None or self.journal.status.usable):
             await self._moments.release(taken)
             await self._follow(remembered, self._chain[-1].number, taken)
@@ -372,6 +376,19 @@ class Checkpoints:
             stream_bytes=progress.bytes_written,
             held_back=tuple(taken.names_behind()),
         )
+
+    async def _take_moment(self, number: int, *, continues: bool) -> Moment:
+        if self.journal is not None:
+            return await self.journal.begin_checkpoint(number, self._last if continues else None)
+        return await self._moments.take(self._last)
+
+    async def _make_places(self) -> None:
+        """In pools that have none left for copies: or else what changed since the last would never have them again."""
+        pools = {service.pool for service in self._pools.values()}
+        if self._last is not None:
+            self._last = await self._moments.without(self._last, pools)
+        if self.journal is not None:
+            await self.journal.give_way(pools)
 
     async def _follow(self, stands: Remembered | None, number: int, taken: Moment) -> None:
         if self.settling is not None and (self.journal is None or self.journal.status.usable):
