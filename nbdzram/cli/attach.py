@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -120,7 +121,7 @@ def command(
         raise ConfigError("--persist goes not with --nbdtab: its lines are nbd-client's")
     if persist and certificates:
         raise ConfigError(f"--persist goes not with --tls-certificates: they are for TLS, {NO_TLS}")
-    address = Address.of(uri) if uri else _local_address(export, control)
+    address = _address_of(uri, export) if uri else _local_address(export, control)
     try:
         export_name(export)
     except ValueError as error:
@@ -151,6 +152,15 @@ def command(
     _run(words, attachment.device)
     click.echo(f"attached {export} to {attachment.device}; detach it with: nbd-client -d {attachment.device}")
     return None
+
+
+def _address_of(uri: str, export: str) -> Address:
+    """Raises UserError, also for a URI that names another export: one of the two is not what was meant."""
+    address = Address.of(uri)
+    named = unquote(urlsplit(uri).path.removeprefix("/"))
+    if named not in ("", export):
+        raise UserError(f"'{uri}' names the export '{named}', and '{export}' is to be attached; leave one of them out")
+    return address
 
 
 def _device(given: str) -> str:

@@ -54,6 +54,8 @@ class Address:
             raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809 or nbd+unix:///?socket=PATH")
         if transport == "unix" and path is None:
             raise UserError(f"'{uri}' names no socket; write nbd+unix:///?socket=PATH")
+        if transport != "unix" and path is not None:
+            raise UserError(f"'{uri}' names a socket, and is none of a unix socket; write nbd+unix:///?socket=PATH")
         if path is not None and not path.isprintable():
             raise UserError(f"'{uri}' names the socket {path!r}; a path has printable characters here")
         if port == 0:

@@ -6,7 +6,8 @@
                       └──> free     by us when nobody uses it, or by somebody else
 
 1. Only the kernel sends again: what was in flight on a dead connection goes over a new one, and is answered once.
-2. A disk of another size is another disk, and is never put below what uses the first.
+2. A disk of another size is another disk, and is never put below what uses the first; nor is one that may be read alone
+   put below what writes: each of its writes would be an I/O error, where it waits otherwise.
 3. Nothing that is needed to connect again is fetched meanwhile: no name, no page of this program, no module. Nor does
    it wait for whoever reads what it says (voice.py).
 4. The device outlives this process, whatever ends that. Started again it goes on, also with what nbd-client attached.
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from nbdzram.cli.greeting import Dialled, Refused
 from nbdzram.cli.netlink import Device, Patience
 from nbdzram.errors import UserError
+from nbdzram.nbd.constants import TransmissionFlag
 
 LOOK_SECONDS = 1.0
 """Between two looks at whether somebody else detached the device: the kernel tells nobody."""
@@ -41,12 +43,13 @@ class Keeper:
     told_to_leave: Callable[[], bool]
     say: Callable[[str], None]
     size_bytes: int | None = None
+    read_only: bool | None = None
 
     def attach(self) -> None:
         """Attach the device, or take over one that is attached. Raises UserError."""
         if self.device.attached():
             self.say(f"{self.name} is attached already; its connections are looked after from now on")
-            self.size_bytes = self.device.size_bytes()
+            self.size_bytes, self.read_only = self.device.size_bytes(), self.device.read_only()
             self.repair()
             return
         try:
@@ -108,19 +111,25 @@ class Keeper:
         try:
             for _ in range(self.connections):
                 dialled.append(self.dial())
-                self._hold_to_its_size(dialled[-1].size_bytes)
+                self._hold_to_what_it_was(dialled[-1])
         except BaseException:
             _let_go(dialled)
             raise
         return dialled
 
-    def _hold_to_its_size(self, size_bytes: int) -> None:
+    def _hold_to_what_it_was(self, one: Dialled) -> None:
+        read_only = bool(one.flags & TransmissionFlag.READ_ONLY)
         if self.size_bytes is None:
-            self.size_bytes = size_bytes
-        elif size_bytes != self.size_bytes:
+            self.size_bytes, self.read_only = one.size_bytes, read_only
+        elif one.size_bytes != self.size_bytes:
             raise Refused(
-                f"the export has {size_bytes} bytes now and had {self.size_bytes}; "
+                f"the export has {one.size_bytes} bytes now and had {self.size_bytes}; "
                 f"unmount {self.name}, detach it, and attach it anew"
+            )
+        elif read_only and not self.read_only:
+            raise Refused(
+                f"the export is read-only now, and {self.name} is written; let clients write again, or unmount it, "
+                "detach it, and attach it anew"
             )
 
 

@@ -90,6 +90,9 @@ class Device(Protocol):
     def size_bytes(self) -> int:
         """Of what is attached."""
 
+    def read_only(self) -> bool:
+        """Whether what is attached may be read alone."""
+
     def in_use(self) -> bool:
         """Whether it is mounted, swapped to, or otherwise somebody's own."""
 
@@ -139,6 +142,10 @@ class NetlinkDevice:
     def size_bytes(self) -> int:
         """See Device. The kernel counts in 512 bytes, whatever the block size."""
         return int(Path(f"/sys/block/{self.name}/size").read_text()) * 512
+
+    def read_only(self) -> bool:
+        """See Device."""
+        return Path(f"/sys/block/{self.name}/ro").read_text().strip() == "1"
 
     def in_use(self) -> bool:
         """See Device. Who opens a block device exclusively is refused while a file system or the swap has it."""

@@ -67,6 +67,8 @@ def test_a_host_is_never_an_option_of_nbd_clients(uri: str) -> None:
     [
         ("nbd://h\nx", "characters of no URI"),
         ("nbd://h\tx", "characters of no URI"),
+        ("nbd://192.0.2.10/?socket=/tmp/x", "names a socket, and is none of a unix socket"),
+        ("nbd://192.0.2.10/disk2", "names the export 'disk2', and 'disk' is to be attached"),
         ("nbd://h:0", "names port 0"),
         ("nbd+unix:///?socket=%00", "printable characters"),
         ("nbd+unix:///?socket=/a%0ab", "printable characters"),

@@ -77,6 +77,9 @@ class FakeDevice:
     def size_bytes(self) -> int:
         return self.size
 
+    def read_only(self) -> bool:
+        return False
+
     def in_use(self) -> bool:
         return self.busy
 
@@ -199,6 +202,32 @@ def test_a_disk_of_another_size_is_never_put_below_what_uses_the_first(start: St
     assert [what for what, _, _ in device.told] == ["connect"]
     assert f"has {6 * MIB} bytes now and had {5 * MIB}" in said[0]
     device.close()
+
+
+def test_what_is_written_is_not_put_upon_what_may_be_read_alone(start: Start, reader: int) -> None:
+    """An operator says so for a while: writes wait, and fail not. What was read-only from the beginning is attached."""
+    server, said = start("-e", "disk=5M", "-e", "fixed=5M,ro"), list[str]()
+
+    def becomes(flag: str) -> Callable[[FakeDevice], bool]:
+        def event(device: FakeDevice) -> bool:
+            assert server.run("exports", "change", "disk", flag).code == 0
+            return device.there
+
+        return event
+
+    device = FakeDevice([becomes("--read-only"), becomes("--no-read-only"), detached])
+    keeping = keeper(device, dial_to(server), reader, said)
+    keeping.attach()
+    keeping.keep()
+    assert [what for what, _, _ in device.told] == ["connect", "replace"]
+    assert "the export is read-only now, and /dev/nbd0 is written" in said[0]
+    fixed = FakeDevice([died, detached])
+    keeping = keeper(fixed, dial_to(server, "fixed"), reader, said)
+    keeping.attach()
+    keeping.keep()
+    assert [what for what, _, _ in fixed.told] == ["connect", "replace"]
+    for one in (device, fixed):
+        one.close()
 
 
 def test_a_device_that_is_attached_already_is_taken_over_by_its_size(start: Start, reader: int) -> None:

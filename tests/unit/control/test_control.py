@@ -449,8 +449,11 @@ def test_an_unusable_path_is_one_sentence(tmp_path: Path, name: str, clue: str) 
 
 
 def test_a_client_without_a_server_is_told_so(path: Path) -> None:
+    """And keeps no socket: whoever looks for a server again and again would run out of them."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ServerUnreachable, match="is `nbdzram serve` running") as caught:
         ControlClient(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert caught.value.exit_code == 3
 
 
