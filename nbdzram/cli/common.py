@@ -118,9 +118,8 @@ def control_option(command: Command) -> Command:
 
 
 def _or_before_the_command(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    outer = context.parent
-    while value is None and outer is not None:
-        value, outer = outer.params.get(option.name or ""), outer.parent
+    if value is None and context.parent is not None:  # whose own is what stands before it, in the same way
+        value = context.parent.params.get(option.name or "")
     return OUR_PATH.convert(value, option, context) if isinstance(value, str) else value
 
 

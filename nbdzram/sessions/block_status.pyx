@@ -103,7 +103,7 @@ cdef int tell_on(
     cdef uint64_t before = telling.at
     cdef uint64_t end = request.offset + request.length
     cdef int error
-    runs.limit = telling.limit + 1  # with one that follows, the last is known to its end
+    runs.limit = telling.limit  # the last goes on until another one follows
     error = find_extents(disk, &telling.at, end, mask, holds, runs, twins)
     if error == 0 and (telling.at >= end or telling.at == before):
         tell_next(telling, request)
@@ -129,7 +129,6 @@ cdef int put_statuses(
     size[0] = 0
     for index in range(contexts.count):
         runs = &telling.runs[index]
-        runs.count = min(runs.count, telling.limit)
         if runs.count == 0:
             return ENOMEM  # not even for a short list
         for at in range(runs.count):

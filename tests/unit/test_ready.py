@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import select
 from collections.abc import Iterator
 
 import pytest
@@ -66,3 +67,26 @@ def test_of_several_those_that_are_ready_are_told(pipe: tuple[int, int]) -> None
     finally:
         os.close(other)
         os.close(far)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked"),
+    [(None, None), (0, 0), (-1.5, 0), (1e-9, 1), (0.0004, 1), (0.001, 1), (0.0011, 2), (2.5, 2500)],
+)
+def test_what_is_waited_for_is_never_less_than_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, seconds: float | None, asked: int | None
+) -> None:
+    """The system counts in milliseconds: a time below one that became none would be asked for again and again."""
+    told: list[int | None] = []
+
+    class Poll:
+        def register(self, *_: int) -> None:
+            pass
+
+        def poll(self, milliseconds: int | None) -> list[tuple[int, int]]:
+            told.append(milliseconds)
+            return []
+
+    monkeypatch.setattr(select, "poll", Poll)
+    assert readable(0, seconds=seconds) == set()
+    assert told == [asked]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from nbdzram.cli import flow
 from nbdzram.cli.main import run
+from tests.unit.cli.conftest import NBDZRAM
 from tests.unit.cli.told import serving
 
 
@@ -50,3 +53,14 @@ def test_all_that_was_sent_is_in_the_file_before_it_is_synced(tmp_path: Path, mo
         assert run(["--control", str(control), "send", "disk"]) == 0
         assert synced == [len(b"a stream\n")]
     assert path.read_bytes() == b"a stream\n"
+
+
+@pytest.mark.parametrize("words", ["stat", "exports list --json", "version"])
+def test_a_command_whose_reader_has_left_is_ended_by_that_as_other_tools_are(words: str) -> None:
+    """`nbdzram stat | head`: without a word, and with the status that a shell knows."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with serving() as (control, _), os.fdopen(writes) as out:
+        command = [*NBDZRAM, "--control", str(control), *words.split()]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")

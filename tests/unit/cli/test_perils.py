@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nbdzram.cli import diagnosis
+from nbdzram.cli.announce import description
 from nbdzram.cli.diagnosis import Level, Patient
 from nbdzram.cli.perils import environment_perils, idle_perils, memory_perils, perils, state_perils
-from nbdzram.config import CheckpointConfig, PoolConfig, ServerConfig, TlsConfig, TlsMode
+from nbdzram.config import CheckpointConfig, ExportConfig, PoolConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine, Share
 from tests.unit.cli.conftest import Server, run
 
@@ -27,11 +29,28 @@ class Caged(Machine):
         return Share(512 * MIB, Path("/cage"))
 
 
-def test_check_config_says_what_each_disk_is_declared_to_be(tmp_path: Path) -> None:
-    words = ("private", "quota=1M", "iops=5", "bandwidth=3M", "snapshots=1h", "snapshots_keep=9")
-    done = run("serve", "-e", ",".join(["disk=1G", *words]), "--checkpoint", str(tmp_path), "--check-config")
-    terms = "private, quota 1M, 5 requests/s, 3M/s, a snapshot every 1 h 0 min, 9 kept"
-    assert f"  export   disk (1G in pool default), {terms}\n" in done.out
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"image": Path("/images/vm1")}, "loaded from /images/vm1"),
+        ({"private": True}, "private"),
+        ({"quota": MIB}, "quota 1M"),
+        ({"iops": 5}, "5 requests/s"),
+        ({"bandwidth": 3 * MIB}, "3M/s"),
+        ({"snapshots_seconds": 3600.0, "snapshots_keep": 9}, "a snapshot every 1 h 0 min, 9 kept"),
+        ({"allow_addresses": ("10.0.0.0/8", "fd00::/8")}, "for 10.0.0.0/8 fd00::/8"),
+        ({"allow_certificates": ("vm1", "vm2")}, "for vm1 vm2"),
+    ],
+)
+def test_check_config_says_what_each_disk_is_declared_to_be(given: dict[str, Any], told: str) -> None:
+    export = ExportConfig(name="disk", size_bytes=1 << 30, **given)
+    (line,) = (line for line in description(replace(QUIET, exports=(export,))) if "disk (" in line)
+    assert line == f"  export   disk (1G in pool default), {told}"
+
+
+def test_check_config_says_where_a_checkpoint_is_all_that_stays(tmp_path: Path) -> None:
+    done = run("serve", "-e", "disk=1G,private,quota=1M", "--checkpoint", str(tmp_path), "--check-config")
+    assert "  export   disk (1G in pool default), private, quota 1M\n" in done.out
     assert f"  state    none, but a checkpoint in {tmp_path} every 1 min 0 s\n" in done.out
 
 

@@ -1,4 +1,5 @@
-"""A server of another version goes on in the background, whatever becomes of the command that began it."""
+"""A server of another version is taken over from, and who does goes on in the background, whatever becomes of the
+command that began it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+
+from nbdzram.cli import upgrade
+from tests.unit.cli.told import ANSWERS, serving
+from tests.unit.records import SERVER
 
 IN_THE_BACKGROUND = """
 import os, sys
@@ -49,3 +54,22 @@ serves = go_to_background(os.pidfd_open(old.pid))
     done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True)
     said = done.stderr.decode()
     assert (1 if "click.exceptions.Exit: 1" in said else 0) == code, said
+
+
+def test_a_server_of_this_version_reads_its_configuration_and_another_is_named_and_known_by_its_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as (control, recorder):
+        monkeypatch.setattr(upgrade, "__version__", SERVER.version)
+        assert upgrade.reload_if_current(control) is None
+        assert capsys.readouterr().out == "".join(f"{line}\n" for line in ANSWERS["reload"].lines())
+        assert "reload()" in recorder.asked
+        recorder.asked.clear()
+        monkeypatch.setattr(upgrade, "__version__", "99.9")
+        old = upgrade.reload_if_current(control)
+        assert capsys.readouterr().out == f"version {SERVER.version} serves; version 99.9 takes over\n"
+        assert recorder.asked == ["status()"]
+        assert old is not None
+        with open(f"/proc/self/fdinfo/{old}") as info:  # noqa: PTH123 - a descriptor
+            assert f"Pid:\t{os.getpid()}\n" in info.read()
+        os.close(old)

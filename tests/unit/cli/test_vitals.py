@@ -26,6 +26,17 @@ def patient(processes: Path, **server: object) -> Patient:
     return Patient(ServerConfig(), replace(SERVER, **server), processes=processes)  # type: ignore[arg-type]
 
 
+def test_only_the_server_s_own_process_is_looked_at(tmp_path: Path) -> None:
+    """Not another one of its number, as of a server in a container, and not that of whoever looks."""
+    process(tmp_path)
+    (tmp_path / "self").symlink_to(str(SERVER.pid))
+    assert patient(tmp_path).process == tmp_path / str(SERVER.pid)
+    assert not Patient(ServerConfig(), None, processes=tmp_path).process.exists()
+    process(tmp_path, comm="cron\n")
+    assert not patient(tmp_path).process.exists()
+    assert not patient(tmp_path, pid=SERVER.pid + 1).process.exists()
+
+
 def pool(**stats: int) -> PoolStatus:
     return replace(SERVER.pools[0], stats=replace(POOL_STATS, **stats))  # type: ignore[arg-type]
 
@@ -228,17 +239,18 @@ def test_threads_are_counted_against_the_servers_own_cgroup(
 
 
 @pytest.mark.parametrize(
-    ("limit", "level", "clue"),
+    ("limit", "level", "says"),
     [
-        ("65536", Level.OK, "65536 allowed"),
-        ("1024", Level.WARN, "1024 allowed, 2304 needed"),
-        ("unlimited", Level.OK, "and allowed"),
+        ("65536", Level.OK, "2304 needed for 1024 connections, 65536 allowed; 2 are connected"),
+        ("2304", Level.OK, "2304 needed for 1024 connections, 2304 allowed; 2 are connected"),
+        ("1024", Level.WARN, "1024 allowed, 2304 needed for 1024 connections: 576 will be attached at once"),
+        ("unlimited", Level.OK, "2304 needed for 1024 connections, and allowed"),
     ],
 )
-def test_descriptors_are_those_of_the_servers_process(tmp_path: Path, limit: str, level: Level, clue: str) -> None:
+def test_descriptors_are_those_of_the_servers_process(tmp_path: Path, limit: str, level: Level, says: str) -> None:
     limits = f"Max processes      1      1      processes\nMax open files     {limit}    {limit}    files\n"
     finding = only(vitals.descriptors(patient(process(tmp_path, limits=limits))))
-    assert (finding.level, clue in finding.says) == (level, True), finding
+    assert (finding.level, finding.says) == (level, says)
 
 
 @pytest.mark.parametrize(

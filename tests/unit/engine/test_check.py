@@ -96,6 +96,16 @@ def test_an_object_of_another_length_is_found(tmp_path: Path) -> None:
             pool.check()
 
 
+@pytest.mark.parametrize(("length", "slots"), [(-600, 0), (0, 200)], ids=["of another size", "behind the last slot"])
+def test_an_object_where_none_of_its_size_can_be_is_found(tmp_path: Path, length: int, slots: int) -> None:
+    with damaged(tmp_path / "arena") as (pool, arena):
+        arena.set_word(arena.cell(4), arena.word(arena.cell(4)) + length * (1 << 4) + slots * (1 << 16))
+        with pytest.raises(
+            CheckFailed, match=r"object 4 lies in slot \d+ of zspage \d+, where none of its size can be"
+        ):
+            pool.check()
+
+
 def test_a_fingerprint_that_changed_is_found(tmp_path: Path) -> None:
     with damaged(tmp_path / "arena") as (pool, arena):
         arena.set_word(arena.cell(5) + 8, arena.word(arena.cell(5) + 8) ^ 1)

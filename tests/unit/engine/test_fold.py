@@ -312,6 +312,31 @@ def test_a_compaction_given_up_half_way_leaves_a_usable_pool() -> None:
 
 
 @pytest.mark.parametrize("given_up", [False, True])
+def test_a_compaction_whose_pass_another_ended_is_done_and_does_not_touch_the_next(*, given_up: bool) -> None:
+    """There is one at a time in a pool, and whoever has a reason carries it on."""
+    pool = Pool()
+    disk = pool.create("disk", SIZE)
+    for number in range(2000):
+        disk.write(number * BLOCK, half_random(number))
+    for number in range(0, 2000, 2):
+        disk.trim(number * BLOCK, BLOCK)
+    first, second = Compact(pool), Compact(pool)
+    assert first.step(1)
+    assert second.step(1 << 20)  # the first one's pass, to its end
+    moved = pool.stats().objects_moved
+    assert moved
+    assert second.step(1)  # its own begins
+    if given_up:
+        del first
+    else:
+        assert not first.step(1)
+        assert (first.done, first.report().objects_moved) == (first.total, moved)
+    assert second.step(1)
+    assert run(second).objects_moved == pool.stats().objects_moved - moved
+    pool.check()
+
+
+@pytest.mark.parametrize("given_up", [False, True])
 def test_slots_that_a_compaction_did_not_get_to_empty_are_used_again(given_up: bool) -> None:
     """In every size class: what was marked to be emptied takes blocks again once the compaction ends, or is dropped."""
     sizes = (300, 900, 1500, 2100)

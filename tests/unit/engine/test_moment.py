@@ -297,6 +297,7 @@ def test_an_entry_that_was_concealed_is_an_export_like_any_other_when_it_is_used
         disk.identify(5)
         pool.delete(disk)
         number = disk.number
+        assert disk.identity == 0
         del disk
         fresh = pool.create("fresh", MIB)
         assert (fresh.number, fresh.identity) == (number, 0)

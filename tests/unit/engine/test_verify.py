@@ -73,6 +73,7 @@ def test_a_rotten_last_block_is_right_again_when_all_that_the_export_has_of_it_i
             disk.write(0, noise(1)[:512])
         else:
             disk.zero(0, 512, no_hole="without" in anew)
+        assert pool.stats().same_pages == (anew != "written")  # nothing is left of what was there
         disk.resize(2 * BLOCK)
         written = noise(1)[:512] if anew == "written" else bytes(512)
         assert disk.read(0, 2 * BLOCK) == written.ljust(2 * BLOCK, b"\0")

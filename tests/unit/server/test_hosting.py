@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvloop
 
-from nbdzram.config import Limits, ServerConfig, TlsMode
+from nbdzram.config import ExportConfig, Limits, ServerConfig, TlsMode
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server import hosting
 from nbdzram.server.exports import Exports
 from nbdzram.server.handover import Counted
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
 from nbdzram.server.lobby import Origin
+from nbdzram.sessions.line import Line
 from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
+from nbdzram.sessions.session import Session
 from nbdzram.settings import MOST_THREADS
+from tests.unit.server.house import MIB, Delegate, House, tell
 from tests.unit.server.test_lobby import Stranger, arrive
 
 TASKS_OF_ASYNCIO = 32  # ThreadPoolExecutor's most: min(32, processors + 4)
@@ -137,6 +141,47 @@ def test_each_limit_arrives_where_it_holds_at_the_start_and_when_it_is_changed()
         hosted.stop()
 
     uvloop.run(story())
+
+
+def test_what_holds_for_a_client_arrives_where_it_is_served(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.exports = (ExportConfig(name="disk", size_bytes=MIB, read_only=True),)
+    limits = Limits(payload_bytes=37 << 20, connection_bytes=5 << 20)
+
+    async def story() -> None:
+        async with house.open(limits=limits, state_dir=None):
+            seen: list[dict[str, Any]] = []
+            hosted = house.service._nbd._hosting
+            assert hosted is not None
+            plane = hosted.plane
+
+            def attach(line: Line, **given: Any) -> Session:
+                seen.append(given)
+                return plane.attach(line, **given)
+
+            hosted.plane = Delegate(plane, attach=attach)  # type: ignore[assignment]
+            client = await house.client()
+            await client.close()
+            hosted.plane = plane
+            export = house.service._exports.get("disk")
+            (given,) = seen
+            del given["greeting"]
+            assert given == {
+                "number": 1,
+                "disk": export.disk,
+                "tally": export.traffic,
+                "throttle": export.throttle,
+                "style": 1,
+                "read_only": True,
+                "contexts": (),
+                "payload_limit": 37 << 20,
+                "connection_limit": 5 << 20,
+                "syncs": False,
+                "rest": b"",
+                "line_bytes": 0,
+            }
+
+    tell(story())
 
 
 def test_what_was_counted_is_counted_on_each_figure_at_its_place() -> None:

@@ -333,6 +333,8 @@ def test_what_is_told_of_an_export_is_of_the_same_moment_as_its_blocks(
             assert last is not None
             assert [seen.description for seen in last.roster] == ["another"]
             assert len(calls) == 2
+            held = [one.copy for moment in (last, of(service)._last) if moment for one in moment.kept.values()]
+            assert set(export.disk.pool.all_disks()) <= {export.disk, *held}  # copies of the first look are gone
 
     play(story)
 

@@ -12,6 +12,7 @@ import pytest
 
 from nbdzram.bounds import Bounds
 from nbdzram.config import Access
+from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaError, UserError
 from nbdzram.server.salvage import Lost, Salvaged, salvage
@@ -70,6 +71,19 @@ def salvaged(directory: Path) -> tuple[Salvaged, dict[str, bytes]]:
         disks = roads.revealed(pool, stream)
         pool.check()
         return outcome, {name: disk.read(0, disk.size_bytes) for name, disk in disks.items()}
+
+
+def test_of_what_was_on_its_way_to_be_an_export_only_what_was_whole_is_offered(tmp_path: Path) -> None:
+    """As a start does, which deletes the other."""
+    held = fill(tmp_path / "state")
+    with Pool(path=str(tmp_path / "state" / "default.pool")) as pool:
+        for name in ("whole", "half"):
+            disk = moment.prepare(pool, name, MIB)
+            disk.write(0, noise(7))
+            if name == "whole":
+                moment.finish(disk)
+    _, found = salvaged(tmp_path / "state")
+    assert found == {**held, "whole": noise(7).ljust(MIB, b"\0")}
 
 
 def test_a_sound_directory_is_read_whole_with_its_rules_and_nothing_is_changed(tmp_path: Path) -> None:

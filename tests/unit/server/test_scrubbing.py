@@ -25,6 +25,7 @@ from nbdzram.status import RunOptions
 from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, run
 from tests.unit.engine.test_scrub import bend
+from tests.unit.server.house import Delegate
 from tests.unit.server.lasting import play
 
 MIB = 1 << 20
@@ -50,6 +51,18 @@ def test_a_check_names_every_block_that_cannot_be_read(tmp_path: Path) -> None:
         bend(path, 3)
         with pytest.raises(CheckFailed, match="block 0 of export 'disk', block 5 of export 'other'"):
             run(scrubs.begin_check())  # type: ignore[arg-type]
+
+
+def test_a_check_tells_what_both_of_its_parts_found(tmp_path: Path) -> None:
+    """Each figure at its place: what clients changed meanwhile only the recount knows."""
+    with Pool(path=str(tmp_path / "arena")) as pool:
+        pool.create("disk", MIB).write(0, half_random(1) + half_random(2) + b"8 bytes!" * 512)
+        check = Scrubs("default", pool).begin_check()
+        assert isinstance(check, Checking)
+        check._recount = Delegate(check._recount, report=lambda: CheckReport(objects_checked=11, changing=7))  # type: ignore[assignment]
+        assert run(check) == VerifyReport(  # type: ignore[arg-type]
+            objects_checked=2, changing=7, objects_rotten=0, blocks_checked=MIB // BLOCK, blocks_rotten=0
+        )
 
 
 def test_a_check_tells_rot_and_what_else_does_not_hold(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import ssl
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,41 @@ def test_a_file_that_keeps_its_reader_waiting_is_not_opened(
     os.close(descriptor)
     assert f"{named} is no regular file" in caplog.text
     assert files.context() is in_use
+
+
+def written_again(path: Path) -> None:
+    """In place, as long, and of the same age (as by rsync)."""
+    found = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def put_in_place(path: Path) -> None:
+    """Another file of the same age."""
+    fresh = path.with_name("fresh")
+    shutil.copy2(path, fresh)
+    fresh.replace(path)
+
+
+@pytest.mark.parametrize("change", [written_again, put_in_place, Path.touch], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("which", ["certificate", "key", "client_ca", "psk_file"])
+def test_whichever_file_changed_and_however_it_counts_from_the_next_connection_on(
+    certificate: tuple[Path, Path], tmp_path: Path, which: str, change: Callable[[Path], None]
+) -> None:
+    good = {"certificate": certificate[0], "key": certificate[1], "client_ca": certificate[0]}
+    good["psk_file"] = tmp_path / "keys"
+    good["psk_file"].write_text(f"client:{'ab' * 16}\n")
+    good["psk_file"].chmod(0o600)
+    named = tmp_path / "named"
+    shutil.copy(good[which], named)
+    files = TlsFiles(TlsConfig(mode=TlsMode.ON, **(good | {which: named})))
+    in_use = files.context()
+    assert files.context() is in_use
+    probe = tmp_path / "probe"
+    while not probe.exists() or probe.stat().st_ctime_ns == named.stat().st_ctime_ns:
+        probe.touch()  # until the clock that stamps files has gone on
+    change(named)
+    assert files.context() is not in_use
 
 
 def test_a_key_that_goes_while_files_are_read_again_changes_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,7 @@ SIZE = 64 * MIB
 TURN = MIB
 HEADER = 28
 CHUNK = 20
+FLAG_FUA = 1
 PACE_SECONDS = 5
 LONG = 16 * MIB  # a payload beside which no other one is stored as it arrives
 
@@ -180,3 +182,23 @@ def test_a_long_request_that_fails_behind_its_first_turn_tells_where(stage: Stag
     stage.pool.delete(stage.disk)
     stage.settle()
     assert failed_at(client) == a_turn
+
+
+def test_what_waits_for_a_sync_took_its_time_from_its_own_beginning(stage: Stage) -> None:
+    """And not from that of the turn in which its last part was done."""
+    client = stage.attach(style=0, syncs=True)
+    client.send(request(CMD_TRIM, 0, 24 * MIB, flags=FLAG_FUA))
+    serve(stage.desk, client.session)
+    assert client.session.in_flight == 1
+    began = time.monotonic_ns()
+    while time.monotonic_ns() - began < 5_000_000:
+        pass
+    took = time.monotonic_ns() - began
+    stage.settle()
+    stage.plane.synced(client.session, 1, False)
+    stage.settle()
+    told = stage.tallies[client.session.number].operation(CMD_TRIM)
+    assert told is not None
+    requests, _, nanoseconds, *_ = told
+    assert requests == 1
+    assert nanoseconds >= took

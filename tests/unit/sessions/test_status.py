@@ -115,15 +115,14 @@ def test_a_stretch_is_told_as_far_as_a_reply_has_room(stage: Stage) -> None:
 
 def test_the_last_that_a_reply_has_room_for_is_told_to_its_end(stage: Stage) -> None:
     """It is found piece by piece, and goes on behind the leaf in which it begins."""
-    for block in range(1, DESCRIPTORS - 1, 2):
+    for block in (*range(0, DESCRIPTORS - 1, 2), 2 * DESCRIPTORS):
         stage.disk.trim(block * BLOCK, BLOCK)
-    stage.disk.trim((DESCRIPTORS - 1) * BLOCK, (DESCRIPTORS + 1) * BLOCK)
     client = stage.attach(style=1, contexts=1)
     client.send(request(CMD_BLOCK_STATUS, 0, SIZE))
     stage.settle()
     ((*singles, last),) = told(client).values()
     assert [length for length, _ in singles] == [BLOCK] * (DESCRIPTORS - 1)
-    assert last == ((DESCRIPTORS + 1) * BLOCK, 3)
+    assert last == ((DESCRIPTORS + 1) * BLOCK, 0)
 
 
 def test_to_tell_a_long_range_takes_a_turn(stage: Stage) -> None:

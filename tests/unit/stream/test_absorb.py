@@ -1,4 +1,5 @@
-"""What a stream brings along is stored as a write would store it, and what the pool has already is found."""
+"""What a stream brings along is stored as a write would store it, and what the pool has already is found; and it brings
+the longest of runs."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ from nbdzram.engine import codec, moment
 from nbdzram.engine.absorb import Absorber
 from nbdzram.engine.arena import allocations_left, fail_allocation
 from nbdzram.engine.dictionary import dictionary_of
+from nbdzram.engine.disk import Extent
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
 from nbdzram.errors import EngineError
-from tests.unit.engine.blocks import half_random
+from tests.unit.engine.blocks import BLOCK, half_random
+from tests.unit.stream.roads import revealed, sent
 
 MIB = 1 << 20
 LZ4 = 2  # as a stream has it
 UNIT = 64 << 10
+LONGEST = 0xFFFF  # blocks of a run
 
 
 def encoded_in(length: int) -> bytes:
@@ -78,3 +82,16 @@ def test_a_dictionary_that_finds_no_memory_takes_none(other: Pool, length: int) 
     assert failures > 1
     assert kept(other) == [content]
     assert other.stats().metadata == before + 2 * -(-length // 4096) * 4096  # once as it came, and once to be read with
+
+
+@pytest.mark.parametrize("blocks", [LONGEST - 1, LONGEST, LONGEST + 1])
+@pytest.mark.parametrize("gap", [LONGEST - 1, LONGEST, LONGEST + 1])
+def test_runs_as_long_as_can_be_told_and_longer_arrive_whole(pool: Pool, other: Pool, blocks: int, gap: int) -> None:
+    disk = pool.create("disk", 3 * (LONGEST + 1) * BLOCK)
+    disk.zero(0, blocks * BLOCK, no_hole=True)
+    disk.write((blocks + gap) * BLOCK, half_random(1))
+    arrived = revealed(other, sent(disk))["disk"]
+    mask = Extent.HOLE | Extent.SAME_FILLED
+    told = [one.extents(0, one.size_bytes, 16, mask) for one in (disk, arrived)]
+    assert told[0] == told[1]
+    assert [length for length, _ in told[1][:2]] == [blocks * BLOCK, gap * BLOCK]

@@ -1,0 +1,107 @@
+"""A service and its parts: what it asks of them, and that a mistake in one of them ends none of the others unheard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
+from nbdzram.errors import EngineError, UserError
+from nbdzram.server.service import Service
+from tests.unit.engine.blocks import BLOCK, noise
+from tests.unit.server.house import MIB, House, tell
+
+
+def config(directory: Path) -> ServerConfig:
+    """Of a server in memory."""
+    return ServerConfig(
+        exports=(ExportConfig(name="disk", size_bytes=MIB),),
+        tcp=(),
+        unix=(UnixAddress(path=directory / "nbd.sock"),),
+    )
+
+
+def test_what_exports_cost_is_counted_when_it_is_asked_for(tmp_path: Path) -> None:
+    """Of what is known already there is another question."""
+    house = House(tmp_path)
+
+    async def story() -> None:
+        async with house.open():
+            house.pool().disks()[0].write(0, noise(1) + noise(2))
+            assert (await house.service.usage())["disk"].stored == 2 * BLOCK
+            assert house.service.usage_so_far()[0]["disk"].stored == 2 * BLOCK
+
+    tell(story())
+
+
+@pytest.mark.parametrize("part", ["_nbd.drain", "_streams.stop", "changes.stop"])
+def test_a_mistake_while_it_stops_is_told_once_all_else_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    async def story() -> None:
+        service = Service(config(tmp_path))
+        await service.start()
+        owner, name = service, part
+        if "." in part:
+            holder, name = part.split(".")
+            owner = getattr(service, holder)
+        real = getattr(owner, name)
+
+        async def fails() -> None:
+            await real()
+            raise RuntimeError(part)
+
+        monkeypatch.setattr(owner, name, fails)
+        with pytest.raises(RuntimeError, match=part):
+            await service.stop()
+        with pytest.raises(EngineError, match="its pool was closed"):
+            service._pools["default"].pool.create("another", MIB)
+
+    uvloop.run(story())
+
+
+class Keeper:
+    """Notes what it is to keep, and until when nobody may have asked it to."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def keep(self, pool: str, _: int) -> None:
+        self.kept.append(pool)
+
+    def drop(self, pool: str) -> None:
+        self.kept.remove(pool)
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_who_takes_over_lets_nobody_keep_arenas_before_the_other_agrees(tmp_path: Path, *, agrees: bool) -> None:
+    """The other may go on: what would be kept then is no part of what it serves."""
+
+    async def story() -> None:
+        first = Service(config(tmp_path))
+        await first.start()
+        first._nbd.prepare_to_hand_over()
+        handed, keeper = await first.hand_over(), Keeper()
+        handed.kept.keeper = keeper
+        following = Service(config(tmp_path), handed=handed)
+        await following.start(listen=False)
+        seen: list[Any] = []
+
+        def confirm() -> None:
+            seen.extend([*keeper.kept, "asked"])
+            if not agrees:
+                raise UserError("the other goes on")
+
+        if agrees:
+            await following.listen(confirm)
+        else:
+            with pytest.raises(UserError, match="the other goes on"):
+                await following.listen(confirm)
+        assert seen == ["asked"]
+        assert keeper.kept == (["default"] if agrees else [])
+        await following.stop()
+
+    uvloop.run(story())
