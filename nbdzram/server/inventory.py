@@ -26,7 +26,7 @@ from types import MappingProxyType
 from nbdzram.config import NOBODY, Access, ExportConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import ConfigError, UserError
+from nbdzram.errors import ConfigError, EngineError, UserError
 from nbdzram.server.exports import Export
 from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
@@ -240,7 +240,7 @@ def _find_again(config: ExportConfig, record: ExportRecord, disk: Disk, pool_nam
     elif record.size_bytes > disk.size_bytes:
         try:
             disk.resize(record.size_bytes)
-        except UserError as error:
+        except (EngineError, UserError) as error:
             log.warning("the export '%s' keeps its size: %s", name, error)
     return Placed(name=name, disk=disk, record=record)
 

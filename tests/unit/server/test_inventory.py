@@ -17,6 +17,8 @@ from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.server.inventory import Placed, place_exports
 from nbdzram.server.opening import open_pool, open_pools
 from nbdzram.server.state import FILE_NAME, Declared, ExportRecord, State
+from tests.unit.engine.blocks import BLOCK, noise
+from tests.unit.server.lasting import spoil
 
 MIB = 1 << 20
 
@@ -84,6 +86,22 @@ def test_a_smaller_declaration_is_told_and_destroys_nothing(tmp_path: Path, capl
             assert offered["disk"].disk.size_bytes == 16 * MIB
             assert offered["disk"].disk.read(12 * MIB, 512) == b"t" * 512
         assert "'disk' has 16M, but 8M is declared" in caplog.text
+
+
+def test_a_disk_that_cannot_have_its_size_is_offered_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its last block held more before, and is not what was written. Others have theirs."""
+    with started(tmp_path, declare(), declare("other")) as offered:
+        disk = offered["disk"].disk
+        disk.write(0, noise(1))
+        disk.write(5 * BLOCK, noise(2))
+        spoil(tmp_path / "default.pool", lambda arena: arena.object_of(1) + BLOCK // 2)
+        disk.resize(512)
+    with started(tmp_path, declare(), declare("other", 16 * MIB)) as offered:
+        assert "the export 'disk' keeps its size: cannot grow export 'disk'" in caplog.text
+        assert [offered[name].disk.size_bytes for name in ("disk", "other")] == [512, 16 * MIB]
+        offered["disk"].disk.write(0, noise(3)[:512])
+    with started(tmp_path, declare(), declare("other", 16 * MIB)) as offered:
+        assert offered["disk"].disk.read(0, 6 * BLOCK) == noise(3)[:512].ljust(6 * BLOCK, b"\0")
 
 
 def test_a_size_changed_at_run_time_holds_until_the_declaration_changes(tmp_path: Path) -> None:
