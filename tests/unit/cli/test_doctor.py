@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdzram.cli import diagnosis
+from nbdzram.cli import diagnosis, doctor
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient
 from nbdzram.config import (
     CheckpointConfig,
@@ -325,3 +325,14 @@ def test_a_port_in_use_on_one_of_a_names_addresses_is_said(monkeypatch: pytest.M
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
         assert diagnosis._cannot_listen(TcpAddress(host="two", port=port)) == "Address already in use"
     assert diagnosis._cannot_listen(TcpAddress(host="two", port=port)) is None
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("", 100), ("60", 60), ("100", 100), ("300", 100), ("10", 40)])
+def test_what_is_told_is_as_wide_as_the_terminal_and_no_wider_than_a_line_is_read(
+    monkeypatch: pytest.MonkeyPatch, columns: str, widest: int
+) -> None:
+    """Twenty columns are left in any case; a program that reads it has what a wide terminal has."""
+    monkeypatch.setenv("COLUMNS", columns)
+    indent = " " * 20
+    lines = [indent + line for line in doctor._wrap("four " * 100, indent)]
+    assert widest - len("four ") < max(map(len, lines)) <= widest

@@ -47,7 +47,7 @@ def qcow2(raw: Path) -> Path:
 
 @pytest.fixture
 def half_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A qemu-img that begins to copy and never ends; the file that it makes then."""
+    """A qemu-img that begins to copy and never ends, whoever asks it to; the file that it makes then."""
     begun, place = tmp_path / "begun", tmp_path / "bin"
     place.mkdir()
     program = place / "qemu-img"
@@ -55,7 +55,7 @@ def half_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"""#!/bin/sh
 case $1 in
 info) echo '{{"format": "raw", "virtual-size": {MIB}}}' ;;
-*) printf '    (10.00/100%%)\\r'; touch {begun}; exec sleep 1000 ;;
+*) trap '' TERM INT; printf '    (10.00/100%%)\\r'; touch {begun}; exec sleep 1000 ;;
 esac
 """
     )

@@ -176,6 +176,24 @@ def test_a_file_that_cannot_be_written_is_told_once_and_stops_no_act(
     assert caplog.text.count("change name=") == 2
 
 
+def test_a_file_that_could_be_written_again_is_told_of_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once for each time that it broke, however many acts there are then."""
+    file = tmp_path / FILE_NAME
+
+    async def story() -> None:
+        audit = Audit(tmp_path)
+        for broken in range(1, 4):
+            file.mkdir()
+            for _ in range(2):
+                await audit.note(Act(CALLER, "x", {}, "done", 0.0))
+                assert caplog.text.count("acts are in this log only") == broken
+            file.rmdir()
+            await audit.note(Act(CALLER, "x", {}, "done", 0.0))
+            file.unlink()
+
+    asyncio.run(story())
+
+
 def test_a_line_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     """Where the file system has room for a part of it, that would stand before the next one, and spoil it too."""
     code = (

@@ -162,3 +162,19 @@ def test_a_fold_leaves_for_the_next_one_what_it_cannot_count() -> None:
         assert pool.stats().objects == 1
     disk.trim(0, SIZE)
     assert pool.stats().objects == 0
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_branch_is_whole_wherever_below_it_the_first_block_lies(level: int) -> None:
+    """What is not stored yet below it is a hole of its own place."""
+    below = 512**level  # blocks of a child of that branch
+    with Pool() as pool:
+        disk = pool.create("disk", 512 * below * BLOCK)
+        written = {}
+        for child in (5, 0, 511, 4):
+            place = child * below + 3
+            disk.write(place * BLOCK, text(child))
+            written[place] = text(child)
+            assert all(disk.read(at * BLOCK, BLOCK) == content for at, content in written.items())
+            assert disk.read((place + 1) * BLOCK, BLOCK) == bytes(BLOCK)
+        pool.check()

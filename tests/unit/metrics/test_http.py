@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
+import hashlib
+import re
 import socket
 import struct
 import threading
@@ -19,6 +22,7 @@ from nbdzram.errors import UserError
 from nbdzram.metrics import answers, http, requests
 from nbdzram.metrics.answers import Answer, Answers, Pace, Shared, sentence
 from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer
+from nbdzram.metrics.page import load_page
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
 from nbdzram.unread import UNSENT_BYTES
@@ -391,3 +395,12 @@ def test_what_is_being_made_ends_with_the_server(path: str) -> None:
             assert asked.cancelled()
 
     asyncio.run(story())
+
+
+def test_the_page_s_policy_has_its_one_script_and_its_one_style_each_where_it_may_be_used() -> None:
+    page, policy = load_page()
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    for element, directive in ((b"style", "style-src"), (b"script", "script-src")):
+        (content,) = re.findall(rb"<%b>(.*?)</%b>" % (element, element), page, re.DOTALL)
+        assert directives[directive] == f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
+    assert directives["default-src"] == "'none'"
