@@ -265,7 +265,7 @@ class ControlServer:
             try:
                 return await method.carry(given, pipe)
             finally:
-                conversation.over = not pipe.settle(inward=method.inward)
+                conversation.over = not await asyncio.to_thread(pipe.settle, inward=method.inward)
                 pipe.close()
 
         if method.inward:

@@ -3,9 +3,11 @@
     chunk   length 4, big endian | so many bytes
     end     length 0
 
-Without the end mark who reads knows that who wrote went away. Who is made to end in the middle of a chunk sends the
-rest of it, if that is taken soon, so that the mark, and the reason behind it, can follow. The socket may be in the
-hands of an event loop at the same time: it is only polled and used without waiting, and its mode stays as it is.
+Without the end mark who reads knows that who wrote went away. A stream that is ended before its time gets its mark too,
+behind the rest of its chunk, so that the reason can be told behind it.
+
+The socket may be in the hands of an event loop at the same time: it is only polled and used without waiting, and its
+mode stays as it is.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from nbdzram.errors import StreamCut, StreamError
 
 LENGTH = struct.Struct(">I")
 LARGEST_CHUNK = 1 << 20
-REST_SECONDS = 1.0
-"""For the rest of a chunk: who reads at all takes it in that time."""
+SETTLING_SECONDS = 1.0
+"""For who reads a stream that is ended, to read the rest of its chunk. A command that is well does within milliseconds;
+one whose own reader stands still must not keep the server from ending."""
 
 
 class Pipe:
@@ -32,9 +35,9 @@ class Pipe:
         self._socket = connection
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._cancelled: str | None = None
-        self._until = 0.0  # by the monotonic clock: for the rest of a chunk, once it is cancelled
         self._left = 0  # of the chunk that is being read
-        self._within = False  # a chunk that is being written
+        self._unsent: list[memoryview] = []  # of the chunk that is being written
+        self._marked = False  # the end mark is sent, or among that
         self._ended = False
 
     def close(self) -> None:
@@ -44,8 +47,6 @@ class Pipe:
 
     def cancel(self, reason: str) -> None:
         """Whoever reads or writes ends with a StreamError that says this."""
-        if self._cancelled is None:
-            self._until = time.monotonic() + REST_SECONDS
         self._cancelled = self._cancelled or reason
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)
@@ -53,31 +54,37 @@ class Pipe:
     def write(self, content: bytes) -> None:
         """Send it as chunks. Raises StreamError: cancelled, or (StreamCut) nobody reads any more."""
         for start in range(0, len(content), LARGEST_CHUNK):
-            self._require_going_on()
+            self._require_going_on()  # what is not begun by then is not begun
             part = memoryview(content)[start : start + LARGEST_CHUNK]
-            self._within = True
-            self._send(memoryview(LENGTH.pack(len(part))))
-            self._send(part)
-            self._within = False
+            self._unsent = [memoryview(LENGTH.pack(len(part))), part]
+            self._send()
 
     def end(self) -> None:
         """Nothing more comes."""
         self._require_going_on()
-        self._within = True
-        self._send(memoryview(LENGTH.pack(0)))
-        self._within, self._ended = False, True
+        self._mark_end()
+        self._send()
+        self._ended = True
 
     def settle(self, *, inward: bool) -> bool:
         """Whether what follows on the connection can be told from the stream, which has ended, well or not.
 
-        A stream that is written gets its end mark, if that can be sent at once and is not sent yet.
+        A stream that is written gets the rest of its chunk and its end mark, if it has not, and they are read in time.
+        Blocks so long.
         """
         if self._ended or inward:
             return self._ended
-        if self._within:
-            return False
+        self._mark_end()
+        until = time.monotonic() + SETTLING_SECONDS
         with contextlib.suppress(OSError):
-            self._ended = self._socket.send(LENGTH.pack(0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == LENGTH.size
+            while self._unsent:
+                poll = select.poll()
+                poll.register(self._socket, select.POLLOUT)
+                if not poll.poll(max(until - time.monotonic(), 0.0) * 1000):
+                    return False
+                with contextlib.suppress(BlockingIOError):
+                    self._pass_on()
+            self._ended = True
         return self._ended
 
     def read(self, count: int) -> bytes:
@@ -115,25 +122,34 @@ class Pipe:
             self._require_going_on()
             return part
 
-    def _send(self, content: memoryview) -> None:
-        while content:
+    def _mark_end(self) -> None:
+        """Behind what is left, once."""
+        if not self._marked:
+            self._unsent.append(memoryview(LENGTH.pack(0)))
+            self._marked = True
+
+    def _send(self) -> None:
+        while self._unsent:
+            self._require_going_on()
             try:
-                content = content[self._socket.send(content, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+                self._pass_on()
             except BlockingIOError:
                 self._wait(select.POLLOUT)
             except OSError as error:
                 raise StreamCut(f"nobody reads the stream any more: {error.strerror}") from None
 
+    def _pass_on(self) -> None:
+        """As much as can be sent at once of the first part that is left. Raises OSError."""
+        first = self._unsent[0]
+        self._unsent[0] = first[self._socket.send(first, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+        if not self._unsent[0]:
+            del self._unsent[0]
+
     def _wait(self, for_what: int) -> None:
         poll = select.poll()
         poll.register(self._socket, for_what)
-        if self._cancelled is None:
-            poll.register(self._wake, select.POLLIN)
-            poll.poll()
-            if self._within:
-                return
-        elif self._within and poll.poll(max(self._until - time.monotonic(), 0) * 1000):
-            return
+        poll.register(self._wake, select.POLLIN)
+        poll.poll()
         self._require_going_on()
 
     def _require_going_on(self) -> None:

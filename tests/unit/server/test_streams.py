@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from nbdzram.errors import UserError
+from nbdzram.config import ExportConfig, PoolConfig, ServerConfig
+from nbdzram.control.client import ControlClient
+from nbdzram.control.methods import method_table
+from nbdzram.control.server import ControlServer
+from nbdzram.errors import PoolFull, StreamError, UserError
+from nbdzram.server import streams
+from nbdzram.server.handover import Handover
+from nbdzram.server.service import Service
 from nbdzram.stream.pipe import Pipe
 from tests.unit.engine.blocks import BLOCK, noise, text
-from tests.unit.server.house import House, tell
+from tests.unit.server.house import GATE_SECONDS, MIB, House, tell
 from tests.unit.server.lasting import spoil
 
 Pass = Callable[[Pipe], Awaitable[object]]
@@ -103,3 +112,68 @@ def test_nothing_is_kept_of_a_stream_that_cannot_be_sent_or_offered(tmp_path: Pa
             pool.disks()[0].write(0, noise(1))
 
     tell(story())
+
+
+async def finds_no_room(service: Service) -> None:
+    disk = service._exports.get("disk").disk
+    with pytest.raises(PoolFull):
+        disk.write(4 * MIB, os.urandom(4 * MIB))
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda service: service.stop(), "the server stops"),
+        (lambda service: service.hand_over(), "another process takes over; ask that one again"),
+        (finds_no_room, streams.ROOM_SAYS),
+    ],
+    ids=["stop", "takeover", "room"],
+)
+def test_who_is_sent_a_stream_is_told_what_ended_it(
+    end: Callable[[Service], Awaitable[object]], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only that the server went away: in the middle of a chunk is where nearly all of them are ended."""
+    monkeypatch.setattr(streams, "WATCH_SECONDS", 0.0)
+    ended = cancelled_by(monkeypatch)
+    begun, control = threading.Event(), tmp_path / "control.sock"
+    disk, pool = ExportConfig(name="disk", size_bytes=8 * MIB), PoolConfig(mem_limit=6 * MIB)
+
+    def receive() -> str:
+        def take(_: bytes) -> None:
+            begun.set()
+            assert ended.wait(GATE_SECONDS)
+
+        with ControlClient(control) as client, pytest.raises(StreamError) as told:
+            client.call_for_stream("streams.send", take, exports=["disk"])
+        return str(told.value)
+
+    async def story() -> None:
+        service = Service(ServerConfig(tcp=(), unix=(), exports=(disk,), pools=(pool,)))
+        await service.start()
+        server = ControlServer(control, method_table(service, service.changes))
+        await server.start()
+        service._exports.get("disk").disk.write(0, os.urandom(4 * MIB))
+        receiving = asyncio.create_task(asyncio.to_thread(receive))
+        assert await asyncio.to_thread(begun.wait, GATE_SECONDS)
+        found = await end(service)
+        await asyncio.wait({receiving})
+        await server.stop()
+        if isinstance(found, Handover):
+            found.close()
+        else:
+            await service.stop()
+        assert receiving.result() == why
+
+    tell(story())
+
+
+def cancelled_by(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once a stream is told to end."""
+    cancelled, real = threading.Event(), Pipe.cancel
+
+    def cancel(pipe: Pipe, reason: str) -> None:
+        real(pipe, reason)
+        cancelled.set()
+
+    monkeypatch.setattr(Pipe, "cancel", cancel)
+    return cancelled
