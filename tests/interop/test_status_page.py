@@ -220,6 +220,8 @@ def test_a_full_pool_turns_the_header_red_and_says_what_to_do(serve: Callable[..
     server.command_line("pools", "limit", "default", "0")
     server.command_line("exports", "add", "other", "1M")
     browser.wait_for("document.getElementById('pools').innerText.includes('no limit')")
+    told = browser.evaluate("document.getElementById('troubles').innerText")
+    assert told.startswith("Pool default refused writes lately, 1 so far. It is below its limit now.")
 
 
 def did(requests: int, size: int, *latency: int) -> dict[str, Any]:
