@@ -30,10 +30,16 @@ LATE_SECONDS = 5.0
 (`late`), of every call. That is the one rule; a look, which asks nothing of the server but what it knows, ends then:"""
 LOOK_SECONDS = 30.0  # from the beginning
 LOOKS = {"status", "clients", "runs", "streams"}
+ASKED_AGAIN = LOOKS | {"usage"}
+"""What changes nothing is asked once more where the connection is cut off: another process may have taken over."""
 HANGS = "it is stopped, hangs, or gets no processor"
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
 Progress = Callable[["RunStatus", "RunStatus | None"], None]
+
+
+class Lost(ServerUnreachable):
+    """The connection was cut off."""
 
 
 class ControlClient:
@@ -43,6 +49,11 @@ class ControlClient:
         """Connect. `late` hears of each call that is not answered for LATE_SECONDS. Raises ServerUnreachable."""
         self.late = late
         self._path = path
+        self._last_id = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        path = self._path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(CONNECT_SECONDS)
         try:
@@ -54,7 +65,6 @@ class ControlClient:
             reason = error.strerror or str(error)
             raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
         self._reader = self._socket.makefile("rb")
-        self._last_id = 0
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +117,17 @@ class ControlClient:
 
     def call(self, method: str, progress: Progress | None = None, **params: Any) -> Any:
         """The result of one call, as JSON types. Raises UserError and its kin as the server says."""
-        return self._call(method, params, progress, None)
+        try:
+            return self._call(method, params, progress, None)
+        except Lost as lost:
+            if method not in ASKED_AGAIN:
+                raise
+            self.close()
+            try:
+                self._connect()
+            except ServerUnreachable:
+                raise lost from None
+            return self._call(method, params, progress, None)
 
     def call_for_stream(self, method: str, write: Callable[[bytes], None], **params: Any) -> Any:
         """The same, of a method that sends bytes before it answers, to `write`. What that raises ends the call."""
@@ -203,8 +223,8 @@ class ControlClient:
     def _unanswered(self, seconds: float) -> str:
         return f"the server on {self._path} (pid {self.server_pid}) has not answered for {seconds:g} s"
 
-    def _lost(self, reason: str) -> ServerUnreachable:
-        return ServerUnreachable(f"the server on {self._path} went away: {reason}")
+    def _lost(self, reason: str) -> Lost:
+        return Lost(f"the server on {self._path} went away: {reason}")
 
 
 def _report(progress: Progress, params: dict[str, Any]) -> None:
