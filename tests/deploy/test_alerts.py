@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from nbdzram.cli.main import GROUPS, front
 from nbdzram.metrics.families import FAMILIES
 from tests.deploy.grafana import DEPLOY
+from tests.docs.test_examples import parse
 from tests.support.programs import require_program, run
 
 RULES = DEPLOY / "prometheus" / "rules"
 UNIT_TESTS = Path(__file__).with_name("alerts.yml")
 ALERTS = yaml.safe_load((RULES / "alerts.yml").read_text())["groups"][0]["rules"]
 NAMES = [alert["alert"] for alert in ALERTS]
+END = ".,;:?)"
+NOT_A_PROGRAM = {"-u", "-n", "called", "reload", "set-property", "status"}
 
 
 def test_promtool_accepts_rules_and_configuration(tmp_path: Path) -> None:
@@ -52,6 +58,36 @@ def test_alert_tells_what_to_do(alert: dict[str, dict[str, str]]) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning"}
     for text in texts.values():
         assert text.rstrip().endswith((".", "?", ")?")), text
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each `nbdzram ...` that is a program there, and no unit, namespace or job."""
+    words = text.split()
+    for index, word in enumerate(words):
+        if word.lstrip("(") != "nbdzram" or words[index - 1] in NOT_A_PROGRAM:
+            continue
+        told: list[str] = []
+        for one in words[index + 1 :]:
+            if told and not (told[-1] in GROUPS or one.startswith("--") or one.rstrip(END).isupper()):
+                break
+            told.append(one.rstrip(END))
+            if one != told[-1]:
+                break
+        yield told if told[-1] not in GROUPS else [*told, "list"]
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
+def test_every_command_of_a_runbook_can_be_pasted(alert: dict[str, dict[str, str]]) -> None:
+    """Whoever is woken has no time to look for what it is called by now."""
+    for command in commands(alert["annotations"]["runbook"]):
+        parse(front, ["1G" if word == "SIZE" else word for word in command])
+
+
+def test_a_command_of_a_runbook_that_there_is_not_is_found() -> None:
+    text = "Is it there (systemctl status nbdzram)? Raise it: nbdzram exports grow NAME --by SIZE. Then (nbdzram runs)."
+    assert list(commands(text)) == [["exports", "grow", "NAME", "--by", "SIZE"], ["runs", "list"]]
+    with pytest.raises(click.UsageError):
+        parse(front, ["scrub"])
 
 
 def test_rules_ask_for_metrics_that_are_published() -> None:
