@@ -33,8 +33,11 @@ splitting to bash, which does it at an @: each snapshot of `snapshot --all` has 
 
 @click.command(
     "completion",
-    epilog="\b\nExamples:\n  nbdzram completion bash > ~/.local/share/bash-completion/completions/nbdzram\n"
+    epilog="\b\nExamples:\n  source <(nbdzram completion bash)    # bash, this shell alone\n"
+    "  mkdir -p ~/.local/share/bash-completion/completions\n"
+    "  nbdzram completion bash > ~/.local/share/bash-completion/completions/nbdzram\n"
     '  nbdzram completion zsh > "${fpath[1]}/_nbdzram"\n'
+    "  mkdir -p ~/.config/fish/completions\n"
     "  nbdzram completion fish > ~/.config/fish/completions/nbdzram.fish",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))

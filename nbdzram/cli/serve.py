@@ -230,8 +230,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--takeover",
     is_flag=True,
-    help="Go on in place of the server that runs with this state directory, and with its clients, who see a pause. It "
-    "leaves once this one serves, and goes on if that fails. Where none runs, start.",
+    help="Go on in place of the server that runs, with its disks, in memory or in this state directory, and its "
+    "clients, who see a pause. It leaves once this one serves, and goes on if that fails. Where none runs, start.",
 )
 @click.option(
     "--upgrade",
