@@ -73,6 +73,8 @@ def show(*, export: str | None, as_json: bool, control: Path | None) -> None:
         found = _of(client, export)
     if as_json:
         return print_json(found)
+    if not found:
+        return click.echo(f"no client is attached{f' to {export}' if export is not None else ''}")
     print_rows(COLUMNS, found)
     return None
 

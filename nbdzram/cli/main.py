@@ -57,11 +57,21 @@ COMMANDS = {
 ELSEWHERE = {
     "create": "`nbdzram exports add` offers a new disk.",
     "delete": "`nbdzram exports remove` removes a disk.",
+    "help": "`nbdzram --help` lists the commands, `nbdzram COMMAND --help` explains one.",
+    "scrub": "`nbdzram check` looks at every block now; `nbdzram serve --scrub-interval` does it by itself.",
+    "restore": "`nbdzram receive` offers the exports of a stream, `nbdzram serve --restore` begins with them.",
+    "takeover": "`nbdzram serve --takeover` goes on in place of the server that runs.",
     "detach": "`nbd-client -d /dev/nbdN` detaches a disk, `qemu-nbd -d` one of QEMU's.",
     "start": "`nbdzram serve` starts a server, or `systemctl start nbdzram` where a unit does.",
     "stop": "Ctrl-C or SIGTERM stops a server, or `systemctl stop nbdzram` where a unit runs it.",
 }
 """What others call it, where the nearest of our names is something else."""
+
+LOOSE = {
+    "serve": "A disk is told by -e NAME=SIZE.",
+    **dict.fromkeys(("fold", "compact", "recompress", "check"), "A pool is told by --pool NAME."),
+}
+"""Where a word belongs that stands there by itself, of commands that take none."""
 
 GROUPS = ("exports", "pools", "clients", "runs", "streams")
 """Those that have commands of their own."""
@@ -148,7 +158,7 @@ def run(arguments: list[str], first: Callable[[], None] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except click.ClickException as error:
-        _on_stderr(error.show)
+        _on_stderr(_with_the_option(error, arguments).show)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -163,6 +173,13 @@ def run(arguments: list[str], first: Callable[[], None] | None = None) -> int:
         _drop(STDOUT)
         return UserError.exit_code
     return answer if isinstance(answer, int) else 0  # what a command exits with; click's main gives it back
+
+
+def _with_the_option(error: click.ClickException, arguments: list[str]) -> click.ClickException:
+    """The same, where no word stands by itself that an option should be before."""
+    if not isinstance(error, click.UsageError) or not error.message.startswith("Got unexpected extra argument"):
+        return error
+    return click.UsageError(f"{error.message}. {LOOSE[arguments[0]]}", error.ctx) if arguments[0] in LOOSE else error
 
 
 def _complain(sentence: str) -> None:

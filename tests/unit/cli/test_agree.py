@@ -151,6 +151,7 @@ def test_clients_are_listed_and_ended_by_number_or_export(start: Start) -> None:
         assert (gone.code, "no client 2 is attached; `nbdzram clients list`" in gone.err) == (1, True)
         one.read(0, 512)
         assert server.run("clients", "disconnect", "--export", "disk").out == "disconnected 1\n"
+        assert server.run("clients", "list", "--export", "disk").out == "no client is attached to disk\n"
         nobody = server.run("clients", "disconnect", "--export", "disk")
         assert (nobody.code, nobody.out) == (0, "no client is attached to disk\n")
         assert server.run("clients", "disconnect", "--export", "disk", "--json").out == "[]\n"
