@@ -226,6 +226,7 @@ def test_who_serves_what_another_process_served_notes_no_less_room_than_its_chec
             left = as_the_power_left_it(killed[0], tmp_path / "left")
         async with checkpointing(left) as service:
             assert whole(disk(service, "new")) == content
+            assert service._pools["fast"].pool.mem_limit == 64 * MIB
 
     play(story)
 
