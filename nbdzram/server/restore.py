@@ -158,7 +158,12 @@ class Restore:
         holding = [name for name, pool in self._pools.items() if pool.disks()]
         if holding:
             log.info("%s is not restored: the pool %s holds disks already", source, holding[0])
-        return not holding
+            return False
+        known = self._state.changes.exports.values()
+        if known and all(record.removed for record in known):
+            log.info("%s is not restored: all exports were removed, as the pools tell that were found", source)
+            return False
+        return True
 
     def _receive(
         self, paths: Sequence[Path], journal_in: Path | None = None, number: int = 0, newest: int = 0

@@ -80,8 +80,8 @@ def files(directory: Path) -> list[str]:
 
 
 def as_the_power_left_it(directory: Path, to: Path) -> Path:
-    """The files as they are now, while the server goes on."""
-    shutil.copytree(directory, to)
+    """The files as they are now, while the server goes on; one that has no name of its own yet a start sweeps away."""
+    shutil.copytree(directory, to, ignore=shutil.ignore_patterns("*.new"))
     return to
 
 

@@ -282,3 +282,39 @@ def test_what_went_is_noted_on_by_who_serves_what_another_process_served(tmp_pat
             assert rules(service, "other") == (True, CLOSED)
 
     play(story)
+
+
+def test_what_was_removed_last_does_not_come_back_where_the_pools_outlived_the_server(tmp_path: Path) -> None:
+    """They hold no disk, and so looked as if the power had failed; and where a pool had gone, no server started."""
+    (tmp_path / "state").mkdir()
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            await asked(service, "pools.add", name="fast")
+            await asked(service, "exports.add", name="other", size_bytes=MIB, pool="fast")
+            await of(service).take()
+            for name in ("other", "disk"):
+                await asked(service, "exports.remove", name=name)
+            await asked(service, "pools.remove", name="fast")
+            killed = [as_the_power_left_it(tmp_path / one, tmp_path / f"{one} later") for one in ("kept", "state")]
+        async with checkpointing(killed[0], state_dir=killed[1]) as service:
+            assert not len(service._exports)
+
+    play(story)
+
+
+def test_what_was_lost_with_its_pool_comes_from_a_checkpoint_though_another_was_removed(tmp_path: Path) -> None:
+    """Somebody removed the damaged file of a pool, and the state directory remembers its exports."""
+    (tmp_path / "state").mkdir()
+    declared = tuple(ExportConfig(name=name, size_bytes=MIB) for name in ("disk", "gone"))
+
+    async def story() -> None:
+        given: dict[str, Any] = {"state_dir": tmp_path / "state", "exports": declared}
+        async with checkpointing(tmp_path / "kept", **given) as service:
+            disk(service).write(0, text(1))
+            await asked(service, "exports.remove", name="gone")
+        (tmp_path / "state" / "default.pool").unlink()
+        async with checkpointing(tmp_path / "kept", **given) as service:
+            assert {export.name: whole(export.disk)[:BLOCK] for export in service._exports} == {"disk": text(1)}
+
+    play(story)
