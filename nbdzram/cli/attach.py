@@ -260,9 +260,9 @@ def _persist(
             told_to_leave=told,
             say=voice.say,
         )
-        keeper.attach()
+        did = f"attached {export} to {device}" if keeper.attach() else f"looking after {device}"
         notify_supervisor("READY=1")
-        voice.say(f"attached {export} to {device}; without a server requests wait {patience[1]} s")
+        voice.say(f"{did}; without a server requests wait {patience[1]} s")
         voice.say(f"detach it with: nbd-client -d {device}")
         if not keeper.keep():
             voice.say(f"{device} was detached")

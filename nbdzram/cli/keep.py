@@ -45,13 +45,18 @@ class Keeper:
     size_bytes: int | None = None
     read_only: bool | None = None
 
-    def attach(self) -> None:
-        """Attach the device, or take over one that is attached. Raises UserError."""
+    def attach(self) -> bool:
+        """Attach the device (True), or take over one that is attached. Raises UserError."""
         if self.device.attached():
             self.say(f"{self.name} is attached already; its connections are looked after from now on")
+            if not self.device.is_named():
+                self.say(
+                    f"whoever attached {self.name} left no name: that it is this export is known by its size alone; if "
+                    f"it is another one, end this, and detach it before: nbd-client -d {self.name}"
+                )
             self.size_bytes, self.read_only = self.device.size_bytes(), self.device.read_only()
             self.repair()
-            return
+            return False
         try:
             dialled = self._dial_all()
         except OSError as error:
@@ -63,6 +68,7 @@ class Keeper:
             raise UserError(f"the kernel does not attach {self.name}: {error.strerror}") from None
         finally:
             _let_go(dialled)  # the kernel holds what it took
+        return True
 
     def keep(self) -> bool:
         """Until somebody detaches the device (False), or we are told to leave (True)."""

@@ -87,6 +87,10 @@ class Device(Protocol):
     def disconnect(self) -> None:
         """Detach it. Raises OSError."""
 
+    def is_named(self) -> bool:
+        """Whether the kernel knows of which server and export what is attached is. Then it takes connections of no
+        other."""
+
     def size_bytes(self) -> int:
         """Of what is attached."""
 
@@ -138,6 +142,10 @@ class NetlinkDevice:
     def disconnect(self) -> None:
         """See Device."""
         self._ask(Command.DISCONNECT)
+
+    def is_named(self) -> bool:
+        """See Device."""
+        return Path(f"/sys/block/{self.name}/backend").exists()
 
     def size_bytes(self) -> int:
         """See Device. The kernel counts in 512 bytes, whatever the block size."""

@@ -140,7 +140,7 @@ keep_attached() {
     PYTHONHOME=$(cat /python/home) PYTHONPATH=$(cat /python/path) $(cat /python/program) -B -m nbdzram \
         attach disk /dev/nbd0 --uri "nbd://10.0.2.2:$(argument port)" --persist --request-timeout 3 "$@" >/keeper.log 2>&1 &
     keeper=$!
-    until grep -q "attached disk" /keeper.log; do
+    until grep -q -e "attached disk" -e "looking after" /keeper.log; do
         kill -0 $keeper 2>/dev/null || fail "the keeper ended: $(cat /keeper.log)"
     done
 }

@@ -49,7 +49,7 @@ class FakeDevice:
         self.events = iter(events)
         self.held: list[socket.socket] = []
         self.told: list[tuple[str, int, Patience]] = []
-        self.there = self.busy = False
+        self.there = self.busy = self.named = False
         self.refusal: OSError | None = None
         self.size = 0
         self.looks = 0
@@ -73,6 +73,9 @@ class FakeDevice:
 
     def disconnect(self) -> None:
         self.there = False
+
+    def is_named(self) -> bool:
+        return self.named
 
     def size_bytes(self) -> int:
         return self.size
@@ -235,13 +238,16 @@ def test_a_device_that_is_attached_already_is_taken_over_by_its_size(start: Star
     server = start("-e", "disk=5M", "-e", "small=4M")
     device, said = FakeDevice([detached]), list[str]()
     device.there, device.size = True, 5 * MIB
-    keeper(device, dial_to(server), reader, []).attach()
-    assert device.told == [("replace", 2, PATIENCE)]
+    for device.named in (True, False):
+        told: list[str] = []
+        keeper(device, dial_to(server), reader, told).attach()
+        assert ("known by its size alone" in "".join(told)) is not device.named
+    assert device.told == [("replace", 2, PATIENCE)] * 2
     device.told.clear()
     device.there, device.looks = True, LEAVE  # its one look more ends it
     keeper(device, dial_to(server, "small"), reader, said).attach()
     assert device.told == []
-    assert f"has {4 * MIB} bytes now" in said[1]
+    assert f"has {4 * MIB} bytes now" in said[2]
     device.close()
 
 
