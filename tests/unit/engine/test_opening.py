@@ -294,6 +294,7 @@ def test_no_name_and_no_word_of_a_directory_entry_can_change(tmp_path: Path) -> 
     refused(tmp_path / "arena", older_head, wrong)
     refused(tmp_path / "arena", swapped, wrong)
     refused(tmp_path / "arena", flip(lambda arena: arena.entry(7) + HEADS_AT), wrong)  # no export was ever there
+    refused(tmp_path / "arena", lambda arena: arena.forge_name(1, b"disk"), "two exports are named 'disk'")
     is_whole(tmp_path / "arena")
 
 

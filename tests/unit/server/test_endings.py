@@ -77,9 +77,11 @@ def test_who_runs_has_not_ended_and_who_ends_in_that_moment_has(
         process.wait()
         return real(descriptor)
 
+    assert not handover._is_ending(process.stdout.fileno() if process.stdout else -1)  # no process at all
     real = handover._is_ending
     monkeypatch.setattr(handover, "_is_ending", is_ending)
     assert handover.has_ended(descriptor)
+    assert not real(descriptor)  # it is gone, and has nothing to let go any more
 
 
 @pytest.mark.parametrize("other", [HAS_MUCH], ids=["large"], indirect=True)

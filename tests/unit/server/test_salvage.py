@@ -127,6 +127,24 @@ def test_rot_costs_the_blocks_that_lead_to_it(tmp_path: Path) -> None:
     assert found["disk"][:BLOCK] == bytes(BLOCK)
 
 
+def test_entries_that_stand_in_each_others_places_cost_their_blocks(tmp_path: Path) -> None:
+    """What they lead to is right, and is not what was written there."""
+    held = fill(tmp_path)
+    with (tmp_path / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        arena = Arena(view)
+        for one, other in ((0, 1), (4, 5)):  # objects; a word, and a hole
+            places = arena.word_at(one), arena.word_at(other)
+            words = [arena.word(place) for place in places]
+            for place, word in zip(places, reversed(words), strict=True):
+                arena.set_word(place, word)
+    outcome, found = salvaged(tmp_path)
+    assert outcome.lost == [Lost(name, first, 2) for name in ("disk", "twin") for first in (0, 4)]
+    for name in ("disk", "twin"):
+        assert found[name][2 * BLOCK : 4 * BLOCK] == held[name][2 * BLOCK : 4 * BLOCK]
+        assert not any(found[name][: 2 * BLOCK] + found[name][4 * BLOCK : 6 * BLOCK])
+    assert found["alone"] == held["alone"]
+
+
 def test_a_node_that_opening_refuses_costs_what_lies_below_it(tmp_path: Path) -> None:
     held = fill(tmp_path)
     with (tmp_path / "default.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:

@@ -37,6 +37,25 @@ def test_what_exports_cost_is_counted_when_it_is_asked_for(tmp_path: Path) -> No
     tell(story())
 
 
+def test_what_is_told_of_an_export_is_what_holds_for_it(tmp_path: Path) -> None:
+    """Not what its disk was made for, as that of a snapshot that clients may write by now."""
+    house = House(tmp_path)
+    rules: dict[str, Any] = {"allow_addresses": ["10.0.0.0/8"], "allow_certificates": ["vm1"], "description": "mine"}
+
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.copy_export("disk", "snapshot", read_only=True)
+            for name in ("disk", "snapshot"):
+                for read_only in (True, False):
+                    await changes.change_export(name, read_only=read_only, **rules)
+                    found = house.found(name)
+                    assert found.read_only is read_only
+                    assert (found.description, found.admits) == ("mine", "listed")
+                    assert (found.allow_addresses, found.allow_certificates) == (("10.0.0.0/8",), ("vm1",))
+
+    tell(story())
+
+
 @pytest.mark.parametrize("part", ["_nbd.drain", "_streams.stop", "changes.stop"])
 def test_a_mistake_while_it_stops_is_told_once_all_else_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str

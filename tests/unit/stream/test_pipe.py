@@ -134,3 +134,15 @@ def test_who_went_away_is_told_from_who_ended(ends: Ends) -> None:
     behind.close()
     with pytest.raises(StreamCut, match="nobody reads the stream any more"):
         writer.write(b"more")
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 100])
+def test_who_reads_gets_no_more_than_was_asked_for_and_all_in_the_end(ends: Ends, count: int) -> None:
+    """However the chunks were cut."""
+    writer, reader, _, _ = ends
+    for content in (b"ten bytes.", b"", b"x", b"seventeen bytes.."):
+        writer.write(content)
+    writer.end()
+    parts = list(iter(lambda: reader.read(count), b""))
+    assert max(map(len, parts)) <= count
+    assert b"".join(parts) == b"ten bytes.xseventeen bytes.."
