@@ -421,11 +421,13 @@ def on_stdin(tmp_path: Path, *arguments: str) -> tuple[Client, subprocess.Popen[
 
 
 def test_under_inetd_it_serves_the_one_client_and_ends_when_it_leaves(tmp_path: Path) -> None:
-    state = str(tmp_path / "state")
-    client, process = on_stdin(tmp_path, "--state-dir", state)
+    state, number = str(tmp_path / "state"), tmp_path / "pid"
+    client, process = on_stdin(tmp_path, "--state-dir", state, "--pidfile", str(number))
     with client:
         client.write(4096, b"x" * 4096)
+        assert number.read_text() == f"{process.pid}\n"
     assert process.wait(timeout=60) == 0
+    assert not number.exists()
     (tmp_path / "inetd.sock").unlink()
     client, process = on_stdin(tmp_path, "--state-dir", state)
     with contextlib.closing(client):

@@ -269,6 +269,31 @@ def test_status_descriptors_are_narrow_or_wide_with_the_headers() -> None:
     assert payload == struct.pack(">IIQQQQ", MetaContext.ALLOCATION, 2, 4096, 3, 1 << 20, 0)
 
 
+@pytest.mark.parametrize(("offset", "length"), [(0, 512), (512, 0), (512, 512), (SIZE, 0)])
+def test_a_flush_is_of_all_of_the_export(offset: int, length: int) -> None:
+    """Section "NBD_CMD_FLUSH": offset and length are zero."""
+    assert judge(Command.FLUSH, 0, 0) is Verdict.OK
+    assert judge(Command.FLUSH, offset, length) is Verdict.WRONG_SHAPE
+
+
+def test_an_extended_reply_names_the_request_s_offset_and_no_other() -> None:
+    """Each kind of chunk, wherever in the request its own content lies (section "Extended reply chunk message")."""
+    asked, at = 7 << 40, (7 << 40) + 4096
+    replies = (
+        read_reply(EXTENDED, COOKIE, asked, at, bytes(8192) + b"d" * 4096),
+        read_reply(EXTENDED, COOKIE, asked, at, b"d" * 4096, whole=True),
+        status_chunk(EXTENDED, COOKIE, asked, 1, [(4096, 3)], True),
+        error_reply(EXTENDED, COOKIE, asked, 5, b"why", at),
+        error_reply(EXTENDED, COOKIE, asked, 22, b"why"),
+    )
+    for reply in replies:
+        rest = reply
+        while rest:
+            offset, size = struct.unpack(">QQ", rest[16:32])
+            assert offset == asked
+            rest = rest[32 + size :]
+
+
 def test_errors_carry_their_text_and_offset() -> None:
     ((flags, kind, payload),) = chunks_of(error_reply(STRUCTURED, COOKIE, 0, 5, b"why", 4096))
     assert (flags, kind) == (1, Chunk.ERROR_OFFSET)
