@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
 
-from nbdzram.engine.arena import fail_allocation
+from nbdzram.engine.arena import allocations_left, fail_allocation
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.estimate import Estimate
 from nbdzram.engine.fold import Compact, Fold
@@ -162,6 +163,26 @@ def test_a_fold_leaves_for_the_next_one_what_it_cannot_count() -> None:
         assert pool.stats().objects == 1
     disk.trim(0, SIZE)
     assert pool.stats().objects == 0
+
+
+@pytest.mark.parametrize("limit", [0, 200 * BLOCK], ids=["beside others", "alone"])
+def test_a_write_that_fails_at_any_allocation_leaves_no_handle_that_is_counted(limit: int) -> None:
+    """Whether it is refused, or finds room when it is tried again."""
+    failures, left = 0, -1
+    while left < 0:
+        with Pool(mem_limit=limit) as pool:
+            disk = pool.create("disk", 1 << 40)
+            disk.write(0, text(1))
+            fail_allocation(failures)
+            for number in (1, 2):
+                with contextlib.suppress(PoolFull):
+                    disk.write((number << 18) * BLOCK, half_random(number))
+            left = allocations_left()
+            fail_allocation(-1)
+            assert pool.stats().handles == pool.stats().orig_data_size // BLOCK
+            pool.check()
+        failures += 1
+    assert failures > 4
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])

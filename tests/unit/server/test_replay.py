@@ -120,6 +120,20 @@ async def left_with_groups(tmp_path: Path, count: int) -> Path:
         return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
 
 
+def test_a_group_that_stands_there_a_second_time_is_not_read_again(tmp_path: Path) -> None:
+    """What lies behind the last one may be of any age, and looks like a group; numbers only rise."""
+
+    async def story() -> None:
+        path = await left_with_groups(tmp_path, 2) / "00000001.journal"
+        read, content = Segment(path), path.read_bytes()
+        first, second = read.groups()
+        for group, end in ((first, second.start), (second, read.end)):
+            path.write_bytes(content[: read.end] + content[group.start : end])
+            assert [one.head for one in Segment(path).groups()] == [first.head, second.head]
+
+    play(story)
+
+
 @pytest.mark.parametrize(("bent", "told"), [(1, True), (2, False)])
 def test_a_damaged_group_before_whole_ones_is_told_and_a_torn_last_one_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, bent: int, told: bool
