@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from nbdzram.config import DEFAULT_PORT, TlsConfig
-from nbdzram.errors import UserError
+from nbdzram.errors import ConfigError, UserError
 
 _HOST = re.compile(r"[^\s/-][^\s/]*")
 _NBDTAB_FIELD = re.compile(r"[^\s,=#][^\s,=]*")
@@ -40,30 +40,30 @@ class Address:
 
     @classmethod
     def of(cls, uri: str) -> Address:
-        """Read nbd://HOST:PORT or nbd+unix:///?socket=PATH (nbds for TLS). Raises UserError."""
+        """Read nbd://HOST:PORT or nbd+unix:///?socket=PATH (nbds for TLS). Raises ConfigError."""
         if not uri.isprintable():  # urlsplit leaves line ends and tabs out: what stands around them became one host
-            raise UserError(f"{uri!r} is not an NBD URI such as nbd://127.0.0.1:10809: it has characters of no URI")
+            raise ConfigError(f"{uri!r} is not an NBD URI such as nbd://127.0.0.1:10809: it has characters of no URI")
         try:
             parts = urlsplit(uri)
             port = parts.port
             path = parse_qs(parts.query, errors="strict").get("socket", [None])[0]
         except ValueError as error:
-            raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809: {error}") from None
+            raise ConfigError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809: {error}") from None
         scheme, _, transport = parts.scheme.partition("+")
         if scheme not in {"nbd", "nbds"} or transport not in {"", "tcp", "unix", "vsock"}:
-            raise UserError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809 or nbd+unix:///?socket=PATH")
+            raise ConfigError(f"'{uri}' is not an NBD URI such as nbd://127.0.0.1:10809 or nbd+unix:///?socket=PATH")
         if transport == "unix" and path is None:
-            raise UserError(f"'{uri}' names no socket; write nbd+unix:///?socket=PATH")
+            raise ConfigError(f"'{uri}' names no socket; write nbd+unix:///?socket=PATH")
         if transport != "unix" and path is not None:
-            raise UserError(f"'{uri}' names a socket, and is none of a unix socket; write nbd+unix:///?socket=PATH")
+            raise ConfigError(f"'{uri}' names a socket, and is none of a unix socket; write nbd+unix:///?socket=PATH")
         if path is not None and not path.isprintable():
-            raise UserError(f"'{uri}' names the socket {path!r}; a path has printable characters here")
+            raise ConfigError(f"'{uri}' names the socket {path!r}; a path has printable characters here")
         if port == 0:
-            raise UserError(f"'{uri}' names port 0, at which nobody listens; leave it out for {DEFAULT_PORT}")
+            raise ConfigError(f"'{uri}' names port 0, at which nobody listens; leave it out for {DEFAULT_PORT}")
         host = unquote(parts.hostname or "127.0.0.1")  # %25 stands before an interface's name (RFC 6874)
         # To nbd-client "-d" is an option, and would detach a device.
         if not _HOST.fullmatch(host) or not host.isprintable():
-            raise UserError(f"'{uri}' names the host {host!r}; a host is a name or an address, such as 192.0.2.10")
+            raise ConfigError(f"'{uri}' names the host {host!r}; a host is a name or an address, such as 192.0.2.10")
         return cls(parts.scheme, host, port or DEFAULT_PORT, path)
 
     @property

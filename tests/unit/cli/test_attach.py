@@ -58,7 +58,7 @@ def test_a_port_that_old_clients_ignore_in_nbdtab_is_told() -> None:
 @pytest.mark.parametrize("uri", ["nbd://-d", "nbd://-c:10809", "nbds://-unix/disk"])
 def test_a_host_is_never_an_option_of_nbd_clients(uri: str) -> None:
     done = run("attach", "disk", "--uri", uri)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert "a host is a name or an address" in done.err
 
 
@@ -79,7 +79,7 @@ def test_a_host_is_never_an_option_of_nbd_clients(uri: str) -> None:
 def test_an_address_that_would_lead_elsewhere_is_refused(uri: str, clue: str) -> None:
     """Line ends left out of a host make another one, port 0 became the usual one, and no path has a NUL."""
     done = run("attach", "disk", "--uri", uri)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert clue in done.err
 
 

@@ -476,7 +476,7 @@ def test_attach_prints_the_line_that_nbd_client_wants(start: Start) -> None:
     assert far.err == ""
     for uri in ("http://x", "nbd://x:port", "nbd://[::1"):
         wrong = run("attach", "disk", "--uri", uri)
-        assert (wrong.code, "is not an NBD URI" in wrong.err) == (1, True)
+        assert (wrong.code, "is not an NBD URI" in wrong.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_a_host_that_is_no_text_comes_into_no_line(uri: str) -> None:
     """What stands in nbdtab, or is pasted into a shell, is what was read."""
     for words in ((), ("--nbdtab",)):
         done = run("attach", "disk", "--uri", uri, *words)
-        assert (done.code, done.out) == (1, "")
+        assert (done.code, done.out) == (2, "")
         assert "a host is a name or an address" in done.err
 
 
