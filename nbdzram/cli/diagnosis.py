@@ -28,7 +28,7 @@ from nbdzram.errors import ConfigError, UserError, reason_of
 from nbdzram.listening import close_all, listen_on, look_up
 from nbdzram.machine import Machine
 from nbdzram.ready import readable
-from nbdzram.residence import may_lock
+from nbdzram.residence import OOM_SCORE, may_lock
 from nbdzram.server.certificate import validity
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
@@ -310,7 +310,14 @@ def swap(patient: Patient) -> Iterator[Finding]:
         says = f"{format_size(swapped)} of the server are swapped out, and wait for a disk when they are read"
         yield Finding(Level.WARN, "swap", says, "lower --mem-limit, or MemorySwapMax=0 in the unit")
     elif re.search(r"^VmLck:\s+[1-9]", status, re.MULTILINE):
-        yield Finding(Level.OK, "swap", "the server's memory is locked: clients may swap to it")
+        score = int(_text(patient.process / "oom_score_adj") or OOM_SCORE)
+        if score > OOM_SCORE:
+            says = f"memory is locked, but the OOM killer's score is {score}: whoever swaps to the server ends with it"
+            yield Finding(
+                Level.WARN, "swap", says, f"OOMScoreAdjust={OOM_SCORE} in the unit, or --oom-score-adj {OOM_SCORE}"
+            )
+        else:
+            yield Finding(Level.OK, "swap", "the server's memory is locked: clients may swap to it")
     else:
         yield Finding(Level.OK, "swap", "nothing of the server is swapped out; --swap is for clients that swap to it")
 

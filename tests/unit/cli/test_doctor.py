@@ -312,6 +312,22 @@ def test_a_server_that_is_swapped_out_is_warned_of(tmp_path: Path, told: str, le
     assert (finding.level, "2M" in finding.says) == (level, level is Level.WARN)
 
 
+@pytest.mark.parametrize(
+    ("score", "level"), [("-1000\n", Level.OK), ("-900\n", Level.OK), ("-899\n", Level.WARN), ("", Level.OK)]
+)
+def test_a_server_to_which_clients_swap_and_that_is_not_ended_last_is_warned_of(
+    tmp_path: Path, score: str, level: Level
+) -> None:
+    """The kernel refused it when the server started, and the log that says so may be long gone."""
+    place = tmp_path / str(SERVER.pid)
+    place.mkdir()
+    (place / "comm").write_text("nbdzram\n")
+    (place / "status").write_text("Name:\tnbdzram\nVmLck:\t 9 kB\n")
+    (place / "oom_score_adj").write_text(score)
+    (finding,) = diagnosis.swap(Patient(QUIET, SERVER, processes=tmp_path))
+    assert (finding.level, "score is -899" in finding.says) == (level, level is Level.WARN)
+
+
 def test_the_server_is_found_by_its_name(start: Callable[..., Server]) -> None:
     server = start("-e", "disk=1M")
     assert Path(f"/proc/{server.process.pid}/comm").read_text() == "nbdzram\n"
