@@ -262,11 +262,13 @@ def _watch(look: Callable[[], str], seconds: float) -> None:
 
 def select(status: Whole, exports: Sequence[str], pool: str | None) -> Whole:
     """Only what was asked for. Raises NoSuchExport."""
-    names = [export.name for export in status.exports]
+    names, of_pools = [export.name for export in status.exports], [found.name for found in status.pools]
     for name in exports:
+        if name in of_pools and name not in names:  # as it stands in the same table
+            raise NoSuchExport(f"'{name}' is a pool and no export; --pool {name} shows it")
         require_export(name, names)
-    if pool is not None and pool not in {found.name for found in status.pools}:
-        raise NoSuchExport.among([found.name for found in status.pools], pool, "pool")
+    if pool is not None and pool not in of_pools:
+        raise NoSuchExport.among(of_pools, pool, "pool")
     kept = tuple(
         export
         for export in status.exports

@@ -368,6 +368,8 @@ def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: P
     assert (done.code, done.out) == (3, "")
     assert done.err.startswith("nbdzram: no server answers on ")
     server = start("-e", "disk=1M")
+    done = server.run("stat", "default")
+    assert (done.code, "is a pool and no export; --pool default shows it" in done.err) == (4, True)
     done = server.run("stat", "gone")
     assert (done.code, done.err) == (4, "nbdzram: there is no export 'gone'; there are: disk\n")
 
