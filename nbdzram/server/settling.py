@@ -153,7 +153,7 @@ class Settling:
         self._standing = {seen.name: (seen.export, seen.size_bytes) for seen in has}
         self._went_before = {}
         self._may_answer.set()
-        if self._noted is not self._memory.changes or self._file is None:
+        if self._file is None or self._to_note(self._memory.changes, less_room=True) != self._noted:
             try:
                 await self.settle(stands=stands)
             except UserError as error:
