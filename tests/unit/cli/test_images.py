@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def qcow2(raw: Path) -> Path:
 
 
 @pytest.fixture
-def half_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def half_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A qemu-img that begins to copy and never ends, whoever asks it to; the file that it makes then."""
     begun, place = tmp_path / "begun", tmp_path / "bin"
     place.mkdir()
@@ -55,13 +56,19 @@ def half_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"""#!/bin/sh
 case $1 in
 info) echo '{{"format": "raw", "virtual-size": {MIB}}}' ;;
-*) trap '' TERM INT; printf '    (10.00/100%%)\\r'; touch {begun}; exec sleep 1000 ;;
+*) trap '' TERM INT; printf '    (10.00/100%%)\\r'; echo $$ > {begun}.new; mv {begun}.new {begun}
+    exec sleep 1000 ;;
 esac
 """
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
-    return begun
+    yield begun
+    with contextlib.suppress(OSError):  # it was never begun, or is gone
+        process = int(begun.read_text())
+        words = Path(f"/proc/{process}/cmdline").read_bytes()
+        if bytes(place) in words or words.startswith(b"sleep"):
+            os.kill(process, signal.SIGKILL)  # a server that was killed ended nobody
 
 
 def content(server: Server, export: str, size: int) -> bytes:
