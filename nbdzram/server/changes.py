@@ -351,6 +351,7 @@ class Changes(PoolChanges):
     async def _rollback_export(self, name: str, snapshot: str, *, force: bool) -> ExportStatus:
         export, source = self._exports.get(name), self._exports.get(snapshot)
         rollback.require_possible(export, source)
+        await asyncio.to_thread(rollback.require_readable, source)
         with export.change("rolled back"):
             await self._end_clients(export, "roll back", force=force)
             await rollback.roll_back(export, source, self._record(export), self._memory)
@@ -378,6 +379,7 @@ class Changes(PoolChanges):
         export = self._exports.get(name)
         if snapshot is not None:
             rollback.require_possible(export, self._exports.get(snapshot))
+            await asyncio.to_thread(rollback.require_readable, self._exports.get(snapshot))
         stored = await asyncio.to_thread(stored_behind, export.disk, size_bytes)
         # Copies of a moment, for a checkpoint or a stream, hold blocks that are nowhere else once they go.
         known = bool(stored) and not size_bytes and not moment.concealed(export.disk.pool)

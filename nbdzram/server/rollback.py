@@ -14,12 +14,15 @@ import dataclasses
 
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
+from nbdzram.engine.walk import leaves_apart
 from nbdzram.errors import UserError
 from nbdzram.server.exports import Export
 from nbdzram.server.state import ExportRecord, State
 
 SUBSTITUTE = "\x7frollback"
 """What the copy is called until it has the export's name: nothing that an export can be called."""
+
+LEAF_BYTES = 2 << 20  # of a disk that one leaf of its table tells
 
 NAMES_BYTES = 256  # for both names, while the one takes the other's place (engine/directory)
 
@@ -35,6 +38,19 @@ def require_possible(export: Export, snapshot: Export) -> None:
         )
     if len(export.name.encode()) + len(SUBSTITUTE) > NAMES_BYTES:
         raise UserError(f"the name of the export '{export.name}' is too long for this; give it a shorter one first")
+
+
+def require_readable(snapshot: Export) -> None:
+    """Whether its table can be, down to the leaves: what the export holds goes for it. Not on an event loop.
+
+    Raises UserError.
+    """
+    more_than_all = snapshot.disk.size_bytes // LEAF_BYTES + 2
+    if leaves_apart(snapshot.disk, None, more_than_all) == more_than_all:
+        raise UserError(
+            f"parts of the snapshot '{snapshot.name}' cannot be read, and what the export holds would go for it; "
+            f"`nbdzram clone {snapshot.name} NAME` offers what is left of it, `nbdzram check` says more"
+        )
 
 
 async def roll_back(export: Export, snapshot: Export, record: ExportRecord, memory: State) -> None:

@@ -20,6 +20,7 @@ from nbdzram.server.rollback import SUBSTITUTE
 from nbdzram.server.schedule import Schedule
 from nbdzram.values import MAX_NAME_BYTES, STAMPED, name_of_snapshots
 from tests.unit.server.house import MIB, UNCHANGED, House, tell
+from tests.unit.server.lasting import spoil
 
 NOON = datetime(2026, 11, 27, 12, 0, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -68,6 +69,50 @@ def test_a_disk_holds_what_the_snapshot_holds_and_keeps_all_else(house: House) -
             assert await client.read(0, 3) == b"yet"
             await client.close()
             house.pool().check()
+
+    tell(story())
+
+
+@pytest.mark.parametrize("level", [1, 2, 3], ids=["a leaf", "a branch", "the last branch"])
+def test_a_disk_keeps_what_it_has_where_its_snapshot_cannot_be_read(house: House, level: int) -> None:
+    """It would go for what nobody can read; nor is anybody asked, or sent away, for that."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            client = await house.client()
+            await client.write(0, b"old" * 512)
+            await changes.copy_export("disk", "monday", read_only=True)
+            await client.write(0, b"new" * 512)
+            number = house.service._exports.get("monday").disk.number
+            spoil(house.state_dir / "default.pool", lambda arena: arena.word_at(0, level, number), 1 << 40)
+            complaint = (
+                r"parts of the snapshot 'monday' cannot be read, .*`nbdzram clone monday NAME` offers what is left"
+            )
+            for ask in (
+                lambda: changes.lose_export("disk", 0, "monday"),
+                lambda: changes.rollback_export("disk", "monday", force=True),
+            ):
+                with pytest.raises(UserError, match=complaint):
+                    await ask()
+            assert await client.read(0, 3) == b"new"
+            await client.close()
+
+    tell(story())
+
+
+def test_a_disk_goes_back_to_a_snapshot_that_has_something_everywhere(house: House) -> None:
+    async def story() -> None:
+        async with house.open() as changes:
+            client = await house.client()
+            for offset in range(0, 8 * MIB, MIB):
+                await client.write(offset, b"old" * 512)
+            await changes.copy_export("disk", "monday", read_only=True)
+            await client.write(0, b"new" * 512)
+            await client.close()
+            await changes.rollback_export("disk", "monday", force=True)
+            client = await house.client()
+            assert await client.read(0, 3) == b"old"
+            await client.close()
 
     tell(story())
 
