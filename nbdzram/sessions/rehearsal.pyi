@@ -87,3 +87,17 @@ class Looks:
 
     def works(self, threads: int) -> None:
         """So many more are in a turn, or fewer."""
+
+class Stores:
+    """What a session learns of its large WRITEs, each so long as the test says, on a clock of its own: nanoseconds."""
+
+    now: int
+
+    def store(self, length: int, *, here: int, beside: int, pause: int = 0, idle: bool = True) -> bool:
+        """One more comes, `pause` after the last: whether the workers store it."""
+
+def delay(session: Session, nanoseconds: int) -> None:
+    """Let the large WRITE that is under way take so much longer."""
+
+def let_pause(session: Session, nanoseconds: int) -> None:
+    """Let so much time have gone by since its last large WRITE."""

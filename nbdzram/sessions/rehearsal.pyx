@@ -14,6 +14,7 @@ from nbdzram.sessions.epoll cimport EPOLLIN
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, patience_looks
 from nbdzram.sessions.session cimport Session
+from nbdzram.sessions.storing cimport Storing, storing_begin, storing_beside, storing_expect, storing_learn
 from nbdzram.sessions.thread cimport Desk
 from nbdzram.sessions.tally cimport monotonic
 from nbdzram.sessions.throttle cimport (
@@ -213,3 +214,35 @@ cdef class Looks:
         while threads < 0:
             self.workers.end()
             threads += 1
+
+
+cdef class Stores:
+    """What a session learns of its large WRITEs, each so long as the test says, on a clock of its own: nanoseconds."""
+
+    cdef Storing learnt
+    cdef readonly uint64_t now
+
+    def __cinit__(self):
+        self.now = 1
+        storing_begin(&self.learnt)
+
+    def store(self, uint64_t length, *, uint64_t here, uint64_t beside, uint64_t pause=0, bint idle=True):
+        """One more comes, `pause` after the last: whether the workers store it."""
+        cdef bint hop
+        self.now += pause
+        storing_expect(&self.learnt, False, self.now)
+        hop = storing_beside(&self.learnt, idle, self.now)
+        self.now += beside if hop else here
+        storing_learn(&self.learnt, hop, length, self.now)
+        return hop
+
+
+def delay(Session session not None, uint64_t nanoseconds):
+    """Let the large WRITE that is under way take so much longer."""
+    session.learnt.began -= nanoseconds
+
+
+def let_pause(Session session not None, uint64_t nanoseconds):
+    """Let so much time have gone by since its last large WRITE."""
+    session.learnt.began -= nanoseconds
+    session.learnt.last -= nanoseconds

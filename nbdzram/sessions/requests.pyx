@@ -25,7 +25,8 @@ from nbdzram.sessions.block_status cimport (
 from nbdzram.sessions.budget cimport Piece, new_piece
 from nbdzram.sessions.costs cimport COST_OF_REFUSAL, INLINE_LIMIT, STORE_LIMIT, cost
 from nbdzram.sessions.stage cimport BAD_MAGIC, CLOSING, HALTED, LEFT, LONG_PAYLOAD, Ending, Stage, comes_after
-from nbdzram.sessions.tally cimport count_done
+from nbdzram.sessions.storing cimport storing_beside, storing_expect
+from nbdzram.sessions.tally cimport count_done, monotonic
 from nbdzram.sessions.turns cimport may_go_on, turn_left
 from nbdzram.sessions.work cimport NONE, SMALL_STEP, STEPS, Work
 
@@ -246,6 +247,7 @@ cdef class Requests(Work):
         self.remaining -= ready
         self.payload = payload
         self.phase = PAYLOAD
+        storing_expect(&self.learnt, self.store_count > 0, self.started)
         if self.remaining:
             self.turns.hold(&self.turn, self.remaining)
         return True
@@ -290,7 +292,7 @@ cdef class Requests(Work):
         if phase == APPLY or phase == PAYLOAD:
             self.turns.leave(&self.turn)
         if phase == PAYLOAD:
-            if payload.size > INLINE_LIMIT and self.workers.idle():
+            if payload.size > INLINE_LIMIT and storing_beside(&self.learnt, self.workers.idle(), monotonic()):
                 self.start_store(payload)
             else:
                 self.start_job(STEPS, payload)

@@ -3,7 +3,8 @@
 Its thread calls it (thread.pyx): bytes came, the peer reads again, somebody rang. Each call is a turn: every complete
 request in the inbox is validated, performed and answered, and the answers leave with one send; who asks for more than
 TURN at once goes on when others had theirs. Requests are taken in their order. One that is long goes on over several
-turns, as the Job, and what follows it waits; but for large WRITEs, which workers store while a processor is idle.
+turns, as the Job, and what follows it waits; but for large WRITEs, which workers store where that is quicker
+(storing.pxd).
 
 How a session ends is told by its Stage (session.pxd).
 
@@ -43,6 +44,7 @@ from nbdzram.sessions.requests cimport APPLY, HEADER, PAYLOAD, SKIP, Requests
 from nbdzram.sessions.stage cimport (
     CLOSING, CUT, DRAINING, HALTED, LEFT, LINE_BROKE, LOST, NO_MEMORY, NOT_ENDING, OPEN, TOO_SLOW, Ending,
 )
+from nbdzram.sessions.storing cimport storing_begin
 from nbdzram.sessions.tally cimport Tally, count_times, monotonic
 from nbdzram.sessions.throttle cimport Throttle
 from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
@@ -68,6 +70,7 @@ cdef class Session(Requests):
         self.workers = workers
         self.turns = turns
         self.throttle = throttle
+        storing_begin(&self.learnt)
         self.notices = notices
         self.line = line
         self.inbox = Inbox(budget)

@@ -6,6 +6,7 @@ from nbdzram.sessions.answers cimport Answers
 from nbdzram.sessions.block_status cimport Contexts, Telling
 from nbdzram.sessions.budget cimport Piece
 from nbdzram.sessions.mail cimport Bell
+from nbdzram.sessions.storing cimport Storing
 from nbdzram.sessions.throttle cimport Place, Throttle
 from nbdzram.sessions.workers cimport Task, Workers
 
@@ -56,6 +57,7 @@ cdef class Work(Answers):
     cdef int64_t allowance       # what is left of this turn, in bytes of ordinary requests
     cdef bint later              # there is more to do, in another turn
     cdef Job job
+    cdef Storing learnt          # who is to store its large WRITEs
     cdef Store* stores           # the oldest first
     cdef int store_count
     cdef int tasks               # of theirs that are under way
@@ -78,6 +80,7 @@ cdef class Work(Answers):
     cdef void start_store(self, Piece* payload) noexcept nogil
     cdef void hand_out(self) noexcept nogil
     cdef void finish_store(self, Store* store) noexcept nogil
+    cdef void learn(self, const Request* request, bint beside) noexcept nogil
     cdef void take_home(self, Task* task) noexcept nogil
     cdef bint busy(self) noexcept nogil
     cdef void drop_work(self) noexcept nogil

@@ -30,8 +30,9 @@ from nbdzram.sessions.block_status cimport (
     put_statuses, tell_next, tell_on,
 )
 from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
-from nbdzram.sessions.costs cimport COST_OF_LOOK, INLINE_FREE, cost_of_range
+from nbdzram.sessions.costs cimport COST_OF_LOOK, INLINE_FREE, INLINE_LIMIT, cost_of_range
 from nbdzram.sessions.stage cimport HALF_A_REPLY, LOST
+from nbdzram.sessions.storing cimport storing_learn
 from nbdzram.sessions.tally cimport count_timed, monotonic
 from nbdzram.sessions.throttle cimport bytes_moved, is_measured
 from nbdzram.sessions.workers cimport Task
@@ -280,6 +281,7 @@ cdef class Work(Answers):
             free_piece(job.piece, self.budget)
         elif job.way == STEPS:
             free_piece(job.piece, self.budget)
+            self.learn(&job.request, False)
             if job.request.command == TRIM:
                 self.counts.blocks_trimmed += job.request.length // BLOCK
             if self.syncs and must_last(&job.request):
@@ -345,11 +347,18 @@ cdef class Work(Answers):
             return
         if done.verdict != OK:
             self.refuse(&done.request, done.verdict, done.started, done.failed_at)
-        elif self.syncs and must_last(&done.request):
+            return
+        self.learn(&done.request, True)
+        if self.syncs and must_last(&done.request):
             self.wait_for_sync(&done.request, done.started)
         else:
             self.reply_success(&done.request)
             count_timed(self.counts, WRITE, OK, done.request.length, monotonic() - done.started)
+
+    cdef void learn(self, const Request* request, bint beside) noexcept nogil:
+        """A long request is done. Of a large WRITE: how soon, and in which way."""
+        if request.command == WRITE and request.length > INLINE_LIMIT:
+            storing_learn(&self.learnt, beside, request.length, monotonic())
 
     cdef void take_home(self, Task* task) noexcept nogil:
         """A part of a large WRITE was stored, or not."""

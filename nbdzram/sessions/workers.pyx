@@ -2,7 +2,8 @@
 lock.
 
 A session hands out a Task; a worker performs it on the engine and posts it home, to the thread that serves the session.
-A hop costs some microseconds, and gains something only where a processor has nothing to do, so `idle` is asked before.
+A hop costs some microseconds, and gains something only where a processor has nothing to do, so `idle` is asked before,
+and whether it did gain something is learnt (storing.pxd).
 Only the queue is shared, under one mutex; a Task belongs to one side at a time.
 """
 
