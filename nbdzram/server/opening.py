@@ -11,18 +11,18 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Thread
-from typing import Self
+from typing import Any, Self
 
 from nbdzram.config import Dedup, Durability, PoolConfig, ServerConfig
 from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.machine import Machine
-from nbdzram.server.state import ExportRecord, Kept, Noted, State, noted_in
+from nbdzram.server.state import ExportRecord, Kept, Noted, PoolChange, State, noted_in
 
 IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
 """A process that is killed hangs up before it has let everything go: whoever then goes on in its place may be first."""
@@ -106,15 +106,8 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
     """Every pool that is declared or remembered, opened. Raises UserError; then none stays open."""
     configs = {pool.name: pool for pool in declared}
     for name, change in state.changes.pools.items():
-        if name not in configs or change.declared == declared_as(configs[name]):
-            known = configs.get(name, PoolConfig(name=name))
-            configs[name] = dataclasses.replace(
-                known,
-                mem_limit=change.mem_limit,
-                dedup=Dedup(change.dedup),
-                verify=known.verify if change.verify is None else change.verify,
-                tell_sharing=known.tell_sharing if change.tell_sharing is None else change.tell_sharing,
-            )
+        config = configs.get(name)
+        configs[name] = _as_changed(PoolConfig(name=name), change) if config is None else effective_pool(config, change)
     for name in sorted(state.arenas() - configs.keys()):
         log.warning(
             "%s holds the pool '%s', which is neither declared nor remembered; its disks are not offered until it is: "
@@ -127,8 +120,54 @@ def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
         return pools
 
 
+def effective_pool(config: PoolConfig, change: PoolChange | None) -> PoolConfig:
+    """The declaration, with what was changed at run time and has not been declared otherwise since, value by value."""
+    if change is None or change.declared is None:  # nobody declared it then
+        return config
+    then, now = _values(change.declared), _values(declared_as(config))
+    otherwise = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
+    return _as_changed(config, change, but=otherwise)
+
+
+def remember_as_declared(declared: Iterable[PoolConfig], state: State) -> None:
+    """What was declared otherwise since a change holds from here on, also where it is declared as it was then again.
+
+    Writes and syncs a file: not on an event loop. Raises UserError.
+    """
+    for config in declared:
+        change = state.changes.pools.get(config.name)
+        if change is not None and change.declared != declared_as(config):
+            state.remember_pool(config.name, change_of(effective_pool(config, change), declared_as(config)))
+
+
+def change_of(config: PoolConfig, declared: str | None) -> PoolChange:
+    """What a pool is, as the state remembers it. `declared`: as declared_as says; None: nobody declares it."""
+    return PoolChange(
+        mem_limit=config.mem_limit,
+        dedup=config.dedup,
+        verify=config.verify,
+        tell_sharing=config.tell_sharing,
+        declared=declared,
+    )
+
+
+def _as_changed(config: PoolConfig, change: PoolChange, *, but: Collection[str] = ()) -> PoolConfig:
+    said: dict[str, Any] = {
+        "mem_limit": change.mem_limit,
+        "dedup": Dedup(change.dedup),
+        "verify": change.verify,
+        "tell_sharing": change.tell_sharing,
+    }
+    return dataclasses.replace(config, **{key: now for key, now in said.items() if now is not None and key not in but})
+
+
+def _values(declared: str) -> dict[str, str]:
+    """What declared_as wrote, by key; a key that is not there has its default."""
+    return dict(word.split("=", 1) for word in declared.split() if "=" in word)
+
+
 def declared_as(pool: PoolConfig) -> str:
-    """A pool's declaration as the state remembers it: when it reads differently, a run-time change has ended."""
+    """A pool's declaration as the state remembers it: where a value reads differently, a run-time change has ended."""
     seldom = f"{'' if pool.verify else ' verify=False'}{' tell_sharing=True' if pool.tell_sharing else ''}"
     return f"mem_limit={pool.mem_limit} dedup={pool.dedup}{seldom}"
 

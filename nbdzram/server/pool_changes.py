@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Collection, Coroutine
@@ -18,11 +19,11 @@ from nbdzram.errors import EngineError, NoSuchExport, UserError
 from nbdzram.server.exports import Exports
 from nbdzram.server.inventory import Placed, place_exports, require_trust
 from nbdzram.server.listener import NbdServer
-from nbdzram.server.opening import declared_as, open_pool
+from nbdzram.server.opening import change_of, declared_as, effective_pool, open_pool
 from nbdzram.server.pools import PoolService
 from nbdzram.server.runs import REMOVED
 from nbdzram.server.settling import Settling, is_roomier
-from nbdzram.server.state import PoolChange, State
+from nbdzram.server.state import State
 from nbdzram.server.wanted import pool_config
 from nbdzram.status import PoolStatus, limit_trouble
 
@@ -68,6 +69,13 @@ class PoolChanges:
         self._config = config
         self._declared = {export.name: export for export in config.exports}
         self._declared_pools = {pool.name: declared_as(pool) for pool in config.pools}
+
+    def pool_to_be(self, config: PoolConfig) -> PoolConfig:
+        """What a pool is to be once it is declared so, and no more as it was declared before."""
+        known = self._memory.changes.pools.get(config.name)
+        if known is None:
+            return config
+        return effective_pool(config, dataclasses.replace(known, declared=self._declared_pools.get(config.name)))
 
     def ask_before_removal(self, held_by: Callable[[Pool], str | None]) -> None:
         """`held_by` says, to whoever wants to remove a pool, what beside exports lies in it, if anything does."""
@@ -207,14 +215,7 @@ class PoolChanges:
 
     async def _remember_pool(self, config: PoolConfig) -> None:
         """Raises UserError; then it is not."""
-        declared = self._declared_pools.get(config.name)
-        change = PoolChange(
-            mem_limit=config.mem_limit,
-            dedup=config.dedup,
-            verify=config.verify,
-            tell_sharing=config.tell_sharing,
-            declared=declared,
-        )
+        change = change_of(config, self._declared_pools.get(config.name))
         before = self._memory.changes.pools.get(config.name)
         await asyncio.to_thread(self._memory.remember_pool, config.name, change)
         try:

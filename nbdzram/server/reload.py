@@ -10,9 +10,9 @@ then the steps that were taken are undone, the last one first. Growing comes las
 destroying what a client may have written there by then.
 
 Only what is declared otherwise than before is changed, value by value, so that what was changed at run time stays where
-the configuration did not (inventory.effective, as at a start). Nothing is removed: what is declared no more stays
-offered until somebody removes it. What cannot change while clients are served is named in the answer, until there was a
-start, and is no part of what the server runs by (without_restart).
+the configuration did not, as at a start (inventory.effective, opening.effective_pool). Nothing is removed: what is
+declared no more stays offered until somebody removes it. What cannot change while clients are served is named in the
+answer, until there was a start, and is no part of what the server runs by (without_restart).
 
 A pool folds inline only between exports that admit the same clients (inventory.require_trust). So it begins to after
 the rules have changed and ends to before; where it goes on, it rests meanwhile, as rules change one export at a time.
@@ -126,6 +126,7 @@ class Reload:
         known = {pool.name: pool for pool in self.config.pools}
         added = [pool for pool in new.pools if pool.name not in self._pools]
         changed = [pool for pool in new.pools if pool.name in self._pools and pool != known.get(pool.name)]
+        changed = [pool for pool in map(self._changes.pool_to_be, changed) if pool != self._as_it_is(pool)]
         declared = {export.name: export for export in self.config.exports}
         exports = [export for export in new.exports if export != declared.get(export.name)]
         exports = [export for export in exports if not self._stays_removed(export)]
@@ -219,14 +220,7 @@ class Reload:
         )
 
     def _change_pool(self, wanted: PoolConfig) -> Step:
-        pool = self._pools[wanted.name].pool
-        before = dataclasses.replace(
-            wanted,
-            mem_limit=pool.mem_limit,
-            dedup=Dedup.INLINE if pool.inline_dedup else Dedup.FOLD,
-            verify=pool.verify,
-            tell_sharing=pool.tells_sharing,
-        )
+        before = self._as_it_is(wanted)
 
         async def become(config: PoolConfig) -> None:
             await self._changes.change_pool(
@@ -237,12 +231,23 @@ class Reload:
                 tell_sharing=config.tell_sharing,
             )
 
-        trouble = limit_trouble(wanted.name, wanted.mem_limit, pool.stats().memory_used)
+        trouble = limit_trouble(wanted.name, wanted.mem_limit, self._pools[wanted.name].pool.stats().memory_used)
         warned = "" if trouble is None or before.mem_limit == wanted.mem_limit else f": {trouble[0]}; {trouble[1]}"
         return Step(
             f"pool {wanted.name} changed{_what(before, wanted)}{warned}",
             partial(become, wanted),
             partial(become, before),
+        )
+
+    def _as_it_is(self, wanted: PoolConfig) -> PoolConfig:
+        """The pool of that name, with what cannot change now as wanted."""
+        pool = self._pools[wanted.name].pool
+        return dataclasses.replace(
+            wanted,
+            mem_limit=pool.mem_limit,
+            dedup=Dedup.INLINE if pool.inline_dedup else Dedup.FOLD,
+            verify=pool.verify,
+            tell_sharing=pool.tells_sharing,
         )
 
     def _rest(self, name: str) -> Step:

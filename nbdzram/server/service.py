@@ -35,7 +35,7 @@ from nbdzram.server.inventory import place_exports, require_loaded
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
-from nbdzram.server.opening import Opening, durable_pools
+from nbdzram.server.opening import Opening, durable_pools, remember_as_declared
 from nbdzram.server.policy import STARTS, Reason
 from nbdzram.server.pools import NOTHING, PoolService, automatic_options
 from nbdzram.server.reload import Reload
@@ -158,6 +158,7 @@ class Service:
             begun = await asyncio.to_thread(self._restore, restore)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())
+            await asyncio.to_thread(remember_as_declared, config.pools, opened.state)
             await self._checkpoints.go_on_from(begun)
             if listen:
                 self._state.begin_to_serve()

@@ -318,6 +318,22 @@ def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:
         ]
 
 
+def test_of_a_pool_that_is_declared_otherwise_only_that_changes(tmp_path: Path) -> None:
+    """What clients may find out was said at run time, and that it folds inline: a limit takes neither back."""
+    told = "[pools.default]\ntell_sharing = true\nmem_limit = '64M'\n"
+    with configured(tmp_path, GOOD + told) as server:
+        server.command_line("pools", "tell-sharing", "default", "off")
+        server.command_line("pools", "dedup", "default", "inline")
+        server.write(GOOD + told.replace("64M", "32M"))
+        assert server.command_line("reload").stdout == "pool default changed (mem_limit)\n"
+        (pool,) = json.loads(server.command_line("pools", "list", "--json").stdout)
+        assert (pool["stats"]["mem_limit"], pool["dedup"], pool["tells_sharing"]) == (32 << 20, "inline", False)
+        server.write(GOOD + told.replace("64M", "32M") + "verify = false\n")
+        assert server.command_line("reload").stdout == "pool default changed (verify)\n"
+        server.write(GOOD + told.replace("64M", "32M").replace("true", "false"))
+        assert server.command_line("reload").stdout == "pool default changed (verify)\n"
+
+
 def test_what_was_changed_at_run_time_stays_where_the_file_did_not_change(tmp_path: Path) -> None:
     with configured(tmp_path) as server:
         server.command_line("exports", "change", "disk", "--description", "by hand")

@@ -161,8 +161,12 @@ def test_what_a_pool_checks_and_tells_is_changed_at_run_time_and_remembered(hous
             fast = house.service._pools["fast"].pool
             assert (fast.verify, fast.tells_sharing) == (False, True)
         async with house.open(pools=(PoolConfig(verify=False),)):
-            assert now() == (False, False, 0)
-        async with house.open(pools=(PoolConfig(tell_sharing=True),)):
+            assert now() == (False, True, 64 * MIB)
+        async with house.open():
+            assert now() == (True, True, 64 * MIB), "what ended came back with its declaration of then"
+        async with house.open(pools=(PoolConfig(mem_limit=32 * MIB),)):
+            assert now() == (True, True, 32 * MIB)
+        async with house.open():
             assert now() == (True, True, 0)
 
     tell(story())
