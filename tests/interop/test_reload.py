@@ -332,6 +332,9 @@ def test_of_a_pool_that_is_declared_otherwise_only_that_changes(tmp_path: Path) 
         assert server.command_line("reload").stdout == "pool default changed (verify)\n"
         server.write(GOOD + told.replace("64M", "32M").replace("true", "false"))
         assert server.command_line("reload").stdout == "pool default changed (verify)\n"
+        server.command_line("pools", "limit", "default", "16M")
+        server.write(GOOD + told.replace("64M", "16M").replace("true", "false"))
+        assert server.command_line("reload").stdout == "nothing is declared otherwise than before\n"
 
 
 def test_what_was_changed_at_run_time_stays_where_the_file_did_not_change(tmp_path: Path) -> None:
