@@ -17,6 +17,10 @@ from tests.support.server import Nbdzram
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a script; every command that a test interrupts would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
 

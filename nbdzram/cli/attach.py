@@ -155,11 +155,13 @@ def command(
 
 
 def _address_of(uri: str, export: str) -> Address:
-    """Raises UserError, also for a URI that names another export: one of the two is not what was meant."""
+    """Raises ConfigError, also for a URI that names another export: one of the two is not what was meant."""
     address = Address.of(uri)
     named = unquote(urlsplit(uri).path.removeprefix("/"))
     if named not in ("", export):
-        raise UserError(f"'{uri}' names the export '{named}', and '{export}' is to be attached; leave one of them out")
+        raise ConfigError(
+            f"'{uri}' names the export '{named}', and '{export}' is to be attached; leave one of them out"
+        )
     return address
 
 
