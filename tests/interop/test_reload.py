@@ -318,6 +318,18 @@ def test_all_that_a_pool_is_declared_with_counts(tmp_path: Path) -> None:
         ]
 
 
+def test_what_a_start_put_up_with_is_no_reason_to_refuse_a_reload_of_something_else(tmp_path: Path) -> None:
+    """A declaration that a disk does not meet is told by the start; a reload that does not touch it says no more."""
+    kept = ("--state-dir", str(tmp_path / "state"))
+    with configured(tmp_path, GOOD, *kept):
+        pass
+    private = GOOD.replace('"8M"\ndes', '"8M"\nprivate = true\ndes')
+    with configured(tmp_path, private, *kept) as server:
+        assert "is declared private, but was made without" in server.log_path.read_text()
+        server.write(private + "[exports.new]\nsize = '1M'\n")
+        assert server.command_line("reload").stdout == "export new added\n"
+
+
 def test_of_a_pool_that_is_declared_otherwise_only_that_changes(tmp_path: Path) -> None:
     """What clients may find out was said at run time, and that it folds inline: a limit takes neither back."""
     told = "[pools.default]\ntell_sharing = true\nmem_limit = '64M'\n"
