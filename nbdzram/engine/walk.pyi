@@ -8,7 +8,8 @@ class Told:
         """As if these had not been told: numbers as Walk.numbers has them."""
 
 def leaves_apart(disk: Disk, origin: Disk | None, limit: int) -> int:
-    """How many leaves of a copy (2 MiB each) a walk would look at, up to `limit`. May take milliseconds."""
+    """How many leaves of a copy (2 MiB each) a walk would look at, up to `limit`; that also where one of them cannot be
+    read. May take milliseconds."""
 
 class Walk:
     """The blocks of a concealed copy that are not what they are in `origin`, a copy too; None: all is a hole there.
