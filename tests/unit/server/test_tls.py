@@ -340,18 +340,23 @@ def test_a_file_that_cannot_be_used_is_named(certificate: tuple[Path, Path], tmp
         TlsFiles(with_file(config, wrong, tmp_path / "missing.pem"))
 
 
+def with_one_named(certificate: tuple[Path, Path], directory: Path, which: str) -> tuple[Path, TlsFiles]:
+    """All four files, that one of them as a copy of its own, which is what comes first."""
+    good = {"certificate": certificate[0], "key": certificate[1], "client_ca": certificate[0]}
+    good["psk_file"] = directory / "keys"
+    good["psk_file"].write_text(f"client:{'ab' * 16}\n")
+    good["psk_file"].chmod(0o600)
+    named = directory / "named"
+    shutil.copy(good[which], named)
+    return named, TlsFiles(TlsConfig(mode=TlsMode.ON, **(good | {which: named})))
+
+
 @pytest.mark.parametrize("wrong", ["certificate", "key", "client_ca", "psk_file"])
 def test_a_file_that_keeps_its_reader_waiting_is_not_opened(
     certificate: tuple[Path, Path], tmp_path: Path, wrong: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pipe that nobody writes, in place of what was there, say: whoever opened it would stand, and the loop too."""
-    good = {"certificate": certificate[0], "key": certificate[1], "client_ca": certificate[0]}
-    good["psk_file"] = tmp_path / "keys"
-    good["psk_file"].write_text(f"client:{'ab' * 16}\n")
-    good["psk_file"].chmod(0o600)
-    named = tmp_path / "named"
-    shutil.copy(good[wrong], named)
-    files = TlsFiles(TlsConfig(mode=TlsMode.ON, **(good | {wrong: named})))
+    named, files = with_one_named(certificate, tmp_path, wrong)
     in_use = files.context()
     named.unlink()
     os.mkfifo(named)
@@ -383,13 +388,7 @@ def put_in_place(path: Path) -> None:
 def test_whichever_file_changed_and_however_it_counts_from_the_next_connection_on(
     certificate: tuple[Path, Path], tmp_path: Path, which: str, change: Callable[[Path], None]
 ) -> None:
-    good = {"certificate": certificate[0], "key": certificate[1], "client_ca": certificate[0]}
-    good["psk_file"] = tmp_path / "keys"
-    good["psk_file"].write_text(f"client:{'ab' * 16}\n")
-    good["psk_file"].chmod(0o600)
-    named = tmp_path / "named"
-    shutil.copy(good[which], named)
-    files = TlsFiles(TlsConfig(mode=TlsMode.ON, **(good | {which: named})))
+    named, files = with_one_named(certificate, tmp_path, which)
     in_use = files.context()
     assert files.context() is in_use
     probe = tmp_path / "probe"
