@@ -1,28 +1,49 @@
-# Whether a thread looks again and again before it sleeps, while its clients wait for each other's next step.
+# How a thread waits while its clients send more: asleep until something comes, with a nap before it looks, or looking
+# again and again.
 #
 # To be woken costs between 2 and 60 us, by machine: nothing where client and server take turns on one processor, much
 # where the other processor must be woken first. A client that sends one request, waits, and sends the next (a machine
 # that boots, or swaps) pays it for every one; one that keeps eight under way still waits for a thread that sleeps
-# between two batches, and has to wake it itself. So both ways are tried (trial.pxd), and the one is kept in which
-# requests follow each other sooner.
+# between two batches, and has to wake it itself. There looking helps. One that keeps thirty-two under way is never short
+# of work, and loses time by each waking, and by each answer that comes alone; so does the thread. There a nap helps, in
+# which more requests come, and nobody has to wake anybody: what network cards call interrupt moderation. So all are
+# tried (trial.pxd), and the one is kept in which requests follow each other sooner.
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
-# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile.
+# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile. What a nap may
+# cost is bounded: NAP_NS, and none where requests come further apart than some in each.
 
 from libc.stdint cimport uint64_t
 
-from nbdzram.sessions.trial cimport OTHER, Trial, trial_go_plain, trial_lap
+from nbdzram.sessions.trial cimport DEARER, LIGHTER, PLAIN, Trial, trial_go_plain, trial_lap
+
+cdef extern from * nogil:
+    """
+    #include <sys/prctl.h>
+    #include <time.h>
+    /* A thread's sleeps end up to 50 us late, unless it asks for better. */
+    static inline void patience_be_exact(void) { prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL); }
+    static inline void patience_nap(long length) {
+        struct timespec nap = {0, length};
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);  /* a signal: it is over sooner */
+    }
+    """
+    void patience_be_exact()
+    void patience_nap(long length)
 
 cdef enum:
-    LOOK = OTHER
+    SLEEP = PLAIN
+    NAP = LIGHTER
+    LOOK = DEARER
     LOOK_NS = 50000           # longest: a client in the same rack comes back within it
     SLOW_NS = 200000          # waits of more, on average, have not their reason in being woken
     STOLEN_NS = 50000         # between two looks: somebody else ran on our processor
     BARRED_NS = 20000000      # that we then leave it to them
+    NAP_NS = 15000            # a handful of requests in it, of a client that keeps a processor at work
     LAP_WAITS = 64
 
 cdef struct Patience:
-    Trial trial               # of looking, against sleeping at once
+    Trial trial               # of the three
     int waits                 # of this lap
     uint64_t began            # this lap, monotonic ns; 0: it has not
     uint64_t waited_ns        # in this lap
@@ -41,12 +62,13 @@ cdef inline void patience_pause(Patience* patience) noexcept nogil:
     patience_begin_lap(patience, 0)
 
 cdef inline void patience_learn(
-    Patience* patience, bint looked, uint64_t waited_ns, uint64_t served, uint64_t now
+    Patience* patience, int way, uint64_t waited_ns, uint64_t served, uint64_t now
 ) noexcept nogil:
-    # A wait that is over now, after a turn of `served` requests. Who was to look and was kept from it learns nothing.
+    # A wait in this way that is over now, after a turn of `served` requests. Who was to wait otherwise and was kept
+    # from it learns nothing.
     cdef uint64_t pace_ns
-    cdef bint slow
-    if looked != (patience.trial.way == LOOK) or patience.began == 0:
+    cdef int ruled_out = 0
+    if way != patience.trial.way or patience.began == 0:
         patience_begin_lap(patience, now)
         return
     patience.waits += 1
@@ -55,13 +77,16 @@ cdef inline void patience_learn(
     if patience.waits < LAP_WAITS:
         return
     pace_ns = (now - patience.began) // max(patience.served, <uint64_t>1)
-    slow = patience.waited_ns // LAP_WAITS > SLOW_NS
+    if patience.waited_ns > LAP_WAITS * <uint64_t>SLOW_NS:
+        ruled_out |= 1 << LOOK
+    if patience.waited_ns > patience.served * NAP_NS:  # a nap would bring one, if any
+        ruled_out |= 1 << NAP
     patience_begin_lap(patience, now)
-    trial_lap(&patience.trial, pace_ns, slow)
+    trial_lap(&patience.trial, pace_ns, ruled_out)
 
-cdef inline bint patience_looks(Patience* patience, uint64_t now) noexcept nogil:
-    # Look this time?
-    return patience.trial.way == LOOK and now >= patience.barred_until
+cdef inline int patience_way(Patience* patience, uint64_t now) noexcept nogil:
+    # How to wait this time.
+    return SLEEP if patience.trial.way == LOOK and now < patience.barred_until else patience.trial.way
 
 cdef inline void patience_bar(Patience* patience, uint64_t now) noexcept nogil:
     # Our processor is wanted by others.

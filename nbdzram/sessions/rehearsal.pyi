@@ -63,10 +63,10 @@ class Waits:
 
     now: int
 
-    def looks(self) -> bool:
-        """Would it look, before it sleeps?"""
+    def way(self) -> str:
+        """How would it wait?"""
 
-    def waited(self, nanoseconds: int, *, looked: bool = False, served: int = 1, work: int = 0) -> None:
+    def waited(self, nanoseconds: int, *, way: str = "sleep", served: int = 1, work: int = 0) -> None:
         """A turn of so many requests, that took so long; then the next came after so long."""
 
     def passes(self, nanoseconds: int) -> None:

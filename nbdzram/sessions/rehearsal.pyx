@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from nbdzram.sessions.epoll cimport EPOLLIN
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
-from nbdzram.sessions.patience cimport Patience, patience_bar, patience_learn, patience_looks
+from nbdzram.sessions.patience cimport LOOK, NAP, SLEEP, Patience, patience_bar, patience_learn, patience_way
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.storing cimport Storing, storing_begin, storing_beside, storing_expect, storing_learn
 from nbdzram.sessions.thread cimport Desk
@@ -163,6 +163,10 @@ def rest(Desk desk not None, Session session not None):
     desk.again()
 
 
+WAITING = {"sleep": SLEEP, "nap": NAP, "look": LOOK}
+NAMES = {way: name for name, way in WAITING.items()}
+
+
 cdef class Waits:
     """A thread's patience, with waits that the test makes up, on a clock of its own: nanoseconds since the first."""
 
@@ -172,14 +176,14 @@ cdef class Waits:
     def __cinit__(self):
         self.now = 1
 
-    def looks(self):
-        """Would it look, before it sleeps?"""
-        return patience_looks(&self.patience, self.now)
+    def way(self):
+        """How would it wait?"""
+        return NAMES[patience_way(&self.patience, self.now)]
 
-    def waited(self, uint64_t nanoseconds, *, bint looked=False, uint64_t served=1, uint64_t work=0):
+    def waited(self, uint64_t nanoseconds, *, way="sleep", uint64_t served=1, uint64_t work=0):
         """A turn of so many requests, that took so long; then the next came after so long."""
         self.now += work + nanoseconds
-        patience_learn(&self.patience, looked, nanoseconds, served, self.now)
+        patience_learn(&self.patience, WAITING[way], nanoseconds, served, self.now)
 
     def passes(self, uint64_t nanoseconds):
         """Time, with no request."""

@@ -5,10 +5,10 @@
 
 from libc.stdint cimport uint64_t
 
-from nbdzram.sessions.trial cimport OTHER, Trial, trial_lap
+from nbdzram.sessions.trial cimport DEARER, LIGHTER, Trial, trial_lap
 
 cdef enum:
-    BESIDE = OTHER
+    BESIDE = DEARER
     LAP_BYTES = 8 << 20       # many times what is under way at once, and some milliseconds
     PAUSE_NS = 5000000        # without a large WRITE: the client's own affair, and in no lap
 
@@ -48,5 +48,5 @@ cdef inline void storing_learn(Storing* storing, bint beside, uint64_t length, u
     storing.stored += length
     if storing.stored < LAP_BYTES:
         return
-    trial_lap(&storing.trial, (now - storing.began) * 1024 // storing.stored, False)
+    trial_lap(&storing.trial, (now - storing.began) * 1024 // storing.stored, 1 << LIGHTER)
     storing_begin_lap(storing, now)

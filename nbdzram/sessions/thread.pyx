@@ -31,7 +31,10 @@ from nbdzram.sessions.mail cimport (
     mail_waits,
 )
 from nbdzram.sessions.outlet cimport SCRATCH_SIZE
-from nbdzram.sessions.patience cimport LOOK_NS, STOLEN_NS, patience_bar, patience_learn, patience_looks, patience_pause
+from nbdzram.sessions.patience cimport (
+    LOOK, LOOK_NS, NAP, NAP_NS, SLEEP, STOLEN_NS, patience_bar, patience_be_exact, patience_learn, patience_nap,
+    patience_pause, patience_way,
+)
 from nbdzram.sessions.requests cimport PAYLOAD
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.stage cimport GONE, LOST
@@ -309,6 +312,7 @@ cdef class IoThread(Desk):
 
     def _run(self):
         with nogil:
+            patience_be_exact()
             self.serve()
 
     cdef void serve(self) noexcept nogil:
@@ -336,8 +340,7 @@ cdef class IoThread(Desk):
         """How many lines are ready: at once while somebody has more to do, or else as soon as one is."""
         cdef uint64_t began, now, looked
         cdef uint64_t served = self.scratch.served - self.served
-        cdef int count = 0
-        cdef bint looks
+        cdef int way, count = 0
         if self.first_ready != NULL:
             return epoll_wait(self.poller, events, READY, 0)
         if self.first_held != NULL:
@@ -345,8 +348,12 @@ cdef class IoThread(Desk):
             poll_until(self.poller, self.next_due, monotonic())
             return epoll_wait(self.poller, events, READY, 0)
         began = now = monotonic()
-        looks = patience_looks(&self.patience, began) and self.workers.may_look()
-        if looks:
+        way = patience_way(&self.patience, began)
+        if way == LOOK and not self.workers.may_look():
+            way = SLEEP
+        if way == NAP:
+            patience_nap(NAP_NS)
+        elif way == LOOK:
             while count == 0 and now - began < LOOK_NS:
                 looked = now
                 count = epoll_wait(self.poller, events, READY, 0)
@@ -359,5 +366,5 @@ cdef class IoThread(Desk):
             count = epoll_wait(self.poller, events, READY, FOR_EVER)
             now = monotonic()
         if served:  # else what came was a part of a request, or mail
-            patience_learn(&self.patience, looks, now - began, served, now)
+            patience_learn(&self.patience, way, now - began, served, now)
         return count

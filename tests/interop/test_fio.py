@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,36 @@ def test_folding_again_and_again_disturbs_no_verification(server: Nbdzram, tmp_p
     assert folds > 0
     server.fold()
     assert server.mm_stat()[9] > 0, "nothing folded"
+
+
+NAP_SEEN_SECONDS = 100  # at the latest: a second on an idle machine, ten where fifteen programs want a processor
+CLOCK_NANOSLEEP = {"x86_64": 230, "aarch64": 115}  # its number, of system calls
+
+
+def io_threads(server: Nbdzram) -> list[Path]:
+    """Their places in /proc: whose sleeps end exactly when they are to end."""
+    places = [Path("/proc", thread.name) for thread in Path(f"/proc/{server.process.pid}/task").iterdir()]
+    return [place for place in places if int((place / "timerslack_ns").read_text()) == 1]
+
+
+def test_a_thread_naps_while_a_client_keeps_many_requests_under_way(tmp_path: Path) -> None:
+    """With thirty-two it is tried at least, where they follow each other as fast as a program in C can send them."""
+    naps = CLOCK_NANOSLEEP.get(platform.machine())
+    if naps is None:
+        pytest.skip(f"the number of clock_nanosleep on {platform.machine()} is not known here")
+    server = Nbdzram(tmp_path, {"disk": "64M"}, arguments=["--threads", "1"])
+    try:
+        (thread,) = io_threads(server)
+        fio = require_program("fio", package="fio")
+        load = ("--name=stream", "--ioengine=nbd", f"--uri={server.uri()}", "--rw=randread", "--bs=4k", "--iodepth=32")
+        command = [fio, *load, "--size=64M", "--time_based", f"--runtime={PROGRAM_SECONDS}"]
+        deadline = time.monotonic() + NAP_SEEN_SECONDS
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as running:
+            try:
+                while not (thread / "syscall").read_text().startswith(f"{naps} "):
+                    assert time.monotonic() < deadline, "no nap was seen"
+                    assert running.poll() is None, "fio has ended"
+            finally:
+                running.kill()
+    finally:
+        server.stop()

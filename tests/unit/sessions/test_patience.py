@@ -1,26 +1,45 @@
-"""Whether a thread looks again before it sleeps: the way that its clients are served sooner by, found by trying."""
+"""How a thread waits, asleep, with a nap first or looking: the way that its clients are served sooner by, by trying."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 from nbdzram.sessions.rehearsal import Waits
 
-MICROSECOND = 1_000
+MICROSECOND = US = 1_000
 ROUND = 256  # waits that are judged together
 WARM_UP = 8 * ROUND  # until both ways were tried
 LONG = 750 * ROUND
+NAP = 15 * MICROSECOND
 BARRED = 20_000 * MICROSECOND
 FEWEST_ROUNDS_OF_WAITS = 4 * ROUND
+
+
+SPARED = {"sleep": (8 * US, 2, 8 * US), "nap": (NAP, 4, 12 * US), "look": (3 * US, 1, 5 * US)}  # 8, 6.75, 8 us each
+NO_SLOWER = {**SPARED, "nap": (NAP, 2, US)}
+A_LITTLE_SLOWER = {**SPARED, "nap": (NAP, 2, 15 * US // 10)}
+SLOWER = {**SPARED, "nap": (NAP, 2, 3 * US)}
+NAPS = 300  # rounds, far more than a warm-up
+
+
+def ways_of(waits: Waits, rounds: int, **paces: tuple[int, int, int]) -> Counter[str]:
+    """Play rounds of waits, each way of which takes its (nanoseconds waited, requests then, work): how often which."""
+    taken: Counter[str] = Counter()
+    for _ in range(rounds * ROUND):
+        way = waits.way()
+        waited, served, work = paces[way]
+        waits.waited(waited, way=way, served=served, work=work)
+        taken[way] += 1
+    return taken
 
 
 def looks_of(waits: Waits, count: int, *, asleep: int, awake: int) -> int:
     """Play `count` requests that come after so many nanoseconds; how often the thread looked."""
     looked = 0
     for _ in range(count):
-        if waits.looks():
-            looked += 1
-            waits.waited(awake, looked=True)
-        else:
-            waits.waited(asleep)
+        way = waits.way()
+        looked += way == "look"
+        waits.waited({"look": awake, "sleep": asleep, "nap": NAP + asleep}[way], way=way)
     return looked
 
 
@@ -47,11 +66,11 @@ def test_one_lap_that_something_else_made_long_says_nothing_against_its_way() ->
     """Whatever else a machine does: of the laps of a round the quickest counts."""
     waits = Waits()
     for number in range(LONG):
-        if waits.looks():
-            waits.waited(12 * MICROSECOND, looked=True, work=10_000 * MICROSECOND if number % ROUND == ROUND - 1 else 0)
+        if waits.way() == "look":
+            waits.waited(12 * MICROSECOND, way="look", work=10_000 * MICROSECOND if number % ROUND == ROUND - 1 else 0)
         else:
             waits.waited(40 * MICROSECOND)
-    assert waits.looks()
+    assert waits.way() == "look"
 
 
 def test_nobody_looks_for_a_client_that_takes_its_time() -> None:
@@ -62,7 +81,7 @@ def test_nobody_looks_for_a_client_that_takes_its_time() -> None:
 def test_a_client_that_becomes_slow_is_looked_for_no_longer() -> None:
     waits = Waits()
     looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
-    assert waits.looks()
+    assert waits.way() == "look"
     assert looks_of(waits, LONG, asleep=1040 * MICROSECOND, awake=1040 * MICROSECOND) < 2 * FEWEST_ROUNDS_OF_WAITS
 
 
@@ -76,23 +95,15 @@ def test_nobody_looks_again_for_a_client_that_was_quick_once() -> None:
 def test_requests_that_come_several_at_a_time_are_judged_by_how_many_come_in_what_time() -> None:
     """Awake, a thread has fewer at a time, and is there sooner for each."""
     waits = Waits()
-    for _ in range(WARM_UP):
-        if waits.looks():
-            waits.waited(5 * MICROSECOND, looked=True, served=2, work=6 * MICROSECOND)
-        else:
-            waits.waited(60 * MICROSECOND, served=8, work=24 * MICROSECOND)
-    assert waits.looks()
+    paces = {"sleep": (60 * US, 8, 24 * US), "nap": (75 * US, 8, 24 * US), "look": (5 * US, 2, 6 * US)}
+    ways_of(waits, 8, **paces)
+    assert waits.way() == "look"
 
 
-def test_a_thread_sleeps_while_its_clients_are_as_fast_either_way() -> None:
+def test_a_thread_looks_for_no_clients_that_are_as_fast_either_way() -> None:
     """They have their own pace: looking makes the batches smaller, and nothing sooner."""
-    waits = Waits()
-    for _ in range(LONG):
-        if waits.looks():
-            waits.waited(10 * MICROSECOND, looked=True, served=1, work=3 * MICROSECOND)
-        else:
-            waits.waited(80 * MICROSECOND, served=8, work=24 * MICROSECOND)
-    assert not waits.looks()
+    paces = {"sleep": (80 * US, 8, 24 * US), "nap": (80 * US, 8, 24 * US), "look": (10 * US, 1, 3 * US)}
+    assert ways_of(Waits(), NAPS, **paces)["look"] < NAPS * ROUND // 20
 
 
 def test_what_keeps_a_thread_from_looking_says_nothing_against_it() -> None:
@@ -100,7 +111,7 @@ def test_what_keeps_a_thread_from_looking_says_nothing_against_it() -> None:
     waits = Waits()
     looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
     for _ in range(2 * ROUND):
-        assert waits.looks()
+        assert waits.way() == "look"
         waits.waited(40 * MICROSECOND)
     assert looks_of(waits, LONG, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) > LONG * 9 // 10
 
@@ -109,7 +120,7 @@ def test_what_was_better_and_is_not_is_tried_again_soon() -> None:
     waits = Waits()
     looks_of(waits, LONG, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
     looks_of(waits, 2 * ROUND, asleep=40 * MICROSECOND, awake=60 * MICROSECOND)
-    assert not waits.looks()
+    assert waits.way() == "sleep"
     assert looks_of(waits, 40 * ROUND, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) > 20 * ROUND
 
 
@@ -120,6 +131,65 @@ def test_a_processor_that_others_want_is_left_to_them() -> None:
     barred_from = waits.now
     while waits.now < barred_from + BARRED - 50 * MICROSECOND:
         waits.waited(40 * MICROSECOND)
-        assert not waits.looks()
+        assert waits.way() == "sleep"
     waits.passes(50 * MICROSECOND)
-    assert waits.looks()
+    assert waits.way() == "look"
+
+
+def test_a_thread_naps_where_requests_follow_each_other_sooner_so() -> None:
+    assert ways_of(Waits(), NAPS, **SPARED)["nap"] > 9 * NAPS * ROUND // 10
+
+
+def test_a_nap_is_taken_where_it_makes_nothing_slower_for_it_spares_a_processor() -> None:
+    assert ways_of(Waits(), NAPS, **NO_SLOWER)["nap"] > 9 * NAPS * ROUND // 10
+
+
+def test_no_nap_where_it_makes_clients_wait() -> None:
+    """A client with few requests under way has none to send meanwhile."""
+    assert ways_of(Waits(), NAPS, **SLOWER)["nap"] < NAPS * ROUND // 20
+
+
+def test_a_nap_that_becomes_a_little_slower_is_kept_and_not_begun() -> None:
+    """Else noise would have each way tried again and again."""
+    waits = Waits()
+    assert ways_of(waits, NAPS, **A_LITTLE_SLOWER)["nap"] < NAPS * ROUND // 20
+    waits = Waits()
+    ways_of(waits, NAPS, **NO_SLOWER)
+    assert ways_of(waits, NAPS, **A_LITTLE_SLOWER)["nap"] > 9 * NAPS * ROUND // 10
+
+
+def test_no_nap_is_tried_where_requests_come_singly_and_far_apart() -> None:
+    """A client that has its own pace is as fast either way, and would only wait for each answer."""
+    far = {"sleep": (33 * US, 1, 3 * US), "nap": (33 * US, 1, 3 * US), "look": (33 * US, 1, 3 * US)}
+    assert ways_of(Waits(), NAPS, **far)["nap"] == 0
+
+
+def test_naps_end_when_requests_come_far_apart() -> None:
+    waits = Waits()
+    ways_of(waits, NAPS, **SPARED)
+    assert waits.way() == "nap"
+    far = dict.fromkeys(SPARED, (33 * US, 1, 3 * US))
+    assert ways_of(waits, NAPS, **far)["nap"] <= FEWEST_ROUNDS_OF_WAITS
+
+
+def test_laps_that_something_else_made_long_rule_no_nap_out() -> None:
+    waits = Waits()
+    ways_of(waits, NAPS, **SPARED)
+    for number in range(10 * ROUND):
+        assert waits.way() == "nap"
+        waits.waited(5_000 * US if number % ROUND == 0 else NAP, way="nap", served=4, work=12 * US)
+
+
+def test_looking_has_to_be_quicker_than_naps_too() -> None:
+    """It takes a processor, and a nap spares some of one."""
+    little = {**SPARED, "look": (2 * US, 1, 4 * US)}  # 6 us, where a nap takes 6.75
+    assert ways_of(Waits(), NAPS, **little)["look"] < NAPS * ROUND // 20
+    much = {**SPARED, "look": (2 * US, 1, 3 * US)}
+    assert ways_of(Waits(), NAPS, **much)["look"] > 9 * NAPS * ROUND // 10
+
+
+def test_naps_are_left_for_looks_when_a_client_begins_to_take_turns_with_its_thread() -> None:
+    waits = Waits()
+    ways_of(waits, NAPS, **SPARED)
+    turns = {"sleep": (25 * US, 1, 3 * US), "nap": (28 * US, 1, 3 * US), "look": (5 * US, 1, 3 * US)}
+    assert ways_of(waits, NAPS, **turns)["look"] > NAPS * ROUND // 2
