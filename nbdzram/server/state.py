@@ -200,10 +200,15 @@ class State:
             self._keep(pool, descriptor)
 
     def go_on_from(self, changes: Remembered) -> None:
-        """Nothing is remembered and no arena is there: what a journal's directory remembers of pools, and who was
-        admitted where nothing is. What it knows of exports is told with their disks (restore.py)."""
-        if self.changes == Remembered() and not self.arenas():
+        """Nothing is remembered and no arena is there: what is noted beside checkpoints of pools, and who was admitted
+        where nothing is. What that knows of exports is told with their disks (restore.py).
+
+        It is remembered before an arena is made: a start that is cut off leaves those, and the next one must know it.
+        """
+        if self.changes == Remembered() and not self.arenas() and (changes.pools or changes.former):
             self.changes = Remembered(pools=changes.pools, former=changes.former)
+            with contextlib.suppress(UserError):
+                self._save(self.changes)
 
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""

@@ -1,0 +1,42 @@
+"""Starts that end before they have brought back what checkpoints hold: the next one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nbdzram.errors import UserError
+from nbdzram.server.service import Service
+from tests.unit.engine.blocks import BLOCK, text
+from tests.unit.server.lasting import MIB, as_the_power_left_it, asked, checkpointing, disk, of, play, whole
+
+
+def test_a_start_that_was_cut_off_leaves_pools_of_which_the_next_one_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their files are there then, and it looked as if they told of themselves: no pool was known that was added at run
+    time, and no server started."""
+    start = Service.start
+
+    async def cut_off(service: Service, *, listen: bool = True) -> None:
+        service.told_to_stop.set()
+        await start(service, listen=listen)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "lost") as service:
+            await asked(service, "pools.add", name="fast")
+            await asked(service, "exports.add", name="other", size_bytes=MIB, pool="fast")
+            disk(service, "other").write(0, text(1))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        with monkeypatch.context() as patch:
+            patch.setattr(Service, "start", cut_off)
+            with pytest.raises(UserError, match="was interrupted"):
+                async with checkpointing(left, state_dir=tmp_path / "state"):
+                    raise AssertionError
+        assert (tmp_path / "state" / "fast.pool").exists()
+        async with checkpointing(left, state_dir=tmp_path / "state") as service:
+            assert whole(disk(service, "other"))[:BLOCK] == text(1)
+
+    play(story)
