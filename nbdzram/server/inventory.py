@@ -314,10 +314,11 @@ def _remember(
     """What is offered and what is removed, and of pools that are not open what was known of them."""
     records = dict(removed) | {part.name: part.record for part in placed}
     gone: list[str] = []
+    is_empty = all(record.removed for record in (*records.values(), *state.changes.exports.values()))
     for name, known in state.changes.exports.items():
         if name in records:
             continue
-        if known.pool not in pools:
+        if known.pool not in pools or is_empty:  # in the latter case that it is: State.remember_removal
             records[name] = known
         elif not known.removed:
             log.warning("the export '%s' is remembered and not there: the server ended before it was made", name)

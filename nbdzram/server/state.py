@@ -308,11 +308,14 @@ class State:
     def remember_removal(self, name: str, record: ExportRecord | None, access: Access) -> None:
         """Note durably that an export is gone, and whom it admitted: a new one of its name is not opened to others.
 
-        `record`: what is known of one that is declared. Raises UserError, and then nothing is noted.
+        `record`: what is known of one that is declared. Of others the last one is known on as removed: pools without a
+        disk would be taken for new ones (restore.py). Raises UserError, and then nothing is noted.
         """
         exports = {other: kept for other, kept in self.changes.exports.items() if other != name}
         if record is not None:
             exports[name] = record
+        elif name in self.changes.exports and all(kept.removed for kept in exports.values()):
+            exports[name] = dataclasses.replace(self.changes.exports[name], removed=True)
         former = _former(self.changes.former, name, None if record is not None else access)
         if exports != self.changes.exports or list(former.items()) != list(self.changes.former.items()):
             self._save(dataclasses.replace(self.changes, exports=exports, former=former))

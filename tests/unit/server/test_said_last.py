@@ -284,21 +284,27 @@ def test_what_went_is_noted_on_by_who_serves_what_another_process_served(tmp_pat
     play(story)
 
 
-def test_what_was_removed_last_does_not_come_back_where_the_pools_outlived_the_server(tmp_path: Path) -> None:
-    """They hold no disk, and so looked as if the power had failed; and where a pool had gone, no server started."""
+@pytest.mark.parametrize("declared", [(), (ExportConfig(name="disk", size_bytes=MIB),)], ids=["nothing", "one"])
+def test_what_was_removed_last_does_not_come_back_where_the_pools_outlived_the_server(
+    tmp_path: Path, declared: tuple[ExportConfig, ...]
+) -> None:
+    """They hold no disk, and so looked as if the power had failed; and where a pool had gone, no server started. Be it
+    declared, or not, or no more, and be the server killed again."""
     (tmp_path / "state").mkdir()
 
     async def story() -> None:
-        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "state", exports=declared) as service:
             await asked(service, "pools.add", name="fast")
             await asked(service, "exports.add", name="other", size_bytes=MIB, pool="fast")
             await of(service).take()
-            for name in ("other", "disk"):
+            for name in ("other", *(one.name for one in declared)):
                 await asked(service, "exports.remove", name=name)
             await asked(service, "pools.remove", name="fast")
             killed = [as_the_power_left_it(tmp_path / one, tmp_path / f"{one} later") for one in ("kept", "state")]
-        async with checkpointing(killed[0], state_dir=killed[1]) as service:
-            assert not len(service._exports)
+        for _ in range(2):
+            async with checkpointing(killed[0], state_dir=killed[1], exports=()) as service:
+                assert not len(service._exports)
+                killed = [as_the_power_left_it(one, tmp_path / f"{one.name} again") for one in killed]
 
     play(story)
 
