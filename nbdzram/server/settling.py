@@ -19,7 +19,8 @@ Invariants
 4. Of pools it is ahead: it knows one before an export may lie there, and more room before somebody may fill it, until
    the journal, or a checkpoint without one, has that there is less. A start needs all that it has to lie somewhere.
 5. What a journal tells comes before it at a start. Where one of a server before is there still, and no server goes on
-   with it, nothing is answered before a checkpoint has let it go.
+   with it, nothing is answered before a checkpoint has let it go. Nor where disks went under a server before: which of
+   those that are there the checkpoint has by another name is not known any more.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Settling:
         self._stands = 0  # the number of the last checkpoint
         self._standing: dict[str, tuple[Export, int]] = {}  # what that has, and the sizes then
         self._went_before: dict[str, ExportRecord] = {}  # the same of disks that went under another process
-        self._may_answer = asyncio.Event()  # no journal of another server comes before what is noted
+        self._may_answer = asyncio.Event()  # nothing of another server comes before what is noted
         self._may_answer.set()
         self._writing: asyncio.Task[None] | None = None  # to its end, also when whoever began it waits no longer
         self._turn = asyncio.Lock()
@@ -78,11 +79,12 @@ class Settling:
         self._memory = memory
         self._began_with = limits
         self._stands = stands
-        if stands:
-            self._standing = {export.name: (export, export.disk.size_bytes) for export in self._exports}
         if not came and noted.went_since == stands:
             self._went_before = noted.went
-        if waits:
+        if stands:
+            there = [export for export in self._exports if export.name not in self._went_before]
+            self._standing = {export.name: (export, export.disk.size_bytes) for export in there}
+        if waits or self._went_before:
             self._may_answer.clear()
         pools = memory.changes.pools
         if self._journal is None:

@@ -14,7 +14,7 @@ import pytest
 
 from nbdzram.config import ExportConfig
 from nbdzram.errors import UserError
-from nbdzram.server import segments, settling
+from nbdzram.server import checkpoints, segments, settling
 from nbdzram.server.service import Service
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
@@ -264,8 +264,11 @@ def test_a_declared_export_that_went_in_the_journal_alone_is_not_made_anew_and_e
     play(story)
 
 
-def test_what_went_is_noted_on_by_who_serves_what_another_process_served(tmp_path: Path) -> None:
-    """Which was killed before a checkpoint stood without it."""
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_went_is_noted_on_by_who_serves_what_another_process_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """Which was killed before a checkpoint stood without it; also where a later disk of its name went as well."""
     (tmp_path / "state").mkdir()
 
     async def story() -> None:
@@ -273,13 +276,38 @@ def test_what_went_is_noted_on_by_who_serves_what_another_process_served(tmp_pat
             await with_others(service, "other")
             await asked(service, "exports.change", name="other", **CHANGED)
             await asked(service, "exports.remove", name="other")
+            if anew:
+                await asked(service, "exports.add", name="other", size_bytes=MIB, allow_addresses=[], read_only=False)
+            killed = [as_the_power_left_it(tmp_path / one, tmp_path / f"{one} later") for one in ("kept", "state")]
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "_write_all", full)
+            async with checkpointing(killed[0], state_dir=killed[1]) as service:
+                if anew:
+                    await service.changes.remove_export("other", force=False)
+                await of(service).take()
+                left = as_the_power_left_it(killed[0], tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert whole(disk(service, "other"))[:BLOCK] == text(0)
+            assert rules(service, "other") == (True, CLOSED)
+
+    play(story)
+
+
+def test_nobody_is_answered_while_a_checkpoint_has_a_disk_by_a_name_that_nobody_knows_any_more(tmp_path: Path) -> None:
+    """It was renamed under another process, which was killed: what is said of it now is not said of what comes back."""
+    (tmp_path / "state").mkdir()
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept", state_dir=tmp_path / "state") as service:
+            await with_others(service, "other")
+            await asked(service, "exports.rename", name="other", new_name="elsewhere")
             killed = [as_the_power_left_it(tmp_path / one, tmp_path / f"{one} later") for one in ("kept", "state")]
         async with checkpointing(killed[0], state_dir=killed[1]) as service:
-            assert "other" not in service._exports
-            await asked(service, "exports.add", name="more", size_bytes=MIB)
+            await asked(service, "exports.change", name="elsewhere", **CHANGED)
             left = as_the_power_left_it(killed[0], tmp_path / "left")
         async with checkpointing(left) as service:
-            assert rules(service, "other") == (True, CLOSED)
+            held = [export.access.addresses for export in service._exports if whole(export.disk)[:BLOCK] == text(0)]
+            assert held == [CLOSED]
 
     play(story)
 
