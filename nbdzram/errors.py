@@ -61,6 +61,10 @@ class StreamError(UserError):
     """A stream that is damaged, cut off, or of a kind that this program does not know."""
 
 
+class UnknownFormat(StreamError):
+    """A stream, or a journal, as a later version of this program writes them: it is not damaged."""
+
+
 class UnreadableExport(StreamError):
     """A stream that ended at an export whose blocks are not what was written; all before `block` had been told."""
 

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from nbdzram.errors import StreamError, UserError
+from nbdzram.errors import StreamError, UnknownFormat, UserError
 from nbdzram.server.chains import segments_in
 from nbdzram.stream.journal import Group, Segment
 
@@ -66,6 +66,11 @@ class Replay:
             self.is_whole = True
         except OSError as error:
             raise JournalRefused(f"cannot read the journal in {self._directory}: {error.strerror}") from error
+        except UnknownFormat as error:
+            raise JournalRefused(
+                f"cannot read the journal in {self._directory}, which a later version wrote: {error}; start that, or "
+                f"move {path.name} away to begin without what was flushed there"
+            ) from error
         except StreamError as error:
             _tell_loss(path, str(error))
 
@@ -117,6 +122,10 @@ def apply_all(groups: Iterable[Group], apply: Callable[[Group], None]) -> int:
             raise JournalRefused(
                 f"group {group.head.sequence} of the journal {group.path} cannot be applied, and without it flushed "
                 f"writes would be lost: {error}"
+            ) from error
+        except OSError as error:  # it could be a moment before; the checkpoint, or one before it, is no remedy
+            raise JournalRefused(
+                f"cannot read group {group.head.sequence} of the journal {group.path}: {error.strerror}"
             ) from error
         count += 1
     return count

@@ -24,7 +24,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UserError
+from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UnknownFormat, UserError
 from nbdzram.server.chains import Checkpoint, chains, checkpoints_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
@@ -111,7 +111,8 @@ class Restore:
         """The newest checkpoint that is whole, and what its journal holds. Raises UserError.
 
         None: there is none, or the pools hold disks. A damaged one is told and passed over; where there are only such
-        ones the server does not start, as it would begin with empty disks.
+        ones the server does not start, as it would begin with empty disks. Nor does it where a later version wrote the
+        newest.
         """
         known = checkpoints_in(directory)
         if not known:
@@ -123,6 +124,11 @@ class Restore:
         for chain in chains(known):
             try:
                 count, begun = self._receive(_paths(chain), directory, chain[-1].number, newest=max(known))
+            except UnknownFormat as error:
+                raise UserError(
+                    f"the checkpoint {chain[-1].path} is of a later version: {error}; start that, or move it away to "
+                    "begin from the one before"
+                ) from error
             except StreamError as error:
                 if isinstance(error.__cause__, EngineError):
                     raise  # it is right, and does not fit: an older one would not be what the exports are

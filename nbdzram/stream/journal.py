@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nbdzram.engine.codec import digest_of
-from nbdzram.errors import StreamError
+from nbdzram.errors import StreamError, UnknownFormat
 from nbdzram.stream.layout import CHECKSUM
 from nbdzram.stream.reading import Counted, records
 
@@ -95,7 +95,7 @@ def read_segment_head(path: Path) -> SegmentHead:
         raise StreamError(f"{path} is no journal, or its head is damaged")
     _, version, features, number, salt, since = SEGMENT_HEAD.unpack_from(body)
     if version != VERSION or features:
-        raise StreamError(f"the journal {path} has version {version}, this program reads {VERSION}; use a later one")
+        raise UnknownFormat(f"the journal {path} has version {version}, this program reads {VERSION}; use a later one")
     return SegmentHead(number=number, salt=salt, since=since)
 
 
@@ -110,13 +110,15 @@ GROUP_HEAD_BYTES = GROUP_HEAD.size + CHECKSUM.size
 
 
 def read_group_head(found: bytes, segment: SegmentHead) -> GroupHead | None:
-    """None: it is none of this segment."""
+    """None: it is none of this segment. Raises UnknownFormat."""
     body, checksum = found[: GROUP_HEAD.size], found[GROUP_HEAD.size : GROUP_HEAD_BYTES]
     if not found.startswith(GROUP_MAGIC) or checksum != CHECKSUM.pack(digest_of(body, segment.salt)):
         return None
     _, sequence, since, identity, flags, nothing = GROUP_HEAD.unpack(body)
     if flags & ~ALL_EXPORTS or nothing:
-        return None
+        raise UnknownFormat(
+            f"group {sequence} says what this program does not know (flags {flags:#x}); use a later one"
+        )
     return GroupHead(sequence=sequence, since=since, identity=identity, all_exports=bool(flags & ALL_EXPORTS))
 
 
@@ -135,7 +137,7 @@ class Segment:
         """Behind the last group that groups() gave out."""
 
     def groups(self) -> Iterator[Group]:
-        """Up to the first that is not whole. Raises OSError."""
+        """Up to the first that is not whole. Raises OSError; UnknownFormat, for one that may be."""
         sequence = 0
         with self.path.open("rb") as file:
             while True:
@@ -147,6 +149,8 @@ class Segment:
                 try:
                     for _ in records(file.read, counted, salt=salt, alone=False):
                         pass
+                except UnknownFormat:
+                    raise
                 except StreamError:
                     return
                 group = Group(head, salt, self.path, self.end)

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.engine.codec import digest_of
-from nbdzram.errors import StreamError
+from nbdzram.errors import StreamError, UnknownFormat
 
 MAGIC = b"NBDZRAMS"
 CONTINUATION_MAGIC = b"NBDZRAMC"
@@ -201,13 +201,12 @@ def check_preamble(found: bytes) -> None:
 
 
 def check_version(version: int, features: int) -> None:
-    """Whether this program knows what was written so. Raises StreamError."""
+    """Whether this program knows what was written so. Raises StreamError; UnknownFormat: it would be a later one."""
     if version != VERSION:
-        raise StreamError(
-            f"the stream has version {version}, this program reads {VERSION}; receive it with a later one"
-        )
+        refusal = UnknownFormat if version > VERSION else StreamError
+        raise refusal(f"the stream has version {version}, this program reads {VERSION}; receive it with a later one")
     if features & ~FEATURES:
-        raise StreamError(
+        raise UnknownFormat(
             f"the stream needs features that this program does not know (bits {features & ~FEATURES:#x}); receive it "
             "with a later one"
         )
@@ -245,7 +244,7 @@ def read_header(body: memoryview) -> Header:
         identity = bytes(cursor.take(16))
         moment_ns, block_size, pool_count, export_count = cursor.numbers("QIII")
         if block_size != BLOCK_SIZE:
-            raise StreamError(f"the stream has blocks of {block_size} bytes; this program knows {BLOCK_SIZE}")
+            raise UnknownFormat(f"the stream has blocks of {block_size} bytes; this program knows {BLOCK_SIZE}")
         return Header(identity, moment_ns, pool_count, export_count, cursor.text())
 
     return _whole(body, read)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nbdzram.engine.codec import digest_of
-from nbdzram.errors import StreamCut, StreamError
+from nbdzram.errors import StreamCut, StreamError, UnknownFormat
 from nbdzram.stream import layout
 from nbdzram.stream.layout import CHECKSUM, CONTINUATION_MAGIC, FRAME, LARGEST_BODY, PREAMBLE, Kind
 from nbdzram.stream.position import Position, read_continuation
@@ -69,7 +69,7 @@ def records(
         try:
             kind = Kind(number)
         except ValueError:
-            raise StreamError(
+            raise UnknownFormat(
                 f"record {counted.records} of the stream is of kind {number}, which this program does not know"
             ) from None
         if (kind is Kind.HEADER) != (counted.records == 0):

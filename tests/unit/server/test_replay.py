@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -16,7 +17,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
 from nbdzram.server import segments
 from nbdzram.server.chains import sync_directory
-from nbdzram.stream.journal import GROUP_HEAD_BYTES, GROUP_MAGIC, HEAD_BYTES, GroupHead, Segment
+from nbdzram.stream.journal import GROUP_HEAD_BYTES, GROUP_MAGIC, HEAD_BYTES, Group, GroupHead, Segment
 from nbdzram.stream.layout import ExportPart, Origin
 from nbdzram.stream.sending import Progress, Source, send
 from tests.unit.engine.blocks import BLOCK, noise, text
@@ -297,5 +298,28 @@ def test_a_group_that_is_whole_and_cannot_be_applied_is_no_reason_to_begin_witho
         begun.close()
         with pytest.raises(UserError, match=r"group 1 of the journal .* cannot be applied, and without it flushed"):
             await begun_from(left)
+
+    play(story)
+
+
+def test_a_disk_that_loses_a_group_between_two_looks_puts_no_older_checkpoint_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was whole a moment before, and the checkpoint is: without it what was flushed would be gone with the next."""
+
+    def lost(_: Group) -> BinaryIO:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            disk(service).write(0, text(0))
+            await of(service).take()
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot read group 2 of the journal"):
+            patch.setattr(Group, "open", lost)
+            await begun_from(left)
+        assert (await begun_from(left))[:BLOCK] == text(1)
 
     play(story)
