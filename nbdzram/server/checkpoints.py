@@ -121,6 +121,10 @@ class Checkpoints:
             return self._status
         return replace(self._status, written_share=self._writing.share)
 
+    def have(self, claim: Claim | None) -> None:
+        """It is ours to release from now on."""
+        self._claim = claim
+
     def prepare(self, state_dir: Path | None) -> None:
         """Make the directory usable. Raises UserError."""
         if self._config.directory is None:
@@ -140,8 +144,10 @@ class Checkpoints:
                 "its own there; name another for the checkpoints"
             )
         try:
-            self._claim = Claim(self._directory)
-            self._claim.take()
+            assert self._claim is not None
+            was_read = self._claim.is_held
+            if self._claim.take() and was_read:
+                raise UserError(f"{self._directory} is another directory than a moment before; start it again")
             self._require_writable()
             known = checkpoints_in(self._directory)
             self._found = max(known, default=0)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.machine import Machine
+from nbdzram.server.claim import Claim
 from nbdzram.server.state import ExportRecord, Kept, Noted, PoolChange, State, noted_in
 
 IN_USE_SECONDS, IN_USE_LOOK_SECONDS = 1.0, 0.02
@@ -35,8 +37,16 @@ class Opened:
     """What a start goes on with, and closes where it fails."""
 
     state: State
-    known: Noted  # beside the checkpoints, which do not tell it
+    claim: Claim | None  # of the directory of checkpoints
+    known: Noted  # beside them, as they do not tell it
     pools: dict[str, Pool]
+
+    def close(self) -> None:
+        """Nobody goes on with it."""
+        if self.claim is not None:
+            self.claim.release()
+        for pool in self.pools.values():
+            pool.close()
 
 
 class Opening:
@@ -54,8 +64,7 @@ class Opening:
     def __exit__(self, *_: object) -> None:
         self._thread.join()
         if self._future is not None and self._future.exception() is None:
-            for pool in self._future.result().pools.values():
-                pool.close()
+            self._future.result().close()
 
     async def opened(self) -> Opened:
         """All of it, which is the caller's then, once. Raises UserError, and then there is nothing to close."""
@@ -75,14 +84,43 @@ def _open(future: Future[Opened], config: ServerConfig, kept: Kept | None) -> No
 def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:
     """The state and the pools of a configuration. Raises UserError; then none stays open."""
     state = State(config.state_dir, kept)
-    known = _noted_beside_checkpoints(config, state)
-    state.go_on_from(known)
-    return Opened(state, known, open_pools(config.pools, state))
+    claim = _claim(config.checkpoint.directory, comes_back=kept is not None and kept.ours is not None)
+    with contextlib.ExitStack() as closing:
+        if claim is not None:
+            closing.callback(claim.release)
+        known = _noted_beside_checkpoints(config, state)
+        state.go_on_from(known)
+        opened = Opened(state, claim, known, open_pools(config.pools, state))
+        closing.pop_all()
+        return opened
 
 
 def durable_pools(config: ServerConfig) -> list[str]:
     """The names of those whose FLUSH is answered by a journal."""
     return [pool.name for pool in config.pools if pool.durability is Durability.FLUSH]
+
+
+def _claim(directory: Path | None, *, comes_back: bool) -> Claim | None:
+    """Of the directory of checkpoints, before anything there is read: a server that ends writes what it was told last.
+
+    Waits for one that is ending. Raises UserError: another server has it; who goes on with clients does so without.
+    """
+    if directory is None:
+        return None
+    claim, until = Claim(directory), time.monotonic() + IN_USE_SECONDS
+    while True:
+        try:
+            claim.take()
+        except OSError:  # whoever needs it says so: checkpoints.py
+            return claim
+        except UserError:
+            if comes_back:
+                return claim
+            if time.monotonic() >= until:
+                raise
+            time.sleep(IN_USE_LOOK_SECONDS)
+        else:
+            return claim
 
 
 def _noted_beside_checkpoints(config: ServerConfig, state: State) -> Noted:

@@ -136,6 +136,7 @@ class Service:
         opening = self._opening or Opening(config, self._handed.kept)
         opened = await opening.opened()
         self._state, pools = opened.state, opened.pools
+        self._checkpoints.have(opened.claim)
         try:
             for name, pool in pools.items():
                 before = self._handed.counted.pools.get(name, NOTHING)
