@@ -444,6 +444,9 @@ class Checkpoints:
                 f"there ({min(self._strange)}), which would go in time; start it again to begin from that, or move "
                 "that away"
             )
+        for left in self._directory.glob("[0-9]*.new"):  # of one that failed, where it could not be removed then
+            with contextlib.suppress(OSError):
+                left.unlink()
         missing = [one.path.name for one in self._chain if one.number not in known]
         if missing:
             log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)

@@ -406,11 +406,12 @@ def test_an_export_that_was_removed_last_does_not_come_back(tmp_path: Path) -> N
 
 
 def test_what_could_not_be_removed_when_it_failed_is_in_nobodys_way(tmp_path: Path) -> None:
-    """Its file system could not be written for a while; the server went on."""
+    """Its file system could not be written for a while; the server went on, and gives that room back."""
 
     async def story() -> None:
         async with checkpointing(tmp_path) as service:
-            (tmp_path / "00000001-full.new").write_bytes(b"half of a longer one" * 4096)
+            for left in ("00000001-full.new", "00000000-full.new", "00000000.new"):
+                (tmp_path / left).write_bytes(b"half of a longer one" * 4096)
             disk(service).write(0, text(1))
             await of(service).take()
             assert files(tmp_path) == ["00000001-full.stream"]
