@@ -62,7 +62,7 @@ class StreamError(UserError):
 
 
 class UnknownFormat(StreamError):
-    """A stream, or a journal, as a later version of this program writes them: it is not damaged."""
+    """A stream, or a journal, as a later version of this program writes them, or of Python: it is not damaged."""
 
 
 class UnreadableExport(StreamError):

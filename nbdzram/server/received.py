@@ -8,7 +8,7 @@ from nbdzram import values
 from nbdzram.config import EVERYONE, Access
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import StreamError
+from nbdzram.errors import UnknownFormat
 from nbdzram.server.state import Declared, ExportRecord
 from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.receiving import Place, Received
@@ -24,7 +24,8 @@ def place_in(name: str, pool: Pool) -> Place:
 
 
 def valid_name(prefix: str, part: ExportPart) -> str:
-    """The name of an export that is received, all of whose values are right. Raises StreamError."""
+    """The name of an export that is received, all of whose values are right. Raises UnknownFormat: they were where it
+    was sent, by another version, or by a Python that prints more of a name."""
     try:
         values.export_size(part.size_bytes)
         values.description(part.description)
@@ -34,7 +35,7 @@ def valid_name(prefix: str, part: ExportPart) -> str:
             read(getattr(part.bounds, bound))
         return values.export_name(prefix + part.name)
     except ValueError as error:
-        raise StreamError(f"the stream's export {part.name[:80]!r} cannot be offered: {error}") from None
+        raise UnknownFormat(f"the stream's export {part.name[:80]!r} cannot be offered: {error}") from None
 
 
 def as_declared(record: ExportRecord, holds: ExportRecord) -> ExportRecord:

@@ -126,8 +126,8 @@ class Restore:
                 count, begun = self._receive(_paths(chain), directory, chain[-1].number, newest=max(known))
             except UnknownFormat as error:
                 raise UserError(
-                    f"the checkpoint {chain[-1].path} is of a later version: {error}; start that, or move it away to "
-                    "begin from the one before"
+                    f"the checkpoint {chain[-1].path} is of a later version, of this or of Python: {error}; start "
+                    "that, or move it away to begin from the one before"
                 ) from error
             except StreamError as error:
                 if isinstance(error.__cause__, EngineError):

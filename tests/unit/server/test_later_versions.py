@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram import values
 from nbdzram.errors import UserError
+from nbdzram.server.state import FILE_NAME
 from nbdzram.stream import journal as journal_format
 from nbdzram.stream import layout
 from tests.unit.engine.blocks import text
 from tests.unit.server.lasting import (
+    MIB,
     as_the_power_left_it,
     asked,
     checkpointing,
@@ -54,7 +57,32 @@ def test_no_older_checkpoint_takes_the_place_of_one_that_a_later_version_wrote(
                 disk(service).write(0, text(1))
                 await of(service).take()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
-        with pytest.raises(UserError, match=r"00000002-since-00000001\.stream is of a later version: .* start that"):
+        with pytest.raises(UserError, match=r"00000002-since-00000001\.stream is of a later version, .* start that"):
+            async with checkpointing(left):
+                raise AssertionError
+
+    play(story)
+
+
+def test_no_older_checkpoint_takes_the_place_of_one_with_a_name_that_only_a_later_python_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = values.export_name
+
+    def prints_less(value: object) -> str:
+        if value == "other":
+            raise ValueError("'other' is not an export's name")
+        return printed(value)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            await of(service).take()
+            await asked(service, "exports.add", name="other", size_bytes=MIB)
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        (left / FILE_NAME).unlink()  # which holds names to the same rule
+        monkeypatch.setattr(values, "export_name", prints_less)
+        with pytest.raises(UserError, match=r"of a later version, of this or of Python: .* 'other' cannot be offered"):
             async with checkpointing(left):
                 raise AssertionError
 
