@@ -41,7 +41,7 @@ from nbdzram.engine.reclaim cimport fit_index, keep_short, may_retire, reclaim, 
 from nbdzram.engine.slab cimport FOLDED
 from nbdzram.engine.store cimport KINDS, dictionary_pages
 from nbdzram.engine.table cimport AGE_MASK, AGE_SECONDS, LEAF_BLOCKS
-from nbdzram.engine.users cimport users_end, users_init
+from nbdzram.engine.users cimport users_end, users_enter, users_init, users_leave
 
 from nbdzram.engine.stats import PoolStats
 from nbdzram.errors import UserError
@@ -152,7 +152,7 @@ cdef class PoolCore:
 
     def set_clock(self, seconds: int) -> None:
         self.now = seconds // AGE_SECONDS & AGE_MASK
-        if self.tables is not None:
+        if self.tables is not None and users_enter(&self.users):
             self.reclaim_ripe()
             for _ in range(AGED_PAGES * LEAF_BLOCKS // LOOKS):
                 lock_take(&self.lock)
@@ -273,7 +273,11 @@ cdef class PoolCore:
         return reclaim(&self.lock, self.store, self.tables)
 
     cdef void reclaim_ripe(self) noexcept nogil:
-        reclaim_ripe(&self.lock, self.store, self.tables)
+        """For whoever looks, and may come when the pool is closed: its file is another process's then, and what is
+        taken back is written to."""
+        if users_enter(&self.users):
+            reclaim_ripe(&self.lock, self.store, self.tables)
+            users_leave(&self.users)
 
     cdef void keep_short(self) noexcept nogil:
         keep_short(&self.lock, self.store, self.tables)

@@ -17,8 +17,10 @@ from nbdzram.engine.disk import OFFLOAD_SIZE, Disk, Extent, offload_from
 from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
+from nbdzram.engine.scrub import Scrub
 from nbdzram.errors import EngineError, PoolFull
-from tests.support.threads import in_threads
+from tests.support.lingering import lingering
+from tests.support.threads import in_threads, wait_until
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 MIB = 1 << 20
@@ -291,6 +293,56 @@ def test_an_arena_is_let_go_only_when_nobody_is_in_it(tmp_path: Path, what: str)
             again.check()
             assert next(each for each in again.disks() if each.name == "kept").read(0, len(content)) == content
         path.unlink()
+
+
+LOOKS: dict[str, Callable[[Pool], object]] = {
+    "counters": lambda pool: pool.stats(),
+    "the most that was used": lambda pool: pool.reset_mem_used_max(),
+    "the clock": lambda pool: pool.set_clock(1 << 30),
+    "a check": Check,
+    "a scrub": Scrub,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_who_looks_at_a_closed_pool_changes_nothing_in_its_file(tmp_path: Path, look: str) -> None:
+    """What is still to be taken back of what went would be written where another process stores something by now."""
+    path = tmp_path / "arena"
+    pool = Pool(path=str(path))
+    disk = pool.create("disk", MIB)
+    disk.write(0, b"".join(half_random(number, 1500) for number in range(MIB // BLOCK)))
+    for block in range(0, MIB // BLOCK, 2):
+        disk.trim(block * BLOCK, BLOCK)
+    pool.close()
+    before = path.read_bytes(), path.stat().st_blocks
+    LOOKS[look](pool)
+    assert (path.read_bytes(), path.stat().st_blocks) == before
+
+
+def test_a_trim_goes_when_its_pool_closes() -> None:
+    """What is still to be trimmed may take long; who closes waits for the leaf under way, and no more."""
+    pool = Pool()
+    disk, other = pool.create("disk", 4 * LEAF), pool.create("other", MIB)
+    disk.write(0, half_random(1) * (4 * LEAF // BLOCK))
+
+    def trim() -> None:
+        with pytest.raises(EngineError, match="its pool was closed"):
+            disk.trim(0, 4 * LEAF)
+
+    def is_closing() -> bool:
+        try:
+            other.write(0, b"no")
+        except EngineError:
+            return True
+        return False
+
+    def close_behind_it() -> None:
+        closing.start()
+        wait_until(is_closing)
+
+    closing = threading.Thread(target=pool.close)
+    lingering(pool, "end_look", trim, close_behind_it)
+    closing.join()
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
