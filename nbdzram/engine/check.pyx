@@ -66,13 +66,13 @@ cdef enum:
     CHAINS = 9
     EXPORTS = 10
     DONE = 11
-
     CONTENT_WORK = 64       # of a number that is counted: decoding and hashing take about 800 ns, counting 10
 
 ctypedef unsigned long long ull  # for printf
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Check(Run):
     """See check.pyi."""
 

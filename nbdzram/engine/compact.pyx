@@ -50,6 +50,7 @@ cdef enum:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Compact(Run):
     """See compact.pyi."""
 

@@ -16,8 +16,13 @@ slots, counters. Threads that store blocks as usual take it beside each other (s
 everything else has it alone, and is not about them. No compression, hashing or decoding happens under it on a client's
 way. Readers take no lock at all (reading.pyx): what they may see is retired before it is freed (limbo.pxd), and who
 waits for them holds neither the pool's lock nor a stripe; the maintenance lock is taken by nobody who is online.
+
+Whoever ends gives back what it had in a pool: a disk its entry, a run what it marked. So Python's collector of cycles,
+which clears what it found before it ends it, takes nothing from them, nor from what they look at then (no_gc_clear).
+The one cycle among these, of a pool and its disks, goes through a list, which it does clear.
 """
 
+cimport cython
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -68,6 +73,7 @@ def _reserve_for(mem_limit: int) -> int:
     return max(SMALLEST_RESERVE, min(LARGEST_RESERVE, wanted))
 
 
+@cython.no_gc_clear
 cdef class PoolCore:
     """See pool.pyi, which is its face too."""
 
@@ -158,6 +164,7 @@ cdef class PoolCore:
                 lock_take(&self.lock)
                 self.tables.age_on(LOOKS // LEAF_BLOCKS, self.now)
                 lock_leave(&self.lock)
+            users_leave(&self.users)
 
     def last_rot(self):
         if self.rotten_block == NO_BLOCK:

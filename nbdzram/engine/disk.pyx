@@ -94,6 +94,7 @@ def offload_from(size: int, /) -> None:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Disk(Blocks):
     """See disk.pyi."""
 

@@ -49,6 +49,7 @@ cdef bytes MAGIC = b"NBDZRAM\n"
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Pool(PoolCore):
     """See pool.pyi."""
 

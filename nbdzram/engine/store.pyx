@@ -40,6 +40,7 @@ from nbdzram.errors import ArenaError
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class ObjectStore:
     """The objects of one arena."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -343,6 +344,71 @@ def test_a_trim_goes_when_its_pool_closes() -> None:
     closing = threading.Thread(target=pool.close)
     lingering(pool, "end_look", trim, close_behind_it)
     closing.join()
+
+
+# -- nobody has it any more --------------------------------------------------------------------------------------------
+
+
+def collect(make: Callable[[], object]) -> None:
+    """Let go of what is made, which only a cycle leads to then: Python's collector ends it."""
+    cycle = [make()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+
+
+def test_the_place_of_a_disk_in_a_cycle_is_anothers_once_that_is_collected() -> None:
+    pool = Pool()
+
+    def deleted() -> Disk:
+        disk = pool.create("disk", MIB)
+        pool.delete(disk)
+        return disk
+
+    collect(deleted)
+    assert pool.create("next", MIB).number == 0
+
+
+def gappy() -> Pool:
+    """A pool with zspages that can be emptied."""
+    pool = Pool()
+    disk = pool.create("disk", 4 * MIB)
+    for block in range(1024):
+        disk.write(block * BLOCK, half_random(block, 1500))
+    for block in range(0, 1024, 3):
+        disk.trim(block * BLOCK, BLOCK)
+    return pool
+
+
+def begun(task: Compact | Check) -> Compact | Check:
+    task.step(10)
+    return task
+
+
+def test_a_pass_of_compaction_in_a_cycle_ends_once_that_is_collected() -> None:
+    pool = gappy()
+    collect(lambda: begun(Compact(pool)))
+    assert run(Compact(pool)).objects_moved > 0  # all that is to be done, and nothing is left to whoever comes next
+
+
+def test_a_check_in_a_cycle_keeps_nobody_from_writing_beside_others_once_that_is_collected() -> None:
+    pool = gappy()
+    collect(lambda: begun(Check(pool, contents=False)))
+    (disk,) = pool.disks()
+    before = pool.taken_alone()[0]
+    disk.write(0, half_random(3000, 1500))
+    disk.write(0, half_random(3001, 1500))
+    assert pool.taken_alone()[0] == before
+    pool.check()
+
+
+@pytest.mark.parametrize("task", [Compact, Check])
+def test_a_run_is_collected_with_its_pool(task: type[Compact | Check]) -> None:
+    def whole() -> object:
+        pool = gappy()
+        return [pool, *pool.disks(), begun(task(pool))]
+
+    collect(whole)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
