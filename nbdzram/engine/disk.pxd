@@ -34,6 +34,7 @@ cdef class Disk(Blocks):
     ) noexcept nogil
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil
     cdef int _refused(self, int error) noexcept nogil
+    cdef int _clear_all(self) noexcept nogil
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_leaf(self, uint64_t first, uint64_t end) noexcept nogil
     cdef int _clear_alone(self, uint64_t first, uint64_t* block, uint64_t end) noexcept nogil

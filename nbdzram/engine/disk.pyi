@@ -61,6 +61,13 @@ class Disk:
         """Store. Raises PoolFull, also for a quota: each block then has its old or its new content, none a mixture."""
     def trim(self, offset: int, length: int) -> None:
         """Whole blocks in the range become holes and read as zeroes; partial blocks at its ends stay as they are."""
+    def first_unreadable(self, handle: int) -> int | None:
+        """The first block of which nobody knows what it is, or whose object is that of `handle` (0: none is)."""
+    def clear(self) -> None:
+        """All blocks become holes, a last one that is none whole too, as long as nobody writes or resizes meanwhile.
+
+        Raises PoolFull: there was no room to let go of what a clone shares, and that is still there.
+        """
     def zero(self, offset: int, length: int, *, no_hole: bool = False) -> None:
         """The range reads as zeroes. no_hole: its blocks count as stored (same-filled), not holes. Raises PoolFull."""
     def extents(self, offset: int, length: int, limit: int, mask: int = 31) -> list[tuple[int, int]]:

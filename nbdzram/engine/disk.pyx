@@ -136,6 +136,12 @@ cdef class Disk(Blocks):
             error = self.c_zero(offset, length, no_hole)
         self._raise(error, "zero", offset, length)
 
+    def clear(self) -> None:
+        cdef int error
+        with nogil:
+            error = self._clear_all()
+        self._raise(error, "clear", 0, self.size)
+
     def extents(self, uint64_t offset, uint64_t length, size_t limit, uint32_t mask=ALL_BITS) -> list:
         self._valid(offset, length)
         return list_extents(self, offset, length, limit, mask)
@@ -408,6 +414,16 @@ cdef class Disk(Blocks):
                 return error
             first += stored
         return 0
+
+    cdef int _clear_all(self) noexcept nogil:
+        """To the end of the last leaf: one that a clone shares is dropped whole, and not copied for a part of it."""
+        cdef int error
+        cdef Seat* seat = seat_of_thread(&self.pool.sides)
+        if not users_sit(&self.pool.users, seat):
+            return EIO
+        error = self._clear(0, (self.end_block() + LEAF_BLOCKS - 1) // LEAF_BLOCKS * LEAF_BLOCKS)
+        users_rise(&self.pool.users, seat)
+        return error
 
     cdef int _clear(self, uint64_t first, uint64_t end) noexcept nogil:
         """Blocks [first, end) become holes. ENOSPC: but for those in leaves that a clone shares, and no room to

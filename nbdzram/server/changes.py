@@ -345,7 +345,7 @@ class Changes(PoolChanges):
         with export.change("reset"):
             await self._end_clients(export, "reset", force=force)
             export.disk.identify(0)
-            await asyncio.to_thread(export.disk.trim, 0, export.disk.size_bytes)
+            await asyncio.to_thread(export.disk.clear)
         return export.status()
 
     async def _rollback_export(self, name: str, snapshot: str, *, force: bool) -> ExportStatus:

@@ -35,6 +35,39 @@ def as_usual() -> Iterator[None]:
     offload_from(OFFLOAD_SIZE)
 
 
+# -- cleared -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [512, MIB, LEAF, LEAF + 512, 2 * LEAF + 5 * BLOCK + 1024])
+def test_a_disk_that_is_cleared_holds_nothing_also_where_its_last_block_is_none_whole(size: int) -> None:
+    pool = Pool()
+    disk = pool.create("disk", size)
+    disk.write(0, (half_random(1) * (3 * LEAF // BLOCK))[:size])
+    twin = pool.clone(disk, "twin")
+    disk.clear()
+    assert (disk.read(0, size), disk.stats().stored) == (bytes(size), 0)
+    assert twin.read(0, 512) == half_random(1)[:512]
+    twin.clear()
+    assert pool.stats().objects == 0
+    pool.check()
+
+
+def test_a_disk_is_cleared_or_that_is_said_not_to_be() -> None:
+    """A trim may keep what it has no room to let go of, and says nothing; whoever empties a disk wants to know."""
+    pool = Pool()
+    disk = pool.create("disk", LEAF + MIB)
+    disk.write(0, half_random(1) * ((LEAF + MIB) // BLOCK))
+    twin = pool.clone(disk, "twin")
+    pool.mem_limit = BLOCK
+    with pytest.raises(PoolFull, match=f"cannot clear {LEAF + MIB} bytes at 0 of export 'disk'"):
+        disk.clear()
+    pool.mem_limit = 0
+    disk.clear()
+    assert disk.read(0, LEAF + MIB) == bytes(LEAF + MIB)
+    assert twin.read(0, BLOCK) == half_random(1)
+    pool.check()
+
+
 # -- shrinking ---------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nbdzram.config import NOBODY
+from nbdzram.config import NOBODY, ExportConfig
 from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.nbd.constants import Reply
 from nbdzram.server.exports import Peer, PeerDirectory
@@ -27,7 +27,7 @@ from tests.wire import name_and_infos, option
 @pytest.mark.parametrize(
     ("method", "ask", "doing"),
     [
-        ("trim", lambda changes: changes.reset_export("disk", force=False), "reset"),
+        ("clear", lambda changes: changes.reset_export("disk", force=False), "reset"),
         ("resize", lambda changes: changes.resize_export("disk", MIB, yes=True, force=False), "resized"),
     ],
 )
@@ -120,18 +120,33 @@ def test_nobody_is_attached_any_more_when_the_first_block_goes(house: House) -> 
         async with house.open() as changes:
             client = await house.client()
             export = house.service._exports.get("disk")
-            attached_at_trim: list[int] = []
+            attached_when_cleared: list[int] = []
             disk = export.disk
 
             class Watched(GatedDisk):
                 def __getattr__(self, name: str) -> Any:
-                    if name == "trim":
-                        attached_at_trim.append(len(export.connections))
+                    if name == "clear":
+                        attached_when_cleared.append(len(export.connections))
                     return getattr(disk, name)
 
             export.disk = Watched(disk, "")  # type: ignore[assignment]
             await changes.reset_export("disk", force=True)
-            assert attached_at_trim == [0]
+            assert attached_when_cleared == [0]
+            await client.close()
+
+    tell(story())
+
+
+def test_a_reset_leaves_nothing_also_of_a_last_block_that_is_none_whole(house: House) -> None:
+    house.exports = (ExportConfig(name="disk", size_bytes=MIB + 512),)
+
+    async def story() -> None:
+        async with house.open() as changes:
+            client = await house.client()
+            await client.write(0, b"k" * (MIB + 512))
+            assert house.found().stored_bytes == MIB + 4096
+            await changes.reset_export("disk", force=True)
+            assert house.found().stored_bytes == 0
             await client.close()
 
     tell(story())
