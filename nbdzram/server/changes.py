@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
@@ -34,6 +34,7 @@ from nbdzram.server.inventory import (
     declared_export,
     effective,
 )
+from nbdzram.server.opening import remember_as_declared
 from nbdzram.server.pool_changes import PoolChanges
 from nbdzram.server.received import as_declared, received_record
 from nbdzram.server.state import Declared, ExportRecord
@@ -146,6 +147,11 @@ class Changes(PoolChanges):
         if config.name in self._exports:
             known = self._record(self._exports.get(config.name))
         return effective(config, known)
+
+    async def remember_as_declared(self, declared: Iterable[ExportConfig]) -> None:
+        """What is declared from now on is what was changed at run time already, or ends that: also where it is declared
+        as it was before, once more (opening.remember_as_declared, and for pools the same). Raises UserError."""
+        await self._alone(self._remember_as_declared(declared))
 
     async def restore_rules(self, name: str, record: ExportRecord) -> None:
         """Give an export back the rules that it had, also that nobody is admitted. Raises NoSuchExport, UserError."""
@@ -312,6 +318,12 @@ class Changes(PoolChanges):
         await self._try_to_remember(new_name, renamed)  # or the next change does, or the next start
         remembered = self._memory.directory is not None
         return ExportRenaming(name, export.status(), old_name_declared=declared, remembered=remembered)
+
+    async def _remember_as_declared(self, declared: Iterable[ExportConfig]) -> None:
+        known = self._memory.changes.exports
+        records = {config.name: self.to_be(config) for config in declared if config.name in known}
+        await asyncio.to_thread(self._memory.remember_exports, {**known, **records})
+        await asyncio.to_thread(remember_as_declared, self._config.pools, self._memory)
 
     async def _resize_export(self, name: str, size_bytes: int, yes: bool, force: bool) -> ExportStatus:
         export = self._exports.get(name)

@@ -102,7 +102,7 @@ class Reload:
                 except UserError as error:  # the next reload tries it again
                     self._changes.declare(old)
                     left = "; ".join([says async for says in _undo(steps[:index])]) or "nothing"
-                    raise UserError(f"{step.says}: {error}; changed is {left}") from error
+                    raise UserError(f"{f'{step.says}: ' * bool(step.says)}{error}; changed is {left}") from error
             changed = [step.says for step in steps if step.says]
             self.config = new
             self._nbd.adopt(new, certificates)
@@ -125,8 +125,8 @@ class Reload:
         """The steps from what there is to `new`. Raises ConfigError for what cannot be."""
         known = {pool.name: pool for pool in self.config.pools}
         added = [pool for pool in new.pools if pool.name not in self._pools]
-        changed = [pool for pool in new.pools if pool.name in self._pools and pool != known.get(pool.name)]
-        changed = [pool for pool in map(self._changes.pool_to_be, changed) if pool != self._as_it_is(pool)]
+        otherwise = [pool for pool in new.pools if pool.name in self._pools and pool != known.get(pool.name)]
+        changed = [pool for pool in map(self._changes.pool_to_be, otherwise) if pool != self._as_it_is(pool)]
         declared = {export.name: export for export in self.config.exports}
         exports = [export for export in new.exports if export != declared.get(export.name)]
         exports = [export for export in exports if not self._stays_removed(export)]
@@ -146,6 +146,8 @@ class Reload:
         yield from map(self._change_pool, inline)
         yield from (self._go_on(name) for name in resting if name not in {pool.name for pool in changed})
         yield from chain.from_iterable(self._grow(export) for export in exports if export.name in self._exports)
+        if otherwise or exports:  # also where that is what was changed at run time already
+            yield Step("", lambda: self._changes.remember_as_declared(exports))
 
     # ---- what cannot be ----
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbdzram.config import Dedup, PoolConfig
+from nbdzram.config import Dedup, ExportConfig, PoolConfig, ServerConfig, UnixAddress
 from nbdzram.server.opening import declared_as, effective_pool, open_pools
+from nbdzram.server.service import Service
 from nbdzram.server.state import PoolChange, State
+from tests.unit.server.house import UNCHANGED, tell
 
 MIB = 1 << 20
 DECLARED = PoolConfig(mem_limit=64 * MIB, dedup=Dedup.FOLD, verify=True, tell_sharing=True)
@@ -60,3 +63,33 @@ def test_a_start_opens_it_so(*, is_declared: bool) -> None:
     with pool:
         assert pool.mem_limit == (128 if is_declared else 32) * MIB
         assert (pool.inline_dedup, pool.verify, pool.tells_sharing) == (True, False, False)
+
+
+def test_what_a_reload_declares_ends_what_was_said_also_where_it_is_the_same(tmp_path: Path) -> None:
+    """Nothing is changed then, but it is remembered: the declaration of then, once more, is one of its own."""
+    path = tmp_path / "socket"
+
+    def config(mem_limit: int, description: str) -> ServerConfig:
+        return ServerConfig(
+            exports=(ExportConfig(name="disk", size_bytes=MIB, description=description),),
+            pools=(PoolConfig(mem_limit=mem_limit),),
+            tcp=(),
+            unix=(UnixAddress(path=path),),
+            state_dir=tmp_path / "state",
+        )
+
+    async def story() -> None:
+        then, now = config(64 * MIB, "first"), config(32 * MIB, "second")
+        service = Service(then, reread=lambda: now)
+        await service.start()
+        await service.changes.change_pool("default", 32 * MIB, None)
+        await service.changes.change_export("disk", **{**UNCHANGED, "description": "second"})
+        assert (await service.reload()).changed == ()
+        await service.stop()
+        service = Service(then)
+        await service.start()
+        status = service.status()
+        await service.stop()
+        assert (status.pools[0].stats.mem_limit, status.exports[0].description) == (64 * MIB, "first")
+
+    tell(story())
