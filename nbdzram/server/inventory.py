@@ -22,7 +22,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
+from nbdzram.bounds import Bounds
 from nbdzram.config import NOBODY, Access, ExportConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
@@ -35,6 +37,8 @@ from nbdzram.units import format_size
 REMOVED_AT_RUN_TIME = "export %s is declared but was removed at run time; `nbdzram exports add` brings it back"
 
 log = logging.getLogger("nbdzram.server")
+
+Several = TypeVar("Several", Access, Bounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +180,22 @@ def effective(config: ExportConfig, known: ExportRecord | None) -> ExportRecord:
         size_bytes=known.size_bytes if same_size else record.size_bytes,
         read_only=known.read_only if then.read_only == declared.read_only else record.read_only,
         description=known.description if then.description == declared.description else record.description,
-        access=known.access if then.access == declared.access else record.access,
-        bounds=known.bounds if then.bounds == declared.bounds else record.bounds,
+        access=_access_held(known.access, then.access, declared.access),
+        bounds=_held(known.bounds, then.bounds, declared.bounds),
     )
+
+
+def _access_held(known: Access, then: Access, declared: Access) -> Access:
+    """The same of both lists: whom one keeps out, another one does not let in. Where nobody knew who may attach, a
+    declaration that was not there before says it."""
+    return declared if known.nobody and then != declared else _held(known, then, declared)
+
+
+def _held(known: Several, then: Several, declared: Several) -> Several:
+    """Of several values in one those that were changed at run time, but for what has been declared otherwise since."""
+    names = [field.name for field in dataclasses.fields(declared)]
+    held = [name for name in names if getattr(then, name) == getattr(declared, name)]
+    return dataclasses.replace(declared, **{name: getattr(known, name) for name in held})
 
 
 def declared_export(config: ExportConfig) -> Declared:

@@ -78,7 +78,7 @@ def test_bounds_are_as_declared_until_they_are_changed_and_remembered_then(house
             assert house.service._exports.get("mine").disk.quota_bytes == 8 * BLOCK
         house.exports = (replace(disk, iops=70),)
         async with house.open():
-            assert house.found().bounds == replace(declared, iops=70)
+            assert house.found().bounds == replace(declared, iops=70, bandwidth_bytes=MIB)  # that is declared as before
 
     tell(first())
     tell(again())

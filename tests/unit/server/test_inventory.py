@@ -8,13 +8,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nbdzram.bounds import Bounds
 from nbdzram.config import EVERYONE, NOBODY, Access, ExportConfig, PoolConfig
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
-from nbdzram.server.inventory import Placed, place_exports
+from nbdzram.server.inventory import Placed, effective, place_exports
 from nbdzram.server.opening import open_pool, open_pools
 from nbdzram.server.state import FILE_NAME, Declared, ExportRecord, State
 from tests.unit.engine.blocks import BLOCK, noise
@@ -194,6 +196,36 @@ def test_each_value_changed_at_run_time_holds_until_its_own_declaration_changes(
     with started(tmp_path, ruled("10.2.0.0/16", description="new")) as offered:
         export = offered["disk"].export()
         assert (export.access.addresses, export.read_only) == (("10.2.0.0/16",), True)
+
+
+CLOSED = Access(addresses=("10.1.0.0/16",), certificates=("alice",))
+BOUND = Bounds(quota_bytes=2 * MIB, iops=100)
+
+
+@pytest.mark.parametrize(
+    ("now", "access", "bounds"),
+    [
+        ({}, CLOSED, BOUND),
+        ({"allow_addresses": ("10.2.0.0/16",)}, replace(CLOSED, addresses=("10.2.0.0/16",)), BOUND),
+        ({"allow_certificates": ("bob",)}, replace(CLOSED, certificates=("bob",)), BOUND),
+        ({"iops": 50}, CLOSED, replace(BOUND, iops=50)),
+        ({"bandwidth": MIB}, CLOSED, replace(BOUND, bandwidth_bytes=MIB)),
+    ],
+    ids=str,
+)
+def test_a_list_or_bound_that_is_declared_otherwise_takes_no_other_back(
+    now: dict[str, Any], access: Access, bounds: Bounds
+) -> None:
+    """Who asked for a certificate at run time does not let everybody in from the network that the file names since."""
+    record = replace(effective(ruled("10.0.0.0/8"), None), access=CLOSED, bounds=BOUND)
+    found = effective(replace(ruled("10.0.0.0/8"), **now), record)
+    assert (found.access, found.bounds) == (access, bounds)
+
+
+def test_a_list_that_is_declared_since_nobody_knew_who_may_attach_says_it() -> None:
+    record = replace(effective(ruled(), None), access=NOBODY)
+    assert effective(ruled(), record).access == NOBODY
+    assert effective(ruled("10.0.0.0/8"), record).access == Access(addresses=("10.0.0.0/8",))
 
 
 def test_what_was_remembered_and_never_made_is_told_and_forgotten(
