@@ -41,12 +41,14 @@ def require_possible(export: Export, snapshot: Export) -> None:
 
 
 def require_readable(snapshot: Export) -> None:
-    """Whether its table can be, down to the leaves: what the export holds goes for it. Not on an event loop.
+    """Whether its table can be, down to each entry: what the export holds goes for it. Takes as long as to count who
+    holds its blocks: not on an event loop.
 
     Raises UserError.
     """
     more_than_all = snapshot.disk.size_bytes // LEAF_BYTES + 2
-    if leaves_apart(snapshot.disk, None, more_than_all) == more_than_all:
+    is_lost = leaves_apart(snapshot.disk, None, more_than_all) == more_than_all
+    if is_lost or snapshot.disk.first_unreadable(0) is not None:
         raise UserError(
             f"parts of the snapshot '{snapshot.name}' cannot be read, and what the export holds would go for it; "
             f"`nbdzram clone {snapshot.name} NAME` offers what is left of it, `nbdzram check` says more"

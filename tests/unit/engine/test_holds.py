@@ -212,7 +212,7 @@ def stream(disk: Disk) -> None:
 
 
 def unreadable(disk: Disk) -> None:
-    assert disk.first_unreadable(0) is None  # type: ignore[attr-defined]  # for a check that found something
+    assert disk.first_unreadable(0) is None  # for a check that found something
 
 
 LOOKS_AT_LEAVES: dict[str, Callable[[Pool, Disk], object]] = {

@@ -73,7 +73,7 @@ def test_a_disk_holds_what_the_snapshot_holds_and_keeps_all_else(house: House) -
     tell(story())
 
 
-@pytest.mark.parametrize("level", [1, 2, 3], ids=["a leaf", "a branch", "the last branch"])
+@pytest.mark.parametrize("level", [0, 1, 2, 3], ids=["a block", "a leaf", "a branch", "the last branch"])
 def test_a_disk_keeps_what_it_has_where_its_snapshot_cannot_be_read(house: House, level: int) -> None:
     """It would go for what nobody can read; nor is anybody asked, or sent away, for that."""
 
