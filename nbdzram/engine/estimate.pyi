@@ -31,4 +31,5 @@ class Estimate:
     def __init__(self, *, level: int = 3, sample: int = 1) -> None: ...
     def feed(self, content: Buffer) -> None:
         """Blocks, whole but for an image's last. Without the interpreter lock."""
-    def figures(self) -> Figures: ...
+    def figures(self) -> Figures:
+        """Raises UserError: none of the blocks is in the sample."""

@@ -105,6 +105,11 @@ cdef class Estimate:
             raise MemoryError("too many distinct blocks for this machine's memory; give a larger sample divisor")
 
     def figures(self):
+        if self.objects and not self.counted[ALL]:
+            raise UserError(
+                f"none of {self.objects} blocks is in a sample of one in {self.sample}, so nothing is known of them; "
+                "give a smaller --sample"
+            )
         factor = self.objects / self.counted[ALL] if self.counted[ALL] else 1.0
         return Figures(
             blocks=self.blocks,

@@ -9,7 +9,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.errors import UserError
-from tests.unit.engine.blocks import half_random, noise, run, text
+from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 
 CONTENT = b"".join(
     [half_random(number % 400, 100 + number % 60 * 60) for number in range(1000)]
@@ -64,3 +64,13 @@ def test_values_outside_their_range_are_refused() -> None:
         Estimate(level=0)
     with pytest.raises(UserError, match="one in 0"):
         Estimate(sample=0)
+
+
+def test_nothing_is_said_of_blocks_of_which_none_is_in_the_sample() -> None:
+    """It would say that all of them together need no memory, and are equal."""
+    estimate = Estimate(sample=1 << 20)
+    estimate.feed(bytes(BLOCK))
+    assert (estimate.figures().objects, estimate.figures().needs["lz4"].memory) == (0, 0)
+    estimate.feed(noise(1))
+    with pytest.raises(UserError, match=r"none of 1 blocks is in a sample of one in 1048576.*--sample"):
+        estimate.figures()
