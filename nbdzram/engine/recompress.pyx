@@ -187,7 +187,6 @@ cdef class Recompress(Run):
             self.pool.keep_short()
             lock_take_behind(&self.pool.lock)
             found = disk.walk(&self.cursor)
-            # Holes and same-filled blocks cost no budget.
             handle = 0
             while handle == 0 and next_entry(&self.cursor, &block, &entry):
                 handle = self.pool.tables.handle_at(entry, block)
@@ -197,7 +196,7 @@ cdef class Recompress(Run):
             lock_leave(&self.pool.lock)
             if not found and self.cursor.next >= self.cursor.end:
                 return False
-            budget -= handle != 0 or not found
+            budget -= 1  # also for blocks that are all holes or same-filled: of those there may be any number
         return True
 
     cdef void _visit(self, uint32_t first, uint32_t age) noexcept nogil:

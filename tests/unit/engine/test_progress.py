@@ -10,12 +10,13 @@ from nbdzram.engine.check import Check
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
-from nbdzram.engine.run import Run
+from nbdzram.engine.run import HOLD_COUNT, Run
 from tests.unit.engine.blocks import AT_HAND, BLOCK, R, half_random
 
 OBJECTS = 2000
 CLONES = 3
 STEP = 64
+LEAF_BLOCKS = 512
 
 
 @pytest.fixture
@@ -122,3 +123,16 @@ def test_what_goes_during_a_run_leaves_its_total_at_the_end(pool: Pool) -> None:
         disk.trim(0, OBJECTS * BLOCK)
     shares(run)
     assert run.total == run.done
+
+
+def test_a_step_through_blocks_that_each_repeat_one_word_is_as_short_as_any() -> None:
+    """There is nothing to encode, but there may be any number of them: a client that finds no room waits for a step."""
+    pool = Pool()
+    disk = pool.create("disk", 4 * LEAF_BLOCKS * BLOCK)
+    disk.zero(0, disk.size_bytes, no_hole=True)
+    run = Recompress(pool)
+    steps = 0
+    while run.step(4):
+        steps += 1
+    assert steps >= 4 * LEAF_BLOCKS // HOLD_COUNT // 4
+    assert (run.done, run.report().objects_seen) == (run.total, 0)
