@@ -4,7 +4,8 @@ A run goes through the block tables of the pool's exports, as only their entries
 object is held, decoded, held against its fingerprint, and encoded again outside the lock; it is replaced in its place
 if the new encoding falls into a smaller size class. The handle stays, and so does everything that leads to it. What was
 tried is remembered in a bit a handle, so that the next run passes over it, unless it is stronger: has a higher level,
-or the first dictionary. What does not match its fingerprint stays as it is: a new encoding would make rot true.
+or the first dictionary, than any of those that tried what is remembered. What does not match its fingerprint stays as
+it is: a new encoding would make rot true.
 
 A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
 into units of its own before the superblock names the first; cells say which dictionary an object needs (codec.pxd).
@@ -66,7 +67,7 @@ cdef class Recompress(Run):
     cdef Cursor cursor       # over `disk`
     cdef uint32_t counted, cells_end  # handles before `cells_end` among which what is due is counted first
     cdef uint64_t due                 # objects that the walk is still expected to encode
-    cdef int level
+    cdef int level, strength
     cdef uint32_t idle       # units of age (table.pxd)
     cdef bint huge_only
     cdef bint wants_dictionary
@@ -91,9 +92,10 @@ cdef class Recompress(Run):
             raise MemoryError
         self.disks = pool.disks()
         self._go_on()
-        self._begin_trying(level + (MAX_LEVEL if dictionary else 0))
+        self.strength = level + (MAX_LEVEL if dictionary else 0)
+        self._begin_trying()
 
-    def _begin_trying(self, int strength):
+    def _begin_trying(self):
         """A stronger recompression than all before it tries everything again."""
         cdef Region forgotten
         cdef Region fresh
@@ -107,9 +109,9 @@ cdef class Recompress(Run):
         self.cells_end = self.pool.store.cells.high
         self._total = self.cells_end - 1 + self.pool.blocks_stored
         forgotten = fresh
-        if strength > self.pool.store.tried_strength:
-            forgotten = self.pool.store.begin_trying(strength, fresh)
-            publish64(&self.pool.superblock.strength, checked_word(self.pool.seed, KEY_STRENGTH, 0, strength))
+        if self.strength > self.pool.store.tried_strength:
+            forgotten = self.pool.store.begin_trying(self.strength, fresh)
+            self._publish_strength()
         lock_leave(&self.pool.lock)
         region_free(&forgotten)  # outside the lock: a page of it takes a microsecond of the system
         users_leave(&self.pool.users)
@@ -238,13 +240,25 @@ cdef class Recompress(Run):
             self.pool.rotten_block = self.cursor.next - 1
         elif self.pool.store.cells.refs(handle) > 1:  # somebody beside us still holds it
             if not (better_length and self.pool.store.slab.saves(length, better_length)):
-                self.pool.store.set_tried(handle)
+                self._set_tried(handle)
             elif self.pool.store.replace(handle, better, better_length, better_kind):
-                self.pool.store.set_tried(handle)
+                self._set_tried(handle)
                 self.replaced += 1
                 self.before += length
                 self.after += better_length
         self.pool.store.release(handle)
+
+    cdef void _set_tried(self, uint32_t handle) noexcept nogil:
+        """Under the lock: the next run as strong passes over it. One that is stronger does not, though one as strong as
+        that was here before."""
+        self.pool.store.set_tried(handle)
+        if self.strength < self.pool.store.tried_strength:
+            self.pool.store.tried_strength = self.strength
+            self._publish_strength()
+
+    cdef void _publish_strength(self) noexcept nogil:
+        publish64(&self.pool.superblock.strength,
+                  checked_word(self.pool.seed, KEY_STRENGTH, 0, self.pool.store.tried_strength))
 
     cdef uint32_t _encode(self, const uint8_t* block, uint8_t* target, uint32_t limit, uint32_t* kind) noexcept nogil:
         """The shorter of the encodings without and with the dictionary; its length, 0 when none is below `limit`."""

@@ -292,8 +292,8 @@ cdef class ObjectStore:
         return taken
 
     cdef Region begin_trying(self, int strength, Region fresh) noexcept nogil:
-        """A recompression begins that is stronger than all before it, and tries everything again. `fresh` is as large
-        as what was remembered, which is the caller's now."""
+        """A recompression begins that is stronger than any that tried what is remembered, and tries everything again.
+        `fresh` is as large as that, which is the caller's now."""
         cdef Region forgotten = self.tried
         ledger_give(&self.arena.ledger, forgotten.pages)
         self.tried_strength = strength

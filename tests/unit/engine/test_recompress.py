@@ -151,6 +151,22 @@ def test_only_blocks_that_rested_are_touched() -> None:
     assert run(Recompress(pool, idle_seconds=1_900)).objects_seen == 5
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_strong_run_tries_what_only_a_weaker_one_has_tried_since_the_last(tmp_path: Path, *, restarted: bool) -> None:
+    path = str(tmp_path / "arena")
+    pool = Pool(path=path)
+    disk = pool.create("disk", SIZE)
+    for count, level in ((20, 9), (30, 1)):
+        disk.write(0, b"".join(prose(100 * level + number) for number in range(count)))
+        assert run(Recompress(pool, level=level)).objects_seen == count
+    if restarted:
+        pool.close()
+        pool = Pool(path=path)
+    assert run(Recompress(pool, level=9)).objects_seen == 30
+    assert run(Recompress(pool, level=9)).objects_seen == 0
+    pool.check()
+
+
 def test_untried_bytes_are_those_of_lz4_objects_that_no_run_has_looked_at() -> None:
     pool = Pool()
     disk = pool.create("disk", SIZE)
