@@ -27,6 +27,7 @@ from nbdzram.errors import EngineError
 from tests.faults.contents import BLOCK, FAR, NEAR, expected, mixed, noise, sparse
 from tests.faults.damage import Image, cell_places, finish
 from tests.faults.test_damage import RIGHT, TOLD, Expected, apart, arena_of, read_all
+from tests.unit.engine.blocks import half_random
 
 # What a bit of a cell's word is part of (engine/cells.pyx)
 BITS = {
@@ -55,6 +56,14 @@ def word_at(image: Image, at: int) -> int:
 
 def kind_of(word: int) -> int:
     return word & 15
+
+
+def length_of(word: int) -> int:
+    return (word >> 4 & 0xFFF) + 1
+
+
+def slot_of(word: int) -> int:
+    return word >> 16 & 0x7FF
 
 
 def unit_of(word: int) -> int:
@@ -219,6 +228,37 @@ def test_a_cell_that_leads_astray_costs_its_own_blocks_alone(place: Path, where:
     for at in compressed[:: len(compressed) // 8]:
         word = cells[at] | 1 << 26 if where == "behind the last slot" else cells[at] & ~(UNITS << 27) | whole << 27
         assert apart(partial(others_after, image, path, at, word, exports)) == RIGHT, hex(at)
+
+
+def test_behind_the_last_slot_lies_what_is_somebody_elses(place: Path) -> None:
+    """Slots of 2,048 bytes fill a unit: behind its last one the next unit begins, whose object would go."""
+    path = place / "open"
+    with Pool(path=str(path)) as pool:
+        disk = pool.create("disk", 96 * BLOCK)
+        for block in range(96):
+            disk.write(block * BLOCK, half_random(block, 2010))
+    image = Image.of(path)
+    cells = {at: word_at(image, at) for at in cell_places(image) if at % CELL == 0}
+    places = {(unit_of(word), slot_of(word)): at for at, word in cells.items()}
+    first, _ = min(places)
+    last = max(slot for unit, slot in places if unit == first)
+    assert (last, length_of(cells[places[first, 0]]) > 2032, (first + 1, 0) in places) == (31, True, True)
+    with Pool(path=str(path)) as pool, path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        (disk,) = pool.disks()
+        flip(view, places[first, 0], 16 + 5)  # it names slot 32
+        blocks = {block: half_random(block, 2010) for block in range(96)}
+        (lost,) = [block for block in blocks if not is_readable(disk, block)]
+        del blocks[lost]
+        disk.trim(lost * BLOCK, BLOCK)
+        pool.stats()  # what went is taken back
+        assert [block for block in blocks if not is_readable(disk, block)] == []
+
+
+def is_readable(disk: Disk, block: int) -> bool:
+    try:
+        return disk.read(block * BLOCK, BLOCK) == half_random(block, 2010)
+    except EngineError:
+        return False
 
 
 def test_a_dictionary_is_trained_from_what_can_be_read(place: Path) -> None:
