@@ -7,9 +7,9 @@ tried is remembered in a bit a handle, so that the next run passes over it, unle
 or the first dictionary, than any of those that tried what is remembered. What does not match its fingerprint stays as
 it is: a new encoding would make rot true.
 
-A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles. It is written
-into units of its own before the superblock names the first; cells say which dictionary an object needs (codec.pxd).
-Its size follows the pool's, as the arena and Zstandard hold one copy each:
+A dictionary is trained (COVER, zdict.h) from blocks of the pool itself, spread evenly over its handles, none of them
+of a private export. It is written into units of its own before the superblock names the first; cells say which
+dictionary an object needs (codec.pxd). Its size follows the pool's, as the arena and Zstandard hold one copy each:
 
     dictionary, KiB              0     32     64    128    256    512     zstandard 0.23, level 3; MiB of distinct
     ext4, three Pythons       28.6   27.1   26.8   26.2   26.0   25.8     blocks by `make bench-memory`'s images, in
@@ -29,12 +29,13 @@ from libc.string cimport memcmp, memcpy
 from nbdzram.engine.arena cimport Region, region_free, region_reserve
 from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport (
-    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, zstd_compress, zstd_free_cdict,
-    zstd_free_compressor, zstd_new_cdict, zstd_new_compressor, zstd_train,
+    BLOCK, CODEC_DICTS, CODEC_LZ4, CODEC_RAW, CODEC_ZSTD, CODEC_ZSTD_DICT, fingerprint, zstd_compress,
+    zstd_free_cdict, zstd_free_compressor, zstd_new_cdict, zstd_new_compressor, zstd_train,
 )
 from nbdzram.engine.cursor cimport Cursor, next_entry
 from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, keep_dictionary
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.domain cimport COMMON_DOMAIN, salt_of
 from nbdzram.engine.format cimport KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
@@ -309,7 +310,8 @@ cdef class Recompress(Run):
         return self.dictionary != NO_DICTIONARY
 
     cdef uint32_t _sample(self, uint8_t* samples) noexcept nogil:
-        """Blocks of objects spread evenly over the handles; how many."""
+        """Blocks of objects spread evenly over the handles; how many. None of a private export: whoever has the
+        dictionary, as everybody does who receives a stream of the pool, reads what it is made of."""
         cdef uint8_t encoded[BLOCK]
         cdef uint32_t high = self.pool.store.cells.high
         cdef uint32_t stride = max(<uint32_t>1, high // SAMPLES)
@@ -327,9 +329,13 @@ cdef class Recompress(Run):
             lock_leave(&self.pool.lock)
             if whole and self.pool.store.decode_right(
                     kind_of(word), encoded, length_of(word), expected, samples + <uint64_t>count * BLOCK):
-                count += 1
+                count += self._is_common(samples + <uint64_t>count * BLOCK, expected)
             handle += stride
         return count
+
+    cdef bint _is_common(self, const uint8_t* block, uint64_t expected) noexcept nogil:
+        """Whether a block, which has the fingerprint expected, is of exports that are not private."""
+        return fingerprint(block, self.pool.seed) & self.pool.fingerprint_mask ^ salt_of(COMMON_DOMAIN) == expected
 
 
 cdef bint _is_compressed(uint32_t kind) noexcept nogil:

@@ -47,6 +47,15 @@ def test_a_private_export_shares_with_itself(inline: bool) -> None:
     pool.check()
 
 
+def test_no_dictionary_is_made_of_what_a_private_export_holds() -> None:
+    """A stream of any other export would bring it along, to whoever receives that."""
+    pool = Pool()
+    secret = pool.create("secret", SIZE, private=True)
+    secret.write(0, b"".join(prose(number) for number in range(300)))
+    report = run(Recompress(pool, dictionary=True))
+    assert (report.dictionary_bytes, report.objects_recompressed) == (0, 300)
+
+
 def test_a_clone_of_a_private_export_is_of_its_domain() -> None:
     """They have the same blocks, so nothing is kept from one by keeping it from the other."""
     pool = Pool()
