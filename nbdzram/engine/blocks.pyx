@@ -14,7 +14,6 @@ Invariants
    after the quota was lowered. Then blocks are replaced and given back, and none is added.
 """
 
-cimport cython
 from libc.errno cimport EDQUOT, EINVAL, ENOSPC
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -51,7 +50,6 @@ class Extent(IntFlag):
     SAME_FILLED = SAME_FILLED_BIT
 
 
-@cython.no_gc_clear
 cdef class Blocks:
     """What a disk is beside its content; see disk.pyi."""
 

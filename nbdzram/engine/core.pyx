@@ -22,7 +22,6 @@ which clears what it found before it ends it, takes nothing from them, nor from 
 The one cycle among these, of a pool and its disks, goes through a list, which it does clear.
 """
 
-cimport cython
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -73,7 +72,6 @@ def _reserve_for(mem_limit: int) -> int:
     return max(SMALLEST_RESERVE, min(LARGEST_RESERVE, wanted))
 
 
-@cython.no_gc_clear
 cdef class PoolCore:
     """See pool.pyi, which is its face too."""
 

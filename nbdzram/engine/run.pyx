@@ -13,7 +13,6 @@ Progress is told in work, not in things: what takes a thousand times as long cou
 that is done is the share of the time. What was expected and did not come is taken off the total when a run ends.
 """
 
-cimport cython
 from libc.stdint cimport int64_t, uint32_t
 
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
@@ -27,7 +26,6 @@ from nbdzram.errors import EngineError
 HOLD_COUNT = HOLD
 
 
-@cython.no_gc_clear
 cdef class Run:
     """One run, stepped by one thread at a time; its counters may be read from any."""
 
