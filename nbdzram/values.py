@@ -380,10 +380,12 @@ def trigger(name: str) -> Callable[[object], dict[str, object]]:
 
 def pause(name: str, value: object) -> dict[str, object]:
     """`off`, or how often something is done by itself: a number of seconds, or 30m, 2h, 1d."""
-    wanted = {} if value == "auto" else trigger(name)(value)
-    if not wanted:
+    if value is False or value == "off":
+        return {f"{name}_seconds": 0.0}
+    seconds = _seconds(value)
+    if not seconds:
         raise ValueError(f"{value!r} is not allowed; it is off, or an interval such as 30m, 2h or 1d")
-    return {f"{name}_seconds": wanted.get(f"{name}_interval_seconds", 0.0)}
+    return {f"{name}_seconds": seconds}
 
 
 def dedup(value: object) -> Dedup:

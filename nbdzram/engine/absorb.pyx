@@ -58,7 +58,7 @@ cdef enum:
     OTHER_DOMAIN
 
 cdef dict WRONG = {
-    CUT: "a record ends in the middle of {number}",
+    CUT: "a record ends in the middle of what begins with byte {number} of its list",
     NO_CODEC: "object {number} is encoded in a way that there is not",
     WRONG_CONTENT: "object {number} is not the content that was sent",
     NO_OBJECT: "a block names object {number}, which has not come",
@@ -171,7 +171,7 @@ cdef class Absorber:
             kind = body[at + 6]
             memcpy(&hashed, body + at + 8, 8)
             if length > size - at - OBJECT_HEAD or length > BLOCK or length == 0 or body[at + 7]:
-                return self._fails(CUT, number)
+                return self._fails(CUT, at)
             error = self._object(staging, number, kind, body + at + OBJECT_HEAD, length, hashed)
             if error:
                 return error

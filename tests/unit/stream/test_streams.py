@@ -486,7 +486,7 @@ OBJECT = struct.pack("<IHBBQ", 5, BLOCK, 1, 0, xxhash.xxh3_64_intdigest(noise(1)
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ([(5, struct.pack("<I", 0) + OBJECT[:-1])], "a record ends in the middle of 5"),
+        ([(5, struct.pack("<I", 0) + OBJECT[:-1])], "a record ends in the middle of what begins with byte 0"),
         ([(5, struct.pack("<I", 0) + OBJECT[:6] + b"\2" + OBJECT[7:])], "object 5 is not the content that was sent"),
         (
             [(5, struct.pack("<I", 0) + OBJECT[:6] + b"\5" + OBJECT[7:])],
