@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbdzram.cli.common import print_json, require_all, require_export
+from nbdzram.cli.common import print_json, require_all, require_export, warn
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
 from nbdzram.status.encoding import from_json
@@ -37,27 +37,29 @@ def agree(
     A dry run tells and does not go on. Nothing is asked when nothing is lost (but a shrinking disk may have partitions
     to its end), nor of one disk alone when clients are attached: the server will refuse. A name that is not there,
     several of which one has clients, or a snapshot that cannot be gone back to, ends the command before anything is
-    asked or done. Raises UserError.
+    asked or done. Where another process has taken over while somebody thought, it is asked once more: what was agreed
+    to is what the one before would have destroyed. Raises UserError.
     """
-    if len(names) > 1:
-        _require_possible(client, names, whoever=force or dry_run)
-    if (yes or force) and not dry_run:
-        return True
-    from nbdzram.status import ExportLoss  # noqa: PLC0415 - lists and additions destroy nothing
-
     stays = {"size_bytes": size_bytes} if snapshot is None else {"snapshot": snapshot}
-    losses = [from_json(ExportLoss, client.call("exports.lose", name=name, **stays)) for name in names]
-    if dry_run:
-        _tell(verb, losses, as_json=as_json)
-        return False
-    at_stake = [loss for loss in losses if loss.stored_bytes or 0 < size_bytes < loss.size_bytes]
-    if not at_stake or any(loss.clients for loss in losses):
-        return True
-    lost = "; ".join(_describe(loss) for loss in at_stake)
-    if not sys.stdin.isatty():
-        raise UserError(f"to {verb} {lost}; say --yes if that is meant, or look with --dry-run")
-    click.confirm(f"to {verb} {lost}; go on?", abort=True, err=True)
-    return True
+    while True:
+        if len(names) > 1:
+            _require_possible(client, names, whoever=force or dry_run)
+        if (yes or force) and not dry_run:
+            return True
+        losses = _losses(client, names, stays)
+        if dry_run:
+            _tell(verb, losses, as_json=as_json)
+            return False
+        at_stake = [loss for loss in losses if loss.stored_bytes or 0 < size_bytes < loss.size_bytes]
+        if not at_stake or any(loss.clients for loss in losses):
+            return True
+        lost = "; ".join(_describe(loss) for loss in at_stake)
+        if not sys.stdin.isatty():
+            raise UserError(f"to {verb} {lost}; say --yes if that is meant, or look with --dry-run")
+        click.confirm(f"to {verb} {lost}; go on?", abort=True, err=True)
+        if not client.renewed():
+            return True
+        warn("another server answers since the question, and nothing is done yet; of this one:")
 
 
 def _require_possible(client: ControlClient, names: Sequence[str], *, whoever: bool) -> None:
@@ -67,6 +69,12 @@ def _require_possible(client: ControlClient, names: Sequence[str], *, whoever: b
         require_export(name, attached)
     held = {name: "" if whoever or not count else f"has clients ({count})" for name, count in attached.items()}
     require_all("the export", names, held, "let them detach, or end them with --force")
+
+
+def _losses(client: ControlClient, names: Sequence[str], stays: Mapping[str, Any]) -> list[ExportLoss]:
+    from nbdzram.status import ExportLoss  # noqa: PLC0415 - lists and additions destroy nothing
+
+    return [from_json(ExportLoss, client.call("exports.lose", name=name, **stays)) for name in names]
 
 
 def _tell(verb: str, losses: Sequence[ExportLoss], *, as_json: bool) -> None:

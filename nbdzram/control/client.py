@@ -79,6 +79,15 @@ class ControlClient:
         self._reader.close()
         self._socket.close()
 
+    def renewed(self) -> bool:
+        """Whether the server hung up while nothing was asked of it, as one does from which another takes over; then
+        this is a connection to who answers now. Raises ServerUnreachable."""
+        hung_up = bool(readable(self._socket.fileno(), seconds=0))
+        if hung_up:
+            self.close()
+            self._connect()
+        return hung_up
+
     @property
     def server_pid(self) -> int:
         """The process that listens there; 0: it lives in another namespace."""
