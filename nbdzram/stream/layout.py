@@ -189,14 +189,13 @@ def preamble(features: int = 0) -> bytes:
 
 
 def check_preamble(found: bytes) -> None:
-    """Whether this program knows the stream. Raises StreamError."""
+    """Whether this program knows the stream, and it is one from its beginning on. Raises StreamError."""
     magic, version, features = PREAMBLE.unpack(found)
     if magic == CONTINUATION_MAGIC:
         raise StreamError(
             "this goes on with a stream that was interrupted; `nbdzram receive` takes it where its first part is kept"
         )
-    if magic != MAGIC:
-        raise StreamError("this is no nbdzram stream; it is what `nbdzram send` writes")
+    assert magic == MAGIC
     check_version(version, features)
 
 

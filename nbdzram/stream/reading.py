@@ -8,10 +8,11 @@ from pathlib import Path
 from nbdzram.engine.codec import digest_of
 from nbdzram.errors import StreamCut, StreamError, UnknownFormat
 from nbdzram.stream import layout
-from nbdzram.stream.layout import CHECKSUM, CONTINUATION_MAGIC, FRAME, LARGEST_BODY, PREAMBLE, Kind
+from nbdzram.stream.layout import CHECKSUM, CONTINUATION_MAGIC, FRAME, LARGEST_BODY, MAGIC, PREAMBLE, Kind
 from nbdzram.stream.position import Position, read_continuation
 
 CUT = "the stream ends in the middle: what sent it was interrupted, or the file is not whole"
+EMPTY = "the stream is empty: what sent it failed, and says why, or the file has nothing in it"
 
 
 class Counted:
@@ -26,7 +27,7 @@ class Counted:
 def opening(read: Callable[[int], bytes]) -> Position | None:
     """None: a stream comes, else what goes on with one from there; records() reads on, `begun`. Raises StreamError."""
     counted = Counted()
-    preamble = _exactly(read, PREAMBLE.size, counted)
+    preamble = _preamble(read, counted)
     if preamble.startswith(CONTINUATION_MAGIC):
         return read_continuation(preamble, lambda count: _exactly(read, count, counted))
     layout.check_preamble(preamble)
@@ -55,7 +56,7 @@ def records(
     was, and was given out.
     """
     if not begun:
-        layout.check_preamble(_exactly(read, PREAMBLE.size, counted))
+        layout.check_preamble(_preamble(read, counted))
     kind = None
     while kind is not Kind.END:
         frame = _exactly(read, FRAME.size, counted)
@@ -89,12 +90,30 @@ def _damaged(number: int) -> StreamCut:
     return StreamCut(f"the stream is damaged: record {number} is not what was written")
 
 
+def _preamble(read: Callable[[int], bytes], counted: Counted) -> bytes:
+    """Of a stream or of what goes on with one. However little else comes, it is neither, and not cut off."""
+    found = _up_to(read, PREAMBLE.size, counted)
+    if not found:
+        raise StreamError(EMPTY)
+    if not any(magic.startswith(found[: len(magic)]) for magic in (MAGIC, CONTINUATION_MAGIC)):
+        raise StreamError("this is no nbdzram stream; it is what `nbdzram send` writes")
+    return _whole(found, PREAMBLE.size)
+
+
 def _exactly(read: Callable[[int], bytes], count: int, counted: Counted) -> bytes:
+    return _whole(_up_to(read, count, counted), count)
+
+
+def _whole(found: bytes, count: int) -> bytes:
+    if len(found) < count:
+        raise StreamCut(CUT)
+    return found
+
+
+def _up_to(read: Callable[[int], bytes], count: int, counted: Counted) -> bytes:
+    """As many bytes as there are."""
     parts, missing = [], count
-    while missing:
-        part = read(missing)
-        if not part:
-            raise StreamCut(CUT)
+    while missing and (part := read(missing)):
         parts.append(part)
         missing -= len(part)
         counted.bytes_read += len(part)

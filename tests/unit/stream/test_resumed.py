@@ -392,3 +392,22 @@ def test_a_pipe_that_breaks_at_a_dictionary_tells_its_objects_later(pool: Pool, 
         receiver = receiver_in(other)
         position = cut(receiver, came.getvalue())
         assert finished(receiver, rest_of(sending, position)) == {"disk": whole(disk)}
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["received", "restored"])
+def test_however_little_comes_is_told_for_what_it_is(other: Pool, begun: bool) -> None:
+    """A file that is no stream was called one that was cut off, if it had fewer bytes than a stream begins with."""
+
+    def refused(content: bytes) -> StreamError:
+        source = io.BytesIO(content)
+        with pytest.raises(StreamError) as error:
+            if begun:
+                opening(source.read)
+            receiver_in(other).receive(source.read, begun=begun)
+        return error.value
+
+    for little in (b"x", b"hello\n", b"NBDZRAMX", layout.MAGIC[1:], bytes(15)):
+        assert "this is no nbdzram stream" in str(refused(little))
+    assert "the stream is empty" in str(refused(b""))
+    for cut in (b"N", layout.MAGIC, layout.preamble()[:15], continuation(Position(bytes(16), 1, 1))[:15]):
+        assert isinstance(refused(cut), StreamCut)
