@@ -139,7 +139,11 @@ KEYS = (
     Key(("maintenance", "fold"), values.trigger("fold"), "off, auto or an interval", True),
     Key(("maintenance", "compact"), values.trigger("compact"), "off, auto or an interval", True),
     Key(("maintenance", "recompress"), values.trigger("recompress"), "off, auto or an interval", True),
-    Key(("maintenance", "recompress_age_seconds"), values.integer(0, 10**9), "age at which a block is idle"),
+    Key(
+        ("maintenance", "recompress_age_seconds"),
+        values.whole_seconds(0, 10**9),
+        "age at which a block is idle: 3600, 1h or 7d",
+    ),
     Key(("maintenance", "recompress_level"), values.integer(1, 22), "Zstandard's level for recompression"),
     Key(("maintenance", "recompress_huge_only"), values.boolean, "recompress only blocks that are stored raw"),
     Key(("maintenance", "recompress_dictionary"), values.boolean, "train a dictionary from the pool's own blocks"),

@@ -1,4 +1,4 @@
-"""Sizes in and out, as zramctl reads and prints them.
+"""Sizes in and out, as zramctl reads and prints them, and stretches of time.
 
 K and KiB are 1024, KB is 1000; case does not matter. Arithmetic is exact; only what is no whole number of bytes, as
 0.1G, is rounded down to a whole block. Output rounds to one decimal, as zramctl's does.
@@ -20,6 +20,9 @@ ALLOWED = "a number with a suffix K, M, G, T (1024) or KB, MB, GB, TB (1000), su
 
 _SIZE = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*|%)"  # compiled when first used: most commands read no size
 _UNIT = rf"(?P<letter>[{LETTERS}])(?P<kind>IB|B)?|B?"
+
+SECONDS = r"(?P<number>\d{1,12}(?:\.\d+)?|\.\d+)(?P<unit>[smhd]?)"
+UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_size(text: str, *, of: int | None = None) -> int:
@@ -65,6 +68,12 @@ def some_of(names: Sequence[str], most: int) -> str:
     """The first few, and how many more."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def parse_seconds(text: str) -> float | None:
+    """The time that `text` names, in seconds or with a letter behind: 90, 30s, 10m, 1.5h, 7d. None: it names none."""
+    match = re.fullmatch(SECONDS, text)
+    return None if match is None else float(match["number"]) * UNIT_SECONDS[match["unit"]]
 
 
 def format_seconds(seconds: float) -> str:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from nbdzram.config import DEFAULT_PORT, Dedup, TcpAddress, Trigger, UnixAddress, VsockAddress
 from nbdzram.machine import Machine
-from nbdzram.units import MAX_SIZE_BYTES, format_size, parse_size
+from nbdzram.units import MAX_SIZE_BYTES, format_size, parse_seconds, parse_size
 
 MAX_NAME_BYTES = 255  # what an export directory entry holds (engine/pool); the protocol allows 4096
 STAMPED = "@auto-20261127T163000Z"  # what stands behind it in the name of a snapshot by the clock (server/schedule)
@@ -71,14 +71,25 @@ def integer(low: int, high: int) -> Callable[[object], int]:
 
 
 def seconds(low: float, high: float) -> Callable[[object], float]:
-    """A reader of durations in seconds from `low` to `high`."""
+    """A reader of times from `low` to `high` seconds, also as 30s, 10m, 2h."""
 
     def read(value: object) -> float:
-        if isinstance(value, str) and re.fullmatch(r"\d{1,12}(\.\d+)?", value):
-            value = float(value)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"{value!r} is not a number of seconds from {low:g} to {high:g}")
-        return float(value)
+        found = parse_seconds(value) if isinstance(value, str) else value
+        if not isinstance(found, int | float) or isinstance(found, bool) or not low <= found <= high:
+            raise ValueError(f"{value!r} is not a number of seconds from {low:g} to {high:g}, or a time such as 10m")
+        return float(found)
+
+    return read
+
+
+def whole_seconds(low: int, high: int) -> Callable[[object], int]:
+    """The same of what is counted in whole seconds."""
+
+    def read(value: object) -> int:
+        found = seconds(low, high)(value)
+        if found % 1:
+            raise ValueError(f"{value!r} is no whole number of seconds")
+        return int(found)
 
     return read
 
@@ -350,16 +361,10 @@ def interval(value: object) -> float:
 
 def _seconds(value: object) -> float | None:
     """What a number with one of those letters behind it, or without, is; None: it is no number. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([smhd]?)", str(value))
-    if match is None or isinstance(value, bool):
-        return None
-    seconds = float(match[1]) * _SCALES[match[2]]
-    if seconds > SECONDS_MAX:
+    seconds = None if isinstance(value, bool) else parse_seconds(str(value))
+    if seconds is not None and seconds > SECONDS_MAX:
         raise ValueError(f"{value!r} is longer than a century, {SECONDS_MAX:.0f} seconds")
     return seconds
-
-
-_SCALES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def trigger(name: str) -> Callable[[object], dict[str, object]]:

@@ -85,7 +85,8 @@ def configuration_page() -> Iterator[str]:
         "`nbdzram serve -c FILE` reads a TOML file, then the `*.toml` files of `conf.d` beside it in the order of "
         "their names. A flag wins over the environment, the environment over the files, the files over the defaults. "
         "`nbdzram serve -c FILE --check-config` reads everything, says what it means, and ends. A list given in a "
-        "variable is separated by white space."
+        "variable is separated by white space. A time is a number of seconds, or has a letter behind it: 90, 30s, 10m, "
+        "2h, 7d."
     )
     yield f"```toml\n{EXAMPLE}```"
     flags = {path: f"`--{flag.replace('_', '-')}`" for flag, path in serve.FLAGS.items()}

@@ -21,7 +21,7 @@ import click
 from nbdzram.cli.common import OUR_PATH, connect, control_option, export_names, require_export
 from nbdzram.cli.diagnosis import Kernel, Module
 from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials, tellable
-from nbdzram.cli.numbers import Whole
+from nbdzram.cli.numbers import Whole, WholeSeconds
 from nbdzram.config import DEFAULT_PORT
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.values import export_name
@@ -69,14 +69,14 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     "--request-timeout",
     "request_seconds",
     metavar="SECONDS",
-    type=Whole(1, 3600),
+    type=WholeSeconds(1, 3600),
     help=f"With --persist: what is not answered by then is sent again, elsewhere.  [default: {REQUEST_SECONDS}]",
 )
 @click.option(
     "--dead-timeout",
     "dead_seconds",
     metavar="SECONDS",
-    type=Whole(1, 1 << 20),
+    type=WholeSeconds(1, 1 << 20),
     help=f"With --persist: without any connection for so long, requests are I/O errors.  [default: {DEAD_SECONDS}]",
 )
 @click.option(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
+
+from nbdzram.units import parse_seconds
 
 
 class Whole(click.IntRange):
@@ -16,17 +17,33 @@ class Whole(click.IntRange):
         self.name = of
 
 
-class Seconds(click.FloatRange):
-    """Some seconds. "nan" is a number to Python, and lies in every range: it is not less than where that begins."""
+class Seconds(click.ParamType[float]):
+    """A time, read as the configuration reads it: 90, 30s, 10m, 2h."""
 
-    name = "number of seconds"
+    name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Of what click takes for a number, what is one."""
-        seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
+    def __init__(self, low: float, high: float) -> None:
+        self.low = low
+        self.high = high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """In seconds."""
+        seconds = parse_seconds(str(value))
+        if seconds is None or not self.low <= seconds <= self.high:
+            allowed = f"a time from {self.low:g} to {self.high} seconds, such as 90, 10m or 2h"
+            self.fail(f"'{value}' is not {allowed}", param, ctx)
         return seconds
+
+
+class WholeSeconds(Seconds):
+    """One that is counted in whole seconds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """In seconds."""
+        seconds = super().convert(value, param, ctx)
+        if seconds % 1:
+            self.fail(f"'{value}' is no whole number of seconds", param, ctx)
+        return int(seconds)
 
 
 SECONDS = Seconds(0.1, 3600)

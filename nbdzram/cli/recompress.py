@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from nbdzram.cli.common import control_option, cpu_option, json_option, pool_option
-from nbdzram.cli.numbers import Whole
+from nbdzram.cli.numbers import Whole, WholeSeconds
 from nbdzram.cli.perform import perform
 
 
 @click.command(
     "recompress",
-    epilog="\b\nExamples:\n  nbdzram recompress\n  nbdzram recompress --idle 3600 --level 9 --cpu 50\n"
+    epilog="\b\nExamples:\n  nbdzram recompress\n  nbdzram recompress --idle 1h --level 9 --cpu 50\n"
     "  nbdzram recompress --dictionary --json",
 )
 @click.option("--level", metavar="N", type=Whole(1, 22), default=3, show_default=True, help="Zstandard's level.")
@@ -21,10 +21,10 @@ from nbdzram.cli.perform import perform
     "--idle",
     "idle_seconds",
     metavar="SECONDS",
-    type=Whole(0, 10**9),
+    type=WholeSeconds(0, 10**9),
     default=0,
     show_default=True,
-    help="Only blocks that nobody read or wrote for so long.",
+    help="Only blocks that nobody read or wrote for so long, also 10m or 1h.",
 )
 @click.option("--huge-only", is_flag=True, help="Only blocks that LZ4 could not compress.")
 @click.option("--dictionary", is_flag=True, help="Train a dictionary from the pool's own blocks, used where it saves.")

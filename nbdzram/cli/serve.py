@@ -177,12 +177,18 @@ FLAGS: dict[str, tuple[str, ...]] = {
     default=None,
     help="Clients swap to its disks: lock memory, be ended last when it runs out, wait for no page to be written.",
 )
-@click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself.  [default: off]")
-@click.option("--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself.  [default: off]")
+@click.option("--fold-interval", metavar="auto|SECONDS|off", help="Fold by itself, also 10m or 2h.  [default: off]")
 @click.option(
-    "--recompress-interval", metavar="auto|SECONDS|off", help="Recompress resting blocks by itself.  [default: off]"
+    "--compact-interval", metavar="auto|SECONDS|off", help="Compact by itself, also 10m or 2h.  [default: off]"
 )
-@click.option("--recompress-age", metavar="SECONDS", help="Unused for so long, a block rests.  [default: 3600]")
+@click.option(
+    "--recompress-interval",
+    metavar="auto|SECONDS|off",
+    help="Recompress resting blocks by itself, also 10m or 2h.  [default: off]",
+)
+@click.option(
+    "--recompress-age", metavar="SECONDS", help="Unused for so long, also 1h, a block rests.  [default: 3600]"
+)
 @click.option("--scrub-interval", metavar="SECONDS|off", help="Look for rot by itself, also 12h or 7d.  [default: off]")
 @click.option("--cpu-percent", metavar="PERCENT", help="Share of one core for runs by itself.  [default: 25]")
 @click.option(

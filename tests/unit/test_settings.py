@@ -148,6 +148,13 @@ def test_a_limit_beyond_what_can_be_counted_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "n.toml", {}, {})
 
 
+def test_every_time_may_have_a_letter_behind_it(tmp_path: Path) -> None:
+    given = '[limits]\nhandshake_seconds = "1.5m"\n[maintenance]\nrecompress_age_seconds = "7d"\nscrub = "2h"\n'
+    config = load(write(tmp_path / "n.toml", given), {"NBDZRAM_LIMITS_DRAIN_SECONDS": "1m"}, {})
+    assert (config.limits.handshake_seconds, config.limits.drain_seconds) == (90, 60)
+    assert (config.maintenance.recompress_age_seconds, config.maintenance.scrub_seconds) == (7 * 86400, 7200)
+
+
 def test_a_unix_socket_admits_its_owner_alone_unless_told_otherwise() -> None:
     assert values.unix_address("/run/x").mode == 0o600
     assert values.unix_address("/run/x,mode=0660").mode == 0o660
@@ -202,6 +209,9 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ('[pools.default]\ndedup = "always"', "'always' is not allowed; it is one of fold, inline"),
         ('[maintenance]\nfold = "sometimes"', "it is off, auto, or an interval"),
         ("[maintenance]\nfold = [1]", "it is off, auto, or an interval"),
+        ('[maintenance]\nrecompress_age_seconds = "0.5"', "'0.5' is no whole number of seconds"),
+        ('[limits]\ndrain_seconds = "2h"', "'2h' is not a number of seconds from 0 to 3600, or a time such as 10m"),
+        ("[limits]\ndrain_seconds = nan", "nan is not a number of seconds"),
         ("metrics = []", "is not text"),
         ('[tls]\nmode = "require"', "line 2: tls.mode = require needs tls.certificate"),
         ('listen = ["unix:/x,mod=1"]', "'mod=1' is not allowed behind a socket's path"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdzram.units import format_seconds, format_size, parse_size, some_of
+from nbdzram.units import format_seconds, format_size, parse_seconds, parse_size, some_of
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,14 @@ def test_a_stretch_of_time_is_told_in_its_two_largest_units() -> None:
 
 def test_of_many_names_the_first_are_told_and_how_many_more() -> None:
     assert [some_of(["a", "b", "c"][:count], 2) for count in range(4)] == ["", "a", "a, b", "a, b and 1 more"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("90", 90), ("0", 0), ("30s", 30), ("10m", 600), ("1.5h", 5400), ("7d", 604800), (".5", 0.5)),
+        *((text, None) for text in ("", "h", "-1", "1w", "1 h", "1H", "1h30m", "nan", "inf", "1e3", "1.", "soon")),
+    ],
+)
+def test_a_time_is_seconds_or_has_a_letter_behind_it(text: str, seconds: float | None) -> None:
+    assert parse_seconds(text) == seconds
