@@ -311,11 +311,8 @@ def _records() -> list[type]:
     found |= {kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
     parts = {
         status.RunOptions,
+        status.ExportFigures,
         status.PoolFigures,
-        status.Holdings,
-        status.Account,
-        status.Brief,
-        status.Named,
     }  # of others, or asked
     return sorted(found - parts, key=lambda kind: kind.__name__)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # as in __main__
 import os
-import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,7 @@ from nbdzram.units import format_size
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from nbdzram.status import Brief, ExportStatus, Named
+    from nbdzram.status import Brief, ExportFigures, Named
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Name = TypeVar("Name", str, int)
@@ -154,7 +154,7 @@ def in_other_words(command: click.Command, name: str, *, epilog: str) -> click.C
 
 def connect(control: Path | None, late: Callable[[str], None] | None = None) -> ControlClient:
     """A connection to the server. `late` in place of a line, where an answer takes long. Raises ServerUnreachable."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `nbdzram stat | head` ends quietly, as other tools do
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)  # `nbdzram stat | head` ends quietly, as other tools do
     return ControlClient(control or socket_for_client(os.environ), late or _tell_late)
 
 
@@ -247,7 +247,7 @@ def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as
     one_by_one(names, remove, lambda done: f"removed {done['removed']}", as_json=as_json, as_list=False)
 
 
-def limits_of(export: ExportStatus) -> str:
+def limits_of(export: ExportFigures) -> str:
     """What its clients may ask for a second."""
     bounds = export.bounds
     told = [f"{bounds.iops}/s"] if bounds.iops else []

@@ -24,7 +24,7 @@ from nbdzram.cli.common import (
     warn,
 )
 from nbdzram.cli.listing import list_, show
-from nbdzram.status import ExportStatus, from_json
+from nbdzram.status import ExportFigures, from_json
 from nbdzram.units import format_size
 
 force_option = click.option(
@@ -290,7 +290,7 @@ def rollback(
 def _change(method: str, control: Path | None, as_json: bool, done: str, **params: Any) -> None:
     with connect(control) as client:
         answer = client.call(method, **params)
-    export = from_json(ExportStatus, answer)
+    export = from_json(ExportFigures, answer)
     if 0 < params.get("quota_bytes", 0) < export.stored_bytes:
         warn(
             f"the export '{export.name}' stores {format_size(export.stored_bytes)}, over its quota of "
@@ -307,7 +307,7 @@ def _tell(done: str, answer: Any, *, as_json: bool) -> None:
 
 
 def _done(done: str, answer: Any) -> str:
-    export = from_json(ExportStatus, answer)
+    export = from_json(ExportFigures, answer)
     return f"{done} {export.name} ({format_size(export.size_bytes)} in pool {export.pool})"
 
 

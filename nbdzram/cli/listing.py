@@ -8,15 +8,15 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import control_option, json_option, limits_of, list_rows
-from nbdzram.status import ExportStatus
+from nbdzram.status import ExportFigures
 
 
-def _admits(export: ExportStatus) -> str:
+def _admits(export: ExportFigures) -> str:
     rules = [*export.allow_addresses, *(f"cert:{name}" for name in export.allow_certificates)]
     return " ".join(rules) if export.admits == "listed" else export.admits
 
 
-COLUMNS: list[Column[ExportStatus]] = [
+COLUMNS: list[Column[ExportFigures]] = [
     Column("NAME", "", lambda export: export.name),
     Column("POOL", "", lambda export: export.pool),
     Column("DISKSIZE", "", lambda export: export.size_bytes, True),
@@ -32,7 +32,7 @@ COLUMNS: list[Column[ExportStatus]] = [
 
 def show(*, as_json: bool, control: Path | None) -> None:
     """Print the exports. Raises UserError."""
-    list_rows(COLUMNS, ExportStatus, "exports", as_json=as_json, control=control)
+    list_rows(COLUMNS, ExportFigures, "exports", as_json=as_json, control=control)
 
 
 @click.command("list", epilog="Example: nbdzram exports list --json")

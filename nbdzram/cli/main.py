@@ -6,12 +6,12 @@ need. Exit codes: 0 done, 1 failed, 2 usage, 3 server unreachable, 4 no such exp
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # as in __main__
 import contextlib
 import errno
 import gc
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Collection
 
@@ -91,8 +91,8 @@ class Front(click.Group):
         command = importlib.import_module(f"nbdzram.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         gc.enable()  # a command may run for long
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was during the imports; or ignored, as it stays
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # what a command began is cleared away
+        if _signal.getsignal(_signal.SIGINT) is _signal.SIG_DFL:  # as for the imports; or ignored, as it stays
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # what a command began is cleared away
         return command
 
     def resolve_command(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import click
 
@@ -17,10 +16,13 @@ from nbdzram.cli.numbers import SECONDS
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
-from nbdzram.status import ExportStatus, Holdings, PoolFigures, to_json
+from nbdzram.status import ExportFigures, Holdings, PoolFigures, to_json
 from nbdzram.units import format_size
 
-Whole = TypeVar("Whole", bound=Holdings)
+if TYPE_CHECKING:
+    from nbdzram.status import Account, ExportStatus
+
+Whole = TypeVar("Whole", Holdings, "Account")
 DEFAULT_COLUMNS = "NAME,TYPE,DISKSIZE,DATA,COMPR,UNIQUE,TOTAL,MEM-LIMIT,SAVED,CLIENTS"
 
 
@@ -28,8 +30,8 @@ class Line(NamedTuple):
     """One row: a pool, or an export in it."""
 
     pool: PoolFigures
-    export: ExportStatus | None
-    exports: Sequence[ExportStatus]  # of the pool
+    export: ExportFigures | None
+    exports: Sequence[ExportFigures]  # of the pool
     usage: Mapping[str, DiskUsage]  # by export; empty if no column asks for it
 
 
@@ -38,7 +40,7 @@ def _pool(cell: Callable[[PoolStats], Cell]) -> Callable[[Line], Cell]:
     return lambda line: cell(line.pool.stats) if line.export is None else None
 
 
-def _sum(cell: Callable[[ExportStatus], int]) -> Callable[[Line], Cell]:
+def _sum(cell: Callable[[ExportFigures], int]) -> Callable[[Line], Cell]:
     """A cell that a pool's row sums over its exports."""
     return lambda line: cell(line.export) if line.export else sum(cell(export) for export in line.exports)
 
@@ -79,8 +81,12 @@ def _saved(line: Line) -> Cell:
     return stats.saved if line.export is None and stats.orig_data_size else None
 
 
-def _requests(name: str) -> Callable[[ExportStatus], int]:
-    return lambda export: export.operations[name].requests if name in export.operations else 0
+def _requests(name: str) -> Callable[[ExportFigures], int]:
+    def cell(export: ExportFigures) -> int:
+        operations = cast("ExportStatus", export).operations  # as COUNTED asks for
+        return operations[name].requests if name in operations else 0
+
+    return cell
 
 
 COLUMNS: list[Column[Line]] = [
@@ -150,6 +156,8 @@ COLUMNS: list[Column[Line]] = [
 ]
 WALKED = {"COMPR", "UNIQUE", "SHARED"}
 """Columns that need a walk over the block tables, about 15 ms a stored GiB."""
+COUNTED = {"READS", "WRITES"}
+"""Columns of what clients asked for, which is most of what is told of an export: others do without."""
 
 
 @click.command(
@@ -213,7 +221,8 @@ def command(
         return click.echo("\n".join(f"{column.heading:12}{column.says}" for column in COLUMNS))
     chosen = COLUMNS if output_all else choose(COLUMNS, output or DEFAULT_COLUMNS)
     whole = as_json and output is None and not output_all
-    walk = memory or any(column.heading in WALKED for column in chosen)
+    asked = {column.heading for column in chosen}
+    walk = memory or bool(asked & WALKED)
 
     def as_text(found: object) -> str:
         from nbdzram.cli.objects import text_of  # noqa: PLC0415 - the same
@@ -226,7 +235,7 @@ def command(
             from nbdzram.status import Account  # noqa: PLC0415 - the same
 
             return as_text(stat_object(select(client.status_as(Account), exports, pool), client.usage()))
-        status = select(client.status_as(Holdings), exports, pool)
+        status = select(_held(client, asked), exports, pool)
         usage = client.usage() if walk and not (mm_stat or io_stat) else {}
         shown = list(_lines(status, usage, pools=not exports))
         if as_json:
@@ -248,6 +257,16 @@ def command(
         if watch_seconds is None:
             return click.echo(look(client))
         return _watch(lambda: look(client), watch_seconds)
+
+
+def _held(client: ControlClient, asked: Set[str]) -> Holdings:
+    """Of what the server says, what these columns need."""
+    if not asked & COUNTED:
+        return client.status_as(Holdings)
+    from nbdzram.status import Account  # noqa: PLC0415 - a table seldom needs more
+
+    account = client.status_as(Account)
+    return Holdings(account.pools, account.exports)
 
 
 def _watch(look: Callable[[], str], seconds: float) -> None:
@@ -276,7 +295,7 @@ def select(status: Whole, exports: Sequence[str], pool: str | None) -> Whole:
     )
     holding = {export.pool for export in kept} if exports else {found.name for found in status.pools}
     pools = tuple(found for found in status.pools if found.name in holding and pool in (None, found.name))
-    return dataclasses.replace(status, exports=kept, pools=pools)
+    return status._replace(exports=kept, pools=pools)
 
 
 def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
@@ -284,7 +303,7 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
     return _explain_pool(line, in_bytes) if line.export is None else _explain_export(line.export, line, in_bytes)
 
 
-def _explain_export(export: ExportStatus, line: Line, in_bytes: bool) -> Iterator[str]:
+def _explain_export(export: ExportFigures, line: Line, in_bytes: bool) -> Iterator[str]:
     usage = line.usage.get(export.name)
     yield f"export {export.name} of pool {export.pool}"
     if usage is None:
@@ -362,7 +381,7 @@ def _verdict(stored: int, taken: int) -> str:
     return f"{stored / taken:.2f} to 1"
 
 
-def _kind(export: ExportStatus | None) -> str:
+def _kind(export: ExportFigures | None) -> str:
     if export is None:
         return "pool"
     return "disk-ro" if export.read_only else "disk"

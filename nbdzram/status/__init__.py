@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 PLACES = {
     "encoding": "fields from_json to_json to_json_pieces",
-    "exports": "OperationStatus ExportStatus",
+    "exports": "ExportFigures",
+    "traffic": "OperationStatus ExportStatus",
     "deeds": "ExportLoss ExportRenaming",
     "clients": "ClientStatus",
     "pools": "PoolFigures limit_trouble",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from nbdzram.status.runs import *
     from nbdzram.status.server import *
     from nbdzram.status.streams import *
+    from nbdzram.status.traffic import *
 else:
 
     def __getattr__(name: str) -> Any:

@@ -1,16 +1,18 @@
-"""What a server holds, with a few words on itself: a table is made without them, and faster."""
+"""What a server holds, with all that was asked of it and a few words on itself: tables are made without, and faster."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from nbdzram.status.holdings import Holdings
+from nbdzram.status.pools import PoolFigures
+from nbdzram.status.traffic import ExportStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Account(Holdings):
+class Account(NamedTuple):
     """Of a ServerStatus, what it holds and what `stat --json` says of the server."""
 
+    pools: tuple[PoolFigures, ...]
+    exports: tuple[ExportStatus, ...]
     version: str
     pid: int
     uptime_seconds: float

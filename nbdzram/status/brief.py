@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """A pool, or an export."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Brief:
+class Brief(NamedTuple):
     """Of a ServerStatus, who it is, whether it serves, and the names of what it has."""
 
     version: str
@@ -22,4 +20,4 @@ class Brief:
     connections: int
     pools: tuple[Named, ...]
     exports: tuple[Named, ...]
-    starting: bool = False
+    starting: bool

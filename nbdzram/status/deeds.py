@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nbdzram.status.exports import ExportStatus
+from nbdzram.status.traffic import ExportStatus
 
 
 @dataclass(frozen=True, slots=True)

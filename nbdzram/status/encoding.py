@@ -1,7 +1,8 @@
 """How records cross the control socket, and reach files: as JSON objects of the same shape.
 
 A field that the reader does not know is ignored, a missing one is an error: an older server cannot answer a newer
-client's question. So a record with fewer fields reads of the same object what it needs.
+client's question. So a record with fewer fields reads of the same object what it needs; one that is only read so is a
+NamedTuple, which takes a command a fifth of the time to make (and which JSON would have as a list).
 """
 
 from __future__ import annotations
@@ -73,14 +74,14 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _decode(kind: Any, payload: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    is_record = hasattr(kind, "__dataclass_fields__")
-    if (is_record or origin is dict) and not isinstance(payload, dict):
+    names = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "_fields", None)
+    if (names or origin is dict) and not isinstance(payload, dict):
         raise TypeError(f"{reprlib.repr(payload)} (not an object)")
     if origin is tuple and not isinstance(payload, list):
         raise TypeError(f"{reprlib.repr(payload)} (not a list)")
-    if is_record:
+    if names:
         hints = _hints(kind)
-        return kind(**{name: _decode(hints[name], payload[name]) for name in kind.__dataclass_fields__})
+        return kind(**{name: _decode(hints[name], payload[name]) for name in names})
     if origin is tuple:
         return tuple(_decode(arguments[0], item) for item in payload)
     if origin is dict:

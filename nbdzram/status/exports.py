@@ -1,4 +1,4 @@
-"""Of exports."""
+"""Of exports; what was asked of them is traffic.py's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ from nbdzram.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True)
-class OperationStatus:
-    """One operation's traffic on one export since the server started."""
-
-    requests: int
-    bytes: int  # payload read or written; for trim and write_zeroes the length of the range
-    errors: dict[str, int]  # by cause, from a fixed set
-    latency_counts: tuple[int, ...]  # requests a bucket (not cumulative), the last one above every bound
-    latency_sum_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ExportStatus:
+class ExportFigures:
     """One export: what it is, what it holds, who uses it."""
 
     name: str
@@ -41,4 +30,3 @@ class ExportStatus:
     notify_free: int
     throttled_requests: int  # that its limits let wait before they began
     throttled_seconds: float  # that they waited
-    operations: dict[str, OperationStatus]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from nbdzram.status.exports import ExportStatus
+from nbdzram.status.exports import ExportFigures
 from nbdzram.status.pools import PoolFigures
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
+class Holdings(NamedTuple):
     """Of a ServerStatus, what a table of pools and exports is made from."""
 
     pools: tuple[PoolFigures, ...]
-    exports: tuple[ExportStatus, ...]
+    exports: tuple[ExportFigures, ...]

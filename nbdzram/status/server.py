@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbdzram.status.exports import ExportStatus
 from nbdzram.status.maintenance import PoolStatus
+from nbdzram.status.traffic import ExportStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,12 @@ print(sorted(name for name in sys.modules if name in unwanted or name.startswith
 
 UNNEEDED = {
     *("asyncio", "concurrent.futures", "decimal", "fractions", "h11", "multiprocessing", "prometheus_client", "rich"),
-    *("_ssl", "ssl", "subprocess", "unicodedata", "uvloop"),
+    *("_ssl", "selectors", "signal", "socket", "ssl", "subprocess", "unicodedata", "uvloop"),
     *(f"nbdzram.{name}" for name in ("config", "engine.pool", "machine", "nbd", "server", "sessions", "settings")),
     *(f"nbdzram.{name}" for name in ("cli.objects", "rates", "status.server", "stream", "values")),
 }
-"""Of a command that asks a server and prints a table: reading sizes and configurations, JSON, a loop are for others."""
+"""Of a command that asks a server and prints a table: reading sizes and configurations, JSON, a loop are for others.
+What Python makes around a socket and signals takes longer than all records of a table."""
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ print(sorted(sys.modules.keys() & {UNNEEDED!r}))
         ("exports change disk --read-only", "exports"),
         ("pools list", "pools"),
         ("stat", "exports holdings pools"),
+        ("stat --watch 1 -o NAME,THROTTLED", "exports holdings pools"),
         ("stat --raw --output NAME,DATA --json", "exports holdings pools"),
         ("clients list", "clients"),
         ("runs", "runs"),
