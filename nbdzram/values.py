@@ -76,7 +76,7 @@ def seconds(low: float, high: float) -> Callable[[object], float]:
     def read(value: object) -> float:
         found = parse_seconds(value) if isinstance(value, str) else value
         if not isinstance(found, int | float) or isinstance(found, bool) or not low <= found <= high:
-            raise ValueError(f"{value!r} is not a number of seconds from {low:g} to {high:g}, or a time such as 10m")
+            raise ValueError(f"{value!r} is not a number of seconds from {low:g} to {high}, or a time such as 10m")
         return float(found)
 
     return read

@@ -209,6 +209,8 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ('[pools.default]\ndedup = "always"', "'always' is not allowed; it is one of fold, inline"),
         ('[maintenance]\nfold = "sometimes"', "it is off, auto, or an interval"),
         ("[maintenance]\nfold = [1]", "it is off, auto, or an interval"),
+        ('[maintenance]\nscrub = "0"', "'0' is not allowed; it is off, or an interval"),
+        ('[maintenance]\nrecompress_age_seconds = "20y"', "a number of seconds from 0 to 1000000000, or a time"),
         ('[maintenance]\nrecompress_age_seconds = "0.5"', "'0.5' is no whole number of seconds"),
         ('[limits]\ndrain_seconds = "2h"', "'2h' is not a number of seconds from 0 to 3600, or a time such as 10m"),
         ("[limits]\ndrain_seconds = nan", "nan is not a number of seconds"),
