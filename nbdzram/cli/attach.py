@@ -189,7 +189,7 @@ def _local_address(export: str, control: Path | None) -> Address:
     """The server's unix socket if it has one, else its first address. Raises NoSuchExport, UserError."""
     with connect(control) as client:
         status = client.status()
-    require_export(export, [known.name for known in status.exports])
+        require_export(export, [known.name for known in status.exports])
     addresses = [Address.of(uri) for uri in tellable(status.uris)]
     addresses = [address for address in addresses if address.kernel_can_attach]
     if not addresses:

@@ -167,6 +167,12 @@ def warn(sentence: str) -> None:
     click.echo(f"nbdzram: warning: {sentence}", err=True)
 
 
+def warn_of_a_start(client: ControlClient) -> None:
+    """Whoever reads a table of disks should know where it is not whole."""
+    if client.starting:
+        warn("the server is starting, and has not opened all of its disks yet")
+
+
 def print_json(value: Any) -> None:
     """Print for programs, readable for people; records are objects."""
     from nbdzram.cli.objects import text_of  # noqa: PLC0415 - people read tables
@@ -185,6 +191,7 @@ def list_rows(
     """Print the server's exports, or its pools: `what` its status has, records of this kind. Raises UserError."""
     with connect(control) as client:
         told = client.status_part(what)
+        warn_of_a_start(client)
     if as_json:
         return print_json(told)
     print_rows(columns, [from_json(kind, one) for one in told])

@@ -492,7 +492,7 @@ async def _serve_once(
     audit, listening = Audit(config.state_dir), handed.control
     control = ControlServer(_control_path(config), method_table(service, service.changes), audit, listening=listening)
     metrics = _metrics_server(config, service)
-    await control.start()
+    await control.start(accept=listening is None)
     serves = False
     given: Handover | None = None
     try:
@@ -505,6 +505,8 @@ async def _serve_once(
                 metrics = None
             await service.listen(confirm)  # last: until that word nothing that was taken over has been touched
             serves = True
+            if listening is not None:  # whoever asked meanwhile is answered by a server that has its disks
+                await control.accept()
             gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 import click
 
 from nbdzram.cli.columns import Cell, Column, choose, render, screen_width
-from nbdzram.cli.common import connect, control_option, export_names, json_option, limits_of, pool_names, require_export
+from nbdzram.cli.common import (
+    connect,
+    control_option,
+    export_names,
+    json_option,
+    limits_of,
+    pool_names,
+    require_export,
+    warn_of_a_start,
+)
 from nbdzram.cli.numbers import SECONDS
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
@@ -255,7 +264,8 @@ def command(
 
     with connect(control) as client:
         if watch_seconds is None:
-            return click.echo(look(client))
+            click.echo(look(client))
+            return warn_of_a_start(client)
         return _watch(lambda: look(client), watch_seconds)
 
 

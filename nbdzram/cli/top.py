@@ -59,12 +59,13 @@ def command(*, interval: float, sort: str, once: bool, as_json: bool, control: P
     with connect(control) as client:
         if as_json:
             with contextlib.suppress(KeyboardInterrupt):
-                return _print_lines(client, interval, once=once)
+                _print_lines(client, interval, once=once)
+            return
         if once or not sys.stdout.isatty() or os.environ.get("TERM", "").lower() in DUMB_TERMINALS:
-            return _print_once(client, interval, sort)
+            _print_once(client, interval, sort)
+            return
         with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
             _watch(client, interval, sort)
-    return None
 
 
 def _print_lines(client: ControlClient, interval: float, *, once: bool) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nbdzram.control import messages
 from nbdzram.control.paths import not_ours
-from nbdzram.errors import ServerUnreachable, UserError
+from nbdzram.errors import NoSuchExport, ServerUnreachable, UserError
 from nbdzram.ready import readable
 from nbdzram.status.encoding import Record, from_json
 
@@ -53,6 +53,8 @@ class ControlClient:
     def __init__(self, path: Path, late: Callable[[str], None] | None = None) -> None:
         """Connect. `late` hears of each call that is not answered for LATE_SECONDS. Raises ServerUnreachable."""
         self.late = late
+        self.starting = False
+        """It said so when its status was asked for: its disks are not all there yet."""
         self._path = path
         self._last_id = 0
         self._connect()
@@ -78,6 +80,8 @@ class ControlClient:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if self.starting and isinstance(value, NoSuchExport):
+            raise UserError(f"{value}; but the server is starting, and has not opened all of its disks yet") from None
 
     def close(self) -> None:
         """Hang up."""
@@ -107,15 +111,20 @@ class ControlClient:
 
     def status_as(self, kind: type[Record]) -> Record:
         """Of that, what a record of this kind has."""
-        return from_json(kind, self.call("status"))
+        return from_json(kind, self._told())
 
     def status_part(self, what: str) -> list[Any]:
         """Of that, one list, as JSON types."""
-        told = self.call("status")
+        told = self._told()
         found = told.get(what) if isinstance(told, dict) else None
         if not isinstance(found, list):
             raise UserError(f"the server's answer lacks or misplaces '{what}'; was it written by another version?")
         return found
+
+    def _told(self) -> Any:
+        told = self.call("status")
+        self.starting = isinstance(told, dict) and told.get("starting") is True
+        return told
 
     def clients(self) -> tuple[ClientStatus, ...]:
         """Who is attached."""

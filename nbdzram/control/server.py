@@ -108,8 +108,8 @@ class ControlServer:
         self._acts: set[asyncio.Task[Any]] = set()
         self._inode = 0
 
-    async def start(self) -> None:
-        """Bind and listen. Raises UserError."""
+    async def start(self, *, accept: bool = True) -> None:
+        """Bind and listen. Raises UserError. `accept`: at once, and not from `accept` on."""
         if self._listening is None:
             self._listening = _bind(self.path)
         self._listening.setblocking(False)
@@ -122,8 +122,14 @@ class ControlServer:
             sock=self._listening.dup(),
             limit=messages.MAX_REQUEST_BYTES,
             backlog=MAX_CONNECTIONS,
+            start_serving=accept,
             **as_it_is,
         )
+
+    async def accept(self) -> None:
+        """Hear whoever has connected since `start`, and whoever connects. Nothing can be in its way any more."""
+        assert self._server is not None
+        await self._server.start_serving()
 
     def surrender(self) -> socket.socket:
         """What it listens on, for another process or a later server: the caller's, and not closed by `stop`."""

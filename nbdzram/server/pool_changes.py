@@ -21,13 +21,15 @@ from nbdzram.server.inventory import Placed, place_exports, require_trust
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.opening import change_of, declared_as, effective_pool, open_pool
 from nbdzram.server.pools import PoolService
-from nbdzram.server.runs import REMOVED
+from nbdzram.server.runs import REMOVED, STOPS
 from nbdzram.server.settling import Settling, is_roomier
 from nbdzram.server.state import State
 from nbdzram.server.wanted import pool_config
 from nbdzram.status import PoolStatus, limit_trouble
 
 log = logging.getLogger("nbdzram.server")
+
+STARTS = "the server is starting, and has not opened all of its disks yet; ask again when it runs"
 
 Outcome = TypeVar("Outcome")
 
@@ -53,7 +55,7 @@ class PoolChanges:
         self._held_by: Callable[[Pool], str | None] = lambda _: None
         self._memory = State(None)
         self._settling: Settling | None = None
-        self._accepting = False  # between `begin` and `stop`
+        self._refusal: str | None = STARTS  # None between `begin` and `stop`
         self._lock = asyncio.Lock()
 
     # ---- for the service ----
@@ -62,7 +64,12 @@ class PoolChanges:
         """The server has started; changes are made from now on, remembered in `state`, and settled behind a journal."""
         self._memory = state
         self._settling = settling
-        self._accepting = True
+        self._refusal = None
+
+    def require_begun(self) -> None:
+        """Of a server that has not opened its disks yet nothing is said, and nothing changed. Raises UserError."""
+        if self._refusal is not None:
+            raise UserError(self._refusal)
 
     def declare(self, config: ServerConfig) -> None:
         """From now on this is what the configuration says: what changes are remembered against."""
@@ -89,9 +96,9 @@ class PoolChanges:
         if self._settling is not None:
             await self._settling.settle([export for export in self._exports if export.name in changed])
 
-    async def stop(self) -> None:
+    async def stop(self, why: str = STOPS) -> None:
         """Refuse changes, and wait for the one under way."""
-        self._accepting = False
+        self._refusal = why
         async with self._lock:
             pass
 
@@ -128,6 +135,7 @@ class PoolChanges:
 
     def lose_pool(self, name: str) -> None:
         """Raises what `remove_pool` would raise now, and changes nothing."""
+        self.require_begun()
         pool = self._pool(name).pool
         if name in self._declared_pools:
             raise UserError(f"the pool '{name}' is declared in the configuration; remove it there and restart")
@@ -265,8 +273,7 @@ class PoolChanges:
     async def _in_turn(self, change: Coroutine[Any, Any, Outcome]) -> Outcome:
         try:
             async with self._lock:
-                if not self._accepting:
-                    raise UserError("the server is starting or stopping; ask again when it runs")
+                self.require_begun()
                 return await change
         except EngineError as error:
             raise UserError(f"the engine refuses: {error}") from error

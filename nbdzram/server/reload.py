@@ -89,6 +89,7 @@ class Reload:
     async def now(self) -> ReloadReport:
         """Read, judge, apply. Raises UserError; a ConfigError, and nothing was changed."""
         async with self._lock:
+            self._changes.require_begun()
             if self._reread is None:
                 raise UserError("this server was started without a configuration that could be read again")
             wanted = await asyncio.to_thread(self._reread)

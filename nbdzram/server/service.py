@@ -321,7 +321,7 @@ class Service:
         running = [service.maintenance.stop(REPLACED) for service in self._pools.values()]
         outcomes = await asyncio.gather(
             self._streams.stop(REPLACED),
-            self.changes.stop(),
+            self.changes.stop(REPLACED),
             self._checkpoints.finish(),
             self._usages.stop(),
             *running,
@@ -460,6 +460,7 @@ class Service:
         """One maintenance run on one pool, or on each in turn. Raises UserError."""
         if not 1 <= cpu_percent <= 100:
             raise UserError(f"the processor budget is {cpu_percent} percent; it lies from 1 to 100")
+        self.changes.require_begun()
         services = list(self._pools.values()) if pool is None else [self._pool(pool)]
         return tuple(
             [
@@ -478,6 +479,7 @@ class Service:
 
     async def receive_stream(self, prefix: str, pool: str | None, *, resumable: bool, pipe: Pipe) -> ReceiveReport:
         """Offer what a stream holds: all of it when it has ended, or nothing. Raises UserError."""
+        self.changes.require_begun()
         return await self._streams.receive(prefix, pool, pipe, resumable=resumable)
 
     async def streams(self) -> tuple[StreamStatus, ...]:

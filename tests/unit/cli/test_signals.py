@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -179,3 +180,17 @@ def test_a_stop_takes_the_last_checkpoint(start: Start, tmp_path: Path) -> None:
     assert not list((tmp_path / "kept").glob("*.stream"))
     assert server.stop() == 0
     assert len(list((tmp_path / "kept").glob("*.stream"))) == 1
+
+
+def test_a_stream_of_json_that_somebody_ends_is_json_to_its_end(start: Start) -> None:
+    """A table for people came behind it, and on a terminal the whole view."""
+    server = start("-e", "disk=1M")
+    words = ["top", "--json", "--interval", "0.1", "--control", str(server.control)]
+    command = ["env", "--default-signal=INT", *NBDZRAM, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment()) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline()]
+        process.send_signal(signal.SIGINT)
+        told += process.stdout.read().splitlines()
+    assert process.returncode == 0
+    assert all(json.loads(line)["schema"] == 1 for line in told)

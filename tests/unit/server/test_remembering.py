@@ -290,7 +290,7 @@ def test_a_stop_waits_for_the_change_under_way_and_refuses_the_next(
             gate.open.set()
             assert (await change).size_bytes == 16 * MIB
             await stopping
-            with pytest.raises(UserError, match="starting or stopping"):
+            with pytest.raises(UserError, match="the server stops"):
                 await late
             monkeypatch.setattr(house.service, "stop", nothing)
 

@@ -19,6 +19,7 @@ from nbdzram.control.server import ControlServer
 from nbdzram.errors import PoolFull, StreamError, UserError
 from nbdzram.server import streams
 from nbdzram.server.handover import Handover
+from nbdzram.server.pool_changes import STARTS
 from nbdzram.server.service import Service
 from nbdzram.stream.pipe import Pipe
 from tests.unit.engine.blocks import BLOCK, noise, text
@@ -100,10 +101,10 @@ def test_nothing_is_kept_of_a_stream_that_cannot_be_sent_or_offered(tmp_path: Pa
                 await passed(receive, stream)
             (house.state_dir / "changes.new").rmdir()
             assert (len(pool.all_disks()), pool.stats().memory_used) == before
-            service.changes._accepting = False  # as while it starts
-            with pytest.raises(UserError, match="starting or stopping; ask again when it runs"):
+            service.changes._refusal = STARTS
+            with pytest.raises(UserError, match="ask again when it runs"):
                 await passed(receive, stream)
-            service.changes._accepting = True
+            service.changes._refusal = None
             assert (len(pool.all_disks()), pool.stats().memory_used) == before
             spoil(house.state_dir / "default.pool", lambda arena: arena.object_of(1) + BLOCK // 2)
             with pytest.raises(UserError, match="is not what was written"):
