@@ -164,6 +164,11 @@ def test_no_nap_is_tried_where_requests_come_singly_and_far_apart() -> None:
     assert ways_of(Waits(), NAPS, **far)["nap"] == 0
 
 
+def test_a_nap_that_brings_one_request_is_not_kept_for_its_pace() -> None:
+    one = {"sleep": (12 * US, 1, 8 * US), "nap": (NAP + US, 1, 3 * US), "look": (12 * US, 1, 8 * US)}
+    assert ways_of(Waits(), NAPS, **one)["nap"] < NAPS * ROUND // 20
+
+
 def test_naps_end_when_requests_come_far_apart() -> None:
     waits = Waits()
     ways_of(waits, NAPS, **SPARED)
