@@ -462,12 +462,11 @@ class Service:
             raise UserError(f"the processor budget is {cpu_percent} percent; it lies from 1 to 100")
         self.changes.require_begun()
         services = list(self._pools.values()) if pool is None else [self._pool(pool)]
-        return tuple(
-            [
-                await service.maintenance.run(kind, options, cpu_percent=cpu_percent, progress=progress)
-                for service in services
-            ]
-        )
+        reports = [
+            await service.maintenance.run(kind, options, cpu_percent=cpu_percent, progress=progress)
+            for service in services
+        ]
+        return tuple(reports)
 
     async def send_stream(
         self, exports: Sequence[str], since: str | None, *, resumable: bool, resume: str | None, pipe: Pipe

@@ -4,10 +4,10 @@
 # To be woken costs between 2 and 60 us, by machine: nothing where client and server take turns on one processor, much
 # where the other processor must be woken first. A client that sends one request, waits, and sends the next (a machine
 # that boots, or swaps) pays it for every one; one that keeps eight under way still waits for a thread that sleeps
-# between two batches, and has to wake it itself. There looking helps. One that keeps thirty-two under way is never short
-# of work, and loses time by each waking, and by each answer that comes alone; so does the thread. There a nap helps, in
-# which more requests come, and nobody has to wake anybody: what network cards call interrupt moderation. So all are
-# tried (trial.pxd), and the one is kept in which requests follow each other sooner.
+# between two batches, and has to wake it itself. There looking helps. One that keeps thirty-two under way is never
+# short of work, and loses time by each waking, and by each answer that comes alone; so does the thread. There a nap
+# helps, in which more requests come, and nobody has to wake anybody: what network cards call interrupt moderation. So
+# all are tried (trial.pxd), and the one is kept in which requests follow each other sooner.
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
 # that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile. What a nap may
