@@ -26,7 +26,7 @@ from nbdzram.engine.cursor cimport Cursor, go_on, next_entry
 from nbdzram.engine.directory cimport CONCEALED, STATE, Head
 from nbdzram.engine.domain cimport domain_of, salt_of
 from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE, READ_ONLY_FLAG
-from nbdzram.engine.lock cimport lock_leave, lock_take
+from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.publish cimport amend32, amend64, look64
@@ -299,7 +299,7 @@ cdef class Blocks:
         cursor.next, cursor.end = 0, <uint64_t>1 << MAX_BLOCKS_SHIFT
         with nogil:
             while cursor.next < cursor.end and not found:
-                lock_take(&self.pool.lock)
+                lock_take_behind(&self.pool.lock)
                 self.walk(&cursor)
                 while not found and next_entry(&cursor, &block, &entry):
                     held = self.pool.tables.handle_at(entry, block)
