@@ -442,12 +442,17 @@ def test_a_check_in_a_cycle_keeps_nobody_from_writing_beside_others_once_that_is
 
 
 @pytest.mark.parametrize("task", [Compact, Check])
-def test_a_run_is_collected_with_its_pool(task: type[Compact | Check]) -> None:
+def test_a_run_is_collected_with_its_pool_and_all_addresses_of_that(task: type[Compact | Check]) -> None:
     def whole() -> object:
         pool = gappy()
         return [pool, *pool.disks(), begun(task(pool))]
 
+    def addresses() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * BLOCK
+
+    before = addresses()
     collect(whole)
+    assert addresses() < before + (1 << 30)  # a pool reserves many times that
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
