@@ -27,7 +27,11 @@ from nbdzram.cli.perform import perform
     help="Only blocks that nobody read or wrote for so long, also 10m or 1h.",
 )
 @click.option("--huge-only", is_flag=True, help="Only blocks that LZ4 could not compress.")
-@click.option("--dictionary", is_flag=True, help="Train a dictionary from the pool's own blocks, used where it saves.")
+@click.option(
+    "--dictionary",
+    is_flag=True,
+    help="Train a dictionary from the pool's own blocks, those of private exports aside, used where it saves.",
+)
 @pool_option
 @cpu_option
 @json_option
