@@ -85,6 +85,7 @@ class Reload:
         self._exports = exports
         self._nbd = nbd
         self._lock = asyncio.Lock()
+        self._settling: asyncio.Task[None] | None = None
 
     async def now(self) -> ReloadReport:
         """Read, judge, apply. Raises UserError; a ConfigError, and nothing was changed."""
@@ -121,6 +122,22 @@ class Reload:
                 kept=tuple(_no_more_declared(old, new)),
                 restart=tuple(needs_restart(old, wanted)),
             )
+
+    async def now_and_tell(self) -> None:
+        """The same where nobody waits for it: what came of it is logged, and outlives the power in a moment."""
+        try:
+            report = await self.now()
+        except UserError as error:
+            log.warning("the configuration was not reloaded: %s", error)
+        else:
+            log.info("the configuration was reloaded: %s", "; ".join(report.lines()))
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        try:
+            await self._changes.settled()
+        except UserError as error:
+            log.warning("what was reloaded: %s", error)
 
     def _judge(self, new: ServerConfig) -> Iterator[Step]:
         """The steps from what there is to `new`. Raises ConfigError for what cannot be."""

@@ -381,21 +381,13 @@ class Service:
         """SIGHUP: read certificates and configuration again, and log what came of it."""
         self._nbd.renew_certificates()
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.create_task(self._reload_and_tell())
+            self._reloading = asyncio.create_task(self._reload.now_and_tell())
 
     async def reload(self) -> ReloadReport:
         """Read the configuration again. Raises UserError; for an error in it, and nothing was changed."""
         report = await self._reload.now()
         self._nbd.renew_certificates()
         return report
-
-    async def _reload_and_tell(self) -> None:
-        try:
-            report = await self._reload.now()
-        except UserError as error:
-            log.warning("the configuration was not reloaded: %s", error)
-        else:
-            log.info("the configuration was reloaded: %s", "; ".join(report.lines()))
 
     def status(self) -> ServerStatus:
         """Everything, at this moment."""

@@ -5,10 +5,13 @@ A checkpoint without a journal is older than what was said, and may bring back w
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -308,6 +311,29 @@ def test_nobody_is_answered_while_a_checkpoint_has_a_disk_by_a_name_that_nobody_
         async with checkpointing(left) as service:
             held = [export.access.addresses for export in service._exports if whole(export.disk)[:BLOCK] == text(0)]
             assert held == [CLOSED]
+
+    play(story)
+
+
+@pytest.mark.parametrize("opened", [checkpointing, flushing])
+def test_what_a_reload_closed_for_which_nobody_waited_stays_closed_when_it_is_declared_no_more(
+    tmp_path: Path, opened: Any
+) -> None:
+    """The power failed before the next checkpoint."""
+    closed = ExportConfig(name="disk", size_bytes=4 * MIB, allow_addresses=CLOSED)
+
+    async def story() -> None:
+        async with opened(tmp_path / "kept") as service:
+            await of(service).take()
+            reload = service._reload
+            for exports in ((closed,), ()):
+                reload._reread = partial(replace, service.config, exports=exports)
+                service.hang_up()
+                await cast("asyncio.Task[None]", service._reloading)
+                await cast("asyncio.Task[None]", reload._settling)
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with opened(left, exports=()) as service:
+            assert rules(service, "disk") == (False, CLOSED)
 
     play(story)
 
