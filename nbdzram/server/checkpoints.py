@@ -13,8 +13,9 @@ Between two checkpoints the copies of the last one keep what clients overwrite. 
 room those in its pool are dropped, and the next checkpoint tells the exports there whole. One that is being written is
 given up then, and the next one is not: beside clients that write to a full pool there would be none any more.
 
-A whole one meets every block. Where one of them is not what was written the chain goes on in its place, of which only
-what changes is read: what one bit costs is its block.
+A whole one meets every block, and needs room beside those that are there. Where a block is not what was written, or
+there is no such room, the chain goes on in its place, of which only what changes is read and written: what one bit
+costs is its block.
 """
 
 from __future__ import annotations
@@ -419,14 +420,25 @@ class Checkpoints:
         def write(*, whole: bool) -> Awaitable[Progress]:
             return self._moments.on_the_thread(lambda: self._write(number, taken, whole=whole))
 
+        may_go_on = whole and continues and self._last is not None
         try:
+            if may_go_on:
+                await self._moments.on_the_thread(self._require_room)
             return await write(whole=whole)
-        except UnreadableExport as error:
-            if not (whole and continues and self._last is not None):
+        except (UnreadableExport, OSError) as error:
+            is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not may_go_on or (isinstance(error, OSError) and not is_full):
                 raise
             self._goes_on_to = len(self._chain) + LONGEST_CHAIN
-            log.warning("no whole checkpoint can be written, so what changed is; writing the block mends it: %s", error)
+            remedy = "making room mends it" if is_full else "writing the block mends it"
+            log.warning("no whole checkpoint can be written, so what changed is; %s: %s", remedy, error)
         return await write(whole=False)
+
+    def _require_room(self) -> None:
+        """On the thread: for a whole one as large as the last. Trying would take the journal's. Raises OSError."""
+        found = os.statvfs(self._directory)
+        if found.f_bavail * found.f_frsize < self._chain_bytes[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _look(self) -> tuple[int, bool]:
         """On the thread: the number of the next one, and whether the files that it would go on from are all there."""

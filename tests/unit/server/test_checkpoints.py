@@ -391,6 +391,47 @@ def test_rot_costs_its_block_and_no_later_checkpoint(
     play(story)
 
 
+@pytest.mark.parametrize("found", ["before", "meanwhile"])
+def test_where_there_is_no_room_for_another_whole_one_the_chain_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """What changes finds some. Each checkpoint failed from then on, and beside a journal that took the last of it."""
+    monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 2)
+    write = checkpoints_module._write_all
+
+    def fills(file: BinaryIO, content: bytes) -> None:
+        if len(content) > MIB // 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, content)
+
+    async def story() -> None:
+        kept = tmp_path / "kept"
+        async with checkpointing(kept) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            await of(service).take()
+            with monkeypatch.context() as patch:
+                if found == "before":
+                    patch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=255, f_frsize=BLOCK))
+                else:
+                    patch.setattr(checkpoints_module, "_write_all", fills)
+                for number in range(4):
+                    disk(service).write(2 * MIB, text(number))
+                    await of(service).take()
+            assert files(kept)[-1] == "00000005-since-00000004.stream"
+            told = service.status().checkpoint
+            assert told is not None
+            assert told.failures == 0
+            left = as_the_power_left_it(kept, tmp_path / "left")
+            for number in range(2):
+                disk(service).write(2 * MIB, text(10 + number))
+                await of(service).take()
+            assert files(kept)[-1] == "00000007-full.stream"
+        async with checkpointing(left) as service:
+            assert disk(service).read(2 * MIB, BLOCK) == text(3)
+
+    play(story)
+
+
 def test_an_export_that_was_removed_last_does_not_come_back(tmp_path: Path) -> None:
     async def story() -> None:
         async with checkpointing(tmp_path / "kept", exports=()) as service:
