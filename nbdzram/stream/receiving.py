@@ -236,7 +236,15 @@ class _PoolReceiver:
             if number not in self._disks or nothing:
                 raise StreamError(f"the stream is damaged: it has blocks of an export {number} that it did not name")
             disk, part = self._disks[number]
-            self.absorber.take_blocks(disk, self._staging_for(part.domain), first, runs)
+            try:
+                self.absorber.take_blocks(disk, self._staging_for(part.domain), first, runs)
+            except StreamError as error:
+                if disk.domain == self._alike[part.domain].domain:
+                    raise
+                raise StreamError(
+                    f"'{part.name}' shares blocks with others of this stream where it was sent, and what it is told "
+                    "from shares none with theirs here, as that came in a stream of its own; send it alone"
+                ) from error
 
     def end_disks(self) -> None:
         """Nothing lies behind their ends."""
