@@ -436,8 +436,12 @@ class Checkpoints:
 
     def _require_room(self) -> None:
         """On the thread: for a whole one as large as the last. Trying would take the journal's. Raises OSError."""
-        found = os.statvfs(self._directory)
-        if found.f_bavail * found.f_frsize < self._chain_bytes[0]:
+        try:
+            found = os.statvfs(self._directory)
+        except OSError:  # trying says more
+            return
+        knows_its_size = found.f_blocks > 0  # not each network's does
+        if knows_its_size and found.f_bavail * found.f_frsize < self._chain_bytes[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _look(self) -> tuple[int, bool]:

@@ -411,7 +411,7 @@ def test_where_there_is_no_room_for_another_whole_one_the_chain_goes_on(
             await of(service).take()
             with monkeypatch.context() as patch:
                 if found == "before":
-                    patch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=255, f_frsize=BLOCK))
+                    patch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=255, f_frsize=BLOCK))
                 else:
                     patch.setattr(checkpoints_module, "_write_all", fills)
                 for number in range(4):
@@ -428,6 +428,28 @@ def test_where_there_is_no_room_for_another_whole_one_the_chain_goes_on(
             assert files(kept)[-1] == "00000007-full.stream"
         async with checkpointing(left) as service:
             assert disk(service).read(2 * MIB, BLOCK) == text(3)
+
+    play(story)
+
+
+@pytest.mark.parametrize("tells", ["nothing", "an error"])
+def test_a_file_system_that_does_not_tell_its_room_has_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: str
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 1)
+
+    def told(_: Path) -> SimpleNamespace:
+        if tells == "an error":
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        return SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=BLOCK)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path) as service:
+            await of(service).take()
+            monkeypatch.setattr(os, "statvfs", told)
+            disk(service).write(0, text(1))
+            await of(service).take()
+            assert files(tmp_path)[-1] == "00000002-full.stream"
 
     play(story)
 
