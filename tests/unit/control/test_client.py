@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nbdzram.control.client import ControlClient
-from nbdzram.errors import ServerUnreachable
+from nbdzram.errors import ServerUnreachable, UserError
 
 
 def nothing(_: Path) -> None:
@@ -40,3 +41,60 @@ def test_who_finds_no_server_leaves_no_socket_open(tmp_path: Path, name: str, ma
     with pytest.raises(ServerUnreachable, match="no server answers on") as refused:
         ControlClient(path)
     assert descriptors() == before, refused  # whoever has the error has what it happened in
+
+
+def answering(path: Path, *answers: bytes) -> threading.Thread:
+    """Who answers the first request of each connection with these bytes, and hangs up."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def answer() -> None:
+        with listener:
+            for content in answers:
+                client, _ = listener.accept()
+                with client, client.makefile("rb") as asked:
+                    asked.readline()
+                    client.sendall(content)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    return thread
+
+
+STREAM = b'{"jsonrpc":"2.0","method":"stream","params":{"id":1}}\n'
+ANSWERS: dict[bytes, str] = {
+    b"no JSON\n": "is no nbdzram server",
+    b"[]\n": "is no nbdzram server",
+    b"": "went away: it closed the connection$",
+    b'{"jsonrpc":"2.0","result":1,"id":1}': "went away: it closed the connection$",
+    STREAM: "it closed the connection in the middle of a stream",
+    STREAM + b"\0\0": "it closed the connection in the middle of a stream",
+    STREAM + b"\0\0\0\5four": "it closed the connection in the middle of a stream",
+    STREAM + b"\0\0\0\1a\0\0\0\0": "went away: it closed the connection$",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_no_server_answers_is_one_sentence(tmp_path: Path, answer: bytes) -> None:
+    thread = answering(tmp_path / "control.sock", answer)
+    with ControlClient(tmp_path / "control.sock") as client, pytest.raises(UserError, match=ANSWERS[answer]):
+        client.call_for_stream("streams.send", lambda _: None)
+    thread.join()
+
+
+@pytest.mark.parametrize(("method", "times"), [("status", 2), ("usage", 2), ("reload", 1), ("exports.reset", 1)])
+def test_what_changes_nothing_is_asked_once_more_where_the_connection_was_cut_off(
+    tmp_path: Path, method: str, times: int
+) -> None:
+    """Another process may have taken over; of an act nobody knows whether it was done."""
+    path = tmp_path / "control.sock"
+    thread = answering(path, *[b""] * (times - 1), b'{"jsonrpc":"2.0","result":"done","id":%d}\n' % times)
+    with ControlClient(path) as client:
+        assert client.call(method) == "done"
+    thread.join()
+    path.unlink()
+    thread = answering(path, *[b""] * times)
+    with ControlClient(path) as client, pytest.raises(ServerUnreachable, match="it closed the connection"):
+        client.call(method)
+    thread.join()

@@ -9,13 +9,15 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nbdzram.control import paths
 from nbdzram.control.paths import socket_for_client, socket_for_server
-from nbdzram.errors import ServerUnreachable
+from nbdzram.errors import ConfigError, ServerUnreachable, UserError
+from tests.support.reach import let_others_pass
 
 
 def test_the_runtime_directory_is_ours_alone(tmp_path: Path) -> None:
@@ -77,6 +79,79 @@ def test_a_client_asks_at_the_socket_that_the_configuration_names(tmp_path: Path
         file.write_text('control = "/elsewhere/own.sock"\n')
         assert socket_for_client(environment) == Path("/elsewhere/own.sock")
         assert socket_for_client(environment | {"NBDZRAM_CONTROL": "/named"}) == Path("/named")
+
+
+def a_file(place: Path) -> None:
+    place.touch()
+
+
+def a_link(place: Path) -> None:
+    place.symlink_to(place.parent)
+
+
+def anothers(place: Path) -> None:
+    place.mkdir()
+    os.chown(place, 65534, -1)
+
+
+def nowhere(place: Path) -> None:
+    place.parent.rmdir()
+
+
+WRONG = {
+    a_file: "File exists",
+    a_link: "is not a directory",
+    anothers: "belongs to another user",
+    nowhere: "No such file",
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+@pytest.mark.parametrize("make", WRONG, ids=lambda make: make.__name__)
+def test_a_directory_that_is_not_ours_is_passed_over_and_where_there_is_no_other_why_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    wrong, usable = tmp_path / "above" / "wrong", tmp_path / "usable"
+    wrong.parent.mkdir()
+    make(wrong)
+    monkeypatch.setattr(paths, "_directories", lambda _: iter([wrong, usable]))
+    assert socket_for_server({}) == usable / "nbdzram.sock"
+    monkeypatch.setattr(paths, "_directories", lambda _: iter([wrong, wrong]))
+    with pytest.raises(UserError, match=rf"({WRONG[make]}.*){{2}}; name one with --control PATH"):
+        socket_for_server({})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_socket_where_one_may_not_look_is_told_unless_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_others_pass(tmp_path)
+    closed, other = tmp_path / "closed", tmp_path / "open"
+    for place, mode in ((closed, 0o700), (other, 0o755)):
+        place.mkdir()
+        place.chmod(mode)
+    monkeypatch.setattr(paths, "_directories", lambda _: iter([tmp_path / "none", closed, other]))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(other / "nbdzram.sock"))
+        os.chown(other / "nbdzram.sock", 65534, -1)
+        os.setresuid(65534, 65534, 0)
+        try:
+            assert socket_for_client({}) == other / "nbdzram.sock"
+            monkeypatch.setattr(paths, "_directories", lambda _: iter([closed, tmp_path / "none"]))
+            with pytest.raises(ServerUnreachable, match=rf"{closed}/nbdzram.sock may not be opened by user 65534"):
+                socket_for_client({})
+        finally:
+            os.setresuid(0, 0, 0)
+
+
+def test_a_home_directory_is_meant_where_a_variable_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `serve` reads it, to which the shell gives the whole path."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert socket_for_client({"NBDZRAM_CONTROL": "~/a.sock"}) == Path("/home/me/a.sock")
+    with pytest.raises(
+        ConfigError, match="NBDZRAM_CONTROL: '~nobody-has-it/a' begins with the home directory of nobody"
+    ):
+        socket_for_client({"NBDZRAM_CONTROL": "~nobody-has-it/a"})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")

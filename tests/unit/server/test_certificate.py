@@ -43,3 +43,31 @@ def test_a_certificate_says_when_it_begins_and_ends(
     path = tmp_path / "cert.pem"
     path.write_text("a line before it\n" + ssl.DER_cert_to_PEM_cert(certificate(first, last, version=version)))
     assert validity(path) == tuple(datetime(*date, tzinfo=UTC) for date in dates)  # type: ignore[misc, arg-type]
+
+
+OTHERWISE: dict[str, tuple[bytes, str]] = {
+    "cut off": (certificate(FIRST := (UTC_TIME, b"260101000000Z"), FIRST)[:20], "it ends early"),
+    "a byte": (b"\x30", "it ends early"),
+    "another time": (certificate(FIRST, (INTEGER, b"1")), "its validity is no date"),
+    "no date": (certificate((UTC_TIME, b"never"), FIRST), "does not match format"),
+    "another place": (certificate(FIRST, FIRST).replace(der(SEQUENCE, b"algorithm"), b"", 1), "RFC 5280|ends early"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_is_no_certificate_is_told_as_that(tmp_path: Path, what: str) -> None:
+    content, words = OTHERWISE[what]
+    path = tmp_path / "cert.pem"
+    path.write_text(ssl.DER_cert_to_PEM_cert(content))
+    with pytest.raises(ValueError, match=words):
+        validity(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n-----BEGIN CERTIFICATE-----"]
+)
+def test_a_file_without_a_certificate_is_told_as_that(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cert.pem"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="it holds no PEM certificate"):
+        validity(path)
