@@ -98,7 +98,7 @@ def nowhere(place: Path) -> None:
     place.parent.rmdir()
 
 
-WRONG = {
+WRONG: dict[Callable[[Path], None], str] = {
     a_file: "File exists",
     a_link: "is not a directory",
     anothers: "belongs to another user",
