@@ -1,0 +1,181 @@
+"""What the file system, or a pool, refuses a journal and checkpoints: who waits is told, and the next one goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.errors import EngineError, StreamError, UserError
+from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server import journal as journal_module
+from nbdzram.server import segments as segments_module
+from nbdzram.server.chains import checkpoints_in, next_number, segments_in
+from nbdzram.server.service import Service
+from tests.unit.engine.blocks import noise
+from tests.unit.server.lasting import begun_from, checkpointing, disk, flushing, groups, journal, of, play
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Refusing:
+    """In the place of a function: refuses as long as it has an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, error: Exception) -> None:
+        self.error: Exception | None = error
+        self.refused = 0
+        real: Callable[..., Any] = getattr(place, name)
+
+        def ask(*given: Any, **named: Any) -> Any:
+            if self.error is None:
+                return real(*given, **named)
+            self.refused += 1
+            raise self.error
+
+        monkeypatch.setattr(place, name, ask)
+
+
+async def flushed_content(service: Service, number: int) -> bytes:
+    """Written, and on the disk."""
+    content = noise(number)
+    disk(service).write(0, content)
+    await journal(service).synced()
+    return content
+
+
+def test_a_journal_that_cannot_begin_is_told_and_begins_with_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = Refusing(monkeypatch, journal_module, "begin_segment", FULL)
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept", begun=False) as service:
+            await of(service).take()
+            assert refusing.refused > 0
+            status = journal(service).status
+            assert (status.usable, status.failures > 0) == (False, True)
+            assert status.trouble.endswith(
+                "failed (No space left on device; make room there, 256M and that of a whole checkpoint)"
+            )
+            with pytest.raises(OSError, match="No space left") as told:
+                await journal(service).synced()
+            assert told.value.errno == errno.EIO
+            refusing.error = None
+            await of(service).take()
+            assert (journal(service).status.usable, journal(service).status.trouble) == (True, "")
+            await flushed_content(service, 1)
+
+    play(story)
+
+
+@pytest.mark.parametrize("error", [FULL, UserError("cannot look")], ids=["system", "sentence"])
+def test_an_old_journal_that_stays_is_told_and_goes_with_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            await flushed_content(service, 1)
+            refusing = Refusing(monkeypatch, journal_module, "retire_segments", error)
+            await of(service).take()
+            assert f"old journals in {tmp_path / 'kept'} stay until the next checkpoint: {error}" in caplog.text
+            assert len(segments_in(tmp_path / "kept")) == 2
+            assert journal(service).status.usable
+            refusing.error = None
+            await flushed_content(service, 2)
+            await of(service).take()
+            assert len(segments_in(tmp_path / "kept")) == 1
+
+    play(story)
+
+
+def test_an_old_journal_that_nobody_wants_stays_until_it_can_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            await flushed_content(service, 1)
+        refusing = Refusing(monkeypatch, checkpoints_module, "forget_journal", FULL)
+        async with checkpointing(tmp_path / "kept") as service:
+            for content in (b"a", b"b"):
+                disk(service).write(0, content)
+                await of(service).take()
+                assert len(segments_in(tmp_path / "kept")) == (refusing.error is not None)
+                refusing.error = None
+        assert "an old journal in" in caplog.text
+        assert "stays until the next checkpoint: [Errno 28]" in caplog.text
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("take", UserError("no place")),
+        ("take", EngineError("exports are changed all the time")),
+        ("take", MemoryError("none")),
+        ("write_readable", StreamError("too long")),
+        ("write_readable", EngineError("not what was written")),
+        ("write_readable", MemoryError("none")),
+    ],
+)
+def test_a_group_that_cannot_be_made_fails_its_flushes_alone_and_the_next_has_what_it_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, error: Exception
+) -> None:
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            await flushed_content(service, 1)
+            before, count = journal(service).status, groups(tmp_path / "kept")
+            refusing = Refusing(monkeypatch, journal(service)._moments, name, error)
+            disk(service).write(4096, noise(2))
+            with pytest.raises(OSError, match=str(error)) as told:
+                await journal(service).synced()
+            assert told.value.errno == errno.EIO
+            refusing.error = None
+            status = journal(service).status
+            assert (status.usable, status.trouble, status.failures) == (True, "", before.failures + 1)
+            assert f"FLUSH fails: what changed could not be written to the journal: {error}" in caplog.text
+            await journal(service).synced()
+            assert groups(tmp_path / "kept") == count + 1
+            await flushed_content(service, 3)
+            kept = (disk(service).read(0, 8192), await begun_from_a_copy(tmp_path))
+        assert kept[0] == kept[1][:8192]
+
+    play(story)
+
+
+async def begun_from_a_copy(tmp_path: Path) -> bytes:
+    left = tmp_path / "left"
+    left.mkdir()
+    for file in (tmp_path / "kept").iterdir():
+        (left / file.name).write_bytes(file.read_bytes())
+    return await begun_from(left)
+
+
+def test_a_group_that_is_larger_than_the_room_ahead_has_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice: by less than is had ahead each time, and by more."""
+    monkeypatch.setattr(segments_module, "ROOM_BYTES", 64 << 10)
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            (path,) = segments_in(tmp_path / "kept").values()
+            for blocks in (17, 64, 3):
+                disk(service).write(0, b"".join(noise(blocks * 100 + number) for number in range(blocks)))
+                await journal(service).synced()
+                assert path.stat().st_size > journal(service).status.segment_bytes - 512 > blocks * 4096
+            content = disk(service).read(0, 64 * 4096)
+            assert (await begun_from_a_copy(tmp_path))[: len(content)] == content
+
+    play(story)
+
+
+def test_what_is_no_directory_is_not_looked_into(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for look in (checkpoints_in, segments_in, next_number):
+        with pytest.raises(UserError, match=f"cannot look into {file}: Not a directory"):
+            look(file)
+        assert look(tmp_path / "gone") in ({}, 1)
