@@ -8,7 +8,6 @@ a short command.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import io
 import json
 import struct
@@ -36,7 +35,8 @@ LATE_SECONDS = 5.0
 LOOK_SECONDS = 30.0  # from the beginning
 LOOKS = {"status", "clients", "runs", "streams"}
 ASKED_AGAIN = LOOKS | {"usage"}
-"""What changes nothing is asked once more where the connection is cut off: another process may have taken over."""
+"""What changes nothing is asked once more where the connection is cut off: another process may have taken over. So is
+whatever the server that hung up had not read."""
 HANGS = "it is stopped, hangs, or gets no processor"
 CONNECT_SECONDS = 5.0  # a local server that lives accepts within microseconds
 
@@ -45,6 +45,8 @@ Progress = Callable[["RunStatus", "RunStatus | None"], None]
 
 class Lost(ServerUnreachable):
     """The connection was cut off."""
+
+    unread = False  # before the request was read: nothing of it is done
 
 
 class ControlClient:
@@ -140,17 +142,7 @@ class ControlClient:
 
     def call(self, method: str, progress: Progress | None = None, **params: Any) -> Any:
         """The result of one call, as JSON types. Raises UserError and its kin as the server says."""
-        try:
-            return self._call(method, params, progress, None)
-        except Lost as lost:
-            if method not in ASKED_AGAIN:
-                raise
-            self.close()
-            try:
-                self._connect()
-            except ServerUnreachable:
-                raise lost from None
-            return self._call(method, params, progress, None)
+        return self._call(method, params, progress, None)
 
     def call_for_stream(self, method: str, write: Callable[[bytes], None], **params: Any) -> Any:
         """The same, of a method that sends bytes before it answers, to `write`. What that raises ends the call."""
@@ -180,16 +172,39 @@ class ControlClient:
     def _call(
         self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
     ) -> Any:
+        try:
+            return self._ask(method, params, progress, carry)
+        except Lost as lost:
+            if method not in ASKED_AGAIN and not lost.unread:
+                raise
+            self.close()
+            try:
+                self._connect()
+            except ServerUnreachable:
+                raise lost from None
+            return self._ask(method, params, progress, carry)
+
+    def _ask(
+        self, method: str, params: dict[str, Any], progress: Progress | None, carry: Callable[[], None] | None
+    ) -> Any:
         self._last_id += 1
         limit_seconds = LOOK_SECONDS if method in LOOKS else None  # a fold may take minutes
         self._socket.settimeout(limit_seconds)
-        with contextlib.suppress(BrokenPipeError):  # the server hung up, and may have said why before
+        refused = heard = False
+        try:
             self._send(messages.request(method, params, self._last_id))
+        except (BrokenPipeError, ConnectionResetError):  # the server hung up, and may have said why before
+            refused = True
         if self.late is not None and not readable(self._socket.fileno(), seconds=LATE_SECONDS):
             self.late(self._unanswered(LATE_SECONDS))
             self._socket.settimeout(limit_seconds and limit_seconds - LATE_SECONDS)
         while True:
-            message = self._receive()
+            try:
+                message = self._receive()
+            except Lost as lost:  # a reset: what was sent lay there unread when the server hung up, unix(7)
+                lost.unread = not heard and (refused or isinstance(lost.__cause__, ConnectionResetError))
+                raise
+            heard = True
             if message.get("method") == "progress":
                 if progress is not None:
                     _report(progress, message["params"])

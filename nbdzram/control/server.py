@@ -54,6 +54,7 @@ class Conversation:
         self.spoke = False
         self.over = False  # after this answer: where its next request would begin is not known
         self.waiting_since: float | None = time.monotonic()  # None: it performs
+        self.hears = True  # it waits for a request
 
     @property
     def gone(self) -> bool:
@@ -67,12 +68,17 @@ class Conversation:
 
     async def hear(self) -> bytes:
         """The next line; not a whole one at the end. Raises ValueError for one that is too long, TimeoutError."""
-        self.waiting_since = time.monotonic()
+        self.waiting_since, self.hears = time.monotonic(), True
         async with asyncio.timeout(self.patience):
             line = await self.reader.readline()
-        self.waiting_since = None
+        self.waiting_since, self.hears = None, False
         self.spoke = True
         return line
+
+    def hear_no_more(self) -> None:
+        """What has come whole is heard still; the rest stays where it is, and its peer learns that nobody read it."""
+        cast(asyncio.Transport, self.writer.transport).pause_reading()
+        self.reader.feed_eof()
 
     def tell(self, answer: bytes | bytearray) -> None:
         """Send without waiting. Who hung up is told nothing: what is written to a transport that is closed, raises."""
@@ -145,7 +151,9 @@ class ControlServer:
         conversations = dict(self._conversations)
         for task, conversation in conversations.items():
             conversation.over = True
-            if conversation.waiting_since is not None:
+            if conversation.hears:
+                conversation.hear_no_more()
+            elif conversation.waiting_since is not None:
                 task.cancel()
         await asyncio.gather(*self._acts, return_exceptions=True)
         if conversations:
