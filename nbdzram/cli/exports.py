@@ -135,7 +135,9 @@ def add(
 )
 @click.argument("name", shell_complete=export_names)
 @rules_options
-@click.option("--allow-everyone", is_flag=True, help="Forget the rules that there were, and admit everyone.")
+@click.option(
+    "--allow-everyone", is_flag=True, help="Forget the rules that there were; with none beside it, admit everyone."
+)
 @click.option("--read-only/--no-read-only", default=None, help="Whether clients may write.")
 @click.option("--description", metavar="TEXT", help="What clients are told of it.")
 @bounds_options
