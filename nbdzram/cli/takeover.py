@@ -113,10 +113,6 @@ def _ask(
     """The connection on which the server gives, once it does, and a descriptor of its process, if that is seen from
     here. Raises ServerUnreachable, GiverEnded, UserError."""
     with ControlClient(control) as client, contextlib.ExitStack() as held:
-        process = None
-        with contextlib.suppress(OSError):  # it lives in another namespace, say
-            process = os.pidfd_open(client.server_pid)
-            held.callback(os.close, process)
         try:
             client.call(
                 "takeover",
@@ -130,6 +126,10 @@ def _ask(
         except ServerUnreachable:  # its last answer may be lost, as it ends; it connects before it agrees
             if not readable(listener.fileno(), seconds=0):
                 raise
+        process = None
+        with contextlib.suppress(OSError):  # it lives in another namespace, say, or has ended
+            process = os.pidfd_open(client.server_pid)  # of who agreed: the one asked first may have left unasked
+            held.callback(os.close, process)
         giver = _accept(listener, client.server_pid)
         if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
             held.pop_all()

@@ -79,6 +79,53 @@ def test_a_server_that_agreed_and_whose_answer_is_lost_gives_all_the_same(
             ending.join()
 
 
+LEAVES_UNASKED = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as control:
+    control.bind(sys.argv[1])
+    control.listen()
+    print(flush=True)
+    with control.accept()[0]:
+        print(flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_who_agreed_is_waited_for_and_not_who_left_before_he_was_asked(listener: socket.socket, tmp_path: Path) -> None:
+    """Of two that take over at once the later asks the earlier one: whose end it waits for, if that does not give."""
+    control, pipe = tmp_path / "control", subprocess.PIPE
+    with (
+        subprocess.Popen([sys.executable, "-c", LEAVES_UNASKED, str(control)], stdin=pipe, stdout=pipe) as before,
+        socket.socket(socket.AF_UNIX) as agrees,
+        socket.socket(socket.AF_UNIX) as server,
+    ):
+        assert before.stdin is not None
+        assert before.stdout is not None
+        before.stdout.readline()
+
+        def follow() -> None:
+            assert before.stdin is not None
+            assert before.stdout is not None
+            before.stdout.readline()
+            control.unlink()
+            agrees.bind(str(control))
+            agrees.listen()
+            before.stdin.close()
+            with agrees.accept()[0] as asked:
+                asked.recv(1 << 16)
+                server.connect(listener.getsockname())
+                server.send(b"x")
+
+        following = threading.Thread(target=follow)
+        following.start()
+        giver, process = _ask(control, listener, tmp_path / "s", None)
+        following.join()
+        with giver:
+            assert process is not None
+            assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{process}").read_text()
+            os.close(process)
+
+
 def test_who_gives_may_have_begun_in_another_directory(
     listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
