@@ -335,8 +335,10 @@ def _remember(
     for name, known in state.changes.exports.items():
         if name in records:
             continue
-        if known.pool not in pools or is_empty:  # in the latter case that it is: State.remember_removal
+        if known.pool not in pools:
             records[name] = known
+        elif is_empty:  # and so that it is: State.remember_removal
+            records[name] = dataclasses.replace(known, declared=None)
         elif not known.removed:
             log.warning("the export '%s' is remembered and not there: the server ended before it was made", name)
             gone.append(name)  # or as it was removed

@@ -315,7 +315,7 @@ class State:
         if record is not None:
             exports[name] = record
         elif name in self.changes.exports and all(kept.removed for kept in exports.values()):
-            exports[name] = dataclasses.replace(self.changes.exports[name], removed=True)
+            exports[name] = dataclasses.replace(self.changes.exports[name], removed=True, declared=None)
         former = _former(self.changes.former, name, None if record is not None else access)
         if exports != self.changes.exports or list(former.items()) != list(self.changes.former.items()):
             self._save(dataclasses.replace(self.changes, exports=exports, former=former))

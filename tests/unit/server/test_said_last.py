@@ -359,6 +359,10 @@ def test_what_was_removed_last_does_not_come_back_where_the_pools_outlived_the_s
             async with checkpointing(killed[0], state_dir=killed[1], exports=()) as service:
                 assert not len(service._exports)
                 killed = [as_the_power_left_it(one, tmp_path / f"{one.name} again") for one in killed]
+        again = (ExportConfig(name="disk", size_bytes=MIB),)
+        async with checkpointing(killed[0], state_dir=killed[1], exports=again) as service:
+            assert [export.name for export in service._exports] == ["disk"], "it is declared, and was not in between"
+            assert whole(disk(service)) == bytes(MIB)
 
     play(story)
 
