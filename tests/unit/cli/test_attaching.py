@@ -239,7 +239,7 @@ def test_who_persists_is_told_what_was_done_and_how_it_ended(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(keep, "Keeper", Keeper)
     monkeypatch.setattr(netlink, "NetlinkDevice", Device)
-    monkeypatch.setattr("nbdzram.residence.stay", list)
+    monkeypatch.setattr("nbdzram.residence.stay", lambda: ["memory is not locked"])
     done = run_here(
         *("attach", "disk", "nbd7", "--uri", FAR, "--persist", "-C", "3", "--block-size", "4096"),
         *("--request-timeout", "5", "--dead-timeout", "7"),
@@ -247,9 +247,10 @@ def test_who_persists_is_told_what_was_done_and_how_it_ended(
     assert done.code == 0, done.err
     lines = done.err.splitlines()
     did = "attached disk to /dev/nbd7" if attached else "looking after /dev/nbd7"
-    assert f"{did}; without a server requests wait 7 s" in lines[0]
-    assert "detach it with: nbd-client -d /dev/nbd7" in lines[1]
-    assert last in lines[2]
+    assert "memory is not locked; else a swap or root disk on /dev/nbd7 may wait for this process" in lines[0]
+    assert f"{did}; without a server requests wait 7 s" in lines[1]
+    assert "detach it with: nbd-client -d /dev/nbd7" in lines[2]
+    assert last in lines[3]
     device, ((_, name, _, connections, patience), _) = made
     assert device == ("/dev/nbd7", f"{FAR}:10809/disk", 4096)
     assert (name, connections, patience.request, patience.dead) == ("/dev/nbd7", 3, 5, 7)

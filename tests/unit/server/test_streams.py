@@ -178,3 +178,48 @@ def cancelled_by(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     monkeypatch.setattr(Pipe, "cancel", cancel)
     return cancelled
+
+
+BASES: dict[tuple[str, str], str] = {
+    ("disk", "a"): "disk@a",
+    ("disk", "disk@a"): "disk@a",
+    ("disk@b", "a"): "disk@a",
+    ("disk@b", "disk@a"): "disk@a",
+    ("other", "frozen"): "frozen",
+    ("disk@a", "a"): "there is no snapshot 'a' or 'disk@a@a' in the pool 'default'; take one with `nbdzram snapshot`",
+    ("disk", "nobody"): "there is no snapshot 'nobody' or 'disk@nobody' in the pool 'default'",
+    ("quick", "frozen"): "there is no snapshot 'frozen' or 'quick@frozen' in the pool 'fast'",
+    ("disk", "w"): "the export 'disk@w' may be written, so nothing can be sent since it; snapshot it",
+    ("disk", "other"): "the export 'other' may be written",
+}
+
+
+@pytest.mark.parametrize(("name", "since"), BASES)
+@pytest.mark.parametrize("all_of_them", [False, True], ids=["one", "all"])
+def test_a_name_says_since_which_snapshot_an_export_is_sent(
+    tmp_path: Path, name: str, since: str, *, all_of_them: bool
+) -> None:
+    """Of all of them those that came later are sent whole."""
+    house = House(tmp_path)
+    house.exports = (
+        ExportConfig(name="disk", size_bytes=MIB),
+        ExportConfig(name="other", size_bytes=MIB),
+        ExportConfig(name="frozen", size_bytes=MIB, read_only=True),
+        ExportConfig(name="quick", size_bytes=MIB, pool="fast"),
+    )
+
+    async def story() -> None:
+        async with house.open(pools=(PoolConfig(), PoolConfig(name="fast"))) as changes:
+            for copy, read_only in (("disk@a", True), ("disk@b", True), ("disk@w", False)):
+                await changes.copy_export("disk", copy, read_only=read_only)
+            export, words = house.service._exports.get(name), BASES[name, since]
+            bases = house.service._streams._bases
+            if "there is no snapshot" in words and all_of_them:
+                assert bases([export], since, all_of_them=True) == {}
+            elif " " in words:
+                with pytest.raises(UserError, match=words.replace("`", ".")):
+                    bases([export], since, all_of_them=all_of_them)
+            else:
+                assert bases([export], since, all_of_them=all_of_them)[export].name == words
+
+    tell(story())
