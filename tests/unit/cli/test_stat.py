@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbdzram.cli.columns import Column
-from nbdzram.cli.stat import COLUMNS, WALKED, Line, explain
+from nbdzram.cli.stat import COLUMNS, WALKED, Line, _verdict, explain
 from tests.unit.records import EXPORT, OTHER_EXPORT, TWO_OF_EACH, USAGE
 
 FRESH = Line(TWO_OF_EACH.pools[0], OTHER_EXPORT, (EXPORT, OTHER_EXPORT), {EXPORT.name: USAGE})
@@ -32,3 +32,16 @@ def test_where_its_memory_went_is_not_told_yet() -> None:
     ]
     of_pool = list(explain(FRESH._replace(export=None)))
     assert of_pool == list(explain(FRESH._replace(export=None, exports=(EXPORT,))))
+
+
+@pytest.mark.parametrize(
+    ("stored", "taken", "told"),
+    [
+        (0, 4096, "nothing is stored yet: empty tables"),
+        (4095, 4096, "below zero: the tables take more"),
+        (4096, 4096, "1.00 to 1"),
+        (9999, 4096, "2.44 to 1"),
+    ],
+)
+def test_what_a_pool_saves_is_told_in_words_where_a_figure_would_say_little(stored: int, taken: int, told: str) -> None:
+    assert _verdict(stored, taken) == told
