@@ -27,6 +27,7 @@ from nbdzram.config import (
     TlsMode,
     UnixAddress,
 )
+from nbdzram.engine import codec
 from nbdzram.machine import Machine, Share
 from nbdzram.server.certificate import validity
 from tests.support.programs import require_program
@@ -352,3 +353,16 @@ def test_what_is_told_is_as_wide_as_the_terminal_and_no_wider_than_a_line_is_rea
     indent = " " * 20
     lines = [indent + line for line in doctor._wrap("four " * 100, indent)]
     assert widest - len("four ") < max(map(len, lines)) <= widest
+
+
+def test_versions_are_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    version, libraries = diagnosis.versions(Patient(QUIET, None))
+    assert (version.level, version.subject) == (Level.OK, "version")
+    assert version.says.startswith("nbdzram 0.1.0 on Python 3.")
+    assert (libraries.level, libraries.subject) == (Level.OK, "libraries")
+    for name in ("lz4 1.", "xxhash ", "zstd 1.", "; a block came back whole"):
+        assert name in libraries.says
+    monkeypatch.setattr(codec, "decompress_lz4", lambda _: b"changed")
+    _, libraries = diagnosis.versions(Patient(QUIET, None))
+    assert (libraries.level, "a block came back changed" in libraries.says) == (Level.FAIL, True)
+    assert libraries.remedy == "pip install --force-reinstall lz4 xxhash zstandard"

@@ -84,7 +84,7 @@ def pools(*kinds: tuple[str, int, int]) -> tuple[PoolStatus, ...]:
 def whole() -> Iterator[tuple[str, list[str]]]:
     """Screens."""
     frame = Frame(WELL, BUSY, {"disk": BUSY, "other": QUIET}, USED, PAST)
-    for width, height in ((132, 26), (80, 24), (80, 14), (80, 11), (66, 24), (50, 20), (34, 12)):
+    for width, height in ((132, 26), (80, 24), (80, 14), (80, 11), (66, 24), (50, 20), (34, 12), (24, 12)):
         yield f"{width} columns, {height} lines", drawn(frame, width, height)
     yield "in a pipe", drawn(frame, 80, 102, keys=False)
     yield "in ASCII", drawn(frame, 80, 24, encoding="ascii")

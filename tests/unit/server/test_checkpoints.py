@@ -566,3 +566,25 @@ def test_behind_a_file_that_was_removed_the_next_one_is_whole(tmp_path: Path) ->
             assert disk(service).read(0, 4 * BLOCK) == b"".join(text(number) for number in range(4))
 
     play(story)
+
+
+def test_a_server_that_began_from_a_checkpoint_tells_its_moment_until_the_next(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            first = of(service).status
+            assert first is not None
+            assert first.moment is None
+            disk(service).write(0, b"a")
+            await of(service).take()
+            status = of(service).status
+            assert status is not None
+            moment = status.moment
+        left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        async with checkpointing(left) as service:
+            status = of(service).status
+            assert status is not None
+            assert moment is not None
+            assert status.moment is not None
+            assert moment <= status.moment < moment + 3600
+
+    play(story)

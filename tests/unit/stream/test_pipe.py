@@ -49,6 +49,7 @@ def test_what_is_written_is_read_up_to_the_end_mark_and_no_byte_of_what_follows(
         written = thread.submit(write)
         try:
             assert whole(reader) == content
+            assert reader.read(1) == b"", "what follows is none of it"
         except StreamError:
             writer.cancel("nobody reads it")  # else it waits for that, and the test for it
             raise
