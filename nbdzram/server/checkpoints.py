@@ -422,7 +422,7 @@ class Checkpoints:
 
         may_go_on = whole and continues and self._last is not None
         try:
-            if may_go_on:
+            if may_go_on or (whole and self.journal is not None and self.journal.status.usable):
                 await self._moments.on_the_thread(self._require_room)
             return await write(whole=whole)
         except (UnreadableExport, OSError) as error:
@@ -435,13 +435,17 @@ class Checkpoints:
         return await write(whole=False)
 
     def _require_room(self) -> None:
-        """On the thread: for a whole one as large as the last. Trying would take the journal's. Raises OSError."""
+        """On the thread: for a whole one, as large as the last, or as all that is stored. Trying would take the room of
+        a journal that still has some. Raises OSError.
+        """
         try:
             found = os.statvfs(self._directory)
         except OSError:  # trying says more
             return
+        stored = [service.pool.stats().mem_used_total for service in tuple(self._pools.values()) if not self._chain]
+        needed = self._chain_bytes[0] if self._chain else sum(stored)
         knows_its_size = found.f_blocks > 0  # not each network's does
-        if knows_its_size and found.f_bavail * found.f_frsize < self._chain_bytes[0]:
+        if knows_its_size and found.f_bavail * found.f_frsize < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _look(self) -> tuple[int, bool]:

@@ -9,6 +9,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -436,6 +437,35 @@ def test_a_journal_does_not_go_on_in_a_directory_that_another_server_has(tmp_pat
         cut = as_the_power_left_it(kept, tmp_path / "cut")
         await back.stop()
         assert (await begun_from(cut))[: 2 * BLOCK] == text(0) + text(1)
+
+    play(story)
+
+
+def test_a_first_checkpoint_for_which_there_is_no_room_leaves_the_journal_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried all the same once that has died of it: there may be room for it."""
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=0, f_frsize=BLOCK))
+        platter = Platter(monkeypatch)
+        async with flushing(left, begun=False) as service:
+            await of(service).take()
+            assert len(list(left.glob("*.stream"))) == 1
+            disk(service).write(2 * BLOCK, noise(2))
+            await journal(service).synced()
+            platter.error = errno.ENOSPC
+            disk(service).write(3 * BLOCK, noise(3))
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                await journal(service).synced()
+            platter.error = 0
+            await of(service).take()
+            await journal(service).synced()
+            assert len(list(left.glob("*.stream"))) == 2
+            disk(service).write(4 * BLOCK, text(4))
+            await of(service).take()
+            assert "since" in max(left.glob("*.stream")).name, "what changed finds room"
 
     play(story)
 
