@@ -11,11 +11,11 @@
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
 # that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile. What a nap may
-# cost is bounded: NAP_NS, and none where requests come further apart than some in each.
+# cost is bounded: NAP_NS a wait, and none where requests come further apart than some in each, or behind it.
 
 from libc.stdint cimport uint64_t
 
-from nbdzram.sessions.trial cimport DEARER, LIGHTER, PLAIN, Trial, trial_go_plain, trial_lap
+from nbdzram.sessions.trial cimport DEARER, LIGHTER, PLAIN, Trial, trial_go_plain, trial_in_vain, trial_lap
 
 cdef extern from * nogil:
     """
@@ -48,12 +48,15 @@ cdef struct Patience:
     uint64_t began            # this lap, monotonic ns; 0: it has not
     uint64_t waited_ns        # in this lap
     uint64_t served           # requests in this lap
+    int vain                  # naps in this lap in which nothing came
+    int kept_from             # waits since the last lap in which the way on trial could not be gone
     uint64_t barred_until     # monotonic ns: no looks before
 
 cdef inline void patience_begin_lap(Patience* patience, uint64_t now) noexcept nogil:
     patience.waits = 0
     patience.waited_ns = 0
     patience.served = 0
+    patience.vain = 0
     patience.began = now
 
 cdef inline void patience_pause(Patience* patience) noexcept nogil:
@@ -61,28 +64,43 @@ cdef inline void patience_pause(Patience* patience) noexcept nogil:
     trial_go_plain(&patience.trial)
     patience_begin_lap(patience, 0)
 
+cdef inline void patience_refused(Patience* patience) noexcept nogil:
+    # A wait was otherwise than it was to be: nothing is learnt of it. A trial that goes on so keeps out the other ways.
+    patience.kept_from += 1
+    if patience.kept_from >= LAP_WAITS and patience.trial.trying:
+        trial_in_vain(&patience.trial)
+        patience.kept_from = 0
+
 cdef inline void patience_learn(
-    Patience* patience, int way, uint64_t waited_ns, uint64_t served, uint64_t now
+    Patience* patience, int way, bint vain, uint64_t waited_ns, uint64_t served, uint64_t now
 ) noexcept nogil:
-    # A wait in this way that is over now, after a turn of `served` requests. Who was to wait otherwise and was kept
-    # from it learns nothing.
+    # A wait in this way that is over now, after `served` requests since the one before. `vain`: nothing came in its nap.
     cdef uint64_t pace_ns
-    cdef int ruled_out = 0
-    if way != patience.trial.way or patience.began == 0:
+    cdef int against = 0
+    if way != patience.trial.way:
+        patience_refused(patience)
+        patience_begin_lap(patience, now)
+        return
+    if patience.began == 0:
         patience_begin_lap(patience, now)
         return
     patience.waits += 1
     patience.waited_ns += waited_ns
     patience.served += served
+    patience.vain += vain
     if patience.waits < LAP_WAITS:
         return
     pace_ns = (now - patience.began) // max(patience.served, <uint64_t>1)
     if patience.waited_ns > LAP_WAITS * <uint64_t>SLOW_NS:
-        ruled_out |= 1 << LOOK
-    if patience.waited_ns > patience.served * NAP_NS:  # a nap would bring one, if any
-        ruled_out |= 1 << NAP
-    patience_begin_lap(patience, now)
-    trial_lap(&patience.trial, pace_ns, ruled_out)
+        against |= 1 << LOOK
+    if way != LOOK and patience.waited_ns > patience.served * NAP_NS:  # a nap would bring one, if any
+        against |= 1 << NAP
+    if 2 * patience.vain > LAP_WAITS:
+        against |= 1 << NAP
+    trial_lap(&patience.trial, pace_ns, against)
+    patience.kept_from = 0
+    # What comes first in another way is what this one has left.
+    patience_begin_lap(patience, now if patience.trial.way == way else 0)
 
 cdef inline int patience_way(Patience* patience, uint64_t now) noexcept nogil:
     # How to wait this time.
@@ -91,4 +109,6 @@ cdef inline int patience_way(Patience* patience, uint64_t now) noexcept nogil:
 cdef inline void patience_bar(Patience* patience, uint64_t now) noexcept nogil:
     # Our processor is wanted by others.
     patience.barred_until = now + BARRED_NS
+    if patience.trial.trying:
+        trial_in_vain(&patience.trial)
     patience_pause(patience)

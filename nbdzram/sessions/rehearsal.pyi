@@ -66,11 +66,14 @@ class Waits:
     def way(self) -> str:
         """How would it wait?"""
 
-    def waited(self, nanoseconds: int, *, way: str = "sleep", served: int = 1, work: int = 0) -> None:
-        """A turn of so many requests, that took so long; then the next came after so long."""
+    def waited(self, nanoseconds: int, *, way: str = "sleep", served: int = 1, work: int = 0, vain: bool = False) -> None:
+        """A turn of so many requests, that took so long; then the next came after so long. `vain`: behind its nap."""
 
     def passes(self, nanoseconds: int) -> None:
         """Time, with no request."""
+
+    def pause(self) -> None:
+        """Something else decides when it goes on."""
 
     def bar(self) -> None:
         """Somebody else ran on its processor."""

@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from nbdzram.sessions.epoll cimport EPOLLIN
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
-from nbdzram.sessions.patience cimport LOOK, NAP, SLEEP, Patience, patience_bar, patience_learn, patience_way
+from nbdzram.sessions.patience cimport LOOK, NAP, SLEEP, Patience, patience_bar, patience_learn, patience_pause, patience_way
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.storing cimport Storing, storing_begin, storing_beside, storing_expect, storing_learn
 from nbdzram.sessions.thread cimport Desk
@@ -180,14 +180,18 @@ cdef class Waits:
         """How would it wait?"""
         return NAMES[patience_way(&self.patience, self.now)]
 
-    def waited(self, uint64_t nanoseconds, *, way="sleep", uint64_t served=1, uint64_t work=0):
-        """A turn of so many requests, that took so long; then the next came after so long."""
+    def waited(self, uint64_t nanoseconds, *, way="sleep", uint64_t served=1, uint64_t work=0, bint vain=False):
+        """A turn of so many requests, that took so long; then the next came after so long. `vain`: behind its nap."""
         self.now += work + nanoseconds
-        patience_learn(&self.patience, WAITING[way], nanoseconds, served, self.now)
+        patience_learn(&self.patience, WAITING[way], vain, nanoseconds, served, self.now)
 
     def passes(self, uint64_t nanoseconds):
         """Time, with no request."""
         self.now += nanoseconds
+
+    def pause(self):
+        """Something else decides when it goes on."""
+        patience_pause(&self.patience)
 
     def bar(self):
         """Somebody else ran on its processor."""

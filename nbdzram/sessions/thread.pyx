@@ -322,7 +322,6 @@ cdef class IoThread(Desk):
         cdef void* session
         while not self.finished:
             count = self.wait(events)
-            self.served = self.scratch.served
             self.scratch.alone = count <= 1 and self.first_ready == NULL
             began = self.begin_turn()
             for index in range(max(count, 0)):
@@ -339,10 +338,13 @@ cdef class IoThread(Desk):
     cdef int wait(self, epoll_event* events) noexcept nogil:
         """How many lines are ready: at once while somebody has more to do, or else as soon as one is."""
         cdef uint64_t began, now, looked
-        cdef uint64_t served = self.scratch.served - self.served
+        cdef uint64_t served
         cdef int way, count = 0
+        cdef bint vain = False
         if self.first_ready != NULL:
             return epoll_wait(self.poller, events, READY, 0)
+        served = self.scratch.served - self.served  # since the last wait, in however many turns
+        self.served = self.scratch.served
         if self.first_held != NULL:
             patience_pause(&self.patience)
             poll_until(self.poller, self.next_due, monotonic())
@@ -353,6 +355,9 @@ cdef class IoThread(Desk):
             way = SLEEP
         if way == NAP:
             patience_nap(NAP_NS)
+            count = epoll_wait(self.poller, events, READY, 0)
+            vain = count == 0
+            now = monotonic()
         elif way == LOOK:
             while count == 0 and now - began < LOOK_NS:
                 looked = now
@@ -366,5 +371,5 @@ cdef class IoThread(Desk):
             count = epoll_wait(self.poller, events, READY, FOR_EVER)
             now = monotonic()
         if served:  # else what came was a part of a request, or mail
-            patience_learn(&self.patience, way, now - began, served, now)
+            patience_learn(&self.patience, way, vain, now - began, served, now)
         return count

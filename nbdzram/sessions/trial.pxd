@@ -8,6 +8,7 @@
 # round each, for things change.
 
 from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
 cdef enum:
     PLAIN = 0
@@ -22,7 +23,7 @@ cdef struct Trial:
     int way                   # now
     int laps                  # of this round that are over
     uint64_t quickest_ns      # of them
-    int ruled_out             # the ways that each of them was against
+    int against[WAYS]         # how many of them were against a way
     uint64_t pace_ns[WAYS]    # each way's last round; 0: not tried, or ruled out then
     int rounds                # since the ways that are not taken were tried
     int kept                  # how many rounds until they are again
@@ -36,10 +37,12 @@ cdef inline bint trial_may(int way, int ruled_out) noexcept nogil:
 cdef inline int trial_better(Trial* trial, int ruled_out) noexcept nogil:
     # The way to keep, by what is known.
     cdef int better = PLAIN
-    cdef uint64_t enough_ns = trial.pace_ns[PLAIN] // 16 * (17 if trial.better == LIGHTER else 16)
-    if trial_may(LIGHTER, ruled_out) and 0 < trial.pace_ns[LIGHTER] <= enough_ns:
+    cdef uint64_t least_ns = trial.pace_ns[PLAIN]
+    cdef uint64_t grace_ns = least_ns // 16 if trial.better == LIGHTER else 0
+    if trial_may(LIGHTER, ruled_out) and 0 < trial.pace_ns[LIGHTER] <= least_ns + grace_ns:
         better = LIGHTER
-    if trial_may(DEARER, ruled_out) and 0 < trial.pace_ns[DEARER] < trial.pace_ns[better] // 8 * 7:
+        least_ns = min(least_ns, trial.pace_ns[LIGHTER])
+    if trial_may(DEARER, ruled_out) and 0 < trial.pace_ns[DEARER] < least_ns // 8 * 7:
         better = DEARER
     return better
 
@@ -51,24 +54,38 @@ cdef inline int trial_next(Trial* trial, int after, int ruled_out) noexcept nogi
             return way
     return WAYS
 
-cdef inline void trial_go_plain(Trial* trial) noexcept nogil:
-    # Things are otherwise for a while: begin anew when that is over.
-    trial.way = PLAIN
-    trial.trying = False
+cdef inline void trial_begin_round(Trial* trial, int way) noexcept nogil:
+    trial.way = way
     trial.laps = 0
+    memset(trial.against, 0, sizeof(trial.against))
 
-cdef inline void trial_lap(Trial* trial, uint64_t pace_ns, int ruled_out) noexcept nogil:
-    # A lap is over, and against some ways, never PLAIN.
-    cdef int better, next
+cdef inline void trial_go_plain(Trial* trial) noexcept nogil:
+    # Things are otherwise for a while: begin anew when that is over, and with a trial when that is due once more.
+    if trial.trying:
+        trial.rounds = 0
+    trial.trying = False
+    trial_begin_round(trial, PLAIN)
+
+cdef inline void trial_in_vain(Trial* trial) noexcept nogil:
+    # A trial is over, by itself or as its way cannot be gone now: the next one comes later.
+    trial.kept = min(2 * trial.kept, <int>MOST_ROUNDS)
+    trial.rounds = 0
+    trial.trying = False
+    trial_begin_round(trial, trial.better)
+
+cdef inline void trial_lap(Trial* trial, uint64_t pace_ns, int against) noexcept nogil:
+    # A lap is over, and against some ways, never PLAIN. A round rules those out that two of its laps are against: one
+    # lap alone may have been made long by something else.
+    cdef int way, better, next, ruled_out = 0
     pace_ns = max(pace_ns, <uint64_t>1)
     trial.quickest_ns = min(trial.quickest_ns, pace_ns) if trial.laps else pace_ns
-    ruled_out &= trial.ruled_out if trial.laps else ~0
-    trial.ruled_out = ruled_out
     trial.laps += 1
-    if trial.laps < LAPS:
+    for way in range(WAYS):
+        trial.against[way] += against >> way & 1
+        ruled_out |= (trial.against[way] > 1) << way
+    if trial.laps < LAPS and trial_may(trial.way, ruled_out):
         return
     trial.pace_ns[trial.way] = trial.quickest_ns if trial_may(trial.way, ruled_out) else 0
-    trial.laps = 0
     better = trial_better(trial, ruled_out)
     next = WAYS
     if better != trial.better or trial.kept == 0:  # things are otherwise than they were
@@ -77,12 +94,12 @@ cdef inline void trial_lap(Trial* trial, uint64_t pace_ns, int ruled_out) noexce
         trial.rounds = 0
     elif trial.trying:
         next = trial_next(trial, trial.way, ruled_out)
-        if next == WAYS:  # in vain
-            trial.kept = min(2 * trial.kept, <int>MOST_ROUNDS)
-            trial.rounds = 0
+        if next == WAYS:
+            trial_in_vain(trial)
+            return
     else:
-        trial.rounds += 1
-        if trial.rounds >= trial.kept:
+        trial.rounds = min(trial.rounds + 1, trial.kept)
+        if trial.rounds == trial.kept:
             next = trial_next(trial, -1, ruled_out)
     trial.trying = next != WAYS
-    trial.way = next if trial.trying else better
+    trial_begin_round(trial, next if trial.trying else better)
