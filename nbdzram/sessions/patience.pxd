@@ -74,7 +74,7 @@ cdef inline void patience_refused(Patience* patience) noexcept nogil:
 cdef inline void patience_learn(
     Patience* patience, int way, bint vain, uint64_t waited_ns, uint64_t served, uint64_t now
 ) noexcept nogil:
-    # A wait in this way that is over now, after `served` requests since the one before. `vain`: nothing came in its nap.
+    # A wait in this way that is over now, `served` requests after the one before. `vain`: nothing came in its nap.
     cdef uint64_t pace_ns
     cdef int against = 0
     if way != patience.trial.way:

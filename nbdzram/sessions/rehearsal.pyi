@@ -66,8 +66,10 @@ class Waits:
     def way(self) -> str:
         """How would it wait?"""
 
-    def waited(self, nanoseconds: int, *, way: str = "sleep", served: int = 1, work: int = 0, vain: bool = False) -> None:
-        """A turn of so many requests, that took so long; then the next came after so long. `vain`: behind its nap."""
+    def waited(
+        self, nanoseconds: int, *, way: str = "sleep", served: int = 1, work: int = 0, vain: bool = False
+    ) -> None:
+        """A turn of so many requests, that took so long; the next came after so long. `vain`: behind its nap."""
 
     def passes(self, nanoseconds: int) -> None:
         """Time, with no request."""

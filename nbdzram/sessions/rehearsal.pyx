@@ -181,7 +181,7 @@ cdef class Waits:
         return NAMES[patience_way(&self.patience, self.now)]
 
     def waited(self, uint64_t nanoseconds, *, way="sleep", uint64_t served=1, uint64_t work=0, bint vain=False):
-        """A turn of so many requests, that took so long; then the next came after so long. `vain`: behind its nap."""
+        """A turn of so many requests, that took so long; the next came after so long. `vain`: behind its nap."""
         self.now += work + nanoseconds
         patience_learn(&self.patience, WAITING[way], vain, nanoseconds, served, self.now)
 
