@@ -12,7 +12,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from nbdzram.sessions.epoll cimport EPOLLIN
 from nbdzram.sessions.line cimport BROKEN, LATER, WATCH_READ, WATCH_WRITE, Line
-from nbdzram.sessions.patience cimport LOOK, NAP, SLEEP, Patience, patience_bar, patience_learn, patience_pause, patience_way
+from nbdzram.sessions.patience cimport (
+    LOOK, NAP, SLEEP, Patience, patience_bar, patience_learn, patience_pause, patience_way,
+)
 from nbdzram.sessions.session cimport Session
 from nbdzram.sessions.storing cimport Storing, storing_begin, storing_beside, storing_expect, storing_learn
 from nbdzram.sessions.thread cimport Desk
