@@ -248,7 +248,8 @@ cdef class Pool(PoolCore):
             if (self.directory.state(number) == ENTRY_FREE and not self.held[number]
                     and self.directory.is_right(number)):
                 return number
-        raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit; delete one first")
+        raise UserError(f"export {name!r}: the pool has {EXPORTS_MAX} exports, its limit, and copies that are kept of "
+                        "them count, as for checkpoints and streams; remove one, or use another pool")
 
     def _disk_of(self, number, stored, same):
         return _open_disk(self, number, stored, same)

@@ -68,6 +68,8 @@ AGAIN_SECONDS = 5.0
 WRITE_AT_ONCE_BYTES = 1 << 20
 MOST_EXPORTS = 1024
 """Of a pool whose exports all change between two flushes: itself, and the copies of three moments, in 4,096 places."""
+MOST_COPIED = 2048
+"""Of a pool that has checkpoints at all: itself, and the copies of the one that is written."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -94,7 +96,8 @@ class Checkpoints:
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
         self._strange: set[str] = set()  # files of another directory there now, from which this server did not begin
-        self._crowded: set[str] = set()  # pools that were told to have too many exports
+        self._crowded: set[str] = set()  # pools that were told to have too many exports for a journal
+        self._overfull: set[str] = set()  # those that were told to have too many for a checkpoint
         self._gave_way = False  # the last one did; used on the thread, one after another
         self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
         self._status: CheckpointStatus | None = None
@@ -216,11 +219,19 @@ class Checkpoints:
         self._task = asyncio.create_task(self._beat())
 
     def _tell_crowds(self) -> None:
-        """Beside a journal, of each pool once."""
-        if self.journal is None or len(self._exports) <= MOST_EXPORTS:
+        """Of each pool once, and once more where it has too many for any checkpoint."""
+        most = MOST_COPIED if self.journal is None else MOST_EXPORTS
+        if len(self._exports) <= most:
             return
         for name, count in Counter([export.pool_name for export in self._exports]).items():
-            if count > MOST_EXPORTS and name not in self._crowded:
+            if count > MOST_COPIED and name not in self._overfull:
+                self._overfull.add(name)
+                log.error(
+                    "the pool '%s' has %d exports; of more than %d no checkpoint has places for its copies, so none "
+                    "stands any more, of no pool: let some lie in another pool",
+                    *(name, count, MOST_COPIED),
+                )
+            elif most < count <= MOST_COPIED and name not in self._crowded:
                 self._crowded.add(name)
                 log.warning(
                     "the pool '%s' has %d exports; where FLUSH waits for a journal more than %d are too many for its "

@@ -98,6 +98,26 @@ def test_too_many_exports_for_a_journal_are_told_when_they_are_added(
     play(story)
 
 
+@pytest.mark.parametrize("server", [checkpointing, flushing])
+def test_too_many_exports_for_any_checkpoint_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: Any
+) -> None:
+    """Without a journal nobody said why none stands."""
+    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
+    monkeypatch.setattr(checkpoints_module, "MOST_COPIED", 2)
+
+    async def story() -> None:
+        for directory, exports in (("few", 2), ("many", 3)):
+            declared = tuple(ExportConfig(name=f"disk{number}", size_bytes=MIB) for number in range(exports))
+            async with server(tmp_path / directory, exports=declared) as service:
+                of(service)._tell_crowds()
+                of(service)._tell_crowds()
+                assert caplog.text.count("3 exports; of more than 2 no checkpoint") == (exports == 3)
+        assert caplog.text.count("too many for its places") == (server is flushing), "of three more is said"
+
+    play(story)
+
+
 def test_an_orderly_stop_takes_the_last_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with checkpointing(tmp_path) as service:
