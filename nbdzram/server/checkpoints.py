@@ -446,15 +446,15 @@ class Checkpoints:
         return await write(whole=False)
 
     def _require_room(self) -> None:
-        """On the thread: for a whole one, as large as the last, or as all that is stored. Trying would take the room of
-        a journal that still has some. Raises OSError.
+        """On the thread: for a whole one, no larger than what is stored, or than the last. Trying would take the room
+        of a journal that still has some. Raises OSError.
         """
         try:
             found = os.statvfs(self._directory)
         except OSError:  # trying says more
             return
-        stored = [service.pool.stats().mem_used_total for service in tuple(self._pools.values()) if not self._chain]
-        needed = self._chain_bytes[0] if self._chain else sum(stored)
+        stored = sum(service.pool.stats().compr_data_size for service in tuple(self._pools.values()))  # not its pages
+        needed = min([stored, *self._chain_bytes[:1]])
         knows_its_size = found.f_blocks > 0  # not each network's does
         if knows_its_size and found.f_bavail * found.f_frsize < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))

@@ -452,6 +452,25 @@ def test_where_there_is_no_room_for_another_whole_one_the_chain_goes_on(
     play(story)
 
 
+def test_a_whole_one_needs_no_room_for_what_was_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large as the one before it was wanted: the chain went on for good, and what lies there kept its room."""
+    monkeypatch.setattr(checkpoints_module, "LONGEST_CHAIN", 1)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path) as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(64)))
+            await of(service).take()
+            monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=8, f_frsize=BLOCK))
+            disk(service).trim(BLOCK, 63 * BLOCK)
+            await of(service).take()
+            assert files(tmp_path)[-1] == "00000002-since-00000001.stream", "the copies of the first have it still"
+            disk(service).write(0, text(1))
+            await of(service).take()
+            assert files(tmp_path)[-1] == "00000003-full.stream"
+
+    play(story)
+
+
 @pytest.mark.parametrize("tells", ["nothing", "an error"])
 def test_a_file_system_that_does_not_tell_its_room_has_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: str

@@ -470,6 +470,27 @@ def test_a_first_checkpoint_for_which_there_is_no_room_leaves_the_journal_what_t
     play(story)
 
 
+def test_a_first_checkpoint_needs_no_room_for_pages_that_are_nearly_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as pools take was wanted, and the journal grew until it died of it."""
+
+    async def story() -> None:
+        left = await left_behind(tmp_path)
+        async with flushing(left, begun=False) as service:
+            for number in range(64):
+                disk(service).write(number * BLOCK, noise(number)[: BLOCK // 4].ljust(BLOCK, b"\0"))
+            for number in range(64):
+                if number % 8:
+                    disk(service).trim(number * BLOCK, BLOCK)
+            await journal(service).synced()
+            monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=4, f_frsize=BLOCK))
+            await of(service).take()
+            assert len(list(left.glob("*.stream"))) == 2
+
+    play(story)
+
+
 def newest(directory: Path) -> tuple[Path, Path]:
     """A checkpoint, and the name of a later one."""
     found = max(directory.glob("*.stream"))
