@@ -187,7 +187,7 @@ class Restore:
                         disks.take_stream(file, all_exports=True)
                 if journal_in is not None:
                     groups = Replay(journal_in, number, disks.moment_identity)
-                    count = apply_all(groups, disks.take_group)
+                    count = apply_all(self._until_told_to_stop(groups), disks.take_group)
                     if count:
                         log.info("%d groups of the journal follow the checkpoint", count)
                     if self._for_a_journal and groups.is_whole and number == newest:
@@ -211,6 +211,13 @@ class Restore:
             records = {**self._not_there(records, disks.went_by_groups()), **records}
         reveal_together([one.disk for one in received], records, self._state)
         return len(received), Begun(disks.moment_ns, goes_on)
+
+    def _until_told_to_stop(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Raises UserError then: there may be tens of thousands."""
+        for group in groups:
+            if self._told_to_stop.is_set():
+                raise UserError(f"reading {group.path} was interrupted; nothing of it is kept")
+            yield group
 
     def _remember_what_was_said(self) -> None:
         """No checkpoint stood yet when the power failed: what exports held is gone, and what was said of them holds for

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from nbdzram.errors import UserError
+from nbdzram.server import restore as restore_module
+from nbdzram.server.replay import apply_all
 from nbdzram.server.service import Service
+from nbdzram.stream.journal import Group
 from tests.unit.engine.blocks import BLOCK, text
-from tests.unit.server.lasting import MIB, as_the_power_left_it, asked, checkpointing, disk, of, play, whole
+from tests.unit.server.lasting import (
+    MIB,
+    as_the_power_left_it,
+    asked,
+    checkpointing,
+    disk,
+    flushing,
+    journal,
+    of,
+    play,
+    whole,
+)
 
 
 def test_a_start_that_was_cut_off_leaves_pools_of_which_the_next_one_knows(
@@ -38,5 +53,42 @@ def test_a_start_that_was_cut_off_leaves_pools_of_which_the_next_one_knows(
         assert (tmp_path / "state" / "fast.pool").exists()
         async with checkpointing(left, state_dir=tmp_path / "state") as service:
             assert whole(disk(service, "other"))[:BLOCK] == text(1)
+
+    play(story)
+
+
+def test_a_start_that_is_told_to_stop_applies_no_further_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be tens of thousands, and who stopped it waited for the last."""
+    starting = list[Service]()
+    applied = list[Group]()
+    start = Service.start
+
+    async def noted(service: Service, *, listen: bool = True) -> None:
+        starting.append(service)
+        await start(service, listen=listen)
+
+    def told_behind_the_first(groups: Iterable[Group], apply: Callable[[Group], None]) -> int:
+        def apply_one(group: Group) -> None:
+            apply(group)
+            applied.append(group)
+            starting[-1].told_to_stop.set()
+
+        return apply_all(groups, apply_one)
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            for number in range(3):
+                disk(service).write(number * BLOCK, text(number))
+                await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        with monkeypatch.context() as patch:
+            patch.setattr(Service, "start", noted)
+            patch.setattr(restore_module, "apply_all", told_behind_the_first)
+            with pytest.raises(UserError, match="was interrupted"):
+                async with flushing(left, begun=False):
+                    raise AssertionError
+        assert len(applied) == 1
+        async with flushing(left, begun=False) as service:
+            assert whole(disk(service))[: 3 * BLOCK] == text(0) + text(1) + text(2)
 
     play(story)
