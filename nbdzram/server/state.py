@@ -200,13 +200,18 @@ class State:
             self._keep(pool, descriptor)
 
     def go_on_from(self, changes: Remembered) -> None:
-        """Nothing is remembered and no arena is there: what is noted beside checkpoints of pools, and who was admitted
-        where nothing is. What that knows of exports is told with their disks (restore.py).
+        """No arena is there: what is noted beside checkpoints of pools, and who was admitted, where nothing is
+        remembered of these. What that knows of exports is told with their disks (restore.py).
 
-        It is remembered before an arena is made: a start that is cut off leaves those, and the next one must know it.
+        What is remembered may be older, as of a backup; or newer by the removal of a pool in which a checkpoint still
+        has an export. It is remembered before an arena is made: a start that is cut off leaves those, and the next one
+        must know it.
         """
-        if self.changes == Remembered() and not self.arenas() and (changes.pools or changes.former):
-            self.changes = Remembered(pools=changes.pools, former=changes.former)
+        now = dataclasses.replace(
+            self.changes, pools=changes.pools | self.changes.pools, former=changes.former | self.changes.former
+        )
+        if now != self.changes and not self.arenas():
+            self.changes = now
             with contextlib.suppress(UserError):
                 self._save(self.changes)
 

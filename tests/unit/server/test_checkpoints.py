@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from nbdzram.config import ExportConfig, PoolConfig
+from nbdzram.config import PoolConfig
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.machine import Machine
 from nbdzram.server import checkpoints as checkpoints_module
@@ -27,7 +27,6 @@ from tests.unit.server.lasting import (
     checkpointing,
     disk,
     files,
-    flushing,
     of,
     play,
     spoil,
@@ -50,70 +49,6 @@ def test_what_changed_is_written_and_what_did_not_is_not(tmp_path: Path) -> None
             await service.changes.resize_export("disk", 8 * MIB, yes=False, force=False)
             await of(service).take()  # no block of it, but a size
             assert files(tmp_path)[2] == "00000003-since-00000002.stream"
-
-    play(story)
-
-
-def test_too_many_exports_for_a_journal_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
-
-    async def story() -> None:
-        for directory, exports in (("few", 1), ("many", 2)):
-            declared = tuple(ExportConfig(name=f"disk{number}", size_bytes=MIB) for number in range(exports))
-            async with flushing(tmp_path / directory, exports=declared):
-                assert ("too many for its places" in caplog.text) is (exports == 2)
-
-    play(story)
-
-
-def test_too_many_exports_for_a_journal_are_told_when_they_are_added(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Once, and not by a server that has no journal."""
-    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
-    monkeypatch.setattr(checkpoints_module, "LOOK_SECONDS", 0.01)
-
-    async def story() -> None:
-        async with checkpointing(tmp_path / "none") as service:
-            await service.changes.add_export("another", MIB, **ADDED)
-        async with flushing(tmp_path / "journal") as service:
-            assert "too many for its places" not in caplog.text
-            await service.changes.add_export("another", MIB, **ADDED)
-            while "the pool 'default' has 2 exports" not in caplog.text:  # noqa: ASYNC110 - a look of another task
-                await asyncio.sleep(0.01)
-            await service.changes.add_export("third", MIB, **ADDED)
-            look, looks = of(service)._tell_crowds, list[int]()
-
-            def look_and_count() -> None:
-                look()
-                looks.append(len(looks))
-
-            monkeypatch.setattr(of(service), "_tell_crowds", look_and_count)
-            while len(looks) < 3:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
-        assert caplog.text.count("too many for its places") == 1
-
-    play(story)
-
-
-@pytest.mark.parametrize("server", [checkpointing, flushing])
-def test_too_many_exports_for_any_checkpoint_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: Any
-) -> None:
-    """Without a journal nobody said why none stands."""
-    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
-    monkeypatch.setattr(checkpoints_module, "MOST_COPIED", 2)
-
-    async def story() -> None:
-        for directory, exports in (("few", 2), ("many", 3)):
-            declared = tuple(ExportConfig(name=f"disk{number}", size_bytes=MIB) for number in range(exports))
-            async with server(tmp_path / directory, exports=declared) as service:
-                of(service)._tell_crowds()
-                of(service)._tell_crowds()
-                assert caplog.text.count("3 exports; of more than 2 no checkpoint") == (exports == 3)
-        assert caplog.text.count("too many for its places") == (server is flushing), "of three more is said"
 
     play(story)
 

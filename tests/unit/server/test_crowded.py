@@ -1,17 +1,24 @@
-"""A pool without a place for further copies has checkpoints all the same: those of the last one make room."""
+"""A pool without a place for further copies has checkpoints all the same: those of the last one make room. And it is
+said where there are too many exports for that."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nbdzram.config import ExportConfig
 from nbdzram.errors import UserError
+from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server.service import Service
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
+    ADDED,
     EXPORTS,
+    MIB,
     Platter,
     behind_a_power_cut,
     checkpointing,
@@ -77,5 +84,69 @@ def test_a_journal_that_died_is_mended_in_a_crowded_pool(tmp_path: Path, monkeyp
             await of(service).take()
             assert journal(service).status.usable
             assert await behind_a_power_cut(tmp_path) == {name: of_size(text(3)) for name in NAMES}
+
+    play(story)
+
+
+def test_too_many_exports_for_a_journal_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
+
+    async def story() -> None:
+        for directory, exports in (("few", 1), ("many", 2)):
+            declared = tuple(ExportConfig(name=f"disk{number}", size_bytes=MIB) for number in range(exports))
+            async with flushing(tmp_path / directory, exports=declared):
+                assert ("too many for its places" in caplog.text) is (exports == 2)
+
+    play(story)
+
+
+def test_too_many_exports_for_a_journal_are_told_when_they_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and not by a server that has no journal."""
+    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
+    monkeypatch.setattr(checkpoints_module, "LOOK_SECONDS", 0.01)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "none") as service:
+            await service.changes.add_export("another", MIB, **ADDED)
+        async with flushing(tmp_path / "journal") as service:
+            assert "too many for its places" not in caplog.text
+            await service.changes.add_export("another", MIB, **ADDED)
+            while "the pool 'default' has 2 exports" not in caplog.text:  # noqa: ASYNC110 - a look of another task
+                await asyncio.sleep(0.01)
+            await service.changes.add_export("third", MIB, **ADDED)
+            look, looks = of(service)._tell_crowds, list[int]()
+
+            def look_and_count() -> None:
+                look()
+                looks.append(len(looks))
+
+            monkeypatch.setattr(of(service), "_tell_crowds", look_and_count)
+            while len(looks) < 3:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        assert caplog.text.count("too many for its places") == 1
+
+    play(story)
+
+
+@pytest.mark.parametrize("server", [checkpointing, flushing])
+def test_too_many_exports_for_any_checkpoint_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: Any
+) -> None:
+    """Without a journal nobody said why none stands."""
+    monkeypatch.setattr(checkpoints_module, "MOST_EXPORTS", 1)
+    monkeypatch.setattr(checkpoints_module, "MOST_COPIED", 2)
+
+    async def story() -> None:
+        for directory, exports in (("few", 2), ("many", 3)):
+            declared = tuple(ExportConfig(name=f"disk{number}", size_bytes=MIB) for number in range(exports))
+            async with server(tmp_path / directory, exports=declared) as service:
+                of(service)._tell_crowds()
+                of(service)._tell_crowds()
+                assert caplog.text.count("3 exports; of more than 2 no checkpoint") == (exports == 3)
+        assert caplog.text.count("too many for its places") == (server is flushing), "of three more is said"
 
     play(story)

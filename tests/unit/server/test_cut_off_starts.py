@@ -1,9 +1,11 @@
-"""Starts that end before they have brought back what checkpoints hold: the next one does."""
+"""Starts that end before they have brought back what checkpoints hold: the next one does. And those whose state
+directory has lost its pools, and remembers something."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from shutil import copy
 
 import pytest
 
@@ -11,6 +13,7 @@ from nbdzram.errors import UserError
 from nbdzram.server import restore as restore_module
 from nbdzram.server.replay import apply_all
 from nbdzram.server.service import Service
+from nbdzram.server.state import FILE_NAME
 from nbdzram.stream.journal import Group
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
@@ -90,5 +93,34 @@ def test_a_start_that_is_told_to_stop_applies_no_further_group(tmp_path: Path, m
         assert len(applied) == 1
         async with flushing(left, begun=False) as service:
             assert whole(disk(service))[: 3 * BLOCK] == text(0) + text(1) + text(2)
+
+    play(story)
+
+
+@pytest.mark.parametrize("remembered", ["older", "newer"])
+def test_pools_of_a_checkpoint_are_known_though_the_state_directory_remembers_others(
+    tmp_path: Path, remembered: str
+) -> None:
+    """As of a backup, or where a pool was removed behind the checkpoint, and the others' files are damaged and moved
+    away: no server started."""
+
+    async def story() -> None:
+        kept, state, left = tmp_path / "kept", tmp_path / "state", tmp_path / "again"
+        left.mkdir()
+        async with checkpointing(kept, state_dir=state) as service:
+            copy(state / FILE_NAME, left)
+            await asked(service, "pools.add", name="fast")
+            await asked(service, "exports.add", name="other", size_bytes=MIB, pool="fast", allow_addresses=["10.0.0.1"])
+            disk(service, "other").write(0, text(1))
+            await of(service).take()
+            if remembered == "newer":
+                await asked(service, "exports.remove", name="other", force=True)
+                await asked(service, "pools.remove", name="fast")
+                copy(state / FILE_NAME, left)
+            cut = as_the_power_left_it(kept, tmp_path / "left")
+        async with checkpointing(cut, state_dir=left) as service:
+            assert whole(disk(service, "other"))[:BLOCK] == text(1)
+            (other,) = (export for export in service._exports if export.name == "other")
+            assert other.access.admits == "listed"
 
     play(story)
