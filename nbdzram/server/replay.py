@@ -91,6 +91,23 @@ class Replay:
             raise StreamError(f"a group at byte {segment.end} is not what was written, and {lost} follow it")
 
 
+def require_nothing_flushed(directory: Path) -> None:
+    """No checkpoint is there, and a journal begins behind one. Raises JournalRefused where that went alone."""
+    for path in segments_in(directory).values():
+        try:
+            if _is_without_groups(Segment(path)):
+                continue
+            why = "has what was flushed behind a checkpoint, and none is there"
+        except OSError as error:
+            raise JournalRefused(f"cannot read the journal in {directory}: {error.strerror}") from error
+        except StreamError as error:
+            why = f"may have what was flushed, and no checkpoint is there: {error}"
+        raise JournalRefused(
+            f"the journal {path} {why}; put back the checkpoints, or move the journal away too to begin with empty "
+            "disks"
+        )
+
+
 def _is_without_groups(segment: Segment) -> bool:
     """None is whole, and none ever was."""
     return next(segment.groups(), None) is None and not segment.lost()

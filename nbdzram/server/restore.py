@@ -29,7 +29,7 @@ from nbdzram.server.chains import Checkpoint, chains, checkpoints_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
 from nbdzram.server.received import as_declared, place_in, received_record, valid_name
-from nbdzram.server.replay import Replay, apply_all
+from nbdzram.server.replay import Replay, apply_all, require_nothing_flushed
 from nbdzram.server.source import open_source
 from nbdzram.server.state import ExportRecord, Noted, State
 from nbdzram.server.together import reveal_together
@@ -112,10 +112,12 @@ class Restore:
 
         None: there is none, or the pools hold disks. A damaged one is told and passed over; where there are only such
         ones the server does not start, as it would begin with empty disks. Nor does it where a later version wrote the
-        newest.
+        newest, or a journal is there alone.
         """
         known = checkpoints_in(directory)
         if not known:
+            if not any(pool.disks() for pool in self._pools.values()):
+                require_nothing_flushed(directory)
             self._remember_what_was_said()
             return None
         if not self._are_empty(directory):
@@ -140,8 +142,8 @@ class Restore:
             log.info("%s restored from the checkpoint of %s, %s", told, taken, chain[-1].path.name)
             return begun
         raise UserError(
-            f"no checkpoint in {directory} can be used: {refused}; repair them, or move them away to begin with empty "
-            "disks"
+            f"no checkpoint in {directory} can be used: {refused}; repair them, or move them away, and a journal, to "
+            "begin with empty disks"
         )
 
     def from_what_was_served(self, reached: Reached | None) -> Begun:

@@ -323,3 +323,32 @@ def test_a_disk_that_loses_a_group_between_two_looks_puts_no_older_checkpoint_in
         assert (await begun_from(left))[:BLOCK] == text(1)
 
     play(story)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_journal_whose_checkpoints_were_moved_away_alone_is_not_begun_without(
+    tmp_path: Path, is_damaged: bool
+) -> None:
+    """The server began with empty disks, and the journal went once a checkpoint of these stood."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            disk(service).write(0, text(1))
+            empty = as_the_power_left_it(tmp_path / "kept", tmp_path / "empty")
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        away = tmp_path / "away"
+        away.mkdir()
+        for directory in (empty, left):
+            for path in directory.glob("*.stream"):
+                shutil.move(path, away / f"{directory.name} {path.name}")
+        (path,) = left.glob("*.journal")
+        if is_damaged:
+            path.write_bytes(bytes(HEAD_BYTES) + path.read_bytes()[HEAD_BYTES:])
+        with pytest.raises(UserError, match="put back the checkpoints, or move the journal away too"):
+            await begun_from(left)
+        shutil.move(path, away)
+        for directory in (empty, left):
+            assert await begun_from(directory) == bytes(4 * MIB)
+
+    play(story)
