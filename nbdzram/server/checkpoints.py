@@ -477,7 +477,8 @@ class Checkpoints:
             )
         for left in self._directory.glob("[0-9]*.new"):  # of one that failed, where it could not be removed then
             with contextlib.suppress(OSError):
-                left.unlink()
+                if left.is_file():  # nothing else is ours
+                    left.unlink()
         missing = [one.path.name for one in self._chain if one.number not in known]
         if missing:
             log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)
