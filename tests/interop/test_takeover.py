@@ -203,7 +203,14 @@ def test_disks_in_memory_go_over_with_all_that_was_changed_at_run_time(tmp_path:
     line.last.stop()
 
 
+def attached(line: Line) -> set[int]:
+    with ControlClient(line.control) as control:
+        return {client.number for client in control.clients()}
+
+
 def told(line: Line) -> dict[str, Any]:
+    """What the server says, once it has seen that all clients but the first have left."""
+    line.last.wait_until(lambda: attached(line) <= {1}, START_SECONDS)
     with ControlClient(line.control) as control:
         status, clients = control.status(), control.clients()
     return {

@@ -536,8 +536,9 @@ def test_a_clone_of_what_cannot_be_read_is_in_nobodys_way_behind_a_start(
             with pytest.raises(OSError, match="the journal in"):
                 await journal(service).synced()
             platter.error = 0
-            disk(service).write(0, noise(2))
-            spoil_disk(tmp_path, service, *ROOT)
+            async with of(service)._turn:  # no checkpoint is under way, which would have what is spoilt now as it was
+                disk(service).write(0, noise(2))
+                spoil_disk(tmp_path, service, *ROOT)
             await service.changes.copy_export("disk", "clone", read_only=False)
             disk(service, "other").write(0, text(1))
             monkeypatch.setattr(checkpoints_module, "_write_all", write_all)
