@@ -104,7 +104,8 @@ class Reload:
                 except UserError as error:  # the next reload tries it again
                     self._changes.declare(old)
                     left = "; ".join([says async for says in _undo(steps[:index])]) or "nothing"
-                    raise UserError(f"{f'{step.says}: ' * bool(step.says)}{error}; changed is {left}") from error
+                    what = f"{step.says}: {error}" if step.says else str(error)
+                    raise UserError(f"{what}; changed is {left}") from error
             changed = [step.says for step in steps if step.says]
             self.config = new
             self._nbd.adopt(new, certificates)
