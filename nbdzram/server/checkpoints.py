@@ -46,10 +46,10 @@ from nbdzram.server.chains import (
     segments_in,
     sync_directory,
 )
-from nbdzram.server.claim import Claim
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
 from nbdzram.server.moments import Moment, Moments, Reached
+from nbdzram.server.place import Place
 from nbdzram.server.pools import PoolService
 from nbdzram.server.restore import Begun
 from nbdzram.server.segments import forget_journal
@@ -57,7 +57,6 @@ from nbdzram.server.settling import Settling
 from nbdzram.server.state import Noted, Remembered, State
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
-from nbdzram.stream.reading import identity_of
 from nbdzram.stream.sending import Progress, send
 
 LONGEST_CHAIN = 64
@@ -88,14 +87,11 @@ class Checkpoints:
         self._last: Moment | None = None  # what the next one tells its changes from
         self._chain: list[Checkpoint] = []
         self._chain_bytes: list[int] = []
-        self._wrote = b""  # the identity of the last
-        self._claim: Claim | None = None
         self._found = 0  # the number of the newest checkpoint in the directory
         self._found_journal = False  # one that a start would read, and of which this server knows nothing
         self._beside_state = False  # the directory is a state directory too, which has a changes.json of its own
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
-        self._strange: set[str] = set()  # files of another directory there now, from which this server did not begin
         self._crowded: set[str] = set()  # pools that were told to have too many exports for a journal
         self._overfull: set[str] = set()  # those that were told to have too many for a checkpoint
         self._gave_way = False  # the last one did; used on the thread, one after another
@@ -106,12 +102,13 @@ class Checkpoints:
         self.journal: Journal | None = None
         """What FLUSH of the durable pools waits for."""
         self.reached: Reached | None = None
+        self.place = Place(config.directory)
         self.settling: Settling | None = None
         """What the answer to an administrator waits for; None where a state directory remembers, in the same place."""
         if config.directory is not None:
             if durable:
                 self.journal = Journal(config.directory, self._journal_moments, durable)
-            self.settling = Settling(config.directory, exports, self.journal, self._require_directory)
+            self.settling = Settling(config.directory, exports, self.journal, self.place.require_ours)
 
     @property
     def _directory(self) -> Path:
@@ -124,10 +121,6 @@ class Checkpoints:
         if self._status is None or self._writing is None:
             return self._status
         return replace(self._status, written_share=self._writing.share)
-
-    def have(self, claim: Claim | None) -> None:
-        """It is ours to release from now on."""
-        self._claim = claim
 
     def prepare(self, state_dir: Path | None) -> None:
         """Make the directory usable. Raises UserError."""
@@ -148,11 +141,7 @@ class Checkpoints:
                 "its own there; name another for the checkpoints"
             )
         try:
-            assert self._claim is not None
-            was_read = self._claim.is_held
-            if self._claim.take() and was_read:
-                raise UserError(f"{self._directory} is another directory than a moment before; start it again")
-            self._require_writable()
+            self.place.prepare()
             known = checkpoints_in(self._directory)
             self._found = max(known, default=0)
             if self.journal is None:
@@ -172,32 +161,14 @@ class Checkpoints:
                 "write"
             ) from error
 
-    def _require_writable(self) -> None:
-        """Raises UserError. One that is full is no reason not to start: room can be made."""
-        if not os.access(self._directory, os.W_OK | os.X_OK):
-            raise UserError(
-                f"cannot keep checkpoints in {self._directory}: it may not be written by user {os.geteuid()}, or its "
-                "file system is read-only; give it to that user, mount it writable, or name another"
-            )
-
     async def go_on_from(self, begun: Begun) -> None:
         """The exports are those, and nobody may change them yet."""
         if self.journal is None or begun.goes_on is None:
             return
-        if self._has_directory():
+        if self.place.may_be_ours:
             await self.journal.go_on_from(begun.goes_on)
         else:  # whose it is writes there
             await self._journal_moments.release(begun.goes_on.moment)
-
-    def _has_directory(self) -> bool:
-        return self._claim is not None and self._claim.is_held
-
-    def _require_directory(self) -> None:
-        """Raises OSError: what is there is not ours to write to. Blocks."""
-        if self._claim is None or not self._claim.is_held:
-            raise OSError(errno.EBUSY, "another server has their directory")
-        if self._strange or not self._claim.has_what_is_there():
-            raise OSError(errno.ESTALE, "another directory is there than it was")
 
     def start(self, begun: Begun, memory: State, noted: Noted) -> None:
         """`begun`: what the server began from; memory, noted: see Settling.begin."""
@@ -269,7 +240,7 @@ class Checkpoints:
             await self.journal.close()
         self._moments.close()
         self._journal_moments.close()
-        self.release()
+        self.place.release()
 
     async def give_up(self) -> None:
         """Of a start that failed: the pools are open, and nobody serves them."""
@@ -277,12 +248,7 @@ class Checkpoints:
             if self.journal is not None:
                 await self.journal.close()
         self._journal_moments.close()
-        self.release()
-
-    def release(self) -> None:
-        """Another server may have the directory."""
-        if self._claim is not None:
-            self._claim.release()
+        self.place.release()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -461,20 +427,7 @@ class Checkpoints:
 
     def _look(self) -> tuple[int, bool]:
         """On the thread: the number of the next one, and whether the files that it would go on from are all there."""
-        assert self._claim is not None
-        is_another = self._claim.take()
-        known, segments = checkpoints_in(self._directory), segments_in(self._directory)
-        there = {path.name for path in (*(one.path for one in known.values()), *segments.values())}
-        if is_another:
-            log.warning("%s is another directory than it was; the next checkpoint is a whole one", self._directory)
-            self._strange = set() if self._claim.came_back or self._is_ours(known) else there
-        self._strange &= there
-        if self._strange:
-            raise UserError(
-                f"{self._directory} is another directory than it was, and this server did not begin from what lies "
-                f"there ({min(self._strange)}), which would go in time; start it again to begin from that, or move "
-                "that away"
-            )
+        known = self.place.look()
         for left in self._directory.glob("[0-9]*.new"):  # of one that failed, where it could not be removed then
             with contextlib.suppress(OSError):
                 if left.is_file():  # nothing else is ours
@@ -483,11 +436,6 @@ class Checkpoints:
         if missing:
             log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)
         return max([next_number(self._directory), *[one.number + 1 for one in self._chain]]), not missing
-
-    def _is_ours(self, known: Mapping[int, Checkpoint]) -> bool:
-        """On the thread: whether these are a copy of what this server wrote."""
-        newest = known.get(max(known, default=0))
-        return newest is not None and self._wrote != b"" and identity_of(newest.path) == self._wrote
 
     def _forget_journal(self, number: int) -> None:
         """On the thread: of a server before this one, whose FLUSH waited for it."""
@@ -524,7 +472,7 @@ class Checkpoints:
             self._chain, self._chain_bytes, self._goes_on_to = [], [], 0
         self._chain.append(Checkpoint(number, since, path))
         self._chain_bytes.append(progress.bytes_written)
-        self._wrote = taken.identity
+        self.place.wrote = taken.identity
         if whole:
             try:
                 self._forget(known)

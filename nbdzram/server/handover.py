@@ -51,7 +51,7 @@ from nbdzram.receive import receive_exactly
 from nbdzram.server.counts import ExportCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.moments import Reached
-from nbdzram.server.state import Kept, Remembered
+from nbdzram.server.state import Kept, remembered_from
 from nbdzram.server.steadily import steadily
 from nbdzram.server.tls import TlsFiles
 from nbdzram.status import HistorySample, from_json, to_json
@@ -256,7 +256,7 @@ class Handover:
         handed = cls(
             clients=[Client.of(one, next(given)) for one in text["clients"]],
             kept=Kept(
-                from_json(Remembered, text["remembered"], "the other server"),
+                remembered_from(text["remembered"], "the other server"),
                 {str(name): next(given) for name in text["arenas"]},
                 files={str(pool): (int(device), int(inode)) for pool, (device, inode) in text.get("files", {}).items()},
             ),

@@ -92,6 +92,9 @@ class Restore:
         self._remembered: Mapping[str, ExportRecord] = self._noted.exports
         self._for_a_journal = for_a_journal
         self._told_to_stop = told_to_stop or Event()
+        removed = [record.removed for record in state.changes.exports.values()]
+        self.outlived = any(pool.disks() for pool in pools.values()) or (bool(removed) and all(removed))
+        """The pools have what a server before had in them, be it nothing: nothing comes."""
 
     def from_file(self, path: Path) -> None:
         """All that the stream in a file holds, or nothing; what is declared of its exports holds, not what it says,

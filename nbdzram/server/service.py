@@ -136,7 +136,7 @@ class Service:
         opening = self._opening or Opening(config, self._handed.kept)
         opened = await opening.opened()
         self._state, pools = opened.state, opened.pools
-        self._checkpoints.have(opened.claim)
+        self._checkpoints.place.have(opened.claim)
         try:
             for name, pool in pools.items():
                 before = self._handed.counted.pools.get(name, NOTHING)
@@ -146,7 +146,7 @@ class Service:
             if self._handed.was_served and not self._handed.comes_back:  # clients wait, and an image takes minutes
                 require_loaded(config.exports, pools, opened.state)
             await asyncio.to_thread(self._headroom.start)
-            await self._prepare_checkpoints()
+            await self._with_checkpoints(partial(self._checkpoints.prepare, config.state_dir))
             for_a_journal = self._checkpoints.journal is not None
             restore = Restore(
                 config.exports,
@@ -156,6 +156,8 @@ class Service:
                 for_a_journal=for_a_journal,
                 told_to_stop=self.told_to_stop,
             )
+            belong = partial(self._checkpoints.place.belong, opened.state, opened.known)
+            await self._with_checkpoints(partial(belong, outlived=restore.outlived or self._handed.was_served))
             begun = await asyncio.to_thread(self._restore, restore)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())
@@ -175,9 +177,10 @@ class Service:
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
 
-    async def _prepare_checkpoints(self) -> None:
+    async def _with_checkpoints(self, step: Callable[[], None]) -> None:
+        """A step of the start. Raises UserError, but where clients came back to us."""
         try:
-            await asyncio.to_thread(self._checkpoints.prepare, self._config.state_dir)
+            await asyncio.to_thread(step)
         except UserError as error:
             if not self._handed.comes_back:
                 raise

@@ -100,8 +100,6 @@ class Settling:
     async def precede(self) -> None:
         """A checkpoint is to stand: what was said is there, and the pools that a start found. Raises OSError."""
         found = await asyncio.to_thread(self._found)
-        if found is None and self._file is None and not self._noted.pools:
-            return  # nothing was noted here, so that nothing there is older
         told = self._to_note(self._memory.changes, less_room=False)
         if found is None or found != self._file or told != self._noted:
             await self._replace(told)
@@ -186,6 +184,7 @@ class Settling:
             exports=changes.exports,
             pools=pools,
             former=changes.former,
+            kept_in=changes.kept_in,
             went=went,
             went_since=self._stands if went else 0,
         )

@@ -90,11 +90,13 @@ class Remembered:
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     pools: dict[str, PoolChange] = field(default_factory=dict)
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
+    kept_in: str = ""  # the identity of the directory that has their checkpoints (place.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted(Remembered):
-    """What lies beside checkpoints: that, and what a checkpoint may bring back though it went since."""
+    """What lies beside checkpoints: that, with the directory's own identity, and what one may bring back though it went
+    since."""
 
     went: dict[str, ExportRecord] = field(default_factory=dict)  # disks by the names that the checkpoint has for them
     went_since: int = 0  # its number; a later one has them no more
@@ -147,6 +149,13 @@ def noted_in(directory: Path) -> Noted:
 def note_in(directory: Path, changes: Remembered) -> None:
     """What a directory remembers, replaced and synced. Raises OSError, and then it is what it was."""
     _replace(directory / FILE_NAME, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
+
+
+def remembered_from(payload: object, source: str) -> Remembered:
+    """What another process remembers, be it of a version before. Raises UserError, which names the source."""
+    if isinstance(payload, dict):
+        _add_what_came_later(payload)
+    return from_json(Remembered, payload, source)
 
 
 class State:
@@ -342,6 +351,11 @@ class State:
         if (exports, former) != (self.changes.exports, self.changes.former):
             self._save(dataclasses.replace(self.changes, exports=dict(exports), former=former))
 
+    def remember_kept_in(self, identity: str) -> None:
+        """Note durably which directory of checkpoints has the disks. Raises UserError, and then nothing is noted."""
+        if identity != self.changes.kept_in:
+            self._save(dataclasses.replace(self.changes, kept_in=identity))
+
     def remember_pool(self, name: str, change: PoolChange | None) -> None:
         """The same for a pool. Raises UserError."""
         pools = {other: kept for other, kept in self.changes.pools.items() if other != name}
@@ -427,6 +441,7 @@ def _add_unknown_rules(payload: dict[str, Any]) -> None:
 def _add_what_came_later(payload: dict[str, Any]) -> None:
     """Of format 2, what its first writers did not know."""
     payload.setdefault("former", {})
+    payload.setdefault("kept_in", "")
     payload.setdefault("went", {})
     payload.setdefault("went_since", 0)
     pools = payload.get("pools")

@@ -132,8 +132,14 @@ def test_a_file_has_its_name_once_it_is_durable(tmp_path: Path, monkeypatch: pyt
             done = note_syncs(monkeypatch)
             await of(service).take()
             monkeypatch.undo()
-            fresh = "00000001-full.new"
-            assert done[:3] == [f"sync {fresh}", f"rename {fresh} 00000001-full.stream", f"sync {tmp_path.name}"]
+            fresh, place = "00000001-full.new", f"sync {tmp_path.name}"
+            assert done[:5] == [
+                "sync changes.new",
+                place,
+                f"sync {fresh}",
+                f"rename {fresh} 00000001-full.stream",
+                place,
+            ]
 
     play(story)
 
@@ -459,7 +465,9 @@ def test_what_could_not_be_removed_when_it_failed_is_in_nobodys_way(tmp_path: Pa
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anything
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != tmp_path or not mode & os.W_OK
+    )  # root may write anything
 
     async def story() -> None:
         async with checkpointing(tmp_path):

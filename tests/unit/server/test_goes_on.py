@@ -16,6 +16,7 @@ import pytest
 from nbdzram.config import CheckpointConfig, ExportConfig, UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.machine import Machine
+from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import segments
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.claim import Claim
@@ -346,8 +347,6 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
 ) -> None:
     async def story() -> None:
         kept, other = tmp_path / "kept", tmp_path / "other"
-        async with flushing(other) as service:
-            await journal(service).synced()
         service = Service(flushing_config(kept, unix=listening(tmp_path)))
         await service.start()
         await service.changes.add_export("gone", MIB, **ADDED)
@@ -365,8 +364,8 @@ def test_behind_a_takeover_the_journal_goes_on_where_nobody_else_was(
         monkeypatch.setattr(of(service), "finish", write_behind_it)
         gate = Gate(monkeypatch)
         if where == "where somebody else was":
-            close = of(service).release
-            monkeypatch.setattr(of(service), "release", lambda: (close(), shutil.copy(*newest(kept))))
+            close = of(service).place.release
+            monkeypatch.setattr(of(service).place, "release", lambda: (close(), shutil.copy(*newest(kept))))
         following = await successor(service, other if where == "another one" else kept)
         await following.listen()
         disk(following).write(2 * BLOCK, noise(2))
@@ -449,6 +448,7 @@ def test_a_first_checkpoint_for_which_there_is_no_room_leaves_the_journal_what_t
     async def story() -> None:
         left = await left_behind(tmp_path)
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=0, f_frsize=BLOCK))
+        monkeypatch.setattr(checkpoints_module, "AGAIN_SECONDS", NEVER)
         platter = Platter(monkeypatch)
         async with flushing(left, begun=False) as service:
             await of(service).take()

@@ -397,6 +397,13 @@ def test_what_the_lies_are_told_of_would_be_taken() -> None:
     os.close(arena)
 
 
+def test_what_a_version_before_remembers_is_taken() -> None:
+    """It does not know in which directory the disks are kept; nor whom those admitted that are gone."""
+    remembered = {"format": 2, "exports": {}, "pools": {}}
+    handed = told(lie_about(json.dumps({**TRUTH, "arenas": [], "remembered": remembered})), descriptors=0)
+    assert handed.kept.remembered == Remembered()
+
+
 def test_of_a_text_without_end_nothing_stays() -> None:
     with pytest.raises(UserError, match="did not give away its connections"):
         told(lie_about("[" * 100_000), descriptors=1)

@@ -96,7 +96,7 @@ def test_nothing_is_noted_in_a_directory_that_another_server_has(tmp_path: Path)
         async with checkpointing(tmp_path / "kept") as service:
             await of(service).take()
             before = remembered_in(tmp_path / "kept")
-            of(service).release()
+            of(service).place.release()
             with pytest.raises(UserError, match=r"it is done, .*: another server has their directory; .* undone$"):
                 await asked(service, "exports.change", name="disk", **CHANGED)
             assert service._exports.get("disk").read_only

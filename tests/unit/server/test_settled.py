@@ -15,8 +15,8 @@ import pytest
 from nbdzram.config import ExportConfig
 from nbdzram.errors import UserError
 from nbdzram.server import settling
-from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.journal import Journal
+from nbdzram.server.place import Place
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, Remembered, note_in, remembered_in
 from tests.unit.engine.blocks import BLOCK, noise, text
@@ -341,7 +341,7 @@ def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
     """Who asked for it waits no longer; behind the end the directory is another server's."""
     reached, opened = threading.Event(), threading.Event()
     order: list[str] = []
-    let_go = Checkpoints.release
+    let_go = Place.release
 
     def slow(directory: Path, changes: Remembered) -> None:
         reached.set()
@@ -349,9 +349,9 @@ def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
         note_in(directory, changes)
         order.append("noted")
 
-    def release(checkpoints: Checkpoints) -> None:
+    def release(place: Place) -> None:
         order.append("let go")
-        let_go(checkpoints)
+        let_go(place)
 
     async def open_late() -> None:
         for _ in range(1000):  # the end comes as far as it can while the note stands
@@ -364,7 +364,7 @@ def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
         async with flushing(tmp_path / "kept") as service:
             monkeypatch.setattr(settling, "note_in", slow)
             await ask_and_go_away(service, reached)
-            monkeypatch.setattr(Checkpoints, "release", release)
+            monkeypatch.setattr(Place, "release", release)
             late = asyncio.ensure_future(open_late())
             await of(service).stop(last=False)  # as in a takeover; a last one would wait for its own note
             await late

@@ -1,0 +1,143 @@
+"""The directory of checkpoints: whose it is, and whether what lies there may go.
+
+One server has it at a time (claim.py). And it has the checkpoints of the same disks for as long as these live: they may
+outlive the server, in a state directory or with whoever keeps their memory, and a start may find other checkpoints
+than theirs at the path, where paths were mixed up, or another disk is mounted. Taken for old ones of these disks, they
+would go in time. So the directory has an identity, in its changes.json, and what is remembered of the disks knows it
+(Remembered.kept_in): first that, before a disk comes from there; then the directory, before a checkpoint stands in it.
+Of a directory without one, which an older version wrote, nobody can tell.
+
+What comes to the path while the server runs, as a file system that is mounted late, is looked at anew before each
+checkpoint. While it has files of others nothing is written there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from nbdzram.errors import UserError
+from nbdzram.server.chains import Checkpoint, checkpoints_in, segments_in
+from nbdzram.server.claim import Claim
+from nbdzram.server.state import Noted, State, noted_in
+from nbdzram.stream.reading import identity_of
+
+IDENTITY_BYTES = 8
+
+log = logging.getLogger("nbdzram.server")
+
+
+class Place:
+    """Of one server. Its methods block."""
+
+    def __init__(self, directory: Path | None) -> None:
+        """None: no checkpoints are kept, and there is nothing to have."""
+        self.wrote = b""
+        """The identity of the last checkpoint that this server wrote."""
+        self._path = directory
+        self._claim: Claim | None = None
+        self._kept_in = ""  # the identity that the directory has, or is to have
+        self._others: set[str] = set()  # files that are there now, and none of ours
+
+    @property
+    def _directory(self) -> Path:
+        assert self._path is not None
+        return self._path
+
+    def have(self, claim: Claim | None) -> None:
+        """It is ours to release from now on."""
+        self._claim = claim
+
+    def release(self) -> None:
+        """Another server may have the directory."""
+        if self._claim is not None:
+            self._claim.release()
+
+    def prepare(self) -> None:
+        """Have it, and be able to write there. Raises UserError, OSError."""
+        assert self._claim is not None
+        was_read = self._claim.is_held
+        if self._claim.take() and was_read:
+            raise UserError(f"{self._directory} is another directory than a moment before; start it again")
+        if not os.access(self._directory, os.W_OK | os.X_OK):  # one that is full is no reason not to start
+            raise UserError(
+                f"cannot keep checkpoints in {self._directory}: it may not be written by user {os.geteuid()}, or its "
+                "file system is read-only; give it to that user, mount it writable, or name another"
+            )
+
+    def belong(self, state: State, noted: Noted, *, outlived: bool) -> None:
+        """From now on the disks that `state` remembers are kept here, where that is `noted`; none came yet.
+
+        outlived: and none will, of what is here. Raises UserError: that is kept for other disks; nothing is written
+        here then.
+        """
+        self._kept_in = state.changes.kept_in
+        if not self._is_held:
+            return
+        there = _names_of(checkpoints_in(self._directory), segments_in(self._directory))
+        if outlived and there and noted.kept_in not in ("", self._kept_in):
+            self._others = there
+            raise UserError(
+                f"{self._directory} has the checkpoints of other disks than those of this server ({max(there)}), and "
+                "they would go in time; name the directory that has its own, or move what lies there away, and new "
+                "ones are made at once"
+            )
+        # Where disks begin empty, what was theirs may come late, as where it is not mounted yet: that is not this one.
+        known = (noted.kept_in if there else "") or (self._kept_in if outlived else "")
+        self._kept_in = known or os.urandom(IDENTITY_BYTES).hex()
+        state.remember_kept_in(self._kept_in)
+
+    @property
+    def may_be_ours(self) -> bool:
+        """Nothing of others was seen there."""
+        return self._is_held and not self._others
+
+    def require_ours(self) -> None:
+        """Raises OSError: what is there is not ours to write to."""
+        if self._claim is None or not self._claim.is_held:
+            raise OSError(errno.EBUSY, "another server has their directory")
+        if self._others or not self._claim.has_what_is_there():
+            raise OSError(errno.ESTALE, "another directory is there than it was")
+
+    def look(self) -> dict[int, Checkpoint]:
+        """What is there now, by numbers. Raises UserError: checkpoints of others, or another server has it; OSError."""
+        assert self._claim is not None
+        is_another = self._claim.take()
+        known = checkpoints_in(self._directory)
+        there = _names_of(known, segments_in(self._directory))
+        if is_another:
+            log.warning("%s is another directory than it was; the next checkpoint is a whole one", self._directory)
+            self._others = set() if self._is_ours(known, came_back=self._claim.came_back) else there
+        self._others &= there
+        if self._others:
+            raise UserError(
+                f"{self._directory} is another directory than it was, and this server did not begin from what lies "
+                f"there ({min(self._others)}), which would go in time; start it again to begin from that, or move "
+                "that away"
+            )
+        return known
+
+    @property
+    def _is_held(self) -> bool:
+        return self._claim is not None and self._claim.is_held
+
+    def _is_ours(self, known: Mapping[int, Checkpoint], *, came_back: bool) -> bool:
+        """Whether these are what this server wrote, or a copy."""
+        try:
+            theirs = noted_in(self._directory).kept_in
+        except (OSError, UserError):
+            theirs = ""
+        if theirs not in ("", self._kept_in):
+            return False
+        if came_back:
+            return True
+        newest = known.get(max(known, default=0))
+        return newest is not None and self.wrote != b"" and identity_of(newest.path) == self.wrote
+
+
+def _names_of(checkpoints: Mapping[int, Checkpoint], segments: Mapping[int, Path]) -> set[str]:
+    """Of all files that a start would read."""
+    return {path.name for path in (*(one.path for one in checkpoints.values()), *segments.values())}
