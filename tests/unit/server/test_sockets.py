@@ -181,13 +181,20 @@ def test_a_descriptor_of_an_arena_that_is_not_there_is_one_sentence() -> None:
 
 def test_an_ipv6_socket_leaves_ipv4_to_others() -> None:
     """Or 0.0.0.0 beside :: would be an address in use."""
-    try:
-        (listener,) = open_tcp(TcpAddress(host="::", port=0))
-    except UserError:
-        pytest.skip("no IPv6 here")
-    with listener, socket.socket(socket.AF_INET) as other:
-        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
-        other.bind(("0.0.0.0", listener.getsockname()[1]))
+    for _ in range(10):  # programs beside this one may have some of the ports, and none has all of them
+        try:
+            (listener,) = open_tcp(TcpAddress(host="::", port=0))
+        except UserError:
+            pytest.skip("no IPv6 here")
+        with listener, socket.socket(socket.AF_INET) as other:
+            assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+            try:
+                other.bind(("0.0.0.0", listener.getsockname()[1]))
+            except OSError as error:
+                assert error.errno == errno.EADDRINUSE
+            else:
+                return
+    raise AssertionError("no port is left to IPv4")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
