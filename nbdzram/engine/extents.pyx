@@ -36,7 +36,8 @@ from nbdzram.errors import EngineError
 
 
 cdef list list_extents(Blocks disk, uint64_t offset, uint64_t length, size_t limit, uint32_t mask):
-    """The first `limit` extents of a range inside the export: pairs of length in bytes and bits. Raises EngineError."""
+    """The first `limit` extents of a range inside the export: pairs of length in bytes and bits. One at least, or else
+    who goes on behind the last would not come on. Raises EngineError, MemoryError."""
     cdef Runs runs
     cdef Twins twins
     cdef uint64_t at = offset
@@ -61,6 +62,8 @@ cdef list list_extents(Blocks disk, uint64_t offset, uint64_t length, size_t lim
     try:
         if error:
             raise EngineError(f"cannot look at export {disk.name!r}: {disk._why_gone()}")
+        if runs.count == 0 and length:
+            raise MemoryError
         return [(runs.pairs[2 * index], runs.pairs[2 * index + 1]) for index in range(runs.count)]
     finally:
         free(runs.pairs)

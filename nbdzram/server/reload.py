@@ -86,6 +86,8 @@ class Reload:
         self._nbd = nbd
         self._lock = asyncio.Lock()
         self._settling: asyncio.Task[None] | None = None
+        self._soon: asyncio.Task[None] | None = None
+        self._asked = False  # since the last one began
 
     async def now(self) -> ReloadReport:
         """Read, judge, apply. Raises UserError; a ConfigError, and nothing was changed."""
@@ -124,7 +126,19 @@ class Reload:
                 restart=tuple(needs_restart(old, wanted)),
             )
 
-    async def now_and_tell(self) -> None:
+    def soon(self) -> None:
+        """Nobody waits for it. Asked again while one is under way, there is another: it may have read the file before
+        that was changed."""
+        self._asked = True
+        if self._soon is None or self._soon.done():
+            self._soon = asyncio.create_task(self._as_asked())
+
+    async def _as_asked(self) -> None:
+        while self._asked:
+            self._asked = False
+            await self._now_and_tell()
+
+    async def _now_and_tell(self) -> None:
         """The same where nobody waits for it: what came of it is logged, and outlives the power in a moment."""
         try:
             report = await self.now()

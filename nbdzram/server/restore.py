@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -198,7 +198,7 @@ class Restore:
                     if self._for_a_journal and groups.is_whole and number == newest:
                         behind = groups
                 received, goes_on = disks.under_their_names(behind)
-            _require_fits(self._pools, self._lowered())
+            _require_fits(self._pools, self._lowered(), self._require_no_end)
         except OSError as error:
             disks.discard()
             refusal = StreamError if error.errno == errno.EIO else UserError  # what its disk lost is as if damaged
@@ -220,9 +220,13 @@ class Restore:
     def _until_told_to_stop(self, groups: Iterable[Group]) -> Iterator[Group]:
         """Raises UserError then: there may be tens of thousands."""
         for group in groups:
-            if self._told_to_stop.is_set():
-                raise UserError(f"reading {group.path} was interrupted; nothing of it is kept")
+            self._require_no_end(f"reading {group.path}")
             yield group
+
+    def _require_no_end(self, act: str) -> None:
+        """Raises UserError: whoever ends the start does so in the middle of this."""
+        if self._told_to_stop.is_set():
+            raise UserError(f"{act} was interrupted; nothing of it is kept")
 
     def _remember_what_was_said(self) -> None:
         """No checkpoint stood yet when the power failed: what exports held is gone, and what was said of them holds for
@@ -315,7 +319,7 @@ def _room_to_arrive(pools: Mapping[str, Pool]) -> Iterator[None]:
             pool.mem_limit = limit
 
 
-def _require_fits(pools: Mapping[str, Pool], lowered: Container[str]) -> None:
+def _require_fits(pools: Mapping[str, Pool], lowered: Container[str], require_no_end: Callable[[str], None]) -> None:
     """Raises UserError: what came is not what a pool with this limit can have had, unless that was `lowered` since."""
     for name, pool in pools.items():
         limit = pool.mem_limit
@@ -323,7 +327,7 @@ def _require_fits(pools: Mapping[str, Pool], lowered: Container[str]) -> None:
             continue
         compaction = Compact(pool)
         while compaction.step():
-            pass
+            require_no_end(f"making what came fit the pool '{name}'")
         used = pool.stats().memory_used
         if used > limit + limit // FITS_SHARE and name not in lowered:
             raise UserError(

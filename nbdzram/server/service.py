@@ -119,7 +119,6 @@ class Service:
         self.taken_over = asyncio.Event()
         self.ends_with_a_command = False  # and cannot be taken over
         self.successor: socket.socket | None = None  # the process that takes over
-        self._reloading: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._started = 0.0
@@ -383,8 +382,7 @@ class Service:
     def hang_up(self) -> None:
         """SIGHUP: read certificates and configuration again, and log what came of it."""
         self._nbd.renew_certificates()
-        if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.create_task(self._reload.now_and_tell())
+        self._reload.soon()
 
     async def reload(self) -> ReloadReport:
         """Read the configuration again. Raises UserError; for an error in it, and nothing was changed."""

@@ -9,13 +9,16 @@ from shutil import copy
 
 import pytest
 
+from nbdzram.config import PoolConfig
+from nbdzram.engine.compact import Compact
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
 from nbdzram.server import restore as restore_module
 from nbdzram.server.replay import apply_all
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
 from nbdzram.stream.journal import Group
-from tests.unit.engine.blocks import BLOCK, text
+from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     MIB,
     as_the_power_left_it,
@@ -93,6 +96,44 @@ def test_a_start_that_is_told_to_stop_applies_no_further_group(tmp_path: Path, m
         assert len(applied) == 1
         async with flushing(left, begun=False) as service:
             assert whole(disk(service))[: 3 * BLOCK] == text(0) + text(1) + text(2)
+
+    play(story)
+
+
+def test_a_start_that_is_told_to_stop_moves_no_further_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came is compacted below its limit, which may take minutes."""
+    starting, steps = list[Service](), list[int]()
+    start = Service.start
+
+    async def noted(service: Service, *, listen: bool = True) -> None:
+        starting.append(service)
+        await start(service, listen=listen)
+
+    class Compacting:
+        def __init__(self, pool: Pool) -> None:
+            self.compaction = Compact(pool)
+
+        def step(self) -> bool:
+            steps.append(self.compaction.step())
+            starting[-1].told_to_stop.set()
+            return len(steps) < 10
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        with monkeypatch.context() as patch:
+            patch.setattr(Service, "start", noted)
+            patch.setattr(restore_module, "Compact", Compacting)
+            with pytest.raises(UserError, match="making what came fit the pool 'default' was interrupted; "):
+                async with checkpointing(left, pools=(PoolConfig(mem_limit=MIB),)):
+                    raise AssertionError
+        assert len(steps) == 1
+        async with checkpointing(left) as service:
+            assert whole(disk(service))[:BLOCK] == noise(0)
 
     play(story)
 

@@ -329,7 +329,7 @@ def test_what_a_reload_closed_for_which_nobody_waited_stays_closed_when_it_is_de
             for exports in ((closed,), ()):
                 reload._reread = partial(replace, service.config, exports=exports)
                 service.hang_up()
-                await cast("asyncio.Task[None]", service._reloading)
+                await cast("asyncio.Task[None]", reload._soon)
                 await cast("asyncio.Task[None]", reload._settling)
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         async with opened(left, exports=()) as service:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +127,35 @@ def test_who_takes_over_lets_nobody_keep_arenas_before_the_other_agrees(tmp_path
         await following.stop()
 
     uvloop.run(story())
+
+
+def test_who_hangs_up_while_a_reload_is_under_way_has_another_behind_it() -> None:
+    """The first one had read the file already: what was written since was not read before the next signal."""
+    config = ServerConfig(tcp=(), unix=())
+    begun, may_end = threading.Event(), threading.Event()
+    read = 0
+
+    def reread() -> ServerConfig:
+        nonlocal read
+        read += 1
+        begun.set()
+        assert may_end.wait(60)
+        return dataclasses.replace(config, exports=(ExportConfig(name=f"v{read}", size_bytes=MIB),))
+
+    async def story() -> list[str]:
+        service = Service(config, reread)
+        await service.start(listen=False)
+        try:
+            service.hang_up()
+            await asyncio.to_thread(begun.wait, 60)
+            service.hang_up()
+            service.hang_up()  # both are answered by the one behind
+            may_end.set()
+            assert service._reload._soon is not None
+            await service._reload._soon
+            return sorted(export.name for export in service._exports)
+        finally:
+            await service.stop()
+
+    assert uvloop.run(story()) == ["v1", "v2"]
+    assert read == 2
