@@ -193,12 +193,58 @@ JSON_COMMANDS = (
     ("`nbdzram stat --json -o LIST`", "`schema` and `rows`: the columns as keys, in lower case, `-` as `_`"),
     ("`nbdzram stat --json --watch SECONDS`", "either of them again and again, one line each"),
     ("`nbdzram top --json`", "a line at each look: `rates` a second, `pools` with their `queue`, `exports`"),
-    ("`nbdzram runs --json`", "a list of [RunStatus](control.md#runstatus)"),
-    ("`nbdzram exports list --json`", "a list of [ExportStatus](control.md#exportstatus)"),
-    ("`nbdzram pools list --json`", "a list of [PoolStatus](control.md#poolstatus)"),
-    ("`nbdzram fold --json` and its kin", "a list of [RunReport](control.md#runreport), one a pool"),
+    ("`nbdzram exports --json`, `exports list`, `ls`", "a list of [ExportStatus](control.md#exportstatus)"),
+    (
+        "`nbdzram exports add --json`, `exports change`, `exports resize`, `exports rollback`, `clone`, `snapshot`",
+        "an [ExportStatus](control.md#exportstatus); of `snapshot --all` a list",
+    ),
+    ("`nbdzram exports reset --json`", "an [ExportStatus](control.md#exportstatus); of several a list"),
+    ("`nbdzram exports rename --json`", "an [ExportRenaming](control.md#exportrenaming)"),
+    (
+        "`nbdzram exports remove --json`, `rm`, `pools remove`",
+        "`removed`: the name; of several a list of such objects",
+    ),
+    (
+        "`nbdzram exports remove --json`, `exports reset`, `exports resize`, `exports rollback`, with `--dry-run`",
+        "a list of [ExportLoss](control.md#exportloss), of one as well",
+    ),
+    ("`nbdzram pools --json`, `pools list`", "a list of [PoolStatus](control.md#poolstatus)"),
+    (
+        "`nbdzram pools add --json`, `pools limit`, `pools dedup`, `pools verify`, `pools tell-sharing`",
+        "a [PoolStatus](control.md#poolstatus)",
+    ),
+    ("`nbdzram clients --json`, `clients list`", "a list of [ClientStatus](control.md#clientstatus)"),
+    ("`nbdzram clients disconnect --json`", "a list of objects with `disconnected`: the number"),
+    (
+        "`nbdzram fold --json`, `compact`, `recompress`, `check`",
+        "a list of [RunReport](control.md#runreport), one a pool",
+    ),
+    (
+        "`nbdzram check --salvage FILE --json`",
+        (
+            "`exports`: names; `blocks`, `stream_bytes`; `lost`: `export`, `first`, `count`; `lost_exports`: how many; "
+            "`lost_pools`: each with the reason; `notes`"
+        ),
+    ),
+    ("`nbdzram runs --json`, `runs list`", "a list of [RunStatus](control.md#runstatus)"),
+    (
+        "`nbdzram runs cancel --json`, `runs pause`, `runs resume`",
+        "a list of [RunStatus](control.md#runstatus), of one as well",
+    ),
+    ("`nbdzram reload --json`", "a [ReloadReport](control.md#reloadreport)"),
     ("`nbdzram send --json`", "a [SendReport](control.md#sendreport), on standard error"),
     ("`nbdzram receive --json`", "a [ReceiveReport](control.md#receivereport)"),
+    ("`nbdzram streams --json`, `streams list`", "a list of [StreamStatus](control.md#streamstatus)"),
+    ("`nbdzram streams abandon --json`", "a list of objects with `abandoned`: the name"),
+    ("`nbdzram doctor --json`", "a list of findings: `level` (ok, warn, fail), `subject`, `says`, `remedy`"),
+    (
+        "`nbdzram estimate --json`",
+        (
+            "`files`: `path`, `size_bytes`; `hole_bytes`, `sample`; in blocks `blocks`, `same_filled`, `objects`, "
+            "`distinct_objects`; `needs` of `lz4` and of `zstd`, in bytes: `compressed`, `distinct`, `memory`, "
+            "`memory_folded`"
+        ),
+    ),
     ("`nbdzram health --json`", "`schema`, `ready`, `version`, `pid`"),
     ("`nbdzram version --json`", "`schema`, `version`, `server_version` (null where none answers)"),
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from nbdzram.cli.main import COMMANDS, GROUPS
@@ -54,6 +57,29 @@ def test_nothing_is_left_out() -> None:
     assert [family.name for family in FAMILIES if f"| `{family.name}` |" not in written["metrics.md"]] == []
     methods = method_table(reference._nobody(), reference._nobody())
     assert [name for name in methods if f"\n### `{name}`\n" not in written["control.md"]] == []
+
+
+def test_what_each_command_prints_as_json_is_told() -> None:
+    """A command by its name behind `nbdzram`, or alone where it shares a line with others."""
+    told = {
+        code.removeprefix("nbdzram ") for line, _ in reference.JSON_COMMANDS for code in re.findall("`(.+?)`", line)
+    }
+    told = {code.split(" --", 1)[0] for code in told}
+    assert with_json() <= told
+    assert told - with_json() == {"--dry-run"}
+
+
+def with_json() -> set[str]:
+    """The names of all commands that have --json."""
+    found = set()
+    left = [(name, importlib.import_module(f"nbdzram.cli.{name}").command) for name in COMMANDS]
+    while left:
+        name, command = left.pop()
+        if any("--json" in parameter.opts for parameter in command.params):
+            found.add(name)
+        if isinstance(command, click.Group):
+            left += [(f"{name} {part}", child) for part, child in command.commands.items()]
+    return found
 
 
 def test_the_example_configuration_can_be_used(tmp_path: Path) -> None:

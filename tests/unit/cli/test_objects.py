@@ -11,12 +11,23 @@ from typing import Any
 import pytest
 
 from nbdzram.cli.columns import render
+from nbdzram.cli.diagnosis import Finding, Level
 from nbdzram.cli.objects import LINE_WIDTH, SCHEMA, rows_object, stat_object, text_of, top_object
 from nbdzram.cli.stat import COLUMNS, Line
 from nbdzram.cli.top import _print_lines
 from nbdzram.rates import Rates
-from nbdzram.status import Account, ServerStatus, from_json, to_json
-from tests.unit.records import EXPORT, MAINTENANCE, REPORT, RUNNING, SERVER, USAGE, WAITING
+from nbdzram.status import (
+    Account,
+    ExportLoss,
+    ExportRenaming,
+    ReceiveReport,
+    ReloadReport,
+    SendReport,
+    ServerStatus,
+    from_json,
+    to_json,
+)
+from tests.unit.records import CLIENT, EXPORT, MAINTENANCE, REPORT, RUNNING, SERVER, STREAM, USAGE, WAITING
 
 GOLDEN = Path(__file__).with_name(f"json_schema_{SCHEMA}.json")
 BUSY = replace(SERVER, pools=(replace(SERVER.pools[0], maintenance=replace(MAINTENANCE, queue=(RUNNING, WAITING))),))
@@ -48,6 +59,14 @@ def shapes() -> dict[str, Any]:
         "fold": [REPORT],
         "exports list": [EXPORT],
         "pools list": [SERVER.pools[0]],
+        "clients list": [CLIENT],
+        "streams list": [STREAM],
+        "exports remove --dry-run": [ExportLoss("disk", 3, 2, 1, ("127.0.0.1:1",))],
+        "exports rename": ExportRenaming("old", EXPORT, old_name_declared=True, remembered=True),
+        "reload": ReloadReport(("one",), ("two",), ("three",)),
+        "send": SendReport(("disk",), 1, 2, 3, 4, 0.5),
+        "receive": ReceiveReport(("disk",), 1, 2, 3, 4, 5, 0.5),
+        "doctor": [Finding(Level.WARN, "memory", "it is short", "trim")],
     }
     return {command: shape_of(json.loads(to_json(value))) for command, value in printed.items()}
 
