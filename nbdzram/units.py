@@ -59,6 +59,12 @@ def format_size(size_bytes: int) -> str:
     return f"{sign}{whole}.{tenth}{letter}" if tenth else f"{sign}{whole}{letter}"
 
 
+def format_sizes(*sizes: int) -> tuple[str, ...]:
+    """Sizes that are held against each other: to the byte where two that differ would read alike."""
+    told = tuple(map(format_size, sizes))
+    return told if len(set(told)) == len(set(sizes)) else tuple(f"{size} bytes" for size in sizes)
+
+
 def counted(number: int, what: str) -> str:
     """So many, in words: 1 export, 2 exports."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -102,7 +102,9 @@ def description(config: ServerConfig) -> Iterator[str]:
         yield f"  listen   {address}"
     yield f"  TLS      {config.tls.mode}"
     yield f"  metrics  {config.metrics or 'off'}"
-    if config.default_export is not None and config.default_export not in {export.name for export in config.exports}:
-        yield f"  default  {config.default_export}, which no export here is named: it must be added at run time"
+    if config.default_export is not None:
+        declared = config.default_export in {export.name for export in config.exports}
+        where = "" if declared else ", which is not declared here: it has to be there from before"
+        yield f"  default  {config.default_export}{where}"
     yield f"  state    {config.state_dir or _without_state(config)}"
     yield from (f"  warning  {peril.says}; {peril.remedy}" for peril in perils(config))

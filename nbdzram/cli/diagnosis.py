@@ -32,7 +32,7 @@ from nbdzram.residence import OOM_SCORE, may_lock
 from nbdzram.server.certificate import validity
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
-from nbdzram.units import format_size
+from nbdzram.units import format_size, format_sizes
 
 EXPIRES_SOON = timedelta(days=30)
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -222,7 +222,8 @@ def memory(patient: Patient) -> Iterator[Finding]:
             Level.WARN, "memory", says, "set --mem-limit, for example 50%, so that writes fail before the machine"
         )
     elif limit > total:
-        says = f"the pools may take {format_size(limit)}, {share} has {format_size(total)}"
+        may, has = format_sizes(limit, total)
+        says = f"the pools may take {may}, {share} has {has}"
         yield Finding(Level.FAIL, "memory", says, "lower --mem-limit")
     else:
         says = f"{share} has {format_size(total)}, of which pools may take {format_size(limit)}"
@@ -247,7 +248,8 @@ def state(patient: Patient) -> Iterator[Finding]:
     if obstacle is not None:
         yield Finding(Level.FAIL, "state", obstacle, _remedy(directory, "--state-dir"))
     elif room < limit:
-        says = f"{existing} has room for {format_size(room)}, the pools may take {format_size(limit)}"
+        there, may = format_sizes(room, limit)
+        says = f"{existing} has room for {there}, the pools may take {may}"
         yield Finding(
             Level.WARN, "state", says, f"mount -o remount,size=SIZE {existing} if it is a tmpfs, or lower --mem-limit"
         )

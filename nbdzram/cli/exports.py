@@ -25,7 +25,7 @@ from nbdzram.cli.common import (
 )
 from nbdzram.cli.listing import list_, show
 from nbdzram.status import ExportFigures, from_json
-from nbdzram.units import format_size
+from nbdzram.units import format_size, format_sizes
 
 force_option = click.option(
     "--force", is_flag=True, help="End clients that are attached, once they have their answers; implies --yes."
@@ -294,10 +294,10 @@ def _change(method: str, control: Path | None, as_json: bool, done: str, **param
         answer = client.call(method, **params)
     export = from_json(ExportFigures, answer)
     if 0 < params.get("quota_bytes", 0) < export.stored_bytes:
+        stores, quota = format_sizes(export.stored_bytes, params["quota_bytes"])
         warn(
-            f"the export '{export.name}' stores {format_size(export.stored_bytes)}, over its quota of "
-            f"{format_size(params['quota_bytes'])}: what is stored stays, and writes of new blocks fail; "
-            "trim it, or raise the quota"
+            f"the export '{export.name}' stores {stores}, over its quota of {quota}: what is stored "
+            "stays, and writes of new blocks fail; trim it, or raise the quota"
         )
     _tell(done, answer, as_json=as_json)
 

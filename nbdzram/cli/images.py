@@ -22,7 +22,7 @@ from nbdzram.config import ExportConfig, ServerConfig
 from nbdzram.errors import ConfigError, UserError
 from nbdzram.residence import NOT_RUN, earlier
 from nbdzram.server.state import State
-from nbdzram.units import format_size
+from nbdzram.units import format_sizes
 from nbdzram.values import SECTOR_BYTES, export_size
 
 MAGICS = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc", b"QED\0": "qed"}
@@ -72,9 +72,10 @@ def _sized(export: ExportConfig, config: ServerConfig) -> ExportConfig:
             return dataclasses.replace(export, size_bytes=export.size_bytes or known.declared.size_bytes)
     size = look_at(export.image).size_bytes
     if export.size_bytes and export.size_bytes < size:
+        has, needs = format_sizes(export.size_bytes, size)
         raise ConfigError(
-            f"the export '{export.name}' has {format_size(export.size_bytes)}, but the disk in {export.image} has "
-            f"{format_size(size)}; leave out the size, or give a larger one"
+            f"the export '{export.name}' has {has}, but the disk in {export.image} has {needs}; "
+            "leave out the size, or give a larger one"
         )
     try:
         return dataclasses.replace(export, size_bytes=export.size_bytes or export_size(size))

@@ -13,7 +13,7 @@ from pathlib import Path
 from nbdzram.config import CheckpointConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine
 from nbdzram.settings import misspelled
-from nbdzram.status import limit_trouble
+from nbdzram.status import default_trouble, limit_trouble
 from nbdzram.units import format_size
 
 OWN_BYTES = 72 << 20  # the program's 40 MiB, and what requests under way may hold (limits.total_bytes)
@@ -60,6 +60,10 @@ def idle_perils(config: ServerConfig) -> Iterator[Peril]:
         yield Peril(
             "checkpoints have an interval or a number, but no directory: none are taken", "set --checkpoint DIR"
         )
+    if config.state_dir is None and checkpoint.directory is None:  # else it may be kept there: the server looks
+        trouble = default_trouble(config.default_export, [export.name for export in config.exports])
+        if trouble is not None:
+            yield Peril(*trouble)
     for pool in config.pools:
         trouble = limit_trouble(pool.name, pool.mem_limit)
         if trouble is not None:

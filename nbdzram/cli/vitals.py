@@ -31,7 +31,7 @@ from nbdzram.machine import Machine
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
 from nbdzram.thresholds import LATE_INTERVALS, LATE_SECONDS, NEAR_LIMIT
-from nbdzram.units import counted, format_seconds, format_size, some_of
+from nbdzram.units import counted, format_seconds, format_size, format_sizes, some_of
 
 NAMED = 10  # exports in a line; the log has them all
 UNREADABLE_REMEDY = "the log names the block: write it anew, or remove the export"
@@ -61,7 +61,8 @@ def pools(patient: Patient) -> Iterator[Finding]:
         remedy = f"nbdzram pools limit {unlimited[0]} SIZE, so that writes fail before the machine"
         yield Finding(Level.WARN, "memory", says, remedy)
     elif total > share.amount:
-        says = f"the pools may take {format_size(total)}, {share} has {format_size(share.amount)}"
+        may, has = format_sizes(total, share.amount)
+        says = f"the pools may take {may}, {share} has {has}"
         remedy = f"nbdzram pools limit {max(limits, key=limits.__getitem__)} SIZE, or raise MemoryMax= or --memory"
         yield Finding(Level.FAIL, "memory", says, remedy)
     else:
@@ -100,7 +101,8 @@ def state(patient: Patient) -> Iterator[Finding]:
     place, room = Path(kept[0].path or "").parent, status.state_dir_free_bytes
     missing = sum(max(pool.stats.mem_limit - pool.stats.mem_used_total - pool.stats.metadata, 0) for pool in kept)
     if room < missing:
-        says = f"{place} has room for {format_size(room)}, the pools may take {format_size(missing)} more"
+        there, missed = format_sizes(room, missing)
+        says = f"{place} has room for {there}, the pools may take {missed} more"
         remedy = f"mount -o remount,size=SIZE {place} if it is a tmpfs, or lower the pools' limits"
         yield Finding(Level.WARN, "state", says, remedy)
     else:

@@ -43,7 +43,7 @@ from nbdzram.server.usage import stored_behind
 from nbdzram.server.wanted import Wanted, valid
 from nbdzram.status import ExportLoss, ExportRenaming, ExportStatus
 from nbdzram.stream.receiving import Received
-from nbdzram.units import format_size
+from nbdzram.units import format_sizes
 
 DETACH = "detach, or end what is attached with --force"
 
@@ -333,8 +333,9 @@ class Changes(PoolChanges):
             await self._resize(export, record)
             return export.status()
         if not yes and not force:
+            has, less = format_sizes(before, size_bytes)
             raise UserError(
-                f"the export '{name}' has {format_size(before)}; shrinking it to {format_size(size_bytes)} destroys "
+                f"the export '{name}' has {has}; shrinking it to {less} destroys "
                 "what lies behind, which only --yes or --force does"
             )
         with export.change("resized"):

@@ -25,14 +25,15 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from nbdzram.bounds import Bounds
-from nbdzram.config import NOBODY, Access, ExportConfig
+from nbdzram.config import NOBODY, Access, ExportConfig, ServerConfig
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ConfigError, EngineError, UserError
 from nbdzram.server.exports import Export
 from nbdzram.server.rollback import put_in_place
 from nbdzram.server.state import Declared, ExportRecord, State
-from nbdzram.units import format_size
+from nbdzram.status import default_trouble
+from nbdzram.units import format_sizes
 
 REMOVED_AT_RUN_TIME = "export %s is declared but was removed at run time; `nbdzram exports add` brings it back"
 
@@ -92,6 +93,15 @@ def only_a_start_loads(name: str) -> ConfigError:
         f"the export '{name}' is to be loaded from an image, which only a start does; restart, or add it with "
         "`nbdzram exports add` and copy the image to it"
     )
+
+
+def look_for_the_default(config: ServerConfig, there: Iterable[Export]) -> None:
+    """Say where no disk has the default export's name. Who starts a server that keeps nothing said so already."""
+    if config.state_dir is not None or config.checkpoint.directory is not None:
+        declared = {export.name for export in config.exports}  # an image is loaded in a moment
+        trouble = default_trouble(config.default_export, declared | {export.name for export in there})
+        if trouble is not None:
+            log.warning("%s; %s", *trouble)
 
 
 def place_exports(
@@ -252,7 +262,7 @@ def _find_again(config: ExportConfig, record: ExportRecord, disk: Disk, pool_nam
         log.warning(
             "the export '%s' has %s, but %s is declared or was asked for last; it is offered as it is: declare its "
             "size, or shrink it with `nbdzram exports resize`",
-            *(name, format_size(disk.size_bytes), format_size(record.size_bytes)),
+            *(name, *format_sizes(disk.size_bytes, record.size_bytes)),
         )
     elif record.size_bytes > disk.size_bytes:
         try:
@@ -287,7 +297,7 @@ def _keep(name: str, disk: Disk, pool_name: str, known: ExportRecord | None) -> 
     if known.size_bytes != disk.size_bytes:
         log.warning(
             "the export '%s' was to be resized to %s when the server ended; it has %s",
-            *(name, format_size(known.size_bytes), format_size(disk.size_bytes)),
+            *(name, *format_sizes(known.size_bytes, disk.size_bytes)),
         )
     known = dataclasses.replace(known, renamed_from=None, rolled_back_from=None)
     record = dataclasses.replace(known, pool=pool_name, size_bytes=disk.size_bytes)

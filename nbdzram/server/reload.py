@@ -38,8 +38,8 @@ from nbdzram.server.inventory import REMOVED_AT_RUN_TIME, only_a_start_loads, re
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.server.state import ExportRecord
-from nbdzram.status import ReloadReport, fields, limit_trouble
-from nbdzram.units import format_size
+from nbdzram.status import ReloadReport, default_trouble, fields, limit_trouble
+from nbdzram.units import format_size, format_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,9 @@ class Reload:
             keys += [f"tls.{name}" for name in _differing(old.tls, new.tls) if name != "mode"]
             keys += _schedules(old, new)
             changed += [f"{key} changed" for key in keys]
+            trouble = default_trouble(new.default_export, [export.name for export in self._exports])
+            if trouble is not None and "default_export" in keys:
+                changed += ["; ".join(trouble)]
             changed += [f"export {export.name} stays private, as it was made" for export in self._opened(old, new)]
             return ReloadReport(
                 changed=tuple(changed),
@@ -224,9 +227,10 @@ class Reload:
                 "remove and add it, or copy its content to a private export"
             )
         if self._changes.to_be(wanted).size_bytes < there.disk.size_bytes:
+            has, declared = format_sizes(there.disk.size_bytes, wanted.size_bytes)
             raise ConfigError(
-                f"the export '{name}' has {format_size(there.disk.size_bytes)}, but is declared with "
-                f"{format_size(wanted.size_bytes)}; declare its size, or shrink it with `nbdzram exports resize`"
+                f"the export '{name}' has {has}, but is declared with {declared}; declare its size, "
+                "or shrink it with `nbdzram exports resize`"
             )
 
     def _require_trust(self, pools: Mapping[str, PoolConfig], exports: Iterable[ExportConfig]) -> None:

@@ -36,7 +36,7 @@ from nbdzram.server.together import reveal_together
 from nbdzram.stream.journal import Group
 from nbdzram.stream.layout import ExportPart
 from nbdzram.stream.receiving import Place, Received, Receiver
-from nbdzram.units import counted, format_size
+from nbdzram.units import counted, format_sizes
 
 FITS_SHARE = 16
 """A pool may be over its limit by this part of it: what it held lies in other zspages than it lay."""
@@ -329,16 +329,17 @@ def _require_fits(pools: Mapping[str, Pool], lowered: Container[str], require_no
         while compaction.step():
             require_no_end(f"making what came fit the pool '{name}'")
         used = pool.stats().memory_used
+        takes, allowed = format_sizes(used, limit)
         if used > limit + limit // FITS_SHARE and name not in lowered:
             raise UserError(
-                f"what was stored does not fit the pool '{name}': it would take {format_size(used)}, and mem_limit is "
-                f"{format_size(limit)}; raise the limit, or restore it where there is more room"
+                f"what was stored does not fit the pool '{name}': it would take {takes}, and mem_limit is "
+                f"{allowed}; raise the limit, or restore it where there is more room"
             )
         if used > limit:
             log.warning(
                 "the pool '%s' takes %s, and mem_limit is %s: it was full, or that was lowered; writes find no room "
                 "until something is trimmed or removed, or the limit is raised",
-                *(name, format_size(used), format_size(limit)),
+                *(name, takes, allowed),
             )
 
 

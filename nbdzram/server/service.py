@@ -31,7 +31,7 @@ from nbdzram.server.exports import Export, Exports
 from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, reach
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
-from nbdzram.server.inventory import place_exports, require_loaded
+from nbdzram.server.inventory import look_for_the_default, place_exports, require_loaded
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
 from nbdzram.server.maintenance import Maintenance, Progress
@@ -160,6 +160,7 @@ class Service:
             begun = await asyncio.to_thread(self._restore, restore)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())
+            look_for_the_default(config, self._exports)
             await asyncio.to_thread(remember_as_declared, config.pools, opened.state)
             await self._checkpoints.go_on_from(begun)
             if listen:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 PLACES = {
     "encoding": "fields from_json to_json to_json_pieces",
-    "exports": "ExportFigures",
+    "exports": "ExportFigures default_trouble",
     "traffic": "OperationStatus ExportStatus",
     "deeds": "ExportLoss ExportRenaming",
     "clients": "ClientStatus",

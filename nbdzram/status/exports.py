@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nbdzram.bounds import Bounds
+
+
+def default_trouble(name: str | None, there: Collection[str]) -> tuple[str, str] | None:
+    """What is wrong with the name of the default export, beside those that are there, and what to do about it."""
+    if name is None or name in there:
+        return None
+    import difflib  # noqa: PLC0415 - only a mistake pays for it
+
+    near = difflib.get_close_matches(name, there, n=1)
+    says = f"the default export is '{name}', and no export has that name: clients that name none are refused"
+    return says, f"did you mean '{near[0]}'?" if near else "add one of that name, or leave default_export out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nbdzram.engine.stats import PoolStats
-from nbdzram.units import format_size
+from nbdzram.units import format_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ def limit_trouble(name: str, mem_limit: int, used_bytes: int = 0) -> tuple[str, 
         says = f"the pool '{name}' has a limit of {mem_limit} bytes, too few to write anything"
         return says, "a number without a suffix is bytes: write 1G, 512M or 50%"
     if used_bytes > mem_limit > 0:
-        over = f"takes {format_size(used_bytes)}, over its limit of {format_size(mem_limit)}"
+        takes, allowed = format_sizes(used_bytes, mem_limit)
+        over = f"takes {takes}, over its limit of {allowed}"
         says = f"the pool '{name}' {over}: what is stored stays, and writes that need memory fail"
         return says, "fold it, trim or remove disks, or raise the limit"
     return None

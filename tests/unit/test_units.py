@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdzram.units import format_seconds, format_size, parse_seconds, parse_size, some_of
+from nbdzram.units import format_seconds, format_size, format_sizes, parse_seconds, parse_size, some_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,19 @@ def test_a_size_means_what_zramctl_says(text: str, size: int) -> None:
 def test_a_wrong_size_is_named_with_the_reason(text: str, clue: str) -> None:
     with pytest.raises(ValueError, match=clue):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ((8 << 20, 1 << 20), ("8M", "1M")),
+        ((8 << 20, 8 << 20), ("8M", "8M")),
+        ((8 << 20, (8 << 20) - 512), ("8388608 bytes", "8388096 bytes")),
+        ((1, 1 << 40, (1 << 40) + 1), ("1 bytes", "1099511627776 bytes", "1099511627777 bytes")),
+    ],
+)
+def test_sizes_that_differ_never_read_alike_beside_each_other(sizes: tuple[int, ...], told: tuple[str, ...]) -> None:
+    assert format_sizes(*sizes) == told
 
 
 def test_a_percentage_is_a_share_of_what_it_is_taken_of() -> None:

@@ -113,6 +113,7 @@ KEY = Path("/etc/nbdzram/key.pem")
         (replace(QUIET, checkpoint=CheckpointConfig(interval_seconds=10)), "no directory: none are taken"),
         (replace(QUIET, checkpoint=CheckpointConfig(keep=9)), "no directory: none are taken"),
         (replace(QUIET, pools=(PoolConfig(mem_limit=8),)), "the pool 'default' has a limit of 8 bytes, too few"),
+        (replace(QUIET, default_export="dsik"), "the default export is 'dsik', and no export has that name"),
     ],
 )
 def test_what_is_set_and_does_nothing_is_said(config: ServerConfig, says: str) -> None:
@@ -128,6 +129,9 @@ def test_what_is_set_and_does_nothing_is_said(config: ServerConfig, says: str) -
         replace(QUIET, tls=TlsConfig(mode=TlsMode.ON, key=KEY, certificate=KEY)),
         replace(QUIET, checkpoint=CheckpointConfig(directory=Path("/var/lib/x"), keep=9)),
         replace(QUIET, pools=(PoolConfig(mem_limit=MIB),)),
+        replace(QUIET, exports=(ExportConfig(name="disk", size_bytes=MIB),), default_export="disk"),
+        replace(QUIET, state_dir=Path("/var/lib/x"), default_export="kept"),
+        replace(QUIET, checkpoint=CheckpointConfig(directory=Path("/var/lib/x")), default_export="kept"),
     ],
 )
 def test_what_does_something_is_no_peril(config: ServerConfig) -> None:
@@ -156,6 +160,13 @@ def test_a_variable_that_is_nearly_one_of_ours_is_said(variable: str, meant: str
     assert found == ([f"did you mean {meant}?"] if meant else [])
 
 
+def test_a_default_export_that_is_nearly_one_of_those_declared_is_told_which() -> None:
+    done = run("serve", "-e", "disk=1M", "--default-export", "dsik", "--check-config")
+    assert (done.code, done.err) == (0, "")
+    assert "  default  dsik, which is not declared here" in done.out
+    assert "'dsik', and no export has that name: clients that name none are refused; did you mean 'disk'?\n" in done.out
+
+
 def test_check_config_prints_perils_and_serve_logs_them(start: Callable[..., Server]) -> None:
     place = f"/dev/shm/nbdzram-test-peril-{os.getpid()}"
     done = run("serve", "-e", "disk=1M", "--state-dir", place, "--check-config")
@@ -163,8 +174,9 @@ def test_check_config_prints_perils_and_serve_logs_them(start: Callable[..., Ser
     assert f"  warning  the state directory {place} lies below /dev/shm" in done.out
     directory = Path(place)
     try:
-        server = start("-e", "disk=1M", "--state-dir", place)
+        server = start("-e", "disk=1M", "--state-dir", place, "--default-export", "dsik")
         server.wait_for_log(f"WARNING nbdzram.server: the state directory {place} lies below /dev/shm")
+        server.wait_for_log("WARNING nbdzram.server: the default export is 'dsik', and no export has that name")
         server.stop()
     finally:
         for file in directory.glob("*"):

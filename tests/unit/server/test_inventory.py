@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from nbdzram.bounds import Bounds
-from nbdzram.config import EVERYONE, NOBODY, Access, ExportConfig, PoolConfig
+from nbdzram.config import EVERYONE, NOBODY, Access, ExportConfig, PoolConfig, ServerConfig
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
-from nbdzram.server.inventory import Placed, effective, place_exports
+from nbdzram.server.inventory import Placed, effective, look_for_the_default, place_exports
 from nbdzram.server.opening import open_pool, open_pools
 from nbdzram.server.state import FILE_NAME, Declared, ExportRecord, State
 from tests.unit.engine.blocks import BLOCK, noise
@@ -88,6 +88,27 @@ def test_a_smaller_declaration_is_told_and_destroys_nothing(tmp_path: Path, capl
             assert offered["disk"].disk.size_bytes == 16 * MIB
             assert offered["disk"].disk.read(12 * MIB, 512) == b"t" * 512
         assert "'disk' has 16M, but 8M is declared" in caplog.text
+
+
+def test_a_disk_declared_a_sector_smaller_is_told_to_the_byte(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with started(tmp_path, declare()):
+        pass
+    with started(tmp_path, declare(size=8 * MIB - 512)):
+        assert "'disk' has 8388608 bytes, but 8388096 bytes is declared" in caplog.text
+
+
+@pytest.mark.parametrize("named", [None, "kept", "an image", "nowhere"])
+def test_where_disks_are_kept_the_server_says_whether_its_default_export_is_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, named: str | None
+) -> None:
+    """A declared image is loaded later than the others."""
+    config = ServerConfig(state_dir=tmp_path, exports=(declare("an image"),), default_export=named)
+    with started(tmp_path, declare("kept")) as offered:
+        look_for_the_default(config, [one.export() for one in offered.values()])
+    assert ("no export has that name" in caplog.text) == (named == "nowhere")
+    caplog.clear()
+    look_for_the_default(replace(config, state_dir=None), ())
+    assert not caplog.text, "whoever started it said so"
 
 
 def test_a_disk_that_cannot_have_its_size_is_offered_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -150,7 +150,8 @@ def of_the_server() -> Iterator[Story]:
             "maintenance.fold = '1h'",
             "maintenance.cpu_percent = 7",
         ),
-        *("default_export = 'other'", "list_exports = false", "threads = 3", "log_level = 'debug'", "swap = true"),
+        *("default_export = 'other'", "default_export = 'dsik'", "default_export = 'vm1'"),
+        *("list_exports = false", "threads = 3", "log_level = 'debug'", "swap = true"),
         *(
             "listen = ['127.0.0.1:1']",
             "listen = ['unix:/a', 'vsock:3']",
