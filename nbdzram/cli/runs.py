@@ -30,7 +30,7 @@ COLUMNS: list[Column[RunStatus]] = [
     Column("POOL", "", lambda run: run.pool),
     Column("STATE", "", lambda run: run.state),
     Column("DONE", "", lambda run: f"{share(run):.0f} %"),
-    Column("TIME", "", lambda run: format_seconds(run.seconds)),
+    Column("TOOK", "", lambda run: format_seconds(run.seconds)),
     Column("LEFT", "", lambda run: "" if run.seconds_left is None else format_seconds(run.seconds_left)),
     Column("REASON", "", lambda run: run.reason),
     Column("ERROR", "", lambda run: run.error or ""),
