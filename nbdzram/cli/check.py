@@ -15,7 +15,7 @@ from nbdzram.cli.flow import settle
 from nbdzram.cli.objects import text_of
 from nbdzram.cli.perform import perform
 from nbdzram.errors import ConfigError, UserError
-from nbdzram.units import format_size
+from nbdzram.units import counted, format_size
 
 if TYPE_CHECKING:
     from nbdzram.server.salvage import Salvaged
@@ -114,10 +114,10 @@ def _lines(outcome: Salvaged) -> Iterator[str]:
     for pool in outcome.lost_pools:
         yield f"lost: {pool}"
     if outcome.lost_exports:
-        yield f"lost: {outcome.lost_exports} exports, whose names and sizes are not what was written"
+        yield f"lost: {counted(outcome.lost_exports, 'export')}, with names and sizes that are not what was written"
     for lost in outcome.lost:
         last = lost.first + lost.count - 1
         blocks = f"block {lost.first}" if lost.count == 1 else f"blocks {lost.first} to {last}"
         yield f"lost: {blocks} of export '{lost.export}'"
-    size = format_size(outcome.stream_bytes)
-    yield f"read {len(outcome.exports)} exports, {outcome.blocks} blocks that hold something; a stream of {size}"
+    exports, blocks = counted(len(outcome.exports), "export"), counted(outcome.blocks, "block")
+    yield f"read {exports}, {blocks} with content; a stream of {format_size(outcome.stream_bytes)}"

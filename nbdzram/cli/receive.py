@@ -12,7 +12,7 @@ from nbdzram.cli.common import connect, control_option, json_option, pool_names,
 from nbdzram.cli.flow import Meter
 from nbdzram.errors import UserError
 from nbdzram.status import ReceiveReport, from_json
-from nbdzram.units import format_size
+from nbdzram.units import counted, format_size
 
 
 @click.command(
@@ -61,8 +61,8 @@ def command(*, prefix: str, pool: str | None, resumable: bool, as_json: bool, co
         click.echo(f"received {name}")
     folded = f", {report.objects_folded} of them here already" if report.objects_folded else ""
     click.echo(
-        f"{report.blocks} blocks, {report.objects} objects{folded}: {format_size(report.stream_bytes)} in "
-        f"{report.seconds:.1f} s",
+        f"{counted(report.blocks, 'block')}, {counted(report.objects, 'object')}{folded}: "
+        f"{format_size(report.stream_bytes)} in {report.seconds:.1f} s",
         err=True,
     )
     return None

@@ -80,7 +80,8 @@ def command(
         return click.echo(text_of(answer), err=True)
     report = from_json(SendReport, answer)
     click.echo(
-        f"sent {counted(len(report.exports), 'export')}, {report.blocks} blocks, {report.objects} objects: "
+        f"sent {counted(len(report.exports), 'export')}, {counted(report.blocks, 'block')}, "
+        f"{counted(report.objects, 'object')}: "
         f"{format_size(report.stream_bytes)} in {report.seconds:.1f} s",
         err=True,
     )

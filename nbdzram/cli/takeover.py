@@ -25,6 +25,7 @@ from nbdzram.server.handover import (
     Handover,
     has_ended,
 )
+from nbdzram.units import counted
 
 log = logging.getLogger("nbdzram.server")
 
@@ -103,7 +104,7 @@ def take_over(
         if taken is None:
             counts()
         else:
-            log.info("taking over from a server with %d clients", len(taken.handover.clients))
+            log.info("taking over from a server with %s", counted(len(taken.handover.clients), "client"))
         yield taken
 
 

@@ -228,7 +228,7 @@ def _pools(frame: Frame, width: int) -> Iterator[Text]:
     for pool in shown:
         yield _bar(pool, name_width, width)
     if len(shown) < len(pools):
-        yield Text(f"and {len(pools) - len(shown)} pools more", "dim")
+        yield Text(f"and {counted(len(pools) - len(shown), 'pool')} more", "dim")
     legend = _legend(pools, {})
     yield legend if legend.cell_len <= width else _legend(pools, SHORT_NAMES)
 

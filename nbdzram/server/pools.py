@@ -18,7 +18,7 @@ from nbdzram.server.policy import Policy, compact_gain, fold_gain, recompress_ga
 from nbdzram.server.runs import STOPS, Run
 from nbdzram.server.scrubbing import Scrubs
 from nbdzram.status import MaintenanceStatus, PoolStatus, RunOptions
-from nbdzram.units import format_size
+from nbdzram.units import counted, format_size
 
 REFUSALS_SECONDS = 60.0  # a full pool refuses thousands of writes a second; an operator reads of it once a minute
 ROT_SECONDS = 60.0  # a disk that is read through names one broken block after the other
@@ -110,8 +110,8 @@ class PoolService:
             return
         self._refusals_told, self._refusals_wait = stats.failed_writes, now + REFUSALS_SECONDS
         log.warning(
-            "the pool %s refused %d writes for lack of room: it uses %s, %s",
-            *(self.name, refused, format_size(stats.memory_used), self._bound(stats.mem_limit)),
+            "the pool %s refused %s for lack of room: it uses %s, %s",
+            *(self.name, counted(refused, "write"), format_size(stats.memory_used), self._bound(stats.mem_limit)),
         )
 
     def _bound(self, mem_limit: int) -> str:
@@ -142,9 +142,9 @@ class PoolService:
             return
         found, self._rot_told, self._rot_wait = rotten - self._rot_told, rotten, now + ROT_SECONDS
         log.error(
-            "the pool %s found %d times that a stored block is not what was written, last %s: reading such a block is "
+            "the pool %s found %s that a stored block is not what was written, last %s: reading such a block is "
             "an error, writing it mends it; memory may be failing, and `nbdzram check` names what else is wrong",
-            *(self.name, found, self.pool.last_rot() or "while it was opened"),
+            *(self.name, counted(found, "time"), self.pool.last_rot() or "while it was opened"),
         )
 
     async def close(self, why: str = STOPS) -> None:

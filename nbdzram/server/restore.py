@@ -194,7 +194,7 @@ class Restore:
                     groups = Replay(journal_in, number, disks.moment_identity)
                     count = apply_all(self._until_told_to_stop(groups), disks.take_group)
                     if count:
-                        log.info("%d groups of the journal follow the checkpoint", count)
+                        log.info("%s of the journal behind the checkpoint", counted(count, "group"))
                     if self._for_a_journal and groups.is_whole and number == newest:
                         behind = groups
                 received, goes_on = disks.under_their_names(behind)

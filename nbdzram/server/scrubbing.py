@@ -66,10 +66,14 @@ class Scrubs:
         self._told, self._found, self._finished_at = True, (last.objects_rotten, last.blocks_rotten), wall_clock
         if last.blocks_rotten:
             log.error(
-                "the pool %s holds %d blocks that are not what was written: %s; reading one is an error, writing it "
+                "the pool %s holds %s not what was written: %s; reading one is an error, writing it "
                 "mends it; memory may be failing",
-                *(self._pool_name, last.blocks_rotten, ranges_of(last.places, last.blocks_rotten)),
+                *(self._pool_name, _so_many(last.blocks_rotten), ranges_of(last.places, last.blocks_rotten)),
             )
+
+
+def _so_many(blocks: int) -> str:
+    return "1 block that is" if blocks == 1 else f"{blocks} blocks that are"
 
 
 class Checking:

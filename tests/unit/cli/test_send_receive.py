@@ -404,7 +404,7 @@ def test_what_a_client_flushed_is_there_when_the_server_was_killed(start: Start,
     server.process.communicate()
     again = start(*flags)
     assert content_of(again, "disk")[: 20 * BLOCK] == b"".join(noise(number) for number in range(20))
-    again.wait_for_log("groups of the journal follow the checkpoint")
+    again.wait_for_log("of the journal behind the checkpoint")
     with Client(again.socket, "disk") as client:
         client.flush()
     assert "FLUSH is on the disk when it is answered" in again.run("doctor").out

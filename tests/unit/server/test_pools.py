@@ -113,4 +113,4 @@ def test_rot_is_told_once_a_minute_with_the_block_that_it_was_last_seen_in(
         service.tell_rot(3.0)
         assert len(caplog.messages) == 1
         service.tell_rot(2.0 + ROT_SECONDS)
-        assert "found 1 times" in caplog.messages[1]
+        assert "found 1 time that" in caplog.messages[1]

@@ -66,7 +66,7 @@ def test_what_was_flushed_is_there_after_the_power_failed(tmp_path: Path, caplog
             assert len(service._pools["default"].pool.disks()) == len(held)
 
     play(story)
-    assert "4 groups of the journal follow the checkpoint" in caplog.text
+    assert "4 groups of the journal behind the checkpoint" in caplog.text
 
 
 def test_what_a_file_held_before_does_not_look_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,7 +117,7 @@ def test_a_server_looks_for_rot_by_itself_tells_it_and_counts(
         await service.stop()
 
     play(story)
-    assert "1 blocks that are not what was written: block 0 of export 'disk'" in caplog.text
+    assert "1 block that is not what was written: block 0 of export 'disk'" in caplog.text
 
 
 def nothing(*_: Any) -> None: ...
