@@ -507,12 +507,10 @@ async def _serve_once(
             serves = True
             if listening is not None:  # whoever asked meanwhile is answered by a server that has its disks
                 await control.accept()
-            gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
-            gc.collect()
-            gc.freeze()  # what start-up made lives as long as the process: no collection needs to look at it again
             with if_it_can_be(pid_file(config.pidfile), needed=listening is None):
                 if run is not None:  # whose output is its own: there is no greeting
                     notify_supervisor("READY=1")
+                    _keep_what_there_is()
                     environment = told_to_commands(service.status(), config.default_export, control.path)
                     return await run_command(run, environment, told_to_stop)
                 printed = print_in_background()
@@ -520,6 +518,7 @@ async def _serve_once(
                     printed.put(line)
                 printed.close(0.0)  # its thread ends with the last of them: a server may come here often
                 notify_supervisor("READY=1")
+                _keep_what_there_is()  # last: `health` says ready since it listens, and who asked reads the greeting
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:
                     given = await service.hand_over()
                     given.control = control.surrender()
@@ -534,6 +533,13 @@ async def _serve_once(
         if listening is not None and not serves:
             control.surrender().close()  # and leave its file to the one who had it before
         await control.stop()
+
+
+def _keep_what_there_is() -> None:
+    """What start-up made lives as long as the process: no collection needs to look at it again."""
+    gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
+    gc.collect()
+    gc.freeze()
 
 
 async def _starts(metrics: MetricsServer, *, goes_on: bool) -> bool:
