@@ -53,7 +53,7 @@ def agree(
         at_stake = [loss for loss in losses if loss.stored_bytes or 0 < size_bytes < loss.size_bytes]
         if not at_stake or any(loss.clients for loss in losses):
             return True
-        lost = "; ".join(_describe(loss) for loss in at_stake)
+        lost = "; ".join(_describe(loss, verb) for loss in at_stake)
         if not sys.stdin.isatty():
             raise UserError(f"to {verb} {lost}; say --yes if that is meant, or look with --dry-run")
         click.confirm(f"to {verb} {lost}; go on?", abort=True, err=True)
@@ -82,14 +82,15 @@ def _tell(verb: str, losses: Sequence[ExportLoss], *, as_json: bool) -> None:
         return print_json(losses)
     for loss in losses:
         clients = f"; attached: {_named(loss.clients)} (--force ends them)" if loss.clients else ""
-        click.echo(f"to {verb} {_describe(loss)}{clients}")
+        click.echo(f"to {verb} {_describe(loss, verb)}{clients}")
     return None
 
 
-def _describe(loss: ExportLoss) -> str:
+def _describe(loss: ExportLoss, verb: str) -> str:
     """Behind the verb."""
-    if not loss.stored_bytes:
-        return f"{loss.name} destroys nothing that is stored"
+    if not loss.stored_bytes:  # whoever is asked all the same reads why
+        why = ", though a file system or partitions may reach to its end" if verb == "shrink" else ""
+        return f"{loss.name} destroys nothing that is stored{why}"
     told = f"{loss.name} destroys {format_size(loss.stored_bytes)} of content"
     if loss.alone_bytes is None:
         return told

@@ -48,7 +48,7 @@ def perform(kind: str, *, control: Path | None, as_json: bool, **params: Any) ->
         with connect(control) as client, _bars(watched, quiet=as_json):
             answer = client.call("run", watched.tell, kind=kind, **given)
     except KeyboardInterrupt:
-        _leave(watched.run, control)
+        _leave(watched.run, watched.waits_for, control)
         raise
     if as_json:
         return print_json(answer)
@@ -63,12 +63,13 @@ class Watched:
 
     def __init__(self) -> None:
         self.run: RunStatus | None = None
+        self.waits_for: RunStatus | None = None
         self.show: Callable[[RunStatus, RunStatus | None], None] = self._say_whom_it_waits_for
         self._said: tuple[int, int] | None = None
 
     def tell(self, run: RunStatus, waits_for: RunStatus | None) -> None:
         """The server's word of it."""
-        self.run = run
+        self.run, self.waits_for = run, waits_for
         self.show(run, waits_for)
 
     def _say_whom_it_waits_for(self, run: RunStatus, waits_for: RunStatus | None) -> None:
@@ -89,22 +90,27 @@ def _name(run: RunStatus) -> str:
     return f"run {run.number} ({run.kind} of the pool {run.pool})"
 
 
-def _leave(run: RunStatus | None, control: Path | None) -> None:
+def _leave(run: RunStatus | None, waits_for: RunStatus | None, control: Path | None) -> None:
     """Whoever stops waiting is asked whether the run shall stop too, or told how to stop it."""
     where = f" --control {shlex.quote(str(control))}" if control else ""
     if run is None:
         return click.echo(f"\nif it was begun, it goes on in the server; `nbdzram runs{where}` shows it", err=True)
-    goes_on = f"{_name(run)} {'waits' if run.state == 'waiting' else 'goes on'} in the server"
+    begun = run.state != "waiting"
+    goes_on = f"{_name(run)} {'goes on' if begun else 'waits'} in the server"
+    stands = f", {standing(run)}" if begun else ""
+    if waits_for is not None:
+        stands = f" for {_name(waits_for)}, {standing(waits_for)}"
     click.echo(err=True)
     if sys.stdin.isatty() and sys.stderr.isatty():
         try:
-            cancel = click.confirm(f"{goes_on}, {standing(run)}. Cancel it?", default=False, err=True)
+            cancel = click.confirm(f"{goes_on}{stands}. Cancel it?", default=False, err=True)
         except click.Abort:
             cancel = False
         if cancel:
             with connect(control) as client:
                 client.call("runs.cancel", number=run.number)
-            return click.echo(f"cancelled run {run.number}; what it did until then stays", err=True)
+            what = "what it did until then stays" if begun else "it had not begun"
+            return click.echo(f"cancelled run {run.number}; {what}", err=True)
     click.echo(
         f"{goes_on}; `nbdzram runs{where}` shows it, `nbdzram runs cancel {run.number}{where}` ends it", err=True
     )

@@ -90,7 +90,7 @@ def test_who_waits_is_told_for_what_and_is_served_when_that_is_cancelled(busy: N
     assert said.startswith("run 2 (fold of the pool default) waits for run 1 (recompress of the pool default): ")
     assert [(run["kind"], run["state"]) for run in runs(busy)] == [("recompress", "running"), ("fold", "waiting")]
     listed = busy.command_line("runs").stdout.splitlines()
-    assert listed[0].split() == ["RUN", "KIND", "POOL", "STATE", "DONE", "TIME", "LEFT", "REASON", "ERROR"]
+    assert listed[0].split() == ["RUN", "KIND", "POOL", "STATE", "DONE", "TOOK", "LEFT", "REASON", "ERROR"]
     assert [line.split()[:4] for line in listed[1:]] == [
         ["1", "recompress", "default", "running"],
         ["2", "fold", "default", "waiting"],
@@ -181,6 +181,25 @@ def test_on_a_terminal_ctrl_c_asks_whether_the_run_shall_end_too(
     terminal.wait_for("ended with 130")
     wait_until(lambda: states(busy)[1] == state)
     assert ("runs cancel 1" in terminal.text()) == (state == "running")
+
+
+def test_on_a_terminal_who_stops_waiting_is_told_what_the_run_waits_for(busy: Nbdzram, tmp_path: Path) -> None:
+    first = begin(busy, *LONG)
+    wait_until(lambda: states(busy) == {1: "running"})
+    command = [sys.executable, "-m", "nbdzram", "fold", "--control", str(busy.control)]
+    terminal = Terminal(tmp_path, command, busy.environment())
+    try:
+        terminal.wait_for("waits for run 1")
+        terminal.press("C-c")
+        terminal.wait_for("run 2 (fold of the pool default) waits in the server for run 1 (recompress of the pool")
+        terminal.wait_for("Cancel it? [y/N]")
+        terminal.press("y", "Enter")
+        terminal.wait_for("cancelled run 2; it had not begun")
+    finally:
+        terminal.close()
+    assert states(busy) == {1: "running", 2: "cancelled"}
+    busy.command_line("runs", "cancel", "1")
+    first.communicate(timeout=SECONDS)
 
 
 def test_a_control_socket_may_be_named_before_the_command(server: Nbdzram) -> None:

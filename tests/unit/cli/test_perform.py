@@ -59,8 +59,8 @@ def test_a_dry_run_says_nothing_of_what_clients_did_meanwhile() -> None:
 
 
 def test_who_stops_waiting_is_told_what_goes_on_and_what_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
-    _leave(RUNNING, None)
-    _leave(WAITING, Path("/run/my socket"))
+    _leave(RUNNING, None, None)
+    _leave(WAITING, None, Path("/run/my socket"))
     going, waiting = capsys.readouterr().err.strip().split("\n\n")
     assert f"run {RUNNING.number} ({RUNNING.kind} of the pool {RUNNING.pool}) goes on in the server" in going
     assert f"`nbdzram runs cancel {RUNNING.number}` ends it" in going
