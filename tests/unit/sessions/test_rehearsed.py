@@ -31,7 +31,7 @@ REHEARSED = Path(__file__).with_name("rehearsed.txt")
 BLOCK, KIB, MIB = 4096, 1 << 10, 1 << 20
 SIZE = 32 * MIB
 FUA, NO_HOLE = 1, 2
-HOUR = 3600
+SPAN = 120  # less than a machine that runs tests has been up: its clock begins at 0
 NANOSECONDS = 10**9
 PLENTY = 1 << 40
 BUDGET = 3 * MIB  # less than the longest answers take
@@ -51,7 +51,7 @@ class Watched(Stage):
         self.disk.trim(0, SIZE)
         self.disk.write(0, bytes(range(1, 252)) * 3000)
         self.disk.write(SIZE - BLOCK, b"\x07" * BLOCK)
-        self.throttle.limit((2, 2) if limited else (0, 0), (0, 0), HOUR)
+        self.throttle.limit((2, 2) if limited else (0, 0), (0, 0), SPAN)
         self.tallies.clear()
         self.notices, self.seen, self.gifts, self.rest = [], 0, 0, b""
         return self.attach(
@@ -221,7 +221,7 @@ EVENTS: dict[str, Act] = {
     "six seconds of closing": ages,
     "it is synced": synced,
     "it cannot be synced": lambda scene: synced(scene, failed=True),
-    "an hour": lambda scene: pass_time(scene.stage.desk, scene.stage.throttle, HOUR * NANOSECONDS),
+    "two minutes": lambda scene: pass_time(scene.stage.desk, scene.stage.throttle, SPAN * NANOSECONDS),
     "no limit": may_go_on,
 }
 
