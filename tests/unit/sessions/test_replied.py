@@ -35,7 +35,7 @@ FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 WORD = bytes(range(8)) * (BLOCK // 8)
 RANGES = {
     "two blocks": (0, 2 * BLOCK),
-    "within a block": (BLOCK + 5, 10),
+    "within a block": (5, 10),
     "parts of three": (9 * BLOCK - 3, BLOCK + 7),
     "a hole and its ends": (20 * BLOCK - 1, 3 * BLOCK + 2),
     "all of many kinds": (0, 40 * BLOCK),
