@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import mmap
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import lz4
+import zstandard
 
 from nbdzram.engine import moment
 from nbdzram.engine.absorb import Absorber
@@ -30,11 +34,13 @@ from nbdzram.engine.salvage import Salvage
 from nbdzram.engine.scrub import Scrub
 from nbdzram.engine.walk import Told, Walk, blocks_apart, leaves_apart
 from nbdzram.errors import NbdzramError
+from tests.support.arena import Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, text
 
 COUNTED = Path(__file__).with_name("counted.txt")
 MIB, LEAF, FAR = 1 << 20, 2 << 20, 3 << 30
 SIZE = 4 << 30
+DICTIONARIES = 4  # places for them in a pool
 MASKS = (Extent.HOLE, Extent.SHARED, Extent.HUGE, Extent.SAME_FILLED, *map(Extent, (3, 31)))
 SAME, PATTERN = b"\1\2\3\4\5\6\7\0" * 512, b"abcd" * 1024
 
@@ -256,17 +262,19 @@ def walked(copy: Disk, origin: Disk | None, known: Told, first: int = 0) -> list
     return told
 
 
-def received(pool: Pool, copy: Disk) -> str:
-    """In a pool that has some of it, and no place for dictionaries."""
+def received(pool: Pool, copy: Disk, *, dictionaries: int = 0) -> str:
+    """In a pool that has some of it, and so many dictionaries."""
     with Pool() as other:
+        for number in range(dictionaries):
+            Absorber(other).dictionary(number, text(number) * 2)
         other.create("before", MIB).write(0, noise(1) + half_random(1))
         staging = moment.prepare(other, "staging", SIZE)
         disk = moment.prepare(other, "disk", SIZE, alike=staging)
         absorber, walk = Absorber(other), Walk(copy, None, Told())
         while (step := walk.step()) is not None:
-            first, _, dictionaries, objects, runs = step
-            for number in range(32):
-                if dictionaries >> number & 1:
+            first, _, needed, objects, runs = step
+            for number in range(DICTIONARIES):
+                if needed >> number & 1:
                     absorber.dictionary(number, dictionary_of(pool, number))
             absorber.take_objects(staging, objects)
             absorber.take_blocks(disk, staging, first, runs)
@@ -294,7 +302,13 @@ def acts_without_room(pool: Pool) -> Iterator[Act]:
         yield "a gap", partial(disk.trim, place * BLOCK, BLOCK)
     yield "gaps are closed", lambda: disk.write(3 * BLOCK, b"".join(noise(number) for number in range(64, 80)))
     yield "clone", lambda: pool.clone(disk, "clone")
-    yield "a leaf of both", lambda: disk.write(0, text(1) * 30)
+    yield "no more than there is", lambda: setattr(pool, "mem_limit", pool.stats().memory_used)
+    yield "a block of a leaf of both goes", lambda: disk.trim(3 * BLOCK, BLOCK)
+    yield "a leaf of both goes", lambda: disk.trim(0, LEAF)
+    for place in range(8):
+        yield "one more", partial(disk.write, LEAF + place * 512 * LEAF, noise(300 + place))
+    yield "a little more than that", lambda: setattr(pool, "mem_limit", pool.stats().memory_used + 8 * BLOCK)
+    yield "a leaf that was of both", lambda: disk.write(0, text(1) * 30)
     yield "no limit", lambda: setattr(pool, "mem_limit", 0)
     yield "a purse", lambda: pool.share(purse)
     yield "what was taken of it", lambda: purse.used - pool.stats().memory_used
@@ -309,6 +323,81 @@ def acts_without_room(pool: Pool) -> Iterator[Act]:
         yield "a clone then", partial(pool.clone, disk, f"clone {after}")
     yield "no more", lambda: fail_allocation(-1)
     yield from runs(pool)
+
+
+def acts_with_dictionaries(pool: Pool) -> Iterator[Act]:
+    """Objects that only a dictionary decodes, here and where they are received."""
+    disk = pool.create("disk", SIZE)
+    copies: list[Disk] = []
+    yield "prose", lambda: disk.write(0, b"".join(prose(number % 290) for number in range(600)))
+    yield "a dictionary is trained", lambda: steps(Recompress(pool, dictionary=True), 500)
+    yield "and used again", lambda: disk.write(FAR, b"".join(prose(number) for number in range(200, 400)))
+    yield "by what was written meanwhile", lambda: steps(Recompress(pool, dictionary=True), 500)
+    yield "folded", lambda: steps(Fold(pool), 500)
+    yield "compacted", lambda: steps(Compact(pool), 500)
+    yield "read", lambda: disk.read(0, LEAF)
+    yield "a part", lambda: disk.write(BLOCK + 9, b"part")
+    yield "a moment", lambda: copies.extend(moment.snapshot_together([disk], ["copy"]))
+    yield "told", lambda: walked(copies[0], None, Told())
+    for there in range(DICTIONARIES + 1):
+        yield f"received where there are {there}", lambda there=there: received(pool, copies[0], dictionaries=there)  # type: ignore[misc]
+    yield "scrub", lambda: steps(Scrub(pool), 500)
+
+
+def acts_on_rot(pool: Pool) -> Iterator[Act]:
+    """Entries and bytes that are not what was written."""
+    path = Path(str(pool.path))
+    disk, other = pool.create("disk", 8 * MIB), pool.create("other", MIB)
+    disk.write(0, b"".join(half_random(number) for number in range(40)) + SAME + noise(41))
+    other.write(0, noise(1) * 3)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        arena = Arena(view)
+        for block, bit in ((3, 40), (5, 3), (40, 20), (100, 5)):
+            arena.set_word(arena.word_at(block), arena.word(arena.word_at(block)) ^ 1 << bit)
+        place = arena.object_of(arena.word(arena.word_at(41)) >> 32)
+        arena.set_word(place, arena.word(place) ^ 1 << 9)
+    clone: list[Disk] = []
+    for verify in (True, False):
+        yield f"verify {verify}", partial(setattr, pool, "verify", verify)
+        for block in (0, 3, 5, 40, 41, 100):
+            yield f"read {block}", partial(disk.read, block * BLOCK, BLOCK)
+            yield f"a part of {block}", partial(disk.write, block * BLOCK + 3, b"part")
+            yield f"extents of {block}", partial(disk.extents, block * BLOCK, BLOCK, 9)
+    yield "the first that cannot be read", lambda: disk.first_unreadable(0)
+    yield "read", lambda: disk.read(0, 50 * BLOCK)
+    yield "extents", lambda: disk.extents(0, 8 * MIB, 100)
+    yield "usage", disk.usage
+    yield "clone", lambda: clone.append(pool.clone(disk, "clone"))
+    yield "fold", lambda: steps(Fold(pool), 50)
+    yield "recompress", lambda: steps(Recompress(pool), 50)
+    yield "scrub", lambda: steps(Scrub(pool), 50)
+    yield "check", pool.check
+    yield "check all", lambda: totals(Check(pool))
+    yield "written anew", lambda: disk.write(3 * BLOCK, text(3) * 3)
+    yield "trimmed", lambda: disk.trim(38 * BLOCK, 40 * BLOCK)
+    yield "read again", lambda: disk.read(0, 50 * BLOCK)
+    yield "the copy is not", lambda: clone[0].read(41 * BLOCK, BLOCK)
+    yield "it goes", lambda: pool.delete(clone[0])
+    yield "all goes", lambda: disk.trim(0, 8 * MIB)
+    yield "the disk goes", lambda: pool.delete(disk)
+
+
+def within_limits() -> Iterator[str]:
+    """The first writes of a pool that may have hardly a page."""
+    for pages in range(11, 26):
+        with Pool(mem_limit=pages * BLOCK) as pool:
+            disk = pool.create("disk", SIZE)
+            outcomes = []
+            for place, content in enumerate((SAME, PATTERN, text(1), noise(1), half_random(1))):
+                try:
+                    disk.write(place * 700 * BLOCK, content)
+                    outcomes.append("stored")
+                except NbdzramError:
+                    outcomes.append("refused")
+            pool.check()
+            stats = pool.stats()
+            used = f"{stats.memory_used // BLOCK} used, {stats.failed_writes} failed"
+            yield f"a limit of {pages} pages: {' '.join(outcomes)}, {used}"
 
 
 def of_a_file(directory: Path) -> Iterator[str]:
@@ -368,6 +457,7 @@ def estimated() -> Iterator[str]:
 
 
 def lines() -> Iterator[str]:
+    yield f"encoded by LZ4 {lz4.library_version_string()} and Zstandard {zstandard.ZSTD_VERSION}: others may be longer"
     stories: Mapping[str, tuple[Callable[[Pool], Iterator[Act]], dict[str, Any]]] = {
         "folding": (acts_on_exports, {}),
         "inline, telling, not verifying": (
@@ -376,14 +466,19 @@ def lines() -> Iterator[str]:
         ),
         "without room": (acts_without_room, {}),
         "inline without room": (acts_without_room, {"inline_dedup": True}),
+        "dictionaries": (acts_with_dictionaries, {}),
+        "rot": (acts_on_rot, {"path": "arena"}),
     }
-    for story, (acts, options) in stories.items():
-        with Pool(clock=3600, **options) as pool:
-            for line in told(pool, acts(pool)):
-                yield f"{story}: {line}"
     with tempfile.TemporaryDirectory() as directory:
+        for story, (acts, options) in stories.items():
+            if "path" in options:
+                options["path"] = str(Path(directory) / "rotten")
+            with Pool(clock=3600, **options) as pool:
+                for line in told(pool, acts(pool)):
+                    yield f"{story}: {line}"
         yield from of_a_file(Path(directory))
     yield from estimated()
+    yield from within_limits()
 
 
 def test_each_act_counts_and_answers_what_it_did() -> None:
