@@ -1,7 +1,7 @@
 """One story that leaves an arena with every kind of content, and what its exports hold afterwards.
 
-It uses what every version of the engine has: the arena beside this file, format-1.arena.xz, is what the last program of
-format 1 made of it (`python -m tests.faults.contents FILE` there).
+It uses what every version of the engine has: the arenas beside this file, format-1.arena.xz and format-2.arena.xz, are
+what the last program of format 1, and one of format 2, made of it (`python -m tests.faults.contents FILE` there).
 """
 
 from __future__ import annotations

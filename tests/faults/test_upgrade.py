@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from nbdzram.engine.arena import fail_allocation
+from nbdzram.engine.check import Check
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.publish import kill_at_publish, moments_left
+from nbdzram.engine.salvage import MISSING, OBJECT, Salvage
 from nbdzram.errors import ArenaError
-from tests.faults.contents import expected
+from tests.faults.contents import BLOCK, expected, noise, run
 from tests.faults.test_damage import RIGHT, arena_of, read_all
 
 VERSION_AT = 8
@@ -78,6 +80,34 @@ def test_an_upgrade_without_room_is_refused_and_the_arena_stays_of_format_1(plac
     fail_allocation(-1)
     with Pool(path=str(place / "arena")) as pool:
         assert read_all(pool, expected()) == RIGHT
+
+
+def require_all_salvaged(path: Path, names: set[str]) -> None:
+    salvage = Salvage(str(path))
+    found, lost = salvage.exports()
+    assert ({name for _, name, *_ in found}, lost) == (names, 0)
+    for number, *_ in found:
+        for _, _, entries in salvage.leaves(number):
+            assert entries is not None
+            assert all(kind != MISSING for kind, _ in entries)
+            assert all(salvage.content(handle) is not None for kind, handle in entries if kind == OBJECT)
+
+
+def test_an_arena_of_this_format_that_an_earlier_program_wrote_is_read_and_goes_on(place: Path) -> None:
+    """Whatever is computed of its words, places and seeds now is what was then: nobody else can tell."""
+    path = place / "arena"
+    with lzma.open(Path(__file__).with_name("format-2.arena.xz")) as packed:
+        path.write_bytes(packed.read())
+    exports = expected()
+    require_all_salvaged(path, set(exports))
+    with Pool(path=str(path)) as pool:
+        assert read_all(pool, exports) == RIGHT
+        assert pool.stats().compr_by_codec["zstd-dict"] > 0
+        run(Check(pool))
+        pool.disks()[0].write(0, noise(1))
+    with Pool(path=str(path)) as pool:
+        assert pool.disks()[0].read(0, BLOCK) == noise(1)
+        pool.check()
 
 
 def test_the_old_arena_is_one_that_the_old_program_wrote() -> None:
