@@ -1,12 +1,14 @@
 /* Refuses one allocation of the compiled data plane, and none of anybody else's: see no_memory.py. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 
 extern void* __libc_malloc(size_t);
 extern void* __libc_calloc(size_t, size_t);
 extern void* __libc_realloc(void*, size_t);
+extern void* __libc_memalign(size_t, size_t);
 
 long no_memory_after = -1;  /* how many are granted before the one that is not; -1: all are */
 
@@ -29,4 +31,11 @@ void* calloc(size_t count, size_t size) {
 
 void* realloc(void* place, size_t size) {
     return is_refused(__builtin_return_address(0)) ? NULL : __libc_realloc(place, size);
+}
+
+int posix_memalign(void** place, size_t alignment, size_t size) {
+    if (is_refused(__builtin_return_address(0)))
+        return ENOMEM;
+    *place = __libc_memalign(alignment, size);
+    return *place == NULL ? ENOMEM : 0;
 }

@@ -82,8 +82,8 @@ def of_the_engine(after: int) -> str:
     return "" if left >= 0 else "; ".join(refused) or "all the same"
 
 
-def of_a_session(after: int) -> str:
-    stage = Stage(8 * MIB, budget=4 * MIB, processors=3)
+def of_a_session(after: int, processors: int = 1) -> str:
+    stage = Stage(8 * MIB, budget=4 * MIB, processors=processors)
     stage.pool.tells_sharing = False
     stage.disk.write(0, CONTENT)
     run(Fold(stage.pool))
@@ -138,6 +138,9 @@ def lines() -> Iterator[str]:
         while told := story(after):
             yield f"{name}, without number {after}: {told}"
             after += 1
+    after = 0
+    while of_a_session(after, processors=3):  # who asks first is chance, and so is what is told
+        after += 1
 
 
 if __name__ == "__main__":
