@@ -103,8 +103,16 @@ class ServerProcess:
 
     def cpu_seconds(self) -> float:
         """User and system time of the whole process so far (proc(5), fields 14 and 15 of stat)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        user, system = self._stat()[11:13]
+        return (user + system) / os.sysconf("SC_CLK_TCK")
+
+    def fresh_pages(self) -> int:
+        """How many the system gave the process so far: its minor faults (field 10)."""
+        return self._stat()[7]
+
+    def _stat(self) -> list[int]:
+        """What stands behind the state of its process."""
+        return [0, *map(int, Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1:])]
 
     def stop(self) -> None:
         """End it by SIGTERM; it must drain, exit with 0 and have logged no traceback."""
