@@ -8,7 +8,8 @@ from nbdzram.sessions.block_status cimport STATUS_WINDOW
 cdef enum:
     INLINE_LIMIT = 64 << 10       # READ and WRITE up to here are done at once, in the inbox and the scratch
     INLINE_FREE = 1 << 20         # of TRIM and WRITE_ZEROES, what is charged as soon as it is taken
-    TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 100 microseconds
+    TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 250 microseconds
+    COST_OF_STORING = 4           # a byte of a large WRITE takes as long as four of a READ
     EARLY = 16 << 10              # of a turn, and then what is answered is sent: a send takes a microsecond
     COST_OF_STATUS = 16 << 10     # and more with the range, once it is answered
     COST_OF_LOOK = TURN           # a step of looking for what an export's blocks share: asked for again and again

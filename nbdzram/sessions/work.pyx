@@ -30,7 +30,7 @@ from nbdzram.sessions.block_status cimport (
     put_statuses, tell_next, tell_on,
 )
 from nbdzram.sessions.budget cimport Piece, free_piece, new_piece
-from nbdzram.sessions.costs cimport COST_OF_LOOK, INLINE_FREE, INLINE_LIMIT, cost_of_range
+from nbdzram.sessions.costs cimport COST_OF_LOOK, COST_OF_STORING, INLINE_FREE, INLINE_LIMIT, cost_of_range
 from nbdzram.sessions.stage cimport HALF_A_REPLY, LOST
 from nbdzram.sessions.storing cimport storing_learn
 from nbdzram.sessions.tally cimport count_timed, monotonic
@@ -38,7 +38,7 @@ from nbdzram.sessions.throttle cimport bytes_moved, is_measured
 from nbdzram.sessions.workers cimport Task
 
 cdef enum:
-    STORE_STEP = 64 << 10         # of a large WRITE that is stored here: some 100 microseconds
+    STORE_STEP = 64 << 10         # of a large WRITE that is stored here: some 50 microseconds
     FREE_STEP = 4 << 20           # of TRIM and WRITE_ZEROES, which touch tables only: about as long
     LOOK_HOLDS = 16               # looks at the table, for what is shared or at all: 1,024 blocks, 10 to 18 us
     TASKS_OF_STORE = 8            # of one large WRITE: enough for every core, without hogging the queue
@@ -141,7 +141,7 @@ cdef class Work(Answers):
         if request.command == WRITE:
             length = min(rest, <uint64_t>STORE_STEP - offset % BLOCK)
             error = self.disk.c_write(offset, length, self.job.piece.bytes + self.job.cursor)
-            self.allowance -= length
+            self.allowance -= COST_OF_STORING * length
         else:
             length = min(rest, <uint64_t>FREE_STEP - offset % BLOCK)
             if request.command == TRIM:

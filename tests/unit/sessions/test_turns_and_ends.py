@@ -238,6 +238,25 @@ def test_a_long_request_is_served_in_turns(stage: Stage, command: int) -> None:
     assert len(hog.line.outgoing) == SIMPLE_REPLY + (SIZE if command == CMD_READ else 0)
 
 
+@pytest.mark.parametrize("budget", [1 << 30, MIB], ids=["in a buffer", "as it comes"])
+def test_a_large_write_is_stored_in_turns(budget: int) -> None:
+    """A byte of it takes as long as four of a READ: a quarter of a mebibyte, and others have their turns."""
+    stage = Stage(SIZE, budget=budget)
+    hog, other = stage.attach(style=0), stage.attach(style=0)
+    content = random.Random(1).randbytes(MIB)
+    hog.send(request(CMD_WRITE, 0, MIB) + content)
+    most = before = 0
+    while not hog.line.outgoing:
+        other.send(request(CMD_READ, 0, 512))
+        assert stage.serve(other)
+        stage.serve(hog)
+        stage.desk.turn()
+        most, before = max(most, stage.disk.stats().stored - before), stage.disk.stats().stored
+    assert most == (256 * KIB if budget else 64 * KIB), "what comes without a buffer is what an inbox holds"
+    assert stage.disk.read(0, MIB) == content
+    stage.close()
+
+
 @pytest.mark.parametrize("style", [0, 1, 2])
 def test_who_asks_and_does_not_read_holds_a_scratch_and_is_served_when_it_reads(stage: Stage, style: int) -> None:
     stage.disk.write(0, b"\x07" * SIZE)
