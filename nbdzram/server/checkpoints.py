@@ -57,6 +57,7 @@ from nbdzram.server.settling import Settling
 from nbdzram.server.state import Noted, Remembered, State
 from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
+from nbdzram.stream.reading import identity_of
 from nbdzram.stream.sending import Progress, send
 
 LONGEST_CHAIN = 64
@@ -86,6 +87,7 @@ class Checkpoints:
         self._moments = Moments(exports, "checkpoint")
         self._last: Moment | None = None  # what the next one tells its changes from
         self._chain: list[Checkpoint] = []
+        self._chain_identities: list[bytes] = []  # of their moments
         self._chain_bytes: list[int] = []
         self._found = 0  # the number of the newest checkpoint in the directory
         self._found_journal = False  # one that a start would read, and of which this server knows nothing
@@ -432,7 +434,12 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 if left.is_file():  # nothing else is ours
                     left.unlink()
-        missing = [one.path.name for one in self._chain if one.number not in known]
+        missing = [
+            one.path.name
+            for one, identity in zip(self._chain, self._chain_identities, strict=True)
+            if one.number not in known
+            or identity_of(known[one.number].path) != identity  # of others, where it was away
+        ]
         if missing:
             log.warning("%s is gone from %s; the next checkpoint is a whole one", missing[0], self._directory)
         return max([next_number(self._directory), *[one.number + 1 for one in self._chain]]), not missing
@@ -469,8 +476,9 @@ class Checkpoints:
             send(told, taken.taken_ns, f"nbdzram {__version__}", write, progress, identity=taken.identity)
         self._gave_way = False
         if whole:
-            self._chain, self._chain_bytes, self._goes_on_to = [], [], 0
+            self._chain, self._chain_identities, self._chain_bytes, self._goes_on_to = [], [], [], 0
         self._chain.append(Checkpoint(number, since, path))
+        self._chain_identities.append(taken.identity)
         self._chain_bytes.append(progress.bytes_written)
         self.place.wrote = taken.identity
         if whole:

@@ -113,3 +113,26 @@ def test_what_a_server_wrote_itself_is_gone_on_from_in_another_directory(tmp_pat
             assert whole(disk(service))[: 2 * BLOCK] == text(1) + text(2)
 
     play(story)
+
+
+def test_a_checkpoint_goes_on_from_no_file_that_has_the_name_of_one_elsewhere(tmp_path: Path) -> None:
+    """The directory was away for the first checkpoint of a server, and is back: it has one of that number, of a server
+    before. What went on from that was none that a start could use, and what was told meanwhile was lost."""
+    kept, away = tmp_path / "kept", tmp_path / "away"
+
+    async def story() -> None:
+        async with checkpointing(kept) as service:
+            disk(service).write(0, text(1))
+        async with checkpointing(kept) as service:
+            kept.rename(away)
+            disk(service).write(0, text(2))
+            await of(service).take()
+            kept.rename(tmp_path / "below")
+            away.rename(kept)
+            disk(service).write(BLOCK, text(3))
+            await of(service).take()
+            left = as_the_power_left_it(kept, tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert whole(disk(service))[: 2 * BLOCK] == text(2) + text(3)
+
+    play(story)
