@@ -5,7 +5,11 @@ outlive the server, in a state directory or with whoever keeps their memory, and
 than theirs at the path, where paths were mixed up, or another disk is mounted. Taken for old ones of these disks, they
 would go in time. So the directory has an identity, in its changes.json, and what is remembered of the disks knows it
 (Remembered.kept_in): first that, before a disk comes from there; then the directory, before a checkpoint stands in it.
-Of a directory without one, which an older version wrote, nobody can tell.
+Disks that come from there are others than those that went there: they give the directory a new identity, and know the
+one that it had until then (came_from). So disks that lay somewhere meanwhile, and were served from the directory by
+another server, as where a state directory was not mounted, do not take the newer checkpoints for old ones of theirs.
+Of a directory without an identity, which an older version wrote, nobody can tell; nor of disks of which it is not
+remembered where they are kept. They go on with what is there.
 
 What comes to the path while the server runs, as a file system that is mounted late, is looked at anew before each
 checkpoint. While it has files of others nothing is written there.
@@ -39,7 +43,7 @@ class Place:
         """The identity of the last checkpoint that this server wrote."""
         self._path = directory
         self._claim: Claim | None = None
-        self._kept_in = ""  # the identity that the directory has, or is to have
+        self._identities: set[str | None] = set()  # that the directory has, or is to have, or had as the disks came
         self._others: set[str] = set()  # files that are there now, and none of ours
 
     @property
@@ -74,21 +78,37 @@ class Place:
         outlived: and none will, of what is here. Raises UserError: that is kept for other disks; nothing is written
         here then.
         """
-        self._kept_in = state.changes.kept_in
+        if self._path is None and not outlived:
+            state.know_kept_nowhere()
+        kept_in, came_from = state.changes.kept_in, state.changes.came_from
+        self._identities = {kept_in, came_from}
         if not self._is_held:
             return
         there = _names_of(checkpoints_in(self._directory), segments_in(self._directory))
-        if outlived and there and noted.kept_in not in ("", self._kept_in):
+        theirs = noted.kept_in if there else None
+        if not outlived:  # or what was theirs may come late, as where it is not mounted yet: that is not this one
+            kept_in, came_from = _new_identity(), theirs or ""
+        elif kept_in is not None and self._is_of_others(theirs):
             self._others = there
             raise UserError(
                 f"{self._directory} has the checkpoints of other disks than those of this server ({max(there)}), and "
                 "they would go in time; name the directory that has its own, or move what lies there away, and new "
-                "ones are made at once"
+                f"ones are made at once{_to_begin_from_these(state)}"
             )
-        # Where disks begin empty, what was theirs may come late, as where it is not mounted yet: that is not this one.
-        known = (noted.kept_in if there else "") or (self._kept_in if outlived else "")
-        self._kept_in = known or os.urandom(IDENTITY_BYTES).hex()
-        state.remember_kept_in(self._kept_in)
+        elif not kept_in:
+            if theirs:
+                log.warning(
+                    "where the disks are kept is not remembered; the checkpoints in %s are taken for theirs",
+                    self._directory,
+                )
+            kept_in = theirs or _new_identity()
+        self._identities = {kept_in, came_from}
+        try:
+            state.remember_kept_in(kept_in, came_from)
+        except UserError as error:
+            if not outlived:
+                raise
+            log.warning("%s; until then nobody can tell whose checkpoints lie in %s", error, self._directory)
 
     @property
     def may_be_ours(self) -> bool:
@@ -124,18 +144,29 @@ class Place:
     def _is_held(self) -> bool:
         return self._claim is not None and self._claim.is_held
 
+    def _is_of_others(self, identity: str | None) -> bool:
+        return bool(identity) and identity not in self._identities
+
     def _is_ours(self, known: Mapping[int, Checkpoint], *, came_back: bool) -> bool:
         """Whether these are what this server wrote, or a copy."""
         try:
             theirs = noted_in(self._directory).kept_in
         except (OSError, UserError):
-            theirs = ""
-        if theirs not in ("", self._kept_in):
+            theirs = None
+        if self._is_of_others(theirs):
             return False
         if came_back:
             return True
         newest = known.get(max(known, default=0))
         return newest is not None and self.wrote != b"" and identity_of(newest.path) == self.wrote
+
+
+def _new_identity() -> str:
+    return os.urandom(IDENTITY_BYTES).hex()
+
+
+def _to_begin_from_these(state: State) -> str:
+    return "" if state.directory is None else f"; to begin from these, move the .pool files out of {state.directory}"
 
 
 def _names_of(checkpoints: Mapping[int, Checkpoint], segments: Mapping[int, Path]) -> set[str]:

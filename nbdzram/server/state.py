@@ -90,7 +90,9 @@ class Remembered:
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     pools: dict[str, PoolChange] = field(default_factory=dict)
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
-    kept_in: str = ""  # the identity of the directory that has their checkpoints (place.py)
+    kept_in: str | None = None  # the identity of the directory that has their checkpoints (place.py); "": none has;
+    # None: nobody knows, as where this was lost, or an older version wrote it
+    came_from: str = ""  # the one that the directory had when they came from there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,10 +353,15 @@ class State:
         if (exports, former) != (self.changes.exports, self.changes.former):
             self._save(dataclasses.replace(self.changes, exports=dict(exports), former=former))
 
-    def remember_kept_in(self, identity: str) -> None:
+    def remember_kept_in(self, identity: str, came_from: str = "") -> None:
         """Note durably which directory of checkpoints has the disks. Raises UserError, and then nothing is noted."""
-        if identity != self.changes.kept_in:
-            self._save(dataclasses.replace(self.changes, kept_in=identity))
+        now = dataclasses.replace(self.changes, kept_in=identity, came_from=came_from)
+        if now != self.changes:
+            self._save(now)
+
+    def know_kept_nowhere(self) -> None:
+        """The same, that none has the disks that come: noted with the first of them."""
+        self.changes = dataclasses.replace(self.changes, kept_in="", came_from="")
 
     def remember_pool(self, name: str, change: PoolChange | None) -> None:
         """The same for a pool. Raises UserError."""
@@ -441,7 +448,8 @@ def _add_unknown_rules(payload: dict[str, Any]) -> None:
 def _add_what_came_later(payload: dict[str, Any]) -> None:
     """Of format 2, what its first writers did not know."""
     payload.setdefault("former", {})
-    payload.setdefault("kept_in", "")
+    payload.setdefault("kept_in", None)
+    payload.setdefault("came_from", "")
     payload.setdefault("went", {})
     payload.setdefault("went_since", 0)
     pools = payload.get("pools")

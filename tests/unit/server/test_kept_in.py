@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbdzram.config import UnixAddress
+from nbdzram.config import CheckpointConfig, UnixAddress
 from nbdzram.errors import UserError
 from nbdzram.server.claim import Claim
 from nbdzram.server.restore import Restore
@@ -83,9 +86,8 @@ def test_directories_of_two_servers_that_were_exchanged_are_told(tmp_path: Path,
 def test_disks_that_were_never_kept_anywhere_are_not_kept_beside_others(tmp_path: Path) -> None:
     async def story() -> None:
         await wrote(checkpointing, tmp_path / "theirs", None, 1)
-        async with checkpointing(tmp_path / "state", state_dir=tmp_path / "state") as service:
+        async with checkpointing(tmp_path, state_dir=tmp_path / "state", checkpoint=CheckpointConfig()) as service:
             disk(service).write(0, text(2))
-        (tmp_path / "state" / FILE_NAME).unlink()  # nothing was remembered of a server without checkpoints
         with pytest.raises(UserError, match=REFUSED):
             await wrote(checkpointing, tmp_path / "theirs", tmp_path / "state", 3)
         for path in (tmp_path / "theirs").glob("*.stream"):
@@ -130,9 +132,121 @@ def test_what_is_its_own_or_nobodys_a_server_goes_on_in(tmp_path: Path, change: 
             pool.unlink()
         async with checkpointing(ours, state_dir=state) as service:
             assert whole(disk(service))[:BLOCK] == text(2)
-        assert kept_in(ours) == kept_in(state) == identity
+        assert kept_in(ours) == kept_in(state) != identity  # of the disks that came
 
     play(story)
+
+
+def removed(remembered: Path) -> None:
+    """As a start that finds it damaged says; or it was nowhere, as in a unit without a RuntimeDirectory."""
+    remembered.unlink()
+
+
+def of_an_older_version(remembered: Path) -> None:
+    """Which wrote this, and no checkpoint since: a newer one did before it, and does again."""
+    without_identity(remembered.parent)
+
+
+@pytest.mark.parametrize("forget", [removed, of_an_older_version])
+def test_disks_of_which_it_is_not_remembered_where_they_are_kept_go_on_there(
+    tmp_path: Path, forget: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """They were taken for others, and no server started."""
+    ours, theirs, state = tmp_path / "ours", tmp_path / "theirs", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, theirs, None, 1)
+        await wrote(checkpointing, ours, state, 1)
+        forget(state / FILE_NAME)
+        async with checkpointing(ours, state_dir=state) as service:
+            assert whole(disk(service))[:BLOCK] == text(1)
+        assert kept_in(state) == kept_in(ours)
+        with pytest.raises(UserError, match=REFUSED):  # and from now on it is remembered
+            await wrote(checkpointing, theirs, state, 3)
+
+    play(story)
+    assert f"the checkpoints in {ours} are taken for theirs" in caplog.text
+
+
+def test_disks_that_lay_aside_meanwhile_do_not_take_newer_checkpoints_for_old_ones(tmp_path: Path) -> None:
+    """Their state directory was not mounted, or not named: they were served on, and these went in time."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        await wrote(checkpointing, ours, None, 2)
+        before = bytes_of(ours)
+        with pytest.raises(UserError, match=f"{REFUSED}.*; to begin from these, move the .pool files out of {state}$"):
+            await wrote(checkpointing, ours, state, 3)
+        assert bytes_of(ours) == before
+        (state / "default.pool").rename(tmp_path / "default.pool")  # as it was told to
+        async with checkpointing(ours, state_dir=state) as service:
+            assert whole(disk(service))[:BLOCK] == text(2)
+
+    play(story)
+
+
+def test_servers_that_begin_from_copies_of_one_directory_do_not_take_the_others(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+
+    async def story() -> None:
+        await wrote(checkpointing, one, None, 1)
+        as_the_power_left_it(one, other)
+        await wrote(checkpointing, one, tmp_path / "state-of-one", 2)
+        await wrote(checkpointing, other, tmp_path / "state-of-other", 3)
+        exchange(one, other)
+        for place in (one, other):
+            with pytest.raises(UserError, match=REFUSED):
+                await wrote(checkpointing, place, tmp_path / f"state-of-{place.name}", 4)
+
+    play(story)
+
+
+def test_the_directory_that_disks_came_from_is_theirs_before_it_has_their_identity(tmp_path: Path) -> None:
+    """Where it was not there for a while; and where the power failed before a checkpoint stood."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, None, 1)
+        before = kept_in(ours)
+        async with checkpointing(ours, state_dir=state) as service:
+            ours.rename(tmp_path / "away")
+            await of(service).take()
+            exchange(ours, tmp_path / "away")
+            assert kept_in(ours) == before
+            cut = as_the_power_left_it(ours, tmp_path / "cut")
+            await of(service).take()
+            assert kept_in(ours) == kept_in(state) != before
+        async with checkpointing(cut, state_dir=state) as service:
+            await of(service).take()
+        assert kept_in(cut) == kept_in(state)
+
+    play(story)
+
+
+def test_disks_that_are_there_are_served_though_it_cannot_be_remembered_where_they_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No room in the state directory keeps no server from starting; where disks are to come, it must be remembered."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        without_identity(state)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            async with checkpointing(ours, state_dir=state) as service:
+                assert whole(disk(service))[:BLOCK] == text(1)
+            with pytest.raises(UserError, match="cannot remember the change"):
+                await wrote(checkpointing, ours, tmp_path / "new", 2)
+
+    def full(descriptor: int, sync: Callable[[int], None] = os.fsync) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    play(story)
+    assert f"until then nobody can tell whose checkpoints lie in {ours}" in caplog.text
 
 
 def test_a_start_that_is_cut_off_knows_whose_checkpoints_it_brought_back(
