@@ -105,9 +105,7 @@ class Place:
         self._identities = {kept_in, came_from}
         try:
             state.remember_kept_in(kept_in, came_from)
-        except UserError as error:
-            if not outlived:
-                raise
+        except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
             log.warning("%s; until then nobody can tell whose checkpoints lie in %s", error, self._directory)
 
     @property

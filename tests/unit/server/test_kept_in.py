@@ -260,6 +260,7 @@ def test_a_start_that_is_cut_off_knows_whose_checkpoints_it_brought_back(
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power"):
             patch.setattr(Restore, "from_newest", cut)
             await wrote(checkpointing, ours, state, 2)
+        assert json.loads((state / FILE_NAME).read_text())["came_from"] == kept_in(ours)
         async with checkpointing(ours, state_dir=state) as service:
             assert whole(disk(service))[:BLOCK] == text(1)
 
