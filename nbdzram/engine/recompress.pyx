@@ -184,11 +184,13 @@ cdef class Recompress(Run):
         """Go on where the last step ended. False when the disk is done."""
         cdef uint64_t block, entry = 0
         cdef uint32_t handle
+        cdef uint64_t done, cost
         cdef bint found
         self.cursor.end = disk.end_block()  # it may have been resized
         while budget:
             self.pool.keep_short()
             lock_take_behind(&self.pool.lock)
+            done = self._done
             found = disk.walk(&self.cursor)
             handle = 0
             while handle == 0 and next_entry(&self.cursor, &block, &entry):
@@ -199,7 +201,10 @@ cdef class Recompress(Run):
             lock_leave(&self.pool.lock)
             if not found and self.cursor.next >= self.cursor.end:
                 return False
-            budget -= 1  # also for blocks that are all holes or same-filled: of those there may be any number
+            # An encoding is as much as a thousand entries that are passed over: a budget that grew with those would be
+            # minutes of encodings, and a run that nobody can pause or cancel. Holes, of which any number may be, count.
+            cost = max(self._done - done, <uint64_t>1)
+            budget -= <uint32_t>min(cost, <uint64_t>budget)
         return True
 
     cdef void _visit(self, uint32_t first, uint32_t age) noexcept nogil:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,19 @@ def test_recompression_at_the_limit_changes_nothing_that_is_stored() -> None:
     run(Recompress(pool))
     assert disk.read(0, 200 * BLOCK) == b"".join(prose(number) for number in range(200))
     pool.check()
+
+
+def test_a_step_encodes_a_few_objects_however_many_it_may_pass_over() -> None:
+    """Its budget grows with handles and entries that are passed over in nanoseconds: in encodings it was minutes, in
+    which nobody could pause or cancel the run, and its share of the processor was all of it."""
+    pool = Pool()
+    disk = pool.create("disk", 400 * BLOCK)
+    disk.write(0, b"".join(map(text, range(400))))
+    recompression, seen = Recompress(pool, level=1), [0]
+    while recompression.step(8 << 10):
+        seen.append(recompression.report().objects_seen)
+    assert seen[-1] == recompression.report().objects_seen == 400
+    assert max(after - before for before, after in pairwise(seen)) == 8
 
 
 def test_a_level_outside_the_range_is_refused() -> None:
