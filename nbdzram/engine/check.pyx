@@ -126,13 +126,12 @@ cdef class Check(Run):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     cdef bint _step(self, uint32_t budget) noexcept nogil:
-        cdef uint32_t looked
-        while budget and self.phase != DONE and not self.complaint[0] and not self.no_memory:
+        cdef uint64_t looked, enough = self._done + budget  # in work: decoding one is counting many
+        while self._done < enough and self.phase != DONE and not self.complaint[0] and not self.no_memory:
             if self.phase == EXPORTS and not self.in_export or self.phase != CONTENTS and not self._has_census():
                 return False  # _go_on knows what is next
-            looked = self._hold(min(budget, <uint32_t>HOLD))
+            looked = self._hold(<uint32_t>min(enough - self._done, <uint64_t>HOLD))
             self._done += looked
-            budget -= min(budget, looked)
         return self.phase != DONE and not self.complaint[0] and not self.no_memory
 
     cdef bint _go_on(self) except -1:

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def damaged(path: Path) -> Iterator[tuple[Pool, Arena]]:
         run(Check(pool))
         with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
             yield pool, Arena(view)
+
+
+def test_a_step_decodes_a_few_objects_however_many_numbers_it_may_count() -> None:
+    """Each costs as much of its budget as it is of the progress: else it does not keep to its share."""
+    pool = Pool()
+    pool.create("disk", 200 * BLOCK).write(0, b"".join(map(half_random, range(200))))
+    check, seen = Check(pool), [0]
+    while check.step(640):
+        seen.append(check.report().objects_checked)
+    assert seen[-1] == 200
+    assert max(after - before for before, after in pairwise(seen)) == 10
 
 
 def test_an_object_whose_bytes_changed_is_found(tmp_path: Path) -> None:
