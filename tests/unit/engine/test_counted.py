@@ -400,6 +400,22 @@ def within_limits() -> Iterator[str]:
             yield f"a limit of {pages} pages: {' '.join(outcomes)}, {used}"
 
 
+def before_anybody_looks() -> Iterator[str]:
+    """What comes by a thread's own means, and goes by the pool's, before anybody has summed it up."""
+    for blocks in (1, 20, 60, 70, 3000):
+        with Pool() as pool:
+            disk = pool.create("disk", SIZE)
+            disk.write(0, b"".join(half_random(number, 60) for number in range(blocks)))
+            ways = [pool.buckets()]
+            pool.clone(disk, "clone").write(0, text(1))
+            ways.append(pool.buckets())
+            pool.delete(disk)
+            ways.append(pool.buckets())
+            pool.disks()[0].resize(0)
+            ways.append(pool.buckets())
+            yield f"{blocks} blocks come and go: {ways} buckets, then {pool.stats().objects} objects, {pool.buckets()}"
+
+
 def of_a_file(directory: Path) -> Iterator[str]:
     """What an arena has when it is opened again: counted anew from what stands in it."""
     path = str(directory / "arena")
@@ -479,6 +495,7 @@ def lines() -> Iterator[str]:
         yield from of_a_file(Path(directory))
     yield from estimated()
     yield from within_limits()
+    yield from before_anybody_looks()
 
 
 def test_each_act_counts_and_answers_what_it_did() -> None:

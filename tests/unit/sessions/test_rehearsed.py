@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nbdzram.config import Limits
+from nbdzram.ready import readable
 from nbdzram.sessions.rehearsal import RehearsalLine, age, pass_time, rest, serve
 from nbdzram.sessions.stage import Ending
 from nbdzram.sessions.stage import Stage as Ends
@@ -45,6 +46,7 @@ class Watched(Stage):
         self.notices: list[Any] = []
         self.seen = 0  # bytes and gifts that were told of
         self.gifts = 0
+        self.turns = 0
         self.rest = b""
 
     def begin(self, style: int, *, syncs: bool, limited: bool) -> Client:
@@ -61,6 +63,19 @@ class Watched(Stage):
             limits=Limits(connection_bytes=MIB, payload_bytes=8 * MIB),
         )
 
+    def settle(self) -> None:
+        """The same, and count how often it is its turn."""
+        going = True
+        while going:
+            served = sum(map(self.serve, self.clients.values()))
+            self.turns += served
+            going = served > 0
+            while readable(self.desk.fileno(), seconds=0):
+                self.desk.turn()
+                self.turns += 1
+                going = True
+            self.hear()
+
     def hear(self) -> None:
         tidings, notices = self.plane.collect()
         self.notices += [notice[1:] for notice in notices]
@@ -72,8 +87,8 @@ class Watched(Stage):
     def told(self, client: Client) -> str:
         session, line = client.session, client.line
         answers, gifts = bytes(line.outgoing[self.seen :]), line.gifts[self.gifts :]
-        self.seen, self.gifts = len(line.outgoing), len(line.gifts)
-        words = [f"{Ends(session.stage).name} asked {session.requests}"]
+        words = [f"{Ends(session.stage).name} asked {session.requests} in {self.turns}"]
+        self.seen, self.gifts, self.turns = len(line.outgoing), len(line.gifts), 0
         if answers:
             words.append(f"{len(answers)} bytes {zlib.crc32(answers):08x} in {gifts if len(gifts) < 9 else len(gifts)}")
         figures = {
@@ -165,6 +180,7 @@ SITUATIONS: dict[str, Act] = {
     "more than the budget is not read": sends(lambda ask: ask(CMD_READ, 0, 6 * MIB), room=100 * KIB),
     "many answers that are not read": sends(lambda ask: ask(CMD_READ, 7, 30 * KIB) * 90, room=0),
     "a long READ": sends(lambda ask: ask(CMD_READ, 0, 8 * MIB), turns=1),
+    "a large WRITE": sends(lambda ask: ask(CMD_WRITE, 9, 2 * MIB) + b"w" * 2 * MIB, turns=9),
     "a long TRIM": sends(lambda ask: ask(CMD_TRIM, 0, SIZE), turns=1),
     "long zeroes": sends(lambda ask: ask(CMD_WRITE_ZEROES, 1, SIZE - 1, flags=NO_HOLE), turns=1),
     "a long look": sends(lambda ask: ask(CMD_BLOCK_STATUS, 0, SIZE), turns=1),
