@@ -110,6 +110,30 @@ def test_an_arena_of_this_format_that_an_earlier_program_wrote_is_read_and_goes_
         pool.check()
 
 
+def test_an_arena_that_was_cut_off_anywhere_is_salvaged_as_far_as_it_goes(place: Path) -> None:
+    """What lay behind the end is missing, a dictionary with all that it decodes, and nothing else is read instead."""
+    path, exports = place / "arena", expected()
+    with lzma.open(Path(__file__).with_name("format-2.arena.xz")) as packed:
+        whole = packed.read()
+    read = set()
+    for units in (*range(37, 70), 256):
+        path.write_bytes(whole[: units << 16])
+        try:
+            salvage = Salvage(str(path))
+        except ArenaError:
+            continue
+        count = 0
+        for number, name, *_ in salvage.exports()[0]:
+            for first, _, entries in salvage.leaves(number):
+                for at, (kind, handle) in enumerate(entries or ()):
+                    content = salvage.content(handle) if kind == OBJECT else None
+                    assert content in (None, exports[name].get(first + at))
+                    count += content is not None
+        read.add(count)
+        del salvage
+    assert len(read) > 2
+
+
 def test_the_old_arena_is_one_that_the_old_program_wrote() -> None:
     with lzma.open(Path(__file__).with_name("format-1.arena.xz")) as packed:
         assert packed.read(9) == b"NBDZRAM\n\x01"

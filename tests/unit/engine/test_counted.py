@@ -40,6 +40,8 @@ from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, text
 COUNTED = Path(__file__).with_name("counted.txt")
 MIB, LEAF, FAR = 1 << 20, 2 << 20, 3 << 30
 SIZE = 4 << 30
+FEW = 12  # exports that are looked at
+MANY = 515  # holders: a cell counts 511
 DICTIONARIES = 4  # places for them in a pool
 MASKS = (Extent.HOLE, Extent.SHARED, Extent.HUGE, Extent.SAME_FILLED, *map(Extent, (3, 31)))
 SAME, PATTERN = b"\1\2\3\4\5\6\7\0" * 512, b"abcd" * 1024
@@ -72,7 +74,7 @@ def state(pool: Pool) -> Iterator[tuple[str, object]]:
     yield from zip(("looked again", "looked again for bytes"), pool.readers_looked_again(), strict=True)
     yield "buckets", pool.buckets()
     yield "rot", pool.last_rot()
-    for disk in pool.all_disks():
+    for disk in pool.all_disks()[:FEW]:
         marks = [name for name in ("read_only", "private", "damaged", "concealed") if getattr(disk, name)]
         yield disk.name, (disk.number, disk.domain, disk.quota_bytes, *marks, *disk.stats())
         yield f"{disk.name} uses", tuple(dataclasses.astuple(disk.usage()))
@@ -93,10 +95,11 @@ def told(pool: Pool, acts: Iterator[Act]) -> Iterator[str]:
         except (NbdzramError, ValueError) as error:
             outcome = f"{type(error).__name__}: {error}"
         after = dict(state(pool))
+        chance = {"turns behind"} if "agree" in name else set()  # a check's holds in the index end where buckets do
         changes = [
             f"{key} {change(before.get(key), after.get(key))}"
             for key in {**before, **after}
-            if before.get(key) != after.get(key)
+            if before.get(key) != after.get(key) and key not in chance
         ]
         yield f"{name}: {outcome}{' | ' if changes else ''}{', '.join(changes)}"
         before = after
@@ -302,9 +305,12 @@ def acts_without_room(pool: Pool) -> Iterator[Act]:
         yield "a gap", partial(disk.trim, place * BLOCK, BLOCK)
     yield "gaps are closed", lambda: disk.write(3 * BLOCK, b"".join(noise(number) for number in range(64, 80)))
     yield "clone", lambda: pool.clone(disk, "clone")
+    yield "a leaf of its own", lambda: disk.write(3 * LEAF, text(7))
     yield "no more than there is", lambda: setattr(pool, "mem_limit", pool.stats().memory_used)
     yield "a block of a leaf of both goes", lambda: disk.trim(3 * BLOCK, BLOCK)
     yield "a leaf of both goes", lambda: disk.trim(0, LEAF)
+    for place in range(1, 8):
+        yield "one more of its own", partial(disk.write, 3 * LEAF + place * BLOCK, noise(290 + place))
     for place in range(8):
         yield "one more", partial(disk.write, LEAF + place * 512 * LEAF, noise(300 + place))
     yield "a little more than that", lambda: setattr(pool, "mem_limit", pool.stats().memory_used + 8 * BLOCK)
@@ -380,6 +386,24 @@ def acts_on_rot(pool: Pool) -> Iterator[Act]:
     yield "it goes", lambda: pool.delete(clone[0])
     yield "all goes", lambda: disk.trim(0, 8 * MIB)
     yield "the disk goes", lambda: pool.delete(disk)
+
+
+def acts_of_many(pool: Pool) -> Iterator[Act]:
+    """More holders than a cell counts, of what is merged and of what it is merged with."""
+    first, later = pool.create("first", MIB), pool.create("later", MIB)
+    yield "one", lambda: first.write(0, half_random(1) + text(2))
+    yield "its equal", lambda: later.write(0, half_random(1) + text(2) + text(3))
+    for number in range(MANY):
+        copy = pool.clone(later, f"copy {number}")
+        copy.trim(2 * BLOCK, BLOCK)  # which copies the leaf
+    yield "agree on many", pool.check
+    yield "folded", lambda: steps(Fold(pool), 50)
+    yield "agree", pool.check
+    for number in range(MANY):
+        pool.delete(next(disk for disk in pool.disks() if disk.name == f"copy {number}"))
+    yield "agree on few", pool.check
+    yield "the equal goes", later.clear
+    yield "the last goes", first.clear
 
 
 def within_limits() -> Iterator[str]:
@@ -483,6 +507,7 @@ def lines() -> Iterator[str]:
         "without room": (acts_without_room, {}),
         "inline without room": (acts_without_room, {"inline_dedup": True}),
         "dictionaries": (acts_with_dictionaries, {}),
+        "many": (acts_of_many, {}),
         "rot": (acts_on_rot, {"path": "arena"}),
     }
     with tempfile.TemporaryDirectory() as directory:
