@@ -30,8 +30,11 @@ class Tree:
         place = str(self.root / mount).replace(" ", "\\040")
         kind = f"cgroup cgroup rw,{controllers}" if controllers else "cgroup2 cgroup2 rw,nsdelegate"
         self.mounts.append(f"30 23 0:28 {root} {place} rw,relatime shared:9 - {kind}")
-        (self.root / "cgroup").write_text("\n".join(self.memberships) + "\n")
-        (self.root / "mountinfo").write_text("\n".join(["22 1 0:2 / / rw - ext4 /dev/vda rw", *self.mounts]) + "\n")
+        for name, lines in (
+            ("cgroup", self.memberships),
+            ("mountinfo", ["22 1 0:2 / / rw - ext4 /dev/vda rw", *self.mounts]),
+        ):
+            (self.root / name).write_bytes(os.fsencode("\n".join(lines) + "\n"))
 
     def limit(self, directory: str, **files: str) -> Path:
         place = self.root / directory
@@ -116,9 +119,10 @@ def test_a_blank_in_the_mount_point_is_read(tree: Tree) -> None:
     assert tree.machine.memory().amount == 64 * MIB
 
 
-@pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028"])
+@pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028", "\udcff"])
 def test_a_directory_whose_name_ends_lines_elsewhere_is_one_line_of_the_kernels(tree: Tree, end: str) -> None:
-    """Whoever may mount something, or make a cgroup, chooses its name; a server that met one did not start."""
+    """Whoever may mount something, or make a cgroup, chooses its name, which need be no text; a server that met one did
+    not start."""
     tree.mounts.append(f"31 23 0:29 / /home/a{end}b rw - fuse.sshfs a{end}b rw")
     tree.hierarchy("fs", f"/a{end}b")
     tree.limit(f"fs/a{end}b", memory__max=str(64 * MIB))

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+from nbdzram.cli.check import _lines
+from nbdzram.server.salvage import Lost, Salvaged
 from tests.unit.cli.conftest import NBDZRAM, clean_environment
 from tests.unit.engine.test_scrub import bend
 from tests.unit.server.test_salvage import fill
@@ -14,6 +16,29 @@ from tests.unit.server.test_salvage import fill
 def check(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [*NBDZRAM, "check", *map(str, words)]
     return subprocess.run(command, capture_output=True, env={**clean_environment(), **environment}, check=False)
+
+
+def test_each_thing_that_is_lost_has_a_line_and_one_block_is_no_range() -> None:
+    """The last block that is named is the last that is lost."""
+    outcome = Salvaged(
+        exports=["a", "b"],
+        blocks=7,
+        stream_bytes=9 << 20,
+        lost=[Lost("a", 0, 1), Lost("a", 5, 2), Lost("b", 512, 512)],
+        lost_exports=3,
+        lost_pools=["pool 'fast': it cannot be read"],
+        notes=["the state is not known"],
+    )
+    assert list(_lines(outcome)) == [
+        "the state is not known",
+        "lost: pool 'fast': it cannot be read",
+        "lost: 3 exports, whose names and sizes are not what was written",
+        "lost: block 0 of export 'a'",
+        "lost: blocks 5 to 6 of export 'a'",
+        "lost: blocks 512 to 1023 of export 'b'",
+        "read 2 exports, 7 blocks that hold something; a stream of 9M",
+    ]
+    assert list(_lines(Salvaged())) == ["read 0 exports, 0 blocks that hold something; a stream of 0B"]
 
 
 def test_what_is_lost_is_listed_and_the_rest_is_a_stream(tmp_path: Path) -> None:

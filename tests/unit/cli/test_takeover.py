@@ -41,9 +41,21 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
 
 
 def test_who_finds_no_server_leaves_nothing_where_it_waited_for_one(tmp_path: Path) -> None:
-    with take_over(tmp_path / "control.sock", None) as taken:
-        assert taken is None
-        assert list(tmp_path.iterdir()) == []
+    before = os.umask(0o027)
+    try:
+        (tmp_path / f".{os.getpid()}").write_text("of one that was killed and had our number")
+        with take_over(tmp_path / "control.sock", None) as taken:
+            assert taken is None
+            assert list(tmp_path.iterdir()) == []
+        assert os.umask(0) == 0o027  # what it makes from now on is for whom it was
+        with (
+            pytest.raises(UserError, match="cannot make a socket beside the control socket"),
+            take_over(tmp_path / "nowhere" / "control.sock", None),
+        ):
+            pass
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("agrees", [True, False])
