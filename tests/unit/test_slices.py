@@ -42,6 +42,23 @@ def test_others_run_between_two_slices() -> None:
     assert asyncio.run(both()) == b"0,0;1,1;2,2;3,3;4,4;"
 
 
+def test_who_had_a_long_piece_does_not_pause_behind_each_short_one() -> None:
+    pauses: list[int] = []
+
+    def pieces() -> Iterator[str]:
+        until = time.perf_counter() + SLICE_SECONDS
+        while time.perf_counter() < until:
+            pass
+        for number in range(50):
+            yield str(len(pauses) - number)
+
+    async def pause() -> None:
+        pauses.append(1)
+
+    asyncio.run(join_in_slices(pieces(), pause))
+    assert 1 <= len(pauses) < 50
+
+
 @pytest.mark.parametrize("value", [SERVER, {"disk": USAGE}, (REPORT, REPORT), {}, (), None, {"a": {"b": {"c": [1]}}}])
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_a_records_pieces_are_its_json(value: Any, depth: int) -> None:

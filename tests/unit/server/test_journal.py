@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
 from nbdzram.server.journal import Journal
+from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
 from tests.unit.server.lasting import (
@@ -39,6 +41,7 @@ from tests.unit.server.lasting import (
     spoil,
     whole,
 )
+from tests.wire import CMD_FLUSH
 
 
 def test_one_group_answers_all_who_came_before_its_moment_and_none_who_came_later(
@@ -90,6 +93,24 @@ def test_a_flush_waits_for_the_first_checkpoint(tmp_path: Path, monkeypatch: pyt
             gate.opened.set()
             await flush
             assert journal(service).status.usable
+
+    play(story)
+
+
+def test_what_a_client_wrote_is_in_the_journal_when_its_flush_is_answered(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            ours, theirs = socket.socketpair()
+            served = asyncio.create_task(service._nbd.serve_socket(ours))
+            client = await (await WireClient.over(await asyncio.open_unix_connection(sock=theirs))).go()
+            for number in range(1, 4):
+                before = groups(tmp_path / "kept")
+                await client.write(number * BLOCK, text(number))
+                assert groups(tmp_path / "kept") == before
+                assert (await client.call(CMD_FLUSH, 0, 0)).error == 0
+                assert groups(tmp_path / "kept") == before + 1
+            await client.close()
+            await served
 
     play(story)
 
