@@ -1,3 +1,6 @@
+BEGUN: bytes
+"""What stands where an arena's magic does, until the first pages behind it are written too."""
+
 def unnamed_file(name: str) -> int | None:
     """The descriptor of a new file in memory, for an arena; None: this system has none, or no descriptor is free."""
 

@@ -76,6 +76,8 @@ cdef enum:
     GROWTH = 16 << 20  # bytes mapped at a time: few system calls, and little address space made early
 
 MFD_NOEXEC_SEAL = 8  # since Linux 6.3, which may insist on it (vm.memfd_noexec); memfd_create(2)
+BEGUN = b"NBDZRAM?"
+"""What stands where an arena's magic does, until the first pages behind it are written too."""
 INSTEAD_OF_FILE = "remove it, or name another state directory"
 INSTEAD_OF_KEPT = "whoever kept it has to let it go: systemctl stop the unit, and start it again"
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
@@ -325,9 +327,13 @@ cdef class Arena:
     def _is_blank(self, size: int) -> bool:
         """Whether nothing was stored yet: an empty file, or one whose process was killed while it wrote the superblock.
 
-        The magic, its first word, is written last of that page, and every other page after it.
+        The magic, its first word, is written last of all that is there before something is stored; BEGUN stands there
+        once more than that page is written.
         """
         if size == 0 or lseek(self.fd, 0, SEEK_DATA) < 0:
+            return True
+        if size <= GROWTH and os.pread(self.fd, 8, 0) == BEGUN:
+            os.ftruncate(self.fd, 0)  # all of it is to read as zeroes
             return True
         if size > GROWTH or any(os.pread(self.fd, 8, 0)):
             return False

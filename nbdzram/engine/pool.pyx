@@ -37,6 +37,7 @@ from nbdzram.engine.table cimport TOP_LEVEL, Tables
 from nbdzram.engine.upgrade cimport OldOpening
 from nbdzram.engine.users cimport users_close, users_enter, users_leave
 
+from nbdzram.engine.arena import BEGUN
 from nbdzram.engine.check import Check
 from nbdzram.engine.opening import run_in_turn
 from nbdzram.engine.disk import _clear_behind, _longest_stripe, _open_disk, _test_stripes
@@ -46,6 +47,7 @@ HUGE_THRESHOLD = HUGE_LENGTH
 ARENA_FORMAT = VERSION
 
 cdef bytes MAGIC = b"NBDZRAM\n"
+cdef bytes BEGUN_MAGIC = BEGUN  # a process that is killed from there on leaves an arena that is begun anew
 
 
 @cython.final
@@ -96,6 +98,7 @@ cdef class Pool(PoolCore):
         self._make_rooms()
         self.superblock.layout = self.store.slab.layout()
         self.superblock.identity = identity_of(self.superblock)
+        publish64(<uint64_t*>self.superblock.magic, (<const uint64_t*><const char*>BEGUN_MAGIC)[0])
         if not self.store.cells.begin():
             refusal = self._no_room()
             self.arena.discard()

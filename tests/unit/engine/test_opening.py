@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -559,6 +561,32 @@ def test_an_arena_whose_beginning_was_cut_off_begins_anew(tmp_path: Path, left: 
         file.truncate(16 << 20 if left else 0)
     filled(path)
     is_whole(path)
+
+
+def test_an_arena_whose_beginning_was_cut_off_behind_its_first_page_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written there before the magic looked as if somebody had stored it, and no server started."""
+    path = tmp_path / "arena"
+    for countdown in itertools.count():
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", refuse)  # so that the file stays as a kill leaves it
+            fail_allocation(countdown)
+            try:
+                Pool(path=str(path)).close()
+            except ArenaError:
+                pass
+            else:
+                break
+        filled(path)
+        is_whole(path)
+        path.unlink()
+    fail_allocation(-1)
+    assert countdown > 1
+
+
+def refuse(_: str) -> None:
+    raise PermissionError
 
 
 def test_what_has_lost_its_magic_is_no_new_arena(tmp_path: Path) -> None:
