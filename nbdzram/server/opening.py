@@ -23,6 +23,7 @@ from nbdzram.engine import moment
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ArenaInUse, UserError
 from nbdzram.machine import Machine
+from nbdzram.server.chains import checkpoints_in
 from nbdzram.server.claim import Claim
 from nbdzram.server.state import ExportRecord, Kept, Noted, PoolChange, State, noted_in
 
@@ -90,7 +91,7 @@ def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:
             closing.callback(claim.release)
         known = _noted_beside_checkpoints(config, state)
         state.go_on_from(known)
-        opened = Opened(state, claim, known, open_pools(config.pools, state))
+        opened = Opened(state, claim, known, open_pools(config.pools, state, config.checkpoint.directory))
         closing.pop_all()
         return opened
 
@@ -140,22 +141,43 @@ def _noted_beside_checkpoints(config: ServerConfig, state: State) -> Noted:
     return Noted()
 
 
-def open_pools(declared: Iterable[PoolConfig], state: State) -> dict[str, Pool]:
-    """Every pool that is declared or remembered, opened. Raises UserError; then none stays open."""
+def _require_not_lost(pools: Collection[str], state: State, directory: Path) -> None:
+    """Refuse to begin these pools empty beside others that have disks, where some of theirs are in checkpoints: nobody
+    asks these then, and they would go in time. Raises UserError.
+    """
+    for name, had in sorted(state.changes.exports.items()):
+        if had.pool in pools and not had.removed and checkpoints_in(directory):
+            raise UserError(
+                f"{state.arena_path(had.pool)} is not there, as other pools are, and was the pool of the export "
+                f"'{name}': put it back, or move the other .pool files away too to begin from the checkpoints in "
+                f"{directory}; or move these away to begin it empty: they would go in time"
+            )
+
+
+def open_pools(declared: Iterable[PoolConfig], state: State, checkpoints: Path | None = None) -> dict[str, Pool]:
+    """Every pool that is declared or remembered, opened. Raises UserError; then none stays open.
+
+    checkpoints: the directory where they are; no arena is made before those that are there are known.
+    """
     configs = {pool.name: pool for pool in declared}
     for name, change in state.changes.pools.items():
         config = configs.get(name)
         configs[name] = _as_changed(PoolConfig(name=name), change) if config is None else effective_pool(config, change)
-    for name in sorted(state.arenas() - configs.keys()):
+    there = state.arenas()
+    for name in sorted(there - configs.keys()):
         log.warning(
             "%s holds the pool '%s', which is neither declared nor remembered; its disks are not offered until it is: "
             "[pools.%s], or `nbdzram pools add %s`",
             *("memory" if state.directory is None else "the state directory", name, name, name),
         )
     with contextlib.ExitStack() as opened:
-        pools = {name: opened.enter_context(open_pool(config, state)) for name, config in configs.items()}
+        pools = {name: opened.enter_context(open_pool(configs[name], state)) for name in configs if name in there}
+        if checkpoints is not None and state.directory is not None and any(pool.disks() for pool in pools.values()):
+            _require_not_lost(configs.keys() - there, state, checkpoints)
+        for name in [name for name in configs if name not in there]:
+            pools[name] = opened.enter_context(open_pool(configs[name], state))
         opened.pop_all()
-        return pools
+        return {name: pools[name] for name in configs}
 
 
 def effective_pool(config: PoolConfig, change: PoolChange | None) -> PoolConfig:

@@ -7,12 +7,15 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbdzram.config import CheckpointConfig, UnixAddress
+from nbdzram.config import CheckpointConfig, PoolConfig, UnixAddress
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
 from nbdzram.server.claim import Claim
 from nbdzram.server.restore import Restore
@@ -20,6 +23,7 @@ from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
+    EXPORTS,
     as_the_power_left_it,
     asked,
     checkpointing,
@@ -377,5 +381,37 @@ def test_where_all_exports_were_removed_nothing_of_others_comes_and_nothing_of_t
         exchange(ours, theirs)
         with pytest.raises(UserError, match=REFUSED):
             await wrote(checkpointing, ours, state, 2)
+
+    play(story)
+
+
+def test_one_pool_of_several_that_was_lost_does_not_begin_empty_beside_checkpoints_that_have_it(tmp_path: Path) -> None:
+    """Its file was damaged and moved away: its exports were empty, without a word, and the checkpoints went in time."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+    exports = (*EXPORTS[:1], replace(EXPORTS[1], pool="fast"))
+    given: dict[str, Any] = {"state_dir": state, "exports": exports, "pools": (PoolConfig(), PoolConfig(name="fast"))}
+    opened = partial(checkpointing, exports=exports, pools=given["pools"])
+
+    async def story() -> None:
+        async with checkpointing(ours, **given) as service:
+            disk(service).write(0, text(1))
+            disk(service, "other").write(0, text(2))
+        (state / "fast.pool").rename(tmp_path / "fast.pool")
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"fast\.pool is not there, as other pools are, .* the export 'other'"):
+                await wrote(opened, ours, state, 3)
+        left = as_the_power_left_it(ours, tmp_path / "left")
+        for stream in ours.glob("*.stream"):  # as it was told to
+            stream.unlink()
+        async with checkpointing(ours, **given) as service:
+            assert whole(disk(service))[:BLOCK] == text(1)
+            assert not any(whole(disk(service, "other")))
+        for pool in state.glob("*.pool"):
+            pool.unlink()
+        Pool(
+            path=str(state / "default.pool")
+        ).close()  # as a start leaves it that is killed behind the first that it makes
+        async with checkpointing(left, **given) as service:
+            assert whole(disk(service, "other"))[:BLOCK] == text(2)
 
     play(story)
