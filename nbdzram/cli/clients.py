@@ -9,6 +9,7 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
+    Group,
     connect,
     control_option,
     each_once,
@@ -45,6 +46,7 @@ export_option = click.option(
 
 @click.group(
     "clients",
+    cls=Group,
     invoke_without_command=True,
     epilog="\b\nExamples:\n  nbdzram clients\n  nbdzram clients disconnect 7\n"
     "  nbdzram clients disconnect --export scratch",

@@ -167,6 +167,41 @@ def warn(sentence: str) -> None:
     click.echo(f"nbdzram: warning: {sentence}", err=True)
 
 
+OTHERS_WORDS = {
+    "remove": "rm delete del destroy drop",
+    "list": "ls show status",
+    "add": "create new",
+    "rename": "mv move",
+    "change": "set edit update modify",
+    "reset": "wipe clear empty zero",
+    "rollback": "revert restore undo",
+    "disconnect": "kill end rm remove drop",
+    "cancel": "stop kill abort end rm remove",
+    "pause": "suspend hold",
+    "resume": "continue unpause",
+    "abandon": "rm remove delete cancel drop",
+}
+"""What others call a command of a group."""
+
+
+class Group(click.Group):
+    """Commands of a noun; who types another word is told ours."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command; a wrong one gets the right word in its error, or all that there are."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib  # noqa: PLC0415 - only a mistake pays for it
+
+            meant = [name for name in self.commands if args[0] in OTHERS_WORDS.get(name, "").split()]
+            meant += difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f"Did you mean '{meant[0]}'?" if meant else f"There are {', '.join(sorted(self.commands))}."
+            raise click.UsageError(f"No such command '{args[0]}'. {hint}", error.ctx) from None
+
+
 def warn_of_a_start(client: ControlClient) -> None:
     """Whoever reads a table of disks should know where it is not whole."""
     if client.starting:

@@ -11,6 +11,7 @@ from nbdzram.cli.agree import agree
 from nbdzram.cli.common import (
     Bound,
     Command,
+    Group,
     Size,
     connect,
     control_option,
@@ -65,6 +66,7 @@ BOUND_OPTIONS = (
 
 @click.group(
     "exports",
+    cls=Group,
     invoke_without_command=True,
     epilog="\b\nExamples:\n  nbdzram exports\n  nbdzram exports add scratch 10G",
 )

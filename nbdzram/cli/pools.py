@@ -10,6 +10,7 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
+    Group,
     connect,
     control_option,
     each_once,
@@ -56,6 +57,7 @@ class Limit(click.ParamType[int]):
 
 @click.group(
     "pools",
+    cls=Group,
     invoke_without_command=True,
     epilog="\b\nExamples:\n  nbdzram pools\n  nbdzram pools add fast --mem-limit 4G --dedup inline",
 )

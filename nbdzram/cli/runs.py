@@ -9,6 +9,7 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
+    Group,
     connect,
     control_option,
     each_once,
@@ -46,6 +47,7 @@ POSSIBLE = {
 
 @click.group(
     "runs",
+    cls=Group,
     invoke_without_command=True,
     epilog="\b\nExamples:\n  nbdzram runs\n  nbdzram runs cancel 4\n  nbdzram runs pause 4",
 )

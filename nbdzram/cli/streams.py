@@ -8,6 +8,7 @@ import click
 
 from nbdzram.cli.columns import Column
 from nbdzram.cli.common import (
+    Group,
     connect,
     control_option,
     each_once,
@@ -33,6 +34,7 @@ COLUMNS: list[Column[StreamStatus]] = [
 
 @click.group(
     "streams",
+    cls=Group,
     invoke_without_command=True,
     epilog="\b\nExamples:\n  nbdzram streams\n  nbdzram streams abandon 00112233445566778899aabbccddeeff",
 )

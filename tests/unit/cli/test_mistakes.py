@@ -71,6 +71,12 @@ Start = Callable[..., Server]
         (["estimat"], 2, "Did you mean 'estimate'?"),
         (["rename", "disk", "other"], 2, "No such command 'rename'. Did you mean 'exports rename'?"),
         (["nothing"], 2, "No such command 'nothing'"),
+        (["exports", "delete", "disk"], 2, "No such command 'delete'. Did you mean 'remove'?"),
+        (["pools", "ls"], 2, "No such command 'ls'. Did you mean 'list'?"),
+        (["runs", "stop", "4"], 2, "No such command 'stop'. Did you mean 'cancel'?"),
+        (["clients", "kill", "4"], 2, "No such command 'kill'. Did you mean 'disconnect'?"),
+        (["exports", "lst"], 2, "No such command 'lst'. Did you mean 'list'?"),
+        (["streams", "xyz"], 2, "No such command 'xyz'. There are abandon, list."),
         (["help"], 2, "No such command 'help'. `nbdzram --help` lists the commands"),
         (["scrub"], 2, "No such command 'scrub'. `nbdzram check` looks at every block now"),
         (["serve", "-e", "disk", "1G"], 2, "Got unexpected extra argument (1G). A disk is told by -e NAME=SIZE."),
@@ -144,8 +150,11 @@ def test_check_config_says_what_it_means_and_ends(tmp_path: Path) -> None:
     assert "pool     fast (1G, dedup fold)" in done.out
     assert "export   disk (2G in pool fast)" in done.out
     assert "listen   unix:/run/x.sock" in done.out
-    assert "  default  " not in run("serve", "-c", str(file), "--check-config", "--default-export", "disk").out
-    assert "no export here is named" in run("serve", "-c", str(file), "--check-config", "--default-export", "x").out
+    assert "  default  " not in done.out
+    assert "  default  disk\n" in run("serve", "-c", str(file), "--check-config", "--default-export", "disk").out
+    assert (
+        "x, which is not declared here" in run("serve", "-c", str(file), "--check-config", "--default-export", "x").out
+    )
     file.write_text('[tls]\nmode = "require"\ncertificate = "/nonexistent.pem"\nkey = "/nonexistent.pem"\n')
     done = run("serve", "-c", str(file), "--check-config")
     assert (done.code, "TLS file /nonexistent.pem cannot be read" in done.err) == (2, True)
