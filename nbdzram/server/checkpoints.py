@@ -500,7 +500,11 @@ class Checkpoints:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+    """By another path or a bind mount, too."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one is not there yet
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

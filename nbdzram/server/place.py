@@ -43,6 +43,7 @@ class Place:
         """The identity of the last checkpoint that this server wrote."""
         self._path = directory
         self._claim: Claim | None = None
+        self._kept_in: str | None = None  # the identity that the directory has, or is to have
         self._identities: set[str | None] = set()  # that the directory has, or is to have, or had as the disks came
         self._others: set[str] = set()  # files that are there now, and none of ours
 
@@ -81,7 +82,7 @@ class Place:
         if self._path is None and not outlived:
             state.know_kept_nowhere()
         kept_in, came_from = state.changes.kept_in, state.changes.came_from
-        self._identities = {kept_in, came_from}
+        self._kept_in, self._identities = kept_in, {kept_in, came_from}
         if not self._is_held:
             return
         there = _names_of(checkpoints_in(self._directory), segments_in(self._directory))
@@ -102,7 +103,7 @@ class Place:
                     self._directory,
                 )
             kept_in = theirs or _new_identity()
-        self._identities = {kept_in, came_from}
+        self._kept_in, self._identities = kept_in, {kept_in, came_from}
         try:
             state.remember_kept_in(kept_in, came_from)
         except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
@@ -153,7 +154,7 @@ class Place:
             theirs = None
         if self._is_of_others(theirs):
             return False
-        if came_back:
+        if came_back or (theirs and theirs == self._kept_in):  # of these disks, since they came to be
             return True
         newest = known.get(max(known, default=0))
         return newest is not None and self.wrote != b"" and identity_of(newest.path) == self.wrote

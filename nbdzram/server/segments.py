@@ -169,8 +169,7 @@ def forget_journal(directory: Path, before: int) -> bool:
 def retire_segments(directory: Path, numbers: Iterable[int]) -> None:
     """Away with these, but for a file that is used again. Raises OSError, UserError."""
     known = segments_in(directory)
-    for number in sorted(numbers):
-        path = known[number]
+    for path in [known[number] for number in sorted(numbers) if number in known]:  # or who took it away did so
         spare = directory / SPARE
         found = path.stat()
         if spare.exists() or found.st_size > ROOM_BYTES or found.st_nlink > 1:  # a damaged one is kept (replay.py)

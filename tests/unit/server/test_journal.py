@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -543,6 +544,22 @@ def test_a_state_directory_that_is_the_checkpoints_too_is_refused(
                 raise AssertionError
 
     play(story)
+
+
+def test_the_state_directory_by_another_path_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bind mount has a path of its own, which leads nowhere else."""
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)  # as if the link were one
+    (tmp_path / "there").symlink_to(tmp_path)
+    assert checkpoints_module._is_same(tmp_path / "there", tmp_path)
+    assert not checkpoints_module._is_same(tmp_path / "there", tmp_path.parent)
+    assert checkpoints_module._is_same(tmp_path / "no", tmp_path / "no")
+
+
+def test_files_that_somebody_took_away_are_none_to_let_go(tmp_path: Path) -> None:
+    """Between two looks at the directory."""
+    (tmp_path / "00000002.journal").write_bytes(b"")
+    segments.retire_segments(tmp_path, [1, 2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [segments.SPARE]
 
 
 def test_a_file_of_the_journal_has_its_name_once_its_head_is_durable(

@@ -415,3 +415,26 @@ def test_one_pool_of_several_that_was_lost_does_not_begin_empty_beside_checkpoin
             assert whole(disk(service, "other"))[:BLOCK] == text(2)
 
     play(story)
+
+
+def test_the_disks_own_directory_that_comes_late_is_gone_on_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They outlived their server, and the file system of their checkpoints was mounted behind its start."""
+    ours, late, state = tmp_path / "ours", tmp_path / "late", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        ours.rename(late)
+        async with checkpointing(ours, state_dir=state) as service:
+            disk(service).write(0, text(2))
+            await of(service).take()
+            exchange(ours, late)
+            disk(service).write(0, text(3))
+            await of(service).take()
+            left = as_the_power_left_it(ours, tmp_path / "left")
+        async with checkpointing(left) as service:
+            assert whole(disk(service))[:BLOCK] == text(3)
+
+    play(story)
+    assert "this server did not begin from" not in caplog.text
