@@ -49,7 +49,7 @@ from nbdzram.server.chains import (
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
 from nbdzram.server.moments import Moment, Moments, Reached
-from nbdzram.server.place import Place
+from nbdzram.server.place import Place, is_same
 from nbdzram.server.pools import PoolService
 from nbdzram.server.restore import Begun
 from nbdzram.server.segments import forget_journal
@@ -128,7 +128,7 @@ class Checkpoints:
         """Make the directory usable. Raises UserError."""
         if self._config.directory is None:
             return
-        self._beside_state = state_dir is not None and _is_same(state_dir, self._directory)
+        self._beside_state = is_same(state_dir, self._directory)
         if self._beside_state and self.journal is None:
             self.settling = None
         if self.journal is not None and state_dir is not None and not Machine().keeps_in_memory(state_dir):
@@ -167,10 +167,16 @@ class Checkpoints:
         """The exports are those, and nobody may change them yet."""
         if self.journal is None or begun.goes_on is None:
             return
-        if self.place.may_be_ours:
-            await self.journal.go_on_from(begun.goes_on)
-        else:  # whose it is writes there
+        try:
+            if not self.place.may_be_ours:
+                raise OSError(errno.EBUSY, "whose it is writes there")
+            if begun.moment_ns:
+                await asyncio.to_thread(self.place.take_possession)
+        except OSError as error:
+            log.warning("the journal in %s does not go on: %s", self._directory, error.strerror)
             await self._journal_moments.release(begun.goes_on.moment)
+        else:
+            await self.journal.go_on_from(begun.goes_on)
 
     def start(self, begun: Begun, memory: State, noted: Noted) -> None:
         """`begun`: what the server began from; memory, noted: see Settling.begin."""
@@ -497,14 +503,6 @@ class Checkpoints:
                 with contextlib.suppress(FileNotFoundError):
                     one.path.unlink()
         sync_directory(self._directory)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    """By another path or a bind mount, too."""
-    try:
-        return one.samefile(other)
-    except OSError:  # one is not there yet
-        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

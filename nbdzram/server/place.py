@@ -21,12 +21,13 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nbdzram.errors import UserError
 from nbdzram.server.chains import Checkpoint, checkpoints_in, segments_in
 from nbdzram.server.claim import Claim
-from nbdzram.server.state import Noted, State, noted_in
+from nbdzram.server.state import Noted, State, note_in, noted_in
 from nbdzram.stream.reading import identity_of
 
 IDENTITY_BYTES = 8
@@ -45,6 +46,7 @@ class Place:
         self._claim: Claim | None = None
         self._kept_in: str | None = None  # the identity that the directory has, or is to have
         self._identities: set[str | None] = set()  # that the directory has, or is to have, or had as the disks came
+        self._noted = Noted()  # what is noted there, and the identity
         self._others: set[str] = set()  # files that are there now, and none of ours
 
     @property
@@ -109,6 +111,14 @@ class Place:
         except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
             log.warning("%s; until then nobody can tell whose checkpoints lie in %s", error, self._directory)
 
+        if not outlived:
+            self._noted = replace(noted, kept_in=self._kept_in)
+
+    def take_possession(self) -> None:
+        """The directory has the identity of the disks that came from there, before a checkpoint stands in it: their
+        journal goes on. Raises OSError."""
+        note_in(self._directory, self._noted)
+
     @property
     def may_be_ours(self) -> bool:
         """Nothing of others was seen there."""
@@ -158,6 +168,16 @@ class Place:
             return True
         newest = known.get(max(known, default=0))
         return newest is not None and self.wrote != b"" and identity_of(newest.path) == self.wrote
+
+
+def is_same(state_dir: Path | None, directory: Path) -> bool:
+    """By another path or a bind mount, too."""
+    if state_dir is None:
+        return False
+    try:
+        return state_dir.samefile(directory)
+    except OSError:  # one is not there yet
+        return os.path.realpath(state_dir) == os.path.realpath(directory)
 
 
 def _new_identity() -> str:

@@ -21,6 +21,7 @@ from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import moments as moments_module
 from nbdzram.server import segments
 from nbdzram.server.journal import Journal
+from nbdzram.server.place import is_same
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.conftest import note_syncs
@@ -550,9 +551,9 @@ def test_the_state_directory_by_another_path_is_the_same(tmp_path: Path, monkeyp
     """A bind mount has a path of its own, which leads nowhere else."""
     monkeypatch.setattr(os.path, "realpath", os.path.abspath)  # as if the link were one
     (tmp_path / "there").symlink_to(tmp_path)
-    assert checkpoints_module._is_same(tmp_path / "there", tmp_path)
-    assert not checkpoints_module._is_same(tmp_path / "there", tmp_path.parent)
-    assert checkpoints_module._is_same(tmp_path / "no", tmp_path / "no")
+    assert is_same(tmp_path / "there", tmp_path)
+    assert not is_same(tmp_path / "there", tmp_path.parent)
+    assert is_same(tmp_path / "no", tmp_path / "no")
 
 
 def test_files_that_somebody_took_away_are_none_to_let_go(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ import pytest
 from nbdzram.config import CheckpointConfig, PoolConfig, UnixAddress
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
+from nbdzram.machine import Machine
 from nbdzram.server.claim import Claim
 from nbdzram.server.restore import Restore
 from nbdzram.server.service import Service
-from nbdzram.server.state import FILE_NAME
+from nbdzram.server.state import FILE_NAME, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
     EXPORTS,
@@ -30,6 +31,8 @@ from tests.unit.server.lasting import (
     disk,
     flushing,
     flushing_config,
+    groups,
+    journal,
     of,
     play,
     whole,
@@ -438,3 +441,30 @@ def test_the_disks_own_directory_that_comes_late_is_gone_on_in(
 
     play(story)
     assert "this server did not begin from" not in caplog.text
+
+
+def test_disks_that_lay_aside_do_not_take_a_journal_that_went_on_meanwhile_for_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint stands there yet of the server that has flushed since."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+    monkeypatch.setattr(Machine, "keeps_in_memory", lambda *_: True)
+
+    async def story() -> None:
+        async with flushing(ours, state_dir=state) as service:
+            disk(service).write(0, text(1))
+            await journal(service).synced()
+            await asked(service, "pools.add", name="fast")
+        async with flushing(ours, begun=False) as service:
+            disk(service).write(0, text(2))
+            await journal(service).synced()
+            assert "fast" in remembered_in(ours).pools
+            left = as_the_power_left_it(ours, tmp_path / "left")
+        assert groups(left) == 1
+        exchange(ours, left)
+        with pytest.raises(UserError, match=REFUSED):
+            await wrote(flushing, ours, state, 3)
+        async with flushing(ours, begun=False) as service:
+            assert whole(disk(service))[:BLOCK] == text(2)
+
+    play(story)
