@@ -10,7 +10,9 @@ extern void* __libc_calloc(size_t, size_t);
 extern void* __libc_realloc(void*, size_t);
 extern void* __libc_memalign(size_t, size_t);
 
-long no_memory_after = -1;  /* how many are granted before the one that is not; -1: all are */
+long no_memory_after = -1;  /* how many are granted before one that is not; -1: all are */
+long no_memory_lasts = 0;   /* none is granted behind it */
+long no_memory_refused = 0; /* so many were not */
 
 static int is_refused(void* caller) {
     Dl_info found;
@@ -18,7 +20,14 @@ static int is_refused(void* caller) {
         return 0;
     if (strstr(found.dli_fname, "/nbdzram/engine/") == NULL && strstr(found.dli_fname, "/nbdzram/sessions/") == NULL)
         return 0;
-    return no_memory_after-- == 0;
+    if (no_memory_after > 0) {
+        no_memory_after--;
+        return 0;
+    }
+    if (!no_memory_lasts)
+        no_memory_after = -1;
+    no_memory_refused++;
+    return 1;
 }
 
 void* malloc(size_t size) {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 
 from nbdzram.config import Limits
 from nbdzram.engine import moment
@@ -23,7 +24,9 @@ from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, run, text
 from tests.wire import CMD_BLOCK_STATUS, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, request
 
 MIB, FAR = 1 << 20, 1 << 32
-GRANTED = ctypes.c_long.in_dll(ctypes.CDLL(None), "no_memory_after")
+GRANTED, LASTS, REFUSED = (
+    ctypes.c_long.in_dll(ctypes.CDLL(None), f"no_memory_{name}") for name in ("after", "lasts", "refused")
+)
 CONTENT = b"".join([text(1), noise(2), half_random(3), text(1), *map(prose, range(60))])
 
 
@@ -61,7 +64,7 @@ def estimated() -> object:
 
 
 def of_the_engine(after: int) -> str:
-    GRANTED.value = after
+    GRANTED.value, REFUSED.value = after, 0
     refused = []
     try:
         with Pool() as pool:
@@ -70,16 +73,16 @@ def of_the_engine(after: int) -> str:
                     act()
                 except (NbdzramError, MemoryError) as error:
                     refused.append(f"{type(error).__name__}: {error}")
-            left, GRANTED.value = GRANTED.value, -1
+            GRANTED.value = -1
             pool.check()
             for disk in pool.all_disks():
                 pool.delete(disk)
             assert pool.stats().objects == 0
             pool.check()
     except (NbdzramError, MemoryError) as error:
-        left, GRANTED.value = GRANTED.value, -1
+        GRANTED.value = -1
         refused.append(f"no more: {type(error).__name__}: {error}")
-    return "" if left >= 0 else "; ".join(refused) or "all the same"
+    return ("; ".join(refused) or "all the same") if REFUSED.value else ""
 
 
 def of_a_session(after: int, processors: int = 1) -> str:
@@ -87,7 +90,7 @@ def of_a_session(after: int, processors: int = 1) -> str:
     stage.pool.tells_sharing = False
     stage.disk.write(0, CONTENT)
     run(Fold(stage.pool))
-    GRANTED.value = after
+    GRANTED.value, REFUSED.value = after, 0
     told: list[str] = []
     clients: list[Client] = []
     try:
@@ -120,7 +123,7 @@ def of_a_session(after: int, processors: int = 1) -> str:
         client.line.reset = True
     except (NbdzramError, MemoryError) as error:
         told.append(f"{type(error).__name__}: {error}")
-    left, GRANTED.value = GRANTED.value, -1
+    GRANTED.value = -1
     for client in clients:
         stage.plane.abort(client.session)
         stage.settle()
@@ -129,18 +132,18 @@ def of_a_session(after: int, processors: int = 1) -> str:
     assert stage.plane.budget.used == 0
     stage.pool.check()
     stage.close()
-    return "" if left >= 0 else ", ".join(told)
+    return ", ".join(told) if REFUSED.value else ""
 
 
 def lines() -> Iterator[str]:
-    for name, story in (("engine", of_the_engine), ("session", of_a_session)):
-        after = 0
+    for lasts, name in product((False, True), ("engine", "session")):
+        LASTS.value, after = lasts, 0
+        story = of_the_engine if name == "engine" else of_a_session
         while told := story(after):
-            yield f"{name}, without number {after}: {told}"
+            yield f"{name}, without number {after}{' and all behind it' * lasts}: {told}"
             after += 1
-    after = 0
-    while of_a_session(after, processors=3):  # who asks first is chance, and so is what is told
-        after += 1
+        for number in range(after if name == "session" else 0):
+            of_a_session(number, processors=3)  # who of the threads asks first is chance, and so is what is told
 
 
 if __name__ == "__main__":
