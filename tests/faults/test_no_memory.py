@@ -1,4 +1,4 @@
-"""The compiled data plane without memory of its own: each of its allocations is refused, alone and with all behind it."""
+"""The compiled data plane without memory of its own: each allocation is refused, alone and with all behind it."""
 
 from __future__ import annotations
 

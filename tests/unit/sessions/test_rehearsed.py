@@ -189,6 +189,7 @@ SITUATIONS: dict[str, Act] = {
     "its trim waits for a sync": sends(lambda ask: ask(CMD_TRIM, 0, BLOCK, flags=FUA)),
     "its zeroes wait for a sync": sends(lambda ask: ask(CMD_WRITE_ZEROES, 0, BLOCK, flags=FUA)),
     "nothing waits for a sync": sends(lambda ask: ask(CMD_TRIM, 0, BLOCK) + ask(CMD_READ, 0, 9, flags=FUA)),
+    "commands that there are not": sends(lambda ask: b"".join(ask(command, 0, 0) for command in (8, 9, 10, 77, 65535))),
     "waits for its limit": sends(lambda ask: ask(CMD_READ, 0, 1) + ask(CMD_WRITE, 0, 3) + b"abc" + ask(CMD_READ, 1, 2)),
     "a payload waits for its limit": sends(lambda ask: ask(CMD_READ, 0, 1) * 2 + ask(CMD_WRITE, 0, 3) + b"abc"),
     "leaves": sends(lambda ask: ask(CMD_READ, 0, 512) + ask(CMD_DISC, 0, 0) + ask(CMD_READ, 0, 512)),
