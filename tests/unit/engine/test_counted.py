@@ -307,8 +307,14 @@ def acts_without_room(pool: Pool) -> Iterator[Act]:
     yield "clone", lambda: pool.clone(disk, "clone")
     yield "a leaf of its own", lambda: disk.write(3 * LEAF, text(7))
     yield "no more than there is", lambda: setattr(pool, "mem_limit", pool.stats().memory_used)
-    yield "a block of a leaf of both goes", lambda: disk.trim(3 * BLOCK, BLOCK)
-    yield "a leaf of both goes", lambda: disk.trim(0, LEAF)
+    yield "many more", lambda: setattr(pool, "mem_limit", 4 * MIB)
+    yield "all that there is room for", partial(filled, disk, 3 * LEAF + 100 * BLOCK)
+    room: Sequence[tuple[str, int, int]] = (("a block of a leaf of both goes", 3, 1), ("a leaf of both goes", 0, 512))
+    for at, (goes, first, count) in enumerate(room):
+        yield goes, partial(disk.trim, first * BLOCK, count * BLOCK)
+        yield "what was kept is kept", partial(filled, disk, 3 * LEAF + (1 + 40 * at) * BLOCK)
+    yield "much goes", lambda: disk.trim(3 * LEAF + 100 * BLOCK, 4 * LEAF)
+    yield "no more than there is now", lambda: setattr(pool, "mem_limit", pool.stats().memory_used)
     for place in range(1, 8):
         yield "one more of its own", partial(disk.write, 3 * LEAF + place * BLOCK, noise(290 + place))
     for place in range(8):
@@ -386,6 +392,16 @@ def acts_on_rot(pool: Pool) -> Iterator[Act]:
     yield "it goes", lambda: pool.delete(clone[0])
     yield "all goes", lambda: disk.trim(0, 8 * MIB)
     yield "the disk goes", lambda: pool.delete(disk)
+
+
+def filled(disk: Disk, first: int) -> int:
+    """How many blocks find room."""
+    for count in range(4 * MIB // BLOCK):
+        try:
+            disk.write(first + count * BLOCK, noise(5000 + count))
+        except NbdzramError:
+            return count
+    return -1
 
 
 def acts_of_many(pool: Pool) -> Iterator[Act]:
