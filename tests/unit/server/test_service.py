@@ -159,3 +159,21 @@ def test_who_hangs_up_while_a_reload_is_under_way_has_another_behind_it() -> Non
 
     assert uvloop.run(story()) == ["v1", "v2"]
     assert read == 2
+
+
+def test_who_is_here_and_who_ever_came_are_two_counts(tmp_path: Path) -> None:
+    async def story() -> None:
+        house = House(tmp_path)
+        async with house.open():
+            told = []
+            for _ in range(2):
+                client = await house.client()
+                status = house.service.status()
+                told.append((status.connections, status.connections_total))
+                await client.close()
+                while house.service.status().connections:
+                    await asyncio.sleep(0)
+            status = house.service.status()
+            assert [*told, (status.connections, status.connections_total)] == [(1, 1), (1, 2), (0, 2)]
+
+    uvloop.run(story())
