@@ -326,6 +326,7 @@ def acts_without_room(pool: Pool) -> Iterator[Act]:
     yield "what was taken of it", lambda: purse.used - pool.stats().memory_used
     yield "its ceiling", lambda: setattr(purse, "ceiling", purse.used + 8 * BLOCK)
     yield "more than the purse has", lambda: disk.write(FAR, b"".join(noise(number) for number in range(100, 120)))
+    yield "some of that goes", lambda: disk.trim(FAR, 20 * BLOCK)
     yield "what is taken of it", lambda: purse.used - pool.stats().memory_used
     yield "none", lambda: pool.share(None)
     yield "what is taken of a purse of nobody", lambda: purse.used
