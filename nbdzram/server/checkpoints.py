@@ -169,7 +169,7 @@ class Checkpoints:
             return
         try:
             if not self.place.may_be_ours:
-                raise OSError(errno.EBUSY, "whose it is writes there")
+                raise OSError(errno.EBUSY, "another server, or other disks, have that directory")
             if begun.moment_ns:
                 await asyncio.to_thread(self.place.take_possession)
         except OSError as error:

@@ -32,13 +32,13 @@ def test_each_thing_that_is_lost_has_a_line_and_one_block_is_no_range() -> None:
     assert list(_lines(outcome)) == [
         "the state is not known",
         "lost: pool 'fast': it cannot be read",
-        "lost: 3 exports, whose names and sizes are not what was written",
+        "lost: 3 exports, with names and sizes that are not what was written",
         "lost: block 0 of export 'a'",
         "lost: blocks 5 to 6 of export 'a'",
         "lost: blocks 512 to 1023 of export 'b'",
-        "read 2 exports, 7 blocks that hold something; a stream of 9M",
+        "read 2 exports, 7 blocks with content; a stream of 9M",
     ]
-    assert list(_lines(Salvaged())) == ["read 0 exports, 0 blocks that hold something; a stream of 0B"]
+    assert list(_lines(Salvaged())) == ["read 0 exports, 0 blocks with content; a stream of 0B"]
 
 
 def test_what_is_lost_is_listed_and_the_rest_is_a_stream(tmp_path: Path) -> None:
