@@ -56,7 +56,8 @@ def agree(
         lost = "; ".join(_describe(loss, verb) for loss in at_stake)
         if not sys.stdin.isatty():
             raise UserError(f"to {verb} {lost}; say --yes if that is meant, or look with --dry-run")
-        click.confirm(f"to {verb} {lost}; go on?", abort=True, err=True)
+        if not click.confirm(f"to {verb} {lost}; go on?", err=True):
+            raise UserError("that was not agreed to, and nothing is done")
         if not client.renewed():
             return True
         warn("another server answers since the question, and nothing is done yet; of this one:")
