@@ -109,6 +109,25 @@ def test_a_stream_that_is_ended_in_a_chunk_gets_the_rest_of_that_and_its_end_mar
     assert behind.recv(100) == b"behind"
 
 
+def test_a_stream_that_is_ended_while_its_end_mark_waits_gets_one(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for it at the other end just then. A second one would be the first of what follows."""
+    writer, reader, below, behind = ends
+    writer.write(b"whole")
+
+    def find_no_room() -> None:
+        writer.cancel("it was enough")
+        raise BlockingIOError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_pass_on", find_no_room)
+        with pytest.raises(StreamError, match="it was enough"):
+            writer.end()
+    assert writer.settle(inward=False)
+    assert whole(reader) == b"whole"
+    below.sendall(b"behind")
+    assert behind.recv(100) == b"behind"
+
+
 def test_for_a_reader_that_stands_still_nobody_waits(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, _, _, behind = ends
     monkeypatch.setattr(pipe, "SETTLING_SECONDS", 0.0)
