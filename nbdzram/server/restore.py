@@ -92,8 +92,7 @@ class Restore:
         self._remembered: Mapping[str, ExportRecord] = self._noted.exports
         self._for_a_journal = for_a_journal
         self._told_to_stop = told_to_stop or Event()
-        removed = [record.removed for record in state.changes.exports.values()]
-        self.outlived = any(pool.disks() for pool in pools.values()) or (bool(removed) and all(removed))
+        self.outlived = self._why_nothing_comes() is not None
         """The pools have what a server before had in them, be it nothing: nothing comes."""
 
     def from_file(self, path: Path) -> None:
@@ -166,15 +165,20 @@ class Restore:
         return {name for name, pool in self._pools.items() if name in known and known[name].mem_limit == pool.mem_limit}
 
     def _are_empty(self, source: Path) -> bool:
+        why = self._why_nothing_comes()
+        if why is not None:
+            log.info("%s is not restored: %s", source, why)
+        return why is None
+
+    def _why_nothing_comes(self) -> str | None:
+        """None: the pools are empty, and nobody emptied them."""
         holding = [name for name, pool in self._pools.items() if pool.disks()]
         if holding:
-            log.info("%s is not restored: the pool %s holds disks already", source, holding[0])
-            return False
+            return f"the pool {holding[0]} holds disks already"
         known = self._state.changes.exports.values()
         if known and all(record.removed for record in known):
-            log.info("%s is not restored: all exports were removed, as the pools tell that were found", source)
-            return False
-        return True
+            return "all exports were removed, as the pools tell that were found"
+        return None
 
     def _receive(
         self, paths: Sequence[Path], journal_in: Path | None = None, number: int = 0, newest: int = 0
