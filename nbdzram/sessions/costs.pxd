@@ -11,6 +11,7 @@ cdef enum:
     TURN = 1 << 20                # of `cost`, in one turn, before others have theirs: some 250 microseconds
     COST_OF_STORING = 4           # a byte of a large WRITE takes as long as four of a READ
     EARLY = 16 << 10              # of a turn, and then what is answered is sent: a send takes a microsecond
+    EARLY_NAPPING = 64 << 10      # the same behind a nap: such a client has enough to do meanwhile
     COST_OF_STATUS = 16 << 10     # and more with the range, once it is answered
     COST_OF_LOOK = TURN           # a step of looking for what an export's blocks share: asked for again and again
     COST_OF_REFUSAL = 16 << 10    # an error reply, its sentence and its notice

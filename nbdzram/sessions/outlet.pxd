@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from nbdzram.sessions.budget cimport Budget, Piece
 from nbdzram.sessions.line cimport Line
@@ -11,6 +11,7 @@ cdef struct Scratch:
     uint8_t* bytes            # where the answers of a turn are put together; empty between two sessions
     uint64_t served           # requests that its sessions took, ever
     bint alone                # no other session is known to have a turn now
+    int64_t early             # what one alone does of a turn before its answers are sent, as `cost` counts
 
 cdef class Outlet:
     cdef Line line

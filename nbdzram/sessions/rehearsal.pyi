@@ -35,8 +35,9 @@ class RehearsalLine(Line):
     def ready(self) -> bool:
         """A poller would wake the session for it."""
 
-def serve(desk: Desk, session: Session, *, alone: bool = False) -> None:
-    """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too."""
+def serve(desk: Desk, session: Session, *, alone: bool = False, way: str = "sleep") -> None:
+    """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too. It was
+    waited for in this way."""
 
 def pass_time(desk: Desk, throttle: Throttle, nanoseconds: int) -> None:
     """Let so much time have gone by in an export's schedule, for the sessions that wait at the desk too."""

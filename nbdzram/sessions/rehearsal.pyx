@@ -108,9 +108,11 @@ cdef class RehearsalLine(Line):
         self.watched = 0
 
 
-def serve(Desk desk not None, Session session not None, *, bint alone=False):
-    """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too."""
+def serve(Desk desk not None, Session session not None, *, bint alone=False, way="sleep"):
+    """What a poller's word does: bytes came, or the peer reads again; of this session `alone`, or of others too. It was
+    waited for in this way."""
     desk.scratch.alone = alone
+    desk.expect(WAITING[way])
     desk.meet(session, EPOLLIN)
     desk.again()
 

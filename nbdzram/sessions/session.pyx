@@ -34,7 +34,7 @@ from nbdzram.engine.must cimport must
 from nbdzram.sessions.answers cimport UNFRAGMENTED
 from nbdzram.sessions.block_status cimport CONTEXTS
 from nbdzram.sessions.budget cimport Budget, free_piece
-from nbdzram.sessions.costs cimport EARLY, STORE_LIMIT, TURN
+from nbdzram.sessions.costs cimport STORE_LIMIT, TURN
 from nbdzram.sessions.inbox cimport Inbox
 from nbdzram.sessions.line cimport BROKEN, WATCH_READ, WATCH_WRITE, Line
 from nbdzram.sessions.mail cimport bell_answer, bell_ring
@@ -305,7 +305,7 @@ cdef class Session(Requests):
         self.started = monotonic()
         self.allowance = early = TURN
         while self.advance():
-            if self.scratch.alone and early - self.allowance >= EARLY:  # so that it and we are at work at the same time
+            if self.scratch.alone and early - self.allowance >= self.scratch.early:  # so that it and we are at work at the same time
                 self.outlet.send_ahead()
                 early = self.allowance
         self.outlet.flush()

@@ -38,6 +38,7 @@ cdef class Desk:
     cdef void let_on(self) noexcept nogil
     cdef void again(self) noexcept nogil
     cdef void after(self, Session session) noexcept nogil
+    cdef void expect(self, int way) noexcept nogil
     cdef uint64_t begin_turn(self) noexcept nogil
     cdef void end_turn(self, uint64_t began) noexcept nogil
     cdef void admit(self, Session session) noexcept nogil

@@ -22,7 +22,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from nbdzram.engine.must cimport must
-from nbdzram.sessions.costs cimport TURN
+from nbdzram.sessions.costs cimport EARLY, EARLY_NAPPING, TURN
 from nbdzram.sessions.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLERR, EPOLLHUP, EPOLLIN, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
 )
@@ -87,6 +87,7 @@ cdef class Desk:
         self.scratch.bytes = <uint8_t*>malloc(SCRATCH_SIZE)
         if self.scratch.bytes == NULL:
             raise MemoryError("no memory for a thread's answers")
+        self.expect(SLEEP)
 
     def __dealloc__(self):
         mail_close(&self.box)
@@ -118,6 +119,10 @@ cdef class Desk:
         """Nobody waits at this desk: mail makes its owner come back to who has more to do."""
         if self.first_ready != NULL or self.first_held != NULL and self.next_due == 0:
             bell_ring(&self.bell, AGAIN)
+
+    cdef void expect(self, int way) noexcept nogil:
+        """In this way more is waited for: that says how much a client has to do meanwhile."""
+        self.scratch.early = EARLY_NAPPING if way == NAP else EARLY
 
     cdef uint64_t begin_turn(self) noexcept nogil:
         """Be counted among who is at work; the time."""
@@ -353,6 +358,7 @@ cdef class IoThread(Desk):
         way = patience_way(&self.patience, began)
         if way == LOOK and not self.workers.may_look():
             way = SLEEP
+        self.expect(way)
         if way == NAP:
             patience_nap(NAP_NS)
             count = epoll_wait(self.poller, events, READY, 0)

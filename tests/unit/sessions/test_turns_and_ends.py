@@ -36,19 +36,27 @@ def stage() -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize(
-    ("alone", "gifts"), [pytest.param(True, 4, id="alone"), pytest.param(False, 1, id="beside others")]
+    ("alone", "way", "gifts"),
+    [
+        pytest.param(True, "sleep", 8, id="alone"),
+        pytest.param(True, "look", 8, id="looked for"),
+        pytest.param(True, "nap", 2, id="never short of work"),
+        pytest.param(False, "sleep", 1, id="beside others"),
+        pytest.param(False, "nap", 1, id="behind a nap beside others"),
+    ],
 )
 def test_a_client_that_nobody_is_beside_gets_its_first_answers_before_its_last_are_made(
-    stage: Stage, alone: bool, gifts: int
+    stage: Stage, alone: bool, way: str, gifts: int
 ) -> None:
-    """So that it can go on meanwhile: every fourth of sixteen small requests, where one send would do."""
+    """So that it can go on meanwhile: every fourth of small requests, where one send would do; every sixteenth where it
+    has enough to do anyhow."""
     client = stage.attach(style=0)
     client.send(request(CMD_WRITE, 0, BLOCK) + bytes(BLOCK))
     serve(stage.desk, client.session)  # its inbox grows
     before = len(client.line.gifts)
-    client.send(request(CMD_READ, 0, BLOCK) * 16)
-    serve(stage.desk, client.session, alone=alone)
-    assert answered(client) == 17
+    client.send(request(CMD_READ, 0, BLOCK) * 32)
+    serve(stage.desk, client.session, alone=alone, way=way)
+    assert answered(client) == 33
     assert len(client.line.gifts) - before == gifts
 
 
