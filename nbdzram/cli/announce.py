@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,22 @@ if TYPE_CHECKING:
     from nbdzram.status import CheckpointStatus, ServerStatus
 
 GREETED_EXPORTS = 20  # what a screen takes
+STDOUT = 1
+
+log = logging.getLogger("nbdzram.server")
+
+
+def print_in_background(lines: Iterable[str]) -> None:
+    """Print what nobody may be reading: the exports are served all the same."""
+    from nbdzram.server.logbook import LineWriter  # noqa: PLC0415 - other commands print nothing so
+
+    def failed(error: OSError) -> None:
+        log.warning("cannot print where it listens: %s", error.strerror)
+
+    printed = LineWriter(STDOUT, encoding=sys.stdout.encoding, failed=failed)
+    for line in lines:
+        printed.put(line)
+    printed.close(0.0)  # its thread ends with the last of them: a server may come here often
 
 
 def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:

@@ -12,14 +12,13 @@ import gc
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nbdzram.cli.announce import description, greeting, the_end
+from nbdzram.cli.announce import description, greeting, print_in_background, the_end
 from nbdzram.cli.going_on import told_as_it_starts, told_as_it_stops
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.numbers import Whole
@@ -52,16 +51,15 @@ from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, poo
 
 if TYPE_CHECKING:
     from nbdzram.cli.takeover import Takeover
+    from nbdzram.control.server import ControlServer
     from nbdzram.metrics.http import MetricsServer
     from nbdzram.server.handover import Handover
-    from nbdzram.server.logbook import LineWriter
     from nbdzram.server.opening import Opening
     from nbdzram.server.service import Service
     from nbdzram.server.state import Kept
 
 log = logging.getLogger("nbdzram.server")
 
-STDOUT = 1
 PORT = Whole(0, 65535, of="port")
 NOT_ON_STDIN = ("control", "exit-with-parent", "metrics", "restore", "run")
 
@@ -414,7 +412,7 @@ def serve(
                 log.warning("--swap: %s", refusal)
 
         load_what_serves()
-        with take_over(_control_path(config), config.state_dir, serves, counts) as taken:
+        with take_over(_control_path(config), config.state_dir, config.metrics, serves, counts) as taken:
             return runner.run(begin(taken=taken))
 
 
@@ -422,16 +420,6 @@ def _event_loop() -> asyncio.Runner:
     import uvloop  # noqa: PLC0415 - --check-config and --help need none
 
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
-
-
-def print_in_background() -> LineWriter:
-    """Standard output for lines that nobody may be reading: the exports are served all the same."""
-    from nbdzram.server.logbook import LineWriter  # noqa: PLC0415
-
-    def failed(error: OSError) -> None:
-        log.warning("cannot print where it listens: %s", error.strerror)
-
-    return LineWriter(STDOUT, encoding=sys.stdout.encoding, failed=failed)
 
 
 async def _serve(
@@ -460,11 +448,14 @@ async def _serve(
         watch_signals(service, told_to_stop)
         watched = parent_watched(parent, functools.partial(stop_without_parent, service, told_to_stop))
         with if_it_can_be(watched, needed=handed.control is None):  # from now on: a start may read for hours
-            outcome = await _serve_once(service, config, told_to_stop, handed, confirm, run=run)
+            metrics = _metrics_server(config, service)
+            outcome = await _serve_once(service, metrics, told_to_stop, handed, confirm, run=run)
         if isinstance(outcome, int):
             return outcome
         assert service.successor is not None
-        successor = await asyncio.to_thread(give_away, outcome, service.successor)
+        successor = await asyncio.to_thread(give_away, outcome, service.successor.line)
+        if metrics is not None:  # who had asked when the others came to wait has been answered by now
+            await metrics.stop()
         if successor is not None:
             log.info("process %d has taken over; leaving", successor)
             notify_supervisor(f"MAINPID={successor}")
@@ -477,7 +468,7 @@ async def _serve(
 
 async def _serve_once(
     service: Service,
-    config: ServerConfig,
+    metrics: MetricsServer | None,
     told_to_stop: asyncio.Event,
     handed: Handover,
     confirm: Callable[[], None] | None,
@@ -489,9 +480,9 @@ async def _serve_once(
     from nbdzram.control.methods import method_table  # noqa: PLC0415 - the same
     from nbdzram.control.server import ControlServer  # noqa: PLC0415
 
-    audit, listening = Audit(config.state_dir), handed.control
-    control = ControlServer(_control_path(config), method_table(service, service.changes), audit, listening=listening)
-    metrics = _metrics_server(config, service)
+    config, listening = service.config, handed.control
+    methods = method_table(service, service.changes)
+    control = ControlServer(_control_path(config), methods, Audit(config.state_dir), listening=listening)
     await control.start(accept=listening is None)
     serves = False
     given: Handover | None = None
@@ -501,38 +492,52 @@ async def _serve_once(
         try:
             for export in service.changes.unloaded():
                 await load_image(service, export, told_to_stop)
-            if metrics is not None and not await _starts(metrics, goes_on=listening is not None and confirm is None):
+            if metrics is not None and not await _starts(metrics, handed.metrics, goes_on=handed.comes_back):
                 metrics = None
             await service.listen(confirm)  # last: until that word nothing that was taken over has been touched
             serves = True
             if listening is not None:  # whoever asked meanwhile is answered by a server that has its disks
                 await control.accept()
+                if metrics is not None:
+                    metrics.accept()
             with if_it_can_be(pid_file(config.pidfile), needed=listening is None):
                 if run is not None:  # whose output is its own: there is no greeting
                     notify_supervisor("READY=1")
                     _keep_what_there_is()
                     environment = told_to_commands(service.status(), config.default_export, control.path)
                     return await run_command(run, environment, told_to_stop)
-                printed = print_in_background()
-                for line in greeting(service.status(), config.tls, metrics.url if metrics else None, control.path):
-                    printed.put(line)
-                printed.close(0.0)  # its thread ends with the last of them: a server may come here often
+                print_in_background(
+                    greeting(service.status(), config.tls, metrics.url if metrics else None, control.path)
+                )
                 notify_supervisor("READY=1")
                 _keep_what_there_is()  # last: `health` says ready since it listens, and who asked reads the greeting
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:
-                    given = await service.hand_over()
-                    given.control = control.surrender()
+                    given = await _hand_over(service, control, metrics)
                     return given
                 return 0
         finally:
             if given is None:
                 await _stop(service, config, serves=serves, systemd_keeps=handed.kept.keeper is not None)
-            if metrics is not None:
-                await metrics.stop()
+                if metrics is not None:
+                    await metrics.stop()
     finally:
         if listening is not None and not serves:
             control.surrender().close()  # and leave its file to the one who had it before
         await control.stop()
+
+
+async def _hand_over(service: Service, control: ControlServer, metrics: MetricsServer | None) -> Handover:
+    """All that was served. Where metrics were, too, if the other process has its own there."""
+    successor = service.successor
+    if metrics is not None and successor is not None and successor.serves_metrics_at(metrics.address):
+        given = await service.hand_over(metrics.accept_no_more)
+        given.metrics = metrics.surrender()
+    else:
+        given = await service.hand_over()
+        if metrics is not None:
+            await metrics.stop()
+    given.control = control.surrender()
+    return given
 
 
 def _keep_what_there_is() -> None:
@@ -542,10 +547,10 @@ def _keep_what_there_is() -> None:
     gc.freeze()
 
 
-async def _starts(metrics: MetricsServer, *, goes_on: bool) -> bool:
+async def _starts(metrics: MetricsServer, listening: list[socket.socket], *, goes_on: bool) -> bool:
     """Whether metrics are served; a server that goes on with its clients does so without. Raises UserError."""
     try:
-        await metrics.start()
+        await metrics.start(listening)
     except UserError as error:
         if not goes_on:
             raise

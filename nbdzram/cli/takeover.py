@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbdzram.config import TcpAddress
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.machine import Machine
@@ -24,6 +25,7 @@ from nbdzram.server.handover import (
     SERVING,
     Handover,
     has_ended,
+    metrics_at,
 )
 from nbdzram.units import counted
 
@@ -64,12 +66,14 @@ class Takeover:
 def take_over(
     control: Path,
     state_dir: Path | None,
+    metrics: TcpAddress | None,
     serves: Callable[[], None] | None = None,
     counts: Callable[[], None] = lambda: None,
 ) -> Iterator[Takeover | None]:
     """Everything of the server on this control socket; None where none runs. Blocks. Raises UserError: it refuses.
 
-    `counts` is called as soon as more would be lost with this process than with the other.
+    `metrics`: where ours are to be had. `counts` is called as soon as more would be lost with this process than with
+    the other.
     """
     place = control.parent / f".{os.getpid()}"  # beside it: private to its owner, and its name is short enough
     raise_limit()  # a descriptor for which there is no place is gone
@@ -89,7 +93,8 @@ def take_over(
         taken = None
         try:
             listener.listen(1)
-            giver, process = _ask(control, listener, place, state_dir)
+            knows = [*KNOWS, *([metrics_at(metrics)] if metrics is not None else ())]
+            giver, process = _ask(control, listener, place, state_dir, knows)
             held.enter_context(giver)
             if process is not None:
                 held.callback(os.close, process)
@@ -109,7 +114,7 @@ def take_over(
 
 
 def _ask(
-    control: Path, listener: socket.socket, place: Path, state_dir: Path | None
+    control: Path, listener: socket.socket, place: Path, state_dir: Path | None, knows: list[str]
 ) -> tuple[socket.socket, int | None]:
     """The connection on which the server gives, once it does, and a descriptor of its process, if that is seen from
     here. Raises ServerUnreachable, GiverEnded, UserError."""
@@ -120,7 +125,7 @@ def _ask(
                 socket=str(place.absolute()),  # who gives may be in another directory
                 pid=os.getpid(),
                 format=FORMAT,
-                knows=list(KNOWS),
+                knows=knows,
                 state_dir="" if state_dir is None else str(state_dir.absolute()),
                 unit=Machine().unit() or "",
             )

@@ -24,7 +24,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 
 from nbdzram.config import TcpAddress
@@ -59,7 +59,7 @@ class MetricsServer:
         watched: Watched,
         hosts: Iterable[str] = (),
     ) -> None:
-        self._address = address
+        self.address = address
         self._hosts = Hosts({address.host.lower(), *hosts})
         self._answers = Answers(watched)
         self._heads = Heads(self._begin)
@@ -69,19 +69,35 @@ class MetricsServer:
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Listen. Raises UserError."""
-        self._listeners = await _listen(self._address)
+    async def start(self, listening: Sequence[socket.socket] = ()) -> None:
+        """Listen; on what another process, or an earlier server, did, if there is that: who comes there waits for
+        `accept`. Raises UserError."""
+        self._listeners = list(listening) or await _listen(self.address)
+        if not listening:
+            self.accept()
+
+    def accept(self) -> None:
+        """Let in who comes."""
         for listener in self._listeners:
             self._listen(listener)
 
-    async def stop(self) -> None:
-        """Stop listening and end the connections."""
-        self._answers.stop()
+    def accept_no_more(self) -> None:
+        """Who comes waits for another process, or a later server. Who was let in is heard and answered."""
         for pause in self._pauses.values():
             pause.cancel()
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
+
+    def surrender(self) -> list[socket.socket]:
+        """What it listens on, and accepts nobody on any more: the caller's, and not closed by `stop`."""
+        listening, self._listeners = self._listeners, []
+        return listening
+
+    async def stop(self) -> None:
+        """Stop listening and end the connections."""
+        self._answers.stop()
+        self.accept_no_more()
+        for listener in self.surrender():
             listener.close()
         self._heads.close()
         for task in tuple(self._tasks):
@@ -92,7 +108,7 @@ class MetricsServer:
     def url(self) -> str:
         """Where the metrics are."""
         port = self._listeners[0].getsockname()[1]
-        where = str(dataclasses.replace(self._address, port=port)).replace("%", "%25")  # of an interface: RFC 6874
+        where = str(dataclasses.replace(self.address, port=port)).replace("%", "%25")  # of an interface: RFC 6874
         return f"http://{where}/metrics"
 
     def _listen(self, listener: socket.socket) -> None:

@@ -8,7 +8,8 @@ A takeover is a stop and a start between which connections live. Clients see a p
             runs, streams and checkpoints, while clients are served as ever; then accepts nobody more, and lets clients
             come to rest: whatever was asked for completely is answered, and what came of the next request is kept.
             Then its pools are closed
-    old ──> new   this: one text, then the descriptors: of listeners, control socket, clients and arenas in this order
+    old ──> new   this: one text, then the descriptors: of listeners (metrics' and the control socket too), clients and
+                  arenas in this order
     new     starts as ever, up to where it would read what clients send
     new ──> old   SERVING; the old one leaves, and the new one serves them
 
@@ -23,7 +24,8 @@ An arena is served by whoever has locked it, be it a file with a name or without
 
 The text is one JSON object, written by FORMAT; whoever asks says which it speaks, and is refused if that is another.
 What may or may not be there (an arena's own format, arenas without names) has a word each: whoever asks says which it
-KNOWS, and is refused for want of one that is needed. So no client waits for a process that could not go on.
+KNOWS, and is refused for want of one that is needed. So no client waits for a process that could not go on. Who says
+where it serves metrics is given what is listened on there, if it is the same place; else that is closed by then.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from nbdzram.config import TcpAddress
 from nbdzram.engine.pool import ARENA_FORMAT
 from nbdzram.errors import UserError
 from nbdzram.nbd.constants import MetaContext, ReplyStyle, TransmissionFlag
@@ -155,6 +158,7 @@ class Handover:
     uris: list[str] = field(default_factory=list)  # of the listeners, as clients name them by which they came in
     paths: list[tuple[Path, int]] = field(default_factory=list)  # files of unix sockets that we made, and their inodes
     control: socket.socket | None = None  # listens: who asks meanwhile is answered by the next, and none binds it
+    metrics: list[socket.socket] = field(default_factory=list)  # listen, the same
     clients: list[Client] = field(default_factory=list)
     counted: Counted = field(default_factory=Counted)
     kept: Kept = field(default_factory=Kept)
@@ -187,7 +191,7 @@ class Handover:
 
     @property
     def _all_listeners(self) -> list[socket.socket]:
-        return [*self.listeners, *([self.control] if self.control is not None else ())]
+        return [*self.listeners, *self.metrics, *([self.control] if self.control is not None else ())]
 
     def give(self, to: socket.socket) -> None:
         """Send all of it; ours stays ours. Raises OSError."""
@@ -195,6 +199,7 @@ class Handover:
             "format": FORMAT,
             "listeners": len(self.listeners),
             "uris": self.uris,
+            "metrics": len(self.metrics),
             "control": self.control is not None,
             "paths": [[str(path), inode] for path, inode in self.paths],
             "clients": [client.text() for client in self.clients],
@@ -234,7 +239,10 @@ class Handover:
         text = json.loads(receive_exactly(giver.recv, length, "it"))
         if text["format"] != FORMAT:
             raise UserError(f"the other server gives in format {text['format']}, this program takes {FORMAT}")
-        listening = int(text["listeners"]) + bool(text["control"])
+        clients_come_by, metrics = int(text["listeners"]), int(text.get("metrics", 0))
+        if min(clients_come_by, metrics) < 0:
+            raise ValueError("it listens on fewer sockets than none")
+        listening = clients_come_by + metrics + bool(text["control"])
         wanted = listening + len(text["clients"]) + len(set(text["arenas"]))
         descriptors: list[int] = []
         while len(descriptors) < wanted:
@@ -268,8 +276,25 @@ class Handover:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[:listening]]  # nothing fails any more
         if text["control"]:
             handed.control = sockets.pop()
-        handed.listeners = sockets
+        handed.listeners, handed.metrics = sockets[:clients_come_by], sockets[clients_come_by:]
         return handed
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """A process that is about to take over."""
+
+    line: socket.socket
+    knows: frozenset[str]
+
+    def serves_metrics_at(self, address: TcpAddress) -> bool:
+        """It does, and so takes what is listened on there."""
+        return metrics_at(address) in self.knows
+
+
+def metrics_at(address: TcpAddress) -> str:
+    """A word of what one KNOWS: that one's metrics are there."""
+    return f"metrics {address}"
 
 
 def _is_socket(descriptor: int) -> bool:

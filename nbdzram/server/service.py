@@ -28,7 +28,7 @@ from nbdzram.server.changes import Changes
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, reach
+from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, Successor, reach
 from nbdzram.server.headroom import Headroom, Relief
 from nbdzram.server.history import History
 from nbdzram.server.inventory import look_for_the_default, place_exports, require_loaded
@@ -118,7 +118,7 @@ class Service:
         self.told_to_stop = threading.Event()  # a start that still reads a stream or checkpoint ends with a UserError
         self.taken_over = asyncio.Event()
         self.ends_with_a_command = False  # and cannot be taken over
-        self.successor: socket.socket | None = None  # the process that takes over
+        self.successor: Successor | None = None  # the process that takes over
         self._pulse: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._started = 0.0
@@ -305,7 +305,7 @@ class Service:
             successor.close()
             raise UserError("it is ending already")
         log.info("process %d takes over: everything is given to it, while clients wait", pid)
-        self.successor = successor
+        self.successor = Successor(successor, frozenset(knows))
         self.taken_over.set()
 
     @property
@@ -318,7 +318,7 @@ class Service:
         """The newest, also of a server that has stopped."""
         return self._checkpoints.status
 
-    async def hand_over(self) -> Handover:
+    async def hand_over(self, before_clients_wait: Callable[[], None] = lambda: None) -> Handover:
         """As stop, but clients that come to rest keep their connections. They are served until all else has ended."""
         self._begin_end()
         running = [service.maintenance.stop(REPLACED) for service in self._pools.values()]
@@ -331,6 +331,7 @@ class Service:
             return_exceptions=True,
         )
         await end_all([("the end of scheduled snapshots", self._schedule.stop)])
+        before_clients_wait()
         handed = await self._nbd.hand_over()
         pools = {service.name: service.counted() for service in self._pools.values()}
         handed.stored_bytes = sum(service.pool.stats().mem_used_total for service in self._pools.values())
@@ -400,7 +401,7 @@ class Service:
             started_at=self._started_at,
             uptime_seconds=now - self._started,
             uris=tuple(self._nbd.uris),
-            draining=self._draining,
+            draining=self._draining and not self.taken_over.is_set(),  # whose clients notice nothing
             connections=self._nbd.connections,
             connections_total=self._nbd.connections_accepted,
             handshake_failures=dict(self._nbd.handshake_failures),

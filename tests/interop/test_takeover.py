@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import http.client
 import random
+import socket
 import ssl
 import subprocess
 import tempfile
 import threading
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nbdzram.config import TcpAddress
 from nbdzram.control.client import ControlClient
-from nbdzram.server.handover import Handover
+from nbdzram.server.handover import KNOWS, Handover, metrics_at
 from tests.support.nbd_client import Client, RequestFailed
 from tests.support.pki import Pki
 from tests.support.programs import PROGRAM_SECONDS, require_file, require_program
-from tests.support.server import START_SECONDS
+from tests.support.server import START_SECONDS, free_port
 from tests.support.takeover import MIB, PATIENT, Line, ask, fill_half, listening, take_over_under_fio
+from tests.support.threads import wait_until
 from tests.wire import CMD_READ, CMD_WRITE, SIMPLE_REPLY, request
 
 pytestmark = pytest.mark.interop
@@ -203,14 +209,9 @@ def test_disks_in_memory_go_over_with_all_that_was_changed_at_run_time(tmp_path:
     line.last.stop()
 
 
-def attached(line: Line) -> set[int]:
-    with ControlClient(line.control) as control:
-        return {client.number for client in control.clients()}
-
-
 def told(line: Line) -> dict[str, Any]:
     """What the server says, once it has seen that all clients but the first have left."""
-    line.last.wait_until(lambda: attached(line) <= {1}, START_SECONDS)
+    line.last.wait_until(lambda: line.numbers() <= {1}, START_SECONDS)
     with ControlClient(line.control) as control:
         status, clients = control.status(), control.clients()
     return {
@@ -294,4 +295,89 @@ def test_a_full_pool_is_taken_over_and_refuses_no_more_and_no_less_than_before(
     with ControlClient(line.control) as control:
         (pool,) = control.status().pools
         assert pool.stats.mem_used_total + pool.stats.metadata <= pool.stats.mem_limit == 16 * MIB
+    line.last.stop()
+
+
+ASKED_FOR = ("/healthz", "/metrics", "/readyz")
+
+
+class Scraper(threading.Thread):
+    """Asks for health and metrics without a pause, each on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = urllib.parse.urlsplit(url)
+        self.ended = threading.Event()
+        self.answers: collections.Counter[object] = collections.Counter()
+        self.asked = 0
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            for path in ASKED_FOR:
+                try:
+                    self.answers[path, self.ask(path)] += 1
+                except (OSError, http.client.HTTPException) as error:
+                    self.answers[path, repr(error)] += 1
+                self.asked += 1
+
+    def wait_for(self, more: int) -> None:
+        """So many answers."""
+        wanted = self.asked + more
+        wait_until(lambda: self.asked >= wanted)
+
+    def ask(self, path: str) -> int:
+        connection = http.client.HTTPConnection(str(self.url.hostname), self.url.port, timeout=PROGRAM_SECONDS)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.read()
+            return answer.status
+
+
+def hangs_up_with_all_of_it(line: Line, place: Path) -> None:
+    """Another process has everything, metrics too, and does not say that it serves."""
+    with listening(place) as listener:
+        ask(line, place, knows=[*KNOWS, metrics_at(TcpAddress(host="127.0.0.1", port=0))])
+        with listener.accept()[0] as giver:
+            taken = Handover.take(giver)
+            assert len(taken.metrics) == 1
+            taken.close()
+    place.unlink()
+
+
+def test_who_asks_for_metrics_and_health_notices_nothing(tmp_path: Path) -> None:
+    """Where both serve them at one place: who comes meanwhile waits for the next, as clients do, or for the one that
+    goes on."""
+    line = Line(tmp_path, ["--metrics", "127.0.0.1:0"], in_memory=True)
+    assert line.last.metrics_url is not None
+    scraper = Scraper(line.last.metrics_url)
+    scraper.start()
+    try:
+        for _ in range(3):
+            scraper.wait_for(4)
+            hangs_up_with_all_of_it(line, tmp_path / "s")
+            line.take_over()
+    finally:
+        scraper.ended.set()
+        scraper.join()
+    assert set(scraper.answers) == {(path, 200) for path in ASKED_FOR}, scraper.answers
+    assert line.last.metrics_url == line.servers[0].metrics_url
+    line.last.stop()
+
+
+def test_metrics_that_are_to_be_had_elsewhere_are_no_obstacle(tmp_path: Path) -> None:
+    """At all addresses of the port that one of them had; nowhere; and at one again."""
+    port = free_port()
+    places = [f"127.0.0.1:{port}", f"0.0.0.0:{port}", "off", f"127.0.0.1:{port}"]
+    line = Line(tmp_path, ["--metrics", places[0]], in_memory=True)
+    with line.last.client() as client:
+        for place in places[1:]:
+            line.take_over(["--metrics", place])
+            assert client.read(0, 4096) == bytes(4096)
+            if place == "off":
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port))
+            else:
+                assert line.last.metrics_url == f"http://{place}/metrics"
+                assert Scraper(f"http://127.0.0.1:{port}/").ask("/healthz") == 200
     line.last.stop()

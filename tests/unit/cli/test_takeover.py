@@ -44,13 +44,13 @@ def test_who_finds_no_server_leaves_nothing_where_it_waited_for_one(tmp_path: Pa
     before = os.umask(0o027)
     try:
         (tmp_path / f".{os.getpid()}").write_text("of one that was killed and had our number")
-        with take_over(tmp_path / "control.sock", None) as taken:
+        with take_over(tmp_path / "control.sock", None, None) as taken:
             assert taken is None
             assert list(tmp_path.iterdir()) == []
         assert os.umask(0) == 0o027  # what it makes from now on is for whom it was
         with (
             pytest.raises(UserError, match="cannot make a socket beside the control socket"),
-            take_over(tmp_path / "nowhere" / "control.sock", None),
+            take_over(tmp_path / "nowhere" / "control.sock", None, None),
         ):
             pass
         assert os.umask(0) == 0
@@ -79,14 +79,14 @@ def test_a_server_that_agreed_and_whose_answer_is_lost_gives_all_the_same(
         ending.start()
         try:
             if agrees:
-                giver, process = _ask(tmp_path / "control", listener, tmp_path / "s", None)
+                giver, process = _ask(tmp_path / "control", listener, tmp_path / "s", None, [])
                 with giver:
                     assert giver.recv(1) == b"x"
                 assert process is not None
                 os.close(process)
             else:
                 with pytest.raises(ServerUnreachable):
-                    _ask(tmp_path / "control", listener, tmp_path / "s", None)
+                    _ask(tmp_path / "control", listener, tmp_path / "s", None, [])
         finally:
             ending.join()
 
@@ -130,7 +130,7 @@ def test_who_agreed_is_waited_for_and_not_who_left_before_he_was_asked(listener:
 
         following = threading.Thread(target=follow)
         following.start()
-        giver, process = _ask(control, listener, tmp_path / "s", None)
+        giver, process = _ask(control, listener, tmp_path / "s", None, [])
         following.join()
         with giver:
             assert process is not None
@@ -155,7 +155,7 @@ def test_who_gives_may_have_begun_in_another_directory(
         hearing = threading.Thread(target=hear)
         hearing.start()
         with pytest.raises(ServerUnreachable):
-            _ask(Path("control"), listener, Path(".7"), Path("state"))
+            _ask(Path("control"), listener, Path(".7"), Path("state"), [])
         hearing.join()
     assert [str(tmp_path / name).encode() in asked[0] for name in (".7", "state")] == [True, True]
 

@@ -49,6 +49,7 @@ def handed(clients: int) -> Handover:
         uris=["nbd://l"],
         paths=[(Path("/x"), 7)],
         control=socket.socket(socket.AF_UNIX),
+        metrics=[socket.socket(), socket.socket()],
         clients=[client(number) for number in range(clients)],
         counted=Counted(
             accepted=9,
@@ -112,8 +113,15 @@ def test_all_of_it_arrives_and_no_child_inherits_it() -> None:
     assert taken.paths == given.paths
     assert taken.reached == given.reached
     assert taken.control is not None
+    assert given.control is not None
+    for mine, theirs in (
+        (given.listeners, taken.listeners),
+        (given.metrics, taken.metrics),
+        ([given.control], [taken.control]),
+    ):
+        assert all(os.path.sameopenfile(a.fileno(), b.fileno()) for a, b in zip(mine, theirs, strict=True))
     descriptors = [other.connection for _, other in pairs] + list(taken.kept.arenas.values())
-    descriptors += [taken.control.fileno(), *(listener.fileno() for listener in taken.listeners)]
+    descriptors += [listener.fileno() for listener in (taken.control, *taken.listeners, *taken.metrics)]
     assert not any(os.get_inheritable(descriptor) for descriptor in descriptors)
     given.close()
     taken.close()
@@ -145,7 +153,7 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
         finally:
             await service.stop()
         assert service.successor is not None
-        service.successor.close()
+        service.successor.line.close()
 
     with listening(tmp_path / "s"):
         tell(story())
@@ -164,7 +172,7 @@ def test_a_server_without_addresses_is_taken_over_too(tmp_path: Path) -> None:
             assert [given.was_served, replace(given, control=control).was_served] == [False, True]
         given.close()
         assert service.successor is not None
-        service.successor.close()
+        service.successor.line.close()
 
     with listening(tmp_path / "s"):
         tell(story())
@@ -300,7 +308,7 @@ def test_a_process_of_another_unit_is_refused_and_one_of_the_same_says_so_itself
         finally:
             await service.stop()
         assert service.successor is not None
-        service.successor.close()
+        service.successor.line.close()
 
     with listening(tmp_path / "s"):
         tell(story())
@@ -378,6 +386,7 @@ LIES = {
     "more descriptors than it names": {},
     "what listens is no socket": {"listeners": 1, "arenas": ["p"]},
     "fewer than none": {"listeners": -1, "arenas": ["p", "q"]},
+    "fewer than none for metrics": {"metrics": -1, "arenas": ["p", "q", "r"]},
     "one name twice": {"arenas": ["p", "p"]},
 }
 
