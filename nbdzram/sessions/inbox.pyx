@@ -26,10 +26,17 @@ cdef class Inbox:
         free(self.bytes)
 
     cdef bint open(self, size_t size) noexcept nogil:
-        """Room for at least `size` bytes, whatever the budget says. False: there is no memory."""
-        self.size = max(size, <size_t>FIRST_SIZE)
+        """Room for at least `size` bytes, whatever the budget says: another process had them, or a handshake, and they
+        are there. False: there is no memory."""
+        self.size = FIRST_SIZE
+        while self.size < size:
+            self.size *= 2
         self.bytes = <uint8_t*>malloc(self.size)
-        return self.bytes != NULL
+        if self.bytes == NULL:
+            return False
+        self.charged = self.size - FIRST_SIZE
+        self.budget.force(self.charged)
+        return True
 
     cdef void close(self) noexcept nogil:
         """Hold nothing any more; nothing may be received after this."""

@@ -24,7 +24,9 @@ from nbdzram.sessions.block_status cimport (
 )
 from nbdzram.sessions.budget cimport Piece, new_piece
 from nbdzram.sessions.costs cimport COST_OF_REFUSAL, INLINE_LIMIT, STORE_LIMIT, cost
-from nbdzram.sessions.stage cimport BAD_MAGIC, CLOSING, HALTED, LEFT, LONG_PAYLOAD, Ending, Stage, comes_after
+from nbdzram.sessions.stage cimport (
+    BAD_MAGIC, CLOSING, HALTED, LEFT, LONG_PAYLOAD, OPEN, Ending, Stage, comes_after,
+)
 from nbdzram.sessions.storing cimport storing_beside, storing_expect
 from nbdzram.sessions.tally cimport count_done, monotonic
 from nbdzram.sessions.turns cimport may_go_on, turn_left
@@ -119,6 +121,8 @@ cdef class Requests(Work):
         if request.payload > self.rules.payload_limit:
             self.halt(LONG_PAYLOAD, request.payload)
             return False
+        if self.stage_now != OPEN and self.inbox.available() < size + request.payload:
+            return False  # no more is read; whoever goes on with the line begins with this header
         self.rules.size = self.disk.size
         verdict = validate(request, &self.rules)
         if verdict != OK:

@@ -59,8 +59,9 @@ class Stage:
         read_only: bool = False,
         limits: Limits | None = None,
         syncs: bool = False,
+        rest: bytes = b"",
     ) -> Client:
-        """One more client, at a desk that this thread serves."""
+        """One more client, at a desk that this thread serves. `rest`: what came of it before."""
         limits = limits or Limits()
         self._numbers += 1
         line = RehearsalLine()
@@ -77,7 +78,7 @@ class Stage:
             connection_limit=limits.connection_bytes,
             syncs=syncs,
             greeting=b"",
-            rest=b"",
+            rest=rest,
             desk=self.desk,
         )
         self.plane.begin(session)

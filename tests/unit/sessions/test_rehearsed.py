@@ -180,6 +180,12 @@ SITUATIONS: dict[str, Act] = {
     "more than the budget is not read": sends(lambda ask: ask(CMD_READ, 0, 6 * MIB), room=100 * KIB),
     "many answers that are not read": sends(lambda ask: ask(CMD_READ, 7, 30 * KIB) * 90, room=0),
     "a long READ": sends(lambda ask: ask(CMD_READ, 0, 8 * MIB), turns=1),
+    "a large WRITE has begun behind a long READ": sends(
+        lambda ask: ask(CMD_READ, 0, 2 * MIB) + ask(CMD_WRITE, 9, 2 * MIB) + b"w" * 1000, room=100 * KIB
+    ),
+    "one that is refused has begun behind a long READ": sends(
+        lambda ask: ask(CMD_READ, 0, 2 * MIB) + ask(CMD_WRITE, SIZE, MIB) + b"w" * 1000, room=100 * KIB
+    ),
     "a large WRITE": sends(lambda ask: ask(CMD_WRITE, 9, 2 * MIB) + b"w" * 2 * MIB, turns=9),
     "a long TRIM": sends(lambda ask: ask(CMD_TRIM, 0, SIZE), turns=1),
     "long zeroes": sends(lambda ask: ask(CMD_WRITE_ZEROES, 1, SIZE - 1, flags=NO_HOLE), turns=1),

@@ -1,0 +1,73 @@
+"""Sessions whose line goes to another process: what came goes with it, and what comes with one is held as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nbdzram.sessions.rehearsal import rest, serve
+from tests.support.rehearsal import Stage
+from tests.wire import CMD_BLOCK_STATUS, CMD_READ, CMD_TRIM, CMD_WRITE, request
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZE = 64 * MIB
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage(SIZE)
+    made.disk.write(0, b"\x07" * (4 * MIB))
+    yield made
+    for client in made.clients.values():
+        made.plane.abort(client.session)
+    made.close()
+
+
+LONG_ONES = {
+    "a READ that is not read": (request(CMD_READ, 0, 4 * MIB), 100 * KIB),
+    "a long READ": (request(CMD_READ, 0, 4 * MIB), 1 << 40),
+    "a long TRIM": (request(CMD_TRIM, 0, 48 * MIB), 1 << 40),
+    "many": (request(CMD_BLOCK_STATUS, 0, 16 * MIB) * 90, 1 << 40),
+    "answers that are not read": (request(CMD_READ, 0, 32 * KIB) * 20, 100),
+}
+
+
+@pytest.mark.parametrize("first", LONG_ONES)
+@pytest.mark.parametrize("size", [60_000, MIB, 63 * MIB])
+@pytest.mark.parametrize("offset", [0, SIZE], ids=["stored", "refused"])
+def test_a_payload_that_had_begun_behind_a_long_request_goes_on_on_the_same_line(
+    stage: Stage, first: str, size: int, offset: int
+) -> None:
+    """Released, a session is between two requests, whatever it waited for as it was told: of a WRITE that was not begun
+    to be taken all that came goes over, and nobody hangs up on its client."""
+    sent, room = LONG_ONES[first]
+    begun = request(CMD_WRITE, offset, size, cookie=7) + b"w" * 5000
+    client = stage.attach(style=1, contexts=2)
+    client.line.room = room
+    client.send(sent + begun)
+    serve(stage.desk, client.session)
+    stage.plane.release(client.session)
+    stage.desk.turn()
+    client.line.room = 1 << 40
+    stage.settle()
+    assert client.over
+    assert (client.session.released, client.line.closed) == (True, False)
+    assert client.session.take_rest() == begun
+    assert stage.plane.budget.used == 0
+
+
+def test_what_came_with_a_client_is_charged_and_its_inbox_is_small_again_once_it_is_quiet(stage: Stage) -> None:
+    """A thousand that were handed over with half a request each would hold as much for ever, and nobody would know."""
+    whole = request(CMD_WRITE, 0, 60_000) + b"r" * 60_000
+    client = stage.attach(style=0, rest=whole[:50_000])
+    assert stage.plane.budget.used >= 50_000 - 8 * KIB
+    client.send(whole[50_000:])
+    stage.settle()
+    for _ in range(2):
+        rest(stage.desk, client.session)
+    assert stage.plane.budget.used == 0
+    assert stage.disk.read(0, 60_000) == b"r" * 60_000
+    client.send(whole)
+    stage.settle()
+    assert client.session.requests == 2
