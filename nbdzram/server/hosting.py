@@ -296,6 +296,7 @@ class Hosting:
 
     def _release_memory(self) -> None:
         self._release = None
+        self.plane.budget.empty()
         release_memory()
 
 

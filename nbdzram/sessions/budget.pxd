@@ -1,5 +1,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
+from nbdzram.sessions.turns cimport pthread_mutex_t
+
 cdef enum:
     STRAIN_MARGIN = 1 << 20  # a budget with less room than this is used up: a few steps of ordinary size
 
@@ -21,9 +23,28 @@ cdef extern from * nogil:
     void budget_sub(uint64_t* used, uint64_t size)
     uint64_t budget_used(uint64_t* used)
 
+cdef struct Piece:
+    # A buffer of the C heap. What of it still means something: bytes[start:end].
+    Piece* next
+    uint8_t* bytes
+    size_t room              # bytes that it has place for: `size`, or a little more
+    size_t size
+    size_t start
+    size_t end
+    uint64_t charged         # to the budget, until it is freed
+
 cdef class Budget:
     cdef readonly uint64_t limit
     cdef uint64_t _used
+    cdef pthread_mutex_t mutex   # of what follows
+    cdef Piece* kept             # large buffers that nobody has, the one that came last first
+    cdef uint64_t kept_bytes
+    cdef bint rested             # none of them was taken since the last call of rest()
+
+    cdef Piece* _take_kept(self, size_t size) noexcept nogil
+    cdef bint _keep(self, Piece* piece) noexcept nogil
+    cdef Piece* _beyond(self, uint64_t most) noexcept nogil
+    cdef void _let_go(self, uint64_t most) noexcept nogil
 
     cdef inline bint take(self, uint64_t size) noexcept nogil:
         # Charge `size` if there is room for it.
@@ -48,14 +69,5 @@ cdef class Budget:
     cdef inline void give_back(self, uint64_t size) noexcept nogil:
         budget_sub(&self._used, size)
 
-cdef struct Piece:
-    # A buffer of the C heap. What of it still means something: bytes[start:end].
-    Piece* next
-    uint8_t* bytes
-    size_t size
-    size_t start
-    size_t end
-    uint64_t charged         # to the budget, until it is freed
-
-cdef Piece* new_piece(size_t size, uint64_t charged) noexcept nogil
+cdef Piece* new_piece(size_t size, uint64_t charged, Budget budget) noexcept nogil
 cdef void free_piece(Piece* piece, Budget budget) noexcept nogil

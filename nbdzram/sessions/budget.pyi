@@ -1,8 +1,8 @@
 def keep_memory() -> None:
-    """Reuse freed buffers up to a limit, instead of giving each back to the system at once."""
+    """Have large buffers be mappings of their own, which go back to the system as they are freed."""
 
 def release_memory() -> None:
-    """Give freed buffers back to the system: the C library keeps them otherwise."""
+    """Give freed buffers back to the system: the C library keeps small ones otherwise."""
 
 class Budget:
     """Bytes that payloads and replies under way may hold, over all clients. Any thread."""
@@ -12,3 +12,10 @@ class Budget:
     @property
     def used(self) -> int:
         """Bytes that are held now."""
+    @property
+    def kept(self) -> int:
+        """Bytes of large buffers that nobody has."""
+    def rest(self) -> None:
+        """Called now and then: keep nothing when nothing of it was taken since the last call."""
+    def empty(self) -> None:
+        """Keep nothing."""

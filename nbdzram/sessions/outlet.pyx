@@ -41,7 +41,7 @@ cdef class Outlet:
             memcpy(target, reply, size)
             self.used += size
         elif not self.broken:
-            piece = new_piece(size, 0)
+            piece = new_piece(size, 0, self.budget)
             if piece == NULL:
                 self.broken = True
                 return
@@ -73,7 +73,7 @@ cdef class Outlet:
             given = self._give(self.scratch.bytes, used)
         if given < 0 or <size_t>given == used:
             return
-        piece = new_piece(used - given, 0)
+        piece = new_piece(used - given, 0, self.budget)
         if piece == NULL:
             self.broken = True
             return

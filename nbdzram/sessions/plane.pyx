@@ -117,6 +117,7 @@ cdef class Plane:
         """Once a second: threads give back what quiet sessions do not need, and nobody holds others up."""
         cdef Desk desk
         self.turns.watch()
+        self.budget.rest()
         for desk in self.threads:
             if desk.sessions:
                 bell_ring(&desk.bell, REST)

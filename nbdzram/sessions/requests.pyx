@@ -234,7 +234,7 @@ cdef class Requests(Work):
                 self.budget.give_back(length)
             return False  # until payloads of our own are stored
         if room:
-            payload = new_piece(length, length)
+            payload = new_piece(length, length, self.budget)
             if payload == NULL:
                 self.budget.give_back(length)
         self.inbox.taken += size

@@ -100,7 +100,7 @@ cdef class Work(Answers):
             self.start_job(CHUNKS, NULL)
             return True
         if self.budget.take(whole):
-            piece = new_piece(whole, whole)
+            piece = new_piece(whole, whole, self.budget)
             if piece != NULL:
                 self.start_job(WHOLE, piece)
                 return True
@@ -193,7 +193,7 @@ cdef class Work(Answers):
         """A BLOCK_STATUS of what the export's blocks share. Without memory to look for that, nothing is told of it."""
         cdef Piece* piece = NULL
         if self.budget.take(room):
-            piece = new_piece(room, room)
+            piece = new_piece(room, room, self.budget)
             if piece == NULL:
                 self.budget.give_back(room)
         self.start_job(LOOKS, piece)
