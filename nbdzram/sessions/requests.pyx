@@ -74,6 +74,7 @@ cdef class Requests(Work):
             size = min(<uint64_t>self.inbox.available(), self.remaining)
             self.inbox.taken += size
             self.remaining -= size
+            self.allowance -= size
         if self.remaining:
             return False
         self.end_payload()

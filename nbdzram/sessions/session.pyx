@@ -141,7 +141,8 @@ cdef class Session(Requests):
             self.settle()  # a line that says how it ends, perhaps, to a peer that is gone
             return
         if self.phase == PAYLOAD:
-            came = self.line.take(self.payload.bytes + (self.payload.size - self.remaining), self.remaining)
+            room = min(self.remaining, <uint64_t>TURN)
+            came = self.line.take(self.payload.bytes + (self.payload.size - self.remaining), room)
         else:
             room = self.inbox.room()
             if room == 0:
@@ -160,9 +161,10 @@ cdef class Session(Requests):
     cdef void arrived(self, size_t size) noexcept nogil:
         """`size` bytes came. What is complete is performed and answered before this returns, as far as our turn
         goes."""
+        cdef bint in_payload = self.phase == PAYLOAD
         if self.stage_now != OPEN:
             return
-        if self.phase == PAYLOAD:
+        if in_payload:
             must(size <= self.remaining, b"no more comes into a payload's buffer than it has room for")
             self.remaining -= size
             turn_left(&self.turn.remaining, self.remaining)
@@ -174,6 +176,8 @@ cdef class Session(Requests):
             self.settle()  # our turn is over
         else:
             self.run()
+        if in_payload:
+            self.allowance -= size  # to take it was work; what comes into the inbox is charged as it is understood
 
     cdef void writable(self) noexcept nogil:
         """The peer reads again."""

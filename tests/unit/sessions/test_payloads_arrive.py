@@ -1,0 +1,85 @@
+"""Payloads on their way: whose turn it is meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.rehearsal import Stage
+from tests.unit.sessions.test_released import stage  # noqa: F401  (fixture)
+from tests.wire import CMD_READ, CMD_WRITE, request
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZE = 64 * MIB
+
+
+@pytest.mark.parametrize("offset", [0, SIZE], ids=["stored", "refused"])
+def test_the_poller_is_asked_between_those_who_send_payloads_however_many_they_are(
+    stage: Stage,  # noqa: F811
+    offset: int,
+) -> None:
+    """To take what came of them is work: a spell of it ends as any other does, and a turn takes a mebibyte at most."""
+    senders, quiet = [stage.attach(style=0) for _ in range(8)], stage.attach(style=0)
+    for sender in senders:
+        sender.send(request(CMD_WRITE, offset, 4 * MIB) + bytes(200 * KIB))
+        stage.serve(sender)
+        stage.serve(sender)  # its inbox has grown
+    stage.desk.turn()
+    for sender in senders:
+        sender.send(bytes(3 * MIB))
+    for sender in senders:
+        stage.serve(sender)
+    before = [len(sender.line.incoming) for sender in senders]
+    for turns in range(1, 9):
+        quiet.send(request(CMD_READ, 0, 512))
+        assert stage.serve(quiet)
+        assert quiet.session.requests == turns
+        stage.desk.turn()
+        taken = [was - len(sender.line.incoming) for was, sender in zip(before, senders, strict=True)]
+        assert sum(size > 0 for size in taken) <= turns
+        assert max(taken) <= MIB
+
+
+def test_what_is_kept_of_large_buffers_and_what_is_in_use_are_what_there_is_for_requests() -> None:
+    """The next of that size has it, one that needs much less has not, and who needs room has it before."""
+    played = Stage(SIZE, budget=8 * MIB)
+    played.disk.write(0, b"\x07" * SIZE)
+    budget = played.plane.budget
+
+    def write(length: int) -> None:
+        writer.send(request(CMD_WRITE, 0, length) + bytes(length))
+        played.settle()
+
+    writer, reader = played.attach(style=0), played.attach(style=0)
+    for _ in range(3):
+        write(2 * MIB)
+        assert budget.kept == 2 * MIB
+    write(1900 * KIB)
+    assert budget.kept == 2 * MIB, "it was taken again"
+    write(100 * KIB)
+    assert budget.kept == 2 * MIB + 100 * KIB
+    reader.line.room = 0
+    reader.send(request(CMD_READ, 0, 7 * MIB))
+    played.settle()
+    assert 7 * MIB < budget.used <= budget.limit - budget.kept
+    assert budget.kept <= 100 * KIB
+    write(400 * KIB)
+    assert budget.used + budget.kept <= budget.limit
+    reader.line.room = 1 << 40
+    played.settle()
+    write(2 * MIB)
+    played.plane.rest()
+    assert budget.kept >= 2 * MIB
+    played.plane.rest()
+    assert budget.kept == 0
+    for _ in range(9):
+        played.attach(style=0).send(request(CMD_WRITE, 0, MIB // 2) + bytes(MIB // 2 - 1))
+        played.settle()
+    for client in played.clients.values():
+        client.send(b"\0" * (client.session.payload_remaining == 1))
+    played.settle()
+    assert 4 * MIB < budget.kept <= 8 * MIB
+    budget.empty()
+    assert budget.kept == 0
+    for client in played.clients.values():
+        client.line.sends_no_more = True
+    played.close()
