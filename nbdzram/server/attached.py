@@ -54,8 +54,9 @@ class Attached:
         greeting: bytes,
         rest: bytes,
         number: int | None = None,
+        payload_limit: int | None = None,
     ) -> None:
-        """`number`: that it had in another process."""
+        """`number`: that it had in another process; `payload_limit`: the largest request that it was told there."""
         self.export = export
         self.peer = peer
         self.number = hosting.number_client() if number is None else number
@@ -64,6 +65,7 @@ class Attached:
         self.carried: Client | None = None  # once it was released
         self._hosting = hosting
         self._terms = terms
+        self._payload_limit = payload_limit or hosting.limits.payload_bytes  # of now: a reload changes it for others
         self._sync = hosting.syncs.of(export.pool_name, export.disk.pool.path)
         self._syncing: asyncio.Task[None] | None = None
         self.session = hosting.plane.attach(
@@ -75,7 +77,7 @@ class Attached:
             style=terms.style,
             read_only=export.read_only,
             contexts=terms.contexts,
-            payload_limit=hosting.limits.payload_bytes,
+            payload_limit=self._payload_limit,
             connection_limit=hosting.limits.connection_bytes,
             syncs=self._sync is not None,
             greeting=greeting,
@@ -149,7 +151,7 @@ class Attached:
         """A request was refused, or failed."""
         _, verdict, command, flags, offset, length, size = notice
         judged = Verdict(verdict)
-        limit = UNFRAGMENTED_LIMIT if judged is Verdict.FRAGMENTED else self._hosting.limits.payload_bytes
+        limit = UNFRAGMENTED_LIMIT if judged is Verdict.FRAGMENTED else self._payload_limit
         log.warning(
             "%s: %s", self._who, explain(judged, Asked(command, flags, b"", offset, length), size=size, limit=limit)
         )
@@ -166,7 +168,7 @@ class Attached:
                 "%s: a payload of %d bytes: the limit is %d; disconnecting",
                 self._who,
                 self.session.ending_value,
-                self._hosting.limits.payload_bytes,
+                self._payload_limit,
             )
         elif cause is Ending.HALF_A_REPLY:
             log.warning("%s: stored bytes do not decode in the middle of a reply; disconnecting", self._who)
@@ -228,6 +230,7 @@ class Attached:
             since=self.since,
             rest=self.session.take_rest(),
             connection=line.detach(),
+            payload_limit=self._payload_limit,
         )
 
     @property

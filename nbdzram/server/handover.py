@@ -98,6 +98,7 @@ class Client:
     since: float
     rest: bytes  # what came behind the last request that was answered
     connection: int  # the descriptor
+    payload_limit: int | None = None  # the largest request that it was told; None: the other process did not say
 
     def text(self) -> dict[str, Any]:
         """All but the connection."""
@@ -115,6 +116,7 @@ class Client:
             "listener": self.listener,
             "since": self.since,
             "rest": base64.b64encode(self.rest).decode(),
+            "payload_limit": self.payload_limit,
         }
 
     @classmethod
@@ -133,6 +135,7 @@ class Client:
             since=float(text["since"]),
             rest=base64.b64decode(text["rest"], validate=True),
             connection=connection,
+            payload_limit=None if text.get("payload_limit") is None else int(text["payload_limit"]),
         )
 
 
@@ -303,7 +306,10 @@ def _is_socket(descriptor: int) -> bool:
 
 def reach(path: Path) -> socket.socket:
     """A connection to the process that listens there to take over. Raises UserError."""
-    successor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        successor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(f"it has no descriptors left: {error.strerror}; raise LimitNOFILE= or `ulimit -n`") from None
     try:
         successor.settimeout(ANSWER_SECONDS)
         successor.connect(str(path))

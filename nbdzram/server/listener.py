@@ -257,9 +257,13 @@ class NbdServer:
     def _carry_on(self, client: Client, listeners: Mapping[str, str]) -> tuple[Attached, Origin] | None:
         """A client that another process gave away, and where it came in, by our names of the listeners. None: its disk
         is not there, or smaller, or it would not be admitted, or not for writing, by the rules of this process's
-        configuration, and it is hung up on."""
+        configuration, and it is hung up on; or TLS is required: nobody who has it is given away."""
         hosting = self._hosting
         assert hosting is not None
+        if self._config.tls.mode is TlsMode.REQUIRE:
+            log.warning("%s: TLS is required now; disconnecting", client.peer.text)
+            os.close(client.connection)
+            return None
         export = self.exports.get(client.export) if client.export in self.exports else None
         if export is None or export.size_bytes < client.size_bytes:
             log.warning("%s: the export %r is not what it was; disconnecting", client.peer.text, client.export)
@@ -272,7 +276,15 @@ class NbdServer:
             return None
         line = SocketLine(client.connection)
         attached = Attached(
-            hosting, export, terms, client.peer, line=line, greeting=b"", rest=client.rest, number=client.number
+            hosting,
+            export,
+            terms,
+            client.peer,
+            line=line,
+            greeting=b"",
+            rest=client.rest,
+            number=client.number,
+            payload_limit=client.payload_limit,
         )
         attached.since = client.since
         return attached, origin_of(listeners.get(client.listener, ""), client.peer)
