@@ -34,6 +34,10 @@ class ServerUnreachable(UserError):
     exit_code = 3
 
 
+class NoServerHere(ServerUnreachable):
+    """No control socket is where servers put theirs."""
+
+
 class NoSuchExport(UserError):
     """The named export, snapshot or pool does not exist."""
 

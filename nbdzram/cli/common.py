@@ -12,6 +12,7 @@ import click
 
 from nbdzram.cli.columns import Column, Row, render, screen_width
 from nbdzram.cli.numbers import Whole
+from nbdzram.cli.usage import Told
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import NoSuchExport, UserError
@@ -184,7 +185,7 @@ OTHERS_WORDS = {
 """What others call a command of a group."""
 
 
-class Group(click.Group):
+class Group(Told):
     """Commands of a noun; who types another word is told ours."""
 
     def resolve_command(

@@ -24,7 +24,7 @@ from nbdzram.cli.perils import perils
 from nbdzram.config import ServerConfig, TcpAddress, TlsMode
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
-from nbdzram.errors import ConfigError, UserError, reason_of
+from nbdzram.errors import ConfigError, NoServerHere, UserError, reason_of
 from nbdzram.listening import close_all, listen_on, look_up
 from nbdzram.machine import Machine
 from nbdzram.ready import readable
@@ -92,6 +92,7 @@ class Patient:
     server: ServerStatus | None
     kernel: Kernel = Kernel()
     source: str | None = None  # the configuration's file
+    unreachable: str | None = None  # why a server is not looked at that may run
     processes: Path = Path("/proc")
     settings: Path = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -105,13 +106,15 @@ class Patient:
         return self.processes / "unseen"
 
 
-def running_server(control: Path | None) -> ServerStatus | None:
-    """The status of the server on the control socket; None when nobody answers."""
+def running_server(control: Path | None) -> tuple[ServerStatus | None, str | None]:
+    """The status of the server on the control socket; or why there is none to look at, unless none runs here."""
     try:
         with ControlClient(control or socket_for_client(os.environ)) as client:
-            return client.status()
-    except UserError:
-        return None
+            return client.status(), None
+    except NoServerHere:
+        return None, None
+    except UserError as error:
+        return None, str(error)
 
 
 def versions(_: Patient) -> Iterator[Finding]:
@@ -151,7 +154,11 @@ def configuration(patient: Patient) -> Iterator[Finding]:
 def server(patient: Patient) -> Iterator[Finding]:
     """Whether one runs, and is ours."""
     status = patient.server
-    if status is None:
+    if status is None and patient.unreachable is not None:
+        says, _, remedy = patient.unreachable.partition("; ")
+        says += ": what follows is of a configuration, and of no server"
+        yield Finding(Level.WARN, "server", says, remedy or "its log may tell why")
+    elif status is None:
         yield Finding(Level.OK, "server", "none runs here")
     elif status.version != __version__:
         says = f"version {status.version} runs (pid {status.pid}), this command is {__version__}"

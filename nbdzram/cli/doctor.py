@@ -41,12 +41,12 @@ def command(context: click.Context, *, config: Path | None, as_json: bool, contr
     With -c, or when none runs, at what a configuration asks for and this machine has. It changes nothing. The exit code
     is 1 if something fails; warnings do not count.
     """
-    server = running_server(control)
+    server, unreachable = running_server(control)
     if server is not None and config is None:
         patient, checks = Patient(ServerConfig(), server), VITALS
     else:
         source = str(config) if config else os.environ.get("NBDZRAM_CONFIG") or None
-        patient, checks = Patient(load(config, os.environ, {}), server, source=source), CHECKS
+        patient, checks = Patient(load(config, os.environ, {}), server, source=source, unreachable=unreachable), CHECKS
     found = [finding for check in checks for finding in check(patient)]
     if as_json:
         print_json(found)

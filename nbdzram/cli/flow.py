@@ -10,6 +10,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from nbdzram.cli.terminals import may_draw_on
 from nbdzram.units import format_size
 
 EVERY_SECONDS = 0.5
@@ -30,7 +31,7 @@ class Meter:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shows = sys.stderr.isatty()
+        self._shows = may_draw_on(sys.stderr)
         self._began = time.monotonic()
         self._shown = self._began
         self._bytes = 0

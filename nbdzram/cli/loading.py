@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nbdzram.cli.supervisor import notify_supervisor
+from nbdzram.cli.terminals import may_draw_on
 from nbdzram.config import ExportConfig, ServerConfig
 from nbdzram.units import format_size
 
@@ -49,7 +50,7 @@ async def load_image(service: Service, export: ExportConfig, told_to_stop: async
 @contextlib.contextmanager
 def _progress_line(says: str) -> Iterator[Callable[[int], None]]:
     """On a terminal one line that is written over and over, and gone at the end; elsewhere nothing."""
-    if not sys.stderr.isatty():
+    if not may_draw_on(sys.stderr):
         yield lambda _: None
         return
     try:

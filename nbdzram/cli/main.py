@@ -18,6 +18,8 @@ from collections.abc import Callable, Collection
 import click
 
 from nbdzram import __version__
+from nbdzram.cli.terminals import is_dumb
+from nbdzram.cli.usage import Told
 from nbdzram.errors import UserError
 
 STDOUT, STDERR = 1, 2
@@ -77,7 +79,7 @@ GROUPS = ("exports", "pools", "clients", "runs", "streams")
 """Those that have commands of their own."""
 
 
-class Front(click.Group):
+class Front(Told):
     """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -131,7 +133,8 @@ class Front(click.Group):
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,
-        "color": False if os.environ.get("NO_COLOR") else None,  # https://no-color.org; None: as the terminal is
+        # https://no-color.org; None: as the terminal is
+        "color": False if os.environ.get("NO_COLOR") or is_dumb() else None,
     },
     epilog="\b\nExamples:\n  nbdzram serve -e disk=1G   # serve a disk of 1 GiB, and say how to attach it\n"
     "  nbdzram stat               # what is stored, and in how much memory\n"
@@ -177,6 +180,8 @@ def run(arguments: list[str], first: Callable[[], None] | None = None) -> int:
 
 def _with_the_option(error: click.ClickException, arguments: list[str]) -> click.ClickException:
     """The same, where no word stands by itself that an option should be before."""
+    if isinstance(error, click.UsageError) and error.ctx is None:  # of an option that stands before the command
+        error.ctx = click.Context(front, info_name="nbdzram")
     if not isinstance(error, click.UsageError) or not error.message.startswith("Got unexpected extra argument"):
         return error
     return click.UsageError(f"{error.message}. {LOOSE[arguments[0]]}", error.ctx) if arguments[0] in LOOSE else error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -22,6 +23,7 @@ from nbdzram.cli.common import (
     warn_of_a_start,
 )
 from nbdzram.cli.numbers import SECONDS
+from nbdzram.cli.terminals import may_draw_on
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
@@ -284,7 +286,8 @@ def _watch(look: Callable[[], str], seconds: float) -> None:
     with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
         while True:
             told = look()
-            click.clear()  # nothing in a pipe
+            if may_draw_on(sys.stdout):
+                click.clear()
             click.echo(told)
             time.sleep(seconds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # as in __main__
 import contextlib
 import os
 import sys
@@ -17,6 +18,7 @@ import click
 from nbdzram.cli.common import connect, control_option
 from nbdzram.cli.numbers import SECONDS
 from nbdzram.cli.objects import top_object
+from nbdzram.cli.terminals import may_draw_on
 from nbdzram.cli.view import SORTS, Frame, screen
 from nbdzram.control.client import ControlClient
 from nbdzram.rates import between
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 
 USAGE_SECONDS = 5.0  # what exports' blocks cost is worth asking so often; the server bounds it too
 QUIT_KEYS = b"qQ\x04"  # \x04: Ctrl-D
+SUSPEND_KEY = b"\x1a"  # Ctrl-Z: stopped by the terminal itself, the view would stay there, and the keys with it
 SORT_KEY = b"s"
 PIPE_WIDTH = 80
-DUMB_TERMINALS = {"dumb", "unknown"}  # Emacs' shell, consoles of CI: nothing can be drawn over
 
 
 @click.command(
@@ -61,11 +63,12 @@ def command(*, interval: float, sort: str, once: bool, as_json: bool, control: P
             with contextlib.suppress(KeyboardInterrupt):
                 _print_lines(client, interval, once=once)
             return
-        if once or not sys.stdout.isatty() or os.environ.get("TERM", "").lower() in DUMB_TERMINALS:
+        if once or not may_draw_on(sys.stdout):
             _print_once(client, interval, sort)
             return
         with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
-            _watch(client, interval, sort)
+            while _watch(client, interval, sort):
+                os.killpg(0, _signal.SIGTSTP)  # and whatever else stands in the same pipe
 
 
 def _print_lines(client: ControlClient, interval: float, *, once: bool) -> None:
@@ -86,7 +89,8 @@ def _print_once(client: ControlClient, interval: float, sort: str) -> None:
     console.print(screen(frame, console.width, lines, keys=False, encoding=console.encoding))
 
 
-def _watch(client: ControlClient, interval: float, sort: str) -> None:
+def _watch(client: ControlClient, interval: float, sort: str) -> bool:
+    """Whether it is left for a while: the terminal is as it was before."""
     from rich.live import Live  # noqa: PLC0415 - --help is quick without it
 
     frame, asked = Frame(client.status(), usage=client.usage(), sort=sort), time.monotonic()
@@ -98,8 +102,8 @@ def _watch(client: ControlClient, interval: float, sort: str) -> None:
             shown = screen(frame, console.width, console.height, keys=True, encoding=console.encoding)
             live.update(shown, refresh=True)
             pressed = _wait(descriptor, due - time.monotonic())
-            if pressed and pressed in QUIT_KEYS:
-                return
+            if pressed and pressed in QUIT_KEYS + SUSPEND_KEY:
+                return pressed == SUSPEND_KEY
             if pressed == SORT_KEY:
                 orders = list(SORTS)
                 frame.sort = orders[(orders.index(frame.sort) + 1) % len(orders)]
@@ -139,6 +143,9 @@ def _keys() -> Iterator[int | None]:
     before = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor)
+        ours = termios.tcgetattr(descriptor)
+        ours[6][termios.VSUSP] = b"\0"  # Ctrl-Z is a key
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, ours)
         yield descriptor
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -6,16 +6,20 @@ with a runtime directory of its own, asks after a service that systemd started u
 
 from __future__ import annotations
 
+import _socket
 import contextlib
+import itertools
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nbdzram.errors import ConfigError, ServerUnreachable, UserError
+from nbdzram.errors import ConfigError, NoServerHere, ServerUnreachable, UserError
 
 SOCKET_NAME = "nbdzram.sock"
 SYSTEM_DIRECTORY = Path("/run/nbdzram")
+ELSEWHERE = ("run/user/*/nbdzram", "tmp/nbdzram-*")  # below /: where servers of other users put theirs
+MOST_TOLD = 3  # of those
 
 
 def socket_for_server(environment: Mapping[str, str]) -> Path:
@@ -48,7 +52,7 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
     if configured is not None:
         return configured
     looked_at = [directory / SOCKET_NAME for directory in _directories(environment)]
-    closed = []
+    ours, closed, others = [], [], []
     for path in looked_at:
         try:
             found = path.stat()  # Path.is_socket says False of what may not be looked at, from Python 3.14 on
@@ -57,14 +61,53 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
         except OSError:
             continue
         else:
-            if stat.S_ISSOCK(found.st_mode) and found.st_uid in {0, os.geteuid()} | _service_owner(path):
-                return path
+            if not stat.S_ISSOCK(found.st_mode):
+                continue
+            allowed = found.st_uid in {0, os.geteuid()} | _service_owner(path)
+            (ours if allowed else others).append(path)
+    if ours:
+        return _answering(ours)
     if closed:
         raise not_ours(closed[0])
+    if others:
+        raise ServerUnreachable(
+            f"the control socket {others[0]} belongs to user {others[0].stat().st_uid}, and is not asked by itself; "
+            f"--control {others[0]} asks it"
+        )
     places = ", ".join(map(str, looked_at))
-    raise ServerUnreachable(
-        f"no server found: no control socket at {places}; start `nbdzram serve` or name it with --control"
-    )
+    told = f"no server found: no control socket at {places}; start `nbdzram serve` or name it with --control"
+    elsewhere = list(itertools.islice(_of_others(looked_at), MOST_TOLD))
+    raise ServerUnreachable("; ".join([told, *elsewhere])) if elsewhere else NoServerHere(told)
+
+
+def _answering(sockets: Sequence[Path]) -> Path:
+    """The first behind which a server lives; of none the first. One that died left its socket where it was."""
+    return next((path for path in sockets if len(sockets) > 1 and not _is_left_behind(path)), sockets[0])
+
+
+def _is_left_behind(path: Path) -> bool:
+    with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as probe:
+        probe.setblocking(False)  # a server that lives but hangs does not hang us
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # it is busy, or not ours to open
+            return False
+    return False
+
+
+def _of_others(looked_at: Collection[Path]) -> Iterator[str]:
+    """Sentences on servers that live elsewhere, where they are seen: root sees them all.
+
+    Nobody asks there by itself: what another user's process answers is for who means to ask it.
+    """
+    found = [path for place in ELSEWHERE for path in sorted(Path("/").glob(f"{place}/{SOCKET_NAME}"))]
+    for path in [path for path in found if path not in looked_at]:
+        with contextlib.suppress(OSError):
+            whose = path.lstat()
+            if stat.S_ISSOCK(whose.st_mode) and str(path).isprintable() and not _is_left_behind(path):
+                yield f"user {whose.st_uid} runs one, which --control {path} asks"
 
 
 def _configured(environment: Mapping[str, str]) -> Path | None:

@@ -49,6 +49,27 @@ def test_the_view_is_live_and_a_key_ends_it(server: Nbdzram, open_top: Callable[
     assert "EXPORT" not in terminal.text()  # the screen is what it was before
 
 
+def test_ctrl_z_leaves_the_view_and_who_comes_back_finds_it(server: Nbdzram, tmp_path: Path) -> None:
+    """It stayed on the screen, over what the shell said, and no key was heard after it."""
+    terminal = Terminal(tmp_path, ["bash", "--norc", "--noprofile", "-i"], server.environment())
+    try:
+        terminal.press(f"{sys.executable} -m nbdzram top --control {server.control}", "Enter")
+        for _ in range(2):
+            terminal.wait_for("q quit")
+            terminal.press("C-z")
+            terminal.wait_for("Stopped")
+            terminal.press("stty -a | grep -c -e '-icanon' -e '-echo '; echo twice $((1 + 1))", "Enter")
+            terminal.wait_for("twice 2")
+            assert "q quit" not in terminal.text()
+            assert "\n0\ntwice 2" in terminal.text()
+            terminal.press("clear; fg; echo left with $?", "Enter")
+        terminal.wait_for("q quit")
+        terminal.press("q")
+        terminal.wait_for("left with 0")
+    finally:
+        terminal.close()
+
+
 def test_a_server_that_ends_leaves_a_clean_terminal_and_one_sentence(
     server: Nbdzram, open_top: Callable[[Nbdzram], Terminal]
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram.cli import diagnosis, doctor
-from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient
+from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient, running_server
 from nbdzram.config import (
     CheckpointConfig,
     Limits,
@@ -51,6 +51,30 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsConfig:
     make += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=disk", "-keyout", str(config.key)]
     subprocess.run([*make, "-out", str(config.certificate)], check=True, capture_output=True)
     return config
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_server_that_may_not_be_asked_or_does_not_answer_is_no_server_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`none runs here`, said to whoever may not look, was followed by ports in use."""
+    let_others_pass(tmp_path)
+    (tmp_path / "nbdzram").mkdir(mode=0o700)
+    for variable in ("NBDZRAM_CONTROL", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    os.setresuid(65534, 65534, 0)
+    try:
+        closed = running_server(None)
+    finally:
+        os.setresuid(0, 0, 0)
+    dead = tmp_path / "dead.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(dead))
+    for (status, why), clue in ((closed, "may not be opened by user 65534"), (running_server(dead), "no server answ")):
+        assert (status, clue in (why or "")) == (None, True)
+        (finding,) = diagnosis.server(Patient(QUIET, status, unreachable=why))
+        assert (finding.level, clue in finding.says, bool(finding.remedy)) == (Level.WARN, True, True)
 
 
 def test_what_is_not_ok_has_a_remedy_and_every_check_says_something() -> None:

@@ -107,6 +107,27 @@ def test_a_mistake_is_one_sentence_never_a_traceback(
     assert done.out == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "usage"),
+    [
+        ("snapshot --all", "snapshot [OPTIONS] [EXPORT NAME]"),
+        ("stat --control", "stat [OPTIONS] [EXPORT]..."),
+        ("exports change disk --quota", "exports change [OPTIONS] NAME"),
+        ("exports --json=yes", "exports [OPTIONS] [COMMAND] [ARGS]..."),
+        ("serve -e", "serve [OPTIONS]"),
+        ("--control", "[OPTIONS] COMMAND [ARGS]..."),
+    ],
+)
+def test_an_option_without_its_value_is_told_with_how_the_command_is_used(line: str, usage: str) -> None:
+    """As every other wrong use is."""
+    done = run(*line.split())
+    command = usage.partition(" [")[0] if usage[0] != "[" else ""
+    help_line = f"Try '{' '.join(filter(None, ['nbdzram', command, '--help']))}' for help."
+    first, second, *_, last = done.err.splitlines()
+    assert (done.code, first, second) == (2, f"Usage: nbdzram {usage}", help_line)
+    assert last.startswith("Error: Option '-")
+
+
 @pytest.mark.parametrize("allowed", [8, 12, 16, 20, 31, 32, 40, 48])
 def test_too_few_descriptors_to_start_with_are_one_sentence(tmp_path: Path, allowed: int) -> None:
     """Wherever the last one is asked for: the loop, a pool, a thread, an address."""

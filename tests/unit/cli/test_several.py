@@ -188,3 +188,5 @@ def test_a_program_says_its_own_version_and_that_of_the_server(start: Start, mon
     assert told == f"nbdzram 0.0.1\nserver  {__version__}\n"
     told = CliRunner().invoke(version.command, ["--control", str(server.control), "--json"]).output
     assert json.loads(told) == {"schema": SCHEMA, "version": "0.0.1", "server_version": __version__}
+    told = CliRunner().invoke(version.command, ["--control", "/nowhere/nbdzram.sock"]).output
+    assert told.startswith("nbdzram 0.0.1\nserver  no server answers on /nowhere/nbdzram.sock (No such file")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +165,34 @@ def test_top_on_a_terminal_that_cannot_be_drawn_on_prints_once(start: Start, ter
     assert done.returncode == 0
     assert b"EXPORT" in done.stdout
     assert b"disk" in done.stdout
+
+
+def drawn(server: Server, terminal: str, words: tuple[str, ...]) -> bytes:
+    """What a command sends to a terminal of this kind, its third table at the most."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*NBDZRAM, *words, "--control", str(server.control)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if words[0] == "send" else theirs,
+        stderr=theirs,
+        env=clean_environment() | {"TERM": terminal},
+    ) as process:
+        os.close(theirs)
+        told = b""
+        with contextlib.suppress(OSError):  # as a terminal ends that nobody has open any more
+            while piece := os.read(ours, 4096):
+                told += piece
+                if told.count(b"DISKSIZE") > 2:
+                    process.send_signal(signal.SIGINT)
+    os.close(ours)
+    return told
+
+
+@pytest.mark.parametrize("words", [("stat", "--watch", "0.1"), ("doctor",), ("send", "disk"), ("receive",)])
+def test_nothing_is_drawn_on_a_terminal_that_cannot_be_drawn_on(start: Start, words: tuple[str, ...]) -> None:
+    """Colours and moves of the cursor stood between the lines of an editor's shell."""
+    server = start("-e", "disk=1M")
+    assert [b"\x1b" in drawn(server, terminal, words) for terminal in ("xterm", "dumb")] == [True, False]
 
 
 def test_a_path_that_is_no_text_is_no_traceback(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from nbdzram.control import paths
 from nbdzram.control.paths import socket_for_client, socket_for_server
-from nbdzram.errors import ConfigError, ServerUnreachable, UserError
+from nbdzram.errors import ConfigError, NoServerHere, ServerUnreachable, UserError
 from tests.support.reach import let_others_pass
 
 
@@ -142,6 +142,65 @@ def test_a_socket_where_one_may_not_look_is_told_unless_there_is_another(
                 socket_for_client({})
         finally:
             os.setresuid(0, 0, 0)
+
+
+def test_the_socket_that_a_dead_server_left_hides_no_server_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was killed in a login's runtime directory stood before that of the service."""
+    places = [tmp_path / name for name in ("first", "second", "third")]
+    sockets = [place / "nbdzram.sock" for place in places]
+    monkeypatch.setattr(paths, "_directories", lambda _: iter(places))
+    with contextlib.ExitStack() as held:
+        for place, path in zip(places, sockets, strict=True):
+            place.mkdir()
+            server = held.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(path))
+            if path is sockets[1]:
+                server.listen()
+        assert socket_for_client({}) == sockets[1]
+        sockets[1].unlink()
+        assert socket_for_client({}) == sockets[0]
+        sockets[0].unlink()
+        assert socket_for_client({}) == sockets[2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_a_socket_of_another_user_is_told_and_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was passed over, and said not to be there."""
+    path = tmp_path / "nbdzram.sock"
+    monkeypatch.setattr(paths, "_directories", lambda _: iter([tmp_path]))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        os.chown(path, 65534, -1)
+        with pytest.raises(ServerUnreachable, match=rf"{path} belongs to user 65534, .*; --control {path} asks it"):
+            socket_for_client({})
+
+
+def test_servers_of_other_users_are_told_where_none_of_ones_own_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks by sudo learns where the server is that he started as himself."""
+    monkeypatch.setattr(paths, "_directories", lambda _: iter([tmp_path / "none"]))
+    monkeypatch.setattr(paths, "ELSEWHERE", (f"{tmp_path}/*/nbdzram"[1:], f"{tmp_path}/nbdzram-*"[1:]))
+    with contextlib.ExitStack() as held:
+        for name in ("1000/nbdzram", "nbdzram-7", "nbdzram-8", "nbdzram-\n9", "nbdzram-none"):
+            (tmp_path / name).mkdir(parents=True)
+            if name != "nbdzram-none":
+                server = held.enter_context(socket.socket(socket.AF_UNIX))
+                server.bind(str(tmp_path / name / "nbdzram.sock"))
+                if name != "nbdzram-8":
+                    server.listen()
+        with pytest.raises(ServerUnreachable) as refused:
+            socket_for_client({})
+        told = [
+            f"user {os.geteuid()} runs one, which --control {tmp_path}/{name}/nbdzram.sock asks"
+            for name in ("1000/nbdzram", "nbdzram-7")
+        ]
+        assert str(refused.value).split("; ")[2:] == told
+    monkeypatch.setattr(paths, "ELSEWHERE", (f"{tmp_path}/nbdzram-*"[1:],))
+    with pytest.raises(NoServerHere, match=r"or name it with --control$"):
+        socket_for_client({})
 
 
 def test_a_home_directory_is_meant_where_a_variable_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
