@@ -102,7 +102,7 @@ KEYS = (
         values.several(values.host_pattern),
         "names under which browsers and scrapers reach the metrics, such as nbd1.example.org or *.example.org",
     ),
-    Key(("control",), values.path, "the control socket"),
+    Key(("control",), values.socket_path, "the control socket"),
     Key(("state_dir",), values.path, "directory whose files let disks outlive the process"),
     Key(("default_export",), values.export_name, "the export that the empty name means"),
     Key(("list_exports",), values.boolean, "whether clients may list the exports"),

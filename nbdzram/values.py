@@ -29,6 +29,7 @@ BANDWIDTH_MAX = 1 << 40  # a second: more than memory gives
 IOPS_MAX = 10**9  # a nanosecond each, what a limit is counted in (sessions/throttle)
 MAX_TEXT_BYTES = 4096  # a string of the NBD protocol, and no client need take more (doc/proto.md, "Values")
 SECONDS_MAX = 100 * 365 * 86400.0  # a century: clocks and timers of every kind have room for it
+SOCKET_PATH_BYTES = 107  # what the system's address of one has, and a zero (unix(7), sun_path)
 MAX_RULES = 1024  # networks or certificate names of one export: each is looked at for each client that comes
 
 _POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")  # it becomes a file name
@@ -194,6 +195,19 @@ def path(value: object) -> Path:
     return found
 
 
+def socket_path(value: object) -> Path:
+    """A file that can be a unix socket."""
+    file = path(value)
+    _require_room(file, len(os.fsencode(file)))
+    return file
+
+
+def _require_room(file: Path, size: int) -> None:
+    """Room for so many bytes, in the system's address of a socket. Raises ValueError."""
+    if size > SOCKET_PATH_BYTES:
+        raise ValueError(f"the socket path {str(file)!r} is longer than the system's {SOCKET_PATH_BYTES} bytes")
+
+
 def place(value: object) -> str:
     """A path as one program tells it to another, which is taken as it stands; empty: there is none."""
     told = text(value)
@@ -326,8 +340,7 @@ def unix_address(value: object) -> UnixAddress:
         ) from None
     if not str(file).isprintable():  # who is told of a URI has to be able to copy it
         raise ValueError(f"the socket path {str(file)!r} has characters that do not print; choose one without")
-    if size > 107:
-        raise ValueError(f"the socket path {str(file)!r} is longer than the system's 107 bytes")
+    _require_room(file, size)
     return UnixAddress(path=file, mode=mode, owner=owner)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import io
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,9 @@ class ControlClient:
             self._socket.close()
             if isinstance(error, PermissionError):
                 raise not_ours(path) from None
-            reason = error.strerror or str(error)
+            if isinstance(error, ConnectionRefusedError) and not path.is_socket():
+                raise ServerUnreachable(f"{path} is no socket; name the control socket that `serve` printed") from error
+            reason = error.strerror or f"{error}: {len(os.fsencode(path))} bytes, of 107 at most"
             raise ServerUnreachable(f"no server answers on {path} ({reason}); is `nbdzram serve` running?") from error
         self._reader = io.BufferedReader(_Arriving(self._socket))
 

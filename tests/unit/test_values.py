@@ -128,6 +128,7 @@ READERS: Mapping[str, tuple[Callable[[object], object], Sequence[object]]] = {
     "durability": (values.choice(Durability), [*Durability, "none"]),
     "dedup": (values.dedup, [*Dedup, "none"]),
     "path": (values.path, [*PATHS, *NO_TEXT]),
+    "socket's path": (values.socket_path, ["/s", "s" * 107, "s" * 108, f"/{'ü' * 53}", f"/{'ü' * 53}s", "~/s", "", 7]),
     "place": (values.place, [*PATHS, *NO_TEXT]),
     "description": (values.description, [*TEXTS, *NO_TEXT]),
     "certificate's name": (values.certificate_name, [*TEXTS, *NO_TEXT]),
