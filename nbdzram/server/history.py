@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -84,9 +85,11 @@ class History:
         rates = rates_of(pairs, seconds, LATENCY_BOUNDS_SECONDS) if self._before else Rates()
         self._before = now
         self._chronicle.add(busy, now)
+        at = time.time()
+        self._set_back(at - seconds)
         self.samples.append(
             HistorySample(
-                at=time.time(),
+                at=at,
                 read_bytes=rates.read_bytes,
                 write_bytes=rates.write_bytes,
                 requests=rates.requests,
@@ -95,6 +98,13 @@ class History:
                 memory_bytes=self._memory_bytes(),
             )
         )
+
+    def _set_back(self, last: float) -> None:
+        """Where the clock was set back, so is what was before: the last sample was at `last`, and none is yet to come."""
+        ahead = self.samples[-1].at - last if self.samples else 0.0
+        if ahead > SAMPLE_SECONDS:
+            for index, sample in enumerate(self.samples):
+                self.samples[index] = replace(sample, at=sample.at - ahead)
 
     async def _sample_for_ever(self) -> None:
         loop, last = asyncio.get_running_loop(), 0.0

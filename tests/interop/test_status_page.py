@@ -305,6 +305,9 @@ def test_a_page_that_is_opened_now_shows_what_was(serve: Callable[..., Nbdzram],
     # A process that took over has it too, and is asked at once and not half a minute later.
     browser.evaluate("take({...last, started_at: last.started_at + 1})")
     browser.wait_for("hours.length === 700", seconds=10)
+    # A server whose clock was set back knew of moments that are yet to come.
+    browser.evaluate("recent.unshift({...recent[0], at: Date.now() / 1000 + 86400})")
+    browser.wait_for("recent[0].at < Date.now() / 1000", seconds=10)
 
 
 def test_an_export_that_is_chosen_now_shows_what_it_did(serve: Callable[..., Nbdzram], browser: Browser) -> None:

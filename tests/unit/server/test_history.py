@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_a_sample_tells_what_happened_since_the_last(play: Play) -> None:
         assert (busy.read_bytes, busy.write_bytes) == (0.0, 3 * 4096 / 2)
         assert 0 < busy.median_seconds <= busy.p99_seconds
         assert busy.memory_bytes == 4711
+
+    play(story)
+
+
+def test_a_clock_that_is_set_back_sets_back_what_was_before(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs had samples of tomorrow, and lines that led back."""
+
+    async def story(stage: Stage) -> None:
+        kept, clock = History(stage.exports, lambda: 0, None), 1000.0
+        monkeypatch.setattr(time, "time", lambda: clock)
+        for set_by in (0.0, 0.0, -86400.0, 0.0, 3600.0):
+            clock += 10.0 + set_by
+            await kept.sample(10.0)
+        last = clock
+        assert [last - sample.at for sample in kept.samples] == [3640.0, 3630.0, 3620.0, 3610.0, 0.0]
 
     play(story)
 

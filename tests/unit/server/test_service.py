@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import uvloop
 
 from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import EngineError, UserError
-from nbdzram.server.service import Service
+from nbdzram.server.service import CLOCK_STEP_SECONDS, Service
 from tests.unit.engine.blocks import BLOCK, noise
 from tests.unit.server.house import MIB, House, tell
 
@@ -36,6 +37,26 @@ def test_what_exports_cost_is_counted_when_it_is_asked_for(tmp_path: Path) -> No
             house.pool().disks()[0].write(0, noise(1) + noise(2))
             assert (await house.service.usage())["disk"].stored == 2 * BLOCK
             assert house.service.usage_so_far()[0]["disk"].stored == 2 * BLOCK
+
+    tell(story())
+
+
+def test_how_old_things_are_goes_by_the_clock_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock was wrong at the start of its server, or that slept, had checkpoints as old as that for good."""
+    house, ahead = House(tmp_path), 0.0
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+
+    async def story() -> None:
+        nonlocal ahead
+        async with house.open():
+            before = house.service.status()
+            for set_to in (-86400.0, 3600.0):
+                ahead = set_to
+                while abs(house.service.status().started_at - before.started_at - ahead) > CLOCK_STEP_SECONDS:
+                    await asyncio.sleep(0.05)
+            again = house.service.status()
+            assert again.uptime_seconds > before.uptime_seconds
 
     tell(story())
 
