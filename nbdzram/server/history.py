@@ -100,7 +100,7 @@ class History:
         )
 
     def _set_back(self, last: float) -> None:
-        """Where the clock was set back, so is what was before: the last sample was at `last`, and none is yet to come."""
+        """Where the clock was set back, so is what was before: the last sample was at `last`, and none is to come."""
         ahead = self.samples[-1].at - last if self.samples else 0.0
         if ahead > SAMPLE_SECONDS:
             for index, sample in enumerate(self.samples):

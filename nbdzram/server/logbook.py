@@ -8,7 +8,8 @@
 3. A cause says LINES_A_MINUTE lines in a minute. What it said beyond is counted, and told when the minute is over. The
    cause is the message before its arguments are filled in, so that there are as many as there are places that log.
    Our own loggers ask before they make a record: of 5 us that a line costs which is not told, 0.5 are left.
-4. The queue holds QUEUED_LINES. What finds it full is lost, counted, and told when somebody reads again.
+4. The queue holds QUEUED_LINES. What finds it full, or a file system that is, is lost, counted, and told when somebody
+   reads again. A line of which only a part found room is ended there: the next one is whole.
 
 Known limits: a line that is lost is lost for all readers; a limit a cause is shared by all peers.
 """
@@ -32,6 +33,7 @@ from typing import Any, Self
 from nbdzram.config import LogFormat, LogLevel, LogTarget
 from nbdzram.errors import UserError
 from nbdzram.ready import writable
+from nbdzram.units import counted
 
 STDERR = 2
 SYSTEM_LOG = "/dev/log"
@@ -77,7 +79,7 @@ class Logbook(logging.Handler):
         self._causes = Causes()
         self._asked: frozenset[str] = frozenset()  # loggers that ask first
         self._closed = True  # until somebody writes: at exit logging closes every handler, that of a failed start too
-        self.writer = LineWriter(descriptor, self._overdue, line_a_write=line_a_write, failed=failed)
+        self.writer = LineWriter(descriptor, self._overdue, tell=self._shaped, line_a_write=line_a_write, failed=failed)
         self._closed = False
 
     def let_ask(self, loggers: Iterable[logging.Logger]) -> None:
@@ -127,6 +129,11 @@ class Logbook(logging.Handler):
     ) -> None:
         logging.getLogger().removeHandler(self)
         self.close()
+
+    def _shaped(self, sentence: str) -> list[str]:
+        """Of the writer's own, as any other line."""
+        record = logging.LogRecord("nbdzram.server", logging.WARNING, __file__, 0, "%s", (sentence,), None)
+        return list(self._shape(record))
 
     def _overdue(self) -> list[str]:
         """What the writer has to tell by itself. On its thread."""
@@ -214,17 +221,23 @@ class LineWriter:
         descriptor: int,
         overdue: Callable[[], list[str]] = list,
         *,
+        tell: Callable[[str], list[str]] = lambda sentence: [sentence],
         encoding: str = "utf-8",
         line_a_write: bool = False,
         failed: Callable[[OSError], None] = lambda _: None,
     ) -> None:
+        """`overdue` gives lines of its own accord, `tell` makes some of a sentence on those that are lost."""
         self._descriptor = descriptor
         self._overdue = overdue
+        self._tell = tell
         self._encoding = encoding
         self._line_a_write = line_a_write
         self._failed = failed
         self._lines: deque[str] = deque()
         self._lost = 0  # and not yet told
+        self._unwritten = 0  # nor these, which found no room where they were written
+        self._reason = ""
+        self._broken = False  # the last one, in its middle
         self.lost_total = 0
         self._writing = False
         self._closing = False
@@ -262,26 +275,38 @@ class LineWriter:
                 self._lines.clear()
                 self._lost, self._writing = 0, True
             if lost:
-                lines.append(f"{lost} lines of this log are lost: nobody read them in time")
+                lines += self._tell(f"lost from this log: {counted(lost, 'line')}, as nobody read them in time")
             if time.monotonic() - asked >= OVERDUE_SECONDS:
                 lines += self._overdue()
                 asked = time.monotonic()
+            if lines and self._unwritten:
+                told = self._tell(f"lost from this log: {counted(self._unwritten, 'line')}, {self._reason}")
+                if not self._write("\n".join(told) + "\n"):
+                    self._unwritten = 0
             for piece in lines if self._line_a_write else ["\n".join(lines)] if lines else []:
-                self._write(piece + "\n")
+                failed = self._write(piece + "\n")
+                self._unwritten += failed
+                with self._changed:
+                    self.lost_total += failed
 
-    def _write(self, text: str) -> None:
-        """All of it, or as much as can be; what fails is lost."""
-        left = memoryview(text.encode(self._encoding, "backslashreplace"))
+    def _write(self, text: str) -> int:
+        """All of it, or as much as can be; how many lines are lost."""
+        content = ("\n" * self._broken + text).encode(self._encoding, "backslashreplace")
+        left = memoryview(content)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:  # somebody else who has the same pipe made it so
                 writable(self._descriptor)
             except OSError as error:  # the reader went away, or the file system is full
-                with self._changed:
-                    self.lost_total += bytes(left).count(b"\n")
+                written = content[: len(content) - len(left)]
+                lost = text.count("\n") - max(written.count(b"\n") - self._broken, 0)
+                self._broken = not written.endswith(b"\n") if written else self._broken
+                self._reason = error.strerror or str(error)
                 self._failed(error)
-                return
+                return lost
+        self._broken = False
+        return 0
 
 
 def open_logbook(target: LogTarget, level: LogLevel, form: LogFormat, environment: Mapping[str, str]) -> Logbook:

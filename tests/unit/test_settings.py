@@ -262,7 +262,7 @@ def test_the_path_of_a_socket_is_made_whole(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(deep)
     with pytest.raises(ConfigError, match="is longer than the system's 107 bytes"):
         load(None, {"NBDZRAM_LISTEN": "unix:nbd.sock"}, {})
-    with pytest.raises(ConfigError, match="control: the socket path .* is longer than the system's 107 bytes"):
+    with pytest.raises(ConfigError, match=r"control: the socket path .* is longer than the system's 107 bytes"):
         load(None, {"NBDZRAM_CONTROL": f"/{'c' * 107}"}, {})  # no start would say it first: a restart looks here before
 
 

@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,13 +87,13 @@ def test_who_logs_never_waits_for_a_reader_and_what_is_lost_is_told(pipe: Pipe) 
         writer.put(f"line {number}")
     assert writer.lost_total >= QUEUED_LINES
     told: list[str] = []
-    reader = threading.Thread(target=lambda: told.append(pipe_text(pipe.reader, "are lost")))
+    reader = threading.Thread(target=lambda: told.append(pipe_text(pipe.reader, "in time")))
     reader.start()
     writer.close(60)
     reader.join(60)
     text = told[0][stuffed:]
     assert text.startswith("line 0\n")
-    lost = int(re.findall(r"(\d+) lines of this log are lost", text)[0])
+    lost = int(re.findall(r"lost from this log: (\d+) lines", text)[0])
     assert lost == writer.lost_total
     assert len(re.findall(r"line \d+", text)) + lost == 3 * QUEUED_LINES
 
@@ -123,6 +125,46 @@ def test_a_reader_that_went_away_is_counted_and_ends_nothing(pipe: Pipe) -> None
     writer.close(60)
     assert [type(failure) for failure in failures] == [BrokenPipeError]
     assert writer.lost_total == 1
+
+
+FULL = """
+import logging, os, resource, sys
+from nbdzram.config import LogFormat
+from nbdzram.server.logbook import Logbook, shaper
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+log = logging.getLogger("nbdzram.server")
+with open(sys.argv[1], "ab") as file:
+    book = Logbook(file.fileno(), shaper(LogFormat(sys.argv[2]), journal=False))
+    logging.getLogger().addHandler(book)
+    def say(*words, room=None):
+        lost = book.writer.lost_total
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited if room is None else (file.tell() + room, unlimited[1]))
+        for word in words:
+            log.error(word * 9)
+            while room is not None and book.writer.lost_total == lost:
+                os.sched_yield()
+            lost = book.writer.lost_total
+    say("cut", "gone", room=60)  # the first one begins, in what room there is
+    say("whole", "more")
+    book.close()
+"""
+
+
+@pytest.mark.parametrize("form", LogFormat)
+def test_a_line_that_is_cut_for_want_of_room_takes_no_other_with_it_and_is_told(
+    tmp_path: Path, form: LogFormat
+) -> None:
+    """The next line went on in the middle of it, and two were none; JSON that was no JSON."""
+    place = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", FULL, str(place), form.value], check=True, timeout=60)
+    cut, told, *whole = place.read_text().splitlines()
+    assert (len(cut), len(whole)) == (60, 2)
+    if form is LogFormat.JSON:
+        read = [json.loads(line) for line in (told, *whole)]
+        told, *whole = (f"{line['level'].upper()} {line['message']}" for line in read)
+    assert "WARNING" in told
+    assert told.endswith("lost from this log: 2 lines, File too large")
+    assert [line.rpartition(" ")[2] for line in whole] == ["whole" * 9, "more" * 9]
 
 
 def test_closing_waits_for_a_reader_no_longer_than_it_says(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,11 +344,10 @@ def test_the_machines_own_log_gets_a_datagram_a_line_and_finds_it_again_when_it_
             while not book.writer.lost_total:
                 os.sched_yield()
             system_log = _listening(place)
-            logging.getLogger(name).info("finds no reader, and the next one")
-            while book.writer.lost_total < 2:
-                os.sched_yield()
-            logging.getLogger(name).info("third")
+            logging.getLogger(name).info("what tells of that finds no reader, and the next one")
             told.append(system_log.recv(4096).decode())
+            logging.getLogger(name).info("fourth")
+            told += [system_log.recv(4096).decode() for _ in range(2)]
         system_log.close()
     finally:
         root.setLevel(before)
@@ -315,7 +356,9 @@ def test_the_machines_own_log_gets_a_datagram_a_line_and_finds_it_again_when_it_
     assert [match and match.groups() for match in found] == [
         ("28", r"WARNING nbdzram.server: first\nline"),
         ("30", "INFO nbdzram.server: second"),
-        ("30", "INFO nbdzram.server: third"),
+        ("30", "INFO nbdzram.server: what tells of that finds no reader, and the next one"),
+        ("28", "WARNING nbdzram.server: lost from this log: 1 line, Connection refused"),
+        ("30", "INFO nbdzram.server: fourth"),
     ]
 
 

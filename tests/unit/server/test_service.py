@@ -42,7 +42,7 @@ def test_what_exports_cost_is_counted_when_it_is_asked_for(tmp_path: Path) -> No
 
 
 def test_how_old_things_are_goes_by_the_clock_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose clock was wrong at the start of its server, or that slept, had checkpoints as old as that for good."""
+    """A machine whose clock was wrong as its server began, or that slept, had checkpoints as old as that for good."""
     house, ahead = House(tmp_path), 0.0
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + ahead)
@@ -53,7 +53,7 @@ def test_how_old_things_are_goes_by_the_clock_as_it_is_now(tmp_path: Path, monke
             before = house.service.status()
             for set_to in (-86400.0, 3600.0):
                 ahead = set_to
-                while abs(house.service.status().started_at - before.started_at - ahead) > CLOCK_STEP_SECONDS:
+                while abs(house.service.status().started_at - before.started_at - ahead) > CLOCK_STEP_SECONDS:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             again = house.service.status()
             assert again.uptime_seconds > before.uptime_seconds
