@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from nbdzram.cli.greeting import Dialled, Refused
 from nbdzram.cli.netlink import Device, Patience
-from nbdzram.errors import UserError
+from nbdzram.errors import UserError, reason_of
 from nbdzram.nbd.constants import TransmissionFlag
 
 LOOK_SECONDS = 1.0
@@ -65,7 +65,7 @@ class Keeper:
             first = dialled[0]
             self.device.connect([one.socket for one in dialled], first.size_bytes, first.flags, self.patience)
         except OSError as error:
-            raise UserError(f"the kernel does not attach {self.name}: {error.strerror}") from None
+            raise UserError(f"the kernel does not attach {self.name}: {reason_of(error)}") from None
         finally:
             _let_go(dialled)  # the kernel holds what it took
         return True
@@ -80,10 +80,14 @@ class Keeper:
         return True
 
     def leave(self) -> bool:
-        """Detach it if nobody uses it, and say which."""
+        """Detach it if nobody uses it, and say which. Raises UserError."""
         if not self.device.attached() or self.device.in_use():
             return False
-        self.device.disconnect()
+        try:
+            self.device.disconnect()
+        except OSError as error:
+            if self.device.attached():  # else somebody else detached it in this moment
+                raise UserError(f"the kernel does not detach {self.name}: {reason_of(error)}") from None
         return True
 
     def repair(self) -> None:
@@ -103,7 +107,7 @@ class Keeper:
                 self.device.replace([one.socket for one in dialled], self.patience)
             except OSError as error:
                 raise UserError(
-                    f"the kernel takes no new connection for {self.name}: {error.strerror}; it was attached by ioctl "
+                    f"the kernel takes no new connection for {self.name}: {reason_of(error)}; it was attached by ioctl "
                     "(nbd-client -nonetlink), as another export, or is being detached"
                 ) from None
             finally:

@@ -22,7 +22,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
 
-from nbdzram.errors import UserError
+from nbdzram.errors import UserError, reason_of
 from nbdzram.ready import readable
 
 _HEADER = struct.Struct("=IHHII")
@@ -194,7 +194,7 @@ class NetlinkDevice:
         except OSError as error:
             self._kernel.close()
             raise UserError(
-                f"the kernel's NBD client cannot be reached over netlink ({error.strerror}); modprobe nbd"
+                f"the kernel's NBD client cannot be reached over netlink ({reason_of(error)}); modprobe nbd"
             ) from None
         _, told = _generic_part(answer)
         groups = [dict(attributes(group)) for _, group in attributes(told[_GROUPS])]

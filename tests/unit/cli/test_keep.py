@@ -58,13 +58,13 @@ class FakeDevice:
         return self.there
 
     def connect(self, sockets: Sequence[socket.socket], size_bytes: int, flags: int, patience: Patience) -> None:
+        self._may_refuse()
         assert flags & TransmissionFlag.CAN_MULTI_CONN
         self.size, self.there = size_bytes, True
         self._take("connect", sockets, patience)
 
     def replace(self, sockets: Sequence[socket.socket], patience: Patience) -> None:
-        if self.refusal is not None:
-            raise self.refusal
+        self._may_refuse()
         self._take("replace", sockets, patience)
 
     def _take(self, what: str, sockets: Sequence[socket.socket], patience: Patience) -> None:
@@ -72,7 +72,12 @@ class FakeDevice:
         self.held += [socket.socket(fileno=os.dup(one.fileno())) for one in sockets]
 
     def disconnect(self) -> None:
+        self._may_refuse()
         self.there = False
+
+    def _may_refuse(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def is_named(self) -> bool:
         return self.named
@@ -260,12 +265,35 @@ def test_told_to_leave_it_detaches_only_what_nobody_uses(start: Start, reader: i
     assert (keeping.leave(), device.there) == (True, False)
 
 
-def test_a_device_that_takes_no_sockets_is_one_sentence(start: Start, reader: int) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [(OSError(errno.EINVAL, "Invalid argument"), "Invalid argument"), (TimeoutError("timed out"), "timed out")],
+)
+def test_whatever_the_kernel_refuses_is_one_sentence_with_its_reason(
+    start: Start, reader: int, refusal: OSError, says: str
+) -> None:
+    """Also where it does not answer, which has no number."""
     device = FakeDevice([died])
-    device.refusal = OSError(errno.EINVAL, "Invalid argument")
+    device.refusal = refusal
+    keeping = keeper(device, dial_to(start("-e", "disk=5M")), reader, [])
+    with pytest.raises(UserError, match=rf"does not attach /dev/nbd0: {says}"):
+        keeping.attach()
     device.there, device.size = True, 5 * MIB
-    with pytest.raises(UserError, match=r"takes no new connection for /dev/nbd0: Invalid argument; .*nonetlink"):
-        keeper(device, dial_to(start("-e", "disk=5M")), reader, []).attach()
+    with pytest.raises(UserError, match=rf"takes no new connection for /dev/nbd0: {says}; .*nonetlink"):
+        keeping.attach()
+    with pytest.raises(UserError, match=rf"does not detach /dev/nbd0: {says}"):
+        keeping.leave()
+
+
+def test_who_is_forestalled_in_detaching_has_detached_it(start: Start, reader: int) -> None:
+    class Gone(FakeDevice):
+        def disconnect(self) -> None:
+            self.there = False
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    device = Gone()
+    device.there = True
+    assert keeper(device, dial_to(start("-e", "disk=5M")), reader, []).leave()
 
 
 def test_who_is_refused_reads_the_servers_reason(start: Start) -> None:
