@@ -509,21 +509,37 @@ def _hold(entry: str, checks: list[tuple[Callable[[Any], Any], Any]]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write, sync, rename, sync the directory: the order that survives a power cut."""
+    """Write, sync, rename, sync the directory: the order that survives a power cut. Raises OSError; then what was there
+    is there again, unless the disk refuses that as well: what could not be remembered is not done.
+    """
     fresh = path.with_suffix(".new")
-    try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            fresh.unlink()  # where there is no room, what was begun takes the last of it
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with contextlib.ExitStack() as held:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        held.callback(os.close, directory)
+        before = held.enter_context(path.open("rb")) if path.exists() else None
+        try:
+            _write(fresh, text.encode())
+            fresh.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink()  # where there is no room, what was begun takes the last of it
+            raise
+        try:
+            os.fsync(directory)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if before is None:
+                    path.unlink()
+                else:
+                    _write(fresh, before.read())
+                    fresh.replace(path)
+            raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file of its own, which is on the disk then. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

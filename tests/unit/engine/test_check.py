@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,9 @@ from nbdzram.engine.run import HOLD_COUNT
 from nbdzram.errors import CheckFailed
 from tests.support.arena import REF, Arena
 from tests.unit.engine.blocks import AT_HAND, BLOCK, half_random, noise, run
+from tests.unit.engine.test_quiescence import a_reader
+
+LEAF = 512 * BLOCK
 
 
 @contextmanager
@@ -246,3 +249,30 @@ def test_a_check_within_a_check_takes_its_place_and_both_come_to_their_end() -> 
         pool.check()
     # Of those written meanwhile, some may have a handle that a writer had at hand from the beginning (kit.pyx).
     assert 300 <= run(check).objects_checked <= 300 + AT_HAND
+
+
+def retired(disk: Disk) -> None:
+    disk.write(0, b"".join(half_random(number, 900) for number in range(1000)))
+    for number in range(0, 1000, 2):
+        disk.trim(number * BLOCK, BLOCK)
+
+
+MOST: dict[str, Callable[[Disk], None]] = {
+    "nodes": lambda disk: [disk.write(number * LEAF, b"\1" * BLOCK) for number in range(2500)] and None,
+    "objects": lambda disk: disk.write(0, b"".join(half_random(number, 100) for number in range(2500))),
+    "zspages": lambda disk: disk.write(0, b"".join(noise(number) for number in range(700))),
+    "retired slots": retired,
+}
+
+
+@pytest.mark.parametrize("most", MOST)
+@pytest.mark.parametrize("contents", [True, False])
+def test_whatever_there_is_most_of_is_counted_to_its_end(most: str, *, contents: bool) -> None:
+    """A check has room for each kind, and looks at all of it: in a sound pool nothing is missed, in another it is."""
+    with Pool() as pool, a_reader():
+        MOST[most](pool.create("disk", 8 << 30))
+        for budget in (7, HOLD_COUNT, HOLD_COUNT + 1, 1 << 20):
+            check = Check(pool, contents=contents)
+            while check.step(budget):
+                pass
+            assert check.report().changing == 0

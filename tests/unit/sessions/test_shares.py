@@ -12,6 +12,7 @@ import pytest
 from nbdzram.nbd.constants import Chunk
 from nbdzram.sessions.rehearsal import Looks, serve
 from nbdzram.sessions.stage import Stage as Ends
+from nbdzram.sessions.turns import PACE_BYTES, PACE_SECONDS
 from nbdzram.sessions.workers import Workers
 from tests.support.rehearsal import Client, Stage
 from tests.wire import CMD_BLOCK_STATUS, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, request
@@ -22,7 +23,6 @@ TURN = MIB
 HEADER = 28
 CHUNK = 20
 FLAG_FUA = 1
-PACE_SECONDS = 5
 LONG = 16 * MIB  # a payload beside which no other one is stored as it arrives
 
 
@@ -138,6 +138,26 @@ def test_who_begins_another_payload_has_his_time_anew(stage: Stage) -> None:
     stage.settle()
     assert [client.session.stage >= Ends.LOST for client in (sender, first)] == [True, True]
     assert second.session.stage == Ends.OPEN
+
+
+@pytest.mark.parametrize("size", [2 * MIB, LONG], ids=["has a buffer", "is stored as it arrives"])
+def test_who_keeps_the_pace_is_cut_in_no_round_and_who_does_not_in_the_next(stage: Stage, size: int) -> None:
+    """What is still to come of a payload is what has not come, at each look."""
+    sender = begins(stage, size)
+    others = [begins(stage, LONG), begins(stage, LONG)]
+    for sent in (PACE_BYTES, PACE_BYTES, PACE_BYTES - 1):
+        for second in range(PACE_SECONDS):
+            assert sender.session.stage == Ends.OPEN
+            if second == 1:
+                sender.send(bytes(sent))
+                stage.settle()
+            if second == 2:
+                others[0].send(bytes(2 * PACE_BYTES))
+                stage.settle()
+            stage.plane.rest()
+        stage.settle()
+    assert sender.session.stage >= Ends.LOST
+    assert others[1].session.stage == Ends.OPEN
 
 
 # -- which part failed -----------------------------------------------------------------------------------------------
