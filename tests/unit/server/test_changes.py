@@ -16,6 +16,7 @@ from tests.support.loop_client import WireClient
 from tests.unit.server.house import (
     GATE_SECONDS,
     MIB,
+    UNCHANGED,
     GatedDisk,
     House,
     gate_disk,
@@ -148,6 +149,43 @@ def test_a_reset_leaves_nothing_also_of_a_last_block_that_is_none_whole(house: H
             await changes.reset_export("disk", force=True)
             assert house.found().stored_bytes == 0
             await client.close()
+
+    tell(story())
+
+
+IDENTITY = 5
+
+
+@pytest.mark.parametrize(
+    ("ask", "stays"),
+    [
+        pytest.param(lambda changes: changes.reset_export("disk", force=False), False, id="reset"),
+        pytest.param(lambda changes: changes.resize_export("disk", 16 * MIB, yes=True, force=False), False, id="grown"),
+        pytest.param(lambda changes: changes.resize_export("disk", MIB, yes=True, force=False), False, id="shrunk"),
+        pytest.param(
+            lambda changes: changes.resize_export("disk", 8 * MIB, yes=True, force=False), False, id="as large"
+        ),
+        pytest.param(
+            lambda changes: changes.change_export("disk", **UNCHANGED | {"read_only": False}), False, id="open"
+        ),
+        pytest.param(
+            lambda changes: changes.change_export("disk", **UNCHANGED | {"description": "a"}), True, id="told"
+        ),
+        pytest.param(lambda changes: changes.rename_export("disk", "other"), True, id="renamed"),
+        pytest.param(lambda changes: changes.copy_export("disk", "copy", read_only=False), True, id="copied"),
+        pytest.param(lambda changes: changes.lose_export("disk", 0), True, id="looked at"),
+    ],
+)
+def test_what_makes_a_disk_other_content_ends_its_identity(house: House, ask: Any, *, stays: bool) -> None:
+    """By which a stream says what it goes on from: with the former one, changes would be put upon other content."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            await changes.change_export("disk", **UNCHANGED | {"read_only": True})
+            disk = house.service._exports.get("disk").disk
+            disk.identify(IDENTITY)
+            await ask(changes)
+            assert disk.identity == (IDENTITY if stays else 0)
 
     tell(story())
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from nbdzram.server import streams
 from nbdzram.server.handover import Handover
 from nbdzram.server.pool_changes import STARTS
 from nbdzram.server.service import Service
+from nbdzram.stream.layout import read_header
 from nbdzram.stream.pipe import Pipe
+from nbdzram.stream.reading import Counted, records
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.house import GATE_SECONDS, MIB, House, tell
 from tests.unit.server.lasting import spoil
@@ -74,6 +78,23 @@ async def passed(move: Pass, given: bytes = b"") -> bytes:
             ours.shutdown(socket.SHUT_RDWR)
             out = (await asyncio.gather(carrying, return_exceptions=True))[0]
         return out if isinstance(out, bytes) else b""
+
+
+def test_a_stream_says_when_its_moment_was(tmp_path: Path) -> None:
+    """Each its own: by it an operator knows how old what was sent is."""
+    house = House(tmp_path)
+
+    async def story() -> None:
+        async with house.open():
+            for _ in range(2):
+                before = time.time_ns()
+                sent = await passed(
+                    lambda pipe: house.service.send_stream(["disk"], None, resumable=False, resume=None, pipe=pipe)
+                )
+                _, header = next(records(io.BytesIO(sent).read, Counted()))
+                assert before <= read_header(header).moment_ns <= time.time_ns()
+
+    tell(story())
 
 
 @pytest.mark.parametrize("resumable", [True, False])
