@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,33 @@ def test_a_line_that_is_cut_for_want_of_room_takes_no_other_with_it_and_is_told(
     assert "WARNING" in told
     assert told.endswith("lost from this log: 2 lines, File too large")
     assert [line.rpartition(" ")[2] for line in whole] == ["whole" * 9, "more" * 9]
+
+
+def test_closing_waits_for_the_line_that_is_being_written(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in no queue any more, and the process ends behind it."""
+    begun, may_go_on, over = threading.Event(), threading.Event(), []
+    write = os.write
+
+    def held(descriptor: int, content: bytes) -> int:
+        begun.set()
+        may_go_on.wait()
+        return write(descriptor, content)
+
+    monkeypatch.setattr(os, "write", held)
+    writer = LineWriter(pipe.writer)
+    writer.put("the last line")
+    begun.wait()
+    wait_for = writer._changed.wait_for
+
+    def waits(predicate: Callable[[], bool], seconds: float) -> bool:
+        over.append(predicate())
+        may_go_on.set()
+        return wait_for(predicate, seconds)
+
+    monkeypatch.setattr(writer._changed, "wait_for", waits)
+    writer.close(60)
+    assert over[0] is False
+    assert pipe.read_all() == "the last line\n"
 
 
 def test_closing_waits_for_a_reader_no_longer_than_it_says(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
