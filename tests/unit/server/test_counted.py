@@ -8,12 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
+from nbdzram.server.handover import Handover
 from nbdzram.server.maintenance import Maintenance
+from nbdzram.server.service import Service
+from nbdzram.status import RunOptions
 from tests.support.nbd_client import Client
 from tests.unit.server.conftest import Play, Stage
 from tests.unit.server.test_maintenance import CountingPool, ScriptedRun
+from tests.unit.server.test_nothing_is_left import everything
 from tests.wire import CMD_READ, EINVAL
 
 BLOCK = bytes(range(256)) * 16
@@ -123,3 +128,32 @@ def test_runs_count_the_processor_time_that_they_took_and_no_pause() -> None:
 
 def burn() -> None:
     sum(range(200_000))
+
+
+def test_no_two_runs_of_a_server_have_one_number_whichever_process_does_them(tmp_path: Path) -> None:
+    """By it an operator says which one is meant, and looks it up in the log."""
+    config = everything(tmp_path, journal=False)
+
+    async def numbers(service: Service, folds: int) -> list[int]:
+        for _ in range(folds):
+            await service.run("fold", RunOptions(), pool=None, cpu_percent=100, progress=lambda *_: None)
+        return [run.number for run in await service.runs()]
+
+    async def story() -> list[int]:
+        handed, seen = Handover(), list[int]()
+        for folds in (2, 0, 1, 0, 2):
+            service = Service(config, handed=handed)
+            await service.start(listen=False)
+            await service.listen()
+            seen += await numbers(service, folds)
+            service._nbd.prepare_to_hand_over()
+            handed = await service.hand_over()
+        service = Service(config, handed=handed)
+        await service.start(listen=False)
+        await service.listen()
+        await service.stop()
+        return seen
+
+    seen = uvloop.run(story())
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) >= 5 * len(config.pools)
