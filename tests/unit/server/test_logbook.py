@@ -276,6 +276,32 @@ def test_the_writer_tells_by_itself_when_a_minute_is_over(pipe: Pipe, monkeypatc
     book.close()
 
 
+def test_what_is_overdue_is_asked_for_once_in_its_time_however_many_lines_come(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, asked = [1000.0], 0
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return clock[0]
+
+    def overdue() -> list[str]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    monkeypatch.setattr(logbook, "time", Clock)
+    writer = LineWriter(pipe.writer, overdue)
+    for told in (1, 2):
+        clock[0] += logbook.OVERDUE_SECONDS
+        for _ in range(3):
+            writer.put("a line")
+            assert os.read(pipe.reader, 100) == b"a line\n"
+        assert asked == told
+    writer.close(60)
+
+
 @pytest.mark.parametrize(
     ("said", "written"),
     [

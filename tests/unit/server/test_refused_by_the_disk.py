@@ -179,3 +179,31 @@ def test_what_is_no_directory_is_not_looked_into(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"cannot look into {file}: Not a directory"):
             look(file)
         assert look(tmp_path / "gone") in ({}, 1)
+
+
+def test_a_checkpoint_is_tried_where_there_is_room_for_the_least_that_it_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is stored, or what the last whole one took: what is between may find room, and trying says whether."""
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(0, noise(1))
+            await of(service).take()
+            disk(service).write(0, b"".join(noise(number) for number in range(64)))
+            whole = next(iter(checkpoints_in(tmp_path / "kept").values())).path.stat().st_size
+            real = os.statvfs
+            for free, is_enough in ((whole + 8192, True), (4096, False), (0, False)):
+                with monkeypatch.context() as patch:
+                    patch.setattr(os, "statvfs", lambda path, free=free: _with_room(real(path), free))
+                    if is_enough:
+                        of(service)._require_room()
+                        continue
+                    with pytest.raises(OSError, match="No space left"):
+                        of(service)._require_room()
+
+    play(story)
+
+
+def _with_room(found: os.statvfs_result, free: int) -> os.statvfs_result:
+    return os.statvfs_result([1, 1, *found[2:4], free, *found[5:]])

@@ -142,3 +142,39 @@ def test_the_end_is_gone_through_whatever_one_part_of_it_meets(
 
     tell(story())
     assert list(kept.glob("*.stream"))
+
+
+@pytest.mark.parametrize(
+    ("part", "ends"),
+    [("_streams", "stop"), ("changes", "stop"), ("_usages", "stop"), ("_checkpoints", "finish"), ("_schedule", "stop")],
+)
+def test_a_takeover_is_gone_through_whatever_one_part_of_it_meets_and_says_so(
+    part: str, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no way back: the disks are the next one's."""
+
+    async def fail(*_: Any) -> None:
+        raise KeyError("a mistake of ours")
+
+    async def story() -> None:
+        config = ServerConfig(
+            exports=(ExportConfig(name="disk", size_bytes=1 << 20),),
+            tcp=(),
+            checkpoint=CheckpointConfig(directory=tmp_path / "kept", interval_seconds=1e6),
+        )
+        server = Service(config)
+        await server.start(listen=False)
+        await server.listen()
+        server._exports.get("disk").disk.write(0, text(1))
+        server._nbd.prepare_to_hand_over()
+        with monkeypatch.context() as patch:
+            patch.setattr(getattr(server, part), ends, fail)
+            handed = await server.hand_over()
+        following = Service(config, handed=handed)
+        await following.start(listen=False)
+        await following.listen()
+        assert following._exports.get("disk").disk.read(0, 4096) == text(1)
+        await following.stop()
+
+    tell(story())
+    assert "met what nobody foresaw" in caplog.text
