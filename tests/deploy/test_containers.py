@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import tomllib
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from compose_spec.models import ComposeSpecification
 
 from nbdzram.settings import load
 from tests.deploy.grafana import DEPLOY
+from tests.docs.pages import pages
 from tests.support.programs import require_program, run
 
 ROOT = DEPLOY.parent
@@ -23,6 +26,8 @@ DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 COMPOSE = DEPLOY / "compose" / "compose.yaml"
 KUBERNETES = DEPLOY / "kubernetes"
 KUBERNETES_VERSIONS = ("1.30", "1.34", "1.37")  # from an old cluster to the newest whose schema the package has
+RUNS = re.compile(r"\b(?:docker|podman) run\b.*")
+PUBLISHED = re.compile(r" (?:-p|--publish)[ =](\S+)")
 
 Yaml = dict[str, Any]
 
@@ -100,7 +105,7 @@ def test_prometheus_of_compose_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-@pytest.mark.parametrize("name", ["namespace", "statefulset", "service", "networkpolicy"])
+@pytest.mark.parametrize("name", ["namespace", "statefulset", "service", "networkpolicy", "poddisruptionbudget"])
 def test_manifest_keeps_to_the_schema(name: str, version: str) -> None:
     """Strictly: an unknown key is an error."""
     kubernetes_validate.validate(_read(KUBERNETES / f"{name}.yaml"), version, strict=True)
@@ -138,6 +143,34 @@ def test_manifests_agree_with_each_other() -> None:
     assert maps == {generated["name"]}
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["spec"]["volumes"]}
+
+
+def test_no_change_takes_the_disks_of_a_pod_away_by_itself() -> None:
+    """One that is made anew has empty disks: so neither a changed configuration, which has another name each time, nor
+    a node that is emptied, nor an image that became another one makes it anew. Somebody deletes it."""
+    stateful = _read(KUBERNETES / "statefulset.yaml")["spec"]
+    assert stateful["updateStrategy"] == {"type": "OnDelete"}
+    budget = _read(KUBERNETES / "poddisruptionbudget.yaml")["spec"]
+    assert budget["maxUnavailable"] == 0
+    assert budget["selector"]["matchLabels"].items() <= stateful["template"]["metadata"]["labels"].items()
+    (container,) = stateful["template"]["spec"]["containers"]
+    (image,) = _read(KUBERNETES / "kustomization.yaml")["images"]
+    assert (image["name"], image["newTag"]) == (container["image"], version("nbdzram"))
+
+
+def test_a_pod_that_gets_another_address_is_the_same_server_to_the_alerts() -> None:
+    """Else one server is silent for ever, and another one never restarted."""
+    (endpoint,) = _read(KUBERNETES / "servicemonitor.yaml")["spec"]["endpoints"]
+    assert endpoint["relabelings"] == [{"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "instance"}]
+
+
+@pytest.mark.parametrize("page", [DOCKERFILE, *pages()], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_example_publishes_a_port_to_the_world(page: Path) -> None:
+    """Docker opens it in front of the host's firewall, and NBD has no passwords."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    published = [port for line in RUNS.findall(text) for port in PUBLISHED.findall(line)]
+    assert [port for port in published if not port.startswith("127.0.0.1:")] == []
+    assert published or page != DOCKERFILE
 
 
 def test_pod_meets_the_restricted_standard() -> None:

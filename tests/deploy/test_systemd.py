@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from nbdzram.config import Limits
+from nbdzram.config import ExportConfig, Limits, MaintenanceConfig, PoolConfig, ServerConfig, Trigger
 from nbdzram.settings import KEYS, load
 from tests.deploy.grafana import DEPLOY
 from tests.support.nbd_client import Client
@@ -131,6 +132,15 @@ def test_the_pages_lines_install_every_unit_on_a_system_that_has_none(tmp_path: 
     assert (root / "nbdzram" / "nbdzram.toml").exists()
 
 
+def test_no_unit_takes_the_disks_away_or_serves_where_nobody_asked() -> None:
+    """systemd erases what a user has below /dev/shm when its unit stops with RemoveIPC; and what a socket requires is
+    stopped with it, which empties disks. An address that comes later is no reason to listen nowhere."""
+    assert _settings("RemoveIPC") == ["no"]
+    assert (_settings("Requires"), _settings("BindsTo"), _settings("Wants")) == ([], [], ["nbdzram.socket"])
+    assert _settings("PropagatesStopTo") == ["nbdzram.socket"]
+    assert re.findall(r"^FreeBind=(.*)$", (UNITS / "nbdzram.socket").read_text(), re.MULTILINE) == ["yes"]
+
+
 def test_example_configuration_is_valid_as_shipped() -> None:
     """It serves one disk on loopback, at half of the memory."""
     config = load(EXAMPLE, {}, {})
@@ -143,7 +153,19 @@ def test_example_configuration_shows_every_key(tmp_path: Path) -> None:
     file = tmp_path / "nbdzram.toml"
     file.write_text(re.sub(r"^#(?=\w)", "", EXAMPLE.read_text(), flags=re.MULTILINE))
     config = load(file, {}, {})
-    assert config.limits == Limits(), "they are shown as what holds where nothing is said"
+    usual = ServerConfig()
+    shown_as_usual = "what holds where nothing is said"
+    assert config.limits == Limits(), shown_as_usual
+    for key in ("tcp", "metrics", "metrics_hosts", "list_exports", "threads", "swap", "log", "log_level", "log_format"):
+        assert getattr(config, key) == getattr(usual, key), shown_as_usual
+    assert [replace(pool, mem_limit=0) for pool in config.pools] == [PoolConfig()], shown_as_usual
+    assert replace(config.checkpoint, directory=None) == usual.checkpoint, shown_as_usual
+    chosen = MaintenanceConfig(fold=Trigger.AUTO, compact=Trigger.AUTO, scrub_seconds=7 * 86400.0)
+    assert config.maintenance == chosen, shown_as_usual
+    (disk,) = config.exports
+    asked = ("pool", "read_only", "private", "snapshots_seconds", "snapshots_keep")
+    declared = ExportConfig(name="disk", size_bytes=1)
+    assert [getattr(disk, key) for key in asked] == [getattr(declared, key) for key in asked], shown_as_usual
     shown = set(_leaves(tomllib.loads(file.read_text())))
     for key in KEYS:
         pattern = re.compile(r"\.".join("[a-z]+" if part == "*" else re.escape(part) for part in key.path))
