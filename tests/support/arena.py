@@ -52,9 +52,27 @@ class Arena:
 
     def forge_name(self, export: int, name: bytes) -> None:
         """Another name of as many bytes, which the entry's checks agree with."""
-        at, seed = self.entry(export), self.word(SEED_AT)
-        head = at + HEADS_AT + (self.word(at + CURRENT_AT) >> 16 & 1) * HEAD_SIZE
+        at = self.entry(export)
         self.view[at + NAME_AT : at + NAME_AT + len(name)] = name
+        self._seal_head(export)
+
+    def forge_head(self, export: int, place: int, word: int) -> None:
+        """Another word in the head that counts, which its checks agree with."""
+        self.set_word(self._head(export) + place, word)
+        self._seal_head(export)
+
+    def forge_same(self, block: int, repeated: int) -> None:
+        """Let a block of the first export repeat a small word."""
+        check = _mix(_mix(self.word(SEED_AT), block), self.word(SEED_AT) ^ repeated) & 0xFFFF or 1
+        self.set_word(self.word_at(block), repeated << 18 | check << 1 | 1)
+
+    def _head(self, export: int) -> int:
+        """Where the head that counts lies."""
+        at = self.entry(export)
+        return at + HEADS_AT + (self.word(at + CURRENT_AT) >> 16 & 1) * HEAD_SIZE
+
+    def _seal_head(self, export: int) -> None:
+        at, head, seed = self.entry(export), self._head(export), self.word(SEED_AT)
         checked = digest_of(bytes(self.view[head : head + CHECK_AT]), seed ^ export)
         room = digest_of(bytes(self.view[at + NAME_AT : at + NAME_AT + NAME_ROOM]), seed)
         self.set_word(head + CHECK_AT, _mix(checked, room))
