@@ -156,8 +156,8 @@ def test_example_configuration_shows_every_key(tmp_path: Path) -> None:
     usual = ServerConfig()
     shown_as_usual = "what holds where nothing is said"
     assert config.limits == Limits(), shown_as_usual
-    for key in ("tcp", "metrics", "metrics_hosts", "list_exports", "threads", "swap", "log", "log_level", "log_format"):
-        assert getattr(config, key) == getattr(usual, key), shown_as_usual
+    for name in ("tcp", "metrics", "metrics_hosts", "list_exports", "threads", "swap", "log", "log_level", "log_format"):
+        assert getattr(config, name) == getattr(usual, name), shown_as_usual
     assert [replace(pool, mem_limit=0) for pool in config.pools] == [PoolConfig()], shown_as_usual
     assert replace(config.checkpoint, directory=None) == usual.checkpoint, shown_as_usual
     chosen = MaintenanceConfig(fold=Trigger.AUTO, compact=Trigger.AUTO, scrub_seconds=7 * 86400.0)
@@ -165,7 +165,7 @@ def test_example_configuration_shows_every_key(tmp_path: Path) -> None:
     (disk,) = config.exports
     asked = ("pool", "read_only", "private", "snapshots_seconds", "snapshots_keep")
     declared = ExportConfig(name="disk", size_bytes=1)
-    assert [getattr(disk, key) for key in asked] == [getattr(declared, key) for key in asked], shown_as_usual
+    assert [getattr(disk, name) for name in asked] == [getattr(declared, name) for name in asked], shown_as_usual
     shown = set(_leaves(tomllib.loads(file.read_text())))
     for key in KEYS:
         pattern = re.compile(r"\.".join("[a-z]+" if part == "*" else re.escape(part) for part in key.path))
