@@ -23,18 +23,30 @@ class Rates:
 
 
 def between(before: ServerStatus, after: ServerStatus) -> tuple[Rates, dict[str, Rates]]:
-    """Of all exports together, and of each by name. An export that is new has no rates yet."""
+    """Of all exports together, and of each by name. One that is new, or another one of its name, has no rates yet."""
     seconds = after.uptime_seconds - before.uptime_seconds
     if seconds <= 0 or before.started_at != after.started_at:
         return Rates(), {}
     bounds = after.latency_bounds_seconds
     old = {export.name: export for export in before.exports}
     pairs = {
-        export.name: (old[export.name].operations, export.operations) for export in after.exports if export.name in old
+        export.name: (old[export.name].operations, export.operations)
+        for export in after.exports
+        if export.name in old and _is_the_same(old[export.name].operations, export.operations)
     }
     return rates_of(pairs.values(), seconds, bounds), {
         name: rates_of([pair], seconds, bounds) for name, pair in pairs.items()
     }
+
+
+def _is_the_same(before: Mapping[str, OperationStatus], after: Mapping[str, OperationStatus]) -> bool:
+    """Whether nothing fell: else it was removed and made again, and what it did is no difference of the two."""
+    return all(name in after and _went_on(old, after[name]) for name, old in before.items())
+
+
+def _went_on(old: OperationStatus, new: OperationStatus) -> bool:
+    then, now = ((one.requests, one.bytes, *one.latency_counts) for one in (old, new))
+    return len(then) == len(now) and all(later >= earlier for earlier, later in zip(then, now, strict=True))
 
 
 def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float:
@@ -71,9 +83,9 @@ def rates_of(
                 moved[name] += new.bytes - (old.bytes if old else 0)
                 _add(counts, old, new)
     return Rates(
-        read_bytes=max(moved["read"], 0) / seconds,
-        write_bytes=max(moved["write"], 0) / seconds,
-        requests=max(requests, 0) / seconds,  # below zero: an export was removed and made again
+        read_bytes=moved["read"] / seconds,
+        write_bytes=moved["write"] / seconds,
+        requests=requests / seconds,
         median_seconds=quantile(counts, bounds, 0.5),
         p99_seconds=quantile(counts, bounds, 0.99),
     )
@@ -81,4 +93,4 @@ def rates_of(
 
 def _add(counts: list[int], old: OperationStatus | None, new: OperationStatus) -> None:
     for index, count in enumerate(new.latency_counts[: len(counts)]):
-        counts[index] += max(count - (old.latency_counts[index] if old else 0), 0)
+        counts[index] += count - (old.latency_counts[index] if old else 0)

@@ -238,6 +238,9 @@ WHAT_A_DISK_DID: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any] | Non
     ),
     ({"read": did(4, 40, 4)}, {"read": did(3, 90, 3)}, None),  # another one of its name: nothing can be told
     ({"read": did(4, 40, 4), "write": did(4, 40, 4)}, {"read": did(9, 90, 9), "write": did(3, 90, 3)}, None),
+    ({"read": did(4, 40, 4), "write": did(4, 40, 4)}, {"read": did(9, 90, 9)}, None),
+    ({"read": did(4, 40, 4)}, {"read": did(9, 30, 9)}, None),
+    ({"read": did(4, 40, 3, 1)}, {"read": did(9, 90, 9, 0)}, None),
 ]
 """Before, after, and what is told of the two seconds between; `trim` names ranges, and carries none of it."""
 

@@ -42,6 +42,37 @@ def test_an_export_made_again_is_never_told_below_zero() -> None:
     assert everything == Rates()
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        operation(9, 99999, (9, 0, 0, 0)),
+        operation(11, 10, (11, 0, 0, 0)),
+        operation(11, 99999, (1, 10, 0, 0)),
+        operation(11, 99999, (11, 0, 0)),  # another version goes on, with other buckets
+    ],
+)
+def test_an_export_made_again_is_told_by_whatever_fell(again: OperationStatus) -> None:
+    before = status(10.0, read=operation(10, 9999, (10, 0, 0, 0)))
+    assert between(before, status(11.0, read=again)) == (Rates(), {})
+    assert between(before, status(11.0, write=again)) == (Rates(), {})
+
+
+def test_an_export_made_again_hides_nothing_of_what_others_did() -> None:
+    """It did less than the one before it had done: the others' requests made up for that, and all was told as quiet."""
+
+    def two(seconds: float, again: OperationStatus, other: OperationStatus) -> ServerStatus:
+        first = status(seconds, read=again)
+        return replace(first, exports=(*first.exports, replace(EXPORT, name="other", operations={"read": other})))
+
+    before = two(10.0, operation(1000, 9999, (1000, 0, 0, 0)), operation(10, 100, (10, 0, 0, 0)))
+    after = two(12.0, operation(1, 10, (1, 0, 0, 0)), operation(50, 900, (10, 40, 0, 0)))
+    everything, each = between(before, after)
+    assert everything == each["other"]
+    assert (everything.requests, everything.read_bytes) == (20.0, 400.0)
+    assert everything.median_seconds == pytest.approx(1.5e-6)
+    assert each.keys() == {"other"}
+
+
 def test_a_new_export_waits_for_its_second_look() -> None:
     before, after = replace(status(10.0), exports=()), status(11.0, read=operation(5, 5, (5, 0, 0, 0)))
     assert between(before, after) == (Rates(), {})
