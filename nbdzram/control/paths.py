@@ -52,7 +52,7 @@ def socket_for_client(environment: Mapping[str, str]) -> Path:
     if configured is not None:
         return configured
     looked_at = [directory / SOCKET_NAME for directory in _directories(environment)]
-    ours, closed, others = [], [], []
+    ours, closed, others = list[Path](), list[Path](), list[Path]()
     for path in looked_at:
         try:
             found = path.stat()  # Path.is_socket says False of what may not be looked at, from Python 3.14 on

@@ -27,8 +27,16 @@ from nbdzram.status import ExportSample, HistorySample, OperationStatus
 
 SAMPLE_SECONDS = 10.0
 KEPT = 720
+CLOCK_STEP_SECONDS = 1.0  # by more it was set, and did not drift
 
 _Operations = Mapping[str, OperationStatus]
+
+
+def began(told: float, uptime_seconds: float) -> float:
+    """When a server that was `told` to have begun then did, by the clock as it is now. A machine begins with a wrong
+    one, or sleeps; how old everything is is counted from here."""
+    by_now = time.time() - uptime_seconds
+    return by_now if abs(by_now - told) > CLOCK_STEP_SECONDS else told
 
 
 class History:

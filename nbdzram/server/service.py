@@ -30,7 +30,7 @@ from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
 from nbdzram.server.exports import Export, Exports
 from nbdzram.server.handover import ARENA, FORMAT, MEMORY, Handover, Successor, reach
 from nbdzram.server.headroom import Headroom, Relief
-from nbdzram.server.history import History
+from nbdzram.server.history import History, began
 from nbdzram.server.inventory import look_for_the_default, place_exports, require_loaded
 from nbdzram.server.listener import NbdServer
 from nbdzram.server.loading import served_alone
@@ -65,7 +65,6 @@ from nbdzram.status import (
 )
 from nbdzram.stream.pipe import Pipe
 
-CLOCK_STEP_SECONDS = 1.0  # by more it was set, and did not drift
 TICK_SECONDS = 1.0  # the policy's pulse, the engine's clock for idle tracking, and the sample of event-loop lag
 
 log = logging.getLogger("nbdzram.server")
@@ -538,7 +537,7 @@ class Service:
             await asyncio.sleep(TICK_SECONDS)
             now = loop.time()
             self._lag_seconds = max(now - due, 0.0)
-            self._follow_the_clock(time.time(), now - self._started)
+            self._started_at = began(self._started_at, now - self._started)
             self._threads = self._nbd.threads()
             requests = sum(export.traffic.total_requests() for export in self._exports)
             rate, self._requests_seen = (requests - self._requests_seen) / TICK_SECONDS, requests
@@ -553,12 +552,6 @@ class Service:
                 self._relief.consider(now)
             with steadily("the schedule of snapshots"):
                 self._schedule.consider(self._config.exports, datetime.now(UTC).replace(microsecond=0))
-
-    def _follow_the_clock(self, now: float, uptime_seconds: float) -> None:
-        """A machine begins with a wrong clock, or sleeps: when it was started is told by the clock as it is now, and
-        with it how old everything is."""
-        if abs(now - uptime_seconds - self._started_at) > CLOCK_STEP_SECONDS:
-            self._started_at = now - uptime_seconds
 
     def _consider(self, service: PoolService, now: float, requests_per_second: float) -> None:
         """Start the first run that a policy asks for, unless one is under way."""

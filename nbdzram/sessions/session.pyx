@@ -309,7 +309,8 @@ cdef class Session(Requests):
         self.started = monotonic()
         self.allowance = early = TURN
         while self.advance():
-            if self.scratch.alone and early - self.allowance >= self.scratch.early:  # so that it and we are at work at the same time
+            # So that the client and we are at work at the same time.
+            if self.scratch.alone and early - self.allowance >= self.scratch.early:
                 self.outlet.send_ahead()
                 early = self.allowance
         self.outlet.flush()

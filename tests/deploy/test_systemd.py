@@ -156,7 +156,8 @@ def test_example_configuration_shows_every_key(tmp_path: Path) -> None:
     usual = ServerConfig()
     shown_as_usual = "what holds where nothing is said"
     assert config.limits == Limits(), shown_as_usual
-    for name in ("tcp", "metrics", "metrics_hosts", "list_exports", "threads", "swap", "log", "log_level", "log_format"):
+    names = ("tcp", "metrics", "metrics_hosts", "list_exports", "threads", "swap", "log", "log_level", "log_format")
+    for name in names:
         assert getattr(config, name) == getattr(usual, name), shown_as_usual
     assert [replace(pool, mem_limit=0) for pool in config.pools] == [PoolConfig()], shown_as_usual
     assert replace(config.checkpoint, directory=None) == usual.checkpoint, shown_as_usual

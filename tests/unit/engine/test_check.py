@@ -257,8 +257,13 @@ def retired(disk: Disk) -> None:
         disk.trim(number * BLOCK, BLOCK)
 
 
+def nodes(disk: Disk) -> None:
+    for number in range(2500):
+        disk.write(number * LEAF, b"\1" * BLOCK)
+
+
 MOST: dict[str, Callable[[Disk], None]] = {
-    "nodes": lambda disk: [disk.write(number * LEAF, b"\1" * BLOCK) for number in range(2500)] and None,
+    "nodes": nodes,
     "objects": lambda disk: disk.write(0, b"".join(half_random(number, 100) for number in range(2500))),
     "zspages": lambda disk: disk.write(0, b"".join(noise(number) for number in range(700))),
     "retired slots": retired,

@@ -14,7 +14,8 @@ import uvloop
 
 from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import EngineError, UserError
-from nbdzram.server.service import CLOCK_STEP_SECONDS, Service
+from nbdzram.server.history import CLOCK_STEP_SECONDS
+from nbdzram.server.service import Service
 from tests.unit.engine.blocks import BLOCK, noise
 from tests.unit.server.house import MIB, House, tell
 
