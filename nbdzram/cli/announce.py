@@ -36,7 +36,9 @@ def print_in_background(lines: Iterable[str]) -> None:
     printed.close(0.0)  # its thread ends with the last of them: a server may come here often
 
 
-def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:
+def greeting(
+    status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path, *, swap: bool = False
+) -> Iterator[str]:
     """What a newcomer needs to see: what is offered, where it is, and how to attach."""
     yield f"nbdzram {__version__} is ready"
     exports = status.exports
@@ -54,7 +56,7 @@ def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control:
     if told:
         yield "attach it with one of"
         name = exports[0].name if exports else "NAME"
-        yield from (f"  {line}" for line in how_to_attach(told[0], name, tls))
+        yield from (f"  {line}" for line in how_to_attach(told[0], name, tls, swap=swap))
 
 
 def the_end(

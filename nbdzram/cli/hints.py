@@ -192,12 +192,12 @@ def tellable(uris: Iterable[str]) -> list[str]:
     return found
 
 
-def how_to_attach(uri: str, export: str, tls: TlsConfig) -> Iterator[str]:
-    """Command lines for a newcomer: the kernel's client, libnbd, QEMU."""
+def how_to_attach(uri: str, export: str, tls: TlsConfig, *, swap: bool = False) -> Iterator[str]:
+    """Command lines for a newcomer: the kernel's client, which `swap` locks in memory, libnbd, QEMU."""
     address = Address.of(uri)
     credentials = Credentials(own=tls.client_ca is not None, user=None if tls.certificate else "NAME")
     if address.kernel_can_attach and not (address.over_tls and credentials.user):
-        line = shlex.join(Attachment(address, export, credentials=credentials).command())
+        line = shlex.join(Attachment(address, export, swap=swap, credentials=credentials).command())
         yield f"{line}     # as root, after: modprobe nbd"
     yield shlex.join(["nbdinfo", address.uri(export, credentials)])
     yield shlex.join(qemu_img(address, export, credentials))

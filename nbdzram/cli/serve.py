@@ -506,9 +506,8 @@ async def _serve_once(
                     _keep_what_there_is()
                     environment = told_to_commands(service.status(), config.default_export, control.path)
                     return await run_command(run, environment, told_to_stop)
-                print_in_background(
-                    greeting(service.status(), config.tls, metrics.url if metrics else None, control.path)
-                )
+                where = metrics.url if metrics else None
+                print_in_background(greeting(service.status(), config.tls, where, control.path, swap=config.swap))
                 notify_supervisor("READY=1")
                 _keep_what_there_is()  # last: `health` says ready since it listens, and who asked reads the greeting
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:

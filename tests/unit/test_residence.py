@@ -70,6 +70,7 @@ def test_locked_memory_is_neither_filled_ahead_nor_kept_when_blocks_are_freed(tm
             if kept:
                 assert file_backed(state) < STORED // 4
             assert "cannot be locked" not in server.log
+            assert "-name disk -swap" in server.log
     finally:
         for file in state.glob("*") if kept and state.exists() else ():
             file.unlink()

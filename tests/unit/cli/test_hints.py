@@ -84,3 +84,10 @@ def qemu_img(credentials: str, server: str) -> str:
 )
 def test_each_program_is_told_what_it_needs_for_this_address(uri: str, tls: TlsConfig, told: list[str]) -> None:
     assert list(how_to_attach(uri, "disk", tls)) == told
+
+
+def test_who_swaps_to_a_server_is_told_how_to_attach_for_that() -> None:
+    """Swap that is attached without it locks the machine up (docs/howto/swap.md)."""
+    kernels, *others = how_to_attach("nbd://192.0.2.1", "disk", TlsConfig(), swap=True)
+    assert kernels.startswith("nbd-client 192.0.2.1 10809 /dev/nbd0 -name disk -swap ")
+    assert not any("swap" in line for line in others)
