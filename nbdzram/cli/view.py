@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Group
@@ -133,17 +134,19 @@ def _head(frame: Frame, width: int) -> Iterator[Text]:
     stored = sum(one.orig_data_size for one in stats)
     taken = sum(one.memory_used for one in stats)
     refused = sum(one.failed_writes for one in stats)
-    yield Text.assemble(
-        "stored ",
-        (format_size(stored), "bold"),
-        "  in memory ",
-        (format_size(taken), "bold"),
-        "  ratio ",
-        (f"{stored / taken:.2f}" if stored and taken else "-", "bold"),
-        "  folded away ",
-        (format_size(sum(one.shared_bytes for one in stats)), "bold"),
-        (f"  refused {counted(refused, 'write')}" if refused else "", "red"),
-    )
+    parts: dict[str, tuple[str | tuple[str, str], ...]] = {
+        "stored": ("stored ", (format_size(stored), "bold")),
+        "taken": ("  in memory ", (format_size(taken), "bold")),
+        "ratio": ("  ratio ", (f"{stored / taken:.2f}" if stored and taken else "-", "bold")),
+        "folded": ("  folded away ", (format_size(sum(one.shared_bytes for one in stats)), "bold")),
+        "refused": ((f"  refused {counted(refused, 'write')}" if refused else "", "red"),),
+    }
+    leaving = iter(("folded", "ratio", "taken"))
+    while (line := Text.assemble(*chain.from_iterable(parts.values()))).cell_len > width and (
+        gone := next(leaving, None)
+    ):
+        del parts[gone]
+    yield line
 
 
 def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
