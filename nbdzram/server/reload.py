@@ -125,9 +125,16 @@ class Reload:
             changed += [f"export {export.name} stays private, as it was made" for export in self._opened(old, new)]
             return ReloadReport(
                 changed=tuple(changed),
-                kept=tuple(_no_more_declared(old, new)),
+                kept=tuple(self._no_more_declared(old, new)),
                 restart=tuple(needs_restart(old, wanted)),
             )
+
+    def _no_more_declared(self, old: ServerConfig, new: ServerConfig) -> Iterator[str]:
+        """Of what is there: what was removed, or has another name, does not stay by this one."""
+        exports, pools = {export.name for export in new.exports}, {pool.name for pool in new.pools}
+        gone = [export.name for export in old.exports if export.name not in exports]
+        yield from (f"export {name}" for name in gone if name in self._exports)
+        yield from (f"pool {pool.name}" for pool in old.pools if pool.name not in pools and pool.name in self._pools)
 
     def soon(self) -> None:
         """Nobody waits for it. Asked again while one is under way, there is another: it may have read the file before
@@ -391,12 +398,6 @@ def _schedules(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
     for export in new.exports:
         differing = _differing(before.get(export.name, export), export)
         yield from (f"exports.{export.name}.{SCHEDULED[name]}" for name in differing if name in SCHEDULED)
-
-
-def _no_more_declared(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
-    exports, pools = {export.name for export in new.exports}, {pool.name for pool in new.pools}
-    yield from (f"export {export.name}" for export in old.exports if export.name not in exports)
-    yield from (f"pool {pool.name}" for pool in old.pools if pool.name not in pools)
 
 
 def needs_restart(old: ServerConfig, new: ServerConfig) -> Iterator[str]:
