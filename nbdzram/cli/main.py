@@ -163,7 +163,9 @@ def run(arguments: list[str], first: Callable[[], None] | None = None) -> int:
     except click.ClickException as error:
         _on_stderr(_with_the_option(error, arguments).show)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, click.Abort) and error.__cause__ is None:
+            _on_stderr(lambda: click.echo(err=True))
         return INTERRUPTED
     except RuntimeError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11: of an import that was at a class's attributes

@@ -106,6 +106,7 @@ def _leave(run: RunStatus | None, waits_for: RunStatus | None, control: Path | N
             cancel = click.confirm(f"{goes_on}{stands}. Cancel it?", default=False, err=True)
         except click.Abort:
             cancel = False
+            click.echo(err=True)  # behind the question
         if cancel:
             with connect(control) as client:
                 client.call("runs.cancel", number=run.number)

@@ -181,6 +181,7 @@ def test_on_a_terminal_ctrl_c_asks_whether_the_run_shall_end_too(
     terminal.wait_for("ended with 130")
     wait_until(lambda: states(busy)[1] == state)
     assert ("runs cancel 1" in terminal.text()) == (state == "running")
+    assert "^Crun" not in terminal.text()  # behind the question
 
 
 def test_on_a_terminal_who_stops_waiting_is_told_what_the_run_waits_for(busy: Nbdzram, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_on_a_terminal_it_is_asked_and_no_means_no(start: Start) -> None:
     assert declined.err.endswith("nbdzram: that was not agreed to, and nothing is done\n")
     assert "to remove disk destroys 1M of content" in declined.err
     assert "; go on? [y/N]" in declined.err
+    left = on_terminal(server, "\x04", "exports", "remove", "disk")  # Ctrl-D; the shell's prompt stood behind it
+    assert (left.code, names(server), left.err.rpartition("?")[2]) == (130, ["disk"], " [y/N]: \n")
     agreed = on_terminal(server, "y\n", "exports", "remove", "disk")
     assert (agreed.code, agreed.out, names(server)) == (0, "removed disk\n", [])
 
