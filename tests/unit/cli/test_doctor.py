@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdzram import engine
 from nbdzram.cli import diagnosis, doctor
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient, running_server
 from nbdzram.config import (
@@ -283,6 +285,16 @@ def test_a_certificate_tells_its_dates(certificate: TlsConfig) -> None:
     assert levels(list(diagnosis.certificates(Patient(replace(QUIET, tls=certificate), None)))) == [Level.WARN]
 
 
+def test_each_certificate_that_is_named_is_held_against_the_clock(certificate: TlsConfig, tmp_path: Path) -> None:
+    """The authority of clients too: when that ends nobody attaches."""
+    assert certificate.certificate is not None
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(certificate.certificate.read_bytes())
+    tls = replace(certificate, client_ca=authority)
+    told = " ".join(finding.says for finding in diagnosis.certificates(Patient(replace(QUIET, tls=tls), None)))
+    assert [str(path) in told for path in (certificate.certificate, authority)] == [True, True]
+
+
 @pytest.mark.parametrize(("days", "level"), [(-1, Level.FAIL), (1, Level.WARN), (-40, Level.FAIL), (11, Level.FAIL)])
 def test_a_certificate_is_held_against_the_clock(certificate: TlsConfig, days: int, level: Level) -> None:
     assert certificate.certificate is not None
@@ -377,6 +389,15 @@ def test_what_is_told_is_as_wide_as_the_terminal_and_no_wider_than_a_line_is_rea
     indent = " " * 20
     lines = [indent + line for line in doctor._wrap("four " * 100, indent)]
     assert widest - len("four ") < max(map(len, lines)) <= widest
+
+
+def test_libraries_that_cannot_be_loaded_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of another Python's, or one that was half removed."""
+    monkeypatch.delattr(engine, "codec")
+    monkeypatch.setitem(sys.modules, "nbdzram.engine.codec", None)
+    _, libraries = diagnosis.versions(Patient(QUIET, None))
+    assert (libraries.level, "nbdzram.engine.codec" in libraries.says) == (Level.FAIL, True)
+    assert libraries.remedy == "pip install --force-reinstall lz4 xxhash zstandard"
 
 
 def test_versions_are_told_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import pytest
 
-from nbdzram.cli.columns import Column
+from nbdzram.cli.columns import INDENT, Column, render
 from nbdzram.cli.stat import COLUMNS, WALKED, Line, _verdict, explain
 from tests.unit.records import EXPORT, OTHER_EXPORT, TWO_OF_EACH, USAGE
 
@@ -45,3 +48,18 @@ def test_where_its_memory_went_is_not_told_yet() -> None:
 )
 def test_what_a_pool_saves_is_told_in_words_where_a_figure_would_say_little(stored: int, taken: int, told: str) -> None:
     assert _verdict(stored, taken) == told
+
+
+def test_a_line_of_a_folded_table_ends_where_the_next_cell_finds_no_room() -> None:
+    """And no sooner; but for a cell that is wider than the screen itself."""
+    chance = random.Random(5)
+    for _ in range(400):
+        cells = ["x" * chance.randint(1, 30) for _ in range(chance.randint(1, 9))]
+        width = chance.randint(6, 70)
+        columns = [Column[str]("", "", lambda _, cell=cell: cell) for cell in cells]  # type: ignore[misc]
+        lines = render(columns, ["row"], headings=False, width=width)
+        assert " ".join(line.strip() for line in lines).split() == cells
+        for line, following in pairwise(lines):
+            assert following.startswith(INDENT)
+            assert len(line) + 1 + len(following.split()[0]) > width
+        assert all(len(line) <= width or len(line.split()) == 1 for line in lines)
