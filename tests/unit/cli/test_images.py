@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram.cli import images
-from nbdzram.cli.images import Image, look_at
+from nbdzram.cli.images import MAGICS, Image, look_at
 from nbdzram.config import ExportConfig, ServerConfig
 from nbdzram.errors import ConfigError
 from tests.support.nbd_client import Client
@@ -175,6 +175,20 @@ def test_an_image_that_does_not_fit_the_pool_is_an_error_and_no_half_disk(raw: P
     assert (done.returncode, done.stdout) == (1, "")
     assert f"loading {raw} failed: " in done.stderr.splitlines()[-1]
     assert "No space left on device" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("magic", MAGICS, ids=lambda magic: MAGICS[magic])
+def test_each_kind_that_only_qemu_img_reads_is_known_by_its_beginning(
+    magic: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded as raw ones, they would be disks that nobody can use; and what only begins like one is a raw one."""
+    monkeypatch.setattr(shutil, "which", {"nbdcopy": "/usr/bin/nbdcopy"}.get)
+    image = tmp_path / "image"
+    image.write_bytes(magic + bytes(1000))
+    with pytest.raises(ConfigError, match=f"is a {MAGICS[magic]} image, which needs qemu-img"):
+        look_at(image)
+    image.write_bytes(magic[:-1] + b"?" + bytes(1000))
+    assert look_at(image).format == "raw"
 
 
 def test_what_no_program_here_can_read_is_refused_by_name(

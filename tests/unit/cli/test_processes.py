@@ -311,3 +311,22 @@ def test_a_log_may_go_nowhere(tmp_path: Path) -> None:
 def test_a_log_of_another_kind_is_a_usage_error() -> None:
     done = run("serve", "--log", "paper", "--check-config")
     assert (done.code, "it is one of stderr, syslog, null" in done.err) == (2, True)
+
+
+def test_nobody_watches_a_parent_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever had the descriptor's number next would have ended the server."""
+    opened: list[int] = []
+    watched = os.pidfd_open
+
+    def keep(process: int) -> int:
+        opened.append(watched(process))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "pidfd_open", keep)
+
+    async def story() -> None:
+        with parent_watched(os.getppid(), lambda: None):
+            pass
+        assert not asyncio.get_running_loop().remove_reader(opened[0])
+
+    asyncio.run(story())

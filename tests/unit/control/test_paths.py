@@ -227,3 +227,21 @@ def test_a_server_ends_well_whose_socket_lies_where_it_may_not_look_any_more() -
         os.chown(place, 65534, -1)
         done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+@pytest.mark.parametrize(("owner", "is_asked"), [(0, True), (4711, True), (4712, False)])
+def test_a_user_asks_at_sockets_of_his_own_and_of_root(
+    owner: int, is_asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(paths, "SYSTEM_DIRECTORY", tmp_path / "none")
+    place = tmp_path / "nbdzram" / "nbdzram.sock"
+    place.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place))
+        os.chown(place, owner, -1)
+        found: Path | None = None
+        with contextlib.suppress(ServerUnreachable):
+            found = socket_for_client({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert found == (place if is_asked else None)
