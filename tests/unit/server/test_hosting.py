@@ -14,6 +14,7 @@ import uvloop
 from nbdzram.config import ExportConfig, Limits, ServerConfig, TlsMode
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server import hosting
+from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Exports
 from nbdzram.server.handover import Counted
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
@@ -21,6 +22,7 @@ from nbdzram.server.lobby import Origin
 from nbdzram.sessions.line import Line
 from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
 from nbdzram.sessions.session import Session
+from nbdzram.sessions.stage import Ending
 from nbdzram.settings import MOST_THREADS
 from tests.unit.server.house import MIB, Delegate, House, tell
 from tests.unit.server.test_lobby import Stranger, arrive
@@ -220,3 +222,40 @@ def test_it_is_quiet_while_no_connection_is_open() -> None:
         hosting.stop()
 
     uvloop.run(story())
+
+
+LIMIT = 3 * MIB
+ENDS: dict[Ending, str | None] = {
+    Ending.NOT_ENDING: None,
+    Ending.LEFT: None,
+    Ending.CUT: None,
+    Ending.LINE_BROKE: None,
+    Ending.BAD_MAGIC: "bad request magic",
+    Ending.LONG_PAYLOAD: f"a payload of 77 bytes: the limit is {LIMIT}",
+    Ending.HALF_A_REPLY: "stored bytes do not decode in the middle of a reply",
+    Ending.TOO_SLOW: "77 bytes of a payload came in 5 s while others wait for room, and 524288 are asked",
+    Ending.NO_MEMORY: "the system has no memory for its buffers",
+    Ending.BARREN_RECORDS: "77 TLS records without data: at most 32 are taken",
+}
+
+
+@pytest.mark.parametrize("ending", Ending)
+def test_each_way_that_a_client_ends_is_told_in_words_of_its_own(
+    ending: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    of = SimpleNamespace(limits=Limits(payload_bytes=LIMIT), protocol_errors=0)
+    client: Any = SimpleNamespace(_who="who", _hosting=of, session=SimpleNamespace(ending=int(ending), ending_value=77))
+    Attached.ended(client)
+    said = ENDS[ending]
+    assert caplog.messages == ([] if said is None else [f"who: {said}; disconnecting"])
+    assert of.protocol_errors == (ending in (Ending.BAD_MAGIC, Ending.LONG_PAYLOAD, Ending.HALF_A_REPLY))
+
+
+@pytest.mark.parametrize("act", [Attached.drain, Attached.release, Attached.abort])
+def test_nothing_is_asked_of_the_threads_for_who_is_gone(act: Any) -> None:
+    """They have let go of it: nobody hears that bell."""
+    loop = asyncio.new_event_loop()
+    closed = loop.create_future()
+    closed.set_result(None)
+    loop.close()
+    act(SimpleNamespace(closed=closed, _hosting=SimpleNamespace(), session=SimpleNamespace()))

@@ -207,3 +207,29 @@ def test_a_checkpoint_is_tried_where_there_is_room_for_the_least_that_it_may_tak
 
 def _with_room(found: os.statvfs_result, free: int) -> os.statvfs_result:
     return os.statvfs_result([1, 1, *found[2:4], free, *found[5:]])
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "segment"),
+    [
+        ("00000001-full.stream", 1, None),
+        ("00000012-since-00000011.stream", 12, None),
+        ("123456789-full.stream", 123456789, None),
+        ("00000007.journal", None, 7),
+        *[
+            (name, None, None)
+            for whole in ("00000001-full.stream", "00000012-since-00000011.stream", "00000007.journal")
+            for name in (f"{whole}.bak", f"{whole}~", f"{whole}\n", f".{whole}", f"a{whole}", whole[1:], whole[:-1])
+        ],
+        ("00000001-full.new", None, None),
+        ("000000001-full.stream", None, None),
+        ("00000001-since-1.stream", None, None),
+    ],
+)
+def test_only_files_that_are_called_so_are_checkpoints_and_journals(
+    name: str, checkpoint: int | None, segment: int | None, tmp_path: Path
+) -> None:
+    """Copies that an operator put beside them are his."""
+    (tmp_path / name).touch()
+    assert list(checkpoints_in(tmp_path)) == ([] if checkpoint is None else [checkpoint])
+    assert list(segments_in(tmp_path)) == ([] if segment is None else [segment])
