@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -579,3 +580,17 @@ def test_who_goes_on_alone_needs_nothing_that_another_version_wrote_in_its_place
 def origins(service: Service) -> list[Origin]:
     assert service._nbd._hosting is not None
     return list(service._nbd._hosting.origins.values())
+
+
+def test_who_closes_what_was_handed_over_has_nothing_of_it_open() -> None:
+    """Listeners, clients and arenas: what nobody serves any more would keep memory, and clients waiting."""
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    clients: list[Any] = [SimpleNamespace(connection=os.open(os.devnull, os.O_RDONLY)) for _ in range(2)]
+    handed = Handover(
+        listeners=[socket.socket(), socket.socket()],
+        control=socket.socket(),
+        clients=clients,
+        kept=Kept(arenas={name: os.memfd_create(name) for name in ("one", "two")}),
+    )
+    handed.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -252,3 +252,20 @@ def test_who_knocks_and_says_nothing_is_not_in_the_log(
         play(story)
     (told,) = (record for record in caplog.records if "disconnected in the handshake" in record.getMessage())
     assert told.levelno == (logging.DEBUG if flags is None else logging.INFO)
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "shared"),
+    [
+        (16, (4, 4)),
+        (64, (4, 12)),
+        (256, (16, 48)),
+        (300, (18, 57)),
+        (1024, (192, 576)),
+        (2400, (1024, 1024)),
+        (1 << 30, (1024, 1024)),
+    ],
+)
+def test_few_descriptors_are_shared_so(descriptors: int, shared: tuple[int, int]) -> None:
+    """A quarter of them is for clients where the operator's would be all."""
+    assert places(1024, descriptors) == shared
