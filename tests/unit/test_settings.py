@@ -179,6 +179,7 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
     [
         ("metrics = 5", "line 1: metrics: 5 is not text"),
         ('\n\nmets = "off"', "line 3: unknown key 'mets'; did you mean 'metrics'"),
+        ("limts = 1", "line 1: unknown key 'limts'; did you mean 'limits'"),
         ('\n\nmetrcs = "off"', "line 3: unknown key 'metrcs'; did you mean 'metrics'"),
         ("[limits]\n# a comment\nconnections = 0", "line 3: limits.connections: 0 is not a whole number from 1 to"),
         ("[limits]\nconnections = true", "limits.connections: True is not a whole number"),

@@ -156,6 +156,23 @@ def test_a_removal_that_a_crash_interrupted_is_finished(tmp_path: Path) -> None:
         assert offered == {}
 
 
+@pytest.mark.parametrize("there", ["default", "fast"])
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_removal_that_was_interrupted_is_finished_in_whichever_pool_it_was(
+    there: str, tmp_path: Path, *, is_declared: bool
+) -> None:
+    pools, disk = ("default", "fast"), declare(pool=there)
+    with started(tmp_path, disk, declare("other", pool=there), pools=pools) as offered:
+        offered["disk"].disk.write(0, b"gone" * 1024)
+    record = State(tmp_path).changes.exports["disk"]
+    record = replace(record, removed=True, declared=record.declared if is_declared else None)
+    State(tmp_path).remember_export("disk", record)
+    declared = (disk, declare("other", pool=there)) if is_declared else ()
+    with started(tmp_path, *declared, pools=pools) as offered:
+        assert list(offered) == ["other"]
+        assert [disk.name for disk in offered["other"].disk.pool.all_disks()] == ["other"]
+
+
 @pytest.mark.parametrize("declared", [(), (declare(),)], ids=["undeclared", "declared"])
 def test_a_removal_takes_no_disk_of_the_same_name_in_another_pool(
     tmp_path: Path, declared: tuple[ExportConfig, ...]

@@ -22,7 +22,16 @@ from nbdzram.config import LogFormat, LogLevel, LogTarget
 from nbdzram.errors import UserError
 from nbdzram.ready import readable
 from nbdzram.server import logbook
-from nbdzram.server.logbook import LINES_A_MINUTE, QUEUED_LINES, Causes, LineWriter, Logbook, printable, shaper
+from nbdzram.server.logbook import (
+    LINE_CHARACTERS,
+    LINES_A_MINUTE,
+    QUEUED_LINES,
+    Causes,
+    LineWriter,
+    Logbook,
+    printable,
+    shaper,
+)
 
 SMALL_PIPE = 4096
 PATIENCE_SECONDS = 20  # for a line that never comes
@@ -373,7 +382,10 @@ def test_the_journal_is_known_by_the_socket_that_systemd_names(tmp_path: Path, r
 def test_a_message_that_cannot_be_made_ends_nobody(pipe: Pipe) -> None:
     with Logbook(pipe.writer, shaper(LogFormat.TEXT, journal=False)) as book:
         book.handle(record("%d", "no number"))
-    assert pipe.read_all() == "a log line could not be made from '%d'\n"
+        book.handle(record("%d" + "x" * 3 * LINE_CHARACTERS, "no number"))
+    first, second = pipe.read_all().splitlines()
+    assert first == "a log line could not be made from '%d'"
+    assert (second[:40], len(second)) == ("a log line could not be made from '%dxxx", LINE_CHARACTERS)
 
 
 def test_the_machines_own_log_gets_a_datagram_a_line_and_finds_it_again_when_it_restarts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import os
@@ -177,6 +178,34 @@ def test_a_descriptor_of_an_arena_that_is_not_there_is_one_sentence() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.startswith("LISTEN_FDNAMES names the descriptor 3 pool-default, and it is not there")
+
+
+def test_no_program_that_is_started_gets_an_arena() -> None:
+    """It would keep the memory of disks that are gone, as systemd passes each to whatever is started."""
+    code = (
+        "import os; from nbdzram.server.sockets import inherited_arenas; arena = os.memfd_create('arena');"
+        "os.dup2(arena, 3, inheritable=True) if arena != 3 else os.set_inheritable(3, True);"
+        "environment = {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'pool-default'};"
+        "print(inherited_arenas(environment), os.get_inheritable(3))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == "{'default': 3} False\n"
+
+
+def test_a_place_whose_server_has_no_place_left_is_anothers(tmp_path: Path) -> None:
+    path = tmp_path / "nbd.sock"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        with pytest.raises(UserError, match="another server listens there"):
+            open_unix(UnixAddress(path=path))
+    assert path.exists()
 
 
 def test_an_ipv6_socket_leaves_ipv4_to_others() -> None:

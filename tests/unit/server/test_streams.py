@@ -97,6 +97,28 @@ def test_a_stream_says_when_its_moment_was(tmp_path: Path) -> None:
     tell(story())
 
 
+def test_clones_of_each_pool_are_told_by_what_they_are_clones_of(tmp_path: Path) -> None:
+    """Wherever among the exports of a stream that stands."""
+    house = House(tmp_path)
+    house.exports = tuple(ExportConfig(name=name, size_bytes=MIB, pool=name) for name in ("default", "fast"))
+
+    async def story() -> None:
+        async with house.open(pools=(PoolConfig(), PoolConfig(name="fast"))) as changes:
+            for name in ("default", "fast"):
+                house.service._exports.get(name).disk.write(0, noise(1) + text(2))
+                await changes.copy_export(name, f"{name}@then", read_only=True)
+            chosen = ["default@then", "default", "fast@then", "fast"]
+            sent = await passed(
+                lambda pipe: house.service.send_stream(chosen, None, resumable=False, resume=None, pipe=pipe)
+            )
+            await passed(lambda pipe: house.service.receive_stream("b-", None, resumable=False, pipe=pipe), sent)
+            for name in chosen:
+                disks = [house.service._exports.get(found).disk for found in (name, f"b-{name}")]
+                assert disks[0].read(0, MIB) == disks[1].read(0, MIB)
+
+    tell(story())
+
+
 @pytest.mark.parametrize("resumable", [True, False])
 def test_nothing_is_kept_of_a_stream_that_cannot_be_sent_or_offered(tmp_path: Path, *, resumable: bool) -> None:
     """What is kept is for who goes on: rot ends a stream for good, and so does what cannot be remembered here."""
