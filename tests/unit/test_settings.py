@@ -241,6 +241,12 @@ def test_a_wrong_key_is_named_with_file_line_value_and_what_is_allowed(tmp_path:
     assert caught.value.exit_code == 2
 
 
+def test_two_places_that_may_have_any_port_are_two(tmp_path: Path) -> None:
+    file = write(tmp_path / "nbdzram.toml", 'listen = ["127.0.0.1:0"]\nmetrics = "127.0.0.1:0"\n')
+    config = load(file, {}, {})
+    assert (config.metrics, [config.metrics]) == (config.tcp[0], list(config.tcp))
+
+
 def test_an_error_from_the_environment_or_a_flag_names_it() -> None:
     with pytest.raises(ConfigError, match=r"^NBDZRAM_MEM_LIMIT: pools.default.mem_limit: 'lots' is not a size"):
         load(None, {"NBDZRAM_MEM_LIMIT": "lots"}, {})
