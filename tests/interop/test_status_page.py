@@ -237,6 +237,7 @@ WHAT_A_DISK_DID: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any] | Non
         {"read": 10, "write": 5, "ops": 4, "latency": [1, 5]},
     ),
     ({"read": did(4, 40, 4)}, {"read": did(3, 90, 3)}, None),  # another one of its name: nothing can be told
+    ({"read": did(4, 40, 4)}, {"read": did(3, 90, 4)}, None),
     ({"read": did(4, 40, 4), "write": did(4, 40, 4)}, {"read": did(9, 90, 9), "write": did(3, 90, 3)}, None),
     ({"read": did(4, 40, 4), "write": did(4, 40, 4)}, {"read": did(9, 90, 9)}, None),
     ({"read": did(4, 40, 4)}, {"read": did(9, 30, 9)}, None),
