@@ -119,8 +119,9 @@ def _ask(
     """The connection on which the server gives, once it does, and a descriptor of its process, if that is seen from
     here. Raises ServerUnreachable, GiverEnded, UserError."""
     with ControlClient(control) as client, contextlib.ExitStack() as held:
+        agreed = None
         try:
-            client.call(
+            agreed = client.call(
                 "takeover",
                 socket=str(place.absolute()),  # who gives may be in another directory
                 pid=os.getpid(),
@@ -132,11 +133,13 @@ def _ask(
         except ServerUnreachable:  # its last answer may be lost, as it ends; it connects before it agrees
             if not readable(listener.fileno(), seconds=0):
                 raise
+        # Of who agreed: the one asked first may have left unasked, and to the kernel it is he who answers as long as
+        # he was the last to listen there. By name, or, in another namespace, as that tells of both.
+        giver, number = _accept(listener, {agreed, client.server_pid})
         process = None
         with contextlib.suppress(OSError):  # it lives in another namespace, say, or has ended
-            process = os.pidfd_open(client.server_pid)  # of who agreed: the one asked first may have left unasked
+            process = os.pidfd_open(number)
             held.callback(os.close, process)
-        giver = _accept(listener, client.server_pid)
         if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
             held.pop_all()
             return giver, process
@@ -161,13 +164,19 @@ def _wait_for_end(process: int | None) -> bool:
     return process is None or has_ended(process)
 
 
-def _accept(listener: socket.socket, pid: int) -> socket.socket:
-    """The connection of the server, which connected before it agreed, and nobody else's."""
+def _accept(listener: socket.socket, servers: set[int | None]) -> tuple[socket.socket, int]:
+    """The connection of the server, which connected before it agreed, and nobody else's; and its process's number.
+    Raises UserError."""
+    listener.settimeout(0)
     while True:
-        giver, _ = listener.accept()
-        peer = CREDENTIALS.unpack(giver.getsockopt(*PEER, CREDENTIALS.size))[0]
-        if peer == pid:
-            return giver
+        try:
+            giver, _ = listener.accept()
+        except BlockingIOError:
+            raise UserError("the other server agreed, and is not here to give anything away") from None
+        giver.setblocking(True)
+        peer = int(CREDENTIALS.unpack(giver.getsockopt(*PEER, CREDENTIALS.size))[0])
+        if peer in servers:
+            return giver, peer
         log.warning("process %d, which is not the server, connected to take part in a takeover; hanging up on it", peer)
         giver.close()
 

@@ -67,8 +67,8 @@ class Operations(Protocol):
         state_dir: str,
         *,
         unit: str,
-    ) -> None:
-        """Give all that is served to the process that listens on that socket, and end when it serves."""
+    ) -> int:
+        """Give all that is served to the process that listens on that socket, and end when it serves; our number."""
 
     async def runs(self) -> tuple[RunStatus, ...]:
         """The runs that wait, are under way, or ended lately, by their numbers."""
@@ -306,7 +306,7 @@ def method_table(operations: Operations, changes: Changes) -> dict[str, Method |
         return await operations.reload()
 
     async def takeover(given: Mapping[str, Any], _: Progress) -> Any:
-        await operations.takeover(**given)
+        return await operations.takeover(**given)
 
     async def runs(_: Mapping[str, Any], __: Progress) -> Any:
         return await operations.runs()

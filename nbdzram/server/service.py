@@ -257,8 +257,8 @@ class Service:
         state_dir: str,
         *,
         unit: str,
-    ) -> None:
-        """Another process wants to go on in our place. Raises UserError: it cannot, and nothing happened.
+    ) -> int:
+        """Another process wants to go on in our place: our number. Raises UserError: it cannot, and nothing happened.
 
         `unit`: of systemd that it is of, or none. It says so itself: below PrivateUsers= its /proc is hidden from us.
         """
@@ -307,6 +307,7 @@ class Service:
         log.info("process %d takes over: everything is given to it, while clients wait", pid)
         self.successor = Successor(successor, frozenset(knows))
         self.taken_over.set()
+        return os.getpid()
 
     @property
     def config(self) -> ServerConfig:

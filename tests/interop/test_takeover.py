@@ -106,7 +106,7 @@ def test_a_payload_that_is_arriving_is_waited_for(tmp_path: Path) -> None:
     line, payload, place = Line(tmp_path, program=PATIENT), b"p" * MIB, tmp_path / "s"
     with line.last.client() as client, listening(place) as listener:
         client.socket.sendall(request(CMD_WRITE, 0, MIB, cookie=1) + payload[: MIB // 2])
-        ask(line, place)
+        assert ask(line, place) == line.last.pid
         client.socket.sendall(payload[MIB // 2 :])
         with listener.accept()[0] as giver:
             taken = Handover.take(giver)

@@ -183,12 +183,15 @@ def beating_on(server: Nbdzram, first: int = SIZE // 4) -> Iterator[Beater]:
 
 def ask(
     line: Line, place: Path, *, speaks: int = FORMAT, knows: Sequence[str] = KNOWS, state: str | None = None
-) -> None:
+) -> int:
+    """Which process agreed."""
     with ControlClient(line.control) as control:
         state_dir = line.state if state is None else state
-        control.call(
+        agreed = control.call(
             "takeover", socket=str(place), pid=os.getpid(), format=speaks, knows=list(knows), state_dir=state_dir
         )
+    assert isinstance(agreed, int)
+    return agreed
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -34,7 +35,9 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
     ):
         assert readable(listener.fileno())  # the stranger is there, and first
         server.connect(listener.getsockname())
-        with _accept(listener, os.getpid()) as giver:
+        giver, number = _accept(listener, {os.getpid()})
+        assert number == os.getpid()
+        with giver:
             server.send(b"x")
             assert giver.recv(1) == b"x"
         assert stranger.wait() == 0
@@ -136,6 +139,45 @@ def test_who_agreed_is_waited_for_and_not_who_left_before_he_was_asked(listener:
             assert process is not None
             assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{process}").read_text()
             os.close(process)
+
+
+LISTENS = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).listen()"
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["says who it is", "of before"])
+def test_who_agrees_need_not_be_who_listened_there_when_he_was_asked(
+    listener: socket.socket, tmp_path: Path, says: bool
+) -> None:
+    """Whoever asks while another one takes over is answered by that, on a socket of which the kernel names the process
+    that listened first. A server that does not say its number is not waited for where it cannot be told."""
+    with socket.socket(socket.AF_UNIX) as control, socket.socket(socket.AF_UNIX) as server:
+        control.bind(str(tmp_path / "control"))
+        number = control.fileno()
+        subprocess.run([sys.executable, "-c", LISTENS, str(number)], pass_fds=[number], check=True)
+
+        def agree() -> None:
+            with control.accept()[0] as asked:
+                asked.recv(1 << 16)
+                server.connect(listener.getsockname())
+                server.send(b"x")
+                result = os.getpid() if says else None
+                asked.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "result": result}).encode() + b"\n")
+
+        agreeing = threading.Thread(target=agree)
+        agreeing.start()
+        try:
+            if not says:
+                with pytest.raises(UserError, match="the other server agreed, and is not here"):
+                    _ask(tmp_path / "control", listener, tmp_path / "s", None)
+                return
+            giver, process = _ask(tmp_path / "control", listener, tmp_path / "s", None)
+            with giver:
+                assert giver.recv(1) == b"x"
+            assert process is not None
+            assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{process}").read_text()
+            os.close(process)
+        finally:
+            agreeing.join()
 
 
 def test_who_gives_may_have_begun_in_another_directory(

@@ -69,8 +69,9 @@ class RecordedOperations:
         state_dir: str,
         *,
         unit: str,
-    ) -> None:
+    ) -> int:
         self.asked.append((socket, pid, format, knows, state_dir, unit))
+        return 7
 
     async def disconnect_client(self, number: int) -> None:
         self.asked.append((number,))
