@@ -20,15 +20,17 @@ def test_the_poller_is_asked_between_those_who_send_payloads_however_many_they_a
     """To take what came of them is work: a spell of it ends as any other does, and a turn takes a mebibyte at most."""
     senders, quiet = [stage.attach(style=0) for _ in range(8)], stage.attach(style=0)
     for sender in senders:
-        sender.send(request(CMD_WRITE, offset, 4 * MIB) + bytes(200 * KIB))
+        sender.send(request(CMD_WRITE, offset, 4 * MIB) + bytes(300 * KIB))
+    stage.settle()  # their inboxes have grown
+    for sender in senders:
+        sender.send(bytes(200 * KIB))
         stage.serve(sender)
-        stage.serve(sender)  # its inbox has grown
-    stage.desk.turn()
+        stage.desk.turn()
     for sender in senders:
         sender.send(bytes(3 * MIB))
+    before = [len(sender.line.incoming) for sender in senders]
     for sender in senders:
         stage.serve(sender)
-    before = [len(sender.line.incoming) for sender in senders]
     for turns in range(1, 9):
         quiet.send(request(CMD_READ, 0, 512))
         assert stage.serve(quiet)
