@@ -278,10 +278,11 @@ def reset(
 def rollback(
     *, name: str, snapshot: str, yes: bool, force: bool, dry_run: bool, as_json: bool, control: Path | None
 ) -> None:
-    """Let a disk hold what SNAPSHOT holds, at once.
+    """Let a disk hold what SNAPSHOT holds.
 
-    What it held is gone, and its size is the snapshot's; name, rules and counters stay, and so does the snapshot. Asks
-    before content goes; where nobody can be asked, --yes or --force says it beforehand.
+    What differs is read first: a snapshot parts of which are not what was written is refused. What the disk held is
+    gone, and its size is the snapshot's; name, rules and counters stay, and so does the snapshot. Asks before content
+    goes; where nobody can be asked, --yes or --force says it beforehand.
     """
     with connect(control) as client:
         if agree(

@@ -4,6 +4,12 @@ BEGUN: bytes
 def unnamed_file(name: str) -> int | None:
     """The descriptor of a new file in memory, for an arena; None: this system has none, or no descriptor is free."""
 
+def holds_nothing(descriptor: int) -> bool:
+    """Whether nothing was stored in a file yet: it is empty, or whoever began an arena in it was killed before its end.
+
+    Raises OSError.
+    """
+
 def fail_allocation(after: int, /) -> None:
     """Let the allocation after the next `after` ones fail, once; -1: none. For tests of what is left behind."""
 

@@ -234,6 +234,23 @@ def unnamed_file(name: str) -> int | None:
     return None
 
 
+def holds_nothing(descriptor: int) -> bool:
+    """See arena.pyi. The magic, its first word, is written last of all that is there before something is stored; BEGUN
+    stands there once more than that page is written.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        os.lseek(descriptor, 0, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != ENXIO:  # it has no data; else nobody knows
+            raise
+        return True
+    first = os.pread(descriptor, 8, 0)
+    if size > GROWTH or any(first):
+        return size <= GROWTH and first == BEGUN
+    return not any(any(os.pread(descriptor, UNIT_SIZE, at)) for at in range(PAGE_SIZE, size, UNIT_SIZE))
+
+
 @cython.final
 cdef class Arena:
     """A mapping of up to `reserve` bytes: of the file at `path`, or of the unnamed one behind the descriptor `memory`,
@@ -321,23 +338,19 @@ cdef class Arena:
                 f"{self.found} is not an nbdzram arena: its size, {size} bytes, is no multiple of {UNIT_SIZE}; "
                 f"{self.instead}"
             )
-        self.opened = not self._is_blank(size)
+        try:
+            self.opened = not self._is_blank(size)
+        except OSError as error:
+            raise ArenaError(f"cannot read the arena {self.place}: {error.strerror}; {self.instead}") from None
         self.mapped = size if self.opened else 0
 
     def _is_blank(self, size: int) -> bool:
-        """Whether nothing was stored yet: an empty file, or one whose process was killed while it wrote the superblock.
-
-        The magic, its first word, is written last of all that is there before something is stored; BEGUN stands there
-        once more than that page is written.
-        """
-        if size == 0 or lseek(self.fd, 0, SEEK_DATA) < 0:
-            return True
-        if size <= GROWTH and os.pread(self.fd, 8, 0) == BEGUN:
-            os.ftruncate(self.fd, 0)  # all of it is to read as zeroes
-            return True
-        if size > GROWTH or any(os.pread(self.fd, 8, 0)):
+        """Whether nothing was stored yet; then all of it reads as zeroes."""
+        if not holds_nothing(self.fd):
             return False
-        return not any(any(os.pread(self.fd, UNIT_SIZE, at)) for at in range(PAGE_SIZE, size, UNIT_SIZE))
+        if size and os.pread(self.fd, 8, 0) == BEGUN:
+            os.ftruncate(self.fd, 0)
+        return True
 
     def _prove_allocation(self, path: str):
         """Allocate the first page, which every arena has: whether this file system can, and has room."""

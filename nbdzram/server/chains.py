@@ -12,6 +12,7 @@ from nbdzram.errors import UserError
 
 _NUMBER = r"(\d{8}|[1-9]\d{8,17})"  # as {:08d} writes it: beyond the eighth digit too
 _NAME = re.compile(rf"{_NUMBER}-(?:full|since-{_NUMBER})\.stream")
+_UNFINISHED = re.compile(rf"{_NUMBER}(?:-full|-since-{_NUMBER})?\.new")
 _SEGMENT = re.compile(rf"{_NUMBER}\.journal")
 FIRST = 1
 """The number of a checkpoint before which there was neither one nor a journal."""
@@ -44,6 +45,12 @@ def segments_in(directory: Path) -> dict[int, Path]:
         if match is not None:
             found[int(match[1])] = directory / name
     return found
+
+
+def unfinished_in(directory: Path) -> list[Path]:
+    """Files that had their name not yet when a server was killed, or could not go on. Raises UserError."""
+    names = [name for name in _names(directory) if _UNFINISHED.fullmatch(name)]
+    return [path for path in (directory / name for name in names) if path.is_file()]
 
 
 def next_number(directory: Path) -> int:

@@ -365,6 +365,9 @@ class Changes(PoolChanges):
         export, source = self._exports.get(name), self._exports.get(snapshot)
         rollback.require_possible(export, source)
         await asyncio.to_thread(rollback.require_readable, source)
+        if not force:
+            export.require_detached("roll back", remedy=DETACH)
+        await asyncio.to_thread(rollback.require_sound, export, source, self.require_begun)
         with export.change("rolled back"):
             await self._end_clients(export, "roll back", force=force)
             await rollback.roll_back(export, source, self._record(export), self._memory)

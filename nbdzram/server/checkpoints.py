@@ -45,6 +45,7 @@ from nbdzram.server.chains import (
     next_number,
     segments_in,
     sync_directory,
+    unfinished_in,
 )
 from nbdzram.server.exports import Exports
 from nbdzram.server.journal import Journal
@@ -110,7 +111,7 @@ class Checkpoints:
         if config.directory is not None:
             if durable:
                 self.journal = Journal(config.directory, self._journal_moments, durable)
-            self.settling = Settling(config.directory, exports, self.journal, self.place.require_ours)
+            self.settling = Settling(config.directory, exports, self.journal, self.place.note)
 
     @property
     def _directory(self) -> Path:
@@ -148,7 +149,7 @@ class Checkpoints:
             self._found = max(known, default=0)
             if self.journal is None:
                 self._found_journal = max(segments_in(self._directory), default=-1) >= self._found
-            for left in self._directory.glob("*.new"):
+            for left in unfinished_in(self._directory):
                 left.unlink()
             sync_directory(self._directory)
             if self.journal is not None and Machine().keeps_in_memory(self._directory):
@@ -436,10 +437,9 @@ class Checkpoints:
     def _look(self) -> tuple[int, bool]:
         """On the thread: the number of the next one, and whether the files that it would go on from are all there."""
         known = self.place.look()
-        for left in self._directory.glob("[0-9]*.new"):  # of one that failed, where it could not be removed then
+        for left in unfinished_in(self._directory):  # of one that failed, where it could not be removed then
             with contextlib.suppress(OSError):
-                if left.is_file():  # nothing else is ours
-                    left.unlink()
+                left.unlink()
         missing = [
             one.path.name
             for one, identity in zip(self._chain, self._chain_identities, strict=True)

@@ -91,7 +91,7 @@ def open_everything(config: ServerConfig, kept: Kept | None = None) -> Opened:
             closing.callback(claim.release)
         known = _noted_beside_checkpoints(config, state)
         state.go_on_from(known)
-        opened = Opened(state, claim, known, open_pools(config.pools, state, config.checkpoint.directory))
+        opened = Opened(state, claim, known, open_pools(config.pools, state, config.checkpoint.directory, known))
         closing.pop_all()
         return opened
 
@@ -141,23 +141,31 @@ def _noted_beside_checkpoints(config: ServerConfig, state: State) -> Noted:
     return Noted()
 
 
-def _require_not_lost(pools: Collection[str], state: State, directory: Path) -> None:
+def _require_not_lost(pools: Collection[str], state: State, noted: Noted, directory: Path) -> None:
     """Refuse to begin these pools empty beside others that have disks, where some of theirs are in checkpoints: nobody
     asks these then, and they would go in time. Raises UserError.
+
+    noted: beside the checkpoints, of which the disks are where nothing is remembered of them.
     """
-    for name, had in sorted(state.changes.exports.items()):
+    remembered = noted if state.changes.kept_in is None else state.changes
+    for name, had in sorted(remembered.exports.items()):
         if had.pool in pools and not had.removed and checkpoints_in(directory):
+            is_there = state.holds_nothing(had.pool)
+            what = "holds nothing, while other pools do" if is_there else "is not there, as other pools are"
             raise UserError(
-                f"{state.arena_path(had.pool)} is not there, as other pools are, and was the pool of the export "
-                f"'{name}': put it back, or move the other .pool files away too to begin from the checkpoints in "
-                f"{directory}; or move these away to begin it empty: they would go in time"
+                f"{state.arena_path(had.pool)} {what}, and was the pool of the export '{name}': put it back, or move "
+                f"the other .pool files away too to begin from the checkpoints in {directory}; or move these away to "
+                "begin it empty: they would go in time"
             )
 
 
-def open_pools(declared: Iterable[PoolConfig], state: State, checkpoints: Path | None = None) -> dict[str, Pool]:
+def open_pools(
+    declared: Iterable[PoolConfig], state: State, checkpoints: Path | None = None, noted: Noted | None = None
+) -> dict[str, Pool]:
     """Every pool that is declared or remembered, opened. Raises UserError; then none stays open.
 
-    checkpoints: the directory where they are; no arena is made before those that are there are known.
+    checkpoints: the directory where they are, `noted` beside them; no arena is made before those that are there are
+    known.
     """
     configs = {pool.name: pool for pool in declared}
     for name, change in state.changes.pools.items():
@@ -171,10 +179,11 @@ def open_pools(declared: Iterable[PoolConfig], state: State, checkpoints: Path |
             *("memory" if state.directory is None else "the state directory", name, name, name),
         )
     with contextlib.ExitStack() as opened:
-        pools = {name: opened.enter_context(open_pool(configs[name], state)) for name in configs if name in there}
+        lasting = {name for name in there if not state.holds_nothing(name)}
+        pools = {name: opened.enter_context(open_pool(configs[name], state)) for name in configs if name in lasting}
         if checkpoints is not None and state.directory is not None and any(pool.disks() for pool in pools.values()):
-            _require_not_lost(configs.keys() - there, state, checkpoints)
-        for name in [name for name in configs if name not in there]:
+            _require_not_lost(configs.keys() - lasting, state, noted or Noted(), checkpoints)
+        for name in [name for name in configs if name not in lasting]:
             pools[name] = opened.enter_context(open_pool(configs[name], state))
         opened.pop_all()
         return {name: pools[name] for name in configs}

@@ -6,8 +6,14 @@ than theirs at the path, where paths were mixed up, or another disk is mounted. 
 would go in time. So the directory has an identity, in its changes.json, and what is remembered of the disks knows it
 (Remembered.kept_in): first that, before a disk comes from there; then the directory, before a checkpoint stands in it.
 Disks that come from there are others than those that went there: they give the directory a new identity, and know the
-one that it had until then (came_from). So disks that lay somewhere meanwhile, and were served from the directory by
-another server, as where a state directory was not mounted, do not take the newer checkpoints for old ones of theirs.
+one that it had until then, until it has theirs (came_from). So disks that lay somewhere meanwhile, and were served from
+the directory by another server, as where a state directory was not mounted, do not take the newer checkpoints for old
+ones of theirs. Nor do those that came from a copy of a directory take what the original goes on with.
+
+A state directory may be an older copy of itself, which was put back. So the starts of disks are counted, in it, and in
+the directory before a checkpoint of that start stands there: those of a later start than the disks know are newer than
+they. A takeover is no start: whoever gave the disks away may go on with them.
+
 Of a directory without an identity, which an older version wrote, nobody can tell; nor of disks of which it is not
 remembered where they are kept. They go on with what is there.
 
@@ -17,6 +23,7 @@ checkpoint. While it has files of others nothing is written there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -27,7 +34,7 @@ from pathlib import Path
 from nbdzram.errors import UserError
 from nbdzram.server.chains import Checkpoint, checkpoints_in, segments_in
 from nbdzram.server.claim import Claim
-from nbdzram.server.state import Noted, State, note_in, noted_in
+from nbdzram.server.state import FILE_NAME, Noted, State, note_in, noted_in
 from nbdzram.stream.reading import identity_of
 
 IDENTITY_BYTES = 8
@@ -46,7 +53,11 @@ class Place:
         self._claim: Claim | None = None
         self._kept_in: str | None = None  # the identity that the directory has, or is to have
         self._identities: set[str | None] = set()  # that the directory has, or is to have, or had as the disks came
+        self._state = State(None)  # which knows that too
+        self._had_starts: int | None = None  # before this one
         self._noted = Noted()  # what is noted there, and the identity
+        self._read: tuple[int, ...] = ()  # the file with what was noted there last
+        self._there = Noted()  # which is that
         self._others: set[str] = set()  # files that are there now, and none of ours
 
     @property
@@ -75,49 +86,82 @@ class Place:
                 "file system is read-only; give it to that user, mount it writable, or name another"
             )
 
-    def belong(self, state: State, noted: Noted, *, outlived: bool) -> None:
+    def belong(self, state: State, noted: Noted, *, outlived: bool, was_served: bool = False) -> None:
         """From now on the disks that `state` remembers are kept here, where that is `noted`; none came yet.
 
-        outlived: and none will, of what is here. Raises UserError: that is kept for other disks; nothing is written
-        here then.
+        outlived: and none will, of what is here. was_served: by another process until now, which may go on with them.
+        Raises UserError: that is kept for other disks, or newer; nothing is written here then.
         """
         if self._path is None and not outlived:
             state.know_kept_nowhere()
-        kept_in, came_from = state.changes.kept_in, state.changes.came_from
-        self._kept_in, self._identities = kept_in, {kept_in, came_from}
+        self._state, known = state, state.changes
+        self._had_starts = known.starts
+        self._kept_in, self._identities = known.kept_in, {known.kept_in, known.came_from}
         if not self._is_held:
             return
         there = _names_of(checkpoints_in(self._directory), segments_in(self._directory))
-        theirs = noted.kept_in if there else None
-        if not outlived:  # or what was theirs may come late, as where it is not mounted yet: that is not this one
-            kept_in, came_from = _new_identity(), theirs or ""
-        elif kept_in is not None and self._is_of_others(theirs):
+        theirs = noted if there else Noted()
+        if outlived:
+            self._require_known(theirs, there)
+            kept_in, came_from, starts = known.kept_in, known.came_from, known.starts
+            if not kept_in:
+                if theirs.kept_in:
+                    log.warning(
+                        "where the disks are kept is not remembered; the checkpoints in %s are taken for theirs",
+                        self._directory,
+                    )
+                kept_in, starts = theirs.kept_in or _new_identity(), theirs.starts
+            elif theirs.kept_in == kept_in:
+                came_from = ""
+            if not was_served:
+                starts = (starts or 0) + 1
+        else:  # what was theirs may come late, as where it is not mounted yet: that is not this one
+            kept_in, came_from, starts = _new_identity(), theirs.kept_in or "", 1
+        try:
+            state.remember_kept_in(kept_in, came_from, starts)
+        except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
+            untold = "whose checkpoints lie" if kept_in != known.kept_in else "an older copy of the disks from these"
+            log.warning("%s; until then nobody can tell %s in %s", error, untold, self._directory)
+        self._kept_in, self._identities = kept_in, {kept_in, came_from}
+        if not outlived:
+            self._noted = replace(noted, kept_in=kept_in, starts=starts)
+
+    def _require_known(self, theirs: Noted, there: set[str]) -> None:
+        """Raises UserError: they are others' checkpoints, or newer than the disks."""
+        if self._state.changes.kept_in is None:
+            return
+        if self._is_of_others(theirs.kept_in):
             self._others = there
             raise UserError(
                 f"{self._directory} has the checkpoints of other disks than those of this server ({max(there)}), and "
                 "they would go in time; name the directory that has its own, or move what lies there away, and new "
-                f"ones are made at once{_to_begin_from_these(state)}"
+                f"ones are made at once{_to_begin_from_these(self._state)}"
             )
-        elif not kept_in:
-            if theirs:
-                log.warning(
-                    "where the disks are kept is not remembered; the checkpoints in %s are taken for theirs",
-                    self._directory,
-                )
-            kept_in = theirs or _new_identity()
-        self._kept_in, self._identities = kept_in, {kept_in, came_from}
-        try:
-            state.remember_kept_in(kept_in, came_from)
-        except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
-            log.warning("%s; until then nobody can tell whose checkpoints lie in %s", error, self._directory)
-
-        if not outlived:
-            self._noted = replace(noted, kept_in=self._kept_in)
+        if self._is_newer(theirs, self._had_starts):
+            self._others = there
+            raise UserError(
+                f"{self._directory} has newer checkpoints of the same disks than those that lie in "
+                f"{self._state.directory or 'memory'} ({max(there)}), as where an older copy of these was put back, "
+                "and they would go in time; put back the disks that were served last, or move what lies there away"
+                f"{_to_begin_from_these(self._state)}"
+            )
 
     def take_possession(self) -> None:
         """The directory has the identity of the disks that came from there, before a checkpoint stands in it: their
         journal goes on. Raises OSError."""
-        note_in(self._directory, self._noted)
+        self.note(self._noted)
+
+    def note(self, noted: Noted) -> None:
+        """Beside the checkpoints, which are those of the disks from then on. Raises OSError, where that is not ours to
+        write to, too.
+        """
+        self.require_ours()
+        known = self._state.changes
+        gets_theirs = known.came_from and noted.kept_in == known.kept_in and known.came_from == self._found().kept_in
+        note_in(self._directory, noted)
+        if gets_theirs and known.kept_in is not None:
+            with contextlib.suppress(UserError):  # or the next start does
+                self._state.remember_kept_in(known.kept_in, "", known.starts)
 
     @property
     def may_be_ours(self) -> bool:
@@ -140,6 +184,8 @@ class Place:
         if is_another:
             log.warning("%s is another directory than it was; the next checkpoint is a whole one", self._directory)
             self._others = set() if self._is_ours(known, came_back=self._claim.came_back) else there
+        elif self._is_of_others(self._found().kept_in):  # somebody put them there, in the place of ours
+            self._others = there
         self._others &= there
         if self._others:
             raise UserError(
@@ -153,18 +199,34 @@ class Place:
     def _is_held(self) -> bool:
         return self._claim is not None and self._claim.is_held
 
+    def _found(self) -> Noted:
+        """What is noted there now; nothing, where nobody can tell. Read once, as there may be thousands of exports."""
+        try:
+            file = (self._directory / FILE_NAME).stat()
+            which = (file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size)
+            if which != self._read:
+                self._read, self._there = which, noted_in(self._directory)
+            return self._there
+        except (OSError, UserError):
+            return Noted()
+
+    def _is_newer(self, theirs: Noted, starts: int | None) -> bool:
+        """Than the disks, which had so many."""
+        known = self._state.changes.kept_in
+        if not known or theirs.kept_in != known or starts is None or theirs.starts is None:
+            return False
+        return theirs.starts > starts
+
     def _is_of_others(self, identity: str | None) -> bool:
         return bool(identity) and identity not in self._identities
 
     def _is_ours(self, known: Mapping[int, Checkpoint], *, came_back: bool) -> bool:
         """Whether these are what this server wrote, or a copy."""
-        try:
-            theirs = noted_in(self._directory).kept_in
-        except (OSError, UserError):
-            theirs = None
-        if self._is_of_others(theirs):
+        theirs = self._found()
+        starts = self._state.changes.starts if came_back else self._had_starts  # or else this one was not there
+        if self._is_of_others(theirs.kept_in) or self._is_newer(theirs, starts):
             return False
-        if came_back or (theirs and theirs == self._kept_in):  # of these disks, since they came to be
+        if came_back or (theirs.kept_in and theirs.kept_in == self._kept_in):  # of these disks, since they came to be
             return True
         newest = known.get(max(known, default=0))
         return newest is not None and self.wrote != b"" and identity_of(newest.path) == self.wrote

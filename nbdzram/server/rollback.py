@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+from collections.abc import Callable
 
 from nbdzram.engine import moment
 from nbdzram.engine.disk import Disk
-from nbdzram.engine.walk import leaves_apart
-from nbdzram.errors import UserError
+from nbdzram.engine.walk import Told, Walk, leaves_apart
+from nbdzram.errors import EngineError, UserError
 from nbdzram.server.exports import Export
 from nbdzram.server.state import ExportRecord, State
 
@@ -53,6 +55,28 @@ def require_readable(snapshot: Export) -> None:
             f"parts of the snapshot '{snapshot.name}' cannot be read, and what the export holds would go for it; "
             f"`nbdzram clone {snapshot.name} NAME` offers what is left of it, `nbdzram check` says more"
         )
+
+
+def require_sound(export: Export, snapshot: Export, go_on: Callable[[], None]) -> None:
+    """Whether each block that would take another one's place is what was written: what both have is no worse behind it.
+    Takes as long as to decode these: not on an event loop, and `go_on` is called again and again; what that raises ends
+    it.
+
+    Raises UserError.
+    """
+    token, copies = os.urandom(8).hex(), list[Disk]()
+    try:
+        copies = moment.snapshot_together([snapshot.disk, export.disk], [f"\n{token} 0", f"\n{token} 1"])
+        walk = Walk(*copies, Told())
+        while walk.step() is not None:
+            go_on()
+    except EngineError as error:
+        raise UserError(
+            f"of the snapshot '{snapshot.name}' {error}; what the export holds would go for it: `nbdzram clone "
+            f"{snapshot.name} NAME` offers what is left of it"
+        ) from error
+    finally:
+        moment.discard(copies)
 
 
 async def roll_back(export: Export, snapshot: Export, record: ExportRecord, memory: State) -> None:

@@ -17,6 +17,7 @@ from nbdzram.errors import StreamError
 from nbdzram.server.chains import segment_name, segments_in, sync_directory
 from nbdzram.stream.journal import (
     HEAD_BYTES,
+    MAGIC,
     GroupHead,
     Segment,
     SegmentHead,
@@ -108,7 +109,7 @@ def begin_segment(directory: Path, number: int, since: bytes) -> SegmentFile:
     head = SegmentHead(number=number, salt=int.from_bytes(os.urandom(8), "little"), since=since)
     path = directory / segment_name(number)
     fresh = path.with_suffix(".new")
-    if (directory / SPARE).exists():
+    if _has_spare(directory):
         (directory / SPARE).rename(fresh)
     descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -158,12 +159,21 @@ def forget_journal(directory: Path, before: int) -> bool:
     was there. Raises OSError, UserError.
     """
     segments = [path for number, path in segments_in(directory).items() if number < before]
-    left = [path for path in [*segments, directory / SPARE] if path.exists()]
+    left = [*segments, *([directory / SPARE] if _has_spare(directory) else [])]
     if left:
         for path in left:
             path.unlink(missing_ok=True)
         sync_directory(directory)
     return bool(left)
+
+
+def _has_spare(directory: Path) -> bool:
+    """A file that was a segment; one of that name which somebody put there is none. Raises OSError."""
+    spare = directory / SPARE
+    if not spare.is_file():
+        return False
+    with spare.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def retire_segments(directory: Path, numbers: Iterable[int]) -> None:

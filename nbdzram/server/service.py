@@ -155,8 +155,9 @@ class Service:
                 for_a_journal=for_a_journal,
                 told_to_stop=self.told_to_stop,
             )
-            belong = partial(self._checkpoints.place.belong, opened.state, opened.known)
-            await self._with_checkpoints(partial(belong, outlived=restore.outlived or self._handed.was_served))
+            was_served = self._handed.was_served
+            belong = partial(self._checkpoints.place.belong, opened.state, opened.known, was_served=was_served)
+            await self._with_checkpoints(partial(belong, outlived=restore.outlived or was_served))
             begun = await asyncio.to_thread(self._restore, restore)
             for placed in await asyncio.to_thread(place_exports, config.exports, pools, opened.state):
                 self._offer(placed.export())

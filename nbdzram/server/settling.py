@@ -33,7 +33,7 @@ from pathlib import Path
 
 from nbdzram.errors import UserError
 from nbdzram.server.exports import Export, Exports
-from nbdzram.server.state import FILE_NAME, ExportRecord, FileId, Noted, PoolChange, Remembered, State, file_at, note_in
+from nbdzram.server.state import FILE_NAME, ExportRecord, FileId, Noted, PoolChange, Remembered, State, file_at
 from nbdzram.server.syncs import Sync
 from nbdzram.server.telling import Seen
 
@@ -46,14 +46,12 @@ log = logging.getLogger("nbdzram.server")
 class Settling:
     """Of one server. Used on the event loop."""
 
-    def __init__(
-        self, directory: Path, exports: Exports, journal: Sync | None, require_ours: Callable[[], None]
-    ) -> None:
-        """require_ours: raises OSError where the directory that is there is not the one of our checkpoints."""
+    def __init__(self, directory: Path, exports: Exports, journal: Sync | None, note: Callable[[Noted], None]) -> None:
+        """note: see Place.note."""
         self._directory = directory
         self._exports = exports
         self._journal = journal
-        self._require_ours = require_ours
+        self._write_down = note
         self._memory = State(None)
         self._noted = Noted()  # last, or what the server began with
         self._began_with: Mapping[str, int] = {}  # limits of pools
@@ -185,6 +183,7 @@ class Settling:
             pools=pools,
             former=changes.former,
             kept_in=changes.kept_in,
+            starts=changes.starts,
             went=went,
             went_since=self._stands if went else 0,
         )
@@ -227,8 +226,7 @@ class Settling:
 
     def _write(self, noted: Noted, and_pools: Noted) -> None:
         """On a thread."""
-        self._require_ours()
-        note_in(self._directory, and_pools)
+        self._write_down(and_pools)
         is_whole = self._journal is not None or and_pools.pools == noted.pools  # or else it holds on
         self._noted, self._file = noted if is_whole else and_pools, self._found()
 

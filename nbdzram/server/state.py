@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from typing import Any, Protocol, TypeVar
 from nbdzram import values
 from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import EVERYONE, NOBODY, Access
-from nbdzram.engine.arena import unnamed_file
+from nbdzram.engine.arena import holds_nothing, unnamed_file
 from nbdzram.errors import UserError
 from nbdzram.status import from_json, to_json
 
@@ -92,7 +93,8 @@ class Remembered:
     former: dict[str, Access] = field(default_factory=dict)  # whom disks admitted that are gone, and nobody declares
     kept_in: str | None = None  # the identity of the directory that has their checkpoints (place.py); "": none has;
     # None: nobody knows, as where this was lost, or an older version wrote it
-    came_from: str = ""  # the one that the directory had when they came from there
+    came_from: str = ""  # the one that the directory had when they came from there, until it has theirs
+    starts: int | None = None  # since they are kept there: checkpoints of a later start are newer than they (place.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +173,7 @@ class State:
         """
         self.directory = directory
         self.changes = Remembered()
+        self._turn = threading.Lock()  # of whoever remembers something
         self._kept = kept or Kept()
         self._files = dict(self._kept.files)
         self._serves = False
@@ -197,7 +200,7 @@ class State:
     def _write_again(self) -> None:
         if self._kept.ours is not None:
             with contextlib.suppress(UserError):  # or else the next change writes it
-                self._save(self.changes)
+                self._save()
 
     def begin_to_serve(self) -> None:
         """From now on clients store something: whoever keeps arenas has all that there are, and that come.
@@ -224,7 +227,7 @@ class State:
         if now != self.changes and not self.arenas():
             self.changes = now
             with contextlib.suppress(UserError):
-                self._save(self.changes)
+                self._save()
 
     def arena_path(self, pool: str) -> str | None:
         """Where the arena of `pool` lives; None for anonymous memory."""
@@ -296,6 +299,19 @@ class State:
         except OSError as error:
             raise UserError(f"cannot list the state directory {self.directory}: {error.strerror}") from error
 
+    def holds_nothing(self, pool: str) -> bool:
+        """Its file in the directory is there, and nothing was stored in it: of a copy for which there was no room, or
+        of a server that was killed as it made it. False where nobody can tell: whoever opens it says why.
+        """
+        path = self.arena_path(pool)
+        if path is None:
+            return False
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123 - as above
+                return holds_nothing(file.fileno())
+        except OSError:
+            return False
+
     def remove_arena(self, pool: str) -> None:
         """Remove the file of a pool that is closed. Raises UserError."""
         path = self.arena_path(pool)
@@ -334,7 +350,7 @@ class State:
             exports[name] = dataclasses.replace(self.changes.exports[name], removed=True, declared=None)
         former = _former(self.changes.former, name, None if record is not None else access)
         if exports != self.changes.exports or list(former.items()) != list(self.changes.former.items()):
-            self._save(dataclasses.replace(self.changes, exports=exports, former=former))
+            self._save(exports=exports, former=former)
 
     def remember_renaming(self, name: str, record: ExportRecord, old: str, of_old: ExportRecord | None) -> None:
         """Note durably that the export `old` is to be `name`, and what is known of `old` then. Raises UserError."""
@@ -343,7 +359,7 @@ class State:
         if of_old is not None:
             exports[old] = of_old
         former = _former(self.changes.former, old, None if of_old is not None else record.access)
-        self._save(dataclasses.replace(self.changes, exports=exports, former=former))
+        self._save(exports=exports, former=former)
 
     def remember_exports(self, exports: Mapping[str, ExportRecord], gone: Iterable[str] = ()) -> None:
         """Note all exports at once, unless that is what is noted already, and who else is gone. Raises UserError."""
@@ -351,17 +367,17 @@ class State:
         for name in gone:
             former = _former(former, name, self.changes.exports[name].access)
         if (exports, former) != (self.changes.exports, self.changes.former):
-            self._save(dataclasses.replace(self.changes, exports=dict(exports), former=former))
+            self._save(exports=dict(exports), former=former)
 
-    def remember_kept_in(self, identity: str, came_from: str = "") -> None:
+    def remember_kept_in(self, identity: str, came_from: str, starts: int | None) -> None:
         """Note durably which directory of checkpoints has the disks. Raises UserError, and then nothing is noted."""
-        now = dataclasses.replace(self.changes, kept_in=identity, came_from=came_from)
-        if now != self.changes:
-            self._save(now)
+        known = self.changes
+        if (identity, came_from, starts) != (known.kept_in, known.came_from, known.starts):
+            self._save(kept_in=identity, came_from=came_from, starts=starts)
 
     def know_kept_nowhere(self) -> None:
         """The same, that none has the disks that come: noted with the first of them."""
-        self.changes = dataclasses.replace(self.changes, kept_in="", came_from="")
+        self.changes = dataclasses.replace(self.changes, kept_in="", came_from="", starts=None)
 
     def remember_pool(self, name: str, change: PoolChange | None) -> None:
         """The same for a pool. Raises UserError."""
@@ -369,20 +385,22 @@ class State:
         if change is not None:
             pools[name] = change
         if pools != self.changes.pools:
-            self._save(dataclasses.replace(self.changes, pools=pools))
+            self._save(pools=pools)
 
-    def _save(self, changes: Remembered) -> None:
-        changes = dataclasses.replace(changes, format=FORMAT)
-        file = self._kept.file if self.directory is None else self.directory / FILE_NAME
-        if file is not None:
-            try:
-                _replace(file, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
-            except OSError as error:
-                raise UserError(
-                    f"cannot remember the change in {file.parent}: {error.strerror}; free some space there, or make "
-                    "it writable again"
-                ) from error
-        self.changes = changes
+    def _save(self, **changed: Any) -> None:
+        """With all else as it is: who remembers something else meanwhile, on another thread, comes before or behind."""
+        with self._turn:
+            changes = dataclasses.replace(self.changes, format=FORMAT, **changed)
+            file = self._kept.file if self.directory is None else self.directory / FILE_NAME
+            if file is not None:
+                try:
+                    _replace(file, json.dumps(dataclasses.asdict(changes), indent=1) + "\n")
+                except OSError as error:
+                    raise UserError(
+                        f"cannot remember the change in {file.parent}: {error.strerror}; free some space there, or "
+                        "make it writable again"
+                    ) from error
+            self.changes = changes
 
 
 def file_at(path: str | Path) -> FileId | None:
@@ -450,6 +468,7 @@ def _add_what_came_later(payload: dict[str, Any]) -> None:
     payload.setdefault("former", {})
     payload.setdefault("kept_in", None)
     payload.setdefault("came_from", "")
+    payload.setdefault("starts", None)
     payload.setdefault("went", {})
     payload.setdefault("went_since", 0)
     pools = payload.get("pools")

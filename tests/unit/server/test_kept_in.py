@@ -221,12 +221,12 @@ def test_the_directory_that_disks_came_from_is_theirs_before_it_has_their_identi
             await of(service).take()
             exchange(ours, tmp_path / "away")
             assert kept_in(ours) == before
-            cut = as_the_power_left_it(ours, tmp_path / "cut")
+            cut, then = [as_the_power_left_it(one, tmp_path / f"{one.name}-then") for one in (ours, state)]
             await of(service).take()
             assert kept_in(ours) == kept_in(state) != before
-        async with checkpointing(cut, state_dir=state) as service:
+        async with checkpointing(cut, state_dir=then) as service:
             await of(service).take()
-        assert kept_in(cut) == kept_in(state)
+        assert kept_in(cut) == kept_in(then)
 
     play(story)
 

@@ -19,6 +19,7 @@ from nbdzram.server import rollback as rollback_module
 from nbdzram.server.rollback import SUBSTITUTE
 from nbdzram.server.schedule import Schedule
 from nbdzram.values import MAX_NAME_BYTES, STAMPED, name_of_snapshots
+from tests.unit.engine.blocks import BLOCK, noise
 from tests.unit.server.house import MIB, UNCHANGED, House, tell
 from tests.unit.server.lasting import spoil
 
@@ -94,6 +95,69 @@ def test_a_disk_keeps_what_it_has_where_its_snapshot_cannot_be_read(house: House
                 await changes.rollback_export("disk", "monday", force=True)
             assert await client.read(0, 3) == b"new"
             await client.close()
+
+    tell(story())
+
+
+def test_a_disk_keeps_what_it_has_where_its_snapshot_is_not_what_was_written(house: House) -> None:
+    """Its table can be read, and what that names did not become what was there: reads failed, and the rest was gone."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            client = await house.client()
+            await client.write(0, noise(1))
+            await changes.copy_export("disk", "monday", read_only=True)
+            await client.write(0, noise(2))
+            spoil(house.state_dir / "default.pool", lambda arena: arena.object_of(1) + BLOCK // 2)
+            complaint = r"of the snapshot 'monday' block 0 is not what was written; .*; what the export holds would go"
+            await client.close()
+            with pytest.raises(UserError, match=complaint):
+                await changes.rollback_export("disk", "monday", force=True)
+            client = await house.client()
+            assert await client.read(0, BLOCK) == noise(2)
+            await client.close()
+            assert not moment.concealed(house.pool())
+
+    tell(story())
+
+
+def test_a_disk_goes_back_though_what_it_shares_with_the_snapshot_is_not_what_was_written(house: House) -> None:
+    """It is so in both, and nothing is lost by going back."""
+
+    async def story() -> None:
+        async with house.open() as changes:
+            client = await house.client()
+            await client.write(0, noise(1) + noise(2))
+            await changes.copy_export("disk", "monday", read_only=True)
+            await client.write(BLOCK, noise(3))
+            await client.close()
+            spoil(house.state_dir / "default.pool", lambda arena: arena.object_of(1) + BLOCK // 2)
+            await changes.rollback_export("disk", "monday", force=False)
+            client = await house.client()
+            assert await client.read(BLOCK, BLOCK) == noise(2)
+            await client.close()
+
+    tell(story())
+
+
+def test_a_server_that_stops_does_not_wait_for_all_that_a_rollback_reads(house: House) -> None:
+    class Stops(Exception):
+        pass
+
+    def go_on() -> None:
+        raise Stops
+
+    async def story() -> None:
+        async with house.open() as changes:
+            client = await house.client()
+            await changes.copy_export("disk", "tuesday", read_only=True)
+            await client.write(0, noise(1))
+            await changes.copy_export("disk", "wednesday", read_only=True)
+            await client.close()
+            exports = house.service._exports
+            with pytest.raises(Stops):
+                rollback_module.require_sound(exports.get("tuesday"), exports.get("wednesday"), go_on)
+            assert not moment.concealed(house.pool())
 
     tell(story())
 

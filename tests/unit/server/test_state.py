@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +192,43 @@ def test_a_state_directory_that_is_a_file_is_one_sentence(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot use the state directory .*: (File exists|Not a directory)"):
         State(tmp_path / "file")
+
+
+def test_who_remembers_something_on_another_thread_forgets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose checkpoints lie where is remembered beside an administrator's change: the later one wrote it away."""
+    state, other = State(tmp_path), list[threading.Thread]()
+    asked, sync = threading.Event(), os.fsync
+
+    class Turn:
+        """Tells that somebody waits for it."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if other:
+                asked.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    def remember() -> None:
+        state.remember_kept_in("0123456789abcdef", "", 1)
+
+    def fsync(descriptor: int) -> None:
+        if not other:
+            other.append(threading.Thread(target=remember))
+            other[0].start()
+            assert asked.wait(60)
+        asked.set()
+        sync(descriptor)
+
+    monkeypatch.setattr(state, "_turn", Turn())
+    monkeypatch.setattr(os, "fsync", fsync)
+    state.remember_export("disk", CHANGE)
+    other[0].join()
+    found = State(tmp_path).changes
+    assert (found.exports, found.kept_in, found.starts) == ({"disk": CHANGE}, "0123456789abcdef", 1)

@@ -1,0 +1,211 @@
+"""Disks older than the checkpoints beside them, and directories that were copied, or lack a part: nothing goes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbdzram.config import CheckpointConfig, PoolConfig, ServerConfig, UnixAddress
+from nbdzram.errors import UserError
+from nbdzram.server.service import Service
+from nbdzram.server.state import FILE_NAME
+from tests.unit.engine.blocks import BLOCK, text
+from tests.unit.server.lasting import (
+    EXPORTS,
+    as_the_power_left_it,
+    checkpointing,
+    disk,
+    flushing,
+    journal,
+    of,
+    play,
+    whole,
+)
+from tests.unit.server.test_kept_in import REFUSED, bytes_of, exchange, wrote
+
+NEWER = r"has newer checkpoints of the same disks than those that lie in "
+
+
+@pytest.mark.parametrize("opened", [checkpointing, flushing])
+def test_an_older_copy_of_the_disks_does_not_take_newer_checkpoints_for_old_ones(tmp_path: Path, opened: Any) -> None:
+    """A copy of the state directory was put back: what was flushed since went with the first checkpoint."""
+    ours, saved = tmp_path / "ours", tmp_path / "saved"
+    state = Path("/dev/shm") / f"older-{tmp_path.parent.name}"
+
+    async def story() -> None:
+        await wrote(opened, ours, state, 1)
+        shutil.copytree(state, saved)
+        await wrote(opened, ours, state, 2)
+        shutil.rmtree(state)
+        shutil.copytree(saved, state)
+        before = bytes_of(ours)
+        for _ in range(2):
+            with pytest.raises(UserError, match=f"{NEWER}{state}"):
+                await wrote(opened, ours, state, 3)
+        assert bytes_of(ours) == before
+        (state / "default.pool").unlink()  # as it was told to
+        async with opened(ours, state_dir=state) as service:
+            assert whole(disk(service))[:BLOCK] == text(2)
+
+    try:
+        play(story)
+    finally:
+        shutil.rmtree(state)
+
+
+def test_newer_checkpoints_that_come_late_are_not_taken_for_old_ones(tmp_path: Path) -> None:
+    """Their file system was not mounted yet as the older copy of the disks was served."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        shutil.copytree(state, tmp_path / "saved")
+        await wrote(checkpointing, ours, state, 2)
+        shutil.rmtree(state)
+        (tmp_path / "saved").rename(state)
+        ours.rename(tmp_path / "late")
+        before = bytes_of(tmp_path / "late")
+        async with checkpointing(ours, state_dir=state) as service:
+            await of(service).take()
+            exchange(ours, tmp_path / "late")
+            for number in range(3):
+                disk(service).write(0, text(number + 3))
+                await of(service).take()
+        assert bytes_of(ours) == before
+
+    play(story)
+
+
+def test_a_takeover_is_no_start_and_whoever_goes_on_behind_one_that_fails_is_not_older(tmp_path: Path) -> None:
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        given = {"unix": (UnixAddress(path=tmp_path / "nbd.sock"),), "state_dir": state}
+        config = ServerConfig(exports=EXPORTS, tcp=(), checkpoint=CheckpointConfig(directory=ours), **given)
+        service = Service(config)
+        await service.start(listen=False)
+        await service.listen()
+        known = service._state.changes
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        handed.tls, handed.kept.ours = None, None
+        service = Service(config, handed=handed)
+        await service.start(listen=False)
+        await service.listen()
+        then = service._state.changes
+        await service.stop()
+        assert then.starts == known.starts == 1
+        await wrote(checkpointing, ours, state, 1)
+        assert json.loads((state / FILE_NAME).read_text())["starts"] == 2
+
+    play(story)
+
+
+def test_a_copy_that_was_begun_from_does_not_take_what_its_original_went_on_with(tmp_path: Path) -> None:
+    """The directory was copied to try something; the two were exchanged later, and the one of the original took them
+    for what it came from."""
+    ours, tried = tmp_path / "ours", tmp_path / "tried"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, tmp_path / "state", 1)
+        as_the_power_left_it(ours, tried)
+        await wrote(checkpointing, tried, tmp_path / "state-of-tried", 2)
+        await wrote(checkpointing, ours, tmp_path / "state", 3)
+        exchange(ours, tried)
+        before = bytes_of(tried)
+        with pytest.raises(UserError, match=REFUSED):
+            await wrote(checkpointing, tried, tmp_path / "state-of-tried", 4)
+        assert bytes_of(tried) == before
+        exchange(ours, tried)
+        await wrote(checkpointing, tried, tmp_path / "state-of-tried", 4)
+        await wrote(checkpointing, ours, tmp_path / "state", 5)
+
+    play(story)
+
+
+POOLS = (PoolConfig(), PoolConfig(name="fast"))
+IN_TWO = (EXPORTS[0], replace(EXPORTS[1], pool="fast"))
+in_two_pools = partial(checkpointing, exports=IN_TWO, pools=POOLS)
+
+
+@pytest.mark.parametrize("as_new", [b"", b"\0" * 65536])
+def test_a_pool_of_several_whose_file_holds_nothing_does_not_begin_empty_beside_checkpoints(
+    tmp_path: Path, as_new: bytes
+) -> None:
+    """As a copy leaves it for which there was no room."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        async with in_two_pools(ours, state_dir=state) as service:
+            disk(service, "other").write(0, text(2))
+        kept = tmp_path / "fast.pool"
+        (state / "fast.pool").rename(kept)
+        (state / "fast.pool").write_bytes(as_new)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"fast\.pool .* the export 'other'"):
+                await wrote(in_two_pools, ours, state, 3)
+        kept.replace(state / "fast.pool")
+        async with in_two_pools(ours, state_dir=state) as service:
+            assert whole(disk(service, "other"))[:BLOCK] == text(2)
+
+    play(story)
+
+
+def test_a_pool_of_several_that_was_lost_with_what_was_remembered_does_not_begin_empty(tmp_path: Path) -> None:
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        async with in_two_pools(ours, state_dir=state) as service:
+            disk(service, "other").write(0, text(2))
+        for name in ("fast.pool", FILE_NAME):
+            (state / name).unlink()
+        with pytest.raises(UserError, match=r"fast\.pool .* the export 'other'"):
+            await wrote(in_two_pools, ours, state, 3)
+
+    play(story)
+
+
+def test_what_others_put_into_the_directory_of_a_server_that_runs_does_not_go(tmp_path: Path) -> None:
+    """In place, as rsync does: the directory was the same, and only files of its own were missed."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+
+    async def story() -> None:
+        await wrote(checkpointing, theirs, None, 1)
+        async with checkpointing(ours) as service:
+            await of(service).take()
+            disk(service).write(0, text(9))
+            await of(service).take()
+            for path in ours.iterdir():
+                path.unlink()
+            shutil.copytree(theirs, ours, dirs_exist_ok=True)
+            before = bytes_of(ours)
+            for number in range(3):
+                disk(service).write(0, text(number + 2))
+                await of(service).take()
+        assert bytes_of(ours) == before
+
+    play(story)
+
+
+@pytest.mark.parametrize("name", ["notes.new", "spare"])
+def test_files_that_are_not_a_servers_own_stay(tmp_path: Path, name: str) -> None:
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / name).write_bytes(b"of somebody else")
+
+    async def story() -> None:
+        for number in range(2):
+            async with flushing(ours) as service:
+                disk(service).write(0, text(number))
+                await journal(service).synced()
+                await of(service).take()
+                await of(service).take()
+
+    play(story)
+    assert (ours / name).read_bytes() == b"of somebody else"
