@@ -52,7 +52,8 @@ class Place:
         self._path = directory
         self._claim: Claim | None = None
         self._kept_in: str | None = None  # the identity that the directory has, or is to have
-        self._identities: set[str | None] = set()  # that the directory has, or is to have, or had as the disks came
+        self._came_from = ""  # the one that it had as the disks came
+        self._starts = 0  # of the disks, with this one, as soon as they are known
         self._state = State(None)  # which knows that too
         self._had_starts: int | None = None  # before this one
         self._noted = Noted()  # what is noted there, and the identity
@@ -96,7 +97,7 @@ class Place:
             state.know_kept_nowhere()
         self._state, known = state, state.changes
         self._had_starts = known.starts
-        self._kept_in, self._identities = known.kept_in, {known.kept_in, known.came_from}
+        self._kept_in, self._came_from, self._starts = known.kept_in, known.came_from, known.starts or 0
         if not self._is_held:
             return
         there = _names_of(checkpoints_in(self._directory), segments_in(self._directory))
@@ -113,16 +114,16 @@ class Place:
                 kept_in, starts = theirs.kept_in or _new_identity(), theirs.starts
             elif theirs.kept_in == kept_in:
                 came_from = ""
-            if not was_served:
+            if not was_served and not came_from:  # or else none of their checkpoints stands yet
                 starts = (starts or 0) + 1
         else:  # what was theirs may come late, as where it is not mounted yet: that is not this one
-            kept_in, came_from, starts = _new_identity(), theirs.kept_in or "", 1
+            kept_in, came_from, starts = _new_identity(), theirs.kept_in or "", (theirs.starts or 0) + 1
         try:
             state.remember_kept_in(kept_in, came_from, starts)
         except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
             untold = "whose checkpoints lie" if kept_in != known.kept_in else "an older copy of the disks from these"
             log.warning("%s; until then nobody can tell %s in %s", error, untold, self._directory)
-        self._kept_in, self._identities = kept_in, {kept_in, came_from}
+        self._kept_in, self._came_from, self._starts = kept_in, came_from, starts or 0
         if not outlived:
             self._noted = replace(noted, kept_in=kept_in, starts=starts)
 
@@ -130,7 +131,7 @@ class Place:
         """Raises UserError: they are others' checkpoints, or newer than the disks."""
         if self._state.changes.kept_in is None:
             return
-        if self._is_of_others(theirs.kept_in):
+        if self._is_of_others(theirs):
             self._others = there
             raise UserError(
                 f"{self._directory} has the checkpoints of other disks than those of this server ({max(there)}), and "
@@ -184,7 +185,7 @@ class Place:
         if is_another:
             log.warning("%s is another directory than it was; the next checkpoint is a whole one", self._directory)
             self._others = set() if self._is_ours(known, came_back=self._claim.came_back) else there
-        elif self._is_of_others(self._found().kept_in):  # somebody put them there, in the place of ours
+        elif self._is_of_others(self._found()):  # somebody put them there, in the place of ours
             self._others = there
         self._others &= there
         if self._others:
@@ -217,14 +218,16 @@ class Place:
             return False
         return theirs.starts > starts
 
-    def _is_of_others(self, identity: str | None) -> bool:
-        return bool(identity) and identity not in self._identities
+    def _is_of_others(self, theirs: Noted) -> bool:
+        if theirs.kept_in == self._came_from:  # which whoever had it before may have gone on with
+            return bool(self._came_from) and theirs.starts is not None and theirs.starts >= self._starts > 0
+        return bool(theirs.kept_in) and theirs.kept_in != self._kept_in
 
     def _is_ours(self, known: Mapping[int, Checkpoint], *, came_back: bool) -> bool:
         """Whether these are what this server wrote, or a copy."""
         theirs = self._found()
         starts = self._state.changes.starts if came_back else self._had_starts  # or else this one was not there
-        if self._is_of_others(theirs.kept_in) or self._is_newer(theirs, starts):
+        if self._is_of_others(theirs) or self._is_newer(theirs, starts):
             return False
         if came_back or (theirs.kept_in and theirs.kept_in == self._kept_in):  # of these disks, since they came to be
             return True

@@ -13,6 +13,7 @@ import pytest
 
 from nbdzram.config import CheckpointConfig, PoolConfig, ServerConfig, UnixAddress
 from nbdzram.errors import UserError
+from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, text
@@ -125,6 +126,35 @@ def test_a_copy_that_was_begun_from_does_not_take_what_its_original_went_on_with
         exchange(ours, tried)
         await wrote(checkpointing, tried, tmp_path / "state-of-tried", 4)
         await wrote(checkpointing, ours, tmp_path / "state", 5)
+
+    play(story)
+
+
+def test_a_copy_whose_disks_were_never_kept_does_not_take_what_its_original_went_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, killed before a checkpoint of its own stood, and started again, or not."""
+    ours, tried, state = tmp_path / "ours", tmp_path / "tried", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        as_the_power_left_it(ours, tried)
+        for name in ("once", "twice"):
+            async with checkpointing(tried, state_dir=tmp_path / "state-of-tried"):
+                as_the_power_left_it(tmp_path / "state-of-tried", tmp_path / name)
+                monkeypatch.setattr(Checkpoints, "take", nothing)
+            monkeypatch.undo()
+        await wrote(checkpointing, ours, state, 2)
+        exchange(ours, tried)
+        before = bytes_of(tried)
+        for name in ("once", "twice"):
+            with pytest.raises(UserError, match=REFUSED):
+                await wrote(checkpointing, tried, tmp_path / name, 3)
+        assert bytes_of(tried) == before
+        await wrote(checkpointing, ours, tmp_path / "twice", 3)  # what it came from
+
+    async def nothing(_: Checkpoints) -> None:
+        """Killed before that."""
 
     play(story)
 
