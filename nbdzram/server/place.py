@@ -10,9 +10,10 @@ one that it had until then, until it has theirs (came_from). So disks that lay s
 the directory by another server, as where a state directory was not mounted, do not take the newer checkpoints for old
 ones of theirs. Nor do those that came from a copy of a directory take what the original goes on with.
 
-A state directory may be an older copy of itself, which was put back. So the starts of disks are counted, in it, and in
-the directory before a checkpoint of that start stands there: those of a later start than the disks know are newer than
-they. A takeover is no start: whoever gave the disks away may go on with them.
+A state directory may be an older copy of itself, which was put back. So each start gives the directory a new identity,
+before the first checkpoint of that start stands there, and the disks know those that it had before (kept_before): what
+has one of which they do not know is newer than they, or others'. A takeover is no start: whoever gave the disks away
+may go on with them.
 
 Of a directory without an identity, which an older version wrote, nobody can tell; nor of disks of which it is not
 remembered where they are kept. They go on with what is there.
@@ -38,6 +39,8 @@ from nbdzram.server.state import FILE_NAME, Noted, State, note_in, noted_in
 from nbdzram.stream.reading import identity_of
 
 IDENTITY_BYTES = 8
+BEFORE_MOST = 64
+"""Identities that disks know. A directory that lay aside for more starts is not theirs any more."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -52,13 +55,13 @@ class Place:
         self._path = directory
         self._claim: Claim | None = None
         self._kept_in: str | None = None  # the identity that the directory has, or is to have
+        self._before: tuple[str, ...] = ()  # those that it had
         self._came_from = ""  # the one that it had as the disks came
-        self._starts = 0  # of the disks, with this one, as soon as they are known
-        self._state = State(None)  # which knows that too
-        self._had_starts: int | None = None  # before this one
+        self._state = State(None)  # which knows all that, too
+        self._is_to_be_new = False  # the identity, with what is noted next
         self._noted = Noted()  # what is noted there, and the identity
         self._read: tuple[int, ...] = ()  # the file with what was noted there last
-        self._there = Noted()  # which is that
+        self._theirs: str | None = None  # the identity in that
         self._others: set[str] = set()  # files that are there now, and none of ours
 
     @property
@@ -96,56 +99,37 @@ class Place:
         if self._path is None and not outlived:
             state.know_kept_nowhere()
         self._state, known = state, state.changes
-        self._had_starts = known.starts
-        self._kept_in, self._came_from, self._starts = known.kept_in, known.came_from, known.starts or 0
+        self._kept_in, self._came_from, self._before = known.kept_in, known.came_from, known.kept_before
         if not self._is_held:
             return
         there = _names_of(checkpoints_in(self._directory), segments_in(self._directory))
-        theirs = noted if there else Noted()
-        if outlived:
-            self._require_known(theirs, there)
-            kept_in, came_from, starts = known.kept_in, known.came_from, known.starts
-            if not kept_in:
-                if theirs.kept_in:
-                    log.warning(
-                        "where the disks are kept is not remembered; the checkpoints in %s are taken for theirs",
-                        self._directory,
-                    )
-                kept_in, starts = theirs.kept_in or _new_identity(), theirs.starts
-            elif theirs.kept_in == kept_in:
-                came_from = ""
-            if not was_served and not came_from:  # or else none of their checkpoints stands yet
-                starts = (starts or 0) + 1
-        else:  # what was theirs may come late, as where it is not mounted yet: that is not this one
-            kept_in, came_from, starts = _new_identity(), theirs.kept_in or "", (theirs.starts or 0) + 1
+        theirs = noted.kept_in if there else None
+        if not outlived:  # or what was theirs may come late, as where it is not mounted yet: that is not this one
+            self._kept_in, self._came_from, self._before = _new_identity(), theirs or "", ()
+        elif self._kept_in is not None and self._is_of_others(theirs):
+            self._others = there
+            raise UserError(
+                f"{self._directory} has the checkpoints of other disks than those of this server, or newer ones than "
+                f"these ({max(there)}), and they would go in time; name the directory that has its own, put back the "
+                "disks that were served last, or move what lies there away, and new ones are made at once"
+                f"{_to_begin_from_these(state)}"
+            )
+        elif not self._kept_in:
+            if theirs:
+                log.warning(
+                    "where the disks are kept is not remembered; the checkpoints in %s are taken for theirs",
+                    self._directory,
+                )
+            self._kept_in = theirs or _new_identity()
+        elif theirs == self._kept_in:
+            self._came_from = ""
+        self._is_to_be_new = outlived and not was_served
         try:
-            state.remember_kept_in(kept_in, came_from, starts)
+            state.remember_kept_in(self._kept_in, self._came_from, self._before)
         except UserError as error:  # what comes from here is remembered too, or does not come (together.py)
-            untold = "whose checkpoints lie" if kept_in != known.kept_in else "an older copy of the disks from these"
-            log.warning("%s; until then nobody can tell %s in %s", error, untold, self._directory)
-        self._kept_in, self._came_from, self._starts = kept_in, came_from, starts or 0
+            log.warning("%s; until then nobody can tell whose checkpoints lie in %s", error, self._directory)
         if not outlived:
-            self._noted = replace(noted, kept_in=kept_in, starts=starts)
-
-    def _require_known(self, theirs: Noted, there: set[str]) -> None:
-        """Raises UserError: they are others' checkpoints, or newer than the disks."""
-        if self._state.changes.kept_in is None:
-            return
-        if self._is_of_others(theirs):
-            self._others = there
-            raise UserError(
-                f"{self._directory} has the checkpoints of other disks than those of this server ({max(there)}), and "
-                "they would go in time; name the directory that has its own, or move what lies there away, and new "
-                f"ones are made at once{_to_begin_from_these(self._state)}"
-            )
-        if self._is_newer(theirs, self._had_starts):
-            self._others = there
-            raise UserError(
-                f"{self._directory} has newer checkpoints of the same disks than those that lie in "
-                f"{self._state.directory or 'memory'} ({max(there)}), as where an older copy of these was put back, "
-                "and they would go in time; put back the disks that were served last, or move what lies there away"
-                f"{_to_begin_from_these(self._state)}"
-            )
+            self._noted = replace(noted, kept_in=self._kept_in)
 
     def take_possession(self) -> None:
         """The directory has the identity of the disks that came from there, before a checkpoint stands in it: their
@@ -158,11 +142,17 @@ class Place:
         """
         self.require_ours()
         known = self._state.changes
-        gets_theirs = known.came_from and noted.kept_in == known.kept_in and known.came_from == self._found().kept_in
-        note_in(self._directory, noted)
-        if gets_theirs and known.kept_in is not None:
+        if self._is_to_be_new and known.kept_in:
+            kept_in, before = _new_identity(), (*known.kept_before, known.kept_in)[-BEFORE_MOST:]
+            with contextlib.suppress(UserError):  # or it stays what it was, until the next is noted
+                self._state.remember_kept_in(kept_in, known.came_from, before)
+                self._kept_in, self._before, self._is_to_be_new = kept_in, before, False
+            known = self._state.changes
+        gets_theirs = known.came_from and known.came_from == self._found()
+        note_in(self._directory, replace(noted, kept_in=known.kept_in))
+        if gets_theirs and known.kept_in:
             with contextlib.suppress(UserError):  # or the next start does
-                self._state.remember_kept_in(known.kept_in, "", known.starts)
+                self._state.remember_kept_in(known.kept_in, "", known.kept_before)
 
     @property
     def may_be_ours(self) -> bool:
@@ -200,36 +190,28 @@ class Place:
     def _is_held(self) -> bool:
         return self._claim is not None and self._claim.is_held
 
-    def _found(self) -> Noted:
-        """What is noted there now; nothing, where nobody can tell. Read once, as there may be thousands of exports."""
+    def _found(self) -> str | None:
+        """The identity that is noted there now; None, where nobody can tell. Read once: there may be thousands of
+        exports.
+        """
         try:
             file = (self._directory / FILE_NAME).stat()
             which = (file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size)
             if which != self._read:
-                self._read, self._there = which, noted_in(self._directory)
-            return self._there
+                self._read, self._theirs = which, noted_in(self._directory).kept_in
         except (OSError, UserError):
-            return Noted()
+            return None
+        return self._theirs
 
-    def _is_newer(self, theirs: Noted, starts: int | None) -> bool:
-        """Than the disks, which had so many."""
-        known = self._state.changes.kept_in
-        if not known or theirs.kept_in != known or starts is None or theirs.starts is None:
-            return False
-        return theirs.starts > starts
-
-    def _is_of_others(self, theirs: Noted) -> bool:
-        if theirs.kept_in == self._came_from:  # which whoever had it before may have gone on with
-            return bool(self._came_from) and theirs.starts is not None and theirs.starts >= self._starts > 0
-        return bool(theirs.kept_in) and theirs.kept_in != self._kept_in
+    def _is_of_others(self, identity: str | None) -> bool:
+        return bool(identity) and identity not in {self._kept_in, self._came_from, *self._before}
 
     def _is_ours(self, known: Mapping[int, Checkpoint], *, came_back: bool) -> bool:
         """Whether these are what this server wrote, or a copy."""
         theirs = self._found()
-        starts = self._state.changes.starts if came_back else self._had_starts  # or else this one was not there
-        if self._is_of_others(theirs) or self._is_newer(theirs, starts):
+        if self._is_of_others(theirs):
             return False
-        if came_back or (theirs.kept_in and theirs.kept_in == self._kept_in):  # of these disks, since they came to be
+        if came_back or (theirs and theirs in {self._kept_in, *self._before}):  # of these disks, since they came to be
             return True
         newest = known.get(max(known, default=0))
         return newest is not None and self.wrote != b"" and identity_of(newest.path) == self.wrote

@@ -67,7 +67,7 @@ def require_sound(export: Export, snapshot: Export, go_on: Callable[[], None]) -
     token, copies = os.urandom(8).hex(), list[Disk]()
     try:
         copies = moment.snapshot_together([snapshot.disk, export.disk], [f"\n{token} 0", f"\n{token} 1"])
-        walk = Walk(*copies, Told())
+        walk = Walk(copies[0], copies[1], Told())
         while walk.step() is not None:
             go_on()
     except EngineError as error:

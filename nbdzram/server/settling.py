@@ -183,7 +183,6 @@ class Settling:
             pools=pools,
             former=changes.former,
             kept_in=changes.kept_in,
-            starts=changes.starts,
             went=went,
             went_since=self._stands if went else 0,
         )

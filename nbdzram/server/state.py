@@ -94,7 +94,7 @@ class Remembered:
     kept_in: str | None = None  # the identity of the directory that has their checkpoints (place.py); "": none has;
     # None: nobody knows, as where this was lost, or an older version wrote it
     came_from: str = ""  # the one that the directory had when they came from there, until it has theirs
-    starts: int | None = None  # since they are kept there: checkpoints of a later start are newer than they (place.py)
+    kept_before: tuple[str, ...] = ()  # the identities that it had before this, with these disks; the newest is last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,15 +369,15 @@ class State:
         if (exports, former) != (self.changes.exports, self.changes.former):
             self._save(exports=dict(exports), former=former)
 
-    def remember_kept_in(self, identity: str, came_from: str, starts: int | None) -> None:
+    def remember_kept_in(self, identity: str, came_from: str, before: tuple[str, ...] = ()) -> None:
         """Note durably which directory of checkpoints has the disks. Raises UserError, and then nothing is noted."""
         known = self.changes
-        if (identity, came_from, starts) != (known.kept_in, known.came_from, known.starts):
-            self._save(kept_in=identity, came_from=came_from, starts=starts)
+        if (identity, came_from, before) != (known.kept_in, known.came_from, known.kept_before):
+            self._save(kept_in=identity, came_from=came_from, kept_before=before)
 
     def know_kept_nowhere(self) -> None:
         """The same, that none has the disks that come: noted with the first of them."""
-        self.changes = dataclasses.replace(self.changes, kept_in="", came_from="", starts=None)
+        self.changes = dataclasses.replace(self.changes, kept_in="", came_from="", kept_before=())
 
     def remember_pool(self, name: str, change: PoolChange | None) -> None:
         """The same for a pool. Raises UserError."""
@@ -468,7 +468,7 @@ def _add_what_came_later(payload: dict[str, Any]) -> None:
     payload.setdefault("former", {})
     payload.setdefault("kept_in", None)
     payload.setdefault("came_from", "")
-    payload.setdefault("starts", None)
+    payload.setdefault("kept_before", [])
     payload.setdefault("went", {})
     payload.setdefault("went_since", 0)
     pools = payload.get("pools")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from nbdzram.config import CheckpointConfig, PoolConfig, ServerConfig, UnixAddre
 from nbdzram.errors import UserError
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
-from nbdzram.server.state import FILE_NAME
+from nbdzram.server.state import FILE_NAME, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
     EXPORTS,
@@ -28,9 +27,7 @@ from tests.unit.server.lasting import (
     play,
     whole,
 )
-from tests.unit.server.test_kept_in import REFUSED, bytes_of, exchange, wrote
-
-NEWER = r"has newer checkpoints of the same disks than those that lie in "
+from tests.unit.server.test_kept_in import REFUSED, bytes_of, exchange, kept_in, wrote
 
 
 @pytest.mark.parametrize("opened", [checkpointing, flushing])
@@ -47,7 +44,7 @@ def test_an_older_copy_of_the_disks_does_not_take_newer_checkpoints_for_old_ones
         shutil.copytree(saved, state)
         before = bytes_of(ours)
         for _ in range(2):
-            with pytest.raises(UserError, match=f"{NEWER}{state}"):
+            with pytest.raises(UserError, match=REFUSED):
                 await wrote(opened, ours, state, 3)
         assert bytes_of(ours) == before
         (state / "default.pool").unlink()  # as it was told to
@@ -99,11 +96,67 @@ def test_a_takeover_is_no_start_and_whoever_goes_on_behind_one_that_fails_is_not
         service = Service(config, handed=handed)
         await service.start(listen=False)
         await service.listen()
+        await of(service).take()
         then = service._state.changes
         await service.stop()
-        assert then.starts == known.starts == 1
+        assert then.kept_in == known.kept_in == kept_in(ours)
+        assert not then.kept_before
         await wrote(checkpointing, ours, state, 1)
-        assert json.loads((state / FILE_NAME).read_text())["starts"] == 2
+        assert remembered_in(state).kept_before == (then.kept_in,)
+
+    play(story)
+
+
+def test_copies_of_the_disks_that_both_went_on_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
+    """As of a machine that was copied with all that it has."""
+    ours, theirs, state, copy = [tmp_path / name for name in ("ours", "theirs", "state", "copy")]
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        for one, other in ((ours, theirs), (state, copy)):
+            shutil.copytree(one, other)
+        await wrote(checkpointing, ours, state, 2)
+        await wrote(checkpointing, theirs, copy, 3)
+        for place, disks in ((ours, copy), (theirs, state)):
+            with pytest.raises(UserError, match=REFUSED):
+                await wrote(checkpointing, place, disks, 4)
+
+    play(story)
+
+
+def test_what_lay_aside_for_some_starts_is_the_disks_own(tmp_path: Path) -> None:
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        shutil.copytree(ours, tmp_path / "aside")
+        for number in range(3):
+            await wrote(checkpointing, ours, state, number)
+        exchange(ours, tmp_path / "aside")
+        async with checkpointing(ours, state_dir=state) as service:
+            await of(service).take()
+            assert of(service).status.failures == 0  # type: ignore[union-attr]
+            exchange(ours, tmp_path / "aside")
+            await of(service).take()
+            assert of(service).status.failures == 0  # type: ignore[union-attr]
+
+    play(story)
+
+
+def test_starts_that_keep_nothing_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit that fails is started again and again, and its disks would know their directory no more."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        before = remembered_in(state)
+        monkeypatch.setattr(Checkpoints, "take", nothing)
+        async with checkpointing(ours, state_dir=state):
+            pass
+        assert remembered_in(state) == before
+
+    async def nothing(_: Checkpoints) -> None:
+        """Killed before that."""
 
     play(story)
 
