@@ -84,8 +84,8 @@ def test_a_takeover_is_no_start_and_whoever_goes_on_behind_one_that_fails_is_not
     ours, state = tmp_path / "ours", tmp_path / "state"
 
     async def story() -> None:
-        given = {"unix": (UnixAddress(path=tmp_path / "nbd.sock"),), "state_dir": state}
-        config = ServerConfig(exports=EXPORTS, tcp=(), checkpoint=CheckpointConfig(directory=ours), **given)
+        unix, kept = (UnixAddress(path=tmp_path / "nbd.sock"),), CheckpointConfig(directory=ours)
+        config = ServerConfig(exports=EXPORTS, tcp=(), unix=unix, state_dir=state, checkpoint=kept)
         service = Service(config)
         await service.start(listen=False)
         await service.listen()

@@ -216,7 +216,7 @@ def test_who_remembers_something_on_another_thread_forgets_nothing(
             self.lock.release()
 
     def remember() -> None:
-        state.remember_kept_in("0123456789abcdef", "", 1)
+        state.remember_kept_in("0123456789abcdef", "", ("before",))
 
     def fsync(descriptor: int) -> None:
         if not other:
@@ -231,4 +231,4 @@ def test_who_remembers_something_on_another_thread_forgets_nothing(
     state.remember_export("disk", CHANGE)
     other[0].join()
     found = State(tmp_path).changes
-    assert (found.exports, found.kept_in, found.starts) == ({"disk": CHANGE}, "0123456789abcdef", 1)
+    assert (found.exports, found.kept_in, found.kept_before) == ({"disk": CHANGE}, "0123456789abcdef", ("before",))
