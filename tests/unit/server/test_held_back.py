@@ -491,6 +491,7 @@ def test_a_rollback_to_what_cannot_be_read_takes_nothing_from_the_disk(
 ) -> None:
     """The export has another disk then, of which nobody knows anything but that it is its. Rot came behind the look."""
     monkeypatch.setattr(rollback, "require_readable", lambda _: None)
+    monkeypatch.setattr(rollback, "require_sound", lambda *_: None)
 
     async def story() -> None:
         async with open_here(opened, tmp_path) as service:
