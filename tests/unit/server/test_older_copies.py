@@ -167,10 +167,11 @@ def test_a_copy_that_was_begun_from_does_not_take_what_its_original_went_on_with
     ours, tried = tmp_path / "ours", tmp_path / "tried"
 
     async def story() -> None:
-        await wrote(checkpointing, ours, tmp_path / "state", 1)
-        as_the_power_left_it(ours, tried)
+        async with checkpointing(ours, state_dir=tmp_path / "state") as service:
+            await of(service).take()
+            as_the_power_left_it(ours, tried)
+            disk(service).write(0, text(3))
         await wrote(checkpointing, tried, tmp_path / "state-of-tried", 2)
-        await wrote(checkpointing, ours, tmp_path / "state", 3)
         exchange(ours, tried)
         before = bytes_of(tried)
         with pytest.raises(UserError, match=REFUSED):
