@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from nbdzram.server.state import FILE_NAME, remembered_in
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
     EXPORTS,
+    Gate,
     as_the_power_left_it,
     checkpointing,
     disk,
@@ -120,6 +122,27 @@ def test_copies_of_the_disks_that_both_went_on_do_not_take_each_others_checkpoin
         for place, disks in ((ours, copy), (theirs, state)):
             with pytest.raises(UserError, match=REFUSED):
                 await wrote(checkpointing, place, disks, 4)
+
+    play(story)
+
+
+def test_a_directory_has_the_identity_of_a_start_before_a_checkpoint_of_that_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed then, an older copy of the disks would take it for its own."""
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        before = kept_in(ours)
+        async with checkpointing(ours, state_dir=state) as service:
+            gate = Gate(monkeypatch)
+            taking = asyncio.create_task(of(service).take())
+            await asyncio.to_thread(gate.reached.wait, 60)
+            there = kept_in(ours)
+            gate.opened.set()
+            await taking
+        assert there == kept_in(state) != before
 
     play(story)
 

@@ -17,7 +17,7 @@ import pytest
 
 from nbdzram.config import ExportConfig
 from nbdzram.errors import UserError
-from nbdzram.server import checkpoints, segments, settling
+from nbdzram.server import checkpoints, place, segments, settling
 from nbdzram.server.service import Service
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
@@ -227,7 +227,7 @@ def test_no_checkpoint_stands_behind_which_an_older_note_would_open_an_export(
         async with opened(tmp_path / "kept") as service:
             await with_others(service, "other")
             with monkeypatch.context() as patch:
-                patch.setattr(settling, "note_in", full)
+                patch.setattr(place, "note_in", full)
                 with pytest.raises(UserError, match=r"it is done, and not on the disk .* before a checkpoint stands"):
                     await asked(service, "exports.change", name="other", **CHANGED)
                 before = files(tmp_path / "kept")

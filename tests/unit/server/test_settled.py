@@ -14,7 +14,7 @@ import pytest
 
 from nbdzram.config import ExportConfig
 from nbdzram.errors import UserError
-from nbdzram.server import settling
+from nbdzram.server import place, settling
 from nbdzram.server.journal import Journal
 from nbdzram.server.place import Place
 from nbdzram.server.service import Service
@@ -175,7 +175,7 @@ def test_a_pool_that_cannot_be_noted_is_not_added(tmp_path: Path, monkeypatch: p
     async def story() -> None:
         async with flushing(tmp_path) as service:
             with monkeypatch.context() as patch:
-                patch.setattr(settling, "note_in", full)
+                patch.setattr(place, "note_in", full)
                 with pytest.raises(UserError, match="a start would not know of it: No space left on device"):
                     await service.changes.add_pool("fast", MIB, "fold")
             assert "fast" not in service._pools
@@ -319,7 +319,7 @@ def test_what_the_disk_says_is_told_also_where_it_says_that_it_timed_out(
     async def story() -> None:
         async with flushing(tmp_path) as service:
             with monkeypatch.context() as patch:
-                patch.setattr(settling, "note_in", timed_out)
+                patch.setattr(place, "note_in", timed_out)
                 with pytest.raises(UserError, match="on the disk of the checkpoints: Connection timed out; if"):
                     await asked(service, "exports.add", name="other", size_bytes=MIB)
 
@@ -362,7 +362,7 @@ def test_a_server_that_hands_over_waits_for_a_note_that_is_being_written(
 
     async def story() -> None:
         async with flushing(tmp_path / "kept") as service:
-            monkeypatch.setattr(settling, "note_in", slow)
+            monkeypatch.setattr(place, "note_in", slow)
             await ask_and_go_away(service, reached)
             monkeypatch.setattr(Place, "release", release)
             late = asyncio.ensure_future(open_late())
@@ -389,7 +389,7 @@ def test_a_note_that_was_slow_does_not_replace_a_later_one(tmp_path: Path, monke
         async with flushing(tmp_path / "kept") as service:
             disk(service).write(0, text(1))
             await journal(service).synced()
-            monkeypatch.setattr(settling, "note_in", slow_once)
+            monkeypatch.setattr(place, "note_in", slow_once)
             await ask_and_go_away(service, reached)
             second = asyncio.ensure_future(asked(service, "exports.remove", name="disk"))
             while len(service._exports):  # noqa: ASYNC110 - the removal tells nobody
