@@ -168,9 +168,9 @@ def test_who_agrees_need_not_be_who_listened_there_when_he_was_asked(
         try:
             if not says:
                 with pytest.raises(UserError, match="the other server agreed, and is not here"):
-                    _ask(tmp_path / "control", listener, tmp_path / "s", None)
+                    _ask(tmp_path / "control", listener, tmp_path / "s", None, [])
                 return
-            giver, process = _ask(tmp_path / "control", listener, tmp_path / "s", None)
+            giver, process = _ask(tmp_path / "control", listener, tmp_path / "s", None, [])
             with giver:
                 assert giver.recv(1) == b"x"
             assert process is not None

@@ -83,10 +83,10 @@ ACTS: dict[str, tuple[Act, Act]] = {  # what was there before, and what is done
     "there is no journal to go": (nothing, lambda directory: forget_journal(directory, 3)),
     "a checkpoint": (nothing, checkpoint),
     "a checkpoint that is cut off": (nothing, cut_off),
-    "a change is remembered": (nothing, lambda directory: State(directory).remember_kept_in("here")),
+    "a change is remembered": (nothing, lambda directory: State(directory).remember_kept_in("here", "")),
     "another is remembered": (
-        lambda directory: State(directory).remember_kept_in("here"),
-        lambda directory: State(directory).remember_kept_in("there"),
+        lambda directory: State(directory).remember_kept_in("here", ""),
+        lambda directory: State(directory).remember_kept_in("there", ""),
     ),
     "it is noted beside checkpoints": (nothing, lambda directory: note_in(directory, Noted())),
 }
