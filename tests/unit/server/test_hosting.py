@@ -7,23 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import uvloop
 
-from nbdzram.config import ExportConfig, Limits, ServerConfig, TlsMode
+from nbdzram.config import ExportConfig, Limits, ServerConfig, TlsConfig, TlsMode
+from nbdzram.engine.pool import Pool
 from nbdzram.nbd.handshake import Failure, Policy
 from nbdzram.server import hosting
 from nbdzram.server.attached import Attached
 from nbdzram.server.exports import Exports
 from nbdzram.server.handover import Counted
 from nbdzram.server.hosting import PROCESSORS_MOST, THREADS_BY_DEFAULT, Hosting
+from nbdzram.server.loading import served_alone
 from nbdzram.server.lobby import Origin
 from nbdzram.sessions.line import Line
 from nbdzram.sessions.plane import MOST_IO_THREADS, Plane
 from nbdzram.sessions.session import Session
 from nbdzram.sessions.stage import Ending
 from nbdzram.settings import MOST_THREADS
+from tests.support.loop_client import WireClient
 from tests.unit.server.house import MIB, Delegate, House, tell
 from tests.unit.server.test_lobby import Stranger, arrive
 
@@ -259,3 +263,26 @@ def test_nothing_is_asked_of_the_threads_for_who_is_gone(act: Any) -> None:
     closed.set_result(None)
     loop.close()
     act(SimpleNamespace(closed=closed, _hosting=SimpleNamespace(), session=SimpleNamespace()))
+
+
+def test_whoever_loads_a_disk_is_let_in_whatever_clients_are_asked_for(certificate: tuple[Path, Path]) -> None:
+    """Without TLS, over several connections, on a socket that is gone behind it."""
+    certificate_file, key = certificate
+    config = ServerConfig(
+        limits=Limits(connections=1, handshake_seconds=0),
+        tls=TlsConfig(mode=TlsMode.REQUIRE, certificate=certificate_file, key=key),
+    )
+
+    async def story(pool: Pool) -> str:
+        async with served_alone(pool.create("disk", MIB), config) as uri:
+            path = unquote(uri.partition("socket=")[2])
+            clients = [await (await WireClient.connect(path)).go(b"disk") for _ in range(4)]
+            for number, client in enumerate(clients):
+                await client.write(number * 4096, bytes([number]) * 4096)
+            assert (await clients[0].read(3 * 4096, 4096)) == b"\3" * 4096
+            for client in clients:
+                await client.close()
+        return path
+
+    with Pool() as pool:
+        assert not Path(uvloop.run(story(pool))).exists()
