@@ -265,27 +265,26 @@ def test_told_to_leave_it_detaches_only_what_nobody_uses(start: Start, reader: i
     assert (keeping.leave(), device.there) == (True, False)
 
 
-@pytest.mark.parametrize(
-    ("refusal", "says"),
-    [(OSError(errno.EINVAL, "Invalid argument"), "Invalid argument"), (TimeoutError("timed out"), "timed out")],
-)
-def test_whatever_the_kernel_refuses_is_one_sentence_with_its_reason(
-    start: Start, reader: int, refusal: OSError, says: str
-) -> None:
+def test_whatever_the_kernel_refuses_is_one_sentence_with_its_reason(start: Start, reader: int) -> None:
     """Also where it does not answer, which has no number."""
-    device = FakeDevice([died])
-    device.refusal = refusal
-    keeping = keeper(device, dial_to(start("-e", "disk=5M")), reader, [])
-    with pytest.raises(UserError, match=rf"does not attach /dev/nbd0: {says}"):
-        keeping.attach()
-    device.there, device.size = True, 5 * MIB
-    with pytest.raises(UserError, match=rf"takes no new connection for /dev/nbd0: {says}; .*nonetlink"):
-        keeping.attach()
-    with pytest.raises(UserError, match=rf"does not detach /dev/nbd0: {says}"):
-        keeping.leave()
+    dial = dial_to(start("-e", "disk=5M"))
+    for refusal, says in (
+        (OSError(errno.EINVAL, "Invalid argument"), "Invalid argument"),
+        (TimeoutError("timed out"), "timed out"),
+    ):
+        device = FakeDevice([died])
+        device.refusal = refusal
+        keeping = keeper(device, dial, reader, [])
+        with pytest.raises(UserError, match=rf"does not attach /dev/nbd0: {says}"):
+            keeping.attach()
+        device.there, device.size = True, 5 * MIB
+        with pytest.raises(UserError, match=rf"takes no new connection for /dev/nbd0: {says}; .*nonetlink"):
+            keeping.attach()
+        with pytest.raises(UserError, match=rf"does not detach /dev/nbd0: {says}"):
+            keeping.leave()
 
 
-def test_who_is_forestalled_in_detaching_has_detached_it(start: Start, reader: int) -> None:
+def test_who_is_forestalled_in_detaching_has_detached_it(reader: int) -> None:
     class Gone(FakeDevice):
         def disconnect(self) -> None:
             self.there = False
@@ -293,7 +292,8 @@ def test_who_is_forestalled_in_detaching_has_detached_it(start: Start, reader: i
 
     device = Gone()
     device.there = True
-    assert keeper(device, dial_to(start("-e", "disk=5M")), reader, []).leave()
+    dial = dialler(Address.of("nbd+unix:///?socket=/nowhere"), "disk")
+    assert keeper(device, dial, reader, []).leave()
 
 
 def test_who_is_refused_reads_the_servers_reason(start: Start) -> None:

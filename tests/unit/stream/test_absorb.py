@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable
 
 import pytest
 
@@ -15,10 +14,8 @@ from nbdzram.engine.arena import allocations_left, fail_allocation
 from nbdzram.engine.dictionary import dictionary_of
 from nbdzram.engine.disk import Extent
 from nbdzram.engine.pool import HUGE_THRESHOLD, Pool
-from nbdzram.engine.recompress import Recompress
-from nbdzram.engine.walk import Told, Walk
 from nbdzram.errors import EngineError
-from tests.unit.engine.blocks import BLOCK, half_random, prose, run
+from tests.unit.engine.blocks import BLOCK, half_random
 from tests.unit.stream.roads import revealed, sent
 
 MIB = 1 << 20
@@ -98,27 +95,3 @@ def test_runs_as_long_as_can_be_told_and_longer_arrive_whole(pool: Pool, other: 
     told = [one.extents(0, one.size_bytes, 16, mask) for one in (disk, arrived)]
     assert told[0] == told[1]
     assert [length for length, _ in told[1][:2]] == [blocks * BLOCK, gap * BLOCK]
-
-
-@pytest.mark.parametrize("there", [lambda own: own + b"and more", lambda own: own[:-1], lambda own: own])
-def test_a_dictionary_that_only_begins_like_one_that_is_here_is_another(there: Callable[[bytes], bytes]) -> None:
-    """Else what only the one decodes would be read with the other."""
-    with Pool() as pool, Pool() as other:
-        disk = pool.create("disk", 4 << 20)
-        disk.write(0, b"".join(prose(number % 290) for number in range(600)))
-        run(Recompress(pool, dictionary=True))
-        (copy,) = moment.snapshot_together([disk], ["copy"])
-        Absorber(other).dictionary(0, there(dictionary_of(pool, 0)))
-        absorber, walk = Absorber(other), Walk(copy, None, Told())
-        staging = moment.prepare(other, "staging", 4 << 20)
-        received = moment.prepare(other, "received", 4 << 20, alike=staging)
-        absorber.dictionary(0, dictionary_of(pool, 0))
-        while (step := walk.step()) is not None:
-            first, _, _, objects, runs = step
-            absorber.take_objects(staging, objects)
-            absorber.take_blocks(received, staging, first, runs)
-        absorber.end_disk(received)
-        assert received.read(0, 600 * BLOCK) == disk.read(0, 600 * BLOCK)
-        assert absorber.objects_encoded_again == 0
-        moment.discard([staging])
-        other.check()
