@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -23,7 +22,6 @@ from nbdzram.cli.common import (
     warn_of_a_start,
 )
 from nbdzram.cli.numbers import SECONDS
-from nbdzram.cli.terminals import may_draw_on
 from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
@@ -286,8 +284,7 @@ def _watch(look: Callable[[], str], seconds: float) -> None:
     with contextlib.suppress(KeyboardInterrupt):  # an ordinary way to leave
         while True:
             told = look()
-            if may_draw_on(sys.stdout):
-                click.clear()
+            click.clear()  # nothing in a pipe, and where there are no colours
             click.echo(told)
             time.sleep(seconds)
 
