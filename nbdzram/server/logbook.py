@@ -302,7 +302,8 @@ class LineWriter:
                 written = content[: len(content) - len(left)]
                 lost = text.count("\n") - max(written.count(b"\n") - self._broken, 0)
                 self._broken = not written.endswith(b"\n") if written else self._broken
-                self._reason = error.strerror or str(error)
+                if not self._unwritten:  # else it is told with the first ones
+                    self._reason = error.strerror or str(error)
                 self._failed(error)
                 return lost
         self._broken = False

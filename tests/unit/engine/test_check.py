@@ -251,11 +251,6 @@ def test_a_check_within_a_check_takes_its_place_and_both_come_to_their_end() -> 
     assert 300 <= run(check).objects_checked <= 300 + AT_HAND
 
 
-def nodes(disk: Disk) -> None:
-    for number in range(2500):
-        disk.write(number * LEAF, b"\1" * BLOCK)
-
-
 def retired(disk: Disk) -> None:
     disk.write(0, b"".join(half_random(number, 900) for number in range(1000)))
     for number in range(0, 1000, 2):

@@ -22,6 +22,7 @@ from nbdzram.server.chains import name_of, segment_name
 from nbdzram.server.checkpoints import _durable
 from nbdzram.server.segments import SPARE, begin_segment, forget_journal, retire_segments, write_again
 from nbdzram.server.state import Noted, State, note_in
+from nbdzram.stream.journal import MAGIC
 
 ASKED = Path(__file__).with_name("asked_of_the_disk.txt")
 ROOM = 8192
@@ -60,6 +61,11 @@ def journals(*numbers: int) -> Act:
 
 
 def spare(directory: Path) -> None:
+    (directory / SPARE).write_bytes(MAGIC.ljust(ROOM, b"\0"))
+
+
+def of_others(directory: Path) -> None:
+    """A file of that name which was no segment."""
     (directory / SPARE).write_bytes(bytes(ROOM))
 
 
@@ -77,6 +83,7 @@ def nothing(directory: Path) -> None:
 ACTS: dict[str, tuple[Act, Act]] = {  # what was there before, and what is done
     "a journal begins": (nothing, begin),
     "a journal begins in what was another": (spare, begin),
+    "a journal begins beside another's file of that name": (of_others, begin),
     "a journal is written again": (head_alone, again),
     "a journal is not needed any more": (journals(1, 2), lambda directory: retire_segments(directory, [1, 2, 5])),
     "a journal goes": (journals(1, 2, 3), lambda directory: forget_journal(directory, 3)),

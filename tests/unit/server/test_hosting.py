@@ -248,7 +248,9 @@ def test_each_way_that_a_client_ends_is_told_in_words_of_its_own(
     ending: Ending, caplog: pytest.LogCaptureFixture
 ) -> None:
     of = SimpleNamespace(limits=Limits(payload_bytes=LIMIT), protocol_errors=0)
-    client: Any = SimpleNamespace(_who="who", _hosting=of, session=SimpleNamespace(ending=int(ending), ending_value=77))
+    client: Any = SimpleNamespace(
+        _who="who", _hosting=of, _payload_limit=LIMIT, session=SimpleNamespace(ending=int(ending), ending_value=77)
+    )
     Attached.ended(client)
     said = ENDS[ending]
     assert caplog.messages == ([] if said is None else [f"who: {said}; disconnecting"])
