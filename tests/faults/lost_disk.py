@@ -142,7 +142,7 @@ def shut_down(kept: Path, place: Path) -> None:
         client.write(10 * BLOCK, noise(10))
         assert not flushed(client)
         assert client.read(10 * BLOCK, BLOCK) == noise(10), "reads and writes go on"
-        assert "(Read-only file system): FLUSH and FUA are I/O errors" in server.log, server.log
+        until(lambda: "(Read-only file system): FLUSH and FUA are I/O errors" in server.log)
     subprocess.run(["umount", kept], check=True)
     subprocess.run(["mount", kept.parent / "image", "-o", "loop", kept], check=True)
     with served(place / "second", kept, "--durability", "flush") as server:
