@@ -133,6 +133,15 @@ class Disk:
         return ask
 
 
+def open_in(directory: Path) -> int:
+    """Descriptors of it, and of what is there or was: others of this process come and go."""
+    count = 0
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, which may be gone by the time that they are read
+        with contextlib.suppress(OSError):
+            count += Path(f"/proc/self/fd/{number}").readlink().is_relative_to(directory)
+    return count
+
+
 def played(before: Act, act: Act, refused: int | None) -> tuple[list[str], str]:
     """What was asked, and what came of it."""
     with tempfile.TemporaryDirectory() as place:
@@ -140,7 +149,7 @@ def played(before: Act, act: Act, refused: int | None) -> tuple[list[str], str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segments, "ROOM_BYTES", ROOM)
             before(directory)
-        disk, open_before = Disk(directory, refused), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        disk = Disk(directory, refused)
         outcome = "done"
         with disk.between():
             try:
@@ -148,7 +157,7 @@ def played(before: Act, act: Act, refused: int | None) -> tuple[list[str], str]:
             except (OSError, UserError) as error:
                 outcome = f"{type(error).__name__} {str(error).replace(place, '.')}"
         left = " ".join(f"{path.name} {path.stat().st_size}" for path in sorted(directory.iterdir()))
-        leaked = len(os.listdir("/proc/self/fd")) - open_before  # noqa: PTH208
+        leaked = open_in(directory)
         return disk.asked, f"{outcome}; there is {left or 'nothing'}{f'; {leaked} open' * (leaked != 0)}"
 
 
