@@ -82,7 +82,10 @@ class Held:
         """Whether every thread of the one that is held sleeps: what arrives wakes it at once."""
         assert self.new is not None
         tasks = Path(f"/proc/{self.new.pid if self.step in NEW else self.old.pid}/task")
-        return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "S" for task in tasks.iterdir())
+        try:
+            return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "S" for task in tasks.iterdir())
+        except (FileNotFoundError, ProcessLookupError):  # a thread ended in this moment: it is at rest soon
+            return False
 
     def kill(self, victim: str) -> int:
         """-9; the number of the other process."""
