@@ -146,6 +146,7 @@ def test_a_start_knows_a_pool_before_anything_lies_there_and_more_room_before_it
             expected = whole(disk(service, "new"))
         async with flushing(left, begun=False) as service:
             assert whole(disk(service, "new")) == expected
+            assert service._pools["fast"].pool.mem_limit == 64 * MIB
 
     play(story)
 
