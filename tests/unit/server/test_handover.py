@@ -162,14 +162,17 @@ def test_a_server_that_is_starting_gives_nothing(tmp_path: Path) -> None:
 
 
 def test_a_server_without_addresses_is_taken_over_too(tmp_path: Path) -> None:
-    """It serves whoever comes by control; what it has is not filled from a checkpoint as if it were new."""
+    """It serves whoever comes by control; what it has is not filled from a checkpoint as if it were new. It is ready
+    until it waits: who is told otherwise takes his clients elsewhere."""
     config = ServerConfig(tcp=(), unix=())
+    told: list[bool] = []
 
     async def story() -> None:
         service = Service(config)
         await service.start()
         await service.takeover(str(tmp_path / "s"), os.getpid(), FORMAT, KNOWS, "", unit="")
-        given = await service.hand_over()
+        given = await service.hand_over(lambda: told.append(service.status().draining or service.status().starting))
+        assert told == [False]
         with socket.socket(socket.AF_UNIX) as control:
             assert [given.was_served, replace(given, control=control).was_served] == [False, True]
         given.close()
