@@ -164,8 +164,7 @@ cdef Piece* new_piece(size_t size, uint64_t charged, Budget budget) noexcept nog
         piece = budget._take_kept(size)
     if piece == NULL:
         used = budget_used(&budget._used)
-        if used + budget.kept_bytes > budget.limit:
-            budget._let_go(budget.limit - min(budget.limit, used))
+        budget._let_go(budget.limit - min(budget.limit, used))
         piece = <Piece*>malloc(sizeof(Piece) + size)
         if piece == NULL:
             return NULL

@@ -116,11 +116,8 @@ def test_all_of_it_arrives_and_no_child_inherits_it() -> None:
     assert taken.reached == given.reached
     assert taken.control is not None
     assert given.control is not None
-    for mine, theirs in (
-        (given.listeners, taken.listeners),
-        (given.metrics, taken.metrics),
-        ([given.control], [taken.control]),
-    ):
+    both = [(given.listeners, taken.listeners), (given.metrics, taken.metrics), ([given.control], [taken.control])]
+    for mine, theirs in both:
         assert all(os.path.sameopenfile(a.fileno(), b.fileno()) for a, b in zip(mine, theirs, strict=True))
     descriptors = [other.connection for _, other in pairs] + list(taken.kept.arenas.values())
     descriptors += [listener.fileno() for listener in (taken.control, *taken.listeners, *taken.metrics)]
