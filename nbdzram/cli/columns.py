@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from nbdzram.errors import ConfigError
 from nbdzram.units import format_size
 
+BLANK = "\\x20"  # one that would be taken for the space between two cells
 INDENT = "    "  # of what of a row goes on in the next line
 
 Row = TypeVar("Row")
@@ -70,7 +71,7 @@ def render(
     if headings:
         cells.insert(0, [column.heading for column in columns])
     if raw:
-        return [" ".join(text.replace(" ", "\\x20") or "-" for text in line) for line in cells]
+        return [" ".join(text.replace(" ", BLANK) or "-" for text in line) for line in cells]
     widths = [max((_width(line[index]) for line in cells), default=0) for index in range(len(columns))]
     left = [not rows or any(isinstance(column.cell(row), str) for row in rows) for column in columns]
     padded = [
@@ -133,6 +134,9 @@ def _text(column: Column[Row], cell: Cell, in_bytes: bool) -> str:
 
 
 def legible(text: str, encoding: str) -> str:
-    """What a terminal cannot show, by itself or in its encoding, as its number, so that widths are right."""
-    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """What nobody sees on a terminal, or it cannot show, as its number: blanks at an end too, as a name may have them.
+    Widths are right so."""
+    begin, end = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
+    inner = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[begin:end])
+    shown = BLANK * begin + inner + BLANK * (len(text) - max(begin, end))
     return shown.encode(encoding, "backslashreplace").decode(encoding)

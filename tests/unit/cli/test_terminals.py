@@ -147,6 +147,15 @@ def test_no_line_of_a_table_is_wrapped_by_a_narrow_terminal(start: Start, tmp_pa
 def test_what_is_legible_stays_as_it_is() -> None:
     assert legible("naïve", "latin-1") == "naïve"
     assert legible("a\x1b[31m", "utf-8") == "a\\x1b[31m"
+    assert legible("two words", "utf-8") == "two words"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(" a", "\\x20a"), ("a  ", "a\\x20\\x20"), ("  ", "\\x20\\x20"), (" \x1b ", "\\x20\\x1b\\x20"), ("", "")],
+)
+def test_blanks_that_nobody_would_see_are_shown(name: str, shown: str) -> None:
+    assert legible(name, "utf-8") == shown
 
 
 @pytest.mark.parametrize("terminal", ["dumb", "unknown"])
