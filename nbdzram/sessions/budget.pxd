@@ -24,7 +24,7 @@ cdef extern from * nogil:
     uint64_t budget_used(uint64_t* used)
 
 cdef struct Piece:
-    # A buffer of the C heap. What of it still means something: bytes[start:end].
+    # A buffer. What of it still means something: bytes[start:end].
     Piece* next
     uint8_t* bytes
     size_t room              # bytes that it has place for: `size`, or a little more

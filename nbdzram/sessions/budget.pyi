@@ -1,5 +1,5 @@
 def keep_memory() -> None:
-    """Have large buffers be mappings of their own, which go back to the system as they are freed."""
+    """Use the memory of Python's buffers again; what is larger than a few of them goes back to the system when freed."""
 
 def release_memory() -> None:
     """Give freed buffers back to the system: the C library keeps small ones otherwise."""

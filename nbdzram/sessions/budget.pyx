@@ -5,12 +5,15 @@ stands still (session.pyx). Any thread; the count is one atomic number, which no
 may be a little late.
 
 Large buffers that are freed are kept for those who ask next: fresh pages cost more than what is done with them. Each is
-a mapping of its own, so that no order in which clients ask and leave makes holes in a heap, and what is kept and what
-is in use are at most the budget together. What nobody took for a second or two goes back to the system.
+a mapping of its own, not memory of the C library's heap, so that no order in which clients ask and leave makes holes in
+that, and what is kept and what is in use are at most the budget together. What nobody took for a second or two goes
+back to the system.
 """
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
+
+from posix.types cimport off_t
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t)
@@ -19,6 +22,16 @@ cdef extern from "<malloc.h>" nogil:
         M_ARENA_MAX
         M_MMAP_THRESHOLD
         M_TRIM_THRESHOLD
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, off_t)
+    int munmap(void*, size_t)
+    void* MAP_FAILED
+    enum:
+        MAP_ANONYMOUS
+        MAP_PRIVATE
+        PROT_READ
+        PROT_WRITE
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t*, void*)
@@ -33,18 +46,20 @@ cdef enum:
     LARGEST_KEPT = (4 << 20) + 4096
     MOST_KEPT = 16 << 20      # of them together
     SPARE = 4                 # one that is kept is taken for what needs less by this part of it at most
-    HEAP_SPARE = 1 << 20      # of smaller ones, what the C library keeps at the end of its heap
+    HEAP_PART = 2 << 20       # what Python's own buffers have at most: a record of a stream, a part of a file
+    HEAP_SPARE = 4 << 20      # of those, what the C library keeps at the end of its heap
 
 
 def keep_memory():
-    """Have large buffers be mappings, which the C library gives back when they are freed; by default it learns to keep
-    those up to 32 MiB in its heap, and of that gives back the end alone.
+    """Have the C library use the memory of Python's buffers again: by default it gives each of 128 KiB back at once, and
+    the next one is made of fresh pages, which was half of what it took to send a stream. It would learn to keep those
+    up to 32 MiB, and of its heap it gives back the end alone; so a larger one is a mapping, and goes back when freed.
 
     One arena for all threads: of others the C library never gives back what is free at their end, megabytes for each
     thread after a flood. Threads that serve clients ask for memory seldom: where a peer does not read, or sends
     much."""
     mallopt(M_ARENA_MAX, 1)
-    mallopt(M_MMAP_THRESHOLD, LEAST_KEPT)
+    mallopt(M_MMAP_THRESHOLD, HEAP_PART)
     mallopt(M_TRIM_THRESHOLD, HEAP_SPARE)
 
 
@@ -152,8 +167,24 @@ cdef void _free_all(Piece* piece) noexcept nogil:
     cdef Piece* following
     while piece != NULL:
         following = piece.next
-        free(piece)
+        _free(piece)
         piece = following
+
+
+cdef Piece* _allocate(size_t room) noexcept nogil:
+    """NULL: there is no memory."""
+    cdef void* place
+    if room < LEAST_KEPT:
+        return <Piece*>malloc(sizeof(Piece) + room)
+    place = mmap(NULL, sizeof(Piece) + room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    return NULL if place == MAP_FAILED else <Piece*>place
+
+
+cdef void _free(Piece* piece) noexcept nogil:
+    if piece.room < LEAST_KEPT:
+        free(piece)
+    else:
+        munmap(piece, sizeof(Piece) + piece.room)
 
 
 cdef Piece* new_piece(size_t size, uint64_t charged, Budget budget) noexcept nogil:
@@ -165,7 +196,7 @@ cdef Piece* new_piece(size_t size, uint64_t charged, Budget budget) noexcept nog
     if piece == NULL:
         used = budget_used(&budget._used)
         budget._let_go(budget.limit - min(budget.limit, used))
-        piece = <Piece*>malloc(sizeof(Piece) + size)
+        piece = _allocate(size)
         if piece == NULL:
             return NULL
         piece.bytes = <uint8_t*>(piece + 1)
@@ -182,4 +213,4 @@ cdef void free_piece(Piece* piece, Budget budget) noexcept nogil:
     if piece != NULL:
         budget.give_back(piece.charged)
         if not (LEAST_KEPT <= piece.room <= LARGEST_KEPT and budget._keep(piece)):
-            free(piece)
+            _free(piece)
