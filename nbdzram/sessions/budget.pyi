@@ -1,5 +1,5 @@
 def keep_memory() -> None:
-    """Use the memory of Python's buffers again; what is larger than a few of them goes back to the system when freed."""
+    """Use the memory of Python's buffers again; a larger one than they have goes back when it is freed."""
 
 def release_memory() -> None:
     """Give freed buffers back to the system: the C library keeps small ones otherwise."""

@@ -51,9 +51,10 @@ cdef enum:
 
 
 def keep_memory():
-    """Have the C library use the memory of Python's buffers again: by default it gives each of 128 KiB back at once, and
-    the next one is made of fresh pages, which was half of what it took to send a stream. It would learn to keep those
-    up to 32 MiB, and of its heap it gives back the end alone; so a larger one is a mapping, and goes back when freed.
+    """Have the C library use the memory of Python's buffers again: by default it gives each of 128 KiB back at once,
+    and the next one is made of fresh pages, which was two thirds of what it took to send a stream. It would learn to
+    keep those up to 32 MiB, and of its heap it gives back the end alone; so a larger one is a mapping, and goes back
+    when it is freed.
 
     One arena for all threads: of others the C library never gives back what is free at their end, megabytes for each
     thread after a flood. Threads that serve clients ask for memory seldom: where a peer does not read, or sends
