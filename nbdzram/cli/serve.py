@@ -22,6 +22,7 @@ from nbdzram.cli.announce import description, greeting, print_in_background, the
 from nbdzram.cli.going_on import told_as_it_starts, told_as_it_stops
 from nbdzram.cli.loading import load_image, with_image_sizes
 from nbdzram.cli.numbers import Whole
+from nbdzram.cli.onlookers import hand_over, metrics_server, starts
 from nbdzram.cli.perils import perils
 from nbdzram.cli.processes import (
     enough_allowed,
@@ -45,13 +46,12 @@ from nbdzram.config import (
     TlsConfig,
     TlsMode,
 )
-from nbdzram.errors import ConfigError, UserError
+from nbdzram.errors import ConfigError
 from nbdzram.residence import go_late, stay
 from nbdzram.settings import NO_DEFAULTS, Given, Layer, export_layers, load, pool_layers, require_files
 
 if TYPE_CHECKING:
     from nbdzram.cli.takeover import Takeover
-    from nbdzram.control.server import ControlServer
     from nbdzram.metrics.http import MetricsServer
     from nbdzram.server.handover import Handover
     from nbdzram.server.opening import Opening
@@ -442,27 +442,32 @@ async def _serve(
         handed, confirm = taken.handover, taken.confirm
         handed.kept.keeper, handed.kept.file = kept.keeper, kept.file
     told_to_stop = asyncio.Event()
+    asked_before: set[asyncio.Task[None]] = set()  # they end beside what goes on
     while True:
         service = Service(config, reread, restore_from=restore, handed=handed, opening=opening)
         service.ends_with_a_command = run is not None
         watch_signals(service, told_to_stop)
         watched = parent_watched(parent, functools.partial(stop_without_parent, service, told_to_stop))
         with if_it_can_be(watched, needed=handed.control is None):  # from now on: a start may read for hours
-            metrics = _metrics_server(config, service)
+            metrics = metrics_server(config, service)
             outcome = await _serve_once(service, metrics, told_to_stop, handed, confirm, run=run)
         if isinstance(outcome, int):
             return outcome
         assert service.successor is not None
         successor = await asyncio.to_thread(give_away, outcome, service.successor.line)
-        if metrics is not None:  # who had asked when the others came to wait has been answered by now
-            await metrics.stop()
         if successor is not None:
             log.info("process %d has taken over; leaving", successor)
             notify_supervisor(f"MAINPID={successor}")
             wait_for_supervisor()
             outcome.close()
+            if metrics is not None:  # last: clients are not ours any more, and whoever asks of us is few
+                await metrics.finish()
             return 0
         log.warning("the process that wanted to take over does not serve; going on")
+        if metrics is not None:
+            ending = asyncio.create_task(metrics.finish())
+            asked_before.add(ending)
+            ending.add_done_callback(asked_before.discard)
         config, handed, confirm, restore, opening = service.config, outcome, None, None, None
 
 
@@ -492,7 +497,7 @@ async def _serve_once(
         try:
             for export in service.changes.unloaded():
                 await load_image(service, export, told_to_stop)
-            if metrics is not None and not await _starts(metrics, handed.metrics, goes_on=handed.comes_back):
+            if metrics is not None and not await starts(metrics, handed.metrics, goes_on=handed.comes_back):
                 metrics = None
             await service.listen(confirm)  # last: until that word nothing that was taken over has been touched
             serves = True
@@ -511,7 +516,8 @@ async def _serve_once(
                 notify_supervisor("READY=1")
                 _keep_what_there_is()  # last: `health` says ready since it listens, and who asked reads the greeting
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:
-                    given = await _hand_over(service, control, metrics)
+                    given = await hand_over(service, metrics)
+                    given.control = control.surrender()
                     return given
                 return 0
         finally:
@@ -525,37 +531,11 @@ async def _serve_once(
         await control.stop()
 
 
-async def _hand_over(service: Service, control: ControlServer, metrics: MetricsServer | None) -> Handover:
-    """All that was served. Where metrics were, too, if the other process has its own there."""
-    successor = service.successor
-    if metrics is not None and successor is not None and successor.serves_metrics_at(metrics.address):
-        given = await service.hand_over(metrics.accept_no_more)
-        given.metrics = metrics.surrender()
-    else:
-        given = await service.hand_over()
-        if metrics is not None:
-            await metrics.stop()
-    given.control = control.surrender()
-    return given
-
-
 def _keep_what_there_is() -> None:
     """What start-up made lives as long as the process: no collection needs to look at it again."""
     gc.unfreeze()  # where a takeover failed, what served before it: its mappings too
     gc.collect()
     gc.freeze()
-
-
-async def _starts(metrics: MetricsServer, listening: list[socket.socket], *, goes_on: bool) -> bool:
-    """Whether metrics are served; a server that goes on with its clients does so without. Raises UserError."""
-    try:
-        await metrics.start(listening)
-    except UserError as error:
-        if not goes_on:
-            raise
-        log.error("%s; going on without metrics", error)
-        return False
-    return True
 
 
 async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd_keeps: bool) -> None:
@@ -567,14 +547,6 @@ async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd
         await service.stop()
     # whoever stopped it reads what became of the disks
     log.info("%s", the_end(config, before, service.checkpoint, systemd_keeps=systemd_keeps))
-
-
-def _metrics_server(config: ServerConfig, service: Service) -> MetricsServer | None:
-    if config.metrics is None:
-        return None
-    from nbdzram.metrics.http import MetricsServer  # noqa: PLC0415 - not with --metrics off
-
-    return MetricsServer(config.metrics, service, config.metrics_hosts)
 
 
 def _listen_layer(port: int | None, addresses: tuple[str, ...], sockets: tuple[str, ...], vsock: str | None) -> Layer:

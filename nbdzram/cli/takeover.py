@@ -93,8 +93,7 @@ def take_over(
         taken = None
         try:
             listener.listen(1)
-            knows = [*KNOWS, *([metrics_at(metrics)] if metrics is not None else ())]
-            giver, process = _ask(control, listener, place, state_dir, knows)
+            giver, process = _ask(control, listener, place, state_dir, [*KNOWS, metrics_at(metrics)])
             held.enter_context(giver)
             if process is not None:
                 held.callback(os.close, process)

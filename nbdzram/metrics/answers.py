@@ -20,6 +20,7 @@ Known limits: whoever asks again at once waits for the rest to end, 90 ms with 1
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,10 @@ class Answers:
         there = ", ".join((*self._routes, f"{OF_ONE}NAME"))
         return sentence(HTTPStatus.NOT_FOUND, f"there is nothing here; there are {there}")
 
+    def hurry(self) -> None:
+        """Let nobody wait for a rest any more."""
+        self._pace.hurry()
+
     def stop(self) -> None:
         """End what is being made."""
         made = (self._metrics, self._status_json, self._usage_json, self._history_json, self._clients_json)
@@ -177,17 +182,27 @@ class Pace:
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._due = 0.0
+        self._hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Without rests from now on: soon nobody asks any more."""
+        self._hurried.set()
 
     async def make(self, make: Callable[[], Awaitable[Answer]]) -> Answer:
         """Wait for our turn, then make an answer."""
         async with self._lock:
-            await asyncio.sleep(self._due - time.monotonic())
+            await self._rest(self._due - time.monotonic())
             began = time.monotonic()
             try:
                 return await make()
             finally:
                 ended = time.monotonic()
                 self._due = ended + REST * (ended - began)
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
 
 
 class Shared:

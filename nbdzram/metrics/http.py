@@ -43,6 +43,7 @@ BURST = 5  # are accepted at once: a page asks for three things
 BURST_PAUSE_SECONDS = 0.05  # until the next: 100 a second, and the loop is woken 20 times for them
 BACKLOG = 128  # that wait to be accepted meanwhile
 ACCEPT_PAUSE_SECONDS = 1.0  # when there is no descriptor to accept with
+FINISH_SECONDS = 2.0  # of who leaves, for those who had asked
 DISCARDED_BYTES = 64 << 10  # of what a client still sends while its reply leaves, so that it is not answered by a reset
 FORGET, REMEMBER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # what was not taken yet when a socket is closed
 SECURITY_HEADERS = "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
@@ -93,6 +94,15 @@ class MetricsServer:
         listening, self._listeners = self._listeners, []
         return listening
 
+    async def finish(self) -> None:
+        """As stop, once those are answered whose request is whole; there is no need to rest between texts any more."""
+        self.accept_no_more()
+        self._heads.close()
+        self._answers.hurry()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=FINISH_SECONDS)
+        await self.stop()
+
     async def stop(self) -> None:
         """Stop listening and end the connections."""
         self._answers.stop()
@@ -105,9 +115,14 @@ class MetricsServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
+    def ports(self) -> list[int]:
+        """Of what it listens on; the system may choose one for each address."""
+        return [listener.getsockname()[1] for listener in self._listeners]
+
+    @property
     def url(self) -> str:
         """Where the metrics are."""
-        port = self._listeners[0].getsockname()[1]
+        port = self.ports[0]
         where = str(dataclasses.replace(self.address, port=port)).replace("%", "%25")  # of an interface: RFC 6874
         return f"http://{where}/metrics"
 

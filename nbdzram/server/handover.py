@@ -25,7 +25,9 @@ An arena is served by whoever has locked it, be it a file with a name or without
 The text is one JSON object, written by FORMAT; whoever asks says which it speaks, and is refused if that is another.
 What may or may not be there (an arena's own format, arenas without names) has a word each: whoever asks says which it
 KNOWS, and is refused for want of one that is needed. So no client waits for a process that could not go on. Who says
-where it serves metrics is given what is listened on there, if it is the same place; else that is closed by then.
+where it serves metrics is given what is listened on there, if it is the same place. If it is another port, or nowhere,
+the old one listens on until then, and goes on there if it has to: a port that the system chose is not chosen twice.
+Else, as one of the two may have a port's every address, that is closed by then.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ import signal
 import socket
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -63,6 +66,7 @@ FORMAT = 3
 ARENA = f"arena-{ARENA_FORMAT}"  # arenas of this format can be opened
 MEMORY = "memory"  # and such without a name
 KNOWS = (ARENA, MEMORY)
+METRICS = "metrics "  # behind it stands where they are
 SERVING = b"serving\n"
 DESCRIPTORS_AT_ONCE = 200  # of SCM_MAX_FD, 253; unix(7)
 LONGEST_TEXT = 1 << 30  # a client's own is a few hundred bytes, and what came of its next request, 256 KiB at most
@@ -162,6 +166,7 @@ class Handover:
     paths: list[tuple[Path, int]] = field(default_factory=list)  # files of unix sockets that we made, and their inodes
     control: socket.socket | None = None  # listens: who asks meanwhile is answered by the next, and none binds it
     metrics: list[socket.socket] = field(default_factory=list)  # listen, the same
+    metrics_stay: bool = False  # they do not travel, but serve again whoever goes on himself
     clients: list[Client] = field(default_factory=list)
     counted: Counted = field(default_factory=Counted)
     kept: Kept = field(default_factory=Kept)
@@ -186,23 +191,23 @@ class Handover:
 
     def close(self) -> None:
         """Let all descriptors go: of clients, whose connections end unless another process has them, and arenas."""
-        for listener in self._all_listeners:
+        for listener in self._listeners_with(self.metrics):
             listener.close()
         for client in self.clients:
             os.close(client.connection)
         self.kept.close()
 
-    @property
-    def _all_listeners(self) -> list[socket.socket]:
-        return [*self.listeners, *self.metrics, *([self.control] if self.control is not None else ())]
+    def _listeners_with(self, metrics: list[socket.socket]) -> list[socket.socket]:
+        return [*self.listeners, *metrics, *([self.control] if self.control is not None else ())]
 
     def give(self, to: socket.socket) -> None:
         """Send all of it; ours stays ours. Raises OSError."""
+        metrics = [] if self.metrics_stay else self.metrics
         text = {
             "format": FORMAT,
             "listeners": len(self.listeners),
             "uris": self.uris,
-            "metrics": len(self.metrics),
+            "metrics": len(metrics),
             "control": self.control is not None,
             "paths": [[str(path), inode] for path, inode in self.paths],
             "clients": [client.text() for client in self.clients],
@@ -214,7 +219,7 @@ class Handover:
         }
         encoded = to_json(text).encode()
         to.sendall(_LENGTH.pack(len(encoded)) + encoded)
-        descriptors = [listener.fileno() for listener in self._all_listeners]
+        descriptors = [listener.fileno() for listener in self._listeners_with(metrics)]
         descriptors += [client.connection for client in self.clients]
         descriptors += self.kept.arenas.values()
         for start in range(0, len(descriptors), DESCRIPTORS_AT_ONCE):
@@ -294,10 +299,15 @@ class Successor:
         """It does, and so takes what is listened on there."""
         return metrics_at(address) in self.knows
 
+    def leaves_ports(self, ports: Iterable[int]) -> bool:
+        """It has said where its metrics are, and listens on none of these for them."""
+        said = {word.rpartition(":")[2] for word in self.knows if word.startswith(METRICS)}
+        return bool(said) and said.isdisjoint(map(str, ports))
 
-def metrics_at(address: TcpAddress) -> str:
-    """A word of what one KNOWS: that one's metrics are there."""
-    return f"metrics {address}"
+
+def metrics_at(address: TcpAddress | None) -> str:
+    """A word of what one KNOWS: that one's metrics are there, or nowhere."""
+    return f"{METRICS}{address or 'off'}"
 
 
 def _is_socket(descriptor: int) -> bool:

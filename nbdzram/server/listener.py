@@ -20,7 +20,7 @@ from nbdzram.nbd.handshake import Failure, Terms
 from nbdzram.server.attached import STILL_SECONDS, Attached
 from nbdzram.server.connection import Connection
 from nbdzram.server.exports import Export, Exports, Served
-from nbdzram.server.handover import Client, Handover
+from nbdzram.server.handover import Client, Counted, Handover
 from nbdzram.server.hosting import Hosted, Hosting
 from nbdzram.server.lobby import Origin, origin_of
 from nbdzram.server.sockets import (
@@ -71,6 +71,7 @@ class NbdServer:
         self._syncs = syncs
         self._config = config
         self._hosting: Hosting | None = None
+        self._counted = Counted()  # of one that has ended
         self._servers: list[asyncio.Server] = []
         self._listeners: list[socket.socket] = []
         self._spare_listeners: list[socket.socket] = []  # the same sockets again, that outlive the servers
@@ -139,18 +140,18 @@ class NbdServer:
     @property
     def connections_accepted(self) -> int:
         """Since the start."""
-        return self._hosting.accepted if self._hosting else 0
+        return (self._hosting or self._counted).accepted
 
     @property
     def handshake_failures(self) -> dict[str, int]:
         """Handshakes that ended without an export, by cause; every cause is there."""
-        counted = self._hosting.handshake_failures if self._hosting else {}
+        counted = (self._hosting or self._counted).handshake_failures
         return {str(cause): counted.get(cause, 0) for cause in Failure}
 
     @property
     def protocol_errors(self) -> int:
         """Connections ended in the transmission phase because the peer broke the protocol."""
-        return self._hosting.protocol_errors if self._hosting else 0
+        return (self._hosting or self._counted).protocol_errors
 
     @property
     def tls_files_usable(self) -> bool:
@@ -251,8 +252,7 @@ class NbdServer:
         for connection in list(hosting.haggling):
             connection.abort()
         await hosting.wait_quiet()
-        hosting.stop()
-        self._hosting = None
+        self._end(hosting)
 
     def _carry_on(self, client: Client, listeners: Mapping[str, str]) -> tuple[Attached, Origin] | None:
         """A client that another process gave away, and where it came in, by our names of the listeners. None: its disk
@@ -328,9 +328,14 @@ class NbdServer:
             counted=hosting.counted(),
             tls=hosting.tls,
         )
+        self._end(hosting)
+        return handed
+
+    def _end(self, hosting: Hosting) -> None:
+        """No connection is open any more. Who asks what was counted is told as long as we live."""
+        self._counted = hosting.counted()
         hosting.stop()
         self._hosting = None
-        return handed
 
     async def _stop_accepting(self) -> None:
         """Behind this nobody comes any more: whom the loop has accepted already is in the handshake."""

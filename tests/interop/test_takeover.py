@@ -334,20 +334,23 @@ class Scraper(threading.Thread):
             return answer.status
 
 
-def hangs_up_with_all_of_it(line: Line, place: Path) -> None:
-    """Another process has everything, metrics too, and does not say that it serves."""
+SAME_PLACE = TcpAddress(host="127.0.0.1", port=0)
+
+
+def hangs_up_with_all_of_it(line: Line, place: Path, metrics: TcpAddress | None) -> None:
+    """Another process has everything, metrics too if its own are to be there, and does not say that it serves."""
     with listening(place) as listener:
-        ask(line, place, knows=[*KNOWS, metrics_at(TcpAddress(host="127.0.0.1", port=0))])
+        ask(line, place, knows=[*KNOWS, metrics_at(metrics)])
         with listener.accept()[0] as giver:
             taken = Handover.take(giver)
-            assert len(taken.metrics) == 1
+            assert len(taken.metrics) == (metrics == SAME_PLACE)
             taken.close()
     place.unlink()
 
 
 def test_who_asks_for_metrics_and_health_notices_nothing(tmp_path: Path) -> None:
     """Where both serve them at one place: who comes meanwhile waits for the next, as clients do, or for the one that
-    goes on."""
+    goes on, wherever the other would have been: the port, which the system chose, is the same."""
     line = Line(tmp_path, ["--metrics", "127.0.0.1:0"], in_memory=True)
     assert line.last.metrics_url is not None
     scraper = Scraper(line.last.metrics_url)
@@ -355,7 +358,8 @@ def test_who_asks_for_metrics_and_health_notices_nothing(tmp_path: Path) -> None
     try:
         for _ in range(3):
             scraper.wait_for(4)
-            hangs_up_with_all_of_it(line, tmp_path / "s")
+            for metrics in (SAME_PLACE, None, TcpAddress(port=9)):
+                hangs_up_with_all_of_it(line, tmp_path / "s", metrics)
             line.take_over()
     finally:
         scraper.ended.set()

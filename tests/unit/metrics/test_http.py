@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -316,7 +317,7 @@ def test_making_rests_nine_times_as_long_as_it_took(monkeypatch: pytest.MonkeyPa
     slept: list[float] = []
     now = 100.0
 
-    async def sleep(seconds: float) -> None:
+    async def rest(_: Pace, seconds: float) -> None:
         nonlocal now
         slept.append(seconds)
         now += max(seconds, 0.0)
@@ -332,10 +333,52 @@ def test_making_rests_nine_times_as_long_as_it_took(monkeypatch: pytest.MonkeyPa
         await first.get()
         await second.get()  # another text, and yet the same loop pays for it
 
-    monkeypatch.setattr("nbdzram.metrics.answers.asyncio.sleep", sleep)
+    monkeypatch.setattr("nbdzram.metrics.answers.Pace._rest", rest)
     monkeypatch.setattr("nbdzram.metrics.answers.time.monotonic", lambda: now)
     story(act)
     assert slept[1] == pytest.approx(answers.REST * 0.5)
+
+
+def test_who_has_asked_is_answered_without_a_rest_by_a_server_that_leaves() -> None:
+    async def act() -> None:
+        metrics = MetricsServer(TcpAddress(port=0), Show())
+        await metrics.start()
+        pace = metrics._answers._pace
+        pace._due = time.monotonic() + 3600
+        address, rests = ("127.0.0.1", metrics.ports[0]), asyncio.Event()
+
+        async def rest(seconds: float) -> None:
+            rests.set()
+            await Pace._rest(pace, seconds)
+
+        pace._rest = rest  # type: ignore[method-assign]
+        asked = asyncio.create_task(asyncio.to_thread(exchange, *address, get("/metrics")))
+        await rests.wait()
+        await metrics.finish()
+        assert (await asked).startswith(b"HTTP/1.1 200 OK\r\n")
+
+    story(act)
+
+
+def test_who_does_not_read_holds_no_server_up_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "FINISH_SECONDS", 0.01)
+    monkeypatch.setattr(http, "REPLY_SECONDS", 3600.0)
+
+    async def act() -> None:
+        asked = asyncio.Event()
+
+        def status() -> ServerStatus:
+            asked.set()
+            return LARGE
+
+        metrics = MetricsServer(TcpAddress(port=0), Show(status))
+        await metrics.start()
+        with socket.create_connection(("127.0.0.1", metrics.ports[0])) as client:
+            client.sendall(get("/status.json"))
+            await asked.wait()
+            await asyncio.wait_for(metrics.finish(), 30)
+
+    story(act)
 
 
 def test_a_text_that_cannot_be_made_is_told_to_all_and_made_anew_for_the_next() -> None:

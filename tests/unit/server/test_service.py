@@ -14,6 +14,7 @@ import uvloop
 
 from nbdzram.config import ExportConfig, ServerConfig, UnixAddress
 from nbdzram.errors import EngineError, UserError
+from nbdzram.server.handover import Counted
 from nbdzram.server.history import CLOCK_STEP_SECONDS
 from nbdzram.server.service import Service
 from tests.unit.engine.blocks import BLOCK, noise
@@ -118,6 +119,29 @@ class Keeper:
 
     def drop(self, pool: str) -> None:
         self.kept.remove(pool)
+
+
+@pytest.mark.parametrize("end", ["stop", "hand_over"])
+def test_what_was_counted_is_told_as_long_as_somebody_can_ask(tmp_path: Path, end: str) -> None:
+    """A scraper that comes as the server ends would take 0 for a new beginning."""
+
+    async def story() -> None:
+        service = Service(config(tmp_path))
+        await service.start()
+        assert service._nbd._hosting is not None
+        service._nbd._hosting.go_on_from(Counted(accepted=3, protocol_errors=5, handshake_failures={"timeout": 7}))
+        service._nbd.prepare_to_hand_over()
+        before = service.status()
+        assert (before.connections_total, before.protocol_errors, before.handshake_failures["timeout"]) == (3, 5, 7)
+        outcome = await getattr(service, end)()
+        after = service.status()
+        assert after.connections_total == before.connections_total
+        assert after.protocol_errors == before.protocol_errors
+        assert after.handshake_failures == before.handshake_failures
+        if outcome is not None:
+            outcome.close()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("agrees", [True, False])
