@@ -6,6 +6,8 @@ ENOSPC on the wire. A UserError is shown to a person as one sentence: the thing,
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 
 NAMES_TOLD = 10
@@ -131,5 +133,7 @@ class RequestError(NbdzramError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What the system says of it; of what is no error of the system's, what Python says."""
-    return getattr(error, "strerror", None) or str(error)
+    """What the system says of it; of what is no error of the system's, what Python says, which has no words for memory
+    that ended."""
+    says = getattr(error, "strerror", None) or str(error)
+    return says or os.strerror(errno.ENOMEM) if isinstance(error, MemoryError) else says

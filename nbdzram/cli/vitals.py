@@ -186,6 +186,10 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
         names = some_of(found.held_back, NAMED)
         says = f"{told}{failed}; {names} cannot be read, and is there as it was before, if at all"
         yield Finding(Level.FAIL, "checkpoints", says, UNREADABLE_REMEDY)
+    elif found.damaged_files:
+        says = f"{told}{failed}; {counted(found.damaged_files, 'file')} that a start could not use lie beside it"
+        remedy = "look into the directory's disk, and read or remove what is called *.damaged there"
+        yield Finding(Level.WARN, "checkpoints", says, remedy)
     else:
         yield Finding(Level.OK, "checkpoints", f"{told}{failed}")
 

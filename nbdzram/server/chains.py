@@ -11,9 +11,11 @@ from pathlib import Path
 from nbdzram.errors import UserError
 
 _NUMBER = r"(\d{8}|[1-9]\d{8,17})"  # as {:08d} writes it: beyond the eighth digit too
-_NAME = re.compile(rf"{_NUMBER}-(?:full|since-{_NUMBER})\.stream")
+_NAME = re.compile(rf"{_NUMBER}-(?:full|since-{_NUMBER})(\.stream|\.damaged)")
 _UNFINISHED = re.compile(rf"{_NUMBER}(?:-full|-since-{_NUMBER})?\.new")
-_SEGMENT = re.compile(rf"{_NUMBER}\.journal")
+_SEGMENT = re.compile(rf"{_NUMBER}(\.journal|\.damaged)")
+DAMAGED = ".damaged"
+"""What a start could not use, in the place of the rest of its name (aside.py)."""
 FIRST = 1
 """The number of a checkpoint before which there was neither one nor a journal."""
 
@@ -37,12 +39,12 @@ def segment_name(number: int) -> str:
     return f"{number:08d}.journal"
 
 
-def segments_in(directory: Path) -> dict[int, Path]:
+def segments_in(directory: Path, suffix: str = ".journal") -> dict[int, Path]:
     """The files of the journal that are there, by the numbers of their checkpoints. Raises UserError."""
     found = {}
     for name in _names(directory):
         match = _SEGMENT.fullmatch(name)
-        if match is not None:
+        if match is not None and match[2] == suffix:
             found[int(match[1])] = directory / name
     return found
 
@@ -54,8 +56,10 @@ def unfinished_in(directory: Path) -> list[Path]:
 
 
 def next_number(directory: Path) -> int:
-    """Of a checkpoint: neither one nor a journal had it before. Raises UserError."""
-    return max([FIRST - 1, *checkpoints_in(directory), *segments_in(directory)]) + 1
+    """Of a checkpoint: neither one nor a journal had it before, be it damaged. Raises UserError."""
+    had = [*checkpoints_in(directory), *segments_in(directory)]
+    damaged = [*checkpoints_in(directory, DAMAGED), *segments_in(directory, DAMAGED)]
+    return max([FIRST - 1, *had, *damaged]) + 1
 
 
 def _names(directory: Path) -> list[str]:
@@ -65,12 +69,12 @@ def _names(directory: Path) -> list[str]:
         raise UserError(f"cannot look into {directory}: {error.strerror}") from error
 
 
-def checkpoints_in(directory: Path) -> dict[int, Checkpoint]:
+def checkpoints_in(directory: Path, suffix: str = ".stream") -> dict[int, Checkpoint]:
     """Those that are there, by their numbers. Raises UserError."""
     found = {}
     for name in _names(directory):
         match = _NAME.fullmatch(name)
-        if match is not None:
+        if match is not None and match[3] == suffix:
             number, since = int(match[1]), int(match[2]) if match[2] else None
             found[number] = Checkpoint(number, since, directory / name)
     return found

@@ -29,14 +29,16 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from nbdzram import __version__
 from nbdzram.config import CheckpointConfig
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, StreamError, UnreadableExport, UserError
+from nbdzram.errors import EngineError, StreamError, UnreadableExport, UserError, reason_of
 from nbdzram.machine import Machine
+from nbdzram.server.aside import beyond, count_aside, forget_aside
 from nbdzram.server.chains import (
     FIRST,
     Checkpoint,
@@ -60,6 +62,7 @@ from nbdzram.server.steadily import steadily
 from nbdzram.status import CheckpointStatus
 from nbdzram.stream.reading import identity_of
 from nbdzram.stream.sending import Progress, send
+from nbdzram.units import format_size
 
 LONGEST_CHAIN = 64
 """Streams that a start has to read; at one a minute about an hour."""
@@ -101,6 +104,7 @@ class Checkpoints:
         self._goes_on_to = 0  # how long a chain may be before a whole one is tried again, after one that met rot
         self._status: CheckpointStatus | None = None
         self._writing: Progress | None = None  # of the one under way
+        self._damaged_files = 0  # that lie in the directory
         self._journal_moments = Moments(exports, "journal")
         self.journal: Journal | None = None
         """What FLUSH of the durable pools waits for."""
@@ -121,9 +125,10 @@ class Checkpoints:
     @property
     def status(self) -> CheckpointStatus | None:
         """Of the newest that is whole; None: no directory is named."""
-        if self._status is None or self._writing is None:
-            return self._status
-        return replace(self._status, written_share=self._writing.share)
+        if self._status is None:
+            return None
+        share = None if self._writing is None else self._writing.share
+        return replace(self._status, written_share=share, damaged_files=self._damaged_files)
 
     def prepare(self, state_dir: Path | None) -> None:
         """Make the directory usable. Raises UserError."""
@@ -166,6 +171,9 @@ class Checkpoints:
 
     async def go_on_from(self, begun: Begun) -> None:
         """The exports are those, and nobody may change them yet."""
+        if self._config.directory is not None:
+            with contextlib.suppress(UserError):  # whoever takes a checkpoint says so
+                self._damaged_files = await asyncio.to_thread(count_aside, self._directory)
         if self.journal is None or begun.goes_on is None:
             return
         try:
@@ -322,7 +330,7 @@ class Checkpoints:
                     self._writing = None
             except (UserError, EngineError, OSError, MemoryError) as error:
                 self._status = replace(self._status, failures=self._status.failures + 1)
-                log.warning("a checkpoint failed: %s", error)
+                log.warning("a checkpoint failed: %s", await self._moments.on_the_thread(partial(self._why, error)))
                 if self.journal is not None and isinstance(error, UnreadableExport):
                     self.journal.cannot_begin(error)
             except Exception:
@@ -417,7 +425,7 @@ class Checkpoints:
                 raise
             self._goes_on_to = len(self._chain) + LONGEST_CHAIN
             remedy = "making room mends it" if is_full else "writing the block mends it"
-            log.warning("no whole checkpoint can be written, so what changed is; %s: %s", remedy, error)
+            log.warning("no whole checkpoint can be written, so what changed is; %s: %s", remedy, reason_of(error))
         return await write(whole=False)
 
     def _require_room(self) -> None:
@@ -428,15 +436,30 @@ class Checkpoints:
             found = os.statvfs(self._directory)
         except OSError:  # trying says more
             return
-        stored = sum(service.pool.stats().compr_data_size for service in tuple(self._pools.values()))  # not its pages
-        needed = min([stored, *self._chain_bytes[:1]])
         knows_its_size = found.f_blocks > 0  # not each network's does
-        if knows_its_size and found.f_bavail * found.f_frsize < needed:
+        if knows_its_size and found.f_bavail * found.f_frsize < min([self._stored(), *self._chain_bytes[:1]]):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
+
+    def _stored(self) -> int:
+        """What a whole one takes, but for its tables."""
+        return sum(service.pool.stats().compr_data_size for service in tuple(self._pools.values()))  # not its pages
+
+    def _why(self, error: Exception) -> str:
+        """On the thread: why one failed, and what helps."""
+        if not isinstance(error, OSError):
+            return reason_of(error)
+        remedy = "the next one is tried all the same"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f"make room there: a whole one takes about {format_size(self._stored())}"
+            with contextlib.suppress(OSError):
+                free = os.statvfs(self._directory)
+                remedy += f", and {format_size(free.f_bavail * free.f_frsize)} are free"
+        return f"{self._directory}: {reason_of(error)}; {remedy}"
 
     def _look(self) -> tuple[int, bool]:
         """On the thread: the number of the next one, and whether the files that it would go on from are all there."""
         known = self.place.look()
+        self._damaged_files = count_aside(self._directory)
         for left in unfinished_in(self._directory):  # of one that failed, where it could not be removed then
             with contextlib.suppress(OSError):
                 left.unlink()
@@ -456,7 +479,7 @@ class Checkpoints:
             if forget_journal(self._directory, number):
                 log.info("no FLUSH waits for a journal any more, and %s holds none", self._directory)
         except (OSError, UserError) as error:
-            log.warning("an old journal in %s stays until the next checkpoint: %s", self._directory, error)
+            log.warning("an old journal in %s stays until the next checkpoint: %s", self._directory, reason_of(error))
 
     def _is_long(self) -> bool:
         """Another chain is to begin."""
@@ -490,18 +513,16 @@ class Checkpoints:
         if whole:
             try:
                 self._forget(known)
-            except OSError as error:  # this one stands all the same, and the next one tells what changed since
-                log.warning("old checkpoints in %s stay until the next whole one: %s", self._directory, error)
+            except (OSError, UserError) as error:  # it stands all the same, and the next one tells what changed since
+                reason = reason_of(error)
+                log.warning("old checkpoints in %s stay until the next whole one: %s", self._directory, reason)
         return progress
 
     def _forget(self, known: Mapping[int, Checkpoint]) -> None:
         """Away with what is older than the chains to keep, the newest files first: what is left can be read."""
-        wholes = sorted((one.number for one in known.values() if one.since is None), reverse=True)
-        oldest = [self._chain[0].number, *wholes[: self._config.keep - 1]][-1]
-        for one in sorted(known.values(), key=lambda one: -one.number):
-            if one.number < oldest:
-                with contextlib.suppress(FileNotFoundError):
-                    one.path.unlink()
+        for one in beyond([*known.values(), self._chain[0]], self._config.keep):
+            one.path.unlink(missing_ok=True)
+        forget_aside(self._directory, self._config.keep)
         sync_directory(self._directory)
 
 

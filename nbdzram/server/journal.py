@@ -45,7 +45,7 @@ from pathlib import Path
 from nbdzram import __version__
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
-from nbdzram.errors import EngineError, StreamError, UserError
+from nbdzram.errors import EngineError, StreamError, UserError, reason_of
 from nbdzram.server.chains import next_number, segments_in
 from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.restore import GoesOn
@@ -142,7 +142,7 @@ class Journal(Sync):
             except (OSError, UserError) as error:
                 log.warning(
                     "the journal in %s does not go on, so FLUSH waits for a whole checkpoint: %s",
-                    *(self._directory, error),
+                    *(self._directory, reason_of(error)),
                 )
                 await self._moments.release(begun.moment)
                 return
@@ -224,7 +224,7 @@ class Journal(Sync):
             try:
                 await self._moments.on_the_thread(lambda: self._retire(number))
             except (OSError, UserError) as error:
-                log.warning("old journals in %s stay until the next checkpoint: %s", self._directory, error)
+                log.warning("old journals in %s stay until the next checkpoint: %s", self._directory, reason_of(error))
 
     def _begin_segment(self, number: int, moment: Moment) -> Callable[[], SegmentFile]:
         return lambda: begin_segment(self._directory, number, moment.identity)
@@ -294,8 +294,9 @@ class Journal(Sync):
 
     def _failed(self, error: Exception) -> OSError:
         self._failures += 1
-        log.error("FLUSH fails: what changed could not be written to the journal: %s", error)
-        return OSError(errno.EIO, str(error))
+        reason = reason_of(error)
+        log.error("FLUSH fails: what changed could not be written to the journal: %s", reason)
+        return OSError(errno.EIO, reason)
 
     async def _die(self, error: OSError) -> None:
         """Until a checkpoint stands. What lies on the disk stays there: a start may need it."""

@@ -25,6 +25,7 @@ from nbdzram.engine.compact import Compact
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, NoSuchExport, PoolFull, StreamError, UnknownFormat, UserError
+from nbdzram.server.aside import set_aside, take_back
 from nbdzram.server.chains import Checkpoint, chains, checkpoints_in
 from nbdzram.server.inventory import effective
 from nbdzram.server.moments import Kept, Moment, Reached
@@ -112,9 +113,9 @@ class Restore:
     def from_newest(self, directory: Path) -> Begun | None:
         """The newest checkpoint that is whole, and what its journal holds. Raises UserError.
 
-        None: there is none, or the pools hold disks. A damaged one is told and passed over; where there are only such
-        ones the server does not start, as it would begin with empty disks. Nor does it where a later version wrote the
-        newest, or a journal is there alone.
+        None: there is none, or the pools hold disks. A damaged one is told, passed over and kept aside; where there are
+        only such ones the server does not start, as it would begin with empty disks. Nor does it where a later version
+        wrote the newest, or a journal is there alone.
         """
         known = checkpoints_in(directory)
         if not known:
@@ -125,6 +126,7 @@ class Restore:
         if not self._are_empty(directory):
             return None
         refused: UserError | None = None
+        passed_over: list[Checkpoint] = []
         for chain in chains(known):
             try:
                 count, begun = self._receive(_paths(chain), directory, chain[-1].number, newest=max(known))
@@ -138,7 +140,11 @@ class Restore:
                     raise  # it is right, and does not fit: an older one would not be what the exports are
                 log.warning("the checkpoint %s cannot be used: %s", chain[-1].path, error)
                 refused = error
+                passed_over += chain
                 continue
+            set_aside(directory, passed_over)
+            if not passed_over:
+                take_back(chain)
             taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(begun.moment_ns / 1e9))
             told = counted(count, "export")
             log.info("%s restored from the checkpoint of %s, %s", told, taken, chain[-1].path.name)

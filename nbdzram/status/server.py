@@ -48,6 +48,7 @@ class CheckpointStatus:
     failures: int
     written_share: float | None = None  # of the one under way; None: none is
     held_back: tuple[str, ...] = ()  # exports that cannot be read: the newest has them as they were, or not at all
+    damaged_files: int = 0  # that a start could not use, and are kept in the directory until somebody removes them
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ STATES: dict[str, ServerStatus] = {
     "an old checkpoint": replace(WELL, checkpoint=replace(CHECKPOINT, moment=NOW - 1000)),
     "no checkpoint yet": replace(WELL, checkpoint=replace(CHECKPOINT, moment=None)),
     "checkpoints lack": replace(WELL, checkpoint=replace(CHECKPOINT, held_back=("disk", "other"))),
+    "damaged files": replace(WELL, checkpoint=replace(CHECKPOINT, moment=NOW - 3, damaged_files=1)),
     "no journal": replace(WELL, journal=None),
     "FLUSH of one fails": replace(WELL, journal=replace(JOURNAL, held_back=("other",))),
     "FLUSH fails": replace(WELL, journal=replace(JOURNAL, usable=False, trouble="no space left")),

@@ -205,6 +205,15 @@ def test_exports_that_checkpoints_lack_are_named(tmp_path: Path) -> None:
     assert "disk10" not in old.says
 
 
+def test_damaged_files_beside_checkpoints_are_a_warning(tmp_path: Path) -> None:
+    assert SERVER.checkpoint is not None
+    young = replace(SERVER.checkpoint, moment=SERVER.started_at + SERVER.uptime_seconds, damaged_files=3)
+    found = only(vitals.checkpoints(patient(tmp_path, checkpoint=young)))
+    assert found.level is Level.WARN
+    assert found.says.endswith("; 3 files that a start could not use lie beside it")
+    assert "*.damaged" in found.remedy
+
+
 @pytest.mark.parametrize(
     ("cgroup", "name"),
     [

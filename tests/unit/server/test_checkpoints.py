@@ -110,7 +110,7 @@ def test_a_whole_one_stands_though_older_ones_cannot_be_removed(
             assert disk(service).read(0, 2 * BLOCK) == text(1) + text(2)
 
     play(story)
-    assert "stay until the next whole one: [Errno 5] Input/output error" in caplog.text
+    assert "stay until the next whole one: Input/output error" in caplog.text
 
 
 def test_a_chain_ends_when_what_changed_is_more_than_the_whole(tmp_path: Path) -> None:
@@ -152,12 +152,12 @@ def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would
             disk(service).write(0, text(1))
             await of(service).take()
 
-            def full(*_: object) -> None:
+            def is_full(*_: object) -> None:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             disk(service).write(BLOCK, text(2))
             with monkeypatch.context() as patch:
-                patch.setattr(checkpoints_module, "_write_all", full)
+                patch.setattr(checkpoints_module, "_write_all", is_full)
                 await of(service).take()
             told = service.status().checkpoint
             assert told is not None
@@ -170,7 +170,10 @@ def test_a_checkpoint_that_fails_is_counted_and_the_next_one_holds_what_it_would
             assert disk(service).read(0, 3 * BLOCK) == text(1) + text(2) + text(3)
 
     play(story)
-    assert "a checkpoint failed: [Errno 28]" in caplog.text
+    full = (
+        f"a checkpoint failed: {tmp_path / 'kept'}: No space left on device; make room there: a whole one takes about "
+    )
+    assert full in caplog.text
 
 
 def test_copies_give_way_to_a_write_that_finds_no_room(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nbdzram.errors import EngineError, StreamError, UserError
+from nbdzram.errors import EngineError, StreamError, UserError, reason_of
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import journal as journal_module
 from nbdzram.server import segments as segments_module
@@ -81,7 +81,9 @@ def test_an_old_journal_that_stays_is_told_and_goes_with_the_next_checkpoint(
             await flushed_content(service, 1)
             refusing = Refusing(monkeypatch, journal_module, "retire_segments", error)
             await of(service).take()
-            assert f"old journals in {tmp_path / 'kept'} stay until the next checkpoint: {error}" in caplog.text
+            assert (
+                f"old journals in {tmp_path / 'kept'} stay until the next checkpoint: {reason_of(error)}" in caplog.text
+            )
             assert len(segments_in(tmp_path / "kept")) == 2
             assert journal(service).status.usable
             refusing.error = None
@@ -106,7 +108,7 @@ def test_an_old_journal_that_nobody_wants_stays_until_it_can_go(
                 assert len(segments_in(tmp_path / "kept")) == (refusing.error is not None)
                 refusing.error = None
         assert "an old journal in" in caplog.text
-        assert "stays until the next checkpoint: [Errno 28]" in caplog.text
+        assert "stays until the next checkpoint: No space left on device" in caplog.text
 
     play(story)
 
@@ -116,7 +118,7 @@ def test_an_old_journal_that_nobody_wants_stays_until_it_can_go(
     [
         ("take", UserError("no place")),
         ("take", EngineError("exports are changed all the time")),
-        ("take", MemoryError("none")),
+        ("take", MemoryError()),
         ("write_readable", StreamError("too long")),
         ("write_readable", EngineError("not what was written")),
         ("write_readable", MemoryError("none")),
@@ -131,13 +133,13 @@ def test_a_group_that_cannot_be_made_fails_its_flushes_alone_and_the_next_has_wh
             before, count = journal(service).status, groups(tmp_path / "kept")
             refusing = Refusing(monkeypatch, journal(service)._moments, name, error)
             disk(service).write(4096, noise(2))
-            with pytest.raises(OSError, match=str(error)) as told:
+            with pytest.raises(OSError, match=reason_of(error)) as told:
                 await journal(service).synced()
             assert told.value.errno == errno.EIO
             refusing.error = None
             status = journal(service).status
             assert (status.usable, status.trouble, status.failures) == (True, "", before.failures + 1)
-            assert f"FLUSH fails: what changed could not be written to the journal: {error}" in caplog.text
+            assert f"FLUSH fails: what changed could not be written to the journal: {reason_of(error)}" in caplog.text
             await journal(service).synced()
             assert groups(tmp_path / "kept") == count + 1
             await flushed_content(service, 3)
