@@ -40,7 +40,8 @@ from nbdzram.stream.reading import identity_of
 
 IDENTITY_BYTES = 8
 BEFORE_MOST = 64
-"""Identities that disks know. A directory that lay aside for more starts is not theirs any more."""
+"""Identities that disks know, beside the one that their directory has. One that lay aside for more starts is not theirs
+any more."""
 
 log = logging.getLogger("nbdzram.server")
 
@@ -143,7 +144,7 @@ class Place:
         self.require_ours()
         known = self._state.changes
         if self._is_to_be_new and known.kept_in:
-            kept_in, before = _new_identity(), (*known.kept_before, known.kept_in)[-BEFORE_MOST:]
+            kept_in, before = _new_identity(), self._newest((*known.kept_before, known.kept_in))
             with contextlib.suppress(UserError):  # or it stays what it was, until the next is noted
                 self._state.remember_kept_in(kept_in, known.came_from, before)
                 self._kept_in, self._before, self._is_to_be_new = kept_in, before, False
@@ -153,6 +154,11 @@ class Place:
         if gets_theirs and known.kept_in:
             with contextlib.suppress(UserError):  # or the next start does
                 self._state.remember_kept_in(known.kept_in, "", known.kept_before)
+
+    def _newest(self, had: tuple[str, ...]) -> tuple[str, ...]:
+        """As many as disks know, and among them the one that the directory has: of a full one it is as old as that."""
+        found = self._found()
+        return (*[one for one in had[:-BEFORE_MOST] if one == found], *had[-BEFORE_MOST:])
 
     @property
     def may_be_ours(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -13,6 +15,7 @@ import pytest
 
 from nbdzram.config import CheckpointConfig, PoolConfig, ServerConfig, UnixAddress
 from nbdzram.errors import UserError
+from nbdzram.server import place as place_module
 from nbdzram.server.checkpoints import Checkpoints
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, remembered_in
@@ -57,6 +60,31 @@ def test_an_older_copy_of_the_disks_does_not_take_newer_checkpoints_for_old_ones
         play(story)
     finally:
         shutil.rmtree(state)
+
+
+def test_disks_know_the_directory_that_could_not_be_given_an_identity_by_many_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file system was full: after 64 of them it was taken for that of other disks, and no server started."""
+    monkeypatch.setattr(place_module, "BEFORE_MOST", 2)
+    ours, state = tmp_path / "ours", tmp_path / "state"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def story() -> None:
+        await wrote(checkpointing, ours, state, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(place_module, "note_in", full)
+            for number in range(4):
+                await wrote(checkpointing, ours, state, 2 + number)
+        assert len(remembered_in(state).kept_before) == 3
+        for number in range(2):
+            await wrote(checkpointing, ours, state, 6 + number)
+        assert len(remembered_in(state).kept_before) == 2
+        assert kept_in(ours) == remembered_in(state).kept_in
+
+    play(story)
 
 
 def test_newer_checkpoints_that_come_late_are_not_taken_for_old_ones(tmp_path: Path) -> None:
