@@ -32,7 +32,9 @@ from nbdzram.engine.extents cimport list_extents
 from nbdzram.engine.foresight cimport Foreseen, foresee
 from nbdzram.engine.kit cimport Kit, bring_slot, kit_of_thread, seat_of_thread
 from nbdzram.engine.leaf cimport ANYWHERE, drop_shared_leaf, own_leaf
-from nbdzram.engine.lock cimport HOLD_FREED, HOLD_PAGES, WATCHED, Lock, lock_end, lock_init, lock_leave, lock_take
+from nbdzram.engine.lock cimport (
+    HOLD_FREED, HOLD_PAGES, WATCHED, Lock, lock_end, lock_init, lock_leave, lock_saw, lock_take,
+)
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.prepare cimport RUN, Prepared, abandon, prepare, prepare_zeroes, put_down
@@ -503,6 +505,7 @@ cdef class Disk(Blocks):
             if leaf[block[0] % LEAF_BLOCKS] != hole_word(self.pool.seed, block[0]):
                 self._swap(leaf, block[0], hole_word(self.pool.seed, block[0]), False)
             block[0] += 1
+        lock_saw(&self.pool.lock, block[0] - first, 0)
         if block[0] == end:
             self.pool.tables.prune(root, first)
         return 0

@@ -35,6 +35,7 @@ CHANGES_OF_A_SHARED_LEAF: dict[str, Callable[[Disk], object]] = {
     "a part of a block": lambda disk: disk.write(7 * BLOCK + 1, b"part"),
     "zero": lambda disk: disk.zero(7 * BLOCK, BLOCK, no_hole=True),
     "trim": lambda disk: disk.trim(7 * BLOCK, BLOCK),
+    "trim most of it": lambda disk: disk.trim(BLOCK, LEAF - BLOCK),
     "trim all of it": lambda disk: disk.trim(0, LEAF),
 }
 EXPORTS = 300
@@ -129,7 +130,9 @@ def test_a_leaf_that_a_clone_shares_is_copied_or_dropped_a_few_blocks_at_a_time(
         disk.write(block * BLOCK, half_random(block, 100))
     twin = pool.clone(disk, "twin")
     before = disk.read(0, LEAF)
+    pool.test_locks(watch=True)
     assert turns_of(pool, lambda: CHANGES_OF_A_SHARED_LEAF[change](disk)) >= LEAF_BLOCKS // HOLD_COUNT
+    assert pool.most_in_a_hold()[0] <= HOLD_COUNT
     assert disk.read(0, LEAF) != before
     assert twin.read(0, LEAF) == before
     pool.check()
