@@ -50,6 +50,12 @@ class Pair:
 
         return step
 
+    def say_hello(self) -> None:
+        """The first that the client says, and nothing is read."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.flush()
+
     def _try(self, step: Callable[[], object]) -> bool:
         with contextlib.suppress(ssl.SSLWantReadError):
             step()

@@ -302,6 +302,10 @@ def test_a_configuration_that_cannot_be_reloaded_is_code_2(start: Start, tmp_pat
     file.write_text('[exports.disk]\nsise = "1M"\n')
     done = server.run("reload")
     assert (done.code, "unknown key 'exports.disk.sise'; did you mean 'size'?" in done.err) == (2, True)
+    file.unlink()
+    file.symlink_to(os.devnull)  # as a pipe, whose reader would wait, it says nothing any more
+    done = server.run("reload")
+    assert (done.code, f"{file} is no regular file, so it is not read again" in done.err) == (2, True), done
 
 
 def test_whoever_waits_for_a_server_that_hangs_is_told_so(start: Start) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -243,6 +245,49 @@ def test_a_handshake_that_fails_says_why_to_both(play: Play, certificate: tuple[
         assert pair.socket.recv(1) == b"\x15"  # an alert
         pair.socket.close()
         await stage.until(lambda: len(haggler.told) == 2)
+
+    play(story)
+
+
+@pytest.mark.parametrize("end", ["orderly", "cut"])
+def test_who_goes_in_the_middle_of_the_handshake_is_gone(play: Play, certificate: tuple[Path, Path], end: str) -> None:
+    async def story(stage: Stage) -> None:
+        context = TlsContext()
+        context.use_certificate(*map(bytes, certificate))
+        pair, haggler, loop = Pair(context, ssl.create_default_context()), Haggler(), asyncio.get_running_loop()
+        TlsTransport(loop, pair.line, haggler, loop.call_soon)
+        pair.say_hello()
+        await stage.until(lambda: bool(select.select([pair.socket], [], [], 0)[0]))
+        if end == "orderly":
+            pair.fetch()
+        pair.socket.close()  # with what was not read yet that is a reset
+        await stage.until(lambda: bool(haggler.told))
+        assert haggler.told == ["lost NoneType" if end == "orderly" else "lost ConnectionResetError"]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(pair.line.fileno())
+
+    play(story)
+
+
+def test_a_handshake_goes_on_when_the_peer_reads_again(play: Play, pki: Pki, certificate: tuple[Path, Path]) -> None:
+    async def story(stage: Stage) -> None:
+        context = TlsContext()
+        context.use_certificate(*map(bytes, certificate))
+        pair, haggler, loop = Pair(context, pki.client_context()), Haggler(), asyncio.get_running_loop()
+        before = 0
+        with socket.socket(fileno=os.dup(pair.line.fileno())) as same, contextlib.suppress(BlockingIOError):
+            while True:
+                before += same.send(b"x", socket.MSG_DONTWAIT)  # until there is no room for its answer to a hello
+        transport = TlsTransport(loop, pair.line, haggler, loop.call_soon)
+        pair.say_hello()
+        await stage.until(lambda: pair.line.waits_to_write)
+        while before:
+            before -= len(pair.socket.recv(before))
+        shaking = pair.shaking()
+        await stage.until(lambda: shaking() and bool(haggler.told))
+        assert haggler.told == ["established []"]
+        transport.abort()
+        pair.socket.close()
 
     play(story)
 
