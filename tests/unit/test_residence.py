@@ -208,6 +208,20 @@ def test_a_score_that_cannot_be_raised_is_told_and_changes_nothing(
     ]
 
 
+def test_a_score_is_set_again_as_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "oom_score_adj"
+    file.write_text("-900\n")
+    give_back = precedence.go_first(str(file), score=-500)
+    assert file.read_text() == "-500\n"
+    give_back()
+    assert file.read_text() == "-900\n"
+    file.unlink()
+    give_back()
+    assert [record.message for record in caplog.records] == [
+        "the score of the OOM killer cannot be set to -900 again: No such file or directory"
+    ]
+
+
 SCORES = "import nbdzram.residence; nbdzram.residence.HELPERS_SCORE = 500; from nbdzram.__main__ import main; main()"
 
 

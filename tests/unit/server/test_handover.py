@@ -25,14 +25,14 @@ from nbdzram.server.counts import ExportCount, OperationCount, PoolCount
 from nbdzram.server.exports import Peer
 from nbdzram.server.handover import FORMAT, KNOWS, SERVING, Client, Counted, Handover, give_away
 from nbdzram.server.lobby import Origin
-from nbdzram.server.moments import Reached
+from nbdzram.server.moments import Moments, Reached
 from nbdzram.server.service import Service
 from nbdzram.server.state import FILE_NAME, ExportRecord, Kept, Remembered
 from nbdzram.status import HistorySample, RunTotals, to_json
 from tests.support.loop_client import WireClient
 from tests.support.nbd_client import Client as Wire
 from tests.support.takeover import listening
-from tests.unit.server.house import UNCHANGED, tell
+from tests.unit.server.house import UNCHANGED, Gate, tell
 from tests.unit.server.test_maintenance import ScriptedRun
 
 DISK = ExportConfig(name="disk", size_bytes=1 << 20)
@@ -178,6 +178,32 @@ def test_a_server_without_addresses_is_taken_over_too(tmp_path: Path) -> None:
 
     with listening(tmp_path / "s"):
         tell(story())
+
+
+def test_no_checkpoint_is_under_way_once_clients_wait_for_a_takeover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes over writes the next one."""
+    kept = CheckpointConfig(directory=tmp_path / "kept")
+    config = ServerConfig(exports=(DISK,), tcp=(), unix=(), checkpoint=kept)
+    found: list[list[str]] = []
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        writing = Gate(monkeypatch, Moments, "_copy_and_tell")
+        taking = asyncio.create_task(service._checkpoints.take())
+        await writing.until_reached()
+        asyncio.get_running_loop().call_later(0.01, writing.open.set)
+        service._nbd.prepare_to_hand_over()
+        given = await service.hand_over(
+            lambda: found.append([path.suffix for path in (tmp_path / "kept").iterdir() if "full" in path.name])
+        )
+        await taking
+        given.close()
+
+    tell(story())
+    assert found == [[".stream"]]
 
 
 def test_a_word_that_comes_in_the_last_moment_counts_and_later_there_is_no_way_for_one(

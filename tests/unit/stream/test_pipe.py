@@ -76,6 +76,15 @@ def test_whoever_is_waiting_hears_the_first_reason_why_it_ends(ends: Ends) -> No
             waiting.result()
 
 
+def test_who_reads_hears_that_it_ends_also_where_more_is_there(ends: Ends) -> None:
+    writer, reader, _, _ = ends
+    writer.write(b"more than that")
+    assert reader.read(4) == b"more"
+    reader.cancel("the pool is full")
+    with pytest.raises(StreamError, match="the pool is full"):
+        reader.read(4)
+
+
 def test_a_stream_that_is_ended_between_two_chunks_gets_its_end_mark(ends: Ends) -> None:
     writer, reader, _, _ = ends
     writer.write(b"whole")
@@ -154,6 +163,16 @@ def test_who_went_away_is_told_from_who_ended(ends: Ends) -> None:
     behind.close()
     with pytest.raises(StreamCut, match="nobody reads the stream any more"):
         writer.write(b"more")
+
+
+def test_who_went_away_with_something_unread_is_told_with_the_systems_reason() -> None:
+    one, other = socket.socketpair()
+    reader = Pipe(one)
+    one.send(b"unread")
+    other.close()
+    with pytest.raises(StreamCut, match="the stream was cut off: Connection reset by peer"):
+        reader.read(1)
+    reader.close()
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 100])
