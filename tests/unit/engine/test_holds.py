@@ -198,6 +198,8 @@ def test_what_a_stream_tells_is_copied_a_few_blocks_at_a_time() -> None:
 
     assert turns_of(pool, tell) >= blocks * BLOCK // copied_a_hold
     assert walk.progress == 1.0
+    beyond = Walk(copy, None, Told(), 2 * blocks)
+    assert (beyond.step(), beyond.position, beyond.progress) == (None, blocks, 1.0)
 
 
 def stream(disk: Disk) -> None:

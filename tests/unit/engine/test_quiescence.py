@@ -75,11 +75,14 @@ def deleted(disk: Disk) -> None:
 def test_a_thread_that_there_is_no_memory_to_watch_reads_and_writes_all_the_same() -> None:
     """By the locks; requests of several blocks too, which begin and end within one."""
     disk = Pool().create("disk", LEAF)
-    kept = bytearray(b"".join(half_random(number) for number in range(80)))
+    repeating = b"\7" * BLOCK + b"a word of its own".center(8)[:8] * (BLOCK // 8)
+    kept = bytearray(b"".join(half_random(number) for number in range(80)) + repeating)
     disk.write(0, kept)
+    kept += bytes(BLOCK)  # nothing was written there
 
     def unwatched() -> None:
-        for start, length in ((100, 77 * BLOCK), (3 * BLOCK - 1, 2), (5 * BLOCK, BLOCK), (0, len(kept))):
+        parts = [(81 * BLOCK + 3, 13), (81 * BLOCK - 5, BLOCK + 9), (82 * BLOCK + 3, 5), (80 * BLOCK + 1, 2)]
+        for start, length in (*parts, (100, 77 * BLOCK), (3 * BLOCK - 1, 2), (5 * BLOCK, BLOCK), (0, len(kept))):
             assert disk.read(start, length) == kept[start : start + length]
         for start, content in ((7 * BLOCK + 9, noise(1) + text(2)), (20 * BLOCK, prose(3)), (30, b"odd")):
             disk.write(start, content)
