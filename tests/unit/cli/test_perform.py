@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -66,6 +68,16 @@ def test_who_stops_waiting_is_told_what_goes_on_and_what_ends_it(capsys: pytest.
     assert f"`nbdzram runs cancel {RUNNING.number}` ends it" in going
     assert f"run {WAITING.number} ({WAITING.kind} of the pool {WAITING.pool}) waits in the server" in waiting
     assert f"`nbdzram runs cancel {WAITING.number} --control '/run/my socket'` ends it" in waiting
+
+
+@pytest.mark.parametrize("terminal", ["stdin", "stderr"])
+def test_nobody_is_asked_whose_answer_would_not_be_his_or_who_would_not_see_the_question(
+    terminal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getattr(sys, terminal), "isatty", lambda: True)
+    monkeypatch.setattr(click, "confirm", lambda *_, **__: pytest.fail("nobody is there"))
+    _leave(RUNNING, None, None)
+    assert f"`nbdzram runs cancel {RUNNING.number}` ends it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [compact, fold, recompress], ids=lambda module: module.__name__)

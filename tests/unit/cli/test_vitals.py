@@ -238,6 +238,15 @@ def test_another_process_with_the_number_of_a_server_in_a_container_is_left_alon
     assert "told to root" in only(vitals.descriptors(seen)).says
 
 
+def test_a_file_that_cannot_be_read_is_nothing_that_is_known(tmp_path: Path) -> None:
+    """As of a process that ends meanwhile, or that only root may look at."""
+    seen = patient(process(tmp_path))
+    (seen.process / "status").mkdir()
+    (seen.process / "limits").symlink_to("limits")
+    assert "an unknown number run" in only(vitals.threads(seen)).says
+    assert "told to root" in only(vitals.descriptors(seen)).says
+
+
 @pytest.mark.parametrize(("allowed", "level"), [(16, Level.WARN), (4096, Level.OK), (None, Level.OK)])
 def test_threads_are_counted_against_the_servers_own_cgroup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int | None, level: Level

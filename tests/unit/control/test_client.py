@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram.control.client import ControlClient
+from nbdzram.control.messages import Code
 from nbdzram.errors import ServerUnreachable, UserError
 
 
@@ -82,6 +84,37 @@ def test_what_no_server_answers_is_one_sentence(tmp_path: Path, answer: bytes) -
     with ControlClient(tmp_path / "control.sock") as client, pytest.raises(UserError, match=ANSWERS[answer]):
         client.call_for_stream("streams.send", lambda _: None)
     thread.join()
+
+
+def test_what_a_server_says_of_a_stream_is_told_though_it_reads_no_more_of_that(tmp_path: Path) -> None:
+    """It hangs up with a part of it unread, which is a reset to who sends the next part."""
+    path = tmp_path / "control.sock"
+    refusal = {"jsonrpc": "2.0", "id": 1, "error": {"code": Code.REFUSED, "message": "the pool is full"}}
+    parts = 0
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(1 << 16)
+            client.sendall(STREAM)
+            client.recv(1, socket.MSG_PEEK)
+            client.sendall(json.dumps(refusal).encode() + b"\n")
+
+    def read(_: int) -> bytes:
+        nonlocal parts
+        parts += 1
+        if parts == 2:
+            server.join()
+        return b"part"
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        with ControlClient(path) as client, pytest.raises(UserError, match="the pool is full"):
+            client.call_with_stream("streams.receive", read)
+    assert parts == 2
 
 
 def done(number: int) -> bytes:

@@ -440,6 +440,31 @@ def test_a_second_server_is_refused_and_the_first_lives_on(path: Path) -> None:
     asyncio.run(act())
 
 
+def test_a_server_that_hangs_does_not_hang_the_next_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes its connections, and no more may wait."""
+    monkeypatch.setattr(socket.socket, "connect", _impatient(socket.socket.connect))
+    with socket.socket(socket.AF_UNIX) as hanging, contextlib.ExitStack() as waiting:
+        hanging.bind(str(path))
+        hanging.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        with pytest.raises(UserError, match=rf"another server answers on the control socket {path}; stop it"):
+            asyncio.run(ControlServer(path, {}).start())
+
+
+def _impatient(connect: Callable[[socket.socket, str], None]) -> Callable[[socket.socket, str], None]:
+    """Who would wait fails instead."""
+
+    def connect_at_once(client: socket.socket, path: str) -> None:
+        assert client.gettimeout() == 0, "it waits for a server that may hang"
+        connect(client, path)
+
+    return connect_at_once
+
+
 @pytest.mark.parametrize(
     ("name", "clue"), [("file", "is no socket"), ("gone/x", "No such file"), ("x" * 120, "too long")]
 )

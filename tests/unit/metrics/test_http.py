@@ -178,6 +178,8 @@ def test_who_comes_again_and_again_waits_where_it_costs_the_loop_nothing(monkeyp
                 await asyncio.sleep(0)
             assert len(server._heads._deadlines) == BURST
             assert tasks == []
+            server.accept_no_more()
+            assert all(pause.cancelled() for pause in server._pauses.values()), "none ends in letting in others"
         await server.stop()
 
     uvloop.run(act())
