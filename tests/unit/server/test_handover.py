@@ -81,6 +81,7 @@ def client(number: int) -> Client:
         listener="nbd://l",
         since=1.5,
         rest=bytes([number % 256]) * 3,
+        payload_limit=33 << 20 if number % 2 else None,
         connection=os.memfd_create(f"client {number}"),
     )
 

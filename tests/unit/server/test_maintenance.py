@@ -362,8 +362,10 @@ def test_so_many_runs_wait_and_no_more() -> None:
         maintenance, gate = gated(total=1)
         asked = [asyncio.create_task(maintenance.run("long"))]
         await asyncio.to_thread(gate.begun.wait)
-        asked += [asyncio.create_task(maintenance.run("fold")) for _ in range(MOST_WAITING)]
-        await waiting(maintenance, 1 + MOST_WAITING)
+        for number in range(MOST_WAITING):  # by one after the other
+            asked.append(asyncio.create_task(maintenance.run("fold")))
+            await asyncio.wait(asked[-1:], timeout=0)
+            assert maintenance.find(2 + number) is not None
         with pytest.raises(UserError, match=f"^{MOST_WAITING} runs wait for their turn in the pool 'default' already"):
             await maintenance.run("fold")
         gate.open.set()
