@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from nbdzram.cli import going_on, loading
+from nbdzram.config import ServerConfig
+from nbdzram.server.service import Service
 from tests.support.server import START_SECONDS, Nbdzram
 
 MIB = 1 << 20
@@ -68,6 +71,16 @@ def test_what_a_step_may_take_is_told_in_the_unit_that_the_name_has(supervisor: 
     going_on._extend("stopping", 4 << 30, 10.0)
     assert supervisor.hear("") == f"STATUS=stopping\nEXTEND_TIMEOUT_USEC={(60 + 2 + 10) * 10**6}"
     assert loading.LOADING_SILENCE_MICROSECONDS == 300 * 10**6
+
+
+def test_nobody_looks_how_far_it_is_once_it_is_done() -> None:
+    async def story() -> None:
+        async with going_on._told(lambda: "half", Service(ServerConfig(tcp=(), unix=()))):
+            assert len(asyncio.all_tasks()) == 2
+        await asyncio.sleep(0)  # the one that looked hears of it
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(story())
 
 
 def test_who_is_taken_over_ends_once_it_is_read_who_serves(tmp_path: Path, supervisor: Supervisor) -> None:

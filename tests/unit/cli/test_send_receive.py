@@ -433,11 +433,11 @@ def test_what_is_received_again_is_opened_to_nobody_whom_its_declaration_keeps_o
     """A backup of before the list was declared admits everyone. Of a list that it has itself nothing is lost."""
     file = tmp_path / "disks.toml"
     file.write_text('[exports.open]\nsize = "1M"\n[exports.listed]\nsize = "1M"\nallow_addresses = ["10.0.0.0/8"]\n')
-    file.write_text(file.read_text() + '[exports.image]\nsize = "1M"\nread_only = true\n')
+    file.write_text(file.read_text() + '[exports.image]\nsize = "1M"\nread_only = true\niops = 70\n')
     server = start("-c", str(file))
     assert server.run("exports", "change", "listed", "--allow-everyone").code == 0
     assert server.run("exports", "change", "open", "--allow-address", "10.1.0.0/16").code == 0
-    assert server.run("exports", "change", "image", "--no-read-only").code == 0
+    assert server.run("exports", "change", "image", "--no-read-only", "--iops", "50").code == 0
     send(server, tmp_path / "before", "--all")
     again = start("-c", str(file))
     for name in ("open", "listed", "image"):
@@ -447,6 +447,7 @@ def test_what_is_received_again_is_opened_to_nobody_whom_its_declaration_keeps_o
     assert exports["listed"]["allow_addresses"] == ["10.0.0.0/8"]
     assert exports["open"]["allow_addresses"] == ["10.1.0.0/16"]
     assert exports["image"]["read_only"]
+    assert exports["image"]["bounds"]["iops"] == 70
     told = "holds as declared, and not as it was sent"
     again.wait_for_log(f"of the export image {told}")
     assert f"of the export open {told}" not in again.log.read_text()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import mmap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,11 @@ def test_a_server_looks_for_rot_by_itself_tells_it_and_counts(
     rotting: Callable[[], Service], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
-        service = rotting()
+        service, began = rotting(), time.time()
         await service.start(listen=False)
-        while service.status().pools[0].scrub.finished_at is None:  # noqa: ASYNC110 - a condition of the server
+        while (finished_at := service.status().pools[0].scrub.finished_at) is None:
             await asyncio.sleep(0.01)
+        assert finished_at >= began, "by the clock of the day"
         found = service.status().pools[0].scrub
         assert (found.rotten_objects, found.rotten_blocks) == (1, 1)
         assert found.objects >= 1
