@@ -98,6 +98,7 @@ RESERVED = {
         "cli.greeting",
         "cli.keep",
         "cli.netlink",
+        "cli.onlookers",
     },
     "subprocess": {"cli"},
 }
