@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import socket
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 from nbdzram.control.client import ControlClient
 from nbdzram.control.messages import Code
 from nbdzram.errors import ServerUnreachable, UserError
+from nbdzram.ready import writable
 
 
 def nothing(_: Path) -> None:
@@ -95,7 +95,7 @@ def test_what_a_server_says_of_a_stream_is_told_though_it_reads_no_more_of_that(
     full = threading.Event()
 
     def read(count: int) -> bytes:
-        if not select.select([], [client._socket], [], 0)[1]:
+        if not writable(client._socket.fileno(), seconds=0):
             full.set()
         return bytes(min(count, 1 << 12))
 

@@ -60,7 +60,14 @@ class House:
         return self.service._pools["default"].pool
 
     async def client(self, name: bytes = b"disk") -> WireClient:
-        return await (await WireClient.connect(self.path)).go(name)
+        before = self.numbers()
+        client = await (await Guest.connect(self.path)).go(name)
+        client.house, client.number = self, max(self.numbers() - before, default=None)
+        return client
+
+    def numbers(self) -> set[int]:
+        """Of those who are attached."""
+        return {one.number for one in self.service.clients()}
 
     async def refusal(self, name: bytes = b"disk") -> tuple[int, str]:
         """What a client is told that asks for `name` now: reply and text."""
@@ -75,6 +82,19 @@ class House:
     def remembered(self) -> dict[str, Any]:
         exports: dict[str, Any] = json.loads((self.state_dir / FILE_NAME).read_text())["exports"]
         return exports
+
+
+class Guest(WireClient):
+    """A client, of whom the service knows that it has left when it has closed."""
+
+    house: House
+    number: int | None = None
+
+    async def close(self) -> None:
+        await super().close()
+        async with asyncio.timeout(GATE_SECONDS):
+            while self.number in self.house.numbers():  # noqa: ASYNC110 - the loop has steps to do
+                await asyncio.sleep(0)
 
 
 Story = Callable[[House], Awaitable[None]]

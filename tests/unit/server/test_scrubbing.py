@@ -106,7 +106,7 @@ def test_a_server_looks_for_rot_by_itself_tells_it_and_counts(
     async def story() -> None:
         service, began = rotting(), time.time()
         await service.start(listen=False)
-        while (finished_at := service.status().pools[0].scrub.finished_at) is None:
+        while (finished_at := service.status().pools[0].scrub.finished_at) is None:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
         assert finished_at >= began, "by the clock of the day"
         found = service.status().pools[0].scrub

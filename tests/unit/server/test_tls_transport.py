@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from nbdzram.ready import readable
 from nbdzram.server.tls_transport import TlsTransport
 from nbdzram.sessions.tls_context import TlsContext
 from tests.support.pki import Pki
@@ -257,7 +257,7 @@ def test_who_goes_in_the_middle_of_the_handshake_is_gone(play: Play, certificate
         pair, haggler, loop = Pair(context, ssl.create_default_context()), Haggler(), asyncio.get_running_loop()
         TlsTransport(loop, pair.line, haggler, loop.call_soon)
         pair.say_hello()
-        await stage.until(lambda: bool(select.select([pair.socket], [], [], 0)[0]))
+        await stage.until(lambda: bool(readable(pair.socket.fileno(), seconds=0)))
         if end == "orderly":
             pair.fetch()
         pair.socket.close()  # with what was not read yet that is a reset
