@@ -189,11 +189,15 @@ cdef void _free(Piece* piece) noexcept nogil:
 
 
 cdef Piece* new_piece(size_t size, uint64_t charged, Budget budget) noexcept nogil:
-    """`charged` bytes were taken from the budget for it. NULL: there is no memory, and they are the caller's still."""
+    """`charged` bytes were taken from the budget for it; what a kept one has beyond is charged, too. NULL: there is no
+    memory, and they are the caller's still."""
     cdef Piece* piece = NULL
     cdef uint64_t used
     if LEAST_KEPT <= size <= LARGEST_KEPT:
         piece = budget._take_kept(size)
+        if piece != NULL and charged:
+            charged += piece.room - size
+            budget.force(piece.room - size)
     if piece == NULL:
         used = budget_used(&budget._used)
         budget._let_go(budget.limit - min(budget.limit, used))

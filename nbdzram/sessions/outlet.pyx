@@ -120,8 +120,8 @@ cdef class Outlet:
 
     cdef void _keep(self, Piece* piece) noexcept nogil:
         if piece.charged == 0:
-            piece.charged = piece.size  # it is held already, whatever the budget says
-            self.budget.force(piece.size)
+            piece.charged = piece.room  # it is held already, whatever the budget says
+            self.budget.force(piece.room)
         if self.first == NULL:
             self.first = piece
         else:

@@ -41,6 +41,39 @@ def test_the_poller_is_asked_between_those_who_send_payloads_however_many_they_a
         assert max(taken) <= MIB
 
 
+def test_a_buffer_that_is_larger_than_what_needs_it_is_charged_as_large_as_it_is() -> None:
+    """A payload's, and that of answers which nobody reads."""
+    played = Stage(SIZE, budget=8 * MIB)
+    played.disk.write(0, b"\x07" * SIZE)
+    budget = played.plane.budget
+    for kept in (2 * MIB, 80 * KIB):
+        client = played.attach(style=0)
+        client.send(request(CMD_WRITE, 0, kept) + bytes(kept))
+        played.settle()
+        client.line.sends_no_more = True
+        played.settle()
+    assert budget.kept == 2 * MIB + 80 * KIB
+    before = budget.used
+    writer = played.attach(style=0)
+    writer.send(request(CMD_WRITE, 0, 1900 * KIB) + bytes(1900 * KIB - 1))
+    played.settle()
+    assert budget.kept == 80 * KIB
+    assert budget.used - before >= 2 * MIB
+    before = budget.used
+    reader = played.attach(style=0)
+    reader.line.room = 0
+    reader.send(request(CMD_READ, 0, 64 * KIB))
+    played.settle()
+    assert budget.kept == 0
+    assert budget.used - before >= 80 * KIB
+    for client in (writer, reader):
+        client.line.sends_no_more = True
+    reader.line.room = 1 << 40
+    played.settle()
+    assert budget.used == 0
+    played.close()
+
+
 def test_what_is_kept_of_large_buffers_and_what_is_in_use_are_what_there_is_for_requests() -> None:
     """The next of that size has it, one that needs much less has not, and who needs room has it before."""
     played = Stage(SIZE, budget=8 * MIB)
