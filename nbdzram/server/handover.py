@@ -325,7 +325,8 @@ def reach(path: Path) -> socket.socket:
         successor.connect(str(path))
     except OSError as error:
         successor.close()
-        raise UserError(f"nothing can be given to {path}: {error.strerror or error}; is it still there?") from None
+        remedy = "run both as one user" if isinstance(error, PermissionError) else "is it still there?"
+        raise UserError(f"nothing can be given to {path}: {error.strerror or error}; {remedy}") from None
     return successor
 
 

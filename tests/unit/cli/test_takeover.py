@@ -16,6 +16,7 @@ import pytest
 from nbdzram.cli.takeover import GiverEnded, _accept, _ask, _take, take_over
 from nbdzram.errors import ServerUnreachable, UserError
 from nbdzram.ready import readable
+from nbdzram.server.handover import reach
 
 CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
 
@@ -41,6 +42,19 @@ def test_a_stranger_who_connects_is_hung_up_on_and_the_server_is_waited_for(list
             server.send(b"x")
             assert giver.recv(1) == b"x"
         assert stranger.wait() == 0
+
+
+def test_a_server_that_may_give_nothing_to_another_user_says_so(listener: socket.socket) -> None:
+    place, root = Path(listener.getsockname()), os.geteuid() == 0
+    place.chmod(0)
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"Permission denied; run both as one user$"):
+            reach(place)
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 def test_who_finds_no_server_leaves_nothing_where_it_waited_for_one(tmp_path: Path) -> None:
