@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING
 
 from nbdzram.config import ServerConfig
@@ -27,12 +26,12 @@ def metrics_server(config: ServerConfig, service: Service) -> MetricsServer | No
     return MetricsServer(config.metrics, service, config.metrics_hosts)
 
 
-async def starts(metrics: MetricsServer, listening: list[socket.socket], *, goes_on: bool) -> bool:
+async def starts(metrics: MetricsServer, handed: Handover) -> bool:
     """Whether metrics are served; a server that goes on with its clients does so without. Raises UserError."""
     try:
-        await metrics.start(listening)
+        await metrics.start(handed.metrics)
     except UserError as error:
-        if not goes_on:
+        if not handed.comes_back:
             raise
         log.error("%s; going on without metrics", error)
         return False

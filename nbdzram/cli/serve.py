@@ -497,7 +497,7 @@ async def _serve_once(
         try:
             for export in service.changes.unloaded():
                 await load_image(service, export, told_to_stop)
-            if metrics is not None and not await starts(metrics, handed.metrics, goes_on=handed.comes_back):
+            if metrics is not None and not await starts(metrics, handed):
                 metrics = None
             await service.listen(confirm)  # last: until that word nothing that was taken over has been touched
             serves = True
