@@ -132,6 +132,13 @@ class RequestError(NbdzramError):
         self.error = error
 
 
+def full_because(mem_limit: int) -> str:
+    """Why a pool with this limit took no more, and the first of what helps; 0: it has none."""
+    if not mem_limit:
+        return "memory is exhausted, or the file system of the state directory is full; free some of it"
+    return f"the pool is at its limit of {mem_limit} bytes, or memory is exhausted; raise the limit"
+
+
 def reason_of(error: BaseException) -> str:
     """What the system says of it; of what is no error of the system's, what Python says, which has no words for memory
     that ended."""

@@ -34,7 +34,7 @@ from nbdzram.engine.store cimport HUGE_LENGTH
 from nbdzram.engine.table cimport LEAF_BLOCKS, aged, entry_word
 from nbdzram.engine.users cimport users_enter, users_leave
 
-from nbdzram.errors import EngineError, PoolFull, StreamError
+from nbdzram.errors import EngineError, PoolFull, StreamError, full_because
 
 cdef enum:
     # Of a stream, as walk.pyx writes them.
@@ -145,8 +145,7 @@ cdef class Absorber:
             return
         if error == ENOSPC:
             raise PoolFull(
-                f"the stream does not fit: the pool is at its limit of {self.pool.mem_limit} bytes, or memory is "
-                "exhausted; raise the limit, remove exports, fold or compact"
+                f"the stream does not fit: {full_because(self.pool.mem_limit)}, remove exports, fold or compact"
             )
         if error in WRONG:
             raise StreamError("the stream is damaged: " + WRONG[error].format(number=self.number))

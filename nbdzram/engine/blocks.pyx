@@ -34,7 +34,7 @@ from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repea
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
 from nbdzram.engine.stats import DiskStats, DiskUsage
-from nbdzram.errors import EngineError, PoolFull
+from nbdzram.errors import EngineError, PoolFull, full_because
 
 cdef uint64_t NONE_WRONG = <uint64_t>-1
 SIZE_MAX = <uint64_t>BLOCK << MAX_BLOCKS_SHIFT
@@ -331,8 +331,8 @@ cdef class Blocks:
             return
         if error == ENOSPC:
             raise PoolFull(
-                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: the pool is at its limit of "
-                f"{self.pool.mem_limit} bytes, or memory is exhausted; raise the limit, trim, fold or compact"
+                f"cannot {verb} {length} bytes at {offset} of export {self.name!r}: "
+                f"{full_because(self.pool.mem_limit)}, trim, fold or compact"
             )
         if error == EDQUOT:
             raise PoolFull(

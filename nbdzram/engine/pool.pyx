@@ -247,6 +247,8 @@ cdef class Pool(PoolCore):
         cdef uint32_t number
         for number in range(EXPORTS_MAX):
             if not self.directory.make_room(number):
+                if self.arena.path is None:
+                    raise UserError(f"export {name!r}: memory is exhausted; free some of it, or remove an export")
                 raise UserError(f"export {name!r}: no room in {self.arena.path}: {self.arena.lacks()}")
             if (self.directory.state(number) == ENTRY_FREE and not self.held[number]
                     and self.directory.is_right(number)):

@@ -23,7 +23,7 @@ from nbdzram.engine.fold import Compact, Fold
 from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from nbdzram.engine.walk import Told, Walk
-from nbdzram.errors import StreamCut, StreamError
+from nbdzram.errors import PoolFull, StreamCut, StreamError, UserError
 from nbdzram.stream import layout
 from nbdzram.stream.receiving import Intake, Place, Receiver
 from nbdzram.stream.sending import Progress
@@ -554,6 +554,31 @@ def test_a_stream_that_does_not_fit_leaves_the_pool_as_it_was(pool: Pool) -> Non
         assert [found.name for found in small.all_disks()] == ["kept"]
         assert small.stats().objects == before.objects
         small.check()
+
+
+def test_a_pool_without_a_limit_is_never_said_to_be_at_it(pool: Pool) -> None:
+    """`receive` said "at its limit of 0 bytes" where a file system was full; nor is memory one that has no name."""
+    disk = pool.create("disk", MIB)
+    disk.write(0, b"".join(noise(number) for number in range(64)))
+    stream = sent(disk)
+    lacks = "memory is exhausted, or the file system of the state directory is full; free some of it, "
+    told = set()
+    with Pool() as other:
+        written = other.create("written", MIB)
+        try:
+            for granted in range(3):
+                fail_allocation(granted)
+                with pytest.raises(UserError) as refused:
+                    receive(other, stream)
+                told.add(str(refused.value))
+            fail_allocation(0)
+            with pytest.raises(PoolFull, match=f"of export 'written': {lacks}trim"):
+                written.write(0, noise(1))
+        finally:
+            fail_allocation(-1)
+    assert any(f"the stream does not fit: {lacks}remove exports, fold or compact" in one for one in told)
+    assert not any("limit of 0" in one or "None" in one for one in told)
+    assert any(one.endswith("memory is exhausted; free some of it, or remove an export") for one in told)
 
 
 def test_what_a_stream_says_behind_the_end_of_a_disk_is_none_of_it(other: Pool) -> None:
