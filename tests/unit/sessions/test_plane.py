@@ -6,6 +6,7 @@ import contextlib
 import gc
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from nbdzram.sessions.session import Session
 from nbdzram.sessions.stage import Ending
 from nbdzram.sessions.tally import Tally
 from nbdzram.sessions.throttle import Throttle
+from tests.support.rehearsal import Stage
 from tests.wire import CMD_DISC, CMD_READ, CMD_WRITE, request
 
 BLOCK, KIB = 4096, 1 << 10
@@ -216,3 +218,19 @@ def test_what_came_too_late_to_be_performed_does_not_reset_the_connection(house:
     assert client.recv(1) == b""
     client.close()
     house.empty()
+
+
+def test_a_client_that_takes_a_little_of_an_answer_does_not_stand_still() -> None:
+    stage = Stage(1 << 20)
+    client = stage.attach(style=0)
+    client.line.room = 0
+    client.send(request(CMD_READ, 0, 1 << 19))
+    stage.settle()
+    before = time.monotonic()
+    client.line.room = 1000
+    stage.settle()
+    assert client.line.watched == 2, "it owes the rest"
+    assert client.session.idle_seconds <= time.monotonic() - before
+    client.line.reset = True
+    stage.plane.abort(client.session)
+    stage.close()
