@@ -27,6 +27,7 @@ from tests.unit.server.lasting import (
     MIB,
     as_the_power_left_it,
     begun_from,
+    checkpointing,
     disk,
     files,
     flushing,
@@ -350,5 +351,26 @@ def test_a_journal_whose_checkpoints_were_moved_away_alone_is_not_begun_without(
         shutil.move(path, away)
         for directory in (empty, left):
             assert await begun_from(directory) == bytes(4 * MIB)
+
+    play(story)
+
+
+def test_a_journal_whose_checkpoints_were_moved_away_keeps_nobody_from_disks_that_outlived_the_server(
+    tmp_path: Path,
+) -> None:
+    kept, state = tmp_path / "kept", tmp_path / "state"
+
+    async def story() -> None:
+        async with flushing(tmp_path / "other") as service:
+            disk(service).write(0, text(0))
+            await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "other", tmp_path / "left")
+        async with checkpointing(kept, state_dir=state) as service:
+            disk(service).write(0, text(1))
+        for path in kept.glob("*.stream"):
+            path.unlink()
+        shutil.copy(next(left.glob("*.journal")), kept)
+        async with checkpointing(kept, state_dir=state) as service:
+            assert disk(service).read(0, BLOCK) == text(1)
 
     play(story)
