@@ -22,7 +22,7 @@ from nbdzram.config import TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.metrics import answers, http, requests
 from nbdzram.metrics.answers import Answer, Answers, Pace, Shared, sentence
-from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer
+from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer, Places
 from nbdzram.metrics.page import load_page
 from nbdzram.metrics.requests import MAX_HEAD_BYTES, MAX_PIECES, Hosts
 from nbdzram.status import ServerStatus
@@ -221,6 +221,37 @@ def test_readers_that_do_not_read_keep_nobody_out(monkeypatch: pytest.MonkeyPatc
             assert rest_of(members[0]) < whole / 2  # it was cut: read at last, it would have been answered whole
 
     with_server(act, Show(lambda: LARGE))
+
+
+def test_each_newcomer_takes_the_place_of_another_one_though_all_come_at_once() -> None:
+    ended: list[int] = []
+
+    async def stay(places: Places, number: int) -> None:
+        try:
+            with places.taken():
+                await asyncio.Event().wait()
+        finally:
+            ended.append(number)
+
+    async def in_some_turns() -> list[int]:
+        for _ in range(9):
+            await asyncio.sleep(0)
+        return sorted(ended)
+
+    async def act() -> None:
+        places = Places(2)
+        tasks = [asyncio.create_task(stay(places, number)) for number in range(5)]
+        assert await in_some_turns() == [0, 1, 2]
+        assert all(task.cancelled() for task in tasks[:3])
+        tasks[4].cancel()
+        assert await in_some_turns() == [0, 1, 2, 4]
+        tasks.append(asyncio.create_task(stay(places, 5)))
+        assert await in_some_turns() == [0, 1, 2, 4], "a place was free"
+        for task in tasks:
+            task.cancel()
+        assert await in_some_turns() == list(range(6))
+
+    uvloop.run(act())
 
 
 def rest_of(member: socket.socket) -> int:

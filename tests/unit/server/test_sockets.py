@@ -345,6 +345,12 @@ def test_an_ip_client_whose_address_is_gone_is_not_taken_for_a_local_one(stage: 
     assert stage.disk.admits(Peer("x", local=True))
 
 
+def test_a_client_of_one_link_is_told_by_its_address_alone() -> None:
+    """Which of our interfaces it is on is nothing that a list, or who reads the log, knows it by."""
+    peer = peer_of(transport(socket.AF_INET6, ("fe80::7%eth0", 2000, 0, 2)))
+    assert (peer.text, str(peer.address)) == ("[fe80::7]:2000", "fe80::7")
+
+
 def test_a_local_client_of_whom_the_kernel_cannot_be_asked_is_served_all_the_same(
     monkeypatch: pytest.MonkeyPatch, play: Play
 ) -> None:
