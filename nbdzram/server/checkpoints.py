@@ -436,8 +436,9 @@ class Checkpoints:
             found = os.statvfs(self._directory)
         except OSError:  # trying says more
             return
+        needed = min([self._stored(), *self._chain_bytes[:1]])
         knows_its_size = found.f_blocks > 0  # not each network's does
-        if knows_its_size and found.f_bavail * found.f_frsize < min([self._stored(), *self._chain_bytes[:1]]):
+        if knows_its_size and found.f_bavail * found.f_frsize < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _stored(self) -> int:
