@@ -106,6 +106,11 @@ class Attached:
         """For how long its client has neither sent of a payload nor read of its answers; 0: it need not."""
         return self.session.idle_seconds if self.session.waits_for_peer else 0.0
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Nothing is read of its payload before those of others are stored."""
+        return self.session.waits_for_room
+
     def status(self) -> ClientStatus:
         """What the server tells of it, at this moment."""
         return ClientStatus(

@@ -97,6 +97,10 @@ class Hosted(Served, Protocol):
     def still_seconds(self) -> float:
         """For how long."""
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Others must be done before it can go on."""
+
     def status(self) -> ClientStatus:
         """What the server tells of it."""
 

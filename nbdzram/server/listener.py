@@ -304,7 +304,8 @@ class NbdServer:
 
         Who is in the handshake has a while to end it. Who does not come to rest in time, as he never reads his
         answers, never sends the rest of a payload, or is behind TLS, is drained, and connects again. Whoever can be
-        seen to stand still is waited for first, while all others are served.
+        seen to stand still is waited for first, while all others are served; whoever waits for room goes with them, as
+        he would have that as soon as they are gone, and then be in the middle of a payload himself.
         """
         hosting = self._hosting
         assert hosting is not None
@@ -314,7 +315,8 @@ class NbdServer:
             await asyncio.sleep(STILL_SECONDS)  # others are served meanwhile
         for connection in list(hosting.haggling):
             connection.abort()
-        still = [session for session in hosting.attached.values() if session.stands_still]
+        attached = hosting.attached.values()
+        still = [session for session in attached if session.stands_still or session.waits_for_room]
         await _bring_to_rest(still, REST_SECONDS)
         others = list(hosting.attached.values())
         await _bring_to_rest(others, STOPPED_SECONDS)

@@ -15,6 +15,7 @@ cdef class Inbox:
     cdef size_t room(self) noexcept nogil
     cdef bint grow(self, size_t size) noexcept nogil
     cdef void rest(self) noexcept nogil
+    cdef void put_back(self, const uint8_t* source, size_t size) noexcept nogil
     cdef void close(self) noexcept nogil
 
     cdef inline size_t available(self) noexcept nogil:

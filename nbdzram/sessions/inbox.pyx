@@ -7,8 +7,9 @@ is.
 
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
+from nbdzram.engine.must cimport must
 from nbdzram.sessions.budget cimport Budget
 
 cdef enum:
@@ -76,6 +77,14 @@ cdef class Inbox:
         self.size = wanted
         self.rested = False
         return True
+
+    cdef void put_back(self, const uint8_t* source, size_t size) noexcept nogil:
+        """These were taken last, and are to be taken once more. Nothing was received since."""
+        if self.taken == 0:
+            must(self.filled == 0, b"an inbox from which something was taken has room before what follows it")
+            self.taken = self.filled = size  # it rested
+        self.taken -= size
+        memcpy(self.bytes + self.taken, source, size)
 
     cdef void rest(self) noexcept nogil:
         """Called now and then: shrink when nothing came since the last call."""

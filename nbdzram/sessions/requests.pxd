@@ -1,5 +1,6 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from nbdzram.nbd.transmission cimport EXTENDED_REQUEST_SIZE
 from nbdzram.sessions.block_status cimport Contexts
 from nbdzram.sessions.budget cimport Piece
 from nbdzram.sessions.inbox cimport Inbox
@@ -23,6 +24,8 @@ cdef class Requests(Work):
     cdef int verdict             # of the request whose payload is being skipped or applied
     cdef uint64_t remaining      # bytes of its payload still to come
     cdef Piece* payload
+    cdef uint8_t header[EXTENDED_REQUEST_SIZE]  # of the request whose payload waits for its turn, as it came
+    cdef int header_size
     cdef uint32_t foreseen       # requests in the inbox for which memory was asked already
 
     cdef bint move(self, Stage stage) noexcept nogil
@@ -34,6 +37,8 @@ cdef class Requests(Work):
     cdef bint take_write(self, int size) noexcept nogil
     cdef bint take_status(self, int size) noexcept nogil
     cdef bint begin_payload(self, int size) noexcept nogil
+    cdef bint waits_for_turn(self) noexcept nogil
+    cdef void put_back(self) noexcept nogil
     cdef bint begin_skip(self, int size, int verdict) noexcept nogil
     cdef bint apply_payload(self) noexcept nogil
     cdef void end_payload(self) noexcept nogil

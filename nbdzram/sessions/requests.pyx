@@ -238,6 +238,9 @@ cdef class Requests(Work):
             payload = new_piece(length, length, self.budget)
             if payload == NULL:
                 self.budget.give_back(length)
+        if payload == NULL:
+            self.header_size = size
+            memcpy(self.header, self.inbox.front(), size)
         self.inbox.taken += size
         self.remaining = length
         self.verdict = OK
@@ -256,6 +259,20 @@ cdef class Requests(Work):
         if self.remaining:
             self.turns.hold(&self.turn, self.remaining)
         return True
+
+    cdef bint waits_for_turn(self) noexcept nogil:
+        """Nothing of the payload that is next is stored, or may be."""
+        return self.phase == APPLY and not may_go_on(&self.turn)
+
+    cdef void put_back(self) noexcept nogil:
+        """A request that waits for its turn is as one that did not come completely: nothing was taken of its payload,
+        and nobody reads on."""
+        must(self.remaining == self.request.payload, b"nothing is stored of a payload that waits for its turn")
+        self.turns.leave(&self.turn)
+        self.inbox.put_back(self.header, self.header_size)
+        self.requests -= 1
+        self.phase = HEADER
+        self.remaining = 0
 
     cdef bint begin_skip(self, int size, int verdict) noexcept nogil:
         """Refuse a request; the answer follows its payload, as a client expects that is still sending."""

@@ -36,6 +36,9 @@ class Session:
     def waits_for_peer(self) -> bool:
         """The rest of a payload is to come, or answers are not read."""
     @property
+    def waits_for_room(self) -> bool:
+        """Memory is short, and nothing is read of a payload before those of others are stored."""
+    @property
     def payload_remaining(self) -> int:
         """Bytes still to come of the payload that is arriving."""
     @property

@@ -115,6 +115,11 @@ cdef class Session(Requests):
         )
 
     @property
+    def waits_for_room(self):
+        """Memory is short, and nothing is read of a payload before those of others are stored."""
+        return self.stage_now < LOST and self.waits_for_turn()
+
+    @property
     def payload_remaining(self):
         """Bytes still to come of the payload that is arriving."""
         return self.remaining
@@ -256,13 +261,20 @@ cdef class Session(Requests):
 
     cdef void drain(self) noexcept nogil:
         """Read no more; perform and answer what was asked for completely."""
+        if self.waits_for_turn() and self.inbox.available() < self.remaining:
+            self.put_back()
         if self.move(DRAINING) or self.throttled:
             self.run()
 
     cdef void release(self) noexcept nogil:
-        """As drain, once the payload that is arriving is there; and the line is not closed then."""
+        """As drain, once the payload that is arriving is there; and the line is not closed then. One that waits for its
+        turn is not waited for: it would come when all are gone that are before it."""
         self.releasing = True
-        if self.stage_now == OPEN or self.throttled:
+        if self.waits_for_turn() and self.inbox.available() < self.remaining:
+            self.put_back()
+            self.move(DRAINING)
+            self.run()
+        elif self.stage_now == OPEN or self.throttled:
             self.run()
 
     cdef void let_go(self) noexcept nogil:

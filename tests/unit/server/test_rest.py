@@ -126,6 +126,31 @@ def test_who_stops_in_the_moment_of_a_takeover_is_not_waited_for_as_long_as_who_
     tell(story())
 
 
+def test_who_waits_for_room_goes_with_those_that_stand_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let in where the others were, he would stand still in the middle of his own payload, and everybody wait again."""
+    monkeypatch.setattr(listener, "REST_SECONDS", 0.2)
+    whole = request(CMD_WRITE, 0, 1 << 24) + bytes(1000)
+
+    async def story() -> None:
+        service = Service(serving(tmp_path, STOPS[-1]))
+        await service.start()
+        wires = [await asyncio.to_thread(Wire, tmp_path / "nbd.sock", "disk") for _ in range(2)]
+        still, waits = service._nbd.sessions
+        for wire, session in zip(wires, (still, waits), strict=True):
+            wire.socket.sendall(whole)
+            while not session.stands_still and not session.waits_for_room:  # noqa: ASYNC110 - conditions of its thread
+                await asyncio.sleep(0.01)
+        assert waits.waits_for_room
+        service._nbd.prepare_to_hand_over()
+        handed = await service.hand_over()
+        assert [(client.number, client.rest) for client in handed.clients] == [(waits.number, whole)]
+        handed.close()
+        for wire in wires:
+            wire.socket.close()
+
+    tell(story())
+
+
 def test_who_reads_some_of_a_long_answer_does_not_stand_still(tmp_path: Path) -> None:
     async def story() -> None:
         service, wire, session = await with_one_who_stands_still(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nbdzram.sessions.stage import Stage as Ends
 from tests.support.rehearsal import Stage
 from tests.unit.sessions.test_released import stage  # noqa: F401  (fixture)
 from tests.wire import CMD_READ, CMD_WRITE, request
@@ -117,4 +118,44 @@ def test_what_is_kept_of_large_buffers_and_what_is_in_use_are_what_there_is_for_
     assert budget.kept == 0
     for client in played.clients.values():
         client.line.sends_no_more = True
+    played.close()
+
+
+def test_a_turn_that_comes_with_a_second_wish_to_drain_is_taken() -> None:
+    """Rings that meet are one letter: a session that drains already, as all of its payload came, still hears that its
+    turn has come."""
+    played = Stage(SIZE, budget=600 * KIB)
+    first, second = played.attach(style=0), played.attach(style=0)
+    for _ in range(8):  # its inbox grows
+        second.send((request(CMD_WRITE, 0, 32 * KIB) + bytes(32 * KIB)) * 8)
+        played.settle()
+    first.send(request(CMD_WRITE, 0, 24 * MIB) + b"w" * 4096)
+    played.settle()
+    second.send(request(CMD_WRITE, 0, 200 * KIB) + b"s" * (200 * KIB))
+    played.settle()
+    assert second.session.waits_for_room
+    played.plane.drain(second.session)
+    played.settle()
+    assert second.session.stage == Ends.DRAINING
+    played.plane.abort(first.session)  # whose end rings: go on
+    played.plane.drain(second.session)
+    played.settle()
+    assert first.over
+    assert second.over
+    assert played.disk.read(0, 200 * KIB) == b"s" * (200 * KIB)
+    played.close()
+
+
+def test_a_wish_to_drain_that_comes_with_a_turn_is_heard() -> None:
+    """The other way round: whose turn has come, and who drains from that same letter on, reads no more."""
+    played = Stage(SIZE, budget=2 * MIB)
+    first, second = played.attach(style=0), played.attach(style=0)
+    for client in (first, second):
+        client.send(request(CMD_WRITE, 0, 24 * MIB) + b"w" * 4096)
+        played.settle()
+    assert played.plane.turns.waiting == 1
+    played.plane.abort(first.session)  # whose end rings: go on
+    played.plane.drain(second.session)
+    played.settle()
+    assert second.over
     played.close()

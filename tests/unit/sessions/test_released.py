@@ -71,3 +71,64 @@ def test_what_came_with_a_client_is_charged_and_its_inbox_is_small_again_once_it
     client.send(whole)
     stage.settle()
     assert client.session.requests == 2
+
+
+@pytest.mark.parametrize("ends", ["release", "drain"])
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("style", [1, 2])
+@pytest.mark.parametrize("came", [b"", b"w" * 5000], ids=["nothing", "some"])
+def test_who_waits_for_room_is_between_two_requests(ends: str, quiet: bool, style: int, came: bytes) -> None:
+    """Memory for payloads is used up by one who stands in the middle of his; the next is read when that one is gone,
+    and would then be in the middle of his own: everybody waited for them one after the other."""
+    stage = Stage(SIZE, budget=2 * MIB)
+    first, second = stage.attach(style=style), stage.attach(style=style)
+    begun = request(CMD_WRITE, 0, 24 * MIB, extended=style == 2) + came
+    if quiet:  # its inbox, which had grown, is small again meanwhile
+        second.send((request(CMD_WRITE, 0, 32 * KIB, extended=style == 2) + bytes(32 * KIB)) * 8)
+        stage.settle()
+    before = second.session.requests
+    for client in (first, second):
+        client.send(begun)
+        stage.settle()
+    assert (first.session.waits_for_room, second.session.waits_for_room) == (False, True)
+    if quiet:
+        for _ in range(2):
+            rest(stage.desk, second.session)
+    getattr(stage.plane, ends)(second.session)
+    stage.settle()
+    assert (second.over, first.over, stage.plane.turns.waiting) == (True, False, 0)
+    assert second.session.requests == before
+    if ends == "release":
+        assert (second.session.released, second.line.closed) == (True, False)
+        assert second.session.take_rest() == begun
+    else:
+        assert second.line.closed
+    third = stage.attach(style=style)
+    third.send(begun)
+    stage.settle()
+    stage.plane.abort(first.session)
+    stage.settle()
+    assert third.session.payload_remaining == 24 * MIB - len(came) // 4096 * 4096, "it has its turn next"
+    stage.plane.abort(third.session)
+    stage.settle()
+    stage.close()
+
+
+def test_who_does_not_read_and_waited_for_room_keeps_it_from_nobody_when_he_is_to_go() -> None:
+    stage = Stage(SIZE, budget=2 * MIB)
+    first, second = stage.attach(style=0), stage.attach(style=0)
+    second.line.room = 0
+    first.send(request(CMD_WRITE, 0, 24 * MIB))
+    stage.settle()
+    second.send(request(CMD_READ, 0, 4096) + request(CMD_WRITE, 0, 24 * MIB))
+    stage.settle()
+    assert second.session.waits_for_room
+    stage.plane.release(second.session)
+    stage.settle()
+    assert (second.over, stage.plane.turns.waiting) == (False, 0)
+    second.line.room = 1 << 40
+    stage.settle()
+    assert second.session.take_rest() == request(CMD_WRITE, 0, 24 * MIB)
+    stage.plane.abort(first.session)
+    stage.settle()
+    stage.close()

@@ -486,40 +486,6 @@ def test_a_session_lost_while_workers_store_gives_everything_back() -> None:
     stage.close()
 
 
-def test_a_turn_that_comes_with_a_second_wish_to_drain_is_taken() -> None:
-    """Rings that meet are one letter: a session that drains already still hears that its turn has come."""
-    stage = Stage(SIZE, budget=2 * MIB)
-    first, second = stage.attach(style=0), stage.attach(style=0)
-    for client in (first, second):
-        client.send(request(CMD_WRITE, 0, 24 * MIB) + b"w" * BLOCK)
-        stage.settle()
-    assert stage.plane.turns.waiting == 1
-    stage.plane.drain(second.session)
-    stage.settle()
-    assert stage_of(second) == Ends.DRAINING
-    stage.plane.abort(first.session)  # whose end rings: go on
-    stage.plane.drain(second.session)
-    stage.settle()
-    assert first.over
-    assert second.over
-    stage.close()
-
-
-def test_a_wish_to_drain_that_comes_with_a_turn_is_heard() -> None:
-    """The other way round: whose turn has come, and who drains from that same letter on, reads no more."""
-    stage = Stage(SIZE, budget=2 * MIB)
-    first, second = stage.attach(style=0), stage.attach(style=0)
-    for client in (first, second):
-        client.send(request(CMD_WRITE, 0, 24 * MIB) + b"w" * BLOCK)
-        stage.settle()
-    assert stage.plane.turns.waiting == 1
-    stage.plane.abort(first.session)  # whose end rings: go on
-    stage.plane.drain(second.session)
-    stage.settle()
-    assert second.over
-    stage.close()
-
-
 def test_what_waits_for_its_turn_at_the_end_of_file_is_answered(stage: Stage) -> None:
     """More stands in the inbox than two turns answer when the peer says that it sends no more."""
     client = stage.attach(style=0)
