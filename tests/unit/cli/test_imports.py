@@ -18,8 +18,8 @@ unwanted = {"rich", "nbdzram.cli.common"}
 print(sorted(name for name in sys.modules if name in unwanted or name.startswith("nbdzram.cli.")))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    ours = ["announce", "going_on", "hints", "loading", "main", "numbers", "perils", "processes", "serve", "shown"]
-    ours += ["stops", "supervisor", "terminals", "usage"]
+    ours = ["announce", "going_on", "hints", "loading", "main", "numbers", "onlookers", "perils", "processes", "serve"]
+    ours += ["shown", "stops", "supervisor", "terminals", "usage"]
     assert out.splitlines()[-1] == str([f"nbdzram.cli.{name}" for name in ours])
 
 
