@@ -141,6 +141,8 @@ class Maintenance:
                 "some: `nbdzram runs` shows them"
             )
         ticket = Ticket(next(self._numbers), kind, self.name, options, cpu_percent=cpu_percent, reason=reason)
+        self._refuse_when_ended(ticket)
+        self._queue.append(ticket)  # before anybody else asks
         return await asyncio.shield(asyncio.create_task(self._run_in_turn(ticket, progress)))
 
     async def cancel(self, ticket: Ticket) -> RunStatus:
@@ -162,12 +164,10 @@ class Maintenance:
         self._executor.shutdown()
 
     async def _run_in_turn(self, ticket: Ticket, progress: Progress | None) -> tuple[Report, RunReport]:
-        self._refuse_when_ended(ticket)
-        self._queue.append(ticket)
-        if progress is not None:  # at once: who asked can name it from now on
-            ahead = self._queue[0]
-            progress(ticket.status(), None if ahead is ticket else ahead.status())
         try:
+            if progress is not None:  # at once: who asked can name it from now on
+                ahead = self._queue[0]
+                progress(ticket.status(), None if ahead is ticket else ahead.status())
             await self._wait_for_turn(ticket, progress)
             self._refuse_when_ended(ticket)
             return await self._perform(ticket, progress)

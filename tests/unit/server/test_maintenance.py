@@ -362,14 +362,15 @@ def test_so_many_runs_wait_and_no_more() -> None:
         maintenance, gate = gated(total=1)
         asked = [asyncio.create_task(maintenance.run("long"))]
         await asyncio.to_thread(gate.begun.wait)
-        for number in range(MOST_WAITING):  # by one after the other
+        for _ in range(MOST_WAITING + 3):  # at once
             asked.append(asyncio.create_task(maintenance.run("fold")))
-            await asyncio.wait(asked[-1:], timeout=0)
-            assert maintenance.find(2 + number) is not None
+        refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert refused == set(asked[-3:])
         with pytest.raises(UserError, match=f"^{MOST_WAITING} runs wait for their turn in the pool 'default' already"):
             await maintenance.run("fold")
         gate.open.set()
-        await asyncio.gather(*asked)
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(one, UserError) for one in ended] == [False] * (1 + MOST_WAITING) + [True] * 3
         await maintenance.run("fold")
         await maintenance.stop()
 
