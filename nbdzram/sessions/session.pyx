@@ -11,7 +11,7 @@ How a session ends is told by its Stage (session.pxd).
 Invariants
 1. Everything here runs on the thread that the session belongs to; workers see Tasks only, and Turns the Turn.
 2. A request is either not yet taken from the inbox, or the Job, or a Store, or waits for a sync, or is answered: never
-   two of these.
+   two of these. One whose payload waits for room is put back into the inbox when the session is to end.
 3. While the outlet is blocked (the peer does not read) nothing new is performed. A session then holds at most the
    inbox, one scratch of answers and one reply that may not be cut, all charged to the Budget. When that is used up,
    READs go on in steps of SMALL_STEP: who reads its replies is served, who does not holds one step.
