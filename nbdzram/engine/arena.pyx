@@ -285,8 +285,9 @@ cdef class Arena:
                 &self.free_units, (reserve // UNIT_SIZE) * sizeof(uint32_t), &self.ledger):
             self.discard()
             raise ArenaError(
-                f"cannot reserve {reserve >> 30} GiB of addresses for a pool: {strerror(errno).decode()}; a process "
-                f"has {_address_limit()} of them, and pools with a smaller mem_limit reserve less"
+                f"cannot reserve {(reserve + (1 << 30) - 1) >> 30} GiB of addresses for a pool: "
+                f"{strerror(errno).decode()}; a process has {_address_limit()} of them, and pools with a smaller "
+                "mem_limit reserve less"
             )
         self.base = <uint8_t*>base
         self.reserved = reserve

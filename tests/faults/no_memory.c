@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 extern void* __libc_malloc(size_t);
 extern void* __libc_calloc(size_t, size_t);
@@ -47,4 +50,12 @@ int posix_memalign(void** place, size_t alignment, size_t size) {
         return ENOMEM;
     *place = __libc_memalign(alignment, size);
     return *place == NULL ? ENOMEM : 0;
+}
+
+void* mmap64(void* place, size_t size, int protection, int flags, int file, off64_t offset) {
+    if (flags & MAP_ANONYMOUS && is_refused(__builtin_return_address(0))) {
+        errno = ENOMEM;
+        return MAP_FAILED;
+    }
+    return (void*)syscall(SYS_mmap, place, size, protection, flags, file, offset);
 }

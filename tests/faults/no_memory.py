@@ -4,6 +4,7 @@ the second, and so on until a story needs no more. What came of it, a line each.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -139,7 +140,7 @@ def lines() -> Iterator[str]:
     for lasts, name in product((False, True), ("engine", "session")):
         LASTS.value, after = lasts, 0
         story = of_the_engine if name == "engine" else of_a_session
-        while told := story(after):
+        while told := re.sub(r"\d+ [GT]iB of (addresses|them)", r"some \1", story(after)):  # the machine's
             yield f"{name}, without number {after}{' and all behind it' * lasts}: {told}"
             after += 1
         for number in range(after if name == "session" else 0):
