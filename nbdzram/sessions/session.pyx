@@ -142,8 +142,8 @@ cdef class Session(Requests):
         cdef ssize_t came
         cdef size_t room
         self.unread = False
-        if self.stage_now != OPEN:
-            self.settle()  # a line that says how it ends, perhaps, to a peer that is gone
+        if self.stage_now != OPEN or self.waits_for_turn():
+            self.settle()  # a line that says how it ends, perhaps, to a peer that is gone; or it was told of before
             return
         if self.phase == PAYLOAD:
             room = min(self.remaining, <uint64_t>TURN)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nbdzram.ready import readable
 from nbdzram.sessions.rehearsal import rest, serve
 from tests.support.rehearsal import Stage
 from tests.wire import CMD_BLOCK_STATUS, CMD_READ, CMD_TRIM, CMD_WRITE, request
@@ -131,4 +132,35 @@ def test_who_does_not_read_and_waited_for_room_keeps_it_from_nobody_when_he_is_t
     assert second.session.take_rest() == request(CMD_WRITE, 0, 24 * MIB)
     stage.plane.abort(first.session)
     stage.settle()
+    stage.close()
+
+
+@pytest.mark.parametrize("ends", ["release", "drain"])
+def test_nothing_is_read_of_a_payload_that_waits_although_its_line_was_told_of_before(ends: str) -> None:
+    """A busy line is told of, and stands in the queue; meanwhile the payload before is stored, and the next request is
+    begun, for which there is no room. Its header had no place to be put back to: that ended the server."""
+    stage = Stage(SIZE, budget=4 * MIB, processors=3)
+    first, second = stage.attach(style=0), stage.attach(style=0)
+    first.send(request(CMD_WRITE, 0, 24 * MIB))
+    stage.settle()
+    second.send(request(CMD_WRITE, 0, 200 * KIB) + bytes(200 * KIB))
+    while second.session.storing == 0:
+        assert stage.serve(second, alone=True)
+    begun = request(CMD_WRITE, 0, 24 * MIB)
+    second.send(request(CMD_READ, 0, 4 * KIB) * 20 + begun)
+    assert stage.serve(second, alone=True)
+    readable(stage.desk.fileno())  # the payload before is stored: that word waits, too
+    second.send(b"w" * 100)
+    assert stage.serve(second)  # it was busy: it is to have its turn behind others
+    stage.desk.turn()
+    assert second.session.waits_for_room
+    assert second.line.incoming == b"w" * 100
+    getattr(stage.plane, ends)(second.session)
+    stage.settle()
+    assert second.over
+    if ends == "release":
+        assert second.session.take_rest() == begun
+    stage.plane.abort(first.session)
+    stage.settle()
+    assert stage.plane.budget.used == 0
     stage.close()
