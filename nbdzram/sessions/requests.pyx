@@ -122,7 +122,7 @@ cdef class Requests(Work):
         if request.payload > self.rules.payload_limit:
             self.halt(LONG_PAYLOAD, request.payload)
             return False
-        if self.stage_now != OPEN and self.inbox.available() < size + request.payload:
+        if (self.stage_now != OPEN or self.releasing) and self.inbox.available() < size + request.payload:
             return False  # no more is read; whoever goes on with the line begins with this header
         self.rules.size = self.disk.size
         verdict = validate(request, &self.rules)

@@ -18,8 +18,7 @@ cdef class Session(Requests):
     cdef uint64_t closing_since
     cdef readonly bint left      # the peer closed
     cdef bint was_midway         # when it was lost
-    cdef bint releasing          # its line is to outlive it
-    cdef readonly bint released  # ... and does
+    cdef readonly bint released  # its line outlives it
     cdef uint8_t* kept_bytes     # what came behind the last request that was answered
     cdef size_t kept_size
     cdef bint unread             # we would read on, and the line holds bytes of which no poller tells

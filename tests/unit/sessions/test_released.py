@@ -164,3 +164,49 @@ def test_nothing_is_read_of_a_payload_that_waits_although_its_line_was_told_of_b
     stage.settle()
     assert stage.plane.budget.used == 0
     stage.close()
+
+
+FIRST_ONES = {
+    "a payload that is stored as it arrives": (0, 400 * KIB),
+    "a payload of a request that is refused": (SIZE, 300 * KIB),
+}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("first", FIRST_ONES)
+def test_who_is_to_go_behind_his_payload_begins_no_other(first: str, waits: bool) -> None:
+    """What follows came with the end of it, and not completely: begun, it would have to be waited for as well, or wait
+    itself for room, and everybody for it."""
+    stage = Stage(SIZE, budget=600 * KIB)
+    offset, size = FIRST_ONES[first]
+    hog, client = stage.attach(style=0), stage.attach(style=0)
+    client.send(request(CMD_WRITE, offset, size) + bytes(size - 1))
+    stage.settle()
+    if waits:
+        hog.send(request(CMD_WRITE, 0, 24 * MIB))
+        stage.settle()
+    stage.plane.release(client.session)
+    stage.settle()
+    assert not client.over
+    begun = request(CMD_WRITE, 0, MIB) + b"w" * 100
+    client.send(b"\0" + begun)
+    stage.settle()
+    assert (client.over, client.session.released, client.session.requests) == (True, True, 1)
+    assert client.session.take_rest() == begun
+    stage.plane.abort(hog.session)
+    stage.settle()
+    assert stage.plane.budget.used == 0
+    stage.close()
+
+
+def test_who_has_more_to_do_than_a_turn_begins_no_payload_once_he_is_to_go(stage: Stage) -> None:
+    client = stage.attach(style=0)
+    client.send((request(CMD_WRITE, 0, 32 * KIB) + bytes(32 * KIB)) * 16)
+    stage.settle()  # its inbox has grown
+    begun = request(CMD_WRITE, 0, MIB) + b"w" * 100
+    client.send(request(CMD_READ, 0, 64 * KIB) * 20 + begun)
+    assert stage.serve(client, alone=True)
+    stage.plane.release(client.session)
+    stage.settle()
+    assert (client.over, client.session.released) == (True, True)
+    assert client.session.take_rest() == begun
