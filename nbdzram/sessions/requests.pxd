@@ -26,6 +26,7 @@ cdef class Requests(Work):
     cdef Piece* payload
     cdef uint8_t header[EXTENDED_REQUEST_SIZE]  # of the request whose payload waits for its turn, as it came
     cdef int header_size
+    cdef uint64_t header_epoch   # of the limits under which it began; 0: there were none
     cdef bint releasing          # the line is to outlive the session: no payload is begun whose end did not come
     cdef uint32_t foreseen       # requests in the inbox for which memory was asked already
 

@@ -240,6 +240,7 @@ cdef class Requests(Work):
                 self.budget.give_back(length)
         if payload == NULL:
             self.header_size = size
+            self.header_epoch = self.place.epoch
             memcpy(self.header, self.inbox.front(), size)
         self.inbox.taken += size
         self.remaining = length
@@ -271,6 +272,8 @@ cdef class Requests(Work):
         self.turns.leave(&self.turn)
         self.inbox.put_back(self.header, self.header_size)
         self.requests -= 1
+        self.place.epoch = self.header_epoch
+        self.throttle.give_back(&self.place)
         self.phase = HEADER
         self.remaining = 0
 

@@ -210,3 +210,26 @@ def test_who_has_more_to_do_than_a_turn_begins_no_payload_once_he_is_to_go(stage
     stage.settle()
     assert (client.over, client.session.released) == (True, True)
     assert client.session.take_rest() == begun
+
+
+@pytest.mark.parametrize("ends", ["release", "drain"])
+def test_a_request_that_is_put_back_took_nothing_of_what_its_export_may(ends: str) -> None:
+    """It is asked again, and others of the export would wait for its bytes twice."""
+    stage = Stage(SIZE, budget=2 * MIB)
+    hog, client, other = (stage.attach(style=0) for _ in range(3))
+    hog.send(request(CMD_WRITE, 0, 24 * MIB))
+    stage.settle()
+    stage.throttle.limit((0, 0), (MIB, 0), 1000)
+    client.send(request(CMD_WRITE, 0, 24 * MIB))
+    stage.settle()
+    assert client.session.waits_for_room
+    getattr(stage.plane, ends)(client.session)
+    stage.settle()
+    assert client.over
+    other.send(request(CMD_READ, 0, 4 * KIB))
+    stage.settle()
+    assert len(other.line.outgoing) == 16 + 4 * KIB
+    for one in (hog, other):
+        stage.plane.abort(one.session)
+    stage.settle()
+    stage.close()
