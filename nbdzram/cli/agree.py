@@ -48,7 +48,7 @@ def agree(
             return True
         losses = _losses(client, names, stays)
         if dry_run:
-            _tell(verb, losses, as_json=as_json)
+            _tell(verb, losses, size_bytes, as_json=as_json)
             return False
         at_stake = [loss for loss in losses if loss.stored_bytes or 0 < size_bytes < loss.size_bytes]
         if not at_stake or any(loss.clients for loss in losses):
@@ -68,7 +68,10 @@ def _require_possible(client: ControlClient, names: Sequence[str], *, whoever: b
     attached = {one["name"]: one["connections"] for one in client.status_part("exports")}
     for name in names:
         require_export(name, attached)
-    held = {name: "" if whoever or not count else f"has clients ({count})" for name, count in attached.items()}
+    peers: dict[str, list[str]] = {}
+    for one in client.clients() if not whoever and any(attached[name] for name in names) else ():
+        peers.setdefault(one.export, []).append(one.peer)
+    held = {name: f"has clients ({_named(peers[name])})" if name in peers else "" for name in attached}
     require_all("the export", names, held, "let them detach, or end them with --force")
 
 
@@ -78,12 +81,13 @@ def _losses(client: ControlClient, names: Sequence[str], stays: Mapping[str, Any
     return [from_json(ExportLoss, client.call("exports.lose", name=name, **stays)) for name in names]
 
 
-def _tell(verb: str, losses: Sequence[ExportLoss], *, as_json: bool) -> None:
+def _tell(verb: str, losses: Sequence[ExportLoss], size_bytes: int, *, as_json: bool) -> None:
     if as_json:
         return print_json(losses)
     for loss in losses:
+        meant = "resize" if size_bytes >= loss.size_bytes else verb  # nothing lies behind its new end
         clients = f"; attached: {_named(loss.clients)} (--force ends them)" if loss.clients else ""
-        click.echo(f"to {verb} {_describe(loss, verb)}{clients}")
+        click.echo(f"to {meant} {_describe(loss, meant)}{clients}")
     return None
 
 

@@ -98,6 +98,9 @@ def test_a_dry_run_tells_and_does_nothing(start: Start) -> None:
             done = server.run("exports", verb, "disk", *words, "--dry-run", *flags)
             told = "shrink" if verb == "resize" else verb
             assert (done.code, done.out.startswith(f"to {told} disk destroys 1M of content")) == (0, True), done
+    for size in ("4M", "8M"):
+        grown = server.run("exports", "resize", "disk", size, "--dry-run")
+        assert grown.out == "to resize disk destroys nothing that is stored\n"
     told = json.loads(server.run("exports", "remove", "disk", "two", "--dry-run", "--json").out)
     assert [(loss["name"], loss["stored_bytes"]) for loss in told] == [("disk", MIB), ("two", 0)]
     listed: list[dict[str, Any]] = json.loads(server.run("exports", "list", "--json").out)

@@ -5,6 +5,7 @@ And limits that are set below what is there already."""
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_no_disk_goes_where_one_of_several_has_clients(start: Start, verb: str, 
     with attached.socket:  # the server ends it: nobody says goodbye
         done = server.run("exports", verb, "one", "two", "three", *flags)
         assert (done.code, done.out) == (1, "")
-        assert "the export two has clients (1): nothing is done; let them detach, or end them with --force" in done.err
+        who = f"unix client (pid {os.getpid()}, uid {os.geteuid()})"
+        assert f"the export two has clients ({who}): nothing is done; let them detach, or end them with" in done.err
         assert names(server) == ["one", "two", "three"]
         with Client(server.socket, "one") as client:
             assert client.read(0, 4096) == b"x" * 4096
