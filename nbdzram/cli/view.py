@@ -18,6 +18,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
+from nbdzram.cli.columns import legible
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.rates import Rates
 from nbdzram.status import ExportStatus, PoolStatus, ServerStatus
@@ -86,6 +87,8 @@ def screen(frame: Frame, width: int, height: int, *, keys: bool, encoding: str =
     if keys:
         lines += [Text() for _ in range(height - 1 - len(lines))]
         lines.append(_footer(frame, width))
+    elif work := next((told for told in _work(frame.status) if len(told) <= width), None):
+        lines += [Text(), Text(work, "yellow")]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis" if _fits("…", encoding) else "crop"
         line.plain = "".join(one if _fits(one, encoding) else PLAIN.get(one, "?") for one in line.plain)
@@ -316,7 +319,7 @@ def _row(
         "CONN": str(export.connections) if export.connections else "-",
     }
     told = "".join(f"{cells[name]:>{width}}" for name, width in columns.items())
-    name = _fitted(export.name, name_width - 1)
+    name = _fitted(legible(export.name, "utf-8"), name_width - 1)
     return Text(f"{name} ", "bold" if rates.requests else "").append(told, "" if rates.requests else "dim")
 
 

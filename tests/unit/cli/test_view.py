@@ -251,3 +251,16 @@ def test_a_run_under_way_is_told_in_a_narrow_terminal_too(width: int, told: str)
     maintenance = replace(SERVER.pools[0].maintenance, queue=(run, replace(run, state="waiting")))
     status = replace(SERVER, pools=(replace(SERVER.pools[0], maintenance=maintenance),))
     assert shown(Frame(status), width)[-1].removeprefix("q quit   s sort: traffic").strip() == told
+
+
+def test_printed_once_a_run_under_way_is_told_behind_the_exports() -> None:
+    """In a pipe there is no line of keys: the run went with it."""
+    assert shown(Frame(SERVER), keys=False)[-1].startswith(EXPORT.name)
+    run = replace(RUNNING, kind="recompress", pool="default", done=1, total=2, seconds_left=None)
+    maintenance = replace(SERVER.pools[0].maintenance, queue=(run,))
+    status = replace(SERVER, pools=(replace(SERVER.pools[0], maintenance=maintenance),))
+    assert shown(Frame(status), keys=False)[-2:] == ["", "recompress of default: 50 %"]
+
+
+def test_blanks_at_the_ends_of_a_name_are_seen_as_lists_show_them() -> None:
+    assert any(line.startswith("\\x20a b\\x20 ") for line in shown(Frame(with_exports(" a b "))))
