@@ -178,9 +178,11 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
     age = now - (status.started_at if found.moment is None else found.moment)
     told = "none is whole yet" if found.moment is None else f"the newest is {format_seconds(max(age, 0))} old"
     failed = f", {counted(found.failures, 'failure')} since the start" if found.failures else ""
-    if age > LATE_INTERVALS * found.interval_seconds + LATE_SECONDS and status.exports:  # of nothing none is taken
-        says = f"{told}, and one is due every {format_seconds(found.interval_seconds)}{failed}"
-        remedy = "look into the log for why, and make room in the directory, or name another with --checkpoint"
+    late = age > LATE_INTERVALS * found.interval_seconds + LATE_SECONDS
+    missed = found.failures > 0 and age > 2 * found.interval_seconds + found.seconds  # one was due, and did not stand
+    says = f"{told}, and one is due every {format_seconds(found.interval_seconds)}{failed}"
+    remedy = "look into the log for why, and make room in the directory, or name another with --checkpoint"
+    if late and status.exports:  # of nothing none is taken
         yield Finding(Level.FAIL, "checkpoints", says, remedy)
     elif found.held_back:
         names = some_of(found.held_back, NAMED)
@@ -189,6 +191,8 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
     elif found.damaged_files:
         says = f"{told}{failed}; {counted(found.damaged_files, 'file')} that a start could not use lie beside it"
         remedy = "look into the directory's disk, and read or remove what is called *.damaged there"
+        yield Finding(Level.WARN, "checkpoints", says, remedy)
+    elif missed and status.exports:
         yield Finding(Level.WARN, "checkpoints", says, remedy)
     else:
         yield Finding(Level.OK, "checkpoints", f"{told}{failed}")

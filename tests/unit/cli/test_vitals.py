@@ -125,6 +125,8 @@ def test_disks_that_systemd_may_keep_are_not_said_to_end_with_the_process(
     [
         (30, 0, Level.OK, "the newest is 30 s old"),
         (30, 1, Level.OK, "the newest is 30 s old, 1 failure since the start"),
+        (120.5, 1, Level.OK, "the newest is 2 min 0 s old, 1 failure since the start"),
+        (121, 1, Level.WARN, "2 min 1 s old, and one is due every 1 min 0 s, 1 failure since the start"),
         (359, 0, Level.OK, "5 min 59 s old"),
         (361, 2, Level.FAIL, "6 min 1 s old, and one is due every 1 min 0 s, 2 failures since the start"),
         (-90, 0, Level.OK, "the newest is 0 s old"),  # a clock that was set back
@@ -132,7 +134,7 @@ def test_disks_that_systemd_may_keep_are_not_said_to_end_with_the_process(
     ],
 )
 def test_a_checkpoint_that_is_late_is_a_failure(
-    tmp_path: Path, age: int | None, failures: int, level: Level, says: str
+    tmp_path: Path, age: float | None, failures: int, level: Level, says: str
 ) -> None:
     assert SERVER.checkpoint is not None
     now = SERVER.started_at + SERVER.uptime_seconds
@@ -141,8 +143,10 @@ def test_a_checkpoint_that_is_late_is_a_failure(
     assert (finding.level, says in finding.says) == (level, True), finding
     late = patient(tmp_path, checkpoint=replace(taken, moment=None), uptime_seconds=1000.0)
     assert only(vitals.checkpoints(late)).says.startswith("none is whole yet, and one is due every 1 min 0 s")
-    nothing = patient(tmp_path, checkpoint=replace(taken, moment=None), uptime_seconds=1000.0, exports=())
-    assert only(vitals.checkpoints(nothing)).level is Level.OK
+    for uptime_seconds in (200.0, 1000.0):
+        empty = {"uptime_seconds": uptime_seconds, "exports": ()}
+        nothing = patient(tmp_path, checkpoint=replace(taken, moment=None, failures=1), **empty)
+        assert only(vitals.checkpoints(nothing)).level is Level.OK
     assert "no directory" in only(vitals.checkpoints(patient(tmp_path, checkpoint=None))).says
 
 
