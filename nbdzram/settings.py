@@ -397,9 +397,10 @@ def _export(name: str, given: dict[str, Any], layer: Layer, pools: Mapping[str, 
     if export.pool not in pools:
         origin = layer["exports", name, "pool"].origin
         known = ", ".join(sorted(pools))
+        more = f"--pool {export.pool}" if origin.startswith("-") else f"[pools.{export.pool}]"
         raise ConfigError(
             f"{origin}: export '{name}' asks for the pool '{export.pool}'; the pools are {known}; "
-            f"add [pools.{export.pool}] for one more"
+            f"add {more} for one more"
         )
     if export.snapshots_seconds:
         try:

@@ -204,6 +204,7 @@ def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone
         ('exports.disk = {size = "1X"}', "line 1: exports.disk.size"),
         ('[[exports]]\nname = "disk"', "'exports' holds tables: write \\[exports.NAME\\]"),
         ('[exports.d]\nsize = "1G"\npool = "p"', "line 3: export 'd' asks for the pool 'p'; the pools are default"),
+        ('[exports.d]\nsize = "1G"\npool = "p"', "the pools are default; add \\[pools.p\\] for one more"),
         ('[pools."../x"]\nmem_limit = "1G"', "'../x' is not a pool's name"),
         ('[pools."../x"]', "line 1: '../x' is not a pool's name"),
         ('[exports.""]', "line 1: '' is not an export's name"),
@@ -412,7 +413,7 @@ def test_what_bounds_an_export_is_said_in_a_file_and_behind_a_size(tmp_path: Pat
         ([], ["a=1G,quota=100"], "exports.a.quota: '100' is neither off nor a size from 4096 bytes to 2P"),
         ([], ["a=1G,iops=many"], "exports.a.iops: 'many' is not a whole number from 0 to 1000000000"),
         ([], ["a=1G,bandwidth=2T"], "exports.a.bandwidth: '2T' is neither off nor a size from 4096 bytes to 1T"),
-        ([], ["a=1G,pool=fast"], "asks for the pool 'fast'"),
+        ([], ["a=1G,pool=fast"], "asks for the pool 'fast'; the pools are default; add --pool fast for one more"),
     ],
 )
 def test_a_wrong_pool_or_export_on_the_command_line_is_told(
