@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
-CAP_IPC_LOCK = 14
+CAP_IPC_LOCK, CAP_SYS_RESOURCE = 14, 24
 PR_SET_IO_FLUSHER = 57
 OOM_SCORE = -900
 """As in the unit. -1000 would exempt it for good, and leave the kernel to end everything else before it."""
@@ -76,10 +76,26 @@ def may_lock(status: Path = Path("/proc/self/status")) -> Refusal | None:
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
         return None
-    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
-    if capabilities and int(capabilities[1], 16) >> CAP_IPC_LOCK & 1:
+    if _may(CAP_IPC_LOCK, status):
         return None
     return _not_locked(f"RLIMIT_MEMLOCK is {hard} bytes, which what pools reserve is far over")
+
+
+def may_go_late(own: Path = Path("/proc/self")) -> Refusal | None:
+    """Why this process may not lower its score, if that is not low already."""
+    if int((own / "oom_score_adj").read_text()) <= OOM_SCORE or _may(CAP_SYS_RESOURCE, own / "status"):
+        return None
+    return _not_late(OOM_SCORE, "this user lacks CAP_SYS_RESOURCE")
+
+
+def _may(capability: int, status: Path) -> bool:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> capability & 1)
+
+
+def _not_late(score: int, reason: str) -> Refusal:
+    remedy = f"OOMScoreAdjust={score} in the unit, or --oom-score-adj {score}"
+    return Refusal(f"the score of the OOM killer cannot be lowered to {score}", reason, remedy)
 
 
 def _not_locked(reason: str) -> Refusal:
@@ -93,11 +109,7 @@ def go_late(file: Path = Path("/proc/self/oom_score_adj"), *, score: int = OOM_S
         if int(file.read_text()) > score:
             file.write_text(str(score))
     except OSError as error:
-        yield Refusal(
-            f"the score of the OOM killer cannot be lowered to {score}",
-            error.strerror or str(error),
-            f"OOMScoreAdjust={score} in the unit, or --oom-score-adj {score}",
-        )
+        yield _not_late(score, error.strerror or str(error))
 
 
 def earlier(command: Sequence[str]) -> list[str]:

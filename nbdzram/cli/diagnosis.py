@@ -28,7 +28,7 @@ from nbdzram.errors import ConfigError, NoServerHere, UserError, reason_of
 from nbdzram.listening import close_all, listen_on, look_up
 from nbdzram.machine import Machine
 from nbdzram.ready import readable
-from nbdzram.residence import OOM_SCORE, may_lock
+from nbdzram.residence import OOM_SCORE, may_go_late, may_lock
 from nbdzram.server.certificate import validity
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
@@ -304,13 +304,14 @@ def tasks(_: Patient) -> Iterator[Finding]:
 def swap(patient: Patient) -> Iterator[Finding]:
     """Whether stored blocks have gone to the swap, where a read waits for a disk; or may, where clients swap to it."""
     if patient.server is None:
-        refusal = may_lock() if patient.config.swap else None
-        if refusal is not None:
-            yield Finding(Level.WARN, "swap", f"swap = true, but {refusal.what}: {refusal.reason}", refusal.remedy)
-        elif patient.config.swap:
-            yield Finding(Level.OK, "swap", "this user may lock memory")
-        else:
+        if not patient.config.swap:
             yield Finding(Level.OK, "swap", "no server runs here whose blocks could be swapped out")
+            return
+        refusals = [refusal for refusal in (may_lock(), may_go_late()) if refusal is not None]
+        for refusal in refusals:
+            yield Finding(Level.WARN, "swap", f"swap = true, but {refusal.what}: {refusal.reason}", refusal.remedy)
+        if not refusals:
+            yield Finding(Level.OK, "swap", "this user may lock memory, and have it ended last")
         return
     status = _text(patient.process / "status")
     found = re.search(r"^VmSwap:\s+(\d+) kB", status, re.MULTILINE)

@@ -148,12 +148,33 @@ def test_doctor_says_beforehand_that_memory_cannot_be_locked(monkeypatch: pytest
     asked, not_asked = (Patient(ServerConfig(swap=swap), None) for swap in (True, False))
     refusal = residence.Refusal("memory cannot be locked", "RLIMIT_MEMLOCK is 8", "LimitMEMLOCK=infinity")
     monkeypatch.setattr(diagnosis, "may_lock", lambda: refusal)
+    monkeypatch.setattr(diagnosis, "may_go_late", lambda: None)
     (found,) = diagnosis.swap(asked)
     assert (found.level, found.remedy) == (Level.WARN, "LimitMEMLOCK=infinity")
     assert "swap = true, but memory cannot be locked" in found.says
     assert [finding.level for finding in diagnosis.swap(not_asked)] == [Level.OK]
     monkeypatch.setattr(diagnosis, "may_lock", lambda: None)
-    assert [finding.says for finding in diagnosis.swap(asked)] == ["this user may lock memory"]
+    assert [finding.says for finding in diagnosis.swap(asked)] == ["this user may lock memory, and have it ended last"]
+    monkeypatch.setattr(diagnosis, "may_go_late", lambda: residence.Refusal("no score", "no capability", "a unit"))
+    (found,) = diagnosis.swap(asked)
+    assert (found.level, found.says, found.remedy) == (
+        Level.WARN,
+        "swap = true, but no score: no capability",
+        "a unit",
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "capabilities", "may_be_late"),
+    [(0, 0, False), (-899, 0, False), (-900, 0, True), (0, 1 << SYS_RESOURCE, True), (0, ~(1 << SYS_RESOURCE), False)],
+)
+def test_a_score_is_lowered_by_who_may_or_is_low_already(
+    tmp_path: Path, score: int, capabilities: int, may_be_late: bool
+) -> None:
+    (tmp_path / "oom_score_adj").write_text(f"{score}\n")
+    (tmp_path / "status").write_text(f"Name:\tnbdzram\nCapEff:\t{capabilities & (1 << 64) - 1:016x}\n")
+    refusal = residence.may_go_late(tmp_path)
+    assert refusal is None if may_be_late else "OOMScoreAdjust=-900" in str(refusal)
 
 
 def score_of(pid: int) -> str:
