@@ -316,7 +316,7 @@ class Changes(PoolChanges):
             raise
         self._exports.rename(name, new_name)
         await self._try_to_remember(new_name, renamed)  # or the next change does, or the next start
-        remembered = self._memory.directory is not None
+        remembered = self._memory.directory is not None or self._config.checkpoint.directory is not None
         return ExportRenaming(name, export.status(), old_name_declared=declared, remembered=remembered)
 
     async def _remember_as_declared(self, declared: Iterable[ExportConfig]) -> None:

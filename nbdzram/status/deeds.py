@@ -26,7 +26,7 @@ class ExportRenaming:
     old_name: str
     export: ExportStatus
     old_name_declared: bool  # the configuration still knows the export by its old name
-    remembered: bool  # there is a state directory
+    remembered: bool  # there is a state directory, or one of checkpoints
 
     def lines(self) -> Iterator[str]:
         """As a person reads it."""

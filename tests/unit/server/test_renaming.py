@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbdzram.config import Access, ExportConfig
+from nbdzram.config import Access, CheckpointConfig, ExportConfig
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import ExportExists, NoSuchExport, UserError
 from nbdzram.metrics.families import EXPORT
@@ -88,6 +89,19 @@ def test_without_a_state_directory_a_declared_export_comes_again_under_its_old_n
         async with house.open(state_dir=None) as changes:
             answer = await changes.rename_export("disk", "trees")
             assert "the next start makes it again, empty, unless it is declared as trees" in list(answer.lines())[1]
+
+    tell(story())
+
+
+def test_with_checkpoints_a_declared_export_stays_under_its_new_name(house: House, tmp_path: Path) -> None:
+    kept: dict[str, Any] = {"state_dir": None, "checkpoint": CheckpointConfig(directory=tmp_path / "kept")}
+
+    async def story() -> None:
+        async with house.open(**kept) as changes:
+            answer = await changes.rename_export("disk", "trees")
+            assert "the next start offers trees as it is, and makes no disk" in list(answer.lines())[1]
+        async with house.open(**kept):
+            assert [export.name for export in house.service.status().exports] == ["trees"]
 
     tell(story())
 
