@@ -72,6 +72,10 @@ ELSEWHERE = {
 LOOSE = {
     "serve": "A disk is told by -e NAME=SIZE.",
     **dict.fromkeys(("fold", "compact", "recompress", "check"), "A pool is told by --pool NAME."),
+    "pools add": "Its limit is told by --mem-limit SIZE.",
+    "clients list": "An export is told by --export NAME.",
+    "doctor": "A configuration is told by -c FILE.",
+    **dict.fromkeys(("ls", "exports list"), "`nbdzram stat NAME` shows one export."),
 }
 """Where a word belongs that stands there by itself, of commands that take none."""
 
@@ -186,7 +190,9 @@ def _with_the_option(error: click.ClickException, arguments: list[str]) -> click
         error.ctx = click.Context(front, info_name="nbdzram")
     if not isinstance(error, click.UsageError) or not error.message.startswith("Got unexpected extra argument"):
         return error
-    return click.UsageError(f"{error.message}. {LOOSE[arguments[0]]}", error.ctx) if arguments[0] in LOOSE else error
+    named = (" ".join(arguments[:2]), arguments[0])
+    hint = next((LOOSE[command] for command in named if command in LOOSE), None)
+    return click.UsageError(f"{error.message}. {hint}", error.ctx) if hint else error
 
 
 def _complain(sentence: str) -> None:
