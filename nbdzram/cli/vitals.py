@@ -179,7 +179,8 @@ def checkpoints(patient: Patient) -> Iterator[Finding]:
     told = "none is whole yet" if found.moment is None else f"the newest is {format_seconds(max(age, 0))} old"
     failed = f", {counted(found.failures, 'failure')} since the start" if found.failures else ""
     late = age > LATE_INTERVALS * found.interval_seconds + LATE_SECONDS
-    missed = found.failures > 0 and age > 2 * found.interval_seconds + found.seconds  # one was due, and did not stand
+    due = age > 2 * found.interval_seconds + found.seconds and found.written_share is None  # and none is under way
+    missed = due and found.failures > 0
     says = f"{told}, and one is due every {format_seconds(found.interval_seconds)}{failed}"
     remedy = "look into the log for why, and make room in the directory, or name another with --checkpoint"
     if late and status.exports:  # of nothing none is taken

@@ -141,6 +141,8 @@ def test_a_checkpoint_that_is_late_is_a_failure(
     taken = replace(SERVER.checkpoint, moment=None if age is None else now - age, failures=failures)
     finding = only(vitals.checkpoints(patient(tmp_path, checkpoint=taken)))
     assert (finding.level, says in finding.says) == (level, True), finding
+    written = only(vitals.checkpoints(patient(tmp_path, checkpoint=replace(taken, written_share=0.5))))
+    assert written.level is (Level.FAIL if level is Level.FAIL else Level.OK), "one is under way"
     late = patient(tmp_path, checkpoint=replace(taken, moment=None), uptime_seconds=1000.0)
     assert only(vitals.checkpoints(late)).says.startswith("none is whole yet, and one is due every 1 min 0 s")
     for uptime_seconds in (200.0, 1000.0):
