@@ -42,6 +42,7 @@ from nbdzram.status import (
     to_json,
 )
 from nbdzram.stream.pipe import Pipe
+from tests.support.hanging import hanging_server
 from tests.unit.records import CLIENT, EXPORT, REPORT, RUNNING, SERVER, STREAM, USAGE, WAITING
 
 
@@ -441,18 +442,12 @@ def test_a_second_server_is_refused_and_the_first_lives_on(path: Path) -> None:
 
 
 def test_a_server_that_hangs_does_not_hang_the_next_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody takes its connections, and no more may wait."""
     monkeypatch.setattr(socket.socket, "connect", _impatient(socket.socket.connect))
-    with socket.socket(socket.AF_UNIX) as hanging, contextlib.ExitStack() as waiting:
-        hanging.bind(str(path))
-        hanging.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                client.connect(str(path))
-        with pytest.raises(UserError, match=rf"another server answers on the control socket {path}; stop it"):
-            asyncio.run(ControlServer(path, {}).start())
+    with (
+        hanging_server(path),
+        pytest.raises(UserError, match=rf"another server answers on the control socket {path}; stop it"),
+    ):
+        asyncio.run(ControlServer(path, {}).start())
 
 
 def _impatient(connect: Callable[[socket.socket, str], None]) -> Callable[[socket.socket, str], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import ipaddress
 import os
@@ -37,6 +36,7 @@ from nbdzram.server.sockets import (
     open_vsock,
     set_bounds,
 )
+from tests.support.hanging import hanging_server
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
 from tests.wire import name_and_infos
@@ -194,17 +194,8 @@ def test_no_program_that_is_started_gets_an_arena() -> None:
 
 def test_a_place_whose_server_has_no_place_left_is_anothers(tmp_path: Path) -> None:
     path = tmp_path / "nbd.sock"
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(str(path))
-        listener.listen(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client = stack.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                client.connect(str(path))
-        with pytest.raises(UserError, match="another server listens there"):
-            open_unix(UnixAddress(path=path))
+    with hanging_server(path), pytest.raises(UserError, match="another server listens there"):
+        open_unix(UnixAddress(path=path))
     assert path.exists()
 
 
