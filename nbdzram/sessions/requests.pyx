@@ -266,8 +266,10 @@ cdef class Requests(Work):
         return self.phase == APPLY and not may_go_on(&self.turn)
 
     cdef void put_back(self) noexcept nogil:
-        """A request that waits for its turn is as one that did not come completely: nothing was taken of its payload,
-        and nobody reads on."""
+        """A request that waits for its turn, and of which more is to come, is as one that was not begun: nothing was
+        taken of its payload, and nobody reads on."""
+        if not self.waits_for_turn() or self.inbox.available() >= self.remaining:
+            return
         must(self.remaining == self.request.payload, b"nothing is stored of a payload that waits for its turn")
         self.turns.leave(&self.turn)
         self.inbox.put_back(self.header, self.header_size)

@@ -261,8 +261,7 @@ cdef class Session(Requests):
 
     cdef void drain(self) noexcept nogil:
         """Read no more; perform and answer what was asked for completely."""
-        if self.waits_for_turn() and self.inbox.available() < self.remaining:
-            self.put_back()
+        self.put_back()
         if self.move(DRAINING) or self.throttled:
             self.run()
 
@@ -270,11 +269,8 @@ cdef class Session(Requests):
         """As drain, once the payload that is arriving is there; and the line is not closed then. One that waits for its
         turn is not waited for: it would come when all are gone that are before it."""
         self.releasing = True
-        if self.waits_for_turn() and self.inbox.available() < self.remaining:
-            self.put_back()
-            self.move(DRAINING)
-            self.run()
-        elif self.stage_now == OPEN or self.throttled:
+        self.put_back()
+        if self.stage_now == OPEN or self.throttled:
             self.run()
 
     cdef void let_go(self) noexcept nogil:
