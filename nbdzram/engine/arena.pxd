@@ -26,6 +26,7 @@ cdef class Arena:
     cdef Region free_units
     cdef Ledger ledger      # of the pool whose arena it is
     cdef uint64_t declined  # times that the file system gave no page, ever
+    cdef uint32_t refusal   # errno, of the last of them
     cdef Lock growing       # `mapped` changes under it alone
     cdef int fd
     cdef bint allocates         # pages are allocated in the file before they are touched

@@ -28,7 +28,7 @@ Its pages count in the pool's ledger from its beginning to the highest that was 
 """
 
 cimport cython
-from libc.errno cimport EINTR, EINVAL, EMFILE, ENFILE, ENOSPC, ENXIO, EOPNOTSUPP, errno
+from libc.errno cimport EDQUOT, EINTR, EINVAL, EMFILE, ENFILE, ENOSPC, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset, strerror
 
@@ -373,6 +373,10 @@ cdef class Arena:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if limit != resource.RLIM_INFINITY and self.mapped + GROWTH > limit:
             return f"this process may write no file of more than {limit} bytes; raise ulimit -f, LimitFSIZE= of a unit"
+        reason = look32(&self.refusal)
+        if reason not in (0, ENOSPC):
+            remedy = "raise that of its owner" if reason == EDQUOT else "the kernel's log says more (dmesg)"
+            return f"the file system gives no pages: {strerror(reason).decode()}; {remedy}"
         return "the file system is full; free some of it, or make it larger (a tmpfs: mount -o remount,size=SIZE)"
 
     def discard(self):
@@ -432,6 +436,7 @@ cdef class Arena:
         if self.fd >= 0:
             # The file's length is always what is mapped: a page past the end would be SIGBUS.
             if ftruncate(self.fd, wanted) != 0:
+                amend32(&self.refusal, errno)
                 return False
             if mmap(self.base + self.mapped, wanted - self.mapped, PROT_READ | PROT_WRITE,
                     MAP_SHARED | MAP_FIXED, self.fd, self.mapped) == MAP_FAILED:
@@ -471,11 +476,12 @@ cdef class Arena:
         self.free_count += 1
 
     cdef bint commit(self, uint64_t offset, uint64_t length) noexcept nogil:
-        """Make sure that the pages of a range can be touched. False when the file system is full."""
+        """Make sure that the pages of a range can be touched. False when the file system gives none."""
         if _must_fail():
             return False
         if not self.allocates or self._allocate(offset, length, 0) == 0:
             return True
+        amend32(&self.refusal, errno)
         add64(&self.declined, 1)
         return False
 

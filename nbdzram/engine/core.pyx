@@ -233,6 +233,9 @@ cdef class PoolCore:
     def declined(self) -> tuple[int, int]:
         return look64(&self.arena.ledger.declined), look64(&self.arena.declined)
 
+    def lacks(self) -> str:
+        return self.arena.lacks()
+
     cdef void read_counters(self, Counters* now) noexcept nogil:
         """Under the lock, with all tallies gathered: all of them at one moment."""
         memcpy(now.bytes_of, self.store.bytes_of, sizeof(now.bytes_of))

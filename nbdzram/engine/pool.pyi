@@ -81,6 +81,8 @@ class Pool:
     def declined(self) -> tuple[int, int]:
         """How often, ever, there was a page for it within its limit, but none in the purse, and none in its file
         system."""
+    def lacks(self) -> str:
+        """What its file lacks where it could not become larger the last time, and what to do: a part of a sentence."""
     def turns(self) -> int:
         """How often others than runs have had the pool's lock: whether clients come."""
     def turns_behind(self) -> int:

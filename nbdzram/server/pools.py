@@ -124,10 +124,7 @@ class PoolService:
                 "trim on the clients, fold, compact or remove exports, or give the server more"
             )
         if no_file:
-            return (
-                f"and the file system of {self.pool.path} is full; make it larger (a tmpfs: mount -o "
-                "remount,size=SIZE), or trim on the clients"
-            )
+            return f"and for {self.pool.path} {self.pool.lacks()}, or trim on the clients"
         if not mem_limit:  # addresses, say
             return "and it has no limit; trim on the clients, or remove exports"
         return (

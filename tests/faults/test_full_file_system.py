@@ -6,6 +6,7 @@ Reading a hole of a file on tmpfs takes a page too, so that opening an arena aga
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,48 @@ with Pool(path=str(place / "arena"), mem_limit=64 << 20) as pool:
     service = PoolService("one", pool, MaintenanceConfig(), now=0.0)
     write_until_full(pool.create("disk", 64 << 20))
     service.tell_refusals(1.0)
-assert "and the file system of " in told[0] and "pools limit" not in told[0], told
+assert "arena the file system is full; free some of it, " in told[0] and "pools limit" not in told[0], told
+"""
+
+REFUSING = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int refuse_with = 0;
+int fallocate64(int file, int mode, off64_t from, off64_t length) {
+    if (refuse_with && !(mode & 2)) { errno = refuse_with; return -1; }  /* holes are still made */
+    return (int)syscall(SYS_fallocate, file, mode, from, length);
+}
+int fallocate(int file, int mode, off_t from, off_t length) { return fallocate64(file, mode, from, length); }
+"""
+
+SICK = """
+import ctypes, errno, logging, os
+from nbdzram.config import MaintenanceConfig
+from nbdzram.server.pools import PoolService
+refuse_with = ctypes.c_int.in_dll(ctypes.CDLL(os.environ["LD_PRELOAD"]), "refuse_with")
+told = []
+logging.getLogger("nbdzram.server").addFilter(lambda record: told.append(record.getMessage()))
+for reason, words in ((errno.EIO, "Input/output error; the kernel's log"), (errno.EDQUOT, "quota exceeded; raise that")):
+    with Pool(path=str(place / f"arena-{reason}"), mem_limit=64 << 20) as pool:
+        service = PoolService("one", pool, MaintenanceConfig(), now=0.0)
+        disk = pool.create("disk", 64 << 20)
+        refuse_with.value = reason
+        written = write_until_full(disk)
+        service.tell_refusals(1.0)
+        assert words in told.pop() and not told, told
+        try:
+            for number in range(1000):
+                pool.create(f"one more, {number}", 4096)
+        except UserError as error:
+            assert words in str(error), error
+        else:
+            raise SystemExit("there was room")
+        refuse_with.value = 0
+        holds(disk, written)
+        disk.write(64 * 4096, noise(64))
+        pool.check()
 """
 
 WITHOUT_FALLOCATE = """
@@ -182,7 +224,16 @@ def test_a_file_system_without_fallocate_is_refused_as_that_and_keeps_no_file(tm
     tell(tmp_path, "ramfs", WITHOUT_FALLOCATE)
 
 
-def tell(place: Path, file_system: str, story: str) -> None:
+def test_a_file_system_that_fails_is_told_as_that_and_not_as_full(tmp_path: Path) -> None:
+    """As an error of its disk, or a quota: what it said last is what an administrator reads, and the rest goes on."""
+    source, refusing = tmp_path / "refusing.c", tmp_path / "refusing.so"
+    source.write_text(REFUSING)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", refusing, source], check=True, capture_output=True)
+    (tmp_path / "place").mkdir()
+    tell(tmp_path / "place", "tmpfs", SICK, LD_PRELOAD=str(refusing))
+
+
+def tell(place: Path, file_system: str, story: str, **environment: str) -> None:
     """Run a story on a file system of its own."""
     mounted = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
     mount = f'mount -t {file_system} none "$1"; shift; exec "$@"'
@@ -191,6 +242,7 @@ def tell(place: Path, file_system: str, story: str) -> None:
     child = subprocess.run(
         [*mounted, mount, "sh", place, sys.executable, "-c", PRELUDE + story, place],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=SECONDS,
