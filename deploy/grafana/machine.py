@@ -105,11 +105,12 @@ CHECKPOINTS = Row(
         Panel(
             "What a checkpoint takes",
             "Time from the moment of the last one to its file being durable, how often one failed, and how many exports"
-            " the newest has as they were before, as they cannot be read.",
+            " the newest has as they were before, as they cannot be read; and files that a start could not use.",
             "s",
             (
                 Query(server("checkpoint_duration_seconds"), "{{instance}}"),
                 Query(server("checkpoint_held_back_exports"), "{{instance}} held back"),
+                Query(server("checkpoint_damaged_files"), "{{instance}} damaged files"),
                 Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second"),
             ),
         ),

@@ -178,6 +178,7 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
         (bool(left_behind), f"checkpoints lack {(*left_behind, '')[0][:NAMED_WIDTH]}", "red"),
         (room < ROOM_LEAST / 5, "the state directory is full", "red"),
         (status.journal is not None and not status.journal.usable, "FLUSH waits for a checkpoint", "yellow"),
+        (status.checkpoint is not None and status.checkpoint.damaged_files > 0, "checkpoints were damaged", "yellow"),
         (near is not None, f"pool {(near or '')[:NAMED_WIDTH]} is nearly full", "yellow"),
         (
             ends is not None and ends < CERTIFICATE_DAYS * 86400,

@@ -290,6 +290,7 @@ SERVER = (
     Family("nbdzram_checkpoint_size_bytes", "gauge", "Size of the last checkpoint's file.", _checkpoint(lambda c: c.stream_bytes)),
     Family("nbdzram_checkpoint_failures_total", "counter", "Checkpoints that could not be taken.", _checkpoint(lambda c: c.failures)),
     Family("nbdzram_checkpoint_held_back_exports", "gauge", "Exports that cannot be read: the newest checkpoint has them as they were before, or not at all.", _checkpoint(lambda c: len(c.held_back))),
+    Family("nbdzram_checkpoint_damaged_files", "gauge", "Checkpoints and journals that a start could not use, and that are kept as *.damaged.", _checkpoint(lambda c: c.damaged_files)),
     Family("nbdzram_journal_usable", "gauge", "Whether FLUSH is answered by the journal; 0: it waits for the first checkpoint, or fails. Absent without one.", _journal(lambda j: int(j.usable))),
     Family("nbdzram_journal_groups_total", "counter", "Groups written and synced; each answers all who waited.", _journal(lambda j: j.groups)),
     Family("nbdzram_journal_written_bytes_total", "counter", "Bytes of these groups.", _journal(lambda j: j.group_bytes)),

@@ -395,6 +395,7 @@ OLD = "x.started_at -= 119; x.uptime_seconds += 119"
         (FAILING, "FLUSH of a, b, c and 1 more fails."),
         (LACKING + FAILING, "FLUSH of a, b, c and 1 more fails."),
         (LACKING.replace("'a'", "") + OLD, "No check"),
+        (LACKING.replace("['a']", "[], damaged_files: 1"), "1 file that a start could not use lies beside"),
         ("x.pools[0].stats.blocks_rotten = 4", "Blocks of pool default are not what was written."),
         (
             "x.exports[0].bounds.quota_bytes = x.exports[0].stored_bytes = 4096",

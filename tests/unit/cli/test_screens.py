@@ -166,6 +166,7 @@ def states() -> Iterator[str]:
         "journal": {"journal": replace(WELL.journal, trouble="it failed")},
         "journal held back": {"journal": replace(WELL.journal, held_back=names)},
         "checkpoint": {"checkpoint": replace(WELL.checkpoint, held_back=names)},
+        "checkpoint damaged": {"checkpoint": replace(WELL.checkpoint, damaged_files=2)},
         "journal waits": {"journal": replace(WELL.journal, usable=False)},
         "TLS files": {"tls_files_usable": False},
         "neither": {"journal": None, "checkpoint": None},

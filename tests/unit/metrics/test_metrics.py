@@ -223,7 +223,7 @@ def test_what_a_server_lacks_has_no_sample() -> None:
     prefixes = ("nbdzram_checkpoint_", "nbdzram_journal_")
     checkpoint = [family.name for family in FAMILIES if family.name.startswith(prefixes)]
     assert gone == {*(f"nbdzram_{kind}" for kind in kinds), *checkpoint}
-    assert len(checkpoint) == 13
+    assert len(checkpoint) == 14
     assert scrape()[key("nbdzram_tls_certificate_expiry_timestamp_seconds")] == 1.8e9
 
 
