@@ -27,6 +27,7 @@ class Load:
     p50_us: float  # this and the next: the worse of reads and writes
     p99_us: float
     cpu_us: float  # processor time of the server's process, a request
+    client_busy: float  # share of the time for which a thread of the client had a processor; 1: it has no time left
 
 
 def fio(server: ServerProcess, *options: str, tls: TrustingUser | None = None) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def timed_load(
         p50_us=p50_us,
         p99_us=p99_us,
         cpu_us=spent / sum(direction["total_ios"] for direction in directions) * 1e6,
+        client_busy=(job["usr_cpu"] + job["sys_cpu"]) / 100,
     )
 
 
@@ -91,9 +93,9 @@ def median_load(loads: Sequence[Load]) -> Load:
     return Load(*map(median, figures))
 
 
-def fill(server: ServerProcess, size: int, *options: str) -> None:
+def fill(server: ServerProcess, size: int, *options: str, tls: TrustingUser | None = None) -> None:
     """Store something in every block of the first `size` bytes."""
-    fio(server, "--rw=write", "--bs=256k", "--iodepth=8", f"--size={size}", *options)
+    fio(server, "--rw=write", "--bs=256k", "--iodepth=8", f"--size={size}", *options, tls=tls)
 
 
 def copy_seconds(source: str | Path, target: str | Path) -> float:

@@ -62,7 +62,8 @@ def alternate(
             loads[name].append(load(peer))
     found = {name: median_load(loads[name]) for name in peers}
     return found, ", ".join(
-        f"{name} {spent.iops / 1000:.1f}k at {spent.cpu_us:.1f} us" for name, spent in found.items()
+        f"{name} {spent.iops / 1000:.1f}k at {spent.cpu_us:.1f} us (client {spent.client_busy:.2f})"
+        for name, spent in found.items()
     )
 
 
@@ -203,6 +204,8 @@ def measure_tls(directory: Path, effort: Effort) -> list[Figure]:
             )
         alone = alone_us(half_compressible() for _ in range(2000)) * (LARGE // BLOCK)
         with trusting_user(files) as user:
+            for peer in peers.values():
+                fill(peer, SPEED_BYTES, tls=user)
             for what, asked in TLS_LOADS.items():
                 load = partial(
                     timed_load,
