@@ -39,6 +39,7 @@ from nbdzram.engine.domain cimport COMMON_DOMAIN, salt_of
 from nbdzram.engine.format cimport KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
+from nbdzram.engine.must cimport must
 from nbdzram.engine.page cimport UNIT_SIZE
 from nbdzram.engine.publish cimport publish64
 from nbdzram.engine.run cimport Run
@@ -332,6 +333,7 @@ cdef class Recompress(Run):
             if whole:  # raw ones have nothing in common with anything
                 memcpy(encoded, self.pool.store.bytes_at(word), length_of(word))
             lock_leave(&self.pool.lock)
+            must(count < SAMPLES, b"there is room for one more sample")
             if whole and self.pool.store.decode_right(
                     kind_of(word), encoded, length_of(word), expected, samples + <uint64_t>count * BLOCK):
                 count += self._is_common(samples + <uint64_t>count * BLOCK, expected)

@@ -428,6 +428,21 @@ def test_compaction_and_recompression_tell_the_pages_that_came_back() -> None:
     pool.check()
 
 
+def test_a_recompression_in_a_full_pool_tells_what_was_kept_as_spare_too() -> None:
+    """It takes a page for the first object, and there are none but those."""
+    pool = Pool(mem_limit=2 << 20)
+    disk = pool.create("disk", 64 * LEAF)
+    disk.write(0, b"".join(map(prose, range(400))))
+    with pytest.raises(PoolFull):
+        for number in range(400, 1000):
+            disk.write(number * BLOCK, noise(number))
+    disk.trim(500 * BLOCK, 8 * BLOCK)
+    before = pages(pool)
+    report = run(Recompress(pool), 1 << 20)
+    assert report.pages_returned == before - pages(pool) > 0
+    pool.check()
+
+
 def test_a_check_counts_what_is_retired() -> None:
     """Slots of all classes that nothing names, and that are not free: neither is an error, while somebody reads."""
     pool = Pool()

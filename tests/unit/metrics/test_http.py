@@ -7,7 +7,9 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import os
 import re
+import resource
 import socket
 import struct
 import threading
@@ -183,6 +185,33 @@ def test_who_comes_again_and_again_waits_where_it_costs_the_loop_nothing(monkeyp
         await server.stop()
 
     uvloop.run(act())
+
+
+def test_who_cannot_be_accepted_is_left_alone_for_longer_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no descriptor for him, and there will be none the next moment."""
+    monkeypatch.setattr(http, "ACCEPT_PAUSE_SECONDS", 600)
+
+    async def act() -> None:
+        server = MetricsServer(TcpAddress(port=0), Show())
+        await server.start()
+        (listener,) = server._listeners
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.create_connection(listener.getsockname()):
+            lowest_free = os.dup(0)
+            os.close(lowest_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+            try:
+                while not server._pauses:  # noqa: ASYNC110 - nobody is told of it
+                    await asyncio.sleep(0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert server._pauses[listener].when() > asyncio.get_running_loop().time() + 300
+        await server.stop()
+
+    uvloop.run(act())
+    assert caplog.text.count("cannot accept a connection for metrics: Too many open files") == 1
 
 
 @pytest.mark.parametrize("reset", [False, True])

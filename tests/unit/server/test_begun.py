@@ -18,9 +18,12 @@ from nbdzram.bounds import UNBOUND, Bounds
 from nbdzram.config import ExportConfig, PoolConfig
 from nbdzram.engine.check import Check
 from nbdzram.engine.compact import Compact
+from nbdzram.engine.pool import Pool
+from nbdzram.engine.purse import Purse
 from nbdzram.errors import PoolFull, UserError
 from nbdzram.server import source
-from nbdzram.server.state import FILE_NAME
+from nbdzram.server.restore import Restore
+from nbdzram.server.state import FILE_NAME, State
 from tests.unit.engine.blocks import BLOCK, half_random, noise, run, text
 from tests.unit.server.lasting import (
     ADDED,
@@ -250,6 +253,28 @@ def test_a_pool_that_is_declared_too_small_is_refused(tmp_path: Path) -> None:
                 raise AssertionError
 
     play(story)
+
+
+def test_a_checkpoint_for_which_memory_is_too_short_is_no_reason_to_begin_from_an_older_one(tmp_path: Path) -> None:
+    """It is whole, and what the exports are; the one before would fit."""
+
+    async def story() -> None:
+        async with checkpointing(tmp_path) as service:
+            disk(service).write(0, text(1))
+            await of(service).take()
+            disk(service).write(0, b"".join(noise(number) for number in range(300)))
+            await of(service).take()
+
+    play(story)
+    with Pool() as pool:
+        purse = Purse()
+        pool.share(purse)
+        purse.ceiling = purse.used + 100 * BLOCK
+        with pytest.raises(UserError, match="no mem_limit holds while this comes"):
+            Restore([], {"default": pool}, State(None)).from_newest(tmp_path)
+        purse.ceiling = 0
+        assert Restore([], {"default": pool}, State(None)).from_newest(tmp_path)
+        assert pool.disks()[0].read(0, BLOCK) == noise(0)
 
 
 @pytest.mark.parametrize("pool", ["default", "fast"])

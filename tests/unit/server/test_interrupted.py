@@ -41,8 +41,9 @@ def test_it_goes_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         gone: list[int] = []
         shelf: Shelf[int] = Shelf("sent", at_once)
-        await shelf.keep(kept(1, gone), 0.0)
+        await shelf.keep(kept(1, gone), -1.0)
         await shelf.keep(kept(2, gone), 3600.0)
+        assert shelf.status()[0].seconds_left == 0.0, "nobody has looked yet"
         while not gone:  # noqa: ASYNC110 - it is the shelf that is watched
             await asyncio.sleep(0)
         assert [told.exports for told in shelf.status()] == [("disk2",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from nbdzram.config import ExportConfig, PoolConfig
 from nbdzram.errors import UserError
+from nbdzram.server import place
 from nbdzram.server.state import FILE_NAME, remembered_in
 from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
@@ -89,6 +91,27 @@ def test_a_pool_that_was_added_is_there_for_what_a_checkpoint_has_of_it_and_what
             assert whole(disk(service, "new"))[:BLOCK] == text(1)
 
     play(story)
+
+
+def test_what_cannot_be_noted_though_a_checkpoint_stands_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Less room in a pool, which has to wait for that; nobody does who could be told."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def story() -> None:
+        async with checkpointing(tmp_path) as service:
+            await asked(service, "pools.add", name="fast", mem_limit=64 * MIB)
+            await of(service).take()
+            await service.changes.change_pool("fast", 32 * MIB, None)
+            with monkeypatch.context() as patch:
+                patch.setattr(place, "note_in", full)
+                await of(service).take()
+
+    play(story)
+    assert "what was changed last: it is done, and not on the disk of the checkpoints: No space left" in caplog.text
 
 
 def test_nothing_is_noted_in_a_directory_that_another_server_has(tmp_path: Path) -> None:

@@ -149,6 +149,26 @@ def test_what_was_said_before_the_first_checkpoint_holds_for_what_is_made_anew(t
     play(story)
 
 
+def test_what_was_removed_before_the_first_checkpoint_does_not_come_back_by_what_was_noted_before(
+    tmp_path: Path,
+) -> None:
+    """A server was killed between removing and noting: the state directory knows better than the note."""
+    (tmp_path / "state").mkdir()
+    declared = (ExportConfig(name="disk", size_bytes=MIB),)
+
+    async def story() -> None:
+        given: dict[str, Any] = {"state_dir": tmp_path / "state", "exports": declared}
+        async with checkpointing(tmp_path / "kept", **given) as service:
+            await asked(service, "exports.change", name="disk", **CHANGED)
+            await service.changes.remove_export("disk", force=False)
+            killed = [as_the_power_left_it(tmp_path / one, tmp_path / f"{one} later") for one in ("kept", "state")]
+        assert not files(killed[0])
+        async with checkpointing(killed[0], state_dir=killed[1], exports=declared) as service:
+            assert not len(service._exports)
+
+    play(story)
+
+
 @pytest.mark.parametrize("declares", ["nothing", "a list", "a list, and lies elsewhere"])
 def test_a_file_to_restore_opens_nothing_that_was_declared_or_said_beside_the_checkpoints(
     tmp_path: Path, declares: str
