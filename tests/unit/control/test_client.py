@@ -145,3 +145,37 @@ def test_an_act_of_which_nobody_knows_whether_it_was_done_is_not_asked_for_again
     with ControlClient(path) as other:
         assert other.call(method) == "done"
     thread.join()
+
+
+def test_who_was_hung_up_on_between_two_calls_asks_again_whatever_it_was(tmp_path: Path) -> None:
+    """A part of what was sent before lies there unread, so it is a reset to who sends the next; of that nobody read
+    anything, so nothing of it is done."""
+    path = tmp_path / "control.sock"
+    refusal = {"jsonrpc": "2.0", "id": 1, "error": {"code": Code.REFUSED, "message": "the pool is full"}}
+    told, hung_up = threading.Event(), threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(1 << 16)
+            client.sendall(STREAM + json.dumps(refusal).encode() + b"\n")
+            told.wait()
+        hung_up.set()
+        client, _ = listener.accept()
+        with client, client.makefile("rb") as asked:
+            asked.readline()
+            client.sendall(done(3))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        parts = iter([b"a part", b""])
+        with ControlClient(path) as client:
+            with pytest.raises(UserError, match="the pool is full"):
+                client.call_with_stream("streams.receive", lambda _: next(parts))
+            told.set()
+            hung_up.wait()
+            assert client.call("reload") == "done"
+        server.join()

@@ -53,7 +53,8 @@ def test_a_server_begins_from_the_newest_checkpoint_and_says_of_when_it_is(
             disk(service).write(0, text(1) + noise(2))
             await service.changes.add_export("other", MIB, **{**ADDED, "allow_addresses": ["10.0.0.0/8"]})
             await service.changes.take_moment("monday")
-            disk(service, "disk@monday").identify(5)
+            await of(service).take()
+            disk(service, "disk@monday").identify(5)  # it was sent, and its blocks are what they were
             await of(service).take()
             disk(service).write(BLOCK, half_random(3))
             disk(service, "other").write(0, text(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -233,18 +234,26 @@ def test_silence_behind_the_tls_handshake_ends_at_the_deadline(play: Play, secur
     play(story, Limits(handshake_seconds=0.2))
 
 
-def test_no_tls_at_all_behind_starttls_is_a_counted_failure(play: Play, secure: Secure) -> None:
+@pytest.mark.parametrize("stands", [False, True], ids=["at once", "when it stands"])
+def test_no_tls_at_all_behind_starttls_is_a_counted_failure(
+    play: Play, secure: Secure, pki: Pki, stands: bool
+) -> None:
+    """And the end: no deadline has to come for that."""
     secure()
 
     async def story(stage: Stage) -> None:
-        client = await WireClient.connect(stage.path)
-        assert (await client.option(STARTTLS))[-1].kind == Reply.ACK
+        if stands:
+            client = (await by_hand(stage.path, pki.client_context())).client
+        else:
+            client = await WireClient.connect(stage.path)
+            assert (await client.option(STARTTLS))[-1].kind == Reply.ACK
         client.send(b"GET / HTTP/1.1\r\n\r\n")
-        await client.reader.read()
+        async with asyncio.timeout(60):
+            await client.reader.read()
         assert stage.server.handshake_failures["tls"] == 1
         await leave(client)
 
-    play(story)
+    play(story, Limits(handshake_seconds=10**6))
 
 
 def test_a_connection_that_ended_leaves_nothing_to_the_garbage_collector(play: Play, secure: Secure, pki: Pki) -> None:
