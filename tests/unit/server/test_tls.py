@@ -235,9 +235,7 @@ def test_silence_behind_the_tls_handshake_ends_at_the_deadline(play: Play, secur
 
 
 @pytest.mark.parametrize("stands", [False, True], ids=["at once", "when it stands"])
-def test_no_tls_at_all_behind_starttls_is_a_counted_failure(
-    play: Play, secure: Secure, pki: Pki, stands: bool
-) -> None:
+def test_no_tls_at_all_behind_starttls_is_a_counted_failure(play: Play, secure: Secure, pki: Pki, stands: bool) -> None:
     """And the end: no deadline has to come for that."""
     secure()
 
