@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nbdzram.engine.salvage import MISSING, OBJECT, Salvage
 from nbdzram.errors import ArenaError
 from tests.faults.contents import BLOCK, expected, noise, run
 from tests.faults.test_damage import RIGHT, arena_of, read_all
+from tests.support.arena import EXPORTS_AT, OLD_ROOT_AT, PAGE, REF, Arena
 
 VERSION_AT = 8
 
@@ -80,6 +82,35 @@ def test_an_upgrade_without_room_is_refused_and_the_arena_stays_of_format_1(plac
     fail_allocation(-1)
     with Pool(path=str(place / "arena")) as pool:
         assert read_all(pool, expected()) == RIGHT
+
+
+def test_an_object_of_more_holders_than_a_cell_counts_keeps_no_arena_from_its_upgrade(place: Path) -> None:
+    """Here a block that stands in all of a leaf, and in the next one; how many they are beyond 511 no cell says."""
+    path = place / "arena"
+    old_arena(path)
+    content = bytearray(path.read_bytes())
+    (page,) = struct.unpack_from("<I", content, EXPORTS_AT + OLD_ROOT_AT)
+    for _ in range(2):
+        (page,) = struct.unpack_from("<I", content, page * PAGE)
+    leaf, following = struct.unpack_from("<2I", content, page * PAGE)
+    block, entry = next(
+        (number, entry)
+        for number, entry in enumerate(struct.unpack_from("<512Q", content, leaf * PAGE))
+        if entry >> 32 and not entry & 1
+    )
+    struct.pack_into("<512Q", content, leaf * PAGE, *[entry] * 512)
+    struct.pack_into("<Q", content, following * PAGE, entry)
+    arena = Arena(content)
+    cell = arena.cell(entry >> 32)
+    arena.set_word(cell, arena.word(cell) | 511 * REF)
+    path.write_bytes(content)
+    with Pool(path=str(path)) as pool:
+        disk = pool.disks()[0]
+        held = expected()[disk.name][block]
+        assert disk.read(0, 513 * BLOCK) == held * 513
+        pool.check()
+        disk.trim(0, 513 * BLOCK)
+        pool.check()
 
 
 def require_all_salvaged(path: Path, names: set[str]) -> None:

@@ -40,7 +40,12 @@ ANSWERS: dict[str, Any] = {
     "clients": (CLIENT, dataclasses.replace(CLIENT, number=8, export="other", read_only=True, certificate_names=())),
     "run": (REPORT, dataclasses.replace(REPORT, pool="fast", dry_run=True)),
     "reload": ReloadReport(("export disk added",), ("pool old",), ("listen",)),
-    "runs": (RUNNING, WAITING, dataclasses.replace(RUNNING, number=9, state="paused")),
+    "runs": (
+        RUNNING,
+        WAITING,
+        dataclasses.replace(RUNNING, number=9, state="paused"),
+        dataclasses.replace(RUNNING, number=10, state="done", seconds_left=None),  # what was expected did not come
+    ),
     "cancel_run": dataclasses.replace(RUNNING, state="cancelled"),
     "pause_run": dataclasses.replace(RUNNING, state="paused"),
     "resume_run": RUNNING,

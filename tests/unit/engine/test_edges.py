@@ -93,6 +93,24 @@ def test_dozens_of_objects_have_more_holders_than_a_cell_counts(inline: bool) ->
     pool.check()
 
 
+def test_what_counts_many_holders_is_used_again_and_begins_with_none() -> None:
+    """It is made for sixteen handles; while it is free, the first of them names the next that is."""
+    pool = Pool(inline_dedup=True)
+    disk = pool.create("disk", 16 * SIZE)
+    contents = [half_random(number) for number in range(8 * 16)]
+    for number, content in enumerate(contents):
+        disk.write(number * BLOCK, content)
+    popular, more, metadata = contents[15::16], MOST_HOLDERS + 1, set()
+    for _ in range(12):
+        disk.write(len(contents) * BLOCK, b"".join(content * more for content in popular))
+        metadata.add(pool.stats().metadata)
+        disk.trim(len(contents) * BLOCK, len(popular) * more * BLOCK)
+    assert len(metadata) == 1
+    disk.trim(0, len(contents) * BLOCK)
+    assert pool.stats().objects == pool.stats().handles == 0
+    pool.check()
+
+
 @pytest.mark.parametrize("tail", [1, 511, 4095])
 def test_an_estimate_counts_a_part_of_a_block_at_an_images_end_as_one(tail: int) -> None:
     """As an export of that size stores it: what is missing is zeroes."""
