@@ -139,6 +139,9 @@ def test_a_limit_below_what_is_stored_is_warned_of_where_it_is_set(start: Start,
     assert ", over its limit of 1.2M: what is stored stays, and writes that need memory fail; fold it" in done.err
     assert bool(flags) == done.out.startswith("{")
     server.wait_for_log("WARNING nbdzram.server: the pool 'default' takes ")
+    stats = json.loads(server.run("pools", "list", "--json").out)[0]["stats"]
+    done = server.run("pools", "limit", "default", str(stats["mem_used_total"] + stats["metadata"] - 4096), *flags)
+    assert "the pool 'default' takes " in done.err, "its tables count"
     for harmless in (("limit", "default", "64M"), ("limit", "default", "0"), ("verify", "default", "off")):
         done = server.run("pools", *harmless, *flags)
         assert (done.code, done.err) == (0, "")

@@ -18,7 +18,7 @@ from nbdzram.errors import ArenaError, UserError
 from nbdzram.server.salvage import Lost, Salvaged, salvage
 from nbdzram.server.state import ExportRecord, State
 from tests.faults.damage import Image, damaged
-from tests.support.arena import PAGE, UNIT, Arena
+from tests.support.arena import HEAD_SIZE, HEADS_AT, PAGE, UNIT, Arena
 from tests.unit.engine.blocks import BLOCK, half_random, noise, prose, text
 from tests.unit.engine.test_scrub import bend
 from tests.unit.stream import roads
@@ -207,6 +207,29 @@ def test_an_export_that_nobody_could_receive_does_not_cost_the_others(tmp_path: 
     assert len(outcome.notes) == 2
     assert all(note.isprintable() and "default.pool is left out" in note for note in outcome.notes)
     assert found == held
+
+
+def test_several_arenas_are_one_stream_and_what_they_lost_is_added_up(tmp_path: Path) -> None:
+    """Objects are told some at a time, each once; blocks that two exports lost are not one stretch."""
+    held = fill(tmp_path)
+    held |= {name: b"".join(noise(seed + block) for block in range(256)) for name, seed in (("one", 100), ("two", 400))}
+    with Pool(path=str(tmp_path / "fast.pool")) as pool:
+        for name in ("gone", "one", "two"):
+            pool.create(name, MIB).write(0, held.get(name, b""))
+    for name, forged in (("default", 1), ("fast", 0)):
+        with (tmp_path / f"{name}.pool").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+            arena = Arena(view)
+            arena.set_word(arena.entry(forged) + HEADS_AT, 0)
+            arena.set_word(arena.entry(forged) + HEADS_AT + HEAD_SIZE, 0)
+            for export, block in ((1, 3), (2, 4)) if name == "fast" else ():
+                place = arena.word_at(block, export=export)
+                arena.set_word(place, arena.word(place) ^ 1 << 40)
+    outcome, found = salvaged(tmp_path)
+    assert outcome.lost_exports == 2
+    assert outcome.lost == [Lost("one", 3, 1), Lost("two", 4, 1)]
+    assert found.keys() == held.keys() - {"twin"}
+    assert is_honest(outcome, found, held)
+    assert outcome.stream_bytes < 2.1 * MIB
 
 
 def test_a_name_that_is_no_text_is_counted(tmp_path: Path) -> None:
