@@ -70,10 +70,15 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def said(name: str) -> str:
+    """A name in a sentence without quotes: in quotes all the same where a blank at its end would not be seen."""
+    return name if name == name.strip() else repr(name)
+
+
 def some_of(names: Sequence[str], most: int) -> str:
     """The first few, and how many more."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(said, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def parse_seconds(text: str) -> float | None:

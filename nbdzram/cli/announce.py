@@ -12,7 +12,7 @@ from nbdzram import __version__
 from nbdzram.cli.hints import how_to_attach, tellable
 from nbdzram.cli.perils import perils
 from nbdzram.config import ExportConfig, ServerConfig, TlsConfig
-from nbdzram.units import format_seconds, format_size
+from nbdzram.units import format_seconds, format_size, said
 
 if TYPE_CHECKING:
     from nbdzram.status import CheckpointStatus, ServerStatus
@@ -36,9 +36,7 @@ def print_in_background(lines: Iterable[str]) -> None:
     printed.close(0.0)  # its thread ends with the last of them: a server may come here often
 
 
-def greeting(
-    status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path, *, swap: bool = False
-) -> Iterator[str]:
+def greeting(status: ServerStatus, tls: TlsConfig, metrics: str | None, control: Path) -> Iterator[str]:
     """What a newcomer needs to see: what is offered, where it is, and how to attach."""
     yield f"nbdzram {__version__} is ready"
     exports = status.exports
@@ -56,7 +54,7 @@ def greeting(
     if told:
         yield "attach it with one of"
         name = exports[0].name if exports else "NAME"
-        yield from (f"  {line}" for line in how_to_attach(told[0], name, tls, swap=swap))
+        yield from (f"  {line}" for line in how_to_attach(told[0], name, tls, swap=status.swap))
 
 
 def the_end(
@@ -80,7 +78,7 @@ def the_end(
 
 
 def _export_line(name: str, size_bytes: int, pool: str, *, read_only: bool) -> str:
-    return f"  export   {name} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
+    return f"  export   {said(name)} ({format_size(size_bytes)} in pool {pool}{', read-only' if read_only else ''})"
 
 
 def _terms(export: ExportConfig) -> Iterator[str]:
@@ -125,6 +123,6 @@ def description(config: ServerConfig) -> Iterator[str]:
     if config.default_export is not None:
         declared = config.default_export in {export.name for export in config.exports}
         where = "" if declared else ", which is not declared here: it has to be there from before"
-        yield f"  default  {config.default_export}{where}"
+        yield f"  default  {said(config.default_export)}{where}"
     yield f"  state    {config.state_dir or _without_state(config)}"
     yield from (f"  warning  {peril.says}; {peril.remedy}" for peril in perils(config))

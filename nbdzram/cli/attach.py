@@ -24,6 +24,7 @@ from nbdzram.cli.hints import NO_TLS, Address, Attachment, Credentials, tellable
 from nbdzram.cli.numbers import Whole, WholeSeconds
 from nbdzram.config import DEFAULT_PORT
 from nbdzram.errors import ConfigError, UserError
+from nbdzram.units import said
 from nbdzram.values import export_name
 
 OLD_CLIENTS_PORT = (
@@ -37,6 +38,10 @@ REQUEST_SECONDS = 10
 """What was in flight when a server went is sent again after so long. A live server answers in milliseconds."""
 DEAD_SECONDS = 600
 """A machine that serves has booted again by then."""
+SWAP_HERE = (
+    "never swap on the machine that serves, which would need memory to free memory: attach it on another one, where "
+    "--uri names this one's address"
+)
 NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and libnbd attach without it"
 
 
@@ -84,7 +89,9 @@ NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and l
     type=click.Choice(["512", "1024", "2048", "4096"]),
     help="With --persist: the device's sectors, as partition tables count them.  [default: 512]",
 )
-@click.option("--swap", is_flag=True, help="The device will be swap.")
+@click.option(
+    "--swap", is_flag=True, help="The device will be swap.  [default: if the server on this machine was started so]"
+)
 @click.option(
     "--tls-certificates",
     "certificates",
@@ -121,7 +128,7 @@ def command(
         raise ConfigError("--persist goes not with --nbdtab: its lines are nbd-client's")
     if persist and certificates:
         raise ConfigError(f"--persist goes not with --tls-certificates: they are for TLS, {NO_TLS}")
-    address = _address_of(uri, export) if uri else _local_address(export, control)
+    address, swap = (_address_of(uri, export), swap) if uri else _on_this_machine(export, control, swap=swap)
     try:
         export_name(export)
     except ValueError as error:
@@ -150,7 +157,7 @@ def command(
             click.echo(f"# {hint}", err=True)
         return click.echo(shlex.join(words))
     _run(words, attachment.device)
-    click.echo(f"attached {export} to {attachment.device}; detach it with: nbd-client -d {attachment.device}")
+    click.echo(f"attached {said(export)} to {attachment.device}; detach it with: nbd-client -d {attachment.device}")
     return None
 
 
@@ -185,8 +192,10 @@ def _credentials(directory: Path | None) -> Credentials:
     return Credentials(str(directory.absolute()), own=os.access(directory / "client-cert.pem", os.R_OK))
 
 
-def _local_address(export: str, control: Path | None) -> Address:
-    """The server's unix socket if it has one, else its first address. Raises NoSuchExport, UserError."""
+def _on_this_machine(export: str, control: Path | None, *, swap: bool) -> tuple[Address, bool]:
+    """The server's unix socket if it has one, else its first address; and whether it is for `swap`, as it is where the
+    server was started so: then `serve` prints the same line. Raises NoSuchExport, UserError.
+    """
     with connect(control) as client:
         status = client.status()
         require_export(export, [known.name for known in status.exports])
@@ -194,7 +203,10 @@ def _local_address(export: str, control: Path | None) -> Address:
     addresses = [address for address in addresses if address.kernel_can_attach]
     if not addresses:
         raise UserError("the server listens on no address that nbd-client can reach; add -i, -p or -U")
-    return next((address for address in addresses if address.path is not None), addresses[0])
+    swap = swap or status.swap
+    if swap:
+        click.echo(f"# {SWAP_HERE}", err=True)
+    return next((address for address in addresses if address.path is not None), addresses[0]), swap
 
 
 def missing(attachment: Attachment, certificates: Path | None, kernel: Kernel) -> list[str]:
@@ -262,7 +274,7 @@ def _persist(
             told_to_leave=told,
             say=voice.say,
         )
-        did = f"attached {export} to {device}" if keeper.attach() else f"looking after {device}"
+        did = f"attached {said(export)} to {device}" if keeper.attach() else f"looking after {device}"
         notify_supervisor("READY=1")
         voice.say(f"{did}; without a server requests wait {patience[1]} s")
         voice.say(f"detach it with: nbd-client -d {device}")

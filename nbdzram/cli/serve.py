@@ -512,7 +512,7 @@ async def _serve_once(
                     environment = told_to_commands(service.status(), config.default_export, control.path)
                     return await run_command(run, environment, told_to_stop)
                 where = metrics.url if metrics else None
-                print_in_background(greeting(service.status(), config.tls, where, control.path, swap=config.swap))
+                print_in_background(greeting(service.status(), config.tls, where, control.path))
                 notify_supervisor("READY=1")
                 _keep_what_there_is()  # last: `health` says ready since it listens, and who asked reads the greeting
                 if await first_of(service.taken_over, told_to_stop) is service.taken_over:

@@ -422,6 +422,7 @@ class Service:
             journal=None if self._checkpoints.journal is None else self._checkpoints.journal.status,
             headroom=self._headroom.status,
             starting=not (self._nbd.lets_in or self._draining),
+            swap=self._config.swap,
         )
 
     def clients(self) -> tuple[ClientStatus, ...]:

@@ -106,3 +106,4 @@ class ServerStatus:
     threads: tuple[ThreadStatus, ...] = ()
     headroom: HeadroomStatus | None = None  # None: nobody looks (limits.keep_free)
     starting: bool = False  # it opens its disks and loads images: nobody is let in yet
+    swap: bool = False  # clients swap to it

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdzram.units import format_seconds, format_size, format_sizes, parse_seconds, parse_size, some_of
+from nbdzram.units import format_seconds, format_size, format_sizes, parse_seconds, parse_size, said, some_of
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,11 @@ def test_of_many_names_the_first_are_told_and_how_many_more() -> None:
 )
 def test_a_time_is_seconds_or_has_a_letter_behind_it(text: str, seconds: float | None) -> None:
     assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("disk", "disk"), ("a b", "a b"), ("disk ", "'disk '"), (" disk", "' disk'"), (" ", "' '")]
+)
+def test_a_blank_at_a_names_end_is_seen(name: str, told: str) -> None:
+    assert said(name) == told
+    assert some_of([name, "x"], 1) == f"{told} and 1 more"

@@ -109,6 +109,20 @@ def test_on_this_machine_a_disk_is_attached_over_the_unix_socket(start: Callable
     assert server.run("attach", "disk").out == f"nbd-client -unix {server.socket} /dev/nbd0 -name disk\n"
 
 
+def test_what_a_server_serves_for_swap_is_attached_for_swap(start: Callable[..., Server]) -> None:
+    """As the line that it printed itself; without -swap nbd-client may wait for what waits for it."""
+    server = start("-e", "disk=1M", "--swap")
+    line = f"nbd-client -unix {server.socket} /dev/nbd0 -name disk -swap"
+    assert server.greeting[-3].strip().startswith(line)
+    done = server.run("attach", "disk")
+    assert (done.out, "never swap on the machine that serves" in done.err) == (f"{line}\n", True)
+    assert server.run("attach", "disk", "--nbdtab").out == f"nbd0 {server.socket} disk unix,swap,persist\n"
+    assert server.run("attach", "disk", "--uri", FAR, "--swap").out.endswith("-name disk -swap\n")
+    far = run("attach", "disk", "--uri", FAR)
+    assert far.out.endswith("-name disk\n")
+    assert "never swap" not in far.err
+
+
 def test_a_certificate_of_the_clients_own_is_named_where_it_has_one(tmp_path: Path) -> None:
     words = ("attach", "disk", "--uri", "nbds://192.0.2.10", "--tls-certificates", str(tmp_path))
     assert "holds no ca-cert.pem" in run(*words).err
