@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from nbdzram import __version__
-from nbdzram.cli.perils import perils
+from nbdzram.cli.perils import perils, size_perils
 from nbdzram.config import ServerConfig, TcpAddress, TlsMode
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
@@ -283,15 +283,16 @@ def files(patient: Patient) -> Iterator[Finding]:
 
 def survival(patient: Patient) -> Iterator[Finding]:
     """What would lose disks later, although everything works today."""
-    found = list(perils(patient.config))
+    told = set(size_perils(patient.config, Machine()))  # by `memory`, which calls them worse
+    found = [peril for peril in perils(patient.config) if peril not in told]
     if not found:
         yield Finding(Level.OK, "survival", "nothing here ends the server, or cleans up after it, by itself")
     yield from (Finding(Level.WARN, "survival", peril.says, peril.remedy) for peril in found)
 
 
-def tasks(_: Patient) -> Iterator[Finding]:
+def tasks(patient: Patient) -> Iterator[Finding]:
     """Threads, which a cgroup counts together with those of others in it."""
-    allowed, needed = Machine().tasks(), Machine().processors() + SPARE_TASKS
+    allowed, needed = Machine().tasks(), tasks_needed(Machine(), patient.config.threads)
     if allowed is None:
         yield Finding(Level.OK, "tasks", f"no limit; up to {needed} threads are started")
     elif allowed.amount >= needed:
@@ -299,6 +300,11 @@ def tasks(_: Patient) -> Iterator[Finding]:
     else:
         says = f"{allowed} allows {allowed.amount}, up to {needed} are needed"
         yield Finding(Level.WARN, "tasks", says, f"TasksMax={needed} in the unit, or --pids-limit {needed}")
+
+
+def tasks_needed(machine: Machine, threads: int) -> int:
+    """By a server of which so many `threads` serve clients."""
+    return max(machine.processors(), threads) + SPARE_TASKS
 
 
 def swap(patient: Patient) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from nbdzram.config import CheckpointConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine
 from nbdzram.settings import misspelled
 from nbdzram.status import default_trouble, limit_trouble
-from nbdzram.units import format_size
+from nbdzram.units import counted, format_size, format_sizes
 
 OWN_BYTES = 72 << 20  # the program's 40 MiB, and what requests under way may hold (limits.total_bytes)
 TABLES_SHARE = 10  # tables and indexes come on top of a pool's limit: at most a tenth of it
@@ -42,7 +42,10 @@ def perils(
     config: ServerConfig, machine: Machine | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[Peril]:
     """Every one."""
-    yield from memory_perils(config, machine or Machine())
+    machine = machine or Machine()
+    yield from size_perils(config, machine)
+    yield from thread_perils(config, machine)
+    yield from memory_perils(config, machine)
     yield from state_perils(config)
     yield from idle_perils(config)
     yield from environment_perils(os.environ if environment is None else environment)
@@ -74,6 +77,25 @@ def environment_perils(environment: Mapping[str, str]) -> Iterator[Peril]:
     """Variables that are nearly one of ours."""
     for variable, meant in misspelled(environment):
         yield Peril(f"the variable {variable} is none of nbdzram's and does nothing", f"did you mean {meant}?")
+
+
+def size_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:
+    """Limits beyond what the machine has; doctor finds them by itself. Of a cgroup's memory: memory_perils."""
+    share, limit = machine.memory(), sum(pool.mem_limit for pool in config.pools)
+    if share.cgroup is None and limit > share.amount:
+        may, has = format_sizes(limit, share.amount)
+        says = f"the pools may take {may}, and {share} has {has}: memory runs out before a limit is reached"
+        yield Peril(says, "lower --mem-limit, for example to 50%")
+
+
+def thread_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:
+    """More threads than may run at a time."""
+    processors = machine.processors()
+    if config.threads > processors:
+        says = f"{config.threads} threads are to serve clients, and {counted(processors, 'processor')} may be used"
+        yield Peril(
+            f"{says}: the others wait for a turn", f"--threads {processors}; unless it is said, there is one for each"
+        )
 
 
 def memory_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:

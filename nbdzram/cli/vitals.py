@@ -14,7 +14,6 @@ from pathlib import Path
 
 from nbdzram.cli.diagnosis import (
     EXPIRES_SOON,
-    SPARE_TASKS,
     Finding,
     Level,
     Patient,
@@ -22,6 +21,7 @@ from nbdzram.cli.diagnosis import (
     huge_pages,
     server,
     swap,
+    tasks_needed,
     versions,
 )
 from nbdzram.cli.hints import Address
@@ -112,7 +112,7 @@ def state(patient: Patient) -> Iterator[Finding]:
 def threads(patient: Patient) -> Iterator[Finding]:
     """Against what its cgroup allows."""
     machine = _machine(patient)
-    allowed, needed = machine.tasks(), machine.processors() + SPARE_TASKS
+    allowed, needed = machine.tasks(), tasks_needed(machine, len(_server(patient).threads))
     says = f"{_told(patient, 'status', 'Threads') or 'an unknown number'} run, up to {needed} are needed"
     if allowed is None:
         yield Finding(Level.OK, "tasks", f"{says}, no limit")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nbdzram import engine
-from nbdzram.cli import diagnosis, doctor
+from nbdzram.cli import diagnosis, doctor, vitals
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient, running_server
 from nbdzram.config import (
     CheckpointConfig,
@@ -337,6 +337,16 @@ def test_too_few_tasks_for_the_threads_warn(monkeypatch: pytest.MonkeyPatch, amo
     monkeypatch.setattr(Machine, "tasks", lambda _: None if amount is None else Share(amount, Path("/cage")))
     (finding,) = diagnosis.tasks(Patient(QUIET, None))
     assert (finding.level, "/cage" in finding.says) == (level, amount is not None)
+
+
+def test_threads_that_are_asked_for_are_among_the_tasks_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counted one for each processor, however many the server is to start."""
+    monkeypatch.setattr(Machine, "processors", lambda _: 2)
+    monkeypatch.setattr(Machine, "tasks", lambda _: Share(80, Path("/cage")))
+    for given, level in ((0, Level.OK), (2, Level.OK), (63, Level.WARN)):
+        assert levels(list(diagnosis.tasks(Patient(replace(QUIET, threads=given), None)))) == [level]
+        server = replace(SERVER, threads=SERVER.threads[:1] * (given or 2))
+        assert levels(list(vitals.threads(Patient(QUIET, server)))) == [level]
 
 
 @pytest.mark.parametrize(("told", "level"), [("VmSwap:\t    2048 kB", Level.WARN), ("VmSwap:\t 0 kB", Level.OK)])

@@ -73,6 +73,41 @@ def test_without_a_cgroup_nothing_is_killed_for_a_limit(tmp_path: Path) -> None:
     assert not list(memory_perils(QUIET, Machine(tmp_path)))
 
 
+class Small(Machine):
+    """A machine without cgroups that has 512 MiB and two processors."""
+
+    def memory(self) -> Share:
+        return Share(512 * MIB)
+
+    def processors(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            replace(QUIET, pools=(PoolConfig(mem_limit=300 * MIB), PoolConfig(name="b", mem_limit=300 * MIB))),
+            "take 600M",
+        ),
+        (replace(QUIET, threads=3), "3 threads are to serve clients, and 2 processors may be used"),
+        (replace(QUIET, pools=(PoolConfig(mem_limit=512 * MIB),), threads=2), None),
+        (QUIET, None),
+    ],
+)
+def test_more_than_the_machine_has_is_a_peril(config: ServerConfig, says: str | None) -> None:
+    """Nobody but doctor said so."""
+    found = [peril.says for peril in perils(config, Small(), environment={})]
+    assert len(found) == (says is not None)
+    assert says is None or says in found[0]
+
+
+def test_what_the_machine_has_not_is_told_by_doctor_once() -> None:
+    over = Patient(replace(QUIET, pools=(PoolConfig(mem_limit=1 << 50),)), None)
+    told = [finding for look in (diagnosis.memory, diagnosis.survival) for finding in look(over)]
+    assert len([finding for finding in told if "the pools may take" in finding.says]) == 1
+
+
 @pytest.mark.parametrize(
     ("place", "clue"),
     [
