@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+import termios
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import click
 
 from nbdzram.cli.columns import Cell, Column, render, screen_width
 from nbdzram.cli.common import connect, print_json
+from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import PoolStats
+from nbdzram.ready import readable
 from nbdzram.status import RunReport, RunStatus, from_json
 from nbdzram.units import format_seconds, format_size
 
@@ -25,6 +28,10 @@ Figure = tuple[str, Callable[[PoolStats], int]]
 
 UNTOLD = {"comparisons", "objects_seen"}
 """What a run did and not what came of it: --json has it, the sentence does not."""
+
+ENDED = {"done", "failed", "cancelled"}
+LOOK_SECONDS = 1.0
+"""As long as somebody thinks about a question, the run is looked at so often: it may end by itself."""
 
 HINT_BYTES = 1 << 20
 HINT_SHARE = 10
@@ -102,12 +109,10 @@ def _leave(run: RunStatus | None, waits_for: RunStatus | None, control: Path | N
         stands = f" for {_name(waits_for)}, {standing(waits_for)}"
     click.echo(err=True)
     if sys.stdin.isatty() and sys.stderr.isatty():
-        try:
-            cancel = click.confirm(f"{goes_on}{stands}. Cancel it?", default=False, err=True)
-        except click.Abort:
-            cancel = False
-            click.echo(err=True)  # behind the question
-        if cancel:
+        answer = _ask(f"{goes_on}{stands}. Cancel it? [y/N]: ", run.number, control)
+        if isinstance(answer, RunStatus):
+            return click.echo(_ended(answer), err=True)
+        if answer:
             with connect(control) as client:
                 client.call("runs.cancel", number=run.number)
             what = "what it did until then stays" if begun else "it had not begun"
@@ -118,16 +123,49 @@ def _leave(run: RunStatus | None, waits_for: RunStatus | None, control: Path | N
     return None
 
 
+def _ask(question: str, number: int, control: Path | None) -> bool | RunStatus:
+    """A person's answer; or the run, if it ends before there is one: then nothing is left to decide."""
+    with connect(control) as client:
+        click.echo(question, nl=False, err=True)
+        try:
+            while True:
+                while not readable(sys.stdin.fileno(), seconds=LOOK_SECONDS):
+                    ended = _run(client, number)
+                    if ended is not None and ended.state in ENDED:
+                        termios.tcflush(sys.stdin, termios.TCIFLUSH)  # half an answer is no command for the shell
+                        click.echo(err=True)
+                        return ended
+                told = sys.stdin.readline()
+                if told.strip().lower() in {"y", "yes"}:
+                    return True
+                if told.strip().lower() in {"", "n", "no"}:
+                    break
+                click.echo(f"Error: invalid input\n{question}", nl=False, err=True)  # as click has it
+        except KeyboardInterrupt:
+            told = ""
+        if not told:
+            click.echo(err=True)  # behind the question
+        return False
+
+
+def _run(client: ControlClient, number: int) -> RunStatus | None:
+    """None: another server answers, which does not know it."""
+    found = (from_json(RunStatus, run) for run in client.call("runs"))
+    return next((run for run in found if run.number == number), None)
+
+
+def _ended(run: RunStatus) -> str:
+    if run.state == "done":
+        return f"{_name(run)} has ended meanwhile: {_figures(run.result)} in {run.seconds:.2f} s"
+    if run.state == "failed":
+        return f"{_name(run)} has failed meanwhile: {run.error}"
+    return f"{_name(run)} was cancelled meanwhile; what it did until then stays"
+
+
 def describe(report: RunReport) -> Iterator[str]:
     """One report as text: a sentence, then the table of what changed."""
-    told = [
-        f"{name.replace('_', ' ')} {_figure(name, value)}"
-        for name, value in report.result.items()
-        if value and name not in UNTOLD
-    ]
-    figures = ", ".join(told) or "nothing to do"
     would = " (dry run: nothing was changed)" if report.dry_run else ""
-    yield f"{report.kind} of pool {report.pool}: {figures} in {report.seconds:.2f} s{would}"
+    yield f"{report.kind} of pool {report.pool}: {_figures(report.result)} in {report.seconds:.2f} s{would}"
     if report.dry_run or report.before == report.after:
         return
     columns: list[Column[Figure]] = [
@@ -140,6 +178,13 @@ def describe(report: RunReport) -> Iterator[str]:
     fragmentation = report.after.mem_used_total - report.after.compr_data_size
     if report.kind != "compact" and fragmentation > max(HINT_BYTES, report.after.mem_used_total // HINT_SHARE):
         yield f"{format_size(fragmentation)} of the memory used are gaps: `nbdzram compact` gives most of them back"
+
+
+def _figures(result: Mapping[str, int]) -> str:
+    told = [
+        f"{name.replace('_', ' ')} {_figure(name, one)}" for name, one in result.items() if one and name not in UNTOLD
+    ]
+    return ", ".join(told) or "nothing to do"
 
 
 def _cell(stats: PoolStats) -> Callable[[Figure], Cell]:

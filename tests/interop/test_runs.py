@@ -203,6 +203,43 @@ def test_on_a_terminal_who_stops_waiting_is_told_what_the_run_waits_for(busy: Nb
     first.communicate(timeout=SECONDS)
 
 
+def test_a_question_that_the_end_of_its_run_overtakes_goes_away_and_says_what_came_of_it(
+    busy: Nbdzram, terminal: Terminal, tmp_path: Path
+) -> None:
+    """It stayed, and whoever said yes was told that a run which is done cannot be cancelled."""
+    terminal.wait_for("recompress default")
+    second = tmp_path / "second"
+    second.mkdir()
+    command = [sys.executable, "-m", "nbdzram", "fold", "--control", str(busy.control)]
+    behind = Terminal(second, command, busy.environment())
+    try:
+        behind.wait_for("waits for run 1")
+        for asked in (terminal, behind):
+            asked.press("C-c")
+            asked.wait_for("Cancel it? [y/N]")
+        behind.press("y")  # and no Enter: nobody's answer, and no command for the shell
+        busy.command_line("runs", "cancel", "1")
+        terminal.wait_for("run 1 (recompress of the pool default) was cancelled meanwhile; what it did until then")
+        behind.wait_for("run 2 (fold of the pool default) has ended meanwhile: nothing to do in 0.0")
+        for asked in (terminal, behind):
+            asked.wait_for("ended with 130")
+        assert "yended" not in behind.text()
+    finally:
+        behind.close()
+    assert states(busy) == {1: "cancelled", 2: "done"}
+
+
+def test_what_is_no_answer_is_asked_again(busy: Nbdzram, terminal: Terminal) -> None:
+    terminal.wait_for("recompress default")
+    terminal.press("C-c")
+    terminal.wait_for("Cancel it? [y/N]")
+    terminal.press("x", "Enter")
+    terminal.wait_for("Error: invalid input")
+    terminal.press("C-d")
+    terminal.wait_for("ended with 130")
+    assert states(busy) == {1: "running"}
+
+
 def test_a_control_socket_may_be_named_before_the_command(server: Nbdzram) -> None:
     command = [sys.executable, "-m", "nbdzram", "--control", str(server.control), "stat", "-n", "-o", "NAME"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=server.environment())

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner
 
-from nbdzram.cli import compact, fold, recompress
+from nbdzram.cli import compact, fold, perform, recompress
 from nbdzram.cli.perform import _leave, describe
 from nbdzram.status import RunReport
 from tests.unit.records import MIB, POOL_STATS, REPORT, RUNNING, WAITING
@@ -75,7 +74,7 @@ def test_nobody_is_asked_whose_answer_would_not_be_his_or_who_would_not_see_the_
     terminal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(getattr(sys, terminal), "isatty", lambda: True)
-    monkeypatch.setattr(click, "confirm", lambda *_, **__: pytest.fail("nobody is there"))
+    monkeypatch.setattr(perform, "_ask", lambda *_, **__: pytest.fail("nobody is there"))
     _leave(RUNNING, None, None)
     assert f"`nbdzram runs cancel {RUNNING.number}` ends it" in capsys.readouterr().err
 
