@@ -19,6 +19,7 @@ BASH = r"""_nbdzram_completion() {
         plain)
             value=${value#"$before"}
             [[ $word == [\"\']* ]] || printf -v value %q "$value"
+            value=${value//\\,/,}  # which is none of the shell's, and lists of columns have them
             COMPREPLY+=("$value")
             ;;
         esac

@@ -26,7 +26,7 @@ from nbdzram.control.client import ControlClient
 from nbdzram.engine.stats import DiskUsage, PoolStats
 from nbdzram.errors import ConfigError, NoSuchExport
 from nbdzram.status import ExportFigures, Holdings, PoolFigures, to_json
-from nbdzram.units import format_size
+from nbdzram.units import format_size, said
 
 if TYPE_CHECKING:
     from nbdzram.status import Account, ExportStatus
@@ -169,6 +169,18 @@ COUNTED = {"READS", "WRITES"}
 """Columns of what clients asked for, which is most of what is told of an export: others do without."""
 
 
+def column_lists(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """For a shell's completion: what is typed already, and each column that may come next."""
+    *named, begun = incomplete.split(",")
+    known = {name.strip().upper() for name in named}
+    before = "".join(f"{name}," for name in named)
+    return [
+        before + column.heading
+        for column in COLUMNS
+        if column.heading.startswith(begun.upper()) and column.heading not in known
+    ]
+
+
 @click.command(
     "stat",
     epilog="\b\nExamples:\n  nbdzram stat\n  nbdzram stat -b -n --raw -o NAME,DATA disk\n"
@@ -179,6 +191,7 @@ COUNTED = {"READS", "WRITES"}
     "-o",
     "--output",
     metavar="LIST",
+    shell_complete=column_lists,
     help=f"Columns to print, separated by commas; --columns explains them.  [default: {DEFAULT_COLUMNS}]",
 )
 @click.option("--output-all", is_flag=True, help="Print every column.")
@@ -315,7 +328,7 @@ def explain(line: Line, *, in_bytes: bool = False) -> Iterator[str]:
 
 def _explain_export(export: ExportFigures, line: Line, in_bytes: bool) -> Iterator[str]:
     usage = line.usage.get(export.name)
-    yield f"export {export.name} of pool {export.pool}"
+    yield f"export {said(export.name)} of pool {export.pool}"
     if usage is None:
         yield "  it was made a moment ago, and its blocks are not counted yet"
         return

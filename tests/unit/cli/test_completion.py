@@ -84,8 +84,11 @@ def test_bash_completes_commands_options_values_and_files(start: Start, tmp_path
     (tmp_path / "place").mkdir()
     keys = ["nbdzram est\timage.r\t", "nbdzram exports li\t--js\t", "nbdzram serve --tls=of\t --check-con\t"]
     keys.append("nbdzram serve -e d=1M --fold-interval a\t--tls-k\timage.r\t--state-d\tpl\t --check-config")
+    keys += ["nbdzram stat -n -b -o DISKS\t disk", "nbdzram stat -n -b --output=NAME,DATA,DISKS\t disk"]
     shown = type_in_bash(keys, control=server.control, directory=tmp_path)
     assert "2 blocks: 2 same-filled" in shown, shown
     assert '"name": "disk"' in shown
     assert "nbdzram serve --tls=off  --check-config" in shown
+    assert "stat -n -b -o DISKSIZE  disk\r\n1048576" in shown
+    assert "stat -n -b --output=NAME,DATA,DISKSIZE  disk\r\ndisk 0 1048576" in shown
     assert "nbdzram serve -e d=1M --fold-interval auto --tls-key image.raw --state-dir place/" in shown

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import click
 import pytest
 
 from nbdzram.cli.columns import INDENT, Column, render
-from nbdzram.cli.stat import COLUMNS, WALKED, Line, _verdict, explain
+from nbdzram.cli.stat import COLUMNS, WALKED, Line, _verdict, column_lists, command, explain
 from tests.unit.records import EXPORT, OTHER_EXPORT, TWO_OF_EACH, USAGE
 
 FRESH = Line(TWO_OF_EACH.pools[0], OTHER_EXPORT, (EXPORT, OTHER_EXPORT), {EXPORT.name: USAGE})
@@ -63,3 +64,20 @@ def test_a_line_of_a_folded_table_ends_where_the_next_cell_finds_no_room() -> No
             assert following.startswith(INDENT)
             assert len(line) + 1 + len(following.split()[0]) > width
         assert all(len(line) <= width or len(line.split()) == 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("RE", ["READS"]),
+        ("na", ["NAME"]),
+        ("NAME,D", ["NAME,DISKSIZE", "NAME,DATA", "NAME,DESCRIPTION"]),
+        ("name, data,DI", ["name, data,DISKSIZE"]),
+        ("DATA,DA", []),
+        ("x", []),
+    ],
+)
+def test_columns_are_completed_behind_a_comma_too(typed: str, offered: list[str]) -> None:
+    """Each once."""
+    context = click.Context(command)
+    assert column_lists(context, context.command.params[1], typed) == offered
