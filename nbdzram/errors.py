@@ -50,7 +50,8 @@ class NoSuchExport(UserError):
         """In a sentence that a person can use: who mistyped sees the names, and of hundreds that these are not all."""
         names = list(known)
         more = [f"and {len(names) - NAMES_TOLD} more"] * (len(names) > NAMES_TOLD)
-        return cls(f"there is no {kind} '{name}'; there are: {', '.join(names[:NAMES_TOLD] + more) or 'none'}")
+        told = [name if name == name.strip() else repr(name) for name in names[:NAMES_TOLD]] + more  # units.said
+        return cls(f"there is no {kind} '{name}'; there are: {', '.join(told) or 'none'}")
 
 
 class ExportExists(UserError):

@@ -12,7 +12,7 @@ from nbdzram.cli.common import print_json, require_all, require_export, warn
 from nbdzram.control.client import ControlClient
 from nbdzram.errors import UserError
 from nbdzram.status.encoding import from_json
-from nbdzram.units import format_size
+from nbdzram.units import format_size, said
 
 if TYPE_CHECKING:
     from nbdzram.status import ExportLoss
@@ -95,8 +95,8 @@ def _describe(loss: ExportLoss, verb: str) -> str:
     """Behind the verb."""
     if not loss.stored_bytes:  # whoever is asked all the same reads why
         why = ", though a file system or partitions may reach to its end" if verb == "shrink" else ""
-        return f"{loss.name} destroys nothing that is stored{why}"
-    told = f"{loss.name} destroys {format_size(loss.stored_bytes)} of content"
+        return f"{said(loss.name)} destroys nothing that is stored{why}"
+    told = f"{said(loss.name)} destroys {format_size(loss.stored_bytes)} of content"
     if loss.alone_bytes is None:
         return told
     if not loss.alone_bytes:

@@ -24,6 +24,7 @@ from nbdzram.cli.common import (
 from nbdzram.cli.numbers import Whole
 from nbdzram.control.client import ControlClient
 from nbdzram.status import ClientStatus
+from nbdzram.units import said
 
 CLIENT_NUMBER = Whole(1, of="number of a client; `nbdzram clients` shows them")
 
@@ -76,7 +77,7 @@ def show(*, export: str | None, as_json: bool, control: Path | None) -> None:
     if as_json:
         return print_json(found)
     if not found:
-        return click.echo(f"no client is attached{f' to {export}' if export is not None else ''}")
+        return click.echo(f"no client is attached{f' to {said(export)}' if export is not None else ''}")
     print_rows(COLUMNS, found)
     return None
 
@@ -108,11 +109,11 @@ def disconnect(*, numbers: tuple[int, ...], export: str | None, as_json: bool, c
     with connect(control) as client:
         if export is not None or len(numbers) > 1:
             attached = {one.number: "" for one in _of(client, export)}
-            what = "client" if export is None else f"of {export} the client"
+            what = "client" if export is None else f"of {said(export)} the client"
             require_all(what, numbers, attached, "`nbdzram clients list` shows who is attached")
             numbers = numbers or tuple(attached)
-        if not numbers and not as_json:
-            click.echo(f"no client is attached to {export}")
+        if export is not None and not numbers and not as_json:
+            click.echo(f"no client is attached to {said(export)}")
 
         def end(number: int) -> dict[str, int]:
             client.call("clients.disconnect", number=number)

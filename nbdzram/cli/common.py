@@ -17,7 +17,7 @@ from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.status.encoding import from_json
-from nbdzram.units import format_size
+from nbdzram.units import format_size, said
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -253,9 +253,15 @@ def require_all(what: str, names: Sequence[Any], found: Mapping[Any, str], remed
     `found` says of each that is there what is against it, if anything is. Of one alone the server says so itself, in
     more words.
     """
-    wrong = [f"{what} {name} {found.get(name, 'is not there')}" for name in names if found.get(name, "is not there")]
+    wrong = [
+        f"{what} {_told(name)} {found.get(name, 'is not there')}" for name in names if found.get(name, "is not there")
+    ]
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: nothing is done; {remedy}")
+
+
+def _told(name: object) -> str:
+    return said(name) if isinstance(name, str) else str(name)
 
 
 def one_by_one(
@@ -287,7 +293,7 @@ def remove_named(client: ControlClient, method: str, names: Sequence[str], *, as
         client.call(method, name=name, **params)
         return {"removed": name}
 
-    one_by_one(names, remove, lambda done: f"removed {done['removed']}", as_json=as_json, as_list=False)
+    one_by_one(names, remove, lambda done: f"removed {said(done['removed'])}", as_json=as_json, as_list=False)
 
 
 def limits_of(export: ExportFigures) -> str:
@@ -303,5 +309,5 @@ def offer_copy(kind: str, export: str, name: str, *, read_only: bool, as_json: b
         answer = client.call("exports.copy", source=export, name=name, read_only=read_only)
     if as_json:
         return print_json(answer)
-    click.echo(f"{kind} of {export} is offered as {name}")
+    click.echo(f"{kind} of {said(export)} is offered as {said(name)}")
     return None

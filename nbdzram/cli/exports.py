@@ -26,7 +26,7 @@ from nbdzram.cli.common import (
 )
 from nbdzram.cli.listing import list_, show
 from nbdzram.status import ExportFigures, from_json
-from nbdzram.units import format_size, format_sizes
+from nbdzram.units import format_size, format_sizes, said
 
 force_option = click.option(
     "--force", is_flag=True, help="End clients that are attached, once they have their answers; implies --yes."
@@ -313,7 +313,7 @@ def _tell(done: str, answer: Any, *, as_json: bool) -> None:
 
 def _done(done: str, answer: Any) -> str:
     export = from_json(ExportFigures, answer)
-    return f"{done} {export.name} ({format_size(export.size_bytes)} in pool {export.pool})"
+    return f"{done} {said(export.name)} ({format_size(export.size_bytes)} in pool {export.pool})"
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ async def load_image(service: Service, export: ExportConfig, told_to_stop: async
 
     assert export.image is not None
     image, began = await asyncio.to_thread(look_at, export.image), time.monotonic()
-    says = f"loading the export {export.name} from {image.path}"
+    says = f"loading the export '{export.name}' from {image.path}"
     log.info("%s (%s, %s)", says, image.format, format_size(image.size_bytes))
     with _progress_line(says) as show:
 
@@ -42,7 +42,7 @@ async def load_image(service: Service, export: ExportConfig, told_to_stop: async
         status = await service.load(export, lambda uri: copy(image, uri, tell, told_to_stop))
     notify_supervisor("STATUS=")
     log.info(
-        "loaded the export %s: %s stored, in %.1f s",
+        "loaded the export '%s': %s stored, in %.1f s",
         *(export.name, format_size(status.stored_bytes), time.monotonic() - began),
     )
 

@@ -12,7 +12,7 @@ from nbdzram.cli.common import connect, control_option, json_option, pool_names,
 from nbdzram.cli.flow import Meter
 from nbdzram.errors import UserError
 from nbdzram.status import ReceiveReport, from_json
-from nbdzram.units import counted, format_size
+from nbdzram.units import counted, format_size, said
 
 
 @click.command(
@@ -58,7 +58,7 @@ def command(*, prefix: str, pool: str | None, resumable: bool, as_json: bool, co
         return print_json(answer)
     report = from_json(ReceiveReport, answer)
     for name in report.exports:
-        click.echo(f"received {name}")
+        click.echo(f"received {said(name)}")
     folded = f", {report.objects_folded} of them here already" if report.objects_folded else ""
     click.echo(
         f"{counted(report.blocks, 'block')}, {counted(report.objects, 'object')}{folded}: "

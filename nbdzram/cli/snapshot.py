@@ -8,6 +8,7 @@ import click
 
 from nbdzram.cli.common import connect, control_option, export_names, json_option, offer_copy, print_json
 from nbdzram.status import ExportFigures, from_json
+from nbdzram.units import said
 
 
 @click.command("snapshot", epilog="\b\nExamples:\n  nbdzram snapshot disk disk-monday\n  nbdzram snapshot --all monday")
@@ -38,5 +39,5 @@ def command(*, pair: tuple[str, ...], moment: str | None, as_json: bool, control
     if as_json:
         return print_json(answer)
     for copy in answer:
-        click.echo(f"snapshot {from_json(ExportFigures, copy).name} is offered")
+        click.echo(f"snapshot {said(from_json(ExportFigures, copy).name)} is offered")
     return None

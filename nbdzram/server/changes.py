@@ -266,7 +266,9 @@ class Changes(PoolChanges):
         known = self._memory.changes.exports.get(one.name)
         wanted = as_declared(record, effective(self._declared[one.name], known))
         if wanted != record:
-            log.warning("of the export %s holds as declared, and not as it was sent: who may attach, or how", one.name)
+            log.warning(
+                "of the export '%s' holds as declared, and not as it was sent: who may attach, or how", one.name
+            )
         return wanted
 
     async def _offer_together(self, disks: Sequence[Disk], records: Mapping[str, ExportRecord]) -> list[Export]:
@@ -445,7 +447,7 @@ class Changes(PoolChanges):
         try:
             await asyncio.to_thread(remember)
         except UserError as error:
-            log.warning("the export %s: %s", name, error)
+            log.warning("the export '%s': %s", name, error)
             return False
         return True
 

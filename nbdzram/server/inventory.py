@@ -139,7 +139,7 @@ def place_exports(
                     config.name, record.size_bytes, read_only=record.read_only, private=config.private
                 )
             except UserError as error:
-                log.error("export %s is declared and cannot be made: %s", config.name, error)
+                log.error("export '%s' is declared and cannot be made: %s", config.name, error)
                 unmade.append(error)
             else:
                 placed.append(Placed(name=config.name, disk=disk, record=record))

@@ -39,7 +39,7 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.pools import PoolService
 from nbdzram.server.state import ExportRecord
 from nbdzram.status import ReloadReport, default_trouble, fields, limit_trouble
-from nbdzram.units import format_size, format_sizes
+from nbdzram.units import format_size, format_sizes, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,9 @@ class Reload:
             trouble = default_trouble(new.default_export, [export.name for export in self._exports])
             if trouble is not None and "default_export" in keys:
                 changed += ["; ".join(trouble)]
-            changed += [f"export {export.name} stays private, as it was made" for export in self._opened(old, new)]
+            changed += [
+                f"export {said(export.name)} stays private, as it was made" for export in self._opened(old, new)
+            ]
             return ReloadReport(
                 changed=tuple(changed),
                 kept=tuple(self._no_more_declared(old, new)),
@@ -133,7 +135,7 @@ class Reload:
         """Of what is there: what was removed, or has another name, does not stay by this one."""
         exports, pools = {export.name for export in new.exports}, {pool.name for pool in new.pools}
         gone = [export.name for export in old.exports if export.name not in exports]
-        yield from (f"export {name}" for name in gone if name in self._exports)
+        yield from (f"export {said(name)}" for name in gone if name in self._exports)
         yield from (f"pool {pool.name}" for pool in old.pools if pool.name not in pools and pool.name in self._pools)
 
     def soon(self) -> None:
@@ -307,7 +309,7 @@ class Reload:
 
     def _add_export(self, export: ExportConfig) -> Step:
         return Step(
-            f"export {export.name} added",
+            f"export {said(export.name)} added",
             lambda: self._changes.add_export(  # what is not given is as it is declared by now, or was changed last
                 export.name,
                 export.size_bytes,
@@ -326,7 +328,7 @@ class Reload:
         if _rules(to_be) != _rules(there):
             stays = access == there.access  # also where nobody is admitted, which no list says
             yield Step(
-                f"export {wanted.name} changed{_what(_as_declared(there, wanted), _as_declared(to_be, wanted))}",
+                f"export {said(wanted.name)} changed{_what(_as_declared(there, wanted), _as_declared(to_be, wanted))}",
                 lambda: self._changes.change_export(
                     wanted.name,
                     read_only=to_be.read_only,
@@ -342,7 +344,7 @@ class Reload:
         size_bytes = self._changes.to_be(wanted).size_bytes
         if size_bytes > self._exports.get(wanted.name).disk.size_bytes:
             yield Step(
-                f"export {wanted.name} grown to {format_size(size_bytes)}",
+                f"export {said(wanted.name)} grown to {format_size(size_bytes)}",
                 lambda: self._changes.resize_export(wanted.name, size_bytes, yes=False, force=False),
             )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 
 from nbdzram.engine import moment
@@ -53,7 +54,7 @@ def require_readable(snapshot: Export) -> None:
     if is_lost or snapshot.disk.first_unreadable(0) is not None:
         raise UserError(
             f"parts of the snapshot '{snapshot.name}' cannot be read, and what the export holds would go for it; "
-            f"`nbdzram clone {snapshot.name} NAME` offers what is left of it, `nbdzram check` says more"
+            f"`nbdzram clone {shlex.quote(snapshot.name)} NAME` offers what is left of it, `nbdzram check` says more"
         )
 
 
@@ -73,7 +74,7 @@ def require_sound(export: Export, snapshot: Export, go_on: Callable[[], None]) -
     except EngineError as error:
         raise UserError(
             f"of the snapshot '{snapshot.name}' {error}; what the export holds would go for it: `nbdzram clone "
-            f"{snapshot.name} NAME` offers what is left of it"
+            f"{shlex.quote(snapshot.name)} NAME` offers what is left of it"
         ) from error
     finally:
         moment.discard(copies)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nbdzram.status.traffic import ExportStatus
+from nbdzram.units import said
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,10 @@ class ExportRenaming:
 
     def lines(self) -> Iterator[str]:
         """As a person reads it."""
-        yield f"renamed {self.old_name} to {self.export.name}"
+        old, new = said(self.old_name), said(self.export.name)
+        yield f"renamed {old} to {new}"
         if not self.old_name_declared:
             return
-        old, new = self.old_name, self.export.name
         yield f"{old} is declared in the configuration: " + (
             f"declare it as {new}; until then the next start offers {new} as it is, and makes no {old}"
             if self.remembered

@@ -105,8 +105,8 @@ def test_a_disk_has_what_its_image_has_and_holes_stay_holes(
     assert (listed["disk"]["size_bytes"], listed["large"]["size_bytes"]) == (size, 4 * MIB)
     assert listed["disk"]["stored_bytes"] < 200_000
     assert (listed["large"]["read_only"], listed["large"]["private"]) == (True, True)
-    server.wait_for_log("loading the export disk from")
-    server.wait_for_log("loaded the export disk: ")
+    server.wait_for_log("loading the export 'disk' from")
+    server.wait_for_log("loaded the export 'disk': ")
 
 
 def test_a_disk_that_is_there_is_not_loaded_again_and_needs_no_image(start: Start, raw: Path, tmp_path: Path) -> None:

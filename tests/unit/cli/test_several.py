@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,3 +196,32 @@ def test_a_program_says_its_own_version_and_that_of_the_server(start: Start, mon
     assert json.loads(told) == {"schema": SCHEMA, "version": "0.0.1", "server_version": __version__}
     told = CliRunner().invoke(version.command, ["--control", "/nowhere/nbdzram.sock"]).output
     assert told.startswith("nbdzram 0.0.1\nserver  no server answers on /nowhere/nbdzram.sock (No such file")
+
+
+def test_a_blank_at_a_names_end_is_seen_in_every_sentence(start: Start) -> None:
+    """As in tables. There it was a blank more, or none at the end of a line."""
+    server = start("-e", "x=1M")
+    words = [
+        ("exports", "add", "disk ", "1M"),
+        ("exports", "change", "disk ", "--description", "d"),
+        ("exports", "resize", "disk ", "2M"),
+        ("exports", "reset", "disk ", "--dry-run"),
+        ("exports", "reset", "disk "),
+        ("snapshot", "disk ", "copy"),
+        ("clients", "list", "--export", "disk "),
+        ("clients", "disconnect", "--export", "disk "),
+        ("clients", "disconnect", "7", "--export", "disk "),
+        ("stat", "--memory", "disk "),
+        ("stat", "nope"),
+        ("rm", "nope", "disk "),
+        ("snapshot", "--all", "m "),
+        ("exports", "rename", "disk ", "disk"),
+        ("exports", "rename", "disk", "disk "),
+        ("exports", "rollback", "disk ", "copy", "--yes"),
+        ("rm", "disk "),
+    ]
+    for command in words:
+        done = server.run(*command)
+        told = done.out + done.err
+        assert "'disk " in told or "'x@m '" in told, (command, told)
+        assert "disk " not in re.sub(r"'disk (@m )?'|\bdisk (\(|to)", "", told), (command, told)
