@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from nbdzram import __version__
-from nbdzram.cli.perils import perils, size_perils
+from nbdzram.cli.perils import perils, size_perils, without_limit
 from nbdzram.config import ServerConfig, TcpAddress, TlsMode
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
@@ -219,10 +219,9 @@ def descriptors(patient: Patient) -> Iterator[Finding]:
 
 def memory(patient: Patient) -> Iterator[Finding]:
     """Limits against what the machine has, and how the kernel promises memory."""
-    share, pools = Machine().memory(), patient.config.pools
-    total = share.amount
-    unlimited = [pool.name for pool in pools if not pool.mem_limit]
-    limit = sum(pool.mem_limit for pool in pools)
+    share, config = Machine().memory(), patient.config
+    total, limits = share.amount, {pool.name: pool.mem_limit for pool in config.pools}
+    unlimited, limit = without_limit(limits, {export.pool for export in config.exports}), sum(limits.values())
     if unlimited:
         says = f"the pool '{unlimited[0]}' has no limit, {share} has {format_size(total)}"
         yield Finding(

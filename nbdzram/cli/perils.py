@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbdzram.config import CheckpointConfig, ServerConfig, TlsConfig, TlsMode
+from nbdzram.config import DEFAULT_POOL, CheckpointConfig, ServerConfig, TlsConfig, TlsMode
 from nbdzram.machine import Machine
 from nbdzram.settings import misspelled
 from nbdzram.status import default_trouble, limit_trouble
@@ -98,13 +98,21 @@ def thread_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:
         )
 
 
+def without_limit(pools: Mapping[str, int], used: Collection[str]) -> list[str]:
+    """Of pools by their limits those that may take all there is: not the default one, which is always there, where
+    there are others and it holds no export.
+    """
+    idle = {DEFAULT_POOL} - {*used} if len(pools) > 1 else set[str]()
+    return [name for name, limit in pools.items() if not limit and name not in idle]
+
+
 def memory_perils(config: ServerConfig, machine: Machine) -> Iterator[Peril]:
     """A cgroup ends what outgrows it, and disks in anonymous memory end with it."""
     share = machine.memory()
     if share.cgroup is None:
         return
-    unlimited = [pool.name for pool in config.pools if not pool.mem_limit]
-    limit = sum(pool.mem_limit for pool in config.pools)
+    limits = {pool.name: pool.mem_limit for pool in config.pools}
+    unlimited, limit = without_limit(limits, {export.pool for export in config.exports}), sum(limits.values())
     room = max(share.amount - OWN_BYTES, 0) * TABLES_SHARE // (TABLES_SHARE + 1)
     if unlimited:
         says = f"the pool '{unlimited[0]}' has no limit"

@@ -25,8 +25,8 @@ from nbdzram.cli.diagnosis import (
     versions,
 )
 from nbdzram.cli.hints import Address
-from nbdzram.cli.perils import memory_perils
-from nbdzram.config import PoolConfig, ServerConfig
+from nbdzram.cli.perils import memory_perils, without_limit
+from nbdzram.config import ExportConfig, PoolConfig, ServerConfig
 from nbdzram.machine import Machine
 from nbdzram.server.descriptors import places, wanted
 from nbdzram.status import ServerStatus
@@ -54,7 +54,7 @@ def pools(patient: Patient) -> Iterator[Finding]:
     status, machine = _server(patient), _machine(patient)
     share = machine.memory()
     limits = {pool.name: pool.stats.mem_limit for pool in status.pools}
-    unlimited = [name for name, limit in limits.items() if not limit]
+    unlimited = without_limit(limits, {export.pool for export in status.exports})
     total = sum(limits.values())
     if unlimited:
         says = f"the pool '{unlimited[0]}' has no limit, {share} has {format_size(share.amount)}"
@@ -68,7 +68,10 @@ def pools(patient: Patient) -> Iterator[Finding]:
     else:
         says = f"{share} has {format_size(share.amount)}, of which pools may take {format_size(total)}"
         yield Finding(Level.OK, "memory", says)
-    asked = ServerConfig(pools=tuple(PoolConfig(name=name, mem_limit=limit) for name, limit in limits.items()))
+    asked = ServerConfig(
+        pools=tuple(PoolConfig(name=name, mem_limit=limit) for name, limit in limits.items()),
+        exports=tuple(ExportConfig(name=one.name, size_bytes=one.size_bytes, pool=one.pool) for one in status.exports),
+    )
     for peril in memory_perils(asked, machine):
         yield Finding(Level.WARN, "survival", peril.says, peril.remedy)
     left = status.headroom

@@ -19,6 +19,7 @@ import pytest
 from nbdzram import engine
 from nbdzram.cli import diagnosis, doctor, vitals
 from nbdzram.cli.diagnosis import CHECKS, Finding, Kernel, Level, Patient, running_server
+from nbdzram.cli.perils import perils
 from nbdzram.config import (
     CheckpointConfig,
     Limits,
@@ -32,12 +33,21 @@ from nbdzram.config import (
 from nbdzram.engine import codec
 from nbdzram.machine import Machine, Share
 from nbdzram.server.certificate import validity
+from nbdzram.settings import load
+from tests.docs.pages import ROOT
 from tests.support.programs import require_program
 from tests.support.reach import let_others_pass
 from tests.unit.cli.conftest import Server, run
-from tests.unit.records import SERVER
+from tests.unit.records import EXPORT, SERVER
 
 QUIET = ServerConfig(tcp=(), metrics=None)
+
+
+class Caged(Machine):
+    """A machine whose cgroup allows 512 MiB."""
+
+    def memory(self) -> Share:
+        return Share(512 << 20, Path("/cage"))
 
 
 def levels(findings: list[Finding]) -> list[Level]:
@@ -337,6 +347,26 @@ def test_too_few_tasks_for_the_threads_warn(monkeypatch: pytest.MonkeyPatch, amo
     monkeypatch.setattr(Machine, "tasks", lambda _: None if amount is None else Share(amount, Path("/cage")))
     (finding,) = diagnosis.tasks(Patient(QUIET, None))
     assert (finding.level, "/cage" in finding.says) == (level, amount is not None)
+
+
+def test_the_configuration_of_the_page_of_swap_is_no_cause_of_alarm(tmp_path: Path) -> None:
+    """It declares a pool of its own, so that the default one, without a limit, holds nothing: that was warned of."""
+    page = (ROOT / "docs" / "howto" / "swap.md").read_text().split("```toml\n")[1].split("```")[0]
+    file = tmp_path / "nbdzram.toml"
+    file.write_text(page.replace("8G", "8M"))
+    config = load(file, {}, {})
+    (of_memory, *_) = diagnosis.memory(Patient(config, None))
+    assert (of_memory.level, "pools may take 8M" in of_memory.says) == (Level.OK, True)
+    assert not list(perils(config, Caged(), environment={}))
+    assert levels(list(diagnosis.survival(Patient(config, None)))) == [Level.OK]
+    pool = SERVER.pools[0]
+    pools = [
+        replace(pool, name=name, stats=replace(pool.stats, mem_limit=limit))
+        for name, limit in (("default", 0), ("swap", 1))
+    ]
+    for place, level in (("default", Level.WARN), ("swap", Level.OK)):
+        seen = replace(SERVER, pools=tuple(pools), exports=(replace(EXPORT, pool=place),))
+        assert levels(list(vitals.pools(Patient(QUIET, seen))))[0] == level
 
 
 def test_threads_that_are_asked_for_are_among_the_tasks_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
