@@ -60,7 +60,11 @@ Start = Callable[..., Server]
             "-U: listen: the socket path '/x\\ny' has characters that do not print; choose one",
         ),
         (["serve", "-U", "/x,mode=9", "--vsock", "1"], 2, "-U, --vsock: listen: 'mode=9' is not allowed behind"),
-        (["serve", "-U", "CONTROL,owner=nobody-here", "--control", "CONTROL.c"], 1, "owner= takes a user and a group"),
+        (
+            ["serve", "-U", "CONTROL,owner=nobody-here", "--control", "CONTROL.c", "--metrics", "off"],
+            1,
+            "owner= takes a user and a group",
+        ),
         (["estimate", "/dev/zero"], 1, "/dev/zero is a character device; name a disk image"),
         (["stat", "--mm-stat", "--json"], 2, "--json and --mm-stat print different things; give one of them"),
         (["stat", "-o", "NOTHING"], 2, "unknown column 'NOTHING'; there are NAME"),
