@@ -31,6 +31,12 @@ STORED = total(pool("memory_used_bytes"))
 # A pool without a limit publishes 0, which must not count as a limit that was reached.
 LIMITED = f"({pool('mem_limit_bytes')} > 0)"
 
+AGE = (
+    f"(time() - {server('checkpoint_timestamp_seconds')} or time() - ({server('process_start_time_seconds')} "
+    f"and on (job, instance) {server('export_size_bytes')}))"
+)
+LATE = f"{AGE} > on (job, instance) 5 * {server('checkpoint_interval_seconds')} + 60"
+
 OVERVIEW = Row(
     "Overview",
     (
@@ -97,21 +103,21 @@ OVERVIEW = Row(
             "Writes a second that pools refused at their limit, or for lack of room in their file system.",
             "reqps",
             (Query(f"{total(rate(pool('pool_full_total')))} or vector(0)", "refused"),),
-            Kind.STAT, 4, 4, thresholds=((0, "green"), (1e-9, "red")),
+            Kind.STAT, 3, 4, thresholds=((0, "green"), (1e-9, "red")),
         ),
         Panel(
             "Connections near their limit",
             "Connections over the setting limits.connections, of the server that is nearest to it.",
             "percentunit",
             (Query(f"max({server('connections')} / {server('connections_limit')})", "used"),),
-            Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
+            Kind.GAUGE, 3, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
         ),
         Panel(
             "Descriptors near their limit",
             "Open descriptors over the process's limit, of the server that is nearest to it.",
             "percentunit",
             (Query(f"max({server('process_open_fds')} / {server('process_max_fds')})", "used"),),
-            Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
+            Kind.GAUGE, 3, 4, maximum=1, thresholds=((0, "green"), (0.8, "orange"), (0.9, "red")),
         ),
         Panel(
             "State directory",
@@ -124,21 +130,36 @@ OVERVIEW = Row(
                     "used",
                 ),
             ),
-            Kind.GAUGE, 4, 4, maximum=1, thresholds=((0, "green"), (0.9, "orange"), (0.95, "red")),
+            Kind.GAUGE, 3, 4, maximum=1, thresholds=((0, "green"), (0.9, "orange"), (0.95, "red")),
         ),
         Panel(
             "Certificate ends in",
             "The first TLS certificate to end. Ten years when no server has one.",
             "s",
             (Query(f"min({server(ENDS)}) - time() or vector({10 * 365.25 * DAY:.0f})", "left"),),
-            Kind.STAT, 4, 4, thresholds=((0, "red"), (3 * DAY, "orange"), (14 * DAY, "green")),
+            Kind.STAT, 3, 4, thresholds=((0, "red"), (3 * DAY, "orange"), (14 * DAY, "green")),
         ),
         Panel(
             "TLS files that cannot be used",
             "Servers whose TLS files changed on disk and cannot be used: they keep the old ones.",
             "short",
             (Query(f"sum(1 - {server('tls_files_usable')}) or vector(0)", "servers"),),
-            Kind.STAT, 4, 4, thresholds=((0, "green"), (1, "red")),
+            Kind.STAT, 3, 4, thresholds=((0, "green"), (1, "red")),
+        ),
+        Panel(
+            "Checkpoints late",
+            "Servers whose newest checkpoint is older than five intervals and a minute, or that have had none for so "
+            "long, as the alert NbdzramCheckpointOld has it.",
+            "short",
+            (Query(f"count({LATE}) or vector(0)", "servers"),),
+            Kind.STAT, 3, 4, thresholds=((0, "green"), (1, "red")),
+        ),
+        Panel(
+            "Memory short",
+            "Servers whose machine or cgroup has no more left than the reserve: writes that need memory are refused.",
+            "short",
+            (Query(f"sum({server('memory_short')}) or vector(0)", "servers"),),
+            Kind.STAT, 3, 4, thresholds=((0, "green"), (1, "red")),
         ),
     ),
     folded=False,
@@ -451,7 +472,7 @@ ERRORS = Row(
                 Query(total(rate(export("failed_writes_total"))), "failed writes"),
                 Query(total(rate(export("invalid_io_total"))), "invalid"),
                 Query(total(rate(pool("rotten_blocks_total"))), "reads of rotten blocks"),
-                Query(total(pool("scrub_rotten_blocks")), "rotten blocks found by the last scrub"),
+                Query(total(pool("scrub_rotten_blocks")), "rotten blocks found by the last scrub", "short"),
             ),
         ),
         Panel(

@@ -109,9 +109,9 @@ CHECKPOINTS = Row(
             "s",
             (
                 Query(server("checkpoint_duration_seconds"), "{{instance}}"),
-                Query(server("checkpoint_held_back_exports"), "{{instance}} held back"),
-                Query(server("checkpoint_damaged_files"), "{{instance}} damaged files"),
-                Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second"),
+                Query(server("checkpoint_held_back_exports"), "{{instance}} held back", "short"),
+                Query(server("checkpoint_damaged_files"), "{{instance}} damaged files", "short"),
+                Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second", "cps"),
             ),
         ),
         Panel(
@@ -127,9 +127,9 @@ CHECKPOINTS = Row(
             "s",
             (
                 Query(server("journal_group_duration_seconds"), "{{instance}}"),
-                Query(server("journal_usable"), "{{instance}} usable"),
-                Query(server("journal_held_back_exports"), "{{instance}} held back"),
-                Query(rate(server("journal_failures_total")), "{{instance}} failures a second"),
+                Query(server("journal_usable"), "{{instance}} usable", "short"),
+                Query(server("journal_held_back_exports"), "{{instance}} held back", "short"),
+                Query(rate(server("journal_failures_total")), "{{instance}} failures a second", "cps"),
             ),
         ),
         Panel(
@@ -143,7 +143,7 @@ CHECKPOINTS = Row(
             "Bytes a second that FLUSH brings to the disk, and what a start would read behind the newest checkpoint.",
             "bytes",
             (
-                Query(rate(server("journal_written_bytes_total")), "{{instance}} a second"),
+                Query(rate(server("journal_written_bytes_total")), "{{instance}} a second", "Bps"),
                 Query(server("journal_size_bytes"), "{{instance}} size"),
             ),
         ),

@@ -34,7 +34,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression; `legend` names its series, or a table's column. A column may have a unit of its own."""
+    """One expression; `legend` names its series, or a table's column. Either may have a unit of its own."""
 
     expr: str
     legend: str

@@ -54,11 +54,15 @@ def _common(builder: PanelBuilder, panel: Panel) -> PanelBuilder:
 
 def _query(panel: Panel, index: int) -> prometheus.Dataquery:
     query = panel.queries[index]
-    target = prometheus.Dataquery().expr(query.expr).ref_id(chr(ord("A") + index)).datasource(DATASOURCE)
+    target = prometheus.Dataquery().expr(query.expr).ref_id(_ref(index)).datasource(DATASOURCE)
     if panel.kind is Kind.TABLE:
         return target.instant().format(PromQueryFormat.TABLE)
     target.range().legend_format(query.legend)
     return target.format(PromQueryFormat.HEATMAP if panel.kind is Kind.HEATMAP else PromQueryFormat.TIME_SERIES)
+
+
+def _ref(index: int) -> str:
+    return chr(ord("A") + index)
 
 
 def _stat(panel: Panel) -> Builder[models.Panel]:
@@ -96,6 +100,9 @@ def _graph(panel: Panel) -> timeseries.Panel:
 
 def _lines(panel: Panel) -> Builder[models.Panel]:
     builder = _graph(panel).axis_soft_min(0)
+    for index, query in enumerate(panel.queries):
+        if query.unit is not None:  # Grafana draws it by an axis of its own
+            builder.override_by_query(_ref(index), [models.DynamicConfigValue(id_val="unit", value=query.unit)])
     for legend in panel.mirrored:
         down = models.DynamicConfigValue(id_val="custom.transform", value="negative-Y")
         builder.override_by_name(legend, [down])
@@ -148,7 +155,7 @@ def _table(panel: Panel) -> Builder[models.Panel]:
     """One line for each set of labels: the queries' tables are merged, and each value is named for its column."""
     titles = {"instance": "Instance", "pool": "Pool", "export": "Export"}
     order = {name: index for index, name in enumerate(("export", "pool", "instance"))}
-    names = titles | {f"Value #{chr(ord('A') + i)}": query.legend for i, query in enumerate(panel.queries)}
+    names = titles | {f"Value #{_ref(i)}": query.legend for i, query in enumerate(panel.queries)}
     organize = {"excludeByName": {"Time": True}, "renameByName": names, "indexByName": order}
     builder = (
         _common(table.Panel(), panel)

@@ -147,3 +147,31 @@ def test_the_certificate_that_ends_first_shows(evaluate: Evaluate, days: int, sh
     ends = servers("nbdzram_tls_certificate_expiry_timestamp_seconds", [1e9, days * 86400.0 + 30, 2e9])
     evaluate(expr(panel), ends)(days * 86400)
     assert colour(panel, days * 86400) == shown
+
+
+@pytest.mark.parametrize(
+    ("moments", "exports", "late", "shown"),
+    [
+        ([1e9, 1e9], 2, 0, "green"),  # ahead of promtool's clock, which stands at 30 s: just taken
+        ([1e9, -331.0], 2, 1, "red"),
+        ([1e9], 2, 1, "red"),  # and of the second server not even the first is whole
+        ([1e9], 1, 0, "green"),  # which has nothing to keep
+    ],
+)
+def test_a_server_whose_checkpoint_is_late_is_red(
+    evaluate: Evaluate, moments: Sequence[float], exports: int, late: int, shown: str
+) -> None:
+    """As the alert has it: five intervals, here of 60 s, and a minute."""
+    panel = by_title("Checkpoints late")
+    found = servers("nbdzram_checkpoint_timestamp_seconds", moments)
+    found |= servers("nbdzram_checkpoint_interval_seconds", [60.0, 60.0])
+    found |= servers("process_start_time_seconds", [-1e6, -1e6]) | servers("nbdzram_export_size_bytes", [1.0] * exports)
+    evaluate(expr(panel), found)(late)
+    assert colour(panel, late) == shown
+
+
+@pytest.mark.parametrize(("short", "shown"), [(0, "green"), (1, "red")])
+def test_one_server_that_is_short_of_memory_is_red(evaluate: Evaluate, short: int, shown: str) -> None:
+    panel = by_title("Memory short")
+    evaluate(expr(panel), servers("nbdzram_memory_short", [0.0] * (SERVERS - 1) + [float(short)]))(short)
+    assert colour(panel, short) == shown
