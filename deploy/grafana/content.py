@@ -320,6 +320,7 @@ FOLD = Row(
             "ops",
             (Query(total(rate(pool("maintenance_decisions_total")), "kind", "reason"), "{{kind}}: {{reason}}"),),
             width=12,
+            empty="no pool folds or compacts by itself",
         ),
         Panel(
             "Automatic runs wait",
@@ -370,6 +371,7 @@ IO = Row(
                     "{{operation}}",
                 ),
             ),
+            empty="no request lately",
         ),
         Panel(
             "Latency of reads",
@@ -377,6 +379,7 @@ IO = Row(
             "s",
             (Query(total(increase(export(LATENCY, operation="read")), "le"), "{{le}}"),),
             Kind.HEATMAP, 12,
+            empty="no read lately",
         ),
         Panel(
             "Latency of writes",
@@ -384,18 +387,21 @@ IO = Row(
             "s",
             (Query(total(increase(export(LATENCY, operation="write")), "le"), "{{le}}"),),
             Kind.HEATMAP, 12,
+            empty="no write lately",
         ),
         Panel(
             "Latency of reads, quantiles",
             "Half, one in a hundred and one in a thousand reads take longer.",
             "s",
             tuple(Query(quantile(q, export(LATENCY, operation="read")), f"p{100 * q:g}") for q in (0.5, 0.99, 0.999)),
+            empty="no read lately",
         ),
         Panel(
             "Latency of writes, quantiles",
             "Half, one in a hundred and one in a thousand writes take longer.",
             "s",
             tuple(Query(quantile(q, export(LATENCY, operation="write")), f"p{100 * q:g}") for q in (0.5, 0.99, 0.999)),
+            empty="no write lately",
         ),
         Panel(
             "Blocks trimmed",
@@ -409,6 +415,7 @@ IO = Row(
             "short",
             (Query(total(rate(export("throttled_seconds_total")), "instance", "export"), "{{instance}} {{export}}"),),
             width=6,
+            empty="no export has a limit of requests or bytes",
         ),
         Panel(
             "Wait for a limit",
@@ -422,6 +429,7 @@ IO = Row(
                 ),
             ),
             width=6,
+            empty="no request had to wait lately",
         ),
         Panel(
             "Limits used",
@@ -441,6 +449,7 @@ IO = Row(
                 ),
             ),
             width=6,
+            empty="no export has a limit of requests or bytes",
         ),
         Panel(
             "Quota used",
@@ -448,6 +457,7 @@ IO = Row(
             "percentunit",
             (Query(f"{export('export_stored_bytes')} / {export('export_quota_bytes')}", "{{instance}} {{export}}"),),
             width=6,
+            empty="no export has a quota",
         ),
     ),
     folded=False,
@@ -462,6 +472,7 @@ ERRORS = Row(
             "which must never happen. The others are mistakes of clients.",
             "reqps",
             (Query(total(rate(export("request_errors_total")), "operation", "cause"), "{{operation}}: {{cause}}"),),
+            empty="no request failed",
         ),
         Panel(
             "Failed I/O, as zram counts it",
@@ -552,6 +563,7 @@ EXPORTS = Row(
             "Latency that one request in a hundred exceeds.",
             "s",
             (Query(quantile(0.99, export(LATENCY), "instance", "export"), "{{instance}} {{export}}"),),
+            empty="no request lately",
         ),
     ),
 )  # fmt: skip

@@ -101,6 +101,7 @@ CHECKPOINTS = Row(
                 Query(f"time() - {server('checkpoint_timestamp_seconds')}", "{{instance}}"),
                 Query(server("checkpoint_interval_seconds"), "{{instance}} interval"),
             ),
+            empty="no checkpoints are taken",
         ),
         Panel(
             "What a checkpoint takes",
@@ -113,12 +114,14 @@ CHECKPOINTS = Row(
                 Query(server("checkpoint_damaged_files"), "{{instance}} damaged files", "short"),
                 Query(rate(server("checkpoint_failures_total")), "{{instance}} failures a second", "cps"),
             ),
+            empty="no checkpoints are taken",
         ),
         Panel(
             "Size of a checkpoint",
             "Size of the last file: what changed since the one before, or all of it where a chain begins.",
             "bytes",
             (Query(server("checkpoint_size_bytes"), "{{instance}}"),),
+            empty="no checkpoints are taken",
         ),
         Panel(
             "What a flush waits for",
@@ -131,12 +134,14 @@ CHECKPOINTS = Row(
                 Query(server("journal_held_back_exports"), "{{instance}} held back", "short"),
                 Query(rate(server("journal_failures_total")), "{{instance}} failures a second", "cps"),
             ),
+            empty="no pool's FLUSH waits for a disk",
         ),
         Panel(
             "Groups of the journal",
             "Groups a second; each answers all who waited.",
             "ops",
             (Query(rate(server("journal_groups_total")), "{{instance}}"),),
+            empty="no pool's FLUSH waits for a disk",
         ),
         Panel(
             "Bytes of the journal",
@@ -146,6 +151,7 @@ CHECKPOINTS = Row(
                 Query(rate(server("journal_written_bytes_total")), "{{instance}} a second", "Bps"),
                 Query(server("journal_size_bytes"), "{{instance}} size"),
             ),
+            empty="no pool's FLUSH waits for a disk",
         ),
     ),
 )  # fmt: skip
@@ -163,18 +169,21 @@ HEADROOM = Row(
                 Query(server("headroom_reserve_bytes"), "{{instance}} reserve"),
                 Query(server("headroom_limit_bytes"), "{{instance}} limit"),
             ),
+            empty="nobody looks: limits.keep_free is off, or memory is not told",
         ),
         Panel(
             "Memory is short",
             "While it is 1, writes that need more memory are refused, and pools fold and compact.",
             "short",
             (Query(server("memory_short"), "{{instance}}"),),
+            empty="nobody looks: limits.keep_free is off, or memory is not told",
         ),
         Panel(
             "Shortages",
             "How often memory became short: often, and it is too little for what is written.",
             "cps",
             (Query(rate(server("memory_shortages_total")), "{{instance}}"),),
+            empty="nobody looks: limits.keep_free is off, or memory is not told",
         ),
     ),
 )  # fmt: skip

@@ -58,6 +58,7 @@ class Panel:
     colours: tuple[tuple[str, str], ...] = ()  # of series, by legend
     lines: tuple[str, ...] = ()  # legends that are drawn as a dashed line over a stack
     mirrored: tuple[str, ...] = ()  # legends that are drawn downwards from zero
+    empty: str = ""  # what it says where no query finds a series, instead of "No data", which reads like trouble
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ def _common(builder: PanelBuilder, panel: Panel) -> PanelBuilder:
     """What every panel has: title, description, data source, queries, unit, colours."""
     builder.title(panel.title).description(panel.says).datasource(DATASOURCE).unit(panel.unit)
     builder.span(panel.width).height(panel.height)
+    if panel.empty:
+        builder.no_value(panel.empty)
     if panel.decimals is not None:
         builder.decimals(panel.decimals)
     for index in range(len(panel.queries)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.grafana import Json, dashboard, substituted
+from tests.deploy.grafana import Json, dashboard, panels, substituted
 from tests.deploy.prometheus import SCRAPE_SECONDS, Prometheus
 from tests.support.programs import require_program, run
 from tests.support.server import Nbdzram, free_port
@@ -73,6 +73,13 @@ def test_a_quiet_server_has_a_figure_everywhere_and_nothing_is_coloured(quiet: P
     value = float(found["value"][1])
     assert math.isfinite(value)
     assert colour(panel, value) in QUIET
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_no_panel_of_a_quiet_server_is_empty_without_a_word(quiet: Prometheus, panel: Json) -> None:
+    """Grafana's own is "No data", which is what it says of a server that is gone, too."""
+    found = [series for target in panel["targets"] for series in quiet.instant(substituted(target["expr"]))]
+    assert found or panel["fieldConfig"]["defaults"].get("noValue")
 
 
 @pytest.fixture
