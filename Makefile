@@ -36,7 +36,7 @@ MINUTES ?= inf
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/built ## Start a server with one disk (NAME=disk SIZE=1G PORT=10809)
+run: $(VENV)/built ## Start a server with one disk (NAME=disk SIZE=1G PORT=10809 METRICS=127.0.0.1:9809)
 	@exec $(BIN)/nbdzram serve -e $(NAME)=$(SIZE) -i $(ADDRESS) -p $(PORT) --metrics $(METRICS)
 
 demo: $(VENV)/built ## Watch a real disk image fold, in under a minute; needs no NBD client

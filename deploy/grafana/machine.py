@@ -63,7 +63,7 @@ PROCESS = Row(
             "Versions",
             "Servers by the version they run.",
             "short",
-            (Query(total(server("build_info"), "version", "lz4"), "nbdzram {{version}}, lz4 {{lz4}}"),),
+            (Query(total(server("build_info"), "version", "liblz4"), "nbdzram {{version}}, liblz4 {{liblz4}}"),),
             Kind.NAMES,
         ),
         Panel(

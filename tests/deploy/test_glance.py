@@ -7,12 +7,15 @@ value reaches.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import lz4
 import pytest
 import yaml
 
+from nbdzram import __version__
 from tests.deploy.grafana import Json, dashboard, panels, substituted
 from tests.deploy.prometheus import SCRAPE_SECONDS, Prometheus
 from tests.support.programs import require_program, run
@@ -80,6 +83,14 @@ def test_no_panel_of_a_quiet_server_is_empty_without_a_word(quiet: Prometheus, p
     """Grafana's own is "No data", which is what it says of a server that is gone, too."""
     found = [series for target in panel["targets"] for series in quiet.instant(substituted(target["expr"]))]
     assert found or panel["fieldConfig"]["defaults"].get("noValue")
+
+
+def test_the_version_of_lz4_is_the_librarys_own(quiet: Prometheus) -> None:
+    """As doctor has it; it was that of the Python package that carries it, which counts otherwise."""
+    (panel,) = (panel for panel in panels() if panel["title"] == "Versions")
+    (found,) = quiet.instant(expr(panel))
+    told = re.sub(r"{{(\w+)}}", lambda label: str(found["metric"][label[1]]), panel["targets"][0]["legendFormat"])
+    assert told == f"nbdzram {__version__}, liblz4 {lz4.library_version_string()}"
 
 
 @pytest.fixture

@@ -464,6 +464,9 @@ def test_an_exports_own_view_can_be_linked_and_left(serve: Callable[..., Nbdzram
     one = "document.getElementById('one')"
     browser.open(page_of(server) + "#export=disk")
     browser.wait_for(f"{one}.innerText.includes('Removing it frees')")
+    copies = "or of a copy that a checkpoint or stream keeps"  # all of a disk, where nothing was written since
+    assert copies in browser.evaluate(f"{one}.innerText")
+    assert copies in browser.evaluate("document.querySelector('[data-column=shared]').parentNode.title")
     assert "einval" in browser.evaluate(f"{one}.innerText.toLowerCase()") or "range" in browser.evaluate(
         f"{one}.innerText"
     )
