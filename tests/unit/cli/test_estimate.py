@@ -62,12 +62,12 @@ def test_the_estimate_is_what_a_pool_needs(image: Path) -> None:
 
 def test_holes_between_and_around_what_is_stored_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "sparse.img"
-    for written, holes in (((), 5 * HOLE), ((1, 3), 5 * HOLE - 2 * BLOCK)):
+    for written, holes, more in (((), 5 * HOLE, 0), ((1, 3), 5 * HOLE - 2 * BLOCK, 0), ((1, 5), 5 * HOLE - BLOCK, 100)):
         with path.open("wb") as file:
             for number in written:
                 file.seek(number * HOLE)
-                file.write(b"x" * BLOCK)
-            file.truncate(5 * HOLE)
+                file.write(b"x" * (BLOCK if number < 5 else more))
+            file.truncate(5 * HOLE + more)  # and the last block may be none that is whole
         told = json.loads(run("estimate", str(path), "--json").out)
         assert (told["blocks"], told["hole_bytes"]) == (len(written), holes)
 
@@ -78,6 +78,7 @@ def test_several_images_share_one_pool(image: Path, tmp_path: Path) -> None:
     one, both = (json.loads(run("estimate", *map(str, files), "--json").out) for files in ([image], [image, twin]))
     assert both["objects"] == 2 * one["objects"]
     assert both["distinct_objects"] == one["distinct_objects"]
+    assert both["hole_bytes"] == one["hole_bytes"] > 0, "the other is written out"
 
 
 def test_the_table_tells_memory_before_and_after_folding(image: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
+import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +83,48 @@ def test_nobody_goes_on_without_tls_where_that_is_required_now(tmp_path: Path, m
         assert found == stays
         assert await client.at_end()
         await client.close()
+
+    tell(story())
+
+
+@pytest.mark.parametrize("told", [{"export": "gone"}, {"size_bytes": 5 * MIB}], ids=["another disk", "more of it"])
+def test_whose_disk_is_not_what_it_was_told_is_hung_up_on(
+    tmp_path: Path, told: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who does not hear that waits for answers for ever."""
+    config = served_at(tmp_path / "s")
+
+    async def story() -> None:
+        service = Service(config)
+        await service.start()
+        client = await (await WireClient.connect(str(tmp_path / "s"))).go()
+        given = await give_back(service)
+        given = replace(given, clients=[replace(one, **told) for one in given.clients])
+        service = Service(config, handed=given)
+        await service.start(listen=False)
+        try:
+            await service.listen()
+            async with asyncio.timeout(60):
+                assert await client.at_end()
+        finally:
+            await service.stop()
+        await client.close()
+
+    tell(story())
+    assert "is not what it was; disconnecting" in caplog.text
+
+
+def test_a_socket_file_that_another_server_put_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    async def story() -> None:
+        service = Service(served_at(path))
+        await service.start()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+            await service.stop()
+            assert path.is_socket()
 
     tell(story())
 

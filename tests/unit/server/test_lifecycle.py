@@ -340,7 +340,14 @@ def test_addresses_are_compared_as_networks_not_as_text(stage: Stage, address: s
 
 @pytest.mark.parametrize(
     ("network", "admitted"),
-    [("::ffff:192.0.2.0/120", True), ("::ffff:192.0.2.7", True), ("::ffff:10.0.0.0/104", False), ("::/0", False)],
+    [
+        ("::ffff:192.0.2.0/120", True),
+        ("::ffff:192.0.2.7", True),
+        ("::ffff:10.0.0.0/104", False),
+        ("::ffff:0.0.0.0/96", True),  # all of IPv4, and nothing else
+        ("::fffe:0:0/95", False),
+        ("::/0", False),
+    ],
 )
 def test_a_network_of_mapped_addresses_means_the_ipv4_network(stage: Stage, network: str, admitted: bool) -> None:
     import ipaddress

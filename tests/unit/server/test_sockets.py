@@ -30,6 +30,7 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.sockets import (
     ANY_CONTEXT,
     BACKLOG,
+    _owner,
     inherited,
     open_tcp,
     open_unix,
@@ -283,6 +284,7 @@ def test_an_owner_who_does_not_exist_is_told(tmp_path: Path, owner: str, clue: s
     with pytest.raises(UserError, match=f"{clue}.*owner= takes"):
         open_unix(UnixAddress(path=tmp_path / "nbd.sock", owner=owner))
     assert list(tmp_path.iterdir()) == []
+    assert _owner("4294967294:0") == (4294967294, 0), "the last there is, and the first"
 
 
 def test_an_owner_whom_it_may_not_be_given_to_is_told_and_no_file_stays(

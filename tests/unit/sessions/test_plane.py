@@ -20,6 +20,7 @@ from nbdzram.sessions.session import Session
 from nbdzram.sessions.stage import Ending
 from nbdzram.sessions.tally import Tally
 from nbdzram.sessions.throttle import Throttle
+from nbdzram.unread import UNHEARD_SECONDS
 from tests.support.rehearsal import Stage
 from tests.wire import CMD_DISC, CMD_READ, CMD_WRITE, request
 
@@ -40,9 +41,9 @@ class House:
         self.refused: list[tuple[int, ...]] = []
         self._numbers = 0
 
-    def attach(self) -> tuple[socket.socket, Session]:
+    def attach(self, pair: tuple[socket.socket, socket.socket] | None = None) -> tuple[socket.socket, Session]:
         """One more client; it is not served before `plane.begin`."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = pair or socket.socketpair()
         self._numbers += 1
         session = self.plane.attach(
             SocketLine(theirs.detach()),
@@ -116,6 +117,27 @@ def test_clients_are_spread_over_the_threads(house: House) -> None:
     assert [thread.sessions for thread in house.plane.threads] == [0] * THREADS
     assert all(thread.busy_seconds() > 0 for thread in house.plane.threads)
     assert house.plane.budget.used == 0
+
+
+def test_a_client_may_stand_still_for_ever_and_one_that_was_hung_up_on_may_not(house: House) -> None:
+    """The system forgets what it has not taken by then, and its socket (TCP_USER_TIMEOUT)."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    with ours, theirs.dup() as witness:
+
+        def unheard_ms() -> int:
+            return witness.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+        witness.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1)  # as in the handshake
+        _, session = house.attach((ours, theirs))
+        house.plane.begin(session)
+        ours.sendall(request(CMD_READ, 0, 512))
+        take(ours, SIMPLE_REPLY + 512)
+        assert unheard_ms() == 0
+        ours.sendall(request(CMD_DISC, 0, 0))
+        house.empty()
+        assert unheard_ms() == UNHEARD_SECONDS * 1000
 
 
 def test_every_request_is_counted_once_whichever_thread_serves_it(house: House) -> None:
