@@ -34,6 +34,8 @@ def test_traffic_is_the_difference_over_the_time_between() -> None:
 def test_a_server_that_began_anew_has_no_rates_yet() -> None:
     before = status(100.0, read=operation(1000, 1, (1000, 0, 0, 0)))
     assert between(before, replace(status(5.0), started_at=SERVER.started_at + 200)) == (Rates(), {})
+    longer = status(300.0, read=operation(2000, 2, (2000, 0, 0, 0)))  # than the one before was when it was looked at
+    assert between(before, replace(longer, started_at=SERVER.started_at + 200)) == (Rates(), {})
 
 
 def test_an_export_made_again_is_never_told_below_zero() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 
 from nbdzram import status
 from nbdzram.engine.stats import PoolStats
+from nbdzram.status.encoding import from_json, to_json
 from nbdzram.status.maintenance import PoolStatus
 from nbdzram.status.pools import PoolFigures
+from nbdzram.status.streams import StreamStatus
+from tests.unit.records import STREAM
 
 
 @pytest.mark.parametrize("place", status.PLACES)
@@ -62,6 +66,13 @@ def test_a_record_with_less_reads_the_same_object() -> None:
     }
     told["stats"] = {field.name: {} if field.name == "compr_by_codec" else 1 for field in dataclasses.fields(PoolStats)}
     assert status.from_json(PoolFigures, told).stats.objects == 1
+
+
+@pytest.mark.parametrize("token", [None, "", "0"])
+@pytest.mark.parametrize("left", [None, 0.0, 1.5])
+def test_what_is_nothing_is_read_as_nothing_and_what_is_zero_as_zero(left: float | None, token: str | None) -> None:
+    record = dataclasses.replace(STREAM, seconds_left=left, token=token)
+    assert from_json(StreamStatus, json.loads(to_json(record))) == record
 
 
 def test_what_a_pool_counts_goes_on_from_what_another_process_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS
+from nbdzram.nbd.constants import Command
+from nbdzram.nbd.verdicts import Verdict
+from nbdzram.server.counts import LATENCY_BOUNDS_SECONDS, ExportCount, OperationCount
 from nbdzram.server.handover import Handover
 from nbdzram.server.maintenance import Maintenance
 from nbdzram.server.service import Service
+from nbdzram.server.traffic import Traffic
 from nbdzram.status import RunOptions
 from tests.support.nbd_client import Client
 from tests.unit.server.conftest import Play, Stage
@@ -23,6 +27,49 @@ from tests.wire import CMD_READ, EINVAL
 
 BLOCK = bytes(range(256)) * 16
 TRIM = 4
+
+
+def test_what_another_process_counted_is_counted_on_each_in_its_place() -> None:
+    """And told as zram tells it: what failed by whether it looks or changes, and what was wrong by itself."""
+    first = itertools.count(2)
+    given = ExportCount(
+        {
+            str(command): OperationCount(
+                requests=next(first),
+                size=next(first),
+                nanoseconds=next(first) * 10**9,
+                errors=tuple(next(first) for _ in Verdict),
+                latency=tuple(next(first) for _ in range(len(LATENCY_BOUNDS_SECONDS) + 1)),
+            )
+            for command in (*(command for command in Command if command is not Command.DISC), max(Command) + 1)
+        },
+        blocks_trimmed=next(first),
+        throttled_requests=next(first),
+        throttled_nanoseconds=next(first),
+    )
+    traffic = Traffic()
+    traffic.go_on_from(replace(given, operations={**given.operations, "99": given.operations["0"]}))
+    assert traffic.counted() == given
+    operations, (failed_reads, failed_writes, invalid, trimmed) = traffic.told()
+    assert (trimmed, traffic.throttled()) == (
+        given.blocks_trimmed,
+        (given.throttled_requests, given.throttled_nanoseconds),
+    )
+    read = operations["read"]
+    assert (read.requests, read.bytes, read.latency_sum_seconds) == (2, 3, 4.0)
+    assert read.errors == {verdict.name.lower(): 5 + verdict for verdict in Verdict}
+
+    def failed(command: str, *, itself: bool) -> int:
+        return sum(
+            count
+            for verdict, count in zip(Verdict, given.operations[command].errors, strict=True)
+            if verdict.invalid_io is itself
+        )
+
+    looks = {str(int(command)) for command in (Command.READ, Command.BLOCK_STATUS)}
+    assert failed_reads == sum(failed(command, itself=False) for command in looks)
+    assert failed_writes == sum(failed(command, itself=False) for command in given.operations.keys() - looks)
+    assert invalid == sum(failed(command, itself=True) for command in given.operations)
 
 
 def test_blocks_that_clients_give_back_are_counted_whole_and_once(play: Play) -> None:
