@@ -258,3 +258,19 @@ def test_a_server_that_hangs_up_without_a_word_went_away(tmp_path: Path) -> None
                 await asyncio.to_thread(ask)
 
     asyncio.run(story())
+
+
+def test_a_socket_that_another_server_put_in_its_place_stays(tmp_path: Path) -> None:
+    """One that took over, or was started when somebody had removed the first."""
+    path = tmp_path / "control.sock"
+
+    async def story() -> None:
+        async with crowd_at(path):
+            path.unlink()
+            successor = ControlServer(path, {})
+            await successor.start()
+        assert path.is_socket()
+        await successor.stop()
+        assert not path.exists()
+
+    uvloop.run(story())

@@ -9,9 +9,11 @@ import logging
 import os
 import shutil
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -425,3 +427,24 @@ def test_a_key_that_goes_while_files_are_read_again_changes_nothing(
     files.renew(unchanged_too=True)
     assert "keeping the old ones" in caplog.text
     assert files.context() is in_use
+
+
+def test_a_file_that_changed_twice_in_one_moment_of_its_clock_is_read_twice(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it was there at first. File systems tell when by the tick, and some by the second."""
+    key, now = tmp_path / "key", time.time_ns()
+    shutil.copy(certificate[1], key)
+    whole = key.read_bytes()
+    files = TlsFiles(TlsConfig(mode=TlsMode.ON, certificate=certificate[0], key=key))
+    look = tls._stat
+
+    def look_by_a_coarse_clock(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(st_mode=look(path).st_mode, st_mtime_ns=now, st_ctime_ns=now, st_ino=1, st_size=1)
+
+    monkeypatch.setattr(tls, "_stat", look_by_a_coarse_clock)
+    monkeypatch.setattr(tls, "SETTLED_SECONDS", 10**6)
+    for content, usable in ((whole[:-200], False), (whole, True)):
+        key.write_bytes(content)
+        files.renew()
+        assert files.usable is usable
