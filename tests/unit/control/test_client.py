@@ -91,7 +91,7 @@ def test_what_no_server_answers_is_one_sentence(tmp_path: Path, answer: bytes) -
 
 
 def unread(connection: socket.socket) -> int:
-    return struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))[0]
+    return int(struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))[0])
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["a broken pipe", "a reset"])
