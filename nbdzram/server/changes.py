@@ -388,8 +388,8 @@ class Changes(PoolChanges):
             await asyncio.to_thread(self._pools[export.pool_name].pool.delete, export.disk)
             if not remembered and not await self._try(name, remember) and record is not None:
                 log.warning(
-                    "the export %s is removed, but declared, and that could not be remembered: the next start makes it "
-                    "again, empty",
+                    "the export '%s' is removed, but declared, and that could not be remembered: the next start makes "
+                    "it again, empty",
                     name,
                 )
 

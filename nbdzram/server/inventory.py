@@ -35,7 +35,7 @@ from nbdzram.server.state import Declared, ExportRecord, State
 from nbdzram.status import default_trouble
 from nbdzram.units import format_sizes
 
-REMOVED_AT_RUN_TIME = "export %s is declared but was removed at run time; `nbdzram exports add` brings it back"
+REMOVED_AT_RUN_TIME = "export '%s' is declared but was removed at run time; `nbdzram exports add` brings it back"
 
 log = logging.getLogger("nbdzram.server")
 

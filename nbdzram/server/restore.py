@@ -300,7 +300,9 @@ class Restore:
             if was != is_now
         ]
         if differs:
-            log.warning("of the export %s holds as declared, and not as it was: %s", received.name, ", ".join(differs))
+            log.warning(
+                "of the export '%s' holds as declared, and not as it was: %s", received.name, ", ".join(differs)
+            )
         size_bytes = max(received.disk.size_bytes, record.size_bytes)
         return replace(record, pool=received.place.name, size_bytes=size_bytes)
 

@@ -73,7 +73,7 @@ class Schedule:
             try:
                 await self._changes.copy_export(name, called(name, now), read_only=True)
             except UserError as error:
-                log.warning("no snapshot of the export %s was taken: %s", name, error)
+                log.warning("no snapshot of the export '%s' was taken: %s", name, error)
                 continue
             self._newest[name] = now
             await self._prune(name, wanted.snapshots_keep, now)

@@ -178,7 +178,8 @@ from nbdzram.server.pools import PoolService
 refuse_with = ctypes.c_int.in_dll(ctypes.CDLL(os.environ["LD_PRELOAD"]), "refuse_with")
 told = []
 logging.getLogger("nbdzram.server").addFilter(lambda record: told.append(record.getMessage()))
-for reason, words in ((errno.EIO, "Input/output error; the kernel's log"), (errno.EDQUOT, "quota exceeded; raise that")):
+said = ((errno.EIO, "Input/output error; the kernel's log"), (errno.EDQUOT, "quota exceeded; raise that"))
+for reason, words in said:
     with Pool(path=str(place / f"arena-{reason}"), mem_limit=64 << 20) as pool:
         service = PoolService("one", pool, MaintenanceConfig(), now=0.0)
         disk = pool.create("disk", 64 << 20)

@@ -449,8 +449,8 @@ def test_what_is_received_again_is_opened_to_nobody_whom_its_declaration_keeps_o
     assert exports["image"]["read_only"]
     assert exports["image"]["bounds"]["iops"] == 70
     told = "holds as declared, and not as it was sent"
-    again.wait_for_log(f"of the export image {told}")
-    assert f"of the export open {told}" not in again.log.read_text()
+    again.wait_for_log(f"of the export 'image' {told}")
+    assert f"of the export 'open' {told}" not in again.log.read_text()
 
 
 def test_a_name_that_is_declared_private_is_given_to_no_disk_that_is_not(start: Start, tmp_path: Path) -> None:

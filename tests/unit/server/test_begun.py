@@ -108,7 +108,7 @@ def test_what_nobody_declares_comes_back_no_more_open_than_it_was(
             assert service._exports.get("other").access.addresses == ("10.0.0.0/8",)
 
     play(story)
-    assert "of the export disk holds as declared, and not as it was: what it may take\n" in caplog.text
+    assert "of the export 'disk' holds as declared, and not as it was: what it may take\n" in caplog.text
     assert "of the export other" not in caplog.text
 
 

@@ -320,7 +320,7 @@ def test_a_declared_disk_that_cannot_be_made_keeps_the_others_from_nobody(
     with started(tmp_path, declare(), declare("one-too-many")) as offered:
         assert "disk" in offered
         assert "one-too-many" not in offered
-    assert "one-too-many is declared and cannot be made" in caplog.text
+    assert "'one-too-many' is declared and cannot be made" in caplog.text
 
 
 def test_an_older_state_file_opens_no_disk_whose_declaration_is_gone(tmp_path: Path) -> None:

@@ -486,7 +486,7 @@ def test_a_clock_that_is_set_back_and_a_snapshot_that_fails_stop_nothing(
             (house.state_dir / "changes.new").mkdir()
             await at(schedule, NOON - HOUR)
             (house.state_dir / "changes.new").rmdir()
-            assert "no snapshot of the export disk was taken: cannot remember the change" in caplog.text
+            assert "no snapshot of the export 'disk' was taken: cannot remember the change" in caplog.text
             await at(schedule, NOON - HOUR + timedelta(seconds=1))
             assert taken(house) == ["120000Z"]  # tried again when the next one is due
             await at(schedule, NOON)
