@@ -358,6 +358,9 @@ def _require_fits(pools: Mapping[str, Pool], lowered: Container[str], require_no
 class _Arriving:
     """Concealed disks, as the streams that came so far say that they are.
 
+    Of as many as a pool may have with checkpoints two fit, and not three: what one stream had goes, and nobody knows it
+    any more, before the next one comes.
+
     What lay in a pool that is not there any more comes into one that is none of the server's: it may be gone in what
     comes later, as whoever removed its exports, and it, was answered.
     """
@@ -372,6 +375,7 @@ class _Arriving:
         self._received: dict[tuple[str, str], Received] = {}  # by pool and name
         self._before_groups: set[str] = set()  # names that were there as one came, or before all
         self._kept: dict[Disk, Kept] = {}  # copies, for a journal that goes on
+        self._bases: dict[str, dict[int, dict[str, Disk]]] = {}  # while one comes, by pool, identity and name
 
     def take_stream(self, file: BinaryIO, *, all_exports: bool, salt: int = 0, alone: bool = True) -> None:
         """all_exports: those that it does not tell are gone. Raises UserError; then nothing is changed."""
@@ -386,6 +390,7 @@ class _Arriving:
         fresh = {(one.place.name, valid_name("", one.part)): one for one in arrived}
         gone = [one for key, one in self._received.items() if all_exports or key in fresh]
         self._received = fresh if all_exports else {**self._received, **fresh}
+        self._bases.clear()
         moment.discard([one.disk for one in gone])
         assert receiver.header is not None
         self.moment_ns, self.moment_identity = receiver.header.moment_ns, receiver.header.identity
@@ -406,7 +411,8 @@ class _Arriving:
             if pool in self._gone:
                 raise NoSuchExport(f"the export '{name}' lay in the pool '{pool}', and no such pool is declared")
         self._close_gone()
-        for key, one in list(self._received.items()):
+        for key in list(self._received):  # and not with them: a disk has its place as long as somebody knows it
+            one = self._received[key]
             (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
             self._received[key] = replace(one, name=key[1], disk=disk)
             disk.identify(one.disk.identity)
@@ -440,15 +446,15 @@ class _Arriving:
     def _place(self, name: str) -> Place:
         if name not in self._pools:
             self._pools[name] = self._gone[name] = Pool()  # without a limit: all of it was in memory once
-        bases: dict[int, dict[str, Disk]] = {}
+        bases = self._bases.setdefault(name, {})
         for one in self._received.values():
             if one.place.name == name:
                 bases.setdefault(one.part.identity, {})[one.part.name] = one.disk
 
         def find_base(part: ExportPart) -> Disk | None:
             """What was sent and received here has one identity in several disks: in other pools, and in other folding
-            domains, of which only the name tells."""
-            alike = bases.get(part.origin_number, {})
+            domains, of which only the name tells. It is asked for as long as one comes, and known longer."""
+            alike = self._bases.get(name, {}).get(part.origin_number, {})
             return alike.get(part.origin_name, next(iter(alike.values()), None))
 
         return replace(place_in(name, self._pools[name]), find_base=find_base)

@@ -11,15 +11,21 @@ from typing import Any
 import pytest
 
 from nbdzram.config import ExportConfig
+from nbdzram.engine import moment
+from nbdzram.engine.pool import Pool
 from nbdzram.errors import UserError
 from nbdzram.server import checkpoints as checkpoints_module
+from nbdzram.server.restore import Restore
 from nbdzram.server.service import Service
-from tests.unit.engine.blocks import BLOCK, text
+from nbdzram.server.state import State
+from tests.unit.engine.blocks import BLOCK, noise, text
 from tests.unit.server.lasting import (
     ADDED,
+    AS_IT_IS,
     EXPORTS,
     MIB,
     Platter,
+    as_the_power_left_it,
     behind_a_power_cut,
     checkpointing,
     disk,
@@ -150,3 +156,31 @@ def test_too_many_exports_for_any_checkpoint_are_told(
         assert caplog.text.count("too many for its places") == (server is flushing), "of three more is said"
 
     play(story)
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["a chain", "and its journal"])
+def test_a_start_from_a_chain_finds_places_for_as_many_exports_as_it_was_made_of(tmp_path: Path, durable: bool) -> None:
+    """Half a pool's places, and a little: what an earlier stream had has its places no more when the next has come."""
+    opened: Any = flushing if durable else checkpointing
+
+    async def story() -> Path:
+        async with opened(tmp_path / "kept", exports=EXPORTS) as service:
+            disk(service).write(BLOCK, b"".join(map(noise, range(64))))  # else a chain is soon larger than a whole one
+            for number in range(4):
+                write(service, number)
+                await of(service).take()
+            assert len(list((tmp_path / "kept").glob("*-since-*.stream"))) >= 3
+            if durable:
+                for number in range(4, 7):
+                    write(service, number)
+                    await service.changes.change_export("disk", **{**AS_IT_IS, "description": str(number)})
+                    await journal(service).synced()
+            return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+
+    left = asyncio.run(story())
+    with Pool() as pool:
+        for number in range(4096 - 2 * len(EXPORTS) - 1):
+            moment.prepare(pool, f"\nnobody's {number}", BLOCK)
+        Restore([], {"default": pool}, State(None), for_a_journal=durable).from_newest(left)
+        held = {disk.name: disk.read(0, BLOCK) for disk in pool.disks()}
+    assert held == dict.fromkeys(NAMES, text(6 if durable else 3))
