@@ -68,6 +68,7 @@ class Attached:
         self._payload_limit = payload_limit or hosting.limits.payload_bytes  # of now: a reload changes it for others
         self._sync = hosting.syncs.of(export.pool_name, export.disk.pool.path)
         self._syncing: asyncio.Task[None] | None = None
+        self._is_cut = False
         self.session = hosting.plane.attach(
             line,
             number=self.number,
@@ -146,9 +147,13 @@ class Attached:
             (self._hosting.plane.drain if encrypted else self._hosting.plane.release)(self.session)
 
     def abort(self) -> None:
-        """Cut it. Nothing happens when it is gone."""
+        """Cut it: it waits for no sync any more, which may take for ever. Nothing happens when it is gone."""
         if not self.closed.done():
             self._hosting.plane.abort(self.session)
+            self._is_cut = True
+            if self._syncing is not None:
+                self._syncing.cancel()
+                self._wait_no_more()
 
     # ---- what its thread tells, by Hosting ----
 
@@ -197,7 +202,9 @@ class Attached:
 
     def wants_sync(self) -> None:
         """Answers of it wait until what was stored is on the disk."""
-        if self._syncing is None:
+        if self._is_cut:
+            self._wait_no_more()
+        elif self._syncing is None:
             self._syncing = self._hosting.loop.create_task(self._synchronise())
 
     def gone(self) -> None:
@@ -241,6 +248,11 @@ class Attached:
     @property
     def _who(self) -> str:
         return f"{self.peer.text} on export {self.export.name!r}"
+
+    def _wait_no_more(self) -> None:
+        """Its thread has heard first that it is cut, so nobody is told that anything failed."""
+        plane = self._hosting.plane
+        plane.synced(self.session, plane.syncs_asked(self.session), True)
 
     async def _synchronise(self) -> None:
         """Sync until no answer waits for one. The session is not gone before it has all its answers."""

@@ -207,22 +207,22 @@ cdef class Session(Requests):
         cdef int wishes = bell_answer(&self.bell)
         if wishes & ATTACH:
             self.begin()
+        if self.stage_now < LOST:
+            if wishes & EXPEL:
+                self.cut(TOO_SLOW, self.turn.sent)
+            elif wishes & ABORT:  # before SYNCED, which tells who is cut that nobody waits for a sync of it any more
+                self.cut(CUT, 0)
         if wishes & SYNCED:
             self.answer_synced()
             self.go_on()
         if self.stage_now < LOST:
-            if wishes & EXPEL:
-                self.cut(TOO_SLOW, self.turn.sent)
-            elif wishes & ABORT:
-                self.cut(CUT, 0)
-            else:
-                self.hurried = self.hurried or wishes & (RELEASE | DRAIN) != 0
-                if wishes & RELEASE:
-                    self.release()
-                if wishes & DRAIN:
-                    self.drain()
-                if wishes & GO_ON:
-                    self.go_on()
+            self.hurried = self.hurried or wishes & (RELEASE | DRAIN) != 0
+            if wishes & RELEASE:
+                self.release()
+            if wishes & DRAIN:
+                self.drain()
+            if wishes & GO_ON:
+                self.go_on()
         if wishes & BURY:
             bell_ring(&self.tidings, BURIED)
 

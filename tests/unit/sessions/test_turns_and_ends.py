@@ -337,6 +337,18 @@ def test_a_session_that_is_lost_is_not_gone_before_its_work_has_come_back(stage:
     assert stage.plane.budget.used == 0
 
 
+def test_who_is_cut_is_not_told_that_a_sync_failed_for_which_nobody_waits_any_more(stage: Stage) -> None:
+    """An error reply is an I/O error to the client, and a connection that ends is none if it comes again."""
+    client = stage.attach(style=0, syncs=True)
+    client.send(request(CMD_FLUSH, 0, 0))
+    stage.settle()
+    stage.plane.abort(client.session)
+    stage.plane.synced(client.session, 1, True)
+    stage.settle()
+    assert client.over
+    assert client.line.outgoing == b""
+
+
 def test_draining_answers_what_came_completely_and_nothing_else(stage: Stage) -> None:
     """A long READ is under way, a WRITE stands complete behind it, another has begun: that one is as if never sent."""
     stage.disk.write(0, b"\x07" * SIZE)
