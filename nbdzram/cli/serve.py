@@ -493,7 +493,7 @@ async def _serve_once(
     given: Handover | None = None
     try:
         async with told_as_it_starts(service):
-            await service.start(listen=False)
+            await service.start(listen=False, serves=False)
         try:
             for export in service.changes.unloaded():
                 await load_image(service, export, told_to_stop)
@@ -540,7 +540,7 @@ def _keep_what_there_is() -> None:
 
 async def _stop(service: Service, config: ServerConfig, *, serves: bool, systemd_keeps: bool) -> None:
     if not serves:  # one that failed to take over must not end the unit of the other
-        await service.stop()
+        await service.stop(served=False)
         return
     before = service.status()
     async with told_as_it_stops(service):

@@ -97,6 +97,7 @@ class Checkpoints:
         self._found_journal = False  # one that a start would read, and of which this server knows nothing
         self._beside_state = False  # the directory is a state directory too, which has a changes.json of its own
         self._task: asyncio.Task[None] | None = None
+        self._serves = asyncio.Event()  # until then all that is served may be another process's, or nobody's
         self._turn = asyncio.Lock()  # one checkpoint after another, and nobody drops copies meanwhile
         self._crowded: set[str] = set()  # pools that were told to have too many exports for a journal
         self._overfull: set[str] = set()  # those that were told to have too many for a checkpoint
@@ -260,14 +261,40 @@ class Checkpoints:
         self.place.release()
 
     async def give_up(self) -> None:
-        """Of a start that failed: the pools are open, and nobody serves them."""
+        """Of a start that failed: the pools are open, and nobody serves them. No last one is taken: with each such
+        start an older one would go, and the clients of another process that goes on wait for it.
+        """
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            async with self._turn:
+                await self._drop()
         with steadily("the end of a journal that went on"):
             if self.journal is not None:
                 await self.journal.close()
+        if self._task is not None and self.settling is not None:
+            await self.settling.finish()
+        self._moments.close()
         self._journal_moments.close()
         self.place.release()
 
+    def begin_to_serve(self) -> None:
+        """Clients are let in, and nobody else goes on with the exports: what they are is written from now on."""
+        self._serves.set()
+
+    def require_flushes_answered(self) -> None:
+        """Raises UserError: behind a takeover they would be not, or whoever waits for one would be hung up on."""
+        if self.journal is None:
+            return
+        self.journal.require_readable()
+        if not self.journal.has_begun and self._status is not None and self._status.failures:
+            raise UserError(
+                "its FLUSH waits for a first checkpoint, which failed, and who waits cannot be handed over; `nbdzram "
+                "doctor` says why, and once one stands ask again"
+            )
+
     async def _beat(self) -> None:
+        await self._serves.wait()
         loop = asyncio.get_running_loop()
         refused, hurries_from = self._refused(), loop.time()
         due = loop.time() + self._config.interval_seconds * (self.journal is None)  # what came before can go then

@@ -46,13 +46,14 @@ from nbdzram import __version__
 from nbdzram.engine.disk import Disk
 from nbdzram.engine.pool import Pool
 from nbdzram.errors import EngineError, StreamError, UserError, reason_of
-from nbdzram.server.chains import next_number, segments_in
+from nbdzram.server.chains import DAMAGED, checkpoints_in, next_number, segments_in
 from nbdzram.server.moments import Moment, Moments, Reached
+from nbdzram.server.replay import is_without_groups
 from nbdzram.server.restore import GoesOn
 from nbdzram.server.segments import SegmentFile, begin_segment, retire_segments, write_again
 from nbdzram.server.syncs import Sync
 from nbdzram.status import JournalStatus
-from nbdzram.stream.journal import GroupHead
+from nbdzram.stream.journal import GroupHead, Segment
 from nbdzram.stream.sending import Progress, send
 from nbdzram.units import format_size
 
@@ -106,6 +107,11 @@ class Journal(Sync):
         """Whether the last group does not have what this disk holds, or nobody knows any more."""
         return self._segment is None or self._last is None or disk in self._last.behind
 
+    @property
+    def has_begun(self) -> bool:
+        """It answers FLUSH, be it that it failed. Until then FLUSH waits."""
+        return self._decided.is_set()
+
     def require_readable(self) -> None:
         """Raises UserError: of an export what was flushed is known here alone, as whoever takes over cannot read it."""
         if self.status.held_back:
@@ -150,12 +156,27 @@ class Journal(Sync):
             self._decided.set()
 
     def _begin_behind(self, begun: GoesOn) -> SegmentFile:
-        if begun.place not in (None, self._place()):
-            raise UserError("it is another directory, or another server wrote there meanwhile")
+        unneeded = begun.unneeded if begun.place is None else self._begun_in_vain(begun.place)
         for path, end in begun.came:
             write_again(path, end)
-        retire_segments(self._directory, begun.unneeded)  # servers that begin again and again would leave a file each
+        retire_segments(self._directory, unneeded)  # servers that begin again and again would leave a file each
         return begin_segment(self._directory, next_number(self._directory), begun.moment.identity)
+
+    def _begun_in_vain(self, place: tuple[int, ...]) -> list[int]:
+        """The files of processes that went on from there, and then did not serve. Raises UserError: more was written
+        than these, or elsewhere.
+        """
+        found, (device, inode, following) = self._directory.stat(), place
+        begun = {number: path for number, path in segments_in(self._directory).items() if number >= following}
+        others = [*checkpoints_in(self._directory), *checkpoints_in(self._directory, DAMAGED)]
+        others += segments_in(self._directory, DAMAGED)
+        if (
+            (found.st_dev, found.st_ino) != (device, inode)
+            or max(others, default=0) >= following
+            or not all(is_without_groups(Segment(path)) for path in begun.values())
+        ):
+            raise UserError("it is another directory, or another server wrote there meanwhile")
+        return list(begun)
 
     async def reached(self) -> Reached | None:
         """Everything that was stored is in it, and nobody changes anything any more. None: it is not."""
@@ -207,12 +228,16 @@ class Journal(Sync):
             self._decided.set()
 
     async def stands(self, number: int, moment: Moment) -> None:
-        """The checkpoint is durable, whatever the power does."""
+        """The checkpoint is durable, whatever the power does. Raises OSError: it is the first, and the journal cannot
+        begin yet; nobody was promised anything, so FLUSH waits for another one.
+        """
         async with self._turn:
             if self._segment is None and self._mending == moment.identity:
                 try:
                     self._segment = await self._moments.on_the_thread(self._begin_segment(number, moment))
                 except OSError as error:
+                    if not self._decided.is_set():
+                        raise
                     await self._die(error)
                     return
                 goes_on = "goes on: FLUSH is answered again" if self._dead else "begins: FLUSH is answered"

@@ -76,7 +76,7 @@ class Replay:
 
     def _groups_of(self, segment: Segment) -> Iterator[Group]:
         """Raises StreamError: something is missing."""
-        if segment.head.since in self._passed and _is_without_groups(segment):
+        if segment.head.since in self._passed and is_without_groups(segment):
             return
         if segment.head.since != self.identity:
             raise StreamError("it begins at a moment that neither the checkpoint nor the journal before it has")
@@ -95,7 +95,7 @@ def require_nothing_flushed(directory: Path) -> None:
     """No checkpoint is there, and a journal begins behind one. Raises JournalRefused where that went alone."""
     for path in segments_in(directory).values():
         try:
-            if _is_without_groups(Segment(path)):
+            if is_without_groups(Segment(path)):
                 continue
             why = "has what was flushed behind a checkpoint, and none is there"
         except OSError as error:
@@ -108,7 +108,7 @@ def require_nothing_flushed(directory: Path) -> None:
         )
 
 
-def _is_without_groups(segment: Segment) -> bool:
+def is_without_groups(segment: Segment) -> bool:
     """None is whole, and none ever was."""
     return next(segment.groups(), None) is None and not segment.lost()
 

@@ -110,7 +110,11 @@ def begin_segment(directory: Path, number: int, since: bytes) -> SegmentFile:
     path = directory / segment_name(number)
     fresh = path.with_suffix(".new")
     if _has_spare(directory):
-        (directory / SPARE).rename(fresh)
+        spare = directory / SPARE
+        if spare.stat().st_nlink > 1:  # a copy by links has it too, and may be another server's directory
+            spare.unlink()
+        else:
+            spare.rename(fresh)
     descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, ROOM_BYTES)

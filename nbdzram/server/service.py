@@ -127,8 +127,10 @@ class Service:
         self._requests_seen = 0
         self._draining = False
 
-    async def start(self, *, listen: bool = True) -> None:
-        """Open pools, offer exports, listen. Raises UserError, and then nothing is left open."""
+    async def start(self, *, listen: bool = True, serves: bool = True) -> None:
+        """Open pools, offer exports, listen. Raises UserError, and then nothing is left open. Unless it `serves` then,
+        no checkpoint is taken before listen().
+        """
         config = self._config
         loop = asyncio.get_running_loop()
         self._started_at, self._started = time.time(), loop.time()
@@ -147,14 +149,8 @@ class Service:
             await asyncio.to_thread(self._headroom.start)
             await self._with_checkpoints(partial(self._checkpoints.prepare, config.state_dir))
             for_a_journal = self._checkpoints.journal is not None
-            restore = Restore(
-                config.exports,
-                pools,
-                opened.state,
-                opened.known,
-                for_a_journal=for_a_journal,
-                told_to_stop=self.told_to_stop,
-            )
+            known = (config.exports, pools, opened.state, opened.known)
+            restore = Restore(*known, for_a_journal=for_a_journal, told_to_stop=self.told_to_stop)
             was_served = self._handed.was_served
             belong = partial(self._checkpoints.place.belong, opened.state, opened.known, was_served=was_served)
             await self._with_checkpoints(partial(belong, outlived=restore.outlived or was_served))
@@ -175,6 +171,8 @@ class Service:
             raise
         self.changes.begin(opened.state, self._checkpoints.settling)
         self._checkpoints.start(begun, opened.state, opened.known)
+        if serves:
+            self._checkpoints.begin_to_serve()
         self._pulse = asyncio.create_task(self._beat())
         self._history.start()
 
@@ -222,6 +220,7 @@ class Service:
             if ready is not None:
                 ready()
             self._state.begin_to_serve()
+            self._checkpoints.begin_to_serve()
 
         await self._nbd.start(handed=self._handed if self._handed.was_served else None, ready=begin)
 
@@ -297,8 +296,7 @@ class Service:
             raise UserError("it is starting; ask again once it serves")
         if self._draining or self.taken_over.is_set():
             raise UserError("it is ending already")
-        if self._checkpoints.journal is not None:
-            self._checkpoints.journal.require_readable()
+        self._checkpoints.require_flushes_answered()
         await asyncio.to_thread(self._state.require_arenas)
         self._nbd.prepare_to_hand_over()
         successor = await asyncio.to_thread(reach, Path(socket))
@@ -351,8 +349,9 @@ class Service:
         )
         return handed
 
-    async def stop(self) -> None:
-        """Drain: answer what is under way, end maintenance at its next slice, close the pools."""
+    async def stop(self, *, served: bool = True) -> None:
+        """Drain: answer what is under way, end maintenance at its next slice, close the pools. No last checkpoint is
+        taken where nobody was `served`."""
         self._begin_end()
         outcomes = await asyncio.gather(
             self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True
@@ -360,7 +359,7 @@ class Service:
         await end_all(
             [
                 ("the end of scheduled snapshots", self._schedule.stop),
-                ("the last checkpoint", self._checkpoints.stop),
+                ("the last checkpoint", self._checkpoints.stop if served else self._checkpoints.give_up),
                 *self._last_steps(),
             ]
         )

@@ -166,10 +166,12 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path, which: str) -> None:
         addresses = (
             ["-p", port, "--metrics", "off"] if which == "nbd" else ["-p", "0", "--metrics", f"127.0.0.1:{port}"]
         )
-        done = run("serve", "-e", "disk=1M", "--control", str(tmp_path / "c"), *addresses)
+        kept = tmp_path / "kept"
+        done = run("serve", "-e", "disk=1M", "--control", str(tmp_path / "c"), "--checkpoint", str(kept), *addresses)
     assert done.code == 1
     assert done.err.count(port) == 1
     assert "Address already in use; choose another" in done.err
+    assert not list(kept.glob("*.stream")), "each start that fails would have an older checkpoint go"
     assert "Traceback" not in done.err
 
 
