@@ -411,8 +411,7 @@ class _Arriving:
             if pool in self._gone:
                 raise NoSuchExport(f"the export '{name}' lay in the pool '{pool}', and no such pool is declared")
         self._close_gone()
-        for key in list(self._received):  # and not with them: a disk has its place as long as somebody knows it
-            one = self._received[key]
+        for key, one in list(self._received.items()):
             (disk,) = moment.snapshot_together([one.disk], [key[1]], read_only=one.part.read_only)
             self._received[key] = replace(one, name=key[1], disk=disk)
             disk.identify(one.disk.identity)
