@@ -177,6 +177,14 @@ def test_a_score_is_lowered_by_who_may_or_is_low_already(
     assert refusal is None if may_be_late else "OOMScoreAdjust=-900" in str(refusal)
 
 
+@pytest.mark.parametrize(("score", "then"), [(0, -900), (-899, -900), (-900, -900), (-1000, -1000)])
+def test_a_score_that_is_lower_already_stays(tmp_path: Path, score: int, then: int) -> None:
+    file = tmp_path / "oom_score_adj"
+    file.write_text(f"{score}\n")
+    assert list(residence.go_late(file)) == []
+    assert int(file.read_text()) == then
+
+
 def score_of(pid: int) -> str:
     return Path(f"/proc/{pid}/oom_score_adj").read_text()
 

@@ -21,7 +21,7 @@ import pytest
 import uvloop
 
 from nbdzram.config import TcpAddress
-from nbdzram.errors import UserError
+from nbdzram.errors import NoSuchExport, UserError
 from nbdzram.metrics import answers, http, requests
 from nbdzram.metrics.answers import Answer, Answers, Pace, Shared, sentence
 from nbdzram.metrics.http import ANSWER_PLACES, BURST, HEAD_PLACES, MetricsServer, Places
@@ -375,7 +375,9 @@ def story(act: Callable[[], object]) -> None:
     asyncio.run(act())  # type: ignore[arg-type]
 
 
-def test_making_rests_nine_times_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_making_rests_nine_times_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Whatever came of it."""
     slept: list[float] = []
     now = 100.0
 
@@ -387,13 +389,16 @@ def test_making_rests_nine_times_as_long_as_it_took(monkeypatch: pytest.MonkeyPa
     async def make() -> Answer:
         nonlocal now
         now += 0.5
+        if fails:
+            raise NoSuchExport("disk")
         return sentence(200, "made")  # type: ignore[arg-type]
 
     async def act() -> None:
         pace = Pace()
         first, second = Shared(pace, make), Shared(pace, make)
-        await first.get()
-        await second.get()  # another text, and yet the same loop pays for it
+        for each in (first, second):  # another text, and yet the same loop pays for it
+            with pytest.raises(NoSuchExport) if fails else contextlib.nullcontext():
+                await each.get()
 
     monkeypatch.setattr("nbdzram.metrics.answers.Pace._rest", rest)
     monkeypatch.setattr("nbdzram.metrics.answers.time.monotonic", lambda: now)

@@ -520,9 +520,11 @@ def test_a_failed_run_says_why_in_the_list() -> None:
 def test_a_run_that_has_ended_stays_so(end: RunState) -> None:
     assert end not in MOVES
     ticket = Ticket(1, "fold", "default", RunOptions(), cpu_percent=100, reason="asked")
-    ticket.start(ScriptedRun(10, CountingPool))
+    run = ScriptedRun(10, CountingPool)
+    ticket.start(run)
+    run.done = 3
     ticket.end(end)
-    assert ticket.ended.is_set()
+    assert (ticket.ended.is_set(), ticket.progress) == (True, (3, 10))
     for state in LIVE:
         with pytest.raises(AssertionError):
             ticket.end(state)
@@ -536,12 +538,13 @@ def test_time_left_goes_by_the_work_done_and_not_by_pauses(monkeypatch: pytest.M
     ticket.start(run)
     run.done, now = 25, now + 10
     assert ticket.status().seconds_left == 30
-    ticket.pause()
-    now += 1000
-    ticket.resume()
-    run.done, now = 50, now + 10
-    assert ticket.status().seconds_left == 20
-    assert ticket.status().seconds == 1020
+    for done, left in ((50, 20), (75, 10)):
+        ticket.pause()
+        now += 1000
+        ticket.resume()
+        run.done, now = done, now + 10
+        assert ticket.status().seconds_left == left
+    assert ticket.status().seconds == 2030
 
 
 def test_a_clock_that_is_set_meanwhile_makes_a_run_neither_longer_nor_shorter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from nbdzram.config import Dedup, ExportConfig, PoolConfig
+from nbdzram.config import NOBODY, Access, Dedup, ExportConfig, PoolConfig
 from nbdzram.errors import UserError
+from nbdzram.server.inventory import require_trust
 from nbdzram.server.state import FILE_NAME
 from tests.unit.engine.blocks import BLOCK, noise
 from tests.unit.server.house import MIB, UNCHANGED, House, tell
@@ -229,3 +230,13 @@ def test_a_limit_that_is_refused_is_not_remembered(house: House) -> None:
             assert house.pool().mem_limit == 0
 
     tell(story())
+
+
+def test_whom_nobody_is_admitted_to_is_no_stranger() -> None:
+    """Two lists are; one, and any number of exports of which nobody knows whom they admit, are not."""
+    lists = [Access(addresses=(f"10.0.{number}.0/24",)) for number in range(2)]
+    for rules in ([], [NOBODY], [lists[0], NOBODY, lists[0], NOBODY]):
+        require_trust("default", rules, tells_sharing=False)
+    require_trust("default", lists, tells_sharing=True)
+    with pytest.raises(UserError, match="would admit different clients"):
+        require_trust("default", [NOBODY, *lists], tells_sharing=False)
