@@ -489,7 +489,14 @@ def test_a_slice_counts_exports_that_are_hidden() -> None:
 
 
 def test_who_was_told_many_exports_may_ask_several_options_of_each() -> None:
-    handshake = Handshake(crowded(100), Policy(option_limit=8))
+    class Shrinking(FakeDirectory):
+        lists = 0
+
+        def offers(self) -> tuple[FakeOffer, ...]:
+            self.lists += 1
+            return self._offers if self.lists == 1 else self._offers[:1]  # most are removed, and can be asked for
+
+    handshake = Handshake(Shrinking(*crowded(100).offers()), Policy(option_limit=8))
     feed(handshake, FLAGS + option(3) * 2)
     for number in range(100):
         for asked in (6, 9, 6):

@@ -173,6 +173,18 @@ def test_a_removal_that_was_interrupted_is_finished_in_whichever_pool_it_was(
         assert [disk.name for disk in offered["other"].disk.pool.all_disks()] == ["other"]
 
 
+def test_a_renaming_takes_no_disk_of_the_former_name_in_another_pool(tmp_path: Path) -> None:
+    """The one that was to be renamed is lost, with its pool's file."""
+    pools = ("default", "old")
+    with started(tmp_path, declare(pool="old"), pools=pools) as offered:
+        offered["disk"].disk.write(0, b"o" * 512)
+    record = State(tmp_path).changes.exports["disk"]
+    lost = replace(record, pool="default", declared=None, renamed_from="disk")
+    State(tmp_path).remember_export("second", lost)
+    with started(tmp_path, pools=pools) as offered:
+        assert {name: part.record.pool for name, part in offered.items()} == {"disk": "old"}
+
+
 @pytest.mark.parametrize("declared", [(), (declare(),)], ids=["undeclared", "declared"])
 def test_a_removal_takes_no_disk_of_the_same_name_in_another_pool(
     tmp_path: Path, declared: tuple[ExportConfig, ...]
