@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbdzram.sessions.rehearsal import Schedule, pass_time, serve
+from nbdzram.sessions.throttle import Throttle
 from tests.support.rehearsal import Client, Stage
 from tests.wire import (
     CMD_BLOCK_STATUS,
@@ -383,3 +384,11 @@ def test_a_session_that_waits_is_read_until_its_inbox_is_full(stage: Stage) -> N
     assert client.line.incoming, "not all of it is taken"
     assert client.line.watched == 0
     assert stage.plane.budget.used < MIB
+
+
+@pytest.mark.parametrize("burst", [1 << 40, (1 << 51) - 1])
+def test_a_burst_is_a_days_at_most_however_long_it_takes_to_come_back(burst: int) -> None:
+    """Nanoseconds until then may be more than fit a number: the smallest limits, and the largest bursts, are taken."""
+    throttle = Throttle()
+    throttle.limit((1, burst), (1, burst))
+    throttle.limit((0, 0), (0, 0))
