@@ -101,7 +101,7 @@ def test_what_counts_many_holders_is_used_again_and_begins_with_none() -> None:
     for number, content in enumerate(contents):
         disk.write(number * BLOCK, content)
     popular, more, metadata = contents[15::16], MOST_HOLDERS + 1, set()
-    for _ in range(12):
+    for _ in range(10):
         disk.write(len(contents) * BLOCK, b"".join(content * more for content in popular))
         metadata.add(pool.stats().metadata)
         disk.trim(len(contents) * BLOCK, len(popular) * more * BLOCK)

@@ -124,7 +124,7 @@ def test_what_is_kept_of_large_buffers_and_what_is_in_use_are_what_there_is_for_
 @pytest.mark.parametrize(("budget", "chunks"), [(1 << 30, 1), (512 * KIB, 16)], ids=["plenty", "strained"])
 def test_a_read_of_middling_length_goes_on_in_small_steps_where_memory_is_short(budget: int, chunks: int) -> None:
     """What would be done at once otherwise: a block of it at a time, each its own chunk."""
-    played = Stage(SIZE, budget=budget)
+    played = Stage(MIB, budget=budget)
     answer = played.play([request(CMD_READ, 0, 64 * KIB)], style=1)
     assert answer.count(b"\x66\x8e\x33\xef") == chunks
     assert len(answer) == 64 * KIB + chunks * 28
