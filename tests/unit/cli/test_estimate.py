@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -104,17 +104,18 @@ def test_what_is_no_image_is_refused_without_waiting(tmp_path: Path, path: str, 
     assert (done.code, f"is {kind}; name a disk image" in done.err) == (1, True)
 
 
-def test_extents_cover_all_data_once_in_whole_blocks(tmp_path: Path) -> None:
-    path = tmp_path / "sparse.img"
+@pytest.mark.parametrize("more", [0, 100])
+def test_extents_cover_all_data_once_in_whole_blocks(tmp_path: Path, more: int) -> None:
+    """But for the last one, which ends with the file."""
+    path, size, offsets = tmp_path / "sparse.img", (8 << 20) + more, [0, 1 << 20, (3 << 20) + 100, (8 << 20) + more - 1]
     with path.open("wb") as file:
-        for offset in (0, 1 << 20, (3 << 20) + 100):
+        for offset in offsets:
             file.seek(offset)
             file.write(b"x")
-        file.truncate(8 << 20)
     with path.open("rb") as file:
-        extents = list(_extents(file.fileno(), 8 << 20))
-    assert all(start % BLOCK == 0 and end % BLOCK == 0 for start, end in extents)
+        extents = list(islice(_extents(file.fileno(), size), 9))
+    assert all(start % BLOCK == 0 and (end % BLOCK == 0 or end == size) for start, end in extents)
     assert all(before[1] <= after[0] for before, after in pairwise(extents))
-    for offset in (0, 1 << 20, (3 << 20) + 100):
+    for offset in offsets:
         assert sum(start <= offset < end for start, end in extents) == 1
-    assert sum(end - start for start, end in extents) < 8 << 20 or os.statvfs(tmp_path).f_bsize > 1 << 20
+    assert sum(end - start for start, end in extents) < size or os.statvfs(tmp_path).f_bsize > 1 << 20

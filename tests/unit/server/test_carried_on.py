@@ -104,7 +104,7 @@ def test_whose_disk_is_not_what_it_was_told_is_hung_up_on(
         await service.start(listen=False)
         try:
             await service.listen()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 assert await client.at_end()
         finally:
             await service.stop()

@@ -248,7 +248,7 @@ def test_no_tls_at_all_behind_starttls_is_a_counted_failure(play: Play, secure: 
             client = await WireClient.connect(stage.path)
             assert (await client.option(STARTTLS))[-1].kind == Reply.ACK
         client.send(b"GET / HTTP/1.1\r\n\r\n")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             await client.reader.read()
         assert stage.server.handshake_failures["tls"] == 1
         await leave(client)
