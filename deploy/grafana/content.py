@@ -35,7 +35,7 @@ AGE = (
     f"(time() - {server('checkpoint_timestamp_seconds')} or time() - ({server('process_start_time_seconds')} "
     f"and on (job, instance) {server('export_size_bytes')}))"
 )
-LATE = f"{AGE} > on (job, instance) 5 * {server('checkpoint_interval_seconds')} + 60"
+LATE = f"{AGE} > 5 * {server('checkpoint_interval_seconds')} + 60"
 
 OVERVIEW = Row(
     "Overview",

@@ -10,6 +10,7 @@ import yaml
 
 from nbdzram import thresholds
 from nbdzram.metrics import page
+from tests.deploy.grafana import panels
 
 NUMBERS = {name: value for name, value in vars(thresholds).items() if name.isupper()}
 PAGE = (Path(page.__file__).parent / "page.html").read_text(encoding="utf-8")
@@ -40,3 +41,9 @@ def test_the_page_has_the_same_number_and_no_other(name: str) -> None:
 )
 def test_the_alert_begins_there_too(alert: str, ends: str) -> None:
     assert ALERTS[alert].strip().endswith(ends)
+
+
+def test_the_dashboard_calls_a_checkpoint_late_where_the_alert_does() -> None:
+    (panel,) = (panel for panel in panels() if panel["title"] == "Checkpoints late")
+    expr = re.sub(r"{[^}]*}", "", panel["targets"][0]["expr"])
+    assert expr == f"count({' '.join(ALERTS['NbdzramCheckpointOld'].split())}) or vector(0)"
