@@ -198,7 +198,9 @@ def _is_rotten(pool: PoolStatus) -> bool:
 
 
 def _checkpoint_is_late(status: ServerStatus) -> bool:
-    if status.checkpoint is None:
+    if status.checkpoint is None or (
+        status.checkpoint.moment is None and not status.exports
+    ):  # of nothing none is taken
         return False
     moment = status.started_at if status.checkpoint.moment is None else status.checkpoint.moment
     age = status.started_at + status.uptime_seconds - moment

@@ -414,6 +414,15 @@ def test_what_is_wrong_is_told_in_one_line(
     assert browser.evaluate("document.querySelector('#troubles b').innerText").startswith(told)
 
 
+def test_a_server_without_a_disk_lacks_no_checkpoint(serve: Callable[..., Nbdzram], browser: Browser) -> None:
+    """It was in trouble five intervals and a minute after its start: of nothing no checkpoint is taken."""
+    server = serve({"disk": "1M"}, metrics=True)
+    browser.before_each_page(changed(LACKING.replace("'a'", "") + OLD + "; x.exports = []"))
+    browser.open(page_of(server))
+    browser.wait_for(f"{STATE} === 'serving'")
+    assert browser.evaluate("document.getElementById('troubles').innerText") == ""
+
+
 @pytest.mark.parametrize(("state", "told"), [("starting", "lets clients in then"), ("draining", "lets nobody in")])
 def test_a_server_that_starts_or_ends_says_what_it_does(
     serve: Callable[..., Nbdzram], browser: Browser, state: str, told: str

@@ -194,6 +194,7 @@ JOURNAL, CHECKPOINT = SERVER.journal, SERVER.checkpoint
         ({"checkpoint": replace(CHECKPOINT, held_back=("disk", "other"))}, "checkpoints lack disk"),
         ({"checkpoint": replace(CHECKPOINT, moment=None)}, "serving"),
         ({"checkpoint": replace(CHECKPOINT, moment=None), "uptime_seconds": 361}, "the newest checkpoint is old"),
+        ({"checkpoint": replace(CHECKPOINT, moment=None), "uptime_seconds": 361, "exports": ()}, "serving"),
     ],
 )
 def test_what_the_status_page_calls_trouble_stands_in_the_first_line(change: dict[str, Any], told: str) -> None:
