@@ -3,15 +3,19 @@
 Two servers in one directory would give the same numbers to different files, and each sweeps away what it takes for old.
 So the directory itself is locked (flock(2)): a kill lets it go, and nothing is left behind. One that was removed, or
 hidden by what was mounted over it, is told by its inode: files in it have no name any more that a start would find.
+A file system that several machines share may know of a directory's lock on each of them alone (NFS).
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from pathlib import Path
 
 from nbdzram.errors import UserError
+
+log = logging.getLogger("nbdzram.server")
 
 
 class Claim:
@@ -41,8 +45,12 @@ class Claim:
                 f"another server keeps its checkpoints in {self._path}; stop it, or give this one a directory of its "
                 "own"
             ) from None
-        except OSError:  # a file system that has no such locks: nobody is kept out
-            pass
+        except OSError as error:
+            log.warning(
+                "the file system of %s has no locks (%s): see to it that no other server keeps its checkpoints there: "
+                "each would take away what the other needs",
+                *(self._path, error.strerror),
+            )
         self.release()
         self._descriptor = descriptor
         found = os.fstat(descriptor)

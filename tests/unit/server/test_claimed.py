@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +87,17 @@ def test_what_is_mounted_while_a_start_reads_is_not_begun_from(tmp_path: Path, m
     before_it_is_read(monkeypatch, move_away)
     with pytest.raises(UserError, match="is another directory than a moment before"):
         start(tmp_path / "kept")
+
+
+def test_a_file_system_without_locks_keeps_nobody_out_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    claims = [Claim(tmp_path), Claim(tmp_path)]
+    for claim in claims:
+        assert claim.take()
+        claim.release()
+    assert caplog.text.count(f"the file system of {tmp_path} has no locks (No locks available)") == 2

@@ -197,7 +197,11 @@ async def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     client = await (await WireClient.connect(str(tmp_path / "socket"))).go()
     client.writer.write(request(CMD_FLUSH, 0, 0))
     await until(lambda: journal(service)._next or journal(service)._running)
-    yield service, client
+    try:
+        yield service, client
+    except BaseException:
+        await service.stop()
+        raise
     assert await client.at_end(), "hung up on, and told of no error"
     await client.close()
 
