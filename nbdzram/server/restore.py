@@ -93,6 +93,7 @@ class Restore:
         self._remembered: Mapping[str, ExportRecord] = self._noted.exports
         self._for_a_journal = for_a_journal
         self._told_to_stop = told_to_stop or Event()
+        self._reading: Path | None = None  # which stream came last
         self.outlived = self._why_nothing_comes() is not None
         """The pools have what a server before had in them, be it nothing: nothing comes."""
 
@@ -127,7 +128,12 @@ class Restore:
             return None
         refused: UserError | None = None
         passed_over: list[Checkpoint] = []
+        unusable: set[Path] = set()
         for chain in chains(known):
+            if unusable.intersection(one.path for one in chain):  # and not read up to there once more
+                log.warning("the checkpoint %s cannot be used: it goes on from one that cannot", chain[-1].path)
+                passed_over.extend(chain)
+                continue
             try:
                 count, begun = self._receive(_paths(chain), directory, chain[-1].number, newest=max(known))
             except UnknownFormat as error:
@@ -140,6 +146,8 @@ class Restore:
                     raise  # it is right, and does not fit: an older one would not be what the exports are
                 log.warning("the checkpoint %s cannot be used: %s", chain[-1].path, error)
                 refused = error
+                if not isinstance(error.__cause__, OSError):  # what its disk does not give it may give a moment later
+                    unusable.add(self._reading or chain[-1].path)
                 passed_over += chain
                 continue
             set_aside(directory, passed_over)
@@ -195,9 +203,11 @@ class Restore:
         the newest that is there: a later start may be able to read that one, and would miss what follows this.
         """
         disks, behind, count = _Arriving(self._pools), None, 0
+        self._reading = None
         try:
             with _room_to_arrive(self._pools):
                 for path in paths:
+                    self._reading = path
                     with open_source(path, self._told_to_stop) as file:
                         disks.take_stream(file, all_exports=True)
                 if journal_in is not None:

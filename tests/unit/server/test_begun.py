@@ -167,6 +167,35 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path, caplog: py
     assert "cannot be used: the stream is damaged" in caplog.text
 
 
+def test_what_goes_on_from_a_damaged_checkpoint_is_passed_over_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or a start would read a whole one for each of the 63 that may follow: hours, of a large one."""
+    opened, read = source.open_source, list[str]()
+
+    def note(path: Path, told_to_stop: threading.Event) -> Any:
+        read.append(path.name)
+        return opened(path, told_to_stop)
+
+    async def story() -> None:
+        async with checkpointing(tmp_path / "kept") as service:
+            disk(service).write(MIB, b"".join(noise(number) for number in range(100, 120)))
+            for number in range(5):
+                disk(service).write(number * BLOCK, noise(number))
+                await of(service).take()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        second = left / "00000002-since-00000001.stream"
+        second.write_bytes(second.read_bytes()[:-1])
+        monkeypatch.setattr("nbdzram.server.restore.open_source", note)
+        async with checkpointing(left) as service:
+            assert disk(service).read(0, 2 * BLOCK) == noise(0) + bytes(BLOCK)
+        assert [name for name in read if name.endswith("full.stream")] == ["00000001-full.stream"] * 2
+        assert len(list(left.glob("*.damaged"))) == 5
+
+    play(story)
+    assert caplog.text.count("cannot be used: it goes on from one that cannot") == 3
+
+
 def test_a_checkpoint_whose_disk_lost_a_part_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
