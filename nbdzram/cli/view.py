@@ -198,11 +198,13 @@ def _is_rotten(pool: PoolStatus) -> bool:
 
 
 def _checkpoint_is_late(status: ServerStatus) -> bool:
-    if status.checkpoint is None or (
-        status.checkpoint.moment is None and not status.exports
-    ):  # of nothing none is taken
+    if status.checkpoint is None:
         return False
-    moment = status.started_at if status.checkpoint.moment is None else status.checkpoint.moment
+    moment = status.checkpoint.moment
+    if moment is None:
+        if not status.exports:  # of nothing none is taken
+            return False
+        moment = status.started_at
     age = status.started_at + status.uptime_seconds - moment
     return age > LATE_INTERVALS * status.checkpoint.interval_seconds + LATE_SECONDS
 
