@@ -126,7 +126,7 @@ class Restore:
             return None
         if not self._are_empty(directory):
             return None
-        refused: UserError | None = None
+        refused = ""
         passed_over: list[Checkpoint] = []
         unusable: set[Path] = set()
         for chain in chains(known):
@@ -144,8 +144,8 @@ class Restore:
             except StreamError as error:
                 if isinstance(error.__cause__, EngineError):
                     raise  # it is right, and does not fit: an older one would not be what the exports are
-                log.warning("the checkpoint %s cannot be used: %s", chain[-1].path, error)
-                refused = error
+                refused = str(error)  # not the error itself: it knows what came, which keeps its places as long
+                log.warning("the checkpoint %s cannot be used: %s", chain[-1].path, refused)
                 if not isinstance(error.__cause__, OSError):  # what its disk does not give it may give a moment later
                     unusable.add(self._reading or chain[-1].path)
                 passed_over += chain
@@ -442,6 +442,8 @@ class _Arriving:
         """Nothing of it stays."""
         moment.discard([one.disk for one in self._received.values()])
         moment.discard([one.copy for one in self._kept.values()])
+        for known in (self._received, self._kept, self._bases):
+            known.clear()  # what is discarded has its place as long as it is known, and another chain may come
         self._close_gone()
 
     def _close_gone(self) -> None:

@@ -177,10 +177,33 @@ def test_a_start_from_a_chain_finds_places_for_as_many_exports_as_it_was_made_of
                     await journal(service).synced()
             return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
 
+    held = begun_with_places_for_two(asyncio.run(story()), durable=durable)
+    assert held == dict.fromkeys(NAMES, text(6 if durable else 3))
+
+
+def test_what_came_of_a_damaged_checkpoint_has_its_places_no_more_as_the_one_before_comes(tmp_path: Path) -> None:
+    """Or else a server with as many exports would not start: nothing of the older one fits beside that."""
+
+    async def story() -> Path:
+        async with checkpointing(tmp_path / "kept", exports=EXPORTS) as service:
+            disk(service).write(BLOCK, b"".join(map(noise, range(64))))  # else a chain is soon larger than a whole one
+            for number in range(4):
+                write(service, number)
+                await of(service).take()
+            return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+
     left = asyncio.run(story())
+    *_, newest = sorted(left.glob("*-since-*.stream"))
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert begun_with_places_for_two(left, durable=False) == dict.fromkeys(NAMES, text(2))
+    assert newest.with_suffix(".damaged").exists()
+
+
+def begun_with_places_for_two(left: Path, *, durable: bool) -> dict[str, bytes]:
+    """What exports hold first that come from there into a pool with places for two of each, and one more."""
     with Pool() as pool:
         for number in range(4096 - 2 * len(EXPORTS) - 1):
             moment.prepare(pool, f"\nnobody's {number}", BLOCK)
         Restore([], {"default": pool}, State(None), for_a_journal=durable).from_newest(left)
-        held = {disk.name: disk.read(0, BLOCK) for disk in pool.disks()}
-    assert held == dict.fromkeys(NAMES, text(6 if durable else 3))
+        return {disk.name: disk.read(0, BLOCK) for disk in pool.disks()}
