@@ -128,13 +128,16 @@ class Journal(Sync):
         return self._last if self._mending else None
 
     async def close(self) -> None:
-        """Nobody waits any more, and the last checkpoint was taken."""
+        """The last checkpoint was taken, if one is. Who waits yet, as an administrator may, or who was cut, has his group if
+        it is under way, and none is begun any more.
+        """
         self._decided.set()
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
-        last, self._last = self._last, None
-        await self._moments.release(last)
+        async with self._turn:
+            if self._segment is not None:
+                self._segment.close()
+                self._segment = None
+            last, self._last = self._last, None
+            await self._moments.release(last)
 
     # ---- for checkpoints ----
 

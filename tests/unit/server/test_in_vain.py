@@ -25,6 +25,7 @@ from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
     Gate,
+    Platter,
     as_the_power_left_it,
     begun_from,
     checkpointing,
@@ -175,6 +176,32 @@ def test_starts_that_do_not_come_to_serve_push_no_checkpoint_out(tmp_path: Path,
         assert sorted(kept.glob("*.stream")) == stood
         async with opened(kept) as service:
             assert whole(disk(service))[: 2 * BLOCK] == text(0) + text(1)
+
+    play(story)
+
+
+def test_a_group_that_is_under_way_is_whole_before_its_file_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an administrator, as a start is given up, or of who was cut: another file may have its descriptor then."""
+
+    async def story() -> None:
+        async with flushing(tmp_path / "kept") as service:
+            platter = Platter(monkeypatch)
+            platter.opened.clear()
+            disk(service).write(0, text(0))
+            waiting = asyncio.ensure_future(journal(service).synced())
+            await until(platter.reached.is_set)
+            closing = asyncio.ensure_future(journal(service).close())
+            for _ in range(10):  # whatever it does without waiting is done
+                await asyncio.sleep(0)
+            platter.opened.set()
+            await asyncio.gather(waiting, closing)
+            assert journal(service).status.failures == 0
+            with pytest.raises(OSError, match="the server stops"):
+                await journal(service).synced()
+            left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        assert (await begun_from(left))[:BLOCK] == text(0)
 
     play(story)
 
