@@ -20,7 +20,7 @@ from nbdzram.server.handover import Client
 from nbdzram.server.hosting import Hosting
 from nbdzram.sessions.answers import LOGGED_ERRORS, UNFRAGMENTED_LIMIT
 from nbdzram.sessions.line import Line, SocketLine
-from nbdzram.sessions.stage import Ending
+from nbdzram.sessions.stage import Ending, Stage
 from nbdzram.sessions.tls import MOST_BARREN_RECORDS, TlsLine
 from nbdzram.sessions.turns import PACE_BYTES, PACE_SECONDS
 from nbdzram.status import ClientStatus
@@ -68,7 +68,6 @@ class Attached:
         self._payload_limit = payload_limit or hosting.limits.payload_bytes  # of now: a reload changes it for others
         self._sync = hosting.syncs.of(export.pool_name, export.disk.pool.path)
         self._syncing: asyncio.Task[None] | None = None
-        self._is_cut = False
         self.session = hosting.plane.attach(
             line,
             number=self.number,
@@ -147,13 +146,9 @@ class Attached:
             (self._hosting.plane.drain if encrypted else self._hosting.plane.release)(self.session)
 
     def abort(self) -> None:
-        """Cut it: it waits for no sync any more, which may take for ever. Nothing happens when it is gone."""
+        """Cut it. Nothing happens when it is gone."""
         if not self.closed.done():
             self._hosting.plane.abort(self.session)
-            self._is_cut = True
-            if self._syncing is not None:
-                self._syncing.cancel()
-                self._wait_no_more()
 
     # ---- what its thread tells, by Hosting ----
 
@@ -201,9 +196,14 @@ class Attached:
             log.error("%s: the system has no memory for its buffers; disconnecting", self._who)
 
     def wants_sync(self) -> None:
-        """Answers of it wait until what was stored is on the disk."""
-        if self._is_cut:
-            self._wait_no_more()
+        """Answers of it wait until what was stored is on the disk. One that is lost is told that it need not, which may
+        take for ever: nobody hears them.
+        """
+        plane = self._hosting.plane
+        if self.session.stage >= Stage.LOST:
+            if self._syncing is not None:
+                self._syncing.cancel()
+            plane.synced(self.session, plane.syncs_asked(self.session), True)
         elif self._syncing is None:
             self._syncing = self._hosting.loop.create_task(self._synchronise())
 
@@ -248,11 +248,6 @@ class Attached:
     @property
     def _who(self) -> str:
         return f"{self.peer.text} on export {self.export.name!r}"
-
-    def _wait_no_more(self) -> None:
-        """Its thread has heard first that it is cut, so nobody is told that anything failed."""
-        plane = self._hosting.plane
-        plane.synced(self.session, plane.syncs_asked(self.session), True)
 
     async def _synchronise(self) -> None:
         """Sync until no answer waits for one. The session is not gone before it has all its answers."""

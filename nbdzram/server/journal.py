@@ -128,8 +128,8 @@ class Journal(Sync):
         return self._last if self._mending else None
 
     async def close(self) -> None:
-        """The last checkpoint was taken, if one is. Who waits yet, as an administrator may, or who was cut, has his group if
-        it is under way, and none is begun any more.
+        """The last checkpoint was taken, if one is. Who waits yet, be it an administrator or one who was cut, has his group
+        if it is under way, and none is begun any more.
         """
         self._decided.set()
         async with self._turn:

@@ -48,7 +48,7 @@ from nbdzram.sessions.storing cimport storing_begin
 from nbdzram.sessions.tally cimport Tally, count_times, monotonic
 from nbdzram.sessions.throttle cimport Throttle
 from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
-from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, RELEASE, SYNCED
+from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, RELEASE, SYNC, SYNCED
 from nbdzram.sessions.work cimport NONE
 from nbdzram.sessions.workers cimport Task, Workers
 
@@ -207,22 +207,22 @@ cdef class Session(Requests):
         cdef int wishes = bell_answer(&self.bell)
         if wishes & ATTACH:
             self.begin()
-        if self.stage_now < LOST:
-            if wishes & EXPEL:
-                self.cut(TOO_SLOW, self.turn.sent)
-            elif wishes & ABORT:  # before SYNCED, which tells who is cut that nobody waits for a sync of it any more
-                self.cut(CUT, 0)
         if wishes & SYNCED:
             self.answer_synced()
             self.go_on()
         if self.stage_now < LOST:
-            self.hurried = self.hurried or wishes & (RELEASE | DRAIN) != 0
-            if wishes & RELEASE:
-                self.release()
-            if wishes & DRAIN:
-                self.drain()
-            if wishes & GO_ON:
-                self.go_on()
+            if wishes & EXPEL:
+                self.cut(TOO_SLOW, self.turn.sent)
+            elif wishes & ABORT:
+                self.cut(CUT, 0)
+            else:
+                self.hurried = self.hurried or wishes & (RELEASE | DRAIN) != 0
+                if wishes & RELEASE:
+                    self.release()
+                if wishes & DRAIN:
+                    self.drain()
+                if wishes & GO_ON:
+                    self.go_on()
         if wishes & BURY:
             bell_ring(&self.tidings, BURIED)
 
@@ -299,6 +299,8 @@ cdef class Session(Requests):
         self.was_midway = not self.released and (self.phase != HEADER or self.inbox.available() > 0)
         self.move(LOST)
         self.unread = self.throttled = False
+        if self.unsynced != NULL:
+            bell_ring(&self.tidings, SYNC)  # nobody is to be answered: not to wait for it, which may take for ever
         self.throttle.give_back(&self.place)
         if not self.released:
             self.line.hang_up(orderly)

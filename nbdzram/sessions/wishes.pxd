@@ -12,6 +12,6 @@ cdef enum:  # of its own bell, which rings at its thread
 
 cdef enum:  # of the bell that rings at the event loop
     ENDED = 1     # why it ends is known
-    SYNC = 2      # it has answers that wait for a sync
+    SYNC = 2      # it has answers that wait for a sync, and is perhaps lost with them
     GONE_NOW = 4  # nothing is under way any more
     BURIED = 8    # and its thread has forgotten it

@@ -7,14 +7,16 @@ import errno
 import os
 import shutil
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from nbdzram.config import Limits
+from nbdzram.config import Limits, TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.server import checkpoints as checkpoints_module
 from nbdzram.server import listener, segments
@@ -219,7 +221,8 @@ async def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(checkpoints_module, "_write_all", full)
     monkeypatch.setattr(listener, "REST_SECONDS", 0.05)
     limits = Limits(drain_seconds=0.05)
-    service = Service(flushing_config(tmp_path / "kept", unix=listening(tmp_path), limits=limits))
+    tcp = (TcpAddress(host="127.0.0.1", port=0),)
+    service = Service(flushing_config(tmp_path / "kept", unix=listening(tmp_path), tcp=tcp, limits=limits))
     await service.start()
     client = await (await WireClient.connect(str(tmp_path / "socket"))).go()
     client.writer.write(request(CMD_FLUSH, 0, 0))
@@ -244,6 +247,24 @@ def test_who_is_cut_waits_for_no_checkpoint(tmp_path: Path, monkeypatch: pytest.
                 await asyncio.wait_for(removing, PATIENCE_SECONDS)
                 assert not list(service._exports)
             await asyncio.wait_for(service.stop(), PATIENCE_SECONDS)
+
+    play(story)
+
+
+def test_whose_connection_broke_waits_for_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or who comes again and again would have all places for connections."""
+
+    async def story() -> None:
+        async with waiting(tmp_path, monkeypatch) as (service, _):
+            (port,) = [urlsplit(uri).port for uri in service._nbd.uris if uri.startswith("nbd://")]
+            other = await (await WireClient.over(await asyncio.open_connection("127.0.0.1", port))).go()
+            other.writer.write(request(CMD_FLUSH, 0, 0))
+            await until(lambda: [client.in_flight for client in service.clients()] == [1, 1])
+            line = other.writer.get_extra_info("socket")
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            other.writer.transport.abort()
+            await asyncio.wait_for(until(lambda: len(service.clients()) == 1), PATIENCE_SECONDS)
+            await service.stop()
 
     play(story)
 

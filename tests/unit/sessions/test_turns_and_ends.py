@@ -337,12 +337,20 @@ def test_a_session_that_is_lost_is_not_gone_before_its_work_has_come_back(stage:
     assert stage.plane.budget.used == 0
 
 
-def test_who_is_cut_is_not_told_that_a_sync_failed_for_which_nobody_waits_any_more(stage: Stage) -> None:
-    """An error reply is an I/O error to the client, and a connection that ends is none if it comes again."""
+@pytest.mark.parametrize("left", [False, True], ids=["attached", "behind its end of file"])
+def test_who_is_cut_says_that_nobody_is_to_be_answered_for_whom_a_sync_is_waited(stage: Stage, left: bool) -> None:
+    """And is told of no error: that is an I/O error to the client, and a connection that ends is none if it comes
+    again."""
     client = stage.attach(style=0, syncs=True)
     client.send(request(CMD_FLUSH, 0, 0))
     stage.settle()
+    client.line.sends_no_more = left
+    stage.settle()
     stage.plane.abort(client.session)
+    stage.desk.turn()
+    tidings, _ = stage.plane.collect()
+    assert [(sync, gone) for _, _, sync, gone in tidings] == [(True, False)]
+    assert stage_of(client) == Ends.LOST
     stage.plane.synced(client.session, 1, True)
     stage.settle()
     assert client.over
