@@ -128,7 +128,7 @@ class Journal(Sync):
         return self._last if self._mending else None
 
     async def close(self) -> None:
-        """The last checkpoint was taken, if one is. Who waits yet, be it an administrator or one who was cut, has his group
+        """The last checkpoint was taken, if one is. Who waits yet, an administrator or one who was cut, has his group
         if it is under way, and none is begun any more.
         """
         self._decided.set()
