@@ -116,7 +116,7 @@ class Checkpoints:
         if config.directory is not None:
             if durable:
                 self.journal = Journal(config.directory, self._journal_moments, durable)
-            self.settling = Settling(config.directory, exports, self.journal, self.place.note)
+            self.settling = Settling(config.directory, exports, self.journal, self.place.note, self.begin_to_serve)
 
     @property
     def _directory(self) -> Path:
@@ -279,7 +279,9 @@ class Checkpoints:
         self.place.release()
 
     def begin_to_serve(self) -> None:
-        """Clients are let in, and nobody else goes on with the exports: what they are is written from now on."""
+        """Clients are let in, or an administrator waits for what he changed while images are loaded, and nobody else goes
+        on with the exports: what they are is written from now on.
+        """
         self._serves.set()
 
     def require_flushes_answered(self) -> None:

@@ -46,12 +46,20 @@ log = logging.getLogger("nbdzram.server")
 class Settling:
     """Of one server. Used on the event loop."""
 
-    def __init__(self, directory: Path, exports: Exports, journal: Sync | None, note: Callable[[Noted], None]) -> None:
-        """note: see Place.note."""
+    def __init__(
+        self,
+        directory: Path,
+        exports: Exports,
+        journal: Sync | None,
+        note: Callable[[Noted], None],
+        asked: Callable[[], None] = lambda: None,
+    ) -> None:
+        """note: see Place.note. `asked` is called once somebody waits: for a first checkpoint, perhaps."""
         self._directory = directory
         self._exports = exports
         self._journal = journal
         self._write_down = note
+        self._asked = asked
         self._memory = State(None)
         self._noted = Noted()  # last, or what the server began with
         self._began_with: Mapping[str, int] = {}  # limits of pools
@@ -107,6 +115,7 @@ class Settling:
 
         changed: exports whose content, or size, was. The disk has one that cannot be read as it was, or not at all.
         """
+        self._asked()
         patience = asyncio.timeout(SETTLE_SECONDS)
         try:
             async with patience, self._turn:

@@ -19,16 +19,18 @@ import pytest
 from nbdzram.config import Limits, TcpAddress
 from nbdzram.errors import UserError
 from nbdzram.server import checkpoints as checkpoints_module
-from nbdzram.server import listener, segments
+from nbdzram.server import listener, segments, settling
 from nbdzram.server.handover import FORMAT, KNOWS, Handover
 from nbdzram.server.service import Service
 from nbdzram.stream.journal import Segment
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, text
 from tests.unit.server.lasting import (
+    ADDED,
     Gate,
     Platter,
     as_the_power_left_it,
+    asked,
     begun_from,
     checkpointing,
     disk,
@@ -204,6 +206,24 @@ def test_a_group_that_is_under_way_is_whole_before_its_file_is_closed(
                 await journal(service).synced()
             left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
         assert (await begun_from(left))[:BLOCK] == text(0)
+
+    play(story)
+
+
+def test_an_administrator_is_answered_before_clients_are_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where images are loaded first, for minutes: what he changed waits for the first checkpoint."""
+    monkeypatch.setattr(settling, "SETTLE_SECONDS", 5)
+
+    async def story() -> None:
+        service = Service(flushing_config(tmp_path / "kept"))
+        await service.start(listen=False, serves=False)
+        await asked(service, "exports.add", name="more", size_bytes=BLOCK, **ADDED)
+        left = as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
+        await service.stop(served=False)
+        async with flushing(left, begun=False) as service:
+            assert disk(service, "more").size_bytes == BLOCK
 
     play(story)
 
