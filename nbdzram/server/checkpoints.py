@@ -279,8 +279,8 @@ class Checkpoints:
         self.place.release()
 
     def begin_to_serve(self) -> None:
-        """Clients are let in, or an administrator waits for what he changed while images are loaded, and nobody else goes
-        on with the exports: what they are is written from now on.
+        """Clients are let in, or an administrator waits for what he changed while images are loaded, and nobody else
+        goes on with the exports: what they are is written from now on.
         """
         self._serves.set()
 

@@ -351,7 +351,9 @@ class Service:
 
     async def stop(self, *, served: bool = True) -> None:
         """Drain: answer what is under way, end maintenance at its next slice, close the pools. No last checkpoint is
-        taken where nobody was `served`."""
+        taken where nobody was `served`, but by who served before a takeover that came to nothing: nobody else has that.
+        """
+        served = served or self._handed.comes_back
         self._begin_end()
         outcomes = await asyncio.gather(
             self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True

@@ -126,6 +126,26 @@ def test_the_journal_goes_on_behind_a_takeover_that_came_to_nothing(
     play(story)
 
 
+def test_who_cannot_go_on_behind_a_takeover_that_came_to_nothing_takes_a_last_checkpoint(tmp_path: Path) -> None:
+    """As it has no thread for clients, say: what it served is nowhere else."""
+
+    async def story() -> None:
+        kept = tmp_path / "kept"
+        async with checkpointing(kept, unix=listening(tmp_path)) as service:
+            await service.listen()
+            disk(service).write(0, text(0))
+            ours, theirs = await taken_from(service)
+            theirs.close()
+            back = Service(service.config, handed=ours)
+            await back.start(listen=False, serves=False)
+            await back.stop(served=False)
+            ours.close()
+        async with checkpointing(kept) as following:
+            assert whole(disk(following))[:BLOCK] == text(0)
+
+    play(story)
+
+
 def test_nothing_is_written_before_the_word_that_it_serves(tmp_path: Path) -> None:
     """Until then the other process may go on with the directory."""
 
