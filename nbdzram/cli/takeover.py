@@ -27,6 +27,7 @@ from nbdzram.server.handover import (
     has_ended,
     metrics_at,
 )
+from nbdzram.server.steadily import SLOW_SECONDS
 from nbdzram.units import counted
 
 log = logging.getLogger("nbdzram.server")
@@ -139,6 +140,8 @@ def _ask(
         with contextlib.suppress(OSError):  # it lives in another namespace, say, or has ended
             process = os.pidfd_open(number)
             held.callback(os.close, process)
+        if not readable(giver.fileno(), seconds=SLOW_SECONDS):
+            log.warning("the other server ends what it has under way first; its log says for what it waits")
         if giver.recv(1, socket.MSG_PEEK):  # which may take: it ends first what can be ended while clients are served
             held.pop_all()
             return giver, process

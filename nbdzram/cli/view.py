@@ -161,14 +161,16 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
     crowd = status.connections / status.connections_limit
     room = status.state_dir_free_bytes / status.state_dir_size_bytes if status.state_dir_size_bytes else 1
     rotten = next((pool.name for pool in status.pools if _is_rotten(pool)), None)
-    held_back = status.journal.held_back if status.journal is not None else ()
+    journal = status.journal
+    held_back = journal.held_back if journal is not None else ()
     left_behind = status.checkpoint.held_back if status.checkpoint is not None else ()
     table = (
         (status.draining, "draining", "yellow"),
         (status.starting, "starting", "yellow"),
         (status.headroom is not None and status.headroom.short, "memory is short", "red"),
         (rotten is not None, f"pool {(rotten or '')[:NAMED_WIDTH]} has rotten blocks", "red"),
-        (status.journal is not None and bool(status.journal.trouble), "FLUSH fails", "red"),
+        (journal is not None and bool(journal.trouble) and not journal.usable, "FLUSH fails", "red"),
+        (journal is not None and bool(journal.trouble) and journal.usable, "FLUSH waits for a disk", "red"),
         (bool(held_back), f"FLUSH of {(*held_back, '')[0][:NAMED_WIDTH]} fails", "red"),
         (over is not None, f"pool {(over or '')[:NAMED_WIDTH]} is above its limit", "red"),
         (full is not None, f"pool {(full or '')[:NAMED_WIDTH]} is full", "red"),
@@ -177,7 +179,7 @@ def _troubles(status: ServerStatus) -> Iterator[tuple[str, str]]:
         (_checkpoint_is_late(status), "the newest checkpoint is old", "red"),
         (bool(left_behind), f"checkpoints lack {(*left_behind, '')[0][:NAMED_WIDTH]}", "red"),
         (room < ROOM_LEAST / 5, "the state directory is full", "red"),
-        (status.journal is not None and not status.journal.usable, "FLUSH waits for a checkpoint", "yellow"),
+        (journal is not None and not journal.usable, "FLUSH waits for a checkpoint", "yellow"),
         (status.checkpoint is not None and status.checkpoint.damaged_files > 0, "checkpoints were damaged", "yellow"),
         (near is not None, f"pool {(near or '')[:NAMED_WIDTH]} is nearly full", "yellow"),
         (

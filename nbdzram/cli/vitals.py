@@ -212,6 +212,9 @@ def journal(patient: Patient) -> Iterator[Finding]:
         names = some_of(found.held_back, NAMED)
         says = f"FLUSH of {names} fails, as it cannot be read; on the disk is what was flushed before"
         yield Finding(Level.FAIL, "journal", says, UNREADABLE_REMEDY)
+    elif found.usable and found.trouble:
+        remedy = "look at that disk, and into the kernel's log: what is flushed is answered once it answers"
+        yield Finding(Level.FAIL, "journal", f"{found.trouble}, which gives no answer", remedy)
     elif found.usable:
         yield Finding(Level.OK, "journal", f"FLUSH is on the disk when it is answered; pools: {', '.join(found.pools)}")
     elif found.trouble:

@@ -288,6 +288,7 @@ class Checkpoints:
         """Raises UserError: behind a takeover they would be not, or whoever waits for one would be hung up on."""
         if self.journal is None:
             return
+        self.journal.require_answers()
         self.journal.require_readable()
         if not self.journal.has_begun and self._status is not None and self._status.failures:
             raise UserError(

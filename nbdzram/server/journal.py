@@ -51,6 +51,7 @@ from nbdzram.server.moments import Moment, Moments, Reached
 from nbdzram.server.replay import is_without_groups
 from nbdzram.server.restore import GoesOn
 from nbdzram.server.segments import SegmentFile, begin_segment, retire_segments, write_again
+from nbdzram.server.steadily import Patience
 from nbdzram.server.syncs import Sync
 from nbdzram.status import JournalStatus
 from nbdzram.stream.journal import GroupHead, Segment
@@ -77,6 +78,7 @@ class Journal(Sync):
         self._dead = ""  # why, in stage DEAD
         self._decided = asyncio.Event()  # in another stage than BEGINNING
         self._turn = asyncio.Lock()  # one group, and one change of the segment, after another
+        self._patience = Patience(f"FLUSH waits for the disk of the journal in {directory}")
         self._mending = b""  # identity of the moment of the checkpoint that began while there was no segment
         self._stood = 0  # number of the last checkpoint that stands
         self._sequence = 0
@@ -89,7 +91,7 @@ class Journal(Sync):
         return JournalStatus(
             pools=self._pools,
             usable=self._segment is not None,
-            trouble=self._dead,
+            trouble=self._dead or (self._patience.what if self._patience.is_over else ""),
             groups=self._groups,
             group_bytes=self._bytes,
             segment_bytes=self._segment.end if self._segment is not None else 0,
@@ -111,6 +113,14 @@ class Journal(Sync):
     def has_begun(self) -> bool:
         """It answers FLUSH, be it that it failed. Until then FLUSH waits."""
         return self._decided.is_set()
+
+    def require_answers(self) -> None:
+        """Raises UserError: its disk gives none, so whoever ends now, or gives all away, waits for one."""
+        if self._patience.is_over:
+            raise UserError(
+                f"{self._patience.what}, which gives no answer, and nothing could be given away before; ask again once "
+                "it does"
+            )
 
     def require_readable(self) -> None:
         """Raises UserError: of an export what was flushed is known here alone, as whoever takes over cannot read it."""
@@ -264,11 +274,15 @@ class Journal(Sync):
 
     async def _sync(self) -> None:
         await self._decided.wait()
-        async with self._turn:
-            if self._segment is not None:
-                await self._commit()
-            if self._segment is None:
-                raise OSError(errno.EIO, self._dead or "the server stops")
+        with self._patience:
+            async with self._turn:
+                await self._commit_or_fail()
+
+    async def _commit_or_fail(self) -> None:
+        if self._segment is not None:
+            await self._commit()
+        if self._segment is None:
+            raise OSError(errno.EIO, self._dead or "the server stops")
 
     async def _commit(self) -> None:
         """Append what changed, if anything did. The journal may die of it. Raises OSError for a group that could not be

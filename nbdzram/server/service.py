@@ -43,7 +43,7 @@ from nbdzram.server.restore import Begun, Restore
 from nbdzram.server.runs import LIVE, REPLACED, Ticket
 from nbdzram.server.schedule import Schedule
 from nbdzram.server.state import State
-from nbdzram.server.steadily import Step, end_all, steadily
+from nbdzram.server.steadily import Patience, Step, end_all, steadily
 from nbdzram.server.streams import Streams
 from nbdzram.server.syncs import Syncs
 from nbdzram.server.usage import Usages
@@ -322,14 +322,15 @@ class Service:
         """As stop, but clients that come to rest keep their connections. They are served until all else has ended."""
         self._begin_end()
         running = [service.maintenance.stop(REPLACED) for service in self._pools.values()]
-        outcomes = await asyncio.gather(
-            self._streams.stop(REPLACED),
-            self.changes.stop(REPLACED),
-            self._checkpoints.finish(),
-            self._usages.stop(),
-            *running,
-            return_exceptions=True,
-        )
+        with Patience("the takeover waits for the end of runs, streams and checkpoints"):
+            outcomes = await asyncio.gather(
+                self._streams.stop(REPLACED),
+                self.changes.stop(REPLACED),
+                self._checkpoints.finish(),
+                self._usages.stop(),
+                *running,
+                return_exceptions=True,
+            )
         await end_all([("the end of scheduled snapshots", self._schedule.stop)])
         before_clients_wait()
         handed = await self._nbd.hand_over()

@@ -31,6 +31,7 @@ from types import MappingProxyType
 
 from nbdzram.engine.disk import Disk
 from nbdzram.machine import Machine
+from nbdzram.server.steadily import Patience
 
 NO_JOURNALS: Mapping[str, Sync] = MappingProxyType({})
 
@@ -72,12 +73,14 @@ class ArenaSync(Sync):
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.identity = _identity(os.fstat(self._descriptor))
         self._thread = ThreadPoolExecutor(1, "nbdzram-sync")
+        self._patience = Patience(f"FLUSH waits for the disk of {path}")
         self._failed: OSError | None = None
 
     async def _sync(self) -> None:
         if self._failed is None:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._descriptor)
+                with self._patience:
+                    await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._descriptor)
             except OSError as error:
                 self._failed = error
         if self._failed is not None:

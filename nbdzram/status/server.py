@@ -57,7 +57,7 @@ class JournalStatus:
 
     pools: tuple[str, ...]
     usable: bool  # False: FLUSH waits for the first checkpoint, or is an I/O error until the next one
-    trouble: str  # why it cannot be used; empty: it can, or begins
+    trouble: str  # why it cannot be used, or is waited for; empty: it can, or begins
     groups: int  # written and synced since the start; each answers all who waited
     group_bytes: int
     segment_bytes: int  # of its file, since the last checkpoint

@@ -73,6 +73,7 @@ STATES: dict[str, ServerStatus] = {
     "no journal": replace(WELL, journal=None),
     "FLUSH of one fails": replace(WELL, journal=replace(JOURNAL, held_back=("other",))),
     "FLUSH fails": replace(WELL, journal=replace(JOURNAL, usable=False, trouble="no space left")),
+    "FLUSH is not answered": replace(WELL, journal=replace(JOURNAL, trouble="FLUSH waits for the disk")),
     "FLUSH waits": waits(),
     "FLUSH waits for what is written": waits(written_share=0.31),
     "FLUSH waits for what failed": replace(waits(), checkpoint=replace(CHECKPOINT, failures=2, written_share=0.5)),

@@ -189,6 +189,7 @@ JOURNAL, CHECKPOINT = SERVER.journal, SERVER.checkpoint
         ({"journal": replace(JOURNAL, usable=False)}, "FLUSH waits for a checkpoint"),
         ({"journal": replace(JOURNAL, held_back=("disk", "other"))}, "FLUSH of disk fails"),
         ({"journal": replace(JOURNAL, usable=False, trouble="no space left on device")}, "FLUSH fails"),
+        ({"journal": replace(JOURNAL, trouble="FLUSH waits for the disk")}, "FLUSH waits for a disk"),
         ({"checkpoint": replace(CHECKPOINT, moment=NOW - 361)}, "the newest checkpoint is old"),
         ({"checkpoint": replace(CHECKPOINT, moment=NOW - 359)}, "serving"),
         ({"checkpoint": replace(CHECKPOINT, held_back=("disk", "other"))}, "checkpoints lack disk"),

@@ -156,6 +156,7 @@ def test_a_checkpoint_that_is_late_is_a_failure(
     ("usable", "trouble", "level", "says"),
     [
         (True, "", Level.OK, "on the disk when it is answered"),
+        (True, "FLUSH waits for the disk", Level.FAIL, "FLUSH waits for the disk, which gives no answer"),
         (False, "", Level.WARN, "waits for the first checkpoint"),
         (False, "the journal in /d failed (Input/output error)", Level.FAIL, "FLUSH fails: the journal in /d"),
     ],
