@@ -535,7 +535,7 @@ def _replace(path: Path, text: str) -> None:
     with contextlib.ExitStack() as held:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         held.callback(os.close, directory)
-        before = held.enter_context(path.open("rb")) if path.exists() else None
+        before = held.enter_context(path.open("rb")) if path.is_file() else None
         try:
             _write(fresh, text.encode())
             fresh.replace(path)
@@ -557,7 +557,8 @@ def _replace(path: Path, text: str) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """A file of its own, which is on the disk then. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK  # of a pipe there an error, and no wait for a reader
+    descriptor = os.open(path, flags, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
