@@ -45,7 +45,7 @@ def segments_in(directory: Path, suffix: str = ".journal") -> dict[int, Path]:
     for name in _names(directory):
         match = _SEGMENT.fullmatch(name)
         if match is not None and match[2] == suffix:
-            found[int(match[1])] = _readable(directory / name)
+            found[int(match[1])] = _readable(directory / name, suffix)
     return found
 
 
@@ -69,9 +69,9 @@ def _names(directory: Path) -> list[str]:
         raise UserError(f"cannot look into {directory}: {error.strerror}") from error
 
 
-def _readable(path: Path) -> Path:
-    """Raises UserError: a pipe has whoever opens it wait for ever."""
-    if path.is_fifo():
+def _readable(path: Path, suffix: str) -> Path:
+    """Raises UserError: a pipe has whoever opens it wait for ever; nobody opens what is damaged."""
+    if suffix != DAMAGED and path.is_fifo():
         raise UserError(f"{path} is a pipe, and no file; move it away")
     return path
 
@@ -83,7 +83,7 @@ def checkpoints_in(directory: Path, suffix: str = ".stream") -> dict[int, Checkp
         match = _NAME.fullmatch(name)
         if match is not None and match[3] == suffix:
             number, since = int(match[1]), int(match[2]) if match[2] else None
-            found[number] = Checkpoint(number, since, _readable(directory / name))
+            found[number] = Checkpoint(number, since, _readable(directory / name, suffix))
     return found
 
 

@@ -356,9 +356,10 @@ class Service:
         """
         served = served or self._handed.comes_back
         self._begin_end()
-        outcomes = await asyncio.gather(
-            self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True
-        )
+        with Patience("the stop waits for clients, streams and the change under way"):
+            outcomes = await asyncio.gather(
+                self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True
+            )
         await end_all(
             [
                 ("the end of scheduled snapshots", self._schedule.stop),

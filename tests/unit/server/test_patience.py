@@ -133,6 +133,21 @@ def test_an_end_tells_for_what_it_waits(caplog: pytest.LogCaptureFixture) -> Non
     play(story)
 
 
+@pytest.mark.usefixtures("slow")
+def test_a_stop_tells_that_it_waits_for_a_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a state directory whose disk gives no answer, say."""
+    says = "the stop waits for clients, streams and the change under way, for 0 s by now"
+
+    async def story() -> None:
+        async with flushing(tmp_path) as service:
+            async with service.changes._lock:
+                stops = asyncio.create_task(service.stop())
+                await until(lambda: says in caplog.messages)
+            await stops
+
+    play(story)
+
+
 def test_who_is_quick_is_not_told_of(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 

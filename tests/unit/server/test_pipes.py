@@ -68,6 +68,17 @@ def test_a_pipe_that_is_called_as_what_is_written_goes(tmp_path: Path, name: str
     play(story)
 
 
+def test_a_pipe_that_is_called_as_what_is_damaged_is_nobodys_business(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "00000001-full.damaged")
+
+    async def story() -> None:
+        async with flushing(tmp_path, begun=False) as service:
+            await of(service).take()
+            assert journal(service).status.usable
+
+    play(story)
+
+
 def test_what_is_noted_waits_for_no_reader_of_a_pipe(tmp_path: Path) -> None:
     fresh = tmp_path / FILE_NAME.replace(".json", ".new")
     os.mkfifo(fresh)
