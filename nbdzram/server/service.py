@@ -321,16 +321,11 @@ class Service:
     async def hand_over(self, before_clients_wait: Callable[[], None] = lambda: None) -> Handover:
         """As stop, but clients that come to rest keep their connections. They are served until all else has ended."""
         self._begin_end()
-        running = [service.maintenance.stop(REPLACED) for service in self._pools.values()]
+        ends = [service.maintenance.stop(REPLACED) for service in self._pools.values()]
+        ends += [self._streams.stop(REPLACED), self.changes.stop(REPLACED)]
+        ends += [self._checkpoints.finish(), self._usages.stop()]
         with Patience("the takeover waits for the end of runs, streams and checkpoints"):
-            outcomes = await asyncio.gather(
-                self._streams.stop(REPLACED),
-                self.changes.stop(REPLACED),
-                self._checkpoints.finish(),
-                self._usages.stop(),
-                *running,
-                return_exceptions=True,
-            )
+            outcomes = await asyncio.gather(*ends, return_exceptions=True)
         await end_all([("the end of scheduled snapshots", self._schedule.stop)])
         before_clients_wait()
         handed = await self._nbd.hand_over()
@@ -356,10 +351,9 @@ class Service:
         """
         served = served or self._handed.comes_back
         self._begin_end()
+        ends = (self._nbd.drain(), self._streams.stop(), self.changes.stop())
         with Patience("the stop waits for clients, streams and the change under way"):
-            outcomes = await asyncio.gather(
-                self._nbd.drain(), self._streams.stop(), self.changes.stop(), return_exceptions=True
-            )
+            outcomes = await asyncio.gather(*ends, return_exceptions=True)
         await end_all(
             [
                 ("the end of scheduled snapshots", self._schedule.stop),
