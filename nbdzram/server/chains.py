@@ -45,14 +45,14 @@ def segments_in(directory: Path, suffix: str = ".journal") -> dict[int, Path]:
     for name in _names(directory):
         match = _SEGMENT.fullmatch(name)
         if match is not None and match[2] == suffix:
-            found[int(match[1])] = _readable(directory / name, suffix)
+            found[int(match[1])] = directory / name
     return found
 
 
 def unfinished_in(directory: Path) -> list[Path]:
     """Files that had their name not yet when a server was killed, or could not go on. Raises UserError."""
     names = [name for name in _names(directory) if _UNFINISHED.fullmatch(name)]
-    return [path for path in (directory / name for name in names) if not path.is_dir()]
+    return [path for path in (directory / name for name in names) if path.is_file()]
 
 
 def next_number(directory: Path) -> int:
@@ -69,13 +69,6 @@ def _names(directory: Path) -> list[str]:
         raise UserError(f"cannot look into {directory}: {error.strerror}") from error
 
 
-def _readable(path: Path, suffix: str) -> Path:
-    """Raises UserError: a pipe has whoever opens it wait for ever; nobody opens what is damaged."""
-    if suffix != DAMAGED and path.is_fifo():
-        raise UserError(f"{path} is a pipe, and no file; move it away")
-    return path
-
-
 def checkpoints_in(directory: Path, suffix: str = ".stream") -> dict[int, Checkpoint]:
     """Those that are there, by their numbers. Raises UserError."""
     found = {}
@@ -83,7 +76,7 @@ def checkpoints_in(directory: Path, suffix: str = ".stream") -> dict[int, Checkp
         match = _NAME.fullmatch(name)
         if match is not None and match[3] == suffix:
             number, since = int(match[1]), int(match[2]) if match[2] else None
-            found[number] = Checkpoint(number, since, _readable(directory / name, suffix))
+            found[number] = Checkpoint(number, since, directory / name)
     return found
 
 
