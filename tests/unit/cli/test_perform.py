@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from nbdzram.cli import compact, fold, perform, recompress
 from nbdzram.cli.perform import _leave, describe
+from nbdzram.server.runs import ENDS
 from nbdzram.status import RunReport
 from tests.unit.records import MIB, POOL_STATS, REPORT, RUNNING, WAITING
 
@@ -57,6 +58,10 @@ def test_figures_are_told_as_they_were_and_as_they_are() -> None:
 
 def test_a_dry_run_says_nothing_of_what_clients_did_meanwhile() -> None:
     assert len(list(describe(replace(report("fold", 30 * MIB), dry_run=True)))) == 1
+
+
+def test_a_run_has_ended_here_as_where_it_runs() -> None:
+    assert set(ENDS) == perform.ENDED
 
 
 def test_who_stops_waiting_is_told_what_goes_on_and_what_ends_it(capsys: pytest.CaptureFixture[str]) -> None:

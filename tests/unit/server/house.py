@@ -122,6 +122,13 @@ class Gate:
         assert await asyncio.to_thread(self.reached.wait, GATE_SECONDS)
 
 
+async def until(true: Callable[[], object], seconds: float = GATE_SECONDS) -> None:
+    """What nobody tells of: it is looked at again and again. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+
+
 class GatedDisk:
     """A disk whose `method` waits behind a gate."""
 

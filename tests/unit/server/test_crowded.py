@@ -158,6 +158,14 @@ def test_too_many_exports_for_any_checkpoint_are_told(
     play(story)
 
 
+async def take_a_chain(service: Service) -> None:
+    """A whole checkpoint, and three of what changed since."""
+    disk(service).write(BLOCK, b"".join(map(noise, range(64))))  # else a chain is soon larger than a whole one
+    for number in range(4):
+        write(service, number)
+        await of(service).take()
+
+
 @pytest.mark.parametrize("durable", [False, True], ids=["a chain", "and its journal"])
 def test_a_start_from_a_chain_finds_places_for_as_many_exports_as_it_was_made_of(tmp_path: Path, durable: bool) -> None:
     """Half a pool's places, and a little: what an earlier stream had has its places no more when the next has come."""
@@ -165,10 +173,7 @@ def test_a_start_from_a_chain_finds_places_for_as_many_exports_as_it_was_made_of
 
     async def story() -> Path:
         async with opened(tmp_path / "kept", exports=EXPORTS) as service:
-            disk(service).write(BLOCK, b"".join(map(noise, range(64))))  # else a chain is soon larger than a whole one
-            for number in range(4):
-                write(service, number)
-                await of(service).take()
+            await take_a_chain(service)
             assert len(list((tmp_path / "kept").glob("*-since-*.stream"))) >= 3
             if durable:
                 for number in range(4, 7):
@@ -186,10 +191,7 @@ def test_what_came_of_a_damaged_checkpoint_has_its_places_no_more_as_the_one_bef
 
     async def story() -> Path:
         async with checkpointing(tmp_path / "kept", exports=EXPORTS) as service:
-            disk(service).write(BLOCK, b"".join(map(noise, range(64))))  # else a chain is soon larger than a whole one
-            for number in range(4):
-                write(service, number)
-                await of(service).take()
+            await take_a_chain(service)
             return as_the_power_left_it(tmp_path / "kept", tmp_path / "left")
 
     left = asyncio.run(story())

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from nbdzram.server.service import Service
 from nbdzram.stream.journal import Segment
 from tests.support.loop_client import WireClient
 from tests.unit.engine.blocks import BLOCK, text
+from tests.unit.server.house import until
 from tests.unit.server.lasting import (
     ADDED,
     Gate,
@@ -46,11 +47,6 @@ from tests.unit.server.test_goes_on import listening
 from tests.wire import CMD_FLUSH, request
 
 PATIENCE_SECONDS = 60
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110 - nobody tells of it
-        await asyncio.sleep(0.001)
 
 
 def given_again(ours: Handover) -> Handover:
@@ -303,7 +299,7 @@ def test_whose_connection_broke_waits_for_no_checkpoint(tmp_path: Path, monkeypa
             line = other.writer.get_extra_info("socket")
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             other.writer.transport.abort()
-            await asyncio.wait_for(until(lambda: len(service.clients()) == 1), PATIENCE_SECONDS)
+            await until(lambda: len(service.clients()) == 1, PATIENCE_SECONDS)
             await service.stop()
 
     play(story)

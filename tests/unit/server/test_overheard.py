@@ -5,7 +5,6 @@ python -m tests.unit.server.test_overheard        writes it anew, after a change
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import logging
@@ -21,6 +20,7 @@ from nbdzram.config import NOBODY, Limits
 from nbdzram.server.exports import Export
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Stage
+from tests.unit.server.house import until
 from tests.wire import (
     CMD_DISC,
     CMD_READ,
@@ -64,12 +64,6 @@ def listening() -> Iterator[Heard]:
     finally:
         log.removeHandler(heard)
         log.setLevel(before)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0)
 
 
 def says(*words: bytes, flags: int | None = 3) -> Part:

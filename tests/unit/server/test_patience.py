@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,11 @@ from nbdzram.server.service import Service
 from nbdzram.server.steadily import Patience, end_all
 from nbdzram.server.syncs import ArenaSync
 from tests.unit.engine.blocks import text
+from tests.unit.server.house import until
 from tests.unit.server.lasting import disk, flushing, journal, of, play
 from tests.unit.server.test_goes_on import listening
 
 PATIENCE_SECONDS = 10
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -62,7 +57,7 @@ async def waiting(
         disk(service).write(0, text(0))
         asks = asyncio.create_task(journal(service).synced())
         try:
-            await until(lambda: journal(service).status.trouble)
+            await until(lambda: journal(service).status.trouble, PATIENCE_SECONDS)
             yield service, asks
         finally:
             hangs.set()
@@ -112,7 +107,7 @@ def test_a_flush_that_waits_for_the_disk_of_an_arena_is_told(
             sync = ArenaSync(path)
             asks = asyncio.create_task(sync.synced())
             try:
-                await until(lambda: says in caplog.messages)
+                await until(lambda: says in caplog.messages, PATIENCE_SECONDS)
             finally:
                 hangs.set()
                 await asks
@@ -126,7 +121,8 @@ def test_an_end_tells_for_what_it_waits(caplog: pytest.LogCaptureFixture) -> Non
     async def story() -> None:
         ended = asyncio.Event()
         ends = asyncio.create_task(end_all([("the last checkpoint", lambda: _wait(ended))]))
-        await until(lambda: "what ends waits for the last checkpoint, for 0 s by now" in caplog.messages)
+        says = "what ends waits for the last checkpoint, for 0 s by now"
+        await until(lambda: says in caplog.messages, PATIENCE_SECONDS)
         ended.set()
         await ends
 
@@ -142,7 +138,7 @@ def test_a_stop_tells_that_it_waits_for_a_change(tmp_path: Path, caplog: pytest.
         async with flushing(tmp_path) as service:
             async with service.changes._lock:
                 stops = asyncio.create_task(service.stop())
-                await until(lambda: says in caplog.messages)
+                await until(lambda: says in caplog.messages, PATIENCE_SECONDS)
             await stops
 
     play(story)

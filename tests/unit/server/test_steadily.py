@@ -18,7 +18,7 @@ from nbdzram.server import checkpoints, headroom, history, service
 from nbdzram.server.headroom import Headroom
 from nbdzram.server.service import Service
 from tests.unit.engine.blocks import text
-from tests.unit.server.house import GATE_SECONDS, House, tell
+from tests.unit.server.house import GATE_SECONDS, House, tell, until
 
 QUICK = 0.01  # seconds, in place of a second and more
 
@@ -39,11 +39,6 @@ class Failing:
 
     async def until_called_again(self) -> None:
         assert await asyncio.to_thread(self.called_again.wait, GATE_SECONDS)
-
-
-async def until(true: Callable[[], object]) -> None:
-    while not true():  # noqa: ASYNC110 - nobody tells
-        await asyncio.sleep(QUICK)
 
 
 @pytest.fixture
