@@ -5,7 +5,7 @@ Rows of disks and of who uses them; those of what carries them are machine.py's.
 
 from __future__ import annotations
 
-from deploy.grafana.machine import CHECKPOINTS, HEADROOM, PROCESS
+from deploy.grafana.machine import CHECKPOINTS, HEADROOM, LATE, PROCESS
 from deploy.grafana.model import (
     PAGE_BYTES,
     Annotation,
@@ -30,12 +30,6 @@ LATENCY = "request_duration_seconds_bucket"
 STORED = total(pool("memory_used_bytes"))
 # A pool without a limit publishes 0, which must not count as a limit that was reached.
 LIMITED = f"({pool('mem_limit_bytes')} > 0)"
-
-AGE = (
-    f"(time() - {server('checkpoint_timestamp_seconds')} or time() - ({server('process_start_time_seconds')} "
-    f"and on (job, instance) {server('export_size_bytes')}))"
-)
-LATE = f"{AGE} > 5 * {server('checkpoint_interval_seconds')} + 60"
 
 OVERVIEW = Row(
     "Overview",

@@ -90,6 +90,12 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
+AGE = (
+    f"(time() - {server('checkpoint_timestamp_seconds')} or time() - ({server('process_start_time_seconds')} "
+    f"and on (job, instance) {server('export_size_bytes')}))"
+)
+LATE = f"{AGE} > 5 * {server('checkpoint_interval_seconds')} + 60"
+
 CHECKPOINTS = Row(
     "Checkpoints",
     (
