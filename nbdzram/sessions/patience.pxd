@@ -10,8 +10,9 @@
 # all are tried (trial.pxd), and the one is kept in which requests follow each other sooner.
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
-# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile. What a nap may
-# cost is bounded: NAP_NS a wait, and none where requests come further apart than some in each, or behind it.
+# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile: some times as long
+# as they had it. What a nap may cost is bounded: NAP_NS a wait, and none where requests come further apart than some in
+# each, or behind it.
 
 from libc.stdint cimport uint64_t
 
@@ -38,7 +39,8 @@ cdef enum:
     LOOK_NS = 50000           # longest: a client in the same rack comes back within it
     SLOW_NS = 200000          # waits of more, on average, have not their reason in being woken
     STOLEN_NS = 50000         # between two looks: somebody else ran on our processor
-    BARRED_NS = 20000000      # that we then leave it to them
+    BARRED_TIMES = 16         # as long as they did we then leave it to them,
+    BARRED_NS = 20000000      # at most
     NAP_NS = 15000            # a handful of requests in it, of a client that keeps a processor at work
     LAP_WAITS = 64
 
@@ -106,9 +108,13 @@ cdef inline int patience_way(Patience* patience, uint64_t now) noexcept nogil:
     # How to wait this time.
     return SLEEP if patience.trial.way == LOOK and now < patience.barred_until else patience.trial.way
 
-cdef inline void patience_bar(Patience* patience, uint64_t now) noexcept nogil:
-    # Our processor is wanted by others.
-    patience.barred_until = now + BARRED_NS
+cdef inline void patience_bar(Patience* patience, uint64_t taken_ns, uint64_t now) noexcept nogil:
+    # Our processor is wanted by others, who had it for so long. A moment, as a machine's housekeeping takes it, says
+    # nothing about how clients are served best.
+    patience.barred_until = now + min(taken_ns * BARRED_TIMES, <uint64_t>BARRED_NS)
+    if patience.barred_until < now + BARRED_NS:
+        patience_begin_lap(patience, 0)
+        return
     if patience.trial.trying:
         trial_in_vain(&patience.trial)
     patience_pause(patience)

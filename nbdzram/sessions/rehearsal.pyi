@@ -78,8 +78,8 @@ class Waits:
     def pause(self) -> None:
         """Something else decides when it goes on."""
 
-    def bar(self) -> None:
-        """Somebody else ran on its processor."""
+    def bar(self, nanoseconds: int) -> None:
+        """Somebody else ran on its processor for so long."""
 
 class Looks:
     """I/O threads that look before they sleep, or are at work, on some processors."""

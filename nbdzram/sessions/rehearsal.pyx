@@ -197,9 +197,9 @@ cdef class Waits:
         """Something else decides when it goes on."""
         patience_pause(&self.patience)
 
-    def bar(self):
-        """Somebody else ran on its processor."""
-        patience_bar(&self.patience, self.now)
+    def bar(self, uint64_t nanoseconds):
+        """Somebody else ran on its processor for so long."""
+        patience_bar(&self.patience, nanoseconds, self.now)
 
 
 cdef class Looks:

@@ -370,7 +370,7 @@ cdef class IoThread(Desk):
                 count = epoll_wait(self.poller, events, READY, 0)
                 now = monotonic()
                 if now - looked > STOLEN_NS:
-                    patience_bar(&self.patience, now)
+                    patience_bar(&self.patience, now - looked, now)
                     break
             self.workers.looked()
         if count == 0:

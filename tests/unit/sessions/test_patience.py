@@ -14,6 +14,8 @@ WARM_UP = 8 * ROUND  # until both ways were tried
 LONG = 750 * ROUND
 NAP = 15 * MICROSECOND
 BARRED = 20_000 * MICROSECOND
+BARRED_TIMES = 16
+A_SLICE = 3_000 * MICROSECOND  # that a busy neighbour has the processor for
 FEWEST_ROUNDS_OF_WAITS = 4 * ROUND
 
 
@@ -90,7 +92,7 @@ def test_a_client_that_becomes_slow_is_looked_for_no_longer() -> None:
 def test_nobody_looks_again_for_a_client_that_was_quick_once() -> None:
     waits = Waits()
     looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
-    waits.bar()
+    waits.bar(A_SLICE)
     assert looks_of(waits, 2 * ROUND, asleep=1000 * MICROSECOND, awake=990 * MICROSECOND) == 0
 
 
@@ -129,13 +131,25 @@ def test_what_was_better_and_is_not_is_tried_again_soon() -> None:
 def test_a_processor_that_others_want_is_left_to_them() -> None:
     waits = Waits()
     looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
-    waits.bar()
+    waits.bar(A_SLICE)
     barred_from = waits.now
     while waits.now < barred_from + BARRED - 50 * MICROSECOND:
         waits.waited(40 * MICROSECOND)
         assert waits.way() == "sleep"
     waits.passes(50 * MICROSECOND)
     assert waits.way() == "look"
+
+
+def test_who_had_our_processor_for_a_moment_has_it_for_a_few_more_and_nothing_is_learnt_of_it() -> None:
+    waits = Waits()
+    looks_of(waits, WARM_UP, asleep=40 * MICROSECOND, awake=12 * MICROSECOND)
+    for _ in range(1000):
+        waits.bar(60 * MICROSECOND)
+        waits.passes(BARRED_TIMES * 60 * MICROSECOND - 1)
+        assert waits.way() == "sleep"
+        waits.waited(40 * MICROSECOND)
+        assert waits.way() == "look"
+        assert looks_of(waits, 20, asleep=40 * MICROSECOND, awake=12 * MICROSECOND) == 20
 
 
 def test_a_thread_naps_where_requests_follow_each_other_sooner_so() -> None:
@@ -202,14 +216,14 @@ def test_naps_are_left_for_looks_when_a_client_begins_to_take_turns_with_its_thr
     assert ways_of(waits, NAPS, **turns)["look"] > NAPS * ROUND // 2
 
 
-def refused(waits: Waits, rounds: int, *, kept_from_looking: bool, bar_each: int = 0) -> Counter[str]:
+def refused(waits: Waits, rounds: int, *, kept_from_looking: bool, bar_each: int = 0, stolen: int = 0) -> Counter[str]:
     """As `ways_of` SPARED, by a thread that may not look, or is disturbed at it."""
     taken: Counter[str] = Counter()
     for _ in range(rounds * ROUND):
         way = waits.way()
         taken[way] += 1
         if way == "look" and bar_each and taken[way] % bar_each == 0:
-            waits.bar()
+            waits.bar(stolen)
         way = "sleep" if way == "look" and kept_from_looking else way
         waited, served, work = SPARED[way]
         waits.waited(waited, way=way, served=served, work=work)
@@ -221,8 +235,11 @@ def test_naps_go_on_where_a_thread_may_never_look() -> None:
     assert refused(Waits(), NAPS, kept_from_looking=True)["nap"] > 9 * NAPS * ROUND // 10
 
 
-def test_naps_go_on_where_each_trial_of_looking_is_disturbed() -> None:
-    assert refused(Waits(), NAPS, kept_from_looking=False, bar_each=100)["nap"] > 9 * NAPS * ROUND // 10
+@pytest.mark.parametrize("stolen", [60 * MICROSECOND, A_SLICE])
+@pytest.mark.parametrize("each", [1, 10, 100])
+def test_naps_go_on_where_each_trial_of_looking_is_disturbed(each: int, stolen: int) -> None:
+    ways = refused(Waits(), NAPS, kept_from_looking=False, bar_each=each, stolen=stolen)
+    assert ways["nap"] > 9 * NAPS * ROUND // 10
 
 
 def test_what_is_paused_in_a_trial_goes_on_with_what_was_better() -> None:
