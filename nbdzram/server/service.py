@@ -120,8 +120,7 @@ class Service:
         self.ends_with_a_command = False  # and cannot be taken over
         self.successor: Successor | None = None  # the process that takes over
         self._pulse: asyncio.Task[None] | None = None
-        self._started_at = 0.0
-        self._started = 0.0
+        self._started_at = self._started = 0.0
         self._lag_seconds = 0.0
         self._threads: tuple[ThreadStatus, ...] = ()
         self._requests_seen = 0
@@ -294,19 +293,24 @@ class Service:
             raise UserError("it ends with the command that it runs (--run)")
         if not self._nbd.lets_in:
             raise UserError("it is starting; ask again once it serves")
-        if self._draining or self.taken_over.is_set():
-            raise UserError("it is ending already")
+        self._require_no_end()
         self._checkpoints.require_flushes_answered()
         await asyncio.to_thread(self._state.require_arenas)
+        self._require_no_end()
         self._nbd.prepare_to_hand_over()
         successor = await asyncio.to_thread(reach, Path(socket))
-        if self.taken_over.is_set():
-            successor.close()
-            raise UserError("it is ending already")
+        self._require_no_end(successor)
         log.info("process %d takes over: everything is given to it, while clients wait", pid)
         self.successor = Successor(successor, frozenset(knows))
         self.taken_over.set()
         return os.getpid()
+
+    def _require_no_end(self, successor: socket.socket | None = None) -> None:
+        """Raises UserError: it ends, or is to; and the successor is hung up on."""
+        if self._draining or self.told_to_stop.is_set() or self.taken_over.is_set():
+            if successor is not None:
+                successor.close()
+            raise UserError("it is ending already")
 
     @property
     def config(self) -> ServerConfig:
