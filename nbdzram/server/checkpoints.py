@@ -58,7 +58,7 @@ from nbdzram.server.restore import Begun
 from nbdzram.server.segments import forget_journal
 from nbdzram.server.settling import Settling
 from nbdzram.server.state import Noted, Remembered, State
-from nbdzram.server.steadily import steadily
+from nbdzram.server.steadily import Step, end_all, steadily
 from nbdzram.status import CheckpointStatus
 from nbdzram.stream.reading import identity_of
 from nbdzram.stream.sending import Progress, send
@@ -237,7 +237,8 @@ class Checkpoints:
             await asyncio.gather(self._task, return_exceptions=True)
             async with self._turn:
                 pass
-            await self._sync_journal()
+            with steadily("the journal's last group"):  # or no last checkpoint would be taken
+                await self._sync_journal()
 
     async def stop(self, *, last: bool = True) -> None:
         """Take the last one, of what clients were answered; not where another process goes on with the pools: then
@@ -249,16 +250,9 @@ class Checkpoints:
         if last:
             await self.take()
         elif self.journal is not None:
-            self.reached = await self.journal.reached()
-        async with self._turn:
-            await self._drop()
-        if self.settling is not None:
-            await self.settling.finish()
-        if self.journal is not None:
-            await self.journal.close()
-        self._moments.close()
-        self._journal_moments.close()
-        self.place.release()
+            with steadily("the journal that another process is to go on with"):
+                self.reached = await self.journal.reached()
+        await self._end()
 
     async def give_up(self) -> None:
         """Of a start that failed: the pools are open, and nobody serves them. No last one is taken: with each such
@@ -267,13 +261,16 @@ class Checkpoints:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            async with self._turn:
-                await self._drop()
-        with steadily("the end of a journal that went on"):
-            if self.journal is not None:
-                await self.journal.close()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Nothing is written any more, and the directory is free for others, whatever is met on the way there."""
+        steps: list[Step] = [("the end of the last checkpoint's copies", self._drop)]
         if self._task is not None and self.settling is not None:
-            await self.settling.finish()
+            steps.append(("the end of what is noted beside checkpoints", self.settling.finish))
+        if self.journal is not None:
+            steps.append(("the end of the journal", self.journal.close))
+        await end_all(steps)
         self._moments.close()
         self._journal_moments.close()
         self.place.release()
@@ -346,6 +343,10 @@ class Checkpoints:
                 await self.journal.synced()
 
     async def _drop(self) -> None:
+        async with self._turn:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
         last, self._last = self._last, None
         await self._moments.release(last)
 
@@ -393,7 +394,7 @@ class Checkpoints:
         taken, progress = await self._moments.write_readable(
             taken, lambda moment: self._write_best(number, moment, whole=whole, continues=continues), self._as_it_was
         )
-        await self._drop()
+        await self._let_go()
         self._last = taken
         if self.journal is not None:
             await self.journal.stands(number, taken)
