@@ -438,10 +438,10 @@ async def _serve(
     from nbdzram.server.service import Service  # noqa: PLC0415
 
     handed, confirm = Handover(kept=kept), None
-    if taken is not None:
-        handed, confirm = taken.handover, taken.confirm
-        handed.kept.keeper, handed.kept.file = kept.keeper, kept.file
     told_to_stop = asyncio.Event()
+    if taken is not None:
+        handed, confirm, taken.told_to_stop = taken.handover, taken.confirm, told_to_stop.is_set
+        handed.kept.keeper, handed.kept.file = kept.keeper, kept.file
     asked_before: set[asyncio.Task[None]] = set()  # they end beside what goes on
     while True:
         service = Service(config, reread, restore_from=restore, handed=handed, opening=opening)

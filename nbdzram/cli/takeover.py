@@ -46,13 +46,17 @@ class Takeover:
     process: int | None  # a descriptor of the other process, if that is seen from here
     serves: Callable[[], None] | None = None
     counts: Callable[[], None] = lambda: None
+    told_to_stop: Callable[[], bool] = lambda: False
 
     def confirm(self) -> None:
         """The other process may leave: we serve. Whoever waits for that is told, too.
 
-        Raises UserError: it has given us up, and goes on. One that has ended needs no word: whoever has the arenas
-        serves, and by now that is us alone.
+        Raises UserError: it has given us up, and goes on; or is to, as we would serve only to end, with all clients.
+        One that has ended needs no word: whoever has the arenas serves, and by now that is us alone.
         """
+        has_ended_before = self.process is not None and readable(self.process, seconds=0)
+        if self.told_to_stop() and not has_ended_before:
+            raise UserError("told to stop before this server served, so the other goes on")
         self.counts()
         try:
             self.giver.sendall(SERVING)

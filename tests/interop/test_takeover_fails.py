@@ -241,6 +241,33 @@ def test_a_successor_that_hangs_is_ended_and_the_old_server_goes_on(
     line.last.stop()
 
 
+def test_a_successor_that_is_told_to_stop_before_it_serves_leaves_the_old_server_serving(tmp_path: Path) -> None:
+    """It would take all clients over, and end with them, and with their disks."""
+    line = Line(tmp_path, in_memory=True)
+    old, place, said = line.last, tmp_path / "step", tmp_path / "new.log"
+    words = ["serve", "--takeover", "-e", f"disk={SIZE}", "--control", str(line.control), "--metrics", "off"]
+    with beating(line) as beater, listening(place) as steps, said.open("w") as log:
+        new = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.held", "new has opened", str(place), *words, *line.arguments],
+            env=Nbdzram.environment(old),
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            with steps.accept()[0]:
+                new.send_signal(signal.SIGTERM)
+                old.wait_until(lambda: "SIGTERM" in said.read_text(), START_SECONDS)
+            assert new.wait(START_SECONDS) == 1
+        finally:
+            new.kill()
+            new.wait()
+        assert "told to stop before this server served, so the other goes on" in said.read_text()
+        old.wait_until(lambda: "going on" in old.log, START_SECONDS)
+        beater.beat()
+    assert line.attached() == 1, "its client had to connect again"
+    line.last.stop()
+
+
 def test_who_is_given_up_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its word finds no way any more, and the one that gave it up lives."""
     monkeypatch.setattr("nbdzram.server.handover.ENDING_SECONDS", 0.0)
@@ -254,14 +281,15 @@ def test_who_is_given_up_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None
     assert not told
 
 
-def test_who_took_over_from_a_server_that_died_serves() -> None:
+@pytest.mark.parametrize("stops", [False, True], ids=["serves", "serves-if-only-to-end-in-order"])
+def test_who_took_over_from_a_server_that_died_serves(*, stops: bool) -> None:
     with subprocess.Popen(["true"]) as died:
         process = os.pidfd_open(died.pid)
     ours, theirs = socket.socketpair()
     ours.close()
     told: list[bool] = []
     with theirs:
-        Takeover(Handover(), theirs, process, lambda: told.append(True)).confirm()
+        Takeover(Handover(), theirs, process, lambda: told.append(True), told_to_stop=lambda: stops).confirm()
     assert told
 
 
