@@ -265,7 +265,7 @@ class Checkpoints:
 
     async def _end(self) -> None:
         """Nothing is written any more, and the directory is free for others, whatever is met on the way there."""
-        steps: list[Step] = [("the end of the last checkpoint's copies", self._drop)]
+        steps: list[Step] = [("the end of the last checkpoint's copies", self._drop_in_turn)]
         if self._task is not None and self.settling is not None:
             steps.append(("the end of what is noted beside checkpoints", self.settling.finish))
         if self.journal is not None:
@@ -342,11 +342,11 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 await self.journal.synced()
 
-    async def _drop(self) -> None:
+    async def _drop_in_turn(self) -> None:
         async with self._turn:
-            await self._let_go()
+            await self._drop()
 
-    async def _let_go(self) -> None:
+    async def _drop(self) -> None:
         last, self._last = self._last, None
         await self._moments.release(last)
 
@@ -394,7 +394,7 @@ class Checkpoints:
         taken, progress = await self._moments.write_readable(
             taken, lambda moment: self._write_best(number, moment, whole=whole, continues=continues), self._as_it_was
         )
-        await self._let_go()
+        await self._drop()
         self._last = taken
         if self.journal is not None:
             await self.journal.stands(number, taken)
