@@ -16,7 +16,9 @@
 
 from libc.stdint cimport uint64_t
 
-from nbdzram.sessions.trial cimport DEARER, LIGHTER, PLAIN, Trial, trial_go_plain, trial_in_vain, trial_lap
+from nbdzram.sessions.trial cimport (
+    DEARER, FEWEST_ROUNDS, LAPS, LIGHTER, PLAIN, Trial, trial_forget, trial_go_plain, trial_in_vain, trial_lap,
+)
 
 cdef extern from * nogil:
     """
@@ -43,6 +45,7 @@ cdef enum:
     BARRED_NS = 20000000      # at most
     NAP_NS = 15000            # a handful of requests in it, of a client that keeps a processor at work
     LAP_WAITS = 64
+    VAIN_WAITS = FEWEST_ROUNDS * LAPS * LAP_WAITS  # in which a way that is kept could not be gone
 
 cdef struct Patience:
     Trial trial               # of the three
@@ -51,7 +54,8 @@ cdef struct Patience:
     uint64_t waited_ns        # in this lap
     uint64_t served           # requests in this lap
     int vain                  # naps in this lap in which nothing came
-    int kept_from             # waits since the last lap in which the way on trial could not be gone
+    int kept_from             # waits since the last lap in which the way could not be gone
+    uint64_t last             # when the last wait was over
     uint64_t barred_until     # monotonic ns: no looks before
 
 cdef inline void patience_begin_lap(Patience* patience, uint64_t now) noexcept nogil:
@@ -66,12 +70,20 @@ cdef inline void patience_pause(Patience* patience) noexcept nogil:
     trial_go_plain(&patience.trial)
     patience_begin_lap(patience, 0)
 
-cdef inline void patience_refused(Patience* patience) noexcept nogil:
-    # A wait was otherwise than it was to be: nothing is learnt of it. A trial that goes on so keeps out the other ways.
+cdef inline void patience_refused(Patience* patience, uint64_t now) noexcept nogil:
+    # A wait was otherwise than it was to be: nothing is learnt of it, and the lap goes on without it. A way that
+    # cannot be gone keeps out the others: a trial of it is over, and one that is kept for long is kept no more.
+    if patience.began:
+        patience.began += now - patience.last
     patience.kept_from += 1
-    if patience.kept_from >= LAP_WAITS and patience.trial.trying:
+    if patience.trial.trying and patience.kept_from >= LAP_WAITS:
         trial_in_vain(&patience.trial)
-        patience.kept_from = 0
+    elif patience.kept_from >= VAIN_WAITS:
+        trial_forget(&patience.trial)
+    else:
+        return
+    patience.kept_from = 0
+    patience_begin_lap(patience, 0)
 
 cdef inline void patience_learn(
     Patience* patience, int way, bint vain, uint64_t waited_ns, uint64_t served, uint64_t now
@@ -79,10 +91,11 @@ cdef inline void patience_learn(
     # A wait in this way that is over now, `served` requests after the one before. `vain`: nothing came in its nap.
     cdef uint64_t pace_ns
     cdef int against = 0
-    if way != patience.trial.way:
-        patience_refused(patience)
-        patience_begin_lap(patience, now)
+    if way != patience.trial.way or way == LOOK and now < patience.barred_until:
+        patience_refused(patience, now)
+        patience.last = now
         return
+    patience.last = now
     if patience.began == 0:
         patience_begin_lap(patience, now)
         return
@@ -113,7 +126,6 @@ cdef inline void patience_bar(Patience* patience, uint64_t taken_ns, uint64_t no
     # nothing about how clients are served best.
     patience.barred_until = now + min(taken_ns * BARRED_TIMES, <uint64_t>BARRED_NS)
     if patience.barred_until < now + BARRED_NS:
-        patience_begin_lap(patience, 0)
         return
     if patience.trial.trying:
         trial_in_vain(&patience.trial)

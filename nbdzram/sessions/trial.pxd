@@ -73,6 +73,13 @@ cdef inline void trial_in_vain(Trial* trial) noexcept nogil:
     trial.trying = False
     trial_begin_round(trial, trial.better)
 
+cdef inline void trial_forget(Trial* trial) noexcept nogil:
+    # The way that is kept cannot be gone now: what it was worth is no measure of the others.
+    trial.pace_ns[trial.better] = 0
+    trial.better = PLAIN
+    trial.kept = 0
+    trial_go_plain(trial)
+
 cdef inline void trial_lap(Trial* trial, uint64_t pace_ns, int against) noexcept nogil:
     # A lap is over, and against some ways, never PLAIN. A round rules those out that two of its laps are against: one
     # lap alone may have been made long by something else.
