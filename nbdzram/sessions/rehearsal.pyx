@@ -243,7 +243,7 @@ cdef class Stores:
         cdef bint hop
         self.now += pause
         storing_expect(&self.learnt, False, self.now)
-        hop = storing_beside(&self.learnt, idle, self.now)
+        hop = storing_beside(&self.learnt, idle)
         self.now += beside if hop else here
         storing_learn(&self.learnt, hop, length, self.now)
         return hop

@@ -28,7 +28,7 @@ from nbdzram.sessions.stage cimport (
     BAD_MAGIC, CLOSING, HALTED, LEFT, LONG_PAYLOAD, OPEN, Ending, Stage, comes_after,
 )
 from nbdzram.sessions.storing cimport storing_beside, storing_expect
-from nbdzram.sessions.tally cimport count_done, monotonic
+from nbdzram.sessions.tally cimport count_done
 from nbdzram.sessions.turns cimport may_go_on, turn_left
 from nbdzram.sessions.work cimport NONE, SMALL_STEP, STEPS, Work
 
@@ -319,7 +319,7 @@ cdef class Requests(Work):
         if phase == APPLY or phase == PAYLOAD:
             self.turns.leave(&self.turn)
         if phase == PAYLOAD:
-            if payload.size > INLINE_LIMIT and storing_beside(&self.learnt, self.workers.idle(), monotonic()):
+            if payload.size > INLINE_LIMIT and storing_beside(&self.learnt, self.workers.idle()):
                 self.start_store(payload)
             else:
                 self.start_job(STEPS, payload)

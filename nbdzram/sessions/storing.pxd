@@ -16,6 +16,7 @@ cdef struct Storing:
     Trial trial               # of the workers, against the thread itself
     uint64_t began            # this lap, monotonic ns
     uint64_t stored           # bytes in this lap
+    bint hopped               # the workers stored some of them
     uint64_t last             # when one was stored
 
 cdef inline void storing_begin(Storing* storing) noexcept nogil:
@@ -25,28 +26,26 @@ cdef inline void storing_begin(Storing* storing) noexcept nogil:
 cdef inline void storing_begin_lap(Storing* storing, uint64_t now) noexcept nogil:
     storing.began = now
     storing.stored = 0
+    storing.hopped = False
 
 cdef inline void storing_expect(Storing* storing, bint busy, uint64_t now) noexcept nogil:
     # The content of a large WRITE begins to come. `busy`: others are under way.
     if not busy and now > storing.last + PAUSE_NS:
         storing_begin_lap(storing, now)
 
-cdef inline bint storing_beside(Storing* storing, bint idle, uint64_t now) noexcept nogil:
-    # It has come: is it for the workers? `idle`: they have a processor. Without one nothing is learnt of them.
-    if storing.trial.way != BESIDE:
-        return False
-    if not idle:
-        storing_begin_lap(storing, now)
-    return idle
+cdef inline bint storing_beside(const Storing* storing, bint idle) noexcept nogil:
+    # It has come: is it for the workers? `idle`: they have a processor.
+    return idle and storing.trial.way == BESIDE
 
 cdef inline void storing_learn(Storing* storing, bint beside, uint64_t length, uint64_t now) noexcept nogil:
-    # It is stored. One that was begun in the other way belongs to no lap.
+    # It is stored. What was for the workers, and they had no processor, is a part of what they are worth here: else
+    # they would never be judged where they are busy now and then. A lap in which they had none at all says nothing of
+    # them, nor one of the thread's in which they stored what was begun before.
     storing.last = now
-    if beside != (storing.trial.way == BESIDE):
-        storing_begin_lap(storing, now)
-        return
     storing.stored += length
+    storing.hopped = storing.hopped or beside
     if storing.stored < LAP_BYTES:
         return
-    trial_lap(&storing.trial, (now - storing.began) * 1024 // storing.stored, 1 << LIGHTER)
+    if storing.hopped == (storing.trial.way == BESIDE):
+        trial_lap(&storing.trial, (now - storing.began) * 1024 // storing.stored, 1 << LIGHTER)
     storing_begin_lap(storing, now)

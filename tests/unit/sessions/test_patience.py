@@ -265,9 +265,18 @@ def test_who_is_kept_from_looking_now_and_then_still_looks_for_no_clients_that_b
     assert looks < 4 * ROUND
 
 
+def test_a_look_is_worth_what_it_was_though_every_other_one_may_not_be() -> None:
+    waits, looks = Waits(), 0
+    looks_of(waits, WARM_UP, asleep=40 * US, awake=12 * US)
+    for _ in range(NAPS * ROUND // 2):
+        looks += looks_of(waits, 1, asleep=40 * US, awake=12 * US)
+        waits.waited(40 * US, way="sleep" if waits.way() == "look" else waits.way())
+    assert looks > NAPS * ROUND // 2 * 9 // 10
+
+
 def test_who_looked_and_may_look_no_more_takes_naps_where_they_are_better() -> None:
     waits = Waits()
-    looks_of(waits, WARM_UP, asleep=40 * US, awake=12 * US)
+    looks_of(waits, WARM_UP, asleep=40 * US, awake=3 * US)  # less than all of SPARED
     assert waits.way() == "look"
     assert refused(waits, NAPS, kept_from_looking=True)["nap"] > 8 * NAPS * ROUND // 10
 

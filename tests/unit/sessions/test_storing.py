@@ -19,6 +19,7 @@ LAP = 8 * MIB
 ROUND = 4 * LAP // LENGTH  # large WRITEs that are judged together
 WARM_UP = 2 * ROUND  # until both ways were tried
 LONG = 500 * ROUND
+SOME = 100 * ROUND
 
 
 def beside_of(stores: Stores, count: int, *, here: int, beside: int, pause: int = 0, idle: bool = True) -> int:
@@ -61,6 +62,20 @@ def test_no_hop_without_a_processor_for_it_and_nothing_is_learnt_then() -> None:
     stores = Stores()
     assert beside_of(stores, 3 * WARM_UP, here=QUICK, beside=SLOW, idle=False) == 0
     assert beside_of(stores, ROUND, here=SLOW, beside=QUICK) == ROUND, "what was done here counted against the workers"
+
+
+@pytest.mark.parametrize("each", [2, ROUND // 4, 3 * ROUND // 8])
+def test_workers_that_are_busy_now_and_then_are_left_where_they_are_slower(each: int) -> None:
+    stores = Stores()
+    hops = sum(stores.store(LENGTH, here=QUICK, beside=SLOW, idle=number % each != 0) for number in range(SOME))
+    assert hops < SOME // 10
+
+
+@pytest.mark.parametrize("each", [3, ROUND // 4])
+def test_workers_that_are_busy_now_and_then_are_kept_where_they_are_quicker(each: int) -> None:
+    stores = Stores()
+    hops = sum(stores.store(LENGTH, here=SLOW, beside=QUICK, idle=number % each != 0) for number in range(SOME))
+    assert hops > SOME * (each - 1) // each * 8 // 10
 
 
 def test_what_the_client_waits_before_its_next_counts_for_neither_way() -> None:
