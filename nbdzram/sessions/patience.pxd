@@ -10,9 +10,9 @@
 # all are tried (trial.pxd), and the one is kept in which requests follow each other sooner.
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
-# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile: some times as long
-# as they had it. What a nap may cost is bounded: NAP_NS a wait, and none where requests come further apart than some in
-# each, or behind it.
+# that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile: some times as
+# long as they had it. What a nap may cost is bounded: NAP_NS a wait, and none where requests come further apart than some
+# in each, or behind it.
 
 from libc.stdint cimport uint64_t
 
