@@ -11,8 +11,8 @@
 #
 # What looking may cost is bounded: LOOK_NS a wait, of every two processors one (Workers.may_look), nothing for clients
 # that are slow, and nothing for a while when the system gave our processor to somebody else meanwhile: some times as
-# long as they had it. What a nap may cost is bounded: NAP_NS a wait, and none where requests come further apart than some
-# in each, or behind it.
+# long as they had it. What a nap may cost is bounded: NAP_NS a wait, and none where requests come further apart than
+# some in each, or behind it.
 
 from libc.stdint cimport uint64_t
 
