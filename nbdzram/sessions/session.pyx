@@ -47,7 +47,7 @@ from nbdzram.sessions.stage cimport (
 from nbdzram.sessions.storing cimport storing_begin
 from nbdzram.sessions.tally cimport Tally, count_times, monotonic
 from nbdzram.sessions.throttle cimport Throttle
-from nbdzram.sessions.turns cimport Turns, may_go_on, turn_left
+from nbdzram.sessions.turns cimport Turns, is_too_slow, may_go_on, turn_left
 from nbdzram.sessions.wishes cimport ABORT, ATTACH, BURIED, BURY, DRAIN, EXPEL, GO_ON, RELEASE, SYNC, SYNCED
 from nbdzram.sessions.work cimport NONE
 from nbdzram.sessions.workers cimport Task, Workers
@@ -211,7 +211,7 @@ cdef class Session(Requests):
             self.answer_synced()
             self.go_on()
         if self.stage_now < LOST:
-            if wishes & EXPEL:
+            if wishes & EXPEL and is_too_slow(&self.turn):  # it may have sent the rest meanwhile
                 self.cut(TOO_SLOW, self.turn.sent)
             elif wishes & ABORT:
                 self.cut(CUT, 0)

@@ -13,7 +13,7 @@ cdef enum:  # what a payload under way is
     ADMITTED = 3   # it has none, and is stored as it arrives
 
 cdef struct Turn:
-    # A session's; all but `remaining` and `state` belong to Turns, under its mutex.
+    # A session's; all but `remaining`, `state` and `too_slow` belong to Turns, under its mutex.
     Turn* next
     Turn* before
     Bell* bell               # of the session: rung when its turn has come, or it must go
@@ -23,7 +23,8 @@ cdef struct Turn:
     uint64_t remaining       # bytes still to come: the session writes, `watch` reads
     uint64_t watched         # bytes that were still to come when the pace began to count
     bint is_watched
-    uint64_t sent            # when it was told to go: what had come meanwhile
+    int too_slow             # it was told to go, in the middle of the payload that is still under way
+    uint64_t sent            # what had come then
 
 cdef class Turns:
     cdef pthread_mutex_t mutex
@@ -55,3 +56,7 @@ cdef extern from * nogil:
 cdef inline bint may_go_on(const Turn* turn) noexcept nogil:
     # It is admitted, or needs no turn.
     return turn_state(&turn.state) != WAITING
+
+cdef inline bint is_too_slow(const Turn* turn) noexcept nogil:
+    # It was told to go, and its payload is not complete since.
+    return turn_state(&turn.too_slow)

@@ -66,6 +66,7 @@ cdef class Turns:
                     sent = turn.watched - remaining if turn.watched >= remaining else PACE_SIZE  # another payload began
                     if waiting and turn.is_watched and sent < PACE_SIZE:
                         turn.sent = sent
+                        turn_set(&turn.too_slow, True)
                         bell_ring(turn.bell, EXPEL)
                     turn.watched = remaining
                     turn.is_watched = True
@@ -100,6 +101,7 @@ cdef class Turns:
         if turn.next != NULL:
             turn.next.before = turn.before
         turn_set(&turn.state, NO_TURN)
+        turn_set(&turn.too_slow, False)
         if was_admitted:
             self._admit(NULL)
         pthread_mutex_unlock(&self.mutex)

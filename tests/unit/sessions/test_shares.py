@@ -140,6 +140,25 @@ def test_who_begins_another_payload_has_his_time_anew(stage: Stage) -> None:
     assert second.session.stage == Ends.OPEN
 
 
+@pytest.mark.parametrize("asks_more", [False, True])
+def test_whose_payload_is_complete_before_it_is_told_to_go_is_not_cut(stage: Stage, asks_more: bool) -> None:
+    """Nobody waits for it any more, and what it sent is stored and answered."""
+    sender = begins(stage, 2 * MIB)
+    first, second = begins(stage, LONG), begins(stage, LONG)
+    for _ in range(2 * PACE_SECONDS):
+        stage.plane.rest()  # all that have a turn are told to go
+    sender.send(bytes(sender.session.payload_remaining))
+    if asks_more:
+        sender.send(request(CMD_WRITE, 0, 2 * MIB) + bytes(BLOCK))
+    for _ in range(4):
+        serve(stage.desk, sender.session, alone=True)  # its thread hears of bytes before it opens its mail
+    stage.settle()
+    assert sender.session.stage == Ends.OPEN
+    assert len(sender.line.outgoing) == 16
+    assert first.session.stage >= Ends.LOST
+    assert second.session.stage == Ends.OPEN
+
+
 @pytest.mark.parametrize("size", [2 * MIB, LONG], ids=["has a buffer", "is stored as it arrives"])
 def test_who_keeps_the_pace_is_cut_in_no_round_and_who_does_not_in_the_next(stage: Stage, size: int) -> None:
     """What is still to come of a payload is what has not come, at each look."""
