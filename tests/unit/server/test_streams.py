@@ -27,7 +27,7 @@ from nbdzram.stream.layout import read_header
 from nbdzram.stream.pipe import Pipe
 from nbdzram.stream.reading import Counted, records
 from tests.unit.engine.blocks import BLOCK, noise, text
-from tests.unit.server.house import GATE_SECONDS, MIB, House, tell
+from tests.unit.server.house import GATE_SECONDS, MIB, House, tell, until
 from tests.unit.server.lasting import spoil
 
 Pass = Callable[[Pipe], Awaitable[object]]
@@ -144,9 +144,12 @@ def test_nothing_is_kept_of_a_stream_that_cannot_be_sent_or_offered(tmp_path: Pa
                 await passed(receive, stream)
             (house.state_dir / "changes.new").rmdir()
             assert (len(pool.all_disks()), pool.stats().memory_used) == before
-            service.changes._refusal = STARTS
+            async with service.changes._lock:  # another change is under way as the stream ends
+                receiving = asyncio.create_task(passed(receive, stream))
+                await until(lambda: bool(service.changes._lock._waiters))
+                service.changes._refusal = STARTS
             with pytest.raises(UserError, match="ask again when it runs"):
-                await passed(receive, stream)
+                await receiving
             service.changes._refusal = None
             assert (len(pool.all_disks()), pool.stats().memory_used) == before
             spoil(house.state_dir / "default.pool", lambda arena: arena.object_of(1) + BLOCK // 2)
