@@ -30,4 +30,6 @@ cdef class SocketLine(Line):
     cdef void* session           # what the poller gives back for it
 
     cdef void wait_for_peer(self, unsigned int milliseconds) noexcept nogil
+    cdef bint stays_here(self) noexcept nogil
+    cdef void pace_nothing(self) noexcept nogil
     cdef ssize_t transmit(self, const uint8_t* source, size_t size, int flags) noexcept nogil

@@ -263,6 +263,36 @@ def test_an_accepted_tcp_socket_sends_at_once_and_notices_a_vanished_peer(stage:
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("host", "ours", "taken"),
+    [("127.0.0.1", "127.0.0.1", "reno"), ("127.0.0.1", "127.0.0.2", None), ("::1", "::1", "reno")],
+)
+def test_nothing_is_paced_on_the_way_to_a_client_of_this_machine(
+    stage: Stage, play: Play, host: str, ours: str, taken: str | None
+) -> None:
+    """To others what the administrator chose for the network is used."""
+    available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    chosen = next((one for one in available if one != "reno"), None)
+    if chosen is None:
+        pytest.skip("this kernel has Reno alone")
+    stage.config = replace(stage.config, tcp=(TcpAddress(host=host, port=0),))
+
+    async def story(stage: Stage) -> None:
+        (listener,) = (one for one in stage.server._listeners if one.family != socket.AF_UNIX)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, chosen.encode())
+        reader, writer = await asyncio.open_connection(host, listener.getsockname()[1], local_addr=(ours, 0))
+        writer.write(client_hello() + option(OPT_GO, name_and_infos(b"disk")))
+        await reader.readexactly(18 + 20 + 12 + 20)
+        (attached,) = stage.server.sessions
+        with accepted_socket(attached) as accepted:
+            used = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+        assert used == (taken or chosen)
+        writer.close()
+        await writer.wait_closed()
+
+    play(story)
+
+
 def accepted_socket(attached: Hosted) -> socket.socket:
     """Another descriptor of the server's own socket."""
     line = attached.session.line
