@@ -20,7 +20,7 @@ from nbdzram.engine.cells cimport Cell, kind_of, length_of
 from nbdzram.engine.codec cimport CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.page cimport PAGE_SIZE, UNIT_SIZE
-from nbdzram.engine.prefetch cimport prefetch, prefetch_to_write
+from nbdzram.engine.prefetch cimport prefetch, prefetch_aside, prefetch_to_write
 from nbdzram.engine.publish cimport look32, look64
 from nbdzram.engine.quiescence cimport offline, online
 from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, LEAF_BLOCKS, TOP_LEVEL, entry_handle, page_of
@@ -107,5 +107,5 @@ cdef void _bring_object(PoolCore pool, uint64_t word) noexcept nogil:
         return
     first = pool.store.bytes_at(word)
     while at < length_of(word):
-        prefetch(first + at)
+        prefetch_aside(first + at)
         at += LINE

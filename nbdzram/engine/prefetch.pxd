@@ -3,6 +3,7 @@
 cdef extern from * nogil:
     """
     #define nbdzram_prefetch(place) __builtin_prefetch(place)
+    #define nbdzram_prefetch_aside(place) __builtin_prefetch(place, 0, 2)
 
     /* A line that is written soon: without other processors' copies of it. For a baseline x86-64 the compiler makes a
        read of it, though every such processor knows the instruction, or takes it for none. */
@@ -15,4 +16,5 @@ cdef extern from * nogil:
     }
     """
     void prefetch "nbdzram_prefetch" (const void* place)
+    void prefetch_aside "nbdzram_prefetch_aside" (const void* place)
     void prefetch_to_write "nbdzram_prefetch_to_write" (const void* place)
