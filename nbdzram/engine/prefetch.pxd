@@ -3,6 +3,8 @@
 cdef extern from * nogil:
     """
     #define nbdzram_prefetch(place) __builtin_prefetch(place)
+
+    /* A line of more than the first cache has room for: to the second, which fetches more of them at a time as well. */
     #define nbdzram_prefetch_aside(place) __builtin_prefetch(place, 0, 2)
 
     /* A line that is written soon: without other processors' copies of it. For a baseline x86-64 the compiler makes a
