@@ -42,7 +42,7 @@ HEALTH_SECONDS = 120  # some checks of 3 s each, on a busy machine
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """With the image `nbdzram`, built as deploy/README.md says."""
     with Engine(tmp_path_factory.mktemp("docker")) as engine:
-        base = require_base("bookworm", *BASE)
+        base = require_base("trixie", *BASE)
         with layer_over(base, engine.directory / "layer") as root:
             reach_packages(root)
             engine.import_root(root, "python:debian")
