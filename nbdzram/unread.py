@@ -18,6 +18,11 @@ def keep_little(endpoint: socket.socket, seconds: float) -> None:
     """Of a TCP socket, or of all that one accepts: let the system take little ahead, and give up a peer that takes
     nothing for so long.
     """
-    with contextlib.suppress(OSError):  # an emulated kernel, or MPTCP of an older one, may know neither
-        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+    ask(endpoint, (socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES), (socket.TCP_USER_TIMEOUT, int(seconds * 1000)))
+
+
+def ask(endpoint: socket.socket, *options: tuple[int, int]) -> None:
+    """Set options of TCP, as many as the system knows: an emulated kernel, or MPTCP of an older one, knows some."""
+    for option, value in options:
+        with contextlib.suppress(OSError):
+            endpoint.setsockopt(socket.IPPROTO_TCP, option, value)

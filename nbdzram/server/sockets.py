@@ -22,7 +22,7 @@ from urllib.parse import quote
 from nbdzram.config import TcpAddress, TlsMode, UnixAddress, VsockAddress
 from nbdzram.errors import UserError, reason_of
 from nbdzram.listening import NO_FAMILY, listen_on, look_up
-from nbdzram.unread import UNHEARD_SECONDS, keep_little
+from nbdzram.unread import UNHEARD_SECONDS, ask, keep_little
 
 BACKLOG = 512
 """Connections that wait to be accepted. The loop listens once more when it takes a socket over, and is told it too."""
@@ -264,8 +264,7 @@ def set_bounds(endpoint: socket.socket) -> None:
     """
     if endpoint.family in (socket.AF_INET, socket.AF_INET6):
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            endpoint.setsockopt(socket.IPPROTO_TCP, option, value)
+        ask(endpoint, *KEEPALIVE)
         keep_little(endpoint, UNHEARD_SECONDS)
 
 

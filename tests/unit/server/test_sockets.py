@@ -30,6 +30,7 @@ from nbdzram.server.listener import NbdServer
 from nbdzram.server.sockets import (
     ANY_CONTEXT,
     BACKLOG,
+    KEEPALIVE,
     _owner,
     inherited,
     open_tcp,
@@ -37,6 +38,7 @@ from nbdzram.server.sockets import (
     open_vsock,
     set_bounds,
 )
+from nbdzram.unread import UNSENT_BYTES
 from tests.support.hanging import hanging_server
 from tests.support.loop_client import WireClient
 from tests.unit.server.conftest import Play, Stage
@@ -495,15 +497,24 @@ def test_a_refused_name_says_the_same_of_what_is_not_there_and_what_is_not_for_y
 
 
 class OfAnotherSystem(socket.socket):
-    """Of a kernel that is emulated, or of MPTCP in an older one."""
+    """Of a kernel that is emulated, or of MPTCP, which learnt of keepalive and of user timeouts late, if at all."""
+
+    unknown = frozenset[int]()
 
     def setsockopt(self, level: int, name: int, value: Any) -> None:  # type: ignore[override]
-        if name in (socket.TCP_NOTSENT_LOWAT, socket.TCP_USER_TIMEOUT):
+        if level == socket.IPPROTO_TCP and name in self.unknown:
             raise OSError(errno.ENOPROTOOPT, "Protocol not available")
         super().setsockopt(level, name, value)
 
 
-def test_a_system_that_bounds_nothing_is_served_from_all_the_same() -> None:
+BOUNDS = dict([*KEEPALIVE, (socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES), (socket.TCP_USER_TIMEOUT, 10_000)])
+
+
+@pytest.mark.parametrize("unknown", [{one} for one in BOUNDS] + [set(BOUNDS)])
+def test_a_system_that_does_not_know_a_bound_is_served_from_within_all_others(unknown: set[int]) -> None:
     with OfAnotherSystem() as listener:
+        listener.unknown = frozenset(unknown)
         set_bounds(listener)
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+        kept = {one for one, value in BOUNDS.items() if listener.getsockopt(socket.IPPROTO_TCP, one) == value}
+        assert kept == set(BOUNDS) - unknown
