@@ -72,14 +72,17 @@ class TlsFiles:
             return
         if unchanged_too:
             self._tried, self._complaint = (), ""
+        stamp: _Stamp = ()
+        settled = False
         try:
             stamp = self._read_stamp()
             if stamp == self._tried:
                 return
-            if _settled(stamp):
-                self._tried = stamp
+            self._tried, settled = (), _settled(stamp)
             self._load()
         except ConfigError as error:
+            if settled and not isinstance(error.__context__, OSError):
+                self._tried = stamp  # else the system refuses to read them, and may not the next time
             if str(error) != self._complaint:
                 log.warning("TLS files changed but cannot be used, keeping the old ones: %s", error)
             self._complaint = str(error)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import shutil
 import ssl
 import time
@@ -448,3 +449,23 @@ def test_a_file_that_changed_twice_in_one_moment_of_its_clock_is_read_twice(
         key.write_bytes(content)
         files.renew()
         assert files.usable is usable
+
+
+@pytest.mark.parametrize("which", ["certificate", "key", "client_ca", "psk_file"])
+def test_files_that_changed_while_no_descriptor_was_left_count_as_soon_as_there_is_one(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """They were taken for files that cannot be used, and not looked at again before they changed once more."""
+    monkeypatch.setattr(tls, "SETTLED_SECONDS", 0)
+    named, files = with_one_named(certificate, tmp_path, which)
+    in_use = files.context()
+    put_in_place(named)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert files.context() is in_use
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not files.usable
+    assert files.context() is not in_use
+    assert files.usable
