@@ -39,6 +39,13 @@ served while we look, and where one is wrong he has a pause that is longer."""
 
 _BROKEN_PROTOCOL = frozenset({Ending.BAD_MAGIC, Ending.LONG_PAYLOAD, Ending.HALF_A_REPLY})
 
+_LACKING = {
+    errno.ENOSPC: "the system watches no more connections of this user (sysctl fs.epoll.max_user_watches)",
+    errno.ENOMEM: "the system has no memory for its connection",
+    errno.ENOBUFS: "the system has no memory for its connection",
+}
+"""What ends a connection, and is neither the client's doing nor the network's."""
+
 
 class Attached:
     """One client from the end of its handshake to its last reply."""
@@ -194,6 +201,8 @@ class Attached:
             )
         elif cause is Ending.NO_MEMORY:
             log.error("%s: the system has no memory for its buffers; disconnecting", self._who)
+        elif cause is Ending.LINE_BROKE and self.session.ending_value in _LACKING:
+            log.error("%s: %s; disconnecting", self._who, _LACKING[self.session.ending_value])
 
     def wants_sync(self) -> None:
         """Answers of it wait until what was stored is on the disk. One that is lost is told that it need not, which may
@@ -212,7 +221,7 @@ class Attached:
         cause = Ending(self.session.ending)
         if self.session.released:
             self.carried = self._carry()
-        if self.session.midway and cause is Ending.LINE_BROKE:
+        if self.session.midway and cause is Ending.LINE_BROKE and self.session.ending_value not in _LACKING:
             reason = os.strerror(self.session.ending_value) if self.session.ending_value else "closed"
             log.warning("%s: the connection broke in the middle of a request (%s)", self._who, reason)
         elif self.session.midway and self.session.left:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,6 +257,32 @@ def test_each_way_that_a_client_ends_is_told_in_words_of_its_own(
     said = ENDS[ending]
     assert caplog.messages == ([] if said is None else [f"who: {said}; disconnecting"])
     assert of.protocol_errors == (ending in (Ending.BAD_MAGIC, Ending.LONG_PAYLOAD, Ending.HALF_A_REPLY))
+
+
+@pytest.mark.parametrize("midway", [True, False])
+@pytest.mark.parametrize(
+    ("lack", "said"),
+    [
+        (errno.ENOSPC, "the system watches no more connections of this user (sysctl fs.epoll.max_user_watches)"),
+        (errno.ENOMEM, "the system has no memory for its connection"),
+        (errno.ENOBUFS, "the system has no memory for its connection"),
+    ],
+)
+def test_who_is_cut_as_the_system_lacks_something_did_not_go_away(
+    lack: int, said: str, midway: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stood in the log where it was in the middle of a request alone, as a connection that broke: no space left on
+    device."""
+    session = SimpleNamespace(
+        ending=int(Ending.LINE_BROKE), ending_value=lack, midway=midway, left=False, released=False, error_count=0
+    )
+    export = SimpleNamespace(connections=SimpleNamespace(discard=lambda _: None))
+    closed = SimpleNamespace(set_result=lambda _: None)
+    client: Any = SimpleNamespace(_who="who", session=session, export=export, closed=closed, _hosting=None)
+    Attached.ended(client)
+    Attached.gone(client)
+    told = [record.message for record in caplog.records if record.levelno > logging.DEBUG]
+    assert told == [f"who: {said}; disconnecting"]
 
 
 @pytest.mark.parametrize("act", [Attached.drain, Attached.release, Attached.abort])
