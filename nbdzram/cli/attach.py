@@ -42,6 +42,14 @@ SWAP_HERE = (
     "never swap on the machine that serves, which would need memory to free memory: attach it on another one, where "
     "--uri names this one's address"
 )
+NO_DIRECTORY = (
+    "DIR: where ca-cert.pem is, and client-cert.pem with client-key.pem if the server asks for them; "
+    "--tls-certificates names it"
+)
+NO_CERTIFICATE = (
+    "the server tells of no certificate: where it has pre-shared keys alone, of which nbd-client knows nothing, QEMU "
+    "and libnbd attach, as the server's start says"
+)
 NO_MODULE = f"the kernel {platform.release()} has no module nbd here; QEMU and libnbd attach without it"
 
 
@@ -203,6 +211,8 @@ def _on_this_machine(export: str, control: Path | None, *, swap: bool) -> tuple[
     addresses = [address for address in addresses if address.kernel_can_attach]
     if not addresses:
         raise UserError("the server listens on no address that nbd-client can reach; add -i, -p or -U")
+    if addresses[0].over_tls and status.certificate_expires_at is None and not status.starting:
+        click.echo(f"# {NO_CERTIFICATE}", err=True)
     swap = swap or status.swap
     if swap:
         click.echo(f"# {SWAP_HERE}", err=True)
@@ -213,7 +223,7 @@ def missing(attachment: Attachment, certificates: Path | None, kernel: Kernel) -
     """What the printed line still needs, and what this machine lacks for it to work."""
     hints = []
     if attachment.address.over_tls and certificates is None:
-        hints.append("DIR: where ca-cert.pem is; --tls-certificates names it")
+        hints.append(NO_DIRECTORY)
     if attachment.address.over_tls and attachment.swap:
         hints.append("swap over TLS can lock the machine up: nbd-client(8), TLS SUPPORT")
     if shutil.which("nbd-client", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:

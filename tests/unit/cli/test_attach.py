@@ -134,6 +134,18 @@ def test_a_certificate_of_the_clients_own_is_named_where_it_has_one(tmp_path: Pa
     assert run(*words).out == f"{trusted} {own}\n"
 
 
+def test_that_nbd_client_knows_no_pre_shared_keys_is_told(tmp_path: Path, start: Callable[..., Server]) -> None:
+    """No certificate that a client names would help; the server's own start does not print such a line either."""
+    keys = tmp_path / "keys.psk"
+    keys.touch(mode=0o600)
+    keys.write_text(f"me:{'ab' * 16}\n")
+    server = start("-e", "disk=1M", "--tls", "require", "--tls-psk-file", str(keys))
+    assert "nbd-client" not in "".join(server.greeting)
+    for words in ((), ("--nbdtab",)):
+        done = server.run("attach", "disk", *words)
+        assert attach.NO_CERTIFICATE in done.err
+
+
 @pytest.mark.parametrize(("given", "connections"), [((), 2), (("-C", "1"), 2), (("-C", "4"), 4)])
 def test_who_persists_has_a_second_connection_to_ask_again_over(
     monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], connections: int

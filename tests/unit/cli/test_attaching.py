@@ -76,7 +76,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     [
         (FAR, False, None, LOADED, True, 0, []),
         (FAR, True, None, LOADED, True, 0, []),
-        (SECURE, False, None, LOADED, True, 0, ["DIR: where ca-cert.pem is; --tls-certificates names it"]),
+        (SECURE, False, None, LOADED, True, 0, [attach.NO_DIRECTORY]),
         (
             SECURE,
             True,
