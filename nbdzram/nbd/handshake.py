@@ -473,8 +473,8 @@ class Handshake:
     def _find(self, name: str) -> Offer:
         offer = self._directory.find(name)
         if offer is None:
-            what = f"export {name[:256]!r} is not known" if name else "there is no default export: give a name"
-            raise Refusal(Reply.ERR_UNKNOWN, what)
+            meant = f"export {name[:256]!r} that admits this client" if name else "default export: give a name"
+            raise Refusal(Reply.ERR_UNKNOWN, f"there is no {meant}")
         return offer
 
     def _terms(self, offer: Offer) -> Terms:

@@ -266,7 +266,7 @@ class Service:
             str(path) and await asyncio.to_thread(os.path.realpath, path) for path in (ours or "", state_dir)
         ]
         if mine != theirs:
-            raise UserError(f"its disks lie in {mine or 'memory'}, and not in {theirs or 'memory'}")
+            raise UserError(f"its disks lie in {mine or 'memory'}, and not in {theirs or 'memory'}; mend --state-dir")
         if format != FORMAT:
             raise UserError(
                 f"its version {__version__} gives away connections in format {FORMAT}, and was asked for {format}; "

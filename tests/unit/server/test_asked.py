@@ -227,7 +227,10 @@ def test_a_run_is_held_goes_on_and_is_ended_by_its_number() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another directory": ({"state_dir": "/tmp/another"}, "its disks lie in memory, and not in /tmp/another"),
+    "another directory": (
+        {"state_dir": "/tmp/another"},
+        "its disks lie in memory, and not in /tmp/another; mend --state-dir",
+    ),
     "another format": ({"format": FORMAT + 1}, f"in format {FORMAT}, and was asked for {FORMAT + 1}; restart"),
     "what it does not know": ({"knows": [ARENA]}, f"has '{MEMORY}', which the one that asks does not know"),
     "nobody listens": ({}, "is not reached|No such file"),
