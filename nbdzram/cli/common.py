@@ -12,7 +12,7 @@ import click
 
 from nbdzram.cli.columns import Column, Row, render, screen_width
 from nbdzram.cli.numbers import Whole
-from nbdzram.cli.usage import Told
+from nbdzram.cli.usage import Told, or_before_the_command
 from nbdzram.control.client import ControlClient
 from nbdzram.control.paths import socket_for_client
 from nbdzram.errors import NoSuchExport, UserError
@@ -119,8 +119,7 @@ def control_option(command: Command) -> Command:
 
 
 def _or_before_the_command(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    if value is None and context.parent is not None:  # whose own is what stands before it, in the same way
-        value = context.parent.params.get(option.name or "")
+    value = or_before_the_command(context, option, value)
     return OUR_PATH.convert(value, option, context) if isinstance(value, str) else value
 
 

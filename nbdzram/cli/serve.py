@@ -38,6 +38,7 @@ from nbdzram.cli.processes import (
 from nbdzram.cli.shown import AsShown
 from nbdzram.cli.stops import stop_without_parent, watch_signals
 from nbdzram.cli.supervisor import notify_supervisor, wait_for_supervisor
+from nbdzram.cli.usage import or_before_the_command
 from nbdzram.config import (
     DEFAULT_METRICS_PORT,
     DEFAULT_PORT,
@@ -163,7 +164,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
     metavar="NAMES",
     help="Names under which the metrics are reached, beside addresses and this machine's own.",
 )
-@click.option("--control", metavar="PATH", help="Control socket.  [default: nbdzram.sock in the runtime directory]")
+@click.option(
+    "--control",
+    metavar="PATH",
+    callback=or_before_the_command,
+    help="Control socket.  [default: nbdzram.sock in the runtime directory]",
+)
 @click.option("--state-dir", metavar="DIR", help="Keep the disks in files there, so that they outlive the process.")
 @click.option("--default-export", metavar="NAME", help="The export that clients get who name none.")
 @click.option(

@@ -1,4 +1,5 @@
-"""Wrong use of a command's own command, told with the lines that show how that is used."""
+"""A command within a command: wrong use of it is told with the lines that show how that one is used, and what stands
+before it is its own."""
 
 from __future__ import annotations
 
@@ -22,3 +23,10 @@ class Told(click.Group):
         name = ctx.invoked_subcommand
         command = self.get_command(ctx, name) if name is not None else None
         return ctx if command is None else click.Context(command, parent=ctx, info_name=name)
+
+
+def or_before_the_command(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """An option's value, or what the same option before the command has, as it was written there."""
+    if value is None and context.parent is not None:  # whose own is what stands before it, in the same way
+        value = context.parent.params.get(option.name or "")
+    return value

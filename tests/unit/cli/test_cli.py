@@ -363,6 +363,18 @@ def test_an_export_that_cannot_be_remembered_is_not_made(start: Start, tmp_path:
     assert server.run("exports", "add", "other", "1M").code == 0
 
 
+@pytest.mark.parametrize("behind", [(), ("--control", "behind.sock")])
+def test_the_control_socket_that_stands_before_serve_is_its_own(tmp_path: Path, behind: tuple[str, ...]) -> None:
+    """As before every command; and what stands behind the command wins."""
+    there = tmp_path / (behind[1] if behind else "before.sock")
+    words = (*behind[:1], str(there)) if behind else ()
+    before = str(tmp_path / "before.sock")
+    done = run(
+        "--control", before, "serve", *words, "-e", "disk=1M", "--run", f'test "$(ls {tmp_path})" = {there.name}'
+    )
+    assert done.code == 0, done.err
+
+
 def test_a_dead_server_is_3_and_an_unknown_export_is_4(start: Start, tmp_path: Path) -> None:
     done = run("stat", "--control", str(tmp_path / "nothing.sock"))
     assert (done.code, done.out) == (3, "")
