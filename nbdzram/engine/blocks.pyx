@@ -29,7 +29,7 @@ from nbdzram.engine.format cimport CONCEALED_FILLING, ENTRY_DELETING, ENTRY_LIVE
 from nbdzram.engine.lock cimport lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.must cimport must
 from nbdzram.engine.core cimport PoolCore
-from nbdzram.engine.publish cimport amend32, amend64, look64
+from nbdzram.engine.publish cimport amend32, amend64, look32, look64
 from nbdzram.engine.table cimport MAX_BLOCKS_SHIFT, entry_handle, is_hole, repeated_of
 from nbdzram.engine.users cimport users_enter, users_leave, users_leaving
 
@@ -358,7 +358,7 @@ cdef class Blocks:
         cdef bint inside
         # Of each object with several holders, how many of them are blocks of this export. Only what is counted is
         # resident.
-        cdef uint32_t known = pool.store.cells.high
+        cdef uint32_t known = look32(&pool.store.cells.high)
         cdef uint32_t* found = <uint32_t*>calloc(known, sizeof(uint32_t))
         if found == NULL:
             raise MemoryError("no memory to count who holds an export's objects")

@@ -29,7 +29,8 @@ cdef inline bint next_entry(Cursor* cursor, uint64_t* block, uint64_t* entry) no
 
 cdef inline uint64_t origin_entry(const Cursor* cursor, uint64_t block) noexcept nogil:
     """What the other table says of a block that next_entry told."""
-    return cursor.origin[block % LEAF_BLOCKS] if cursor.origin != NULL else hole_word(cursor.seed, block)
+    return (look64(cursor.origin + block % LEAF_BLOCKS) if cursor.origin != NULL
+            else hole_word(cursor.seed, block))
 
 cdef inline uint64_t leaf_end(const Cursor* cursor) noexcept nogil:
     """Behind the last block of the walk in the leaf at which it stands."""

@@ -349,7 +349,7 @@ cdef class Disk(Blocks):
 
     cdef bint _is_beyond(self, const uint64_t* leaf, uint64_t block) noexcept nogil:
         """Under the pool's lock: whether the block would be one more than the export's quota."""
-        cdef uint64_t quota = look64(&self.quota), old = leaf[block % LEAF_BLOCKS]
+        cdef uint64_t quota = look64(&self.quota), old = look64(leaf + block % LEAF_BLOCKS)
         return quota != 0 and self.stored >= quota and (is_hole(old) or not self.pool.tables.is_right(old, block))
 
     cdef bint _replace(self, uint64_t* leaf, uint64_t block_number, const Prepared* block) noexcept nogil:
@@ -375,7 +375,7 @@ cdef class Disk(Blocks):
 
     cdef void _swap(self, uint64_t* leaf, uint64_t block, uint64_t entry, bint same) noexcept nogil:
         """Under the pool's lock: give a block its new entry and release what the old one held. Cannot fail."""
-        cdef uint64_t old = leaf[block % LEAF_BLOCKS]
+        cdef uint64_t old = look64(leaf + block % LEAF_BLOCKS)  # readers make it younger
         cdef bint counted = not is_hole(old) and self.pool.tables.is_right(old, block)
         cdef bint was_same = counted and self.pool.tables.is_same(old)
         publish64(leaf + block % LEAF_BLOCKS, entry)
@@ -494,7 +494,7 @@ cdef class Disk(Blocks):
         if leaf == NULL:
             block[0] = end
             return 0
-        while block[0] < last and leaf[block[0] % LEAF_BLOCKS] == hole_word(self.pool.seed, block[0]):
+        while block[0] < last and look64(leaf + block[0] % LEAF_BLOCKS) == hole_word(self.pool.seed, block[0]):
             block[0] += 1  # a leaf that a clone shares is not copied for holes
         if block[0] < last:
             leaf = own_leaf(self, first, ANYWHERE, True, &error)
@@ -502,7 +502,7 @@ cdef class Disk(Blocks):
             return error
         pages = self.pool.store.slab.pages_used
         while block[0] < last and pages < self.pool.store.slab.pages_used + HOLD_PAGES:
-            if leaf[block[0] % LEAF_BLOCKS] != hole_word(self.pool.seed, block[0]):
+            if look64(leaf + block[0] % LEAF_BLOCKS) != hole_word(self.pool.seed, block[0]):
                 self._swap(leaf, block[0], hole_word(self.pool.seed, block[0]), False)
             block[0] += 1
         lock_saw(&self.pool.lock, block[0] - first, 0)

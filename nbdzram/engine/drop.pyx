@@ -8,7 +8,7 @@ opening drops again.
 from libc.stdint cimport uint32_t, uint64_t
 
 from nbdzram.engine.lock cimport HOLD, HOLD_FREED, HOLD_PAGES, LOOKS, Lock, lock_leave, lock_take_behind
-from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.publish cimport look64, publish64
 from nbdzram.engine.reclaim cimport keep_short, may_retire, reclaim
 from nbdzram.engine.store cimport ObjectStore
 from nbdzram.engine.table cimport BRANCH_CHILDREN, BRANCH_SHIFT, TOP_LEVEL, Tables, hole_word, is_hole, page_of
@@ -38,10 +38,10 @@ cdef bint drop_tree(
             if page_of(words[index]) and not drop_tree(
                     lock, users, store, tables, words + index, level - 1, first + index, left):
                 return False
-        elif not is_hole(words[index]):
+        elif not is_hole(look64(words + index)):
             if not _still(lock, users, store, tables, left, LOOKS // HOLD_FREED):
                 return False
-            handle = tables.handle_at(words[index], first + index)
+            handle = tables.handle_at(look64(words + index), first + index)
             publish64(words + index, hole_word(tables.seed, first + index))
             if handle:
                 pages = store.slab.pages_used

@@ -18,6 +18,7 @@ from libc.string cimport memset
 from nbdzram.engine.blocks cimport Blocks
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take
 from nbdzram.engine.must cimport must
+from nbdzram.engine.publish cimport look64
 from nbdzram.engine.table cimport LEAF_BLOCKS, LEAF_SHIFT, LeafCopy, is_hole, page_of
 
 cdef enum:
@@ -103,14 +104,15 @@ cdef bint drop_shared_leaf(Blocks disk, uint64_t first) noexcept nogil:
 cdef bint _count_on(Blocks disk, uint64_t first, uint32_t start, Kinds* kinds) noexcept nogil:
     """Find out what HOLD blocks are. False: the leaf is not shared, or the export is gone."""
     cdef uint64_t* leaf
-    cdef uint64_t bit
+    cdef uint64_t bit, entry
     cdef uint32_t index
     if disk.root() == NULL or not disk.pool.tables.leaf_is_shared(disk.root(), first):
         return False
     leaf = disk.pool.tables.leaf(disk.root(), first)
-    for index in range(start, start + HOLD):
+    for index in range(start, start + HOLD if leaf != NULL else start):
         bit = <uint64_t>1 << (index % WORD_BITS)
-        if leaf != NULL and not is_hole(leaf[index]) and disk.pool.tables.is_right(leaf[index], first + index):
+        entry = look64(leaf + index)  # readers make it younger
+        if not is_hole(entry) and disk.pool.tables.is_right(entry, first + index):
             kinds.stored[index // WORD_BITS] |= bit
-            kinds.same[index // WORD_BITS] |= bit if disk.pool.tables.is_same(leaf[index]) else 0
+            kinds.same[index // WORD_BITS] |= bit if disk.pool.tables.is_same(entry) else 0
     return True

@@ -274,9 +274,11 @@ cdef class Tables:
         """Whether a node of `level` over `block` says of all that there is nothing: a microsecond at most."""
         cdef uint64_t* words = self.words(page)
         cdef uint64_t first = block >> (level * BRANCH_SHIFT) & ~<uint64_t>(BRANCH_CHILDREN - 1)
+        cdef uint64_t word
         cdef int index
         for index in range(BRANCH_CHILDREN):
-            if page_of(words[index]) or words[index] != (
+            word = look64(words + index)
+            if page_of(word) or word != (
                     branch_word(self.seed, level, first + index, 0) if level else hole_word(self.seed, first + index)):
                 return False
         return True
@@ -284,9 +286,11 @@ cdef class Tables:
     cdef bint _names_nothing(self, uint32_t page, int level) noexcept nogil:
         """Whether no word of a node leads anywhere. One that says so may be damaged all the same."""
         cdef uint64_t* words = self.words(page)
+        cdef uint64_t word
         cdef int index
         for index in range(BRANCH_CHILDREN):
-            if entry_handle(words[index]) if level == 0 else page_of(words[index]):
+            word = look64(words + index)
+            if entry_handle(word) if level == 0 else page_of(word):
                 return False
         return True
 
@@ -413,19 +417,21 @@ cdef class Tables:
         cdef uint64_t* words = self.words(copy.page)
         cdef uint64_t* source = self.words(copy.source)
         cdef uint32_t stop = copy.done + HOLD
+        cdef uint64_t entry
         cdef uint32_t handle
         cdef uint32_t index
         for index in range(copy.done, stop):
-            handle = entry_handle(source[index])
+            handle = entry_handle(look64(source + index))
             if handle < self.store.cells.high:
                 prefetch(self.store.cells.cell(handle))
         while copy.done < stop and not copy.refused:
-            handle = self.handle_at(source[copy.done], copy.first + copy.done)
+            entry = look64(source + copy.done)  # readers make it younger
+            handle = self.handle_at(entry, copy.first + copy.done)
             if handle and not self.store.is_whole(handle):
                 handle = 0
             copy.refused = handle and not self.store.acquire(handle)
             if not copy.refused:
-                words[copy.done] = source[copy.done]
+                words[copy.done] = entry
                 copy.done += 1
 
     cdef bint _name_copy(self, uint64_t* place, LeafCopy* copy) noexcept nogil:

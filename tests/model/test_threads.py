@@ -305,6 +305,43 @@ def test_a_hundred_threads_decode_at_once_each_by_itself() -> None:
     in_threads(*(lambda seed=seed: read(seed) for seed in range(100)))
 
 
+def test_readers_note_the_age_of_what_others_change_copy_and_drop() -> None:
+    """Entries are changed by readers too, which take no lock: whoever looks at one looks once (make tsan sees it)."""
+    pool = Pool(inline_dedup=True)  # so that writes go alone
+    leaf = 512 * BLOCK
+    disk = pool.create("disk", 2 * leaf)
+    content = b"".join(numbered(number * 4 + 1 + number % 3) for number in range(64))
+    disk.write(0, content)
+    over = threading.Event()
+
+    def read() -> None:
+        clock = 0
+        while not over.is_set():
+            clock += 3600
+            pool.set_clock(clock)
+            for each in pool.disks():
+                with contextlib.suppress(EngineError):  # a twin may be gone
+                    assert each.read(8 * BLOCK, 48 * BLOCK) == content[8 * BLOCK : 56 * BLOCK]
+
+    def change() -> None:
+        try:
+            for turn in range(60):
+                twin = pool.clone(disk, f"twin {turn}")
+                twin.quota_bytes = 65 * BLOCK
+                twin.write(turn % 8 * BLOCK, numbered(turn + 1))
+                twin.write(8 * BLOCK, content[8 * BLOCK : 56 * BLOCK])
+                twin.trim(56 * BLOCK, 8 * BLOCK)
+                run(Check(pool, contents=False), 200)
+                twin.usage()
+                pool.delete(twin)
+        finally:
+            over.set()
+
+    in_threads(read, read, change)
+    assert disk.read(0, len(content)) == content
+    pool.check()
+
+
 def test_long_unaligned_writes_of_several_threads_meet_in_shared_blocks() -> None:
     pool = Pool()
     disk = pool.create("disk", 32 << 20)
