@@ -107,6 +107,7 @@ cdef class Check(Run):
         self.at = 1
         pool.reclaim_ripe()  # so that what is free is looked at as that
         lock_take(&pool.lock)
+        gather_tallies(&pool.sides, pool.store)  # again: what threads owe by now may make fewer than none of it
         self.contents_end = pool.store.cells.high
         self._total = self._work_of_counting()
         if contents:

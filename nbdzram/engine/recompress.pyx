@@ -37,11 +37,12 @@ from nbdzram.engine.dictionary cimport LARGEST_DICTIONARY, NO_DICTIONARY, keep_d
 from nbdzram.engine.disk cimport Disk
 from nbdzram.engine.domain cimport COMMON_DOMAIN, salt_of
 from nbdzram.engine.format cimport KEY_STRENGTH, checked_word, dictionary_length, dictionary_unit
+from nbdzram.engine.kit cimport gather_tallies
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.must cimport must
 from nbdzram.engine.page cimport UNIT_SIZE
-from nbdzram.engine.publish cimport publish64
+from nbdzram.engine.publish cimport look32, look64, publish64
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport RECOMPRESSED
 from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, age_of, is_hole
@@ -289,7 +290,7 @@ cdef class Recompress(Run):
         cdef int number
         cdef uint8_t* content
         for number in range(CODEC_DICTS):
-            if self.pool.superblock.dictionary[number] and self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]:
+            if self.pool.superblock.dictionary[number] and look64(&self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]):
                 self.dictionary = number
         if self.dictionary == NO_DICTIONARY and not self._train():
             return
@@ -297,10 +298,8 @@ cdef class Recompress(Run):
         self.cdict = zstd_new_cdict(content, dictionary_length(self.pool.superblock, self.dictionary), self.level)
 
     cdef bint _train(self) noexcept nogil:
-        cdef uint64_t share = (
-            self.pool.store.bytes_of[CODEC_LZ4] + self.pool.store.bytes_of[CODEC_ZSTD]
-        ) // DICTIONARY_SHARE
-        cdef size_t size = min(max(share, <uint64_t>SMALLEST_DICTIONARY), <uint64_t>LARGEST_DICTIONARY)
+        cdef size_t size = min(
+            max(self._compressed() // DICTIONARY_SHARE, <uint64_t>SMALLEST_DICTIONARY), <uint64_t>LARGEST_DICTIONARY)
         cdef uint8_t* samples = <uint8_t*>malloc(SAMPLES * BLOCK)
         cdef uint8_t* content = <uint8_t*>malloc(size)
         cdef uint32_t count
@@ -315,11 +314,21 @@ cdef class Recompress(Run):
         free(content)
         return self.dictionary != NO_DICTIONARY
 
+    cdef uint64_t _compressed(self) noexcept nogil:
+        """Bytes of objects that a dictionary may save some of; what kits owe (kit.pyx) included, or they may be fewer
+        than none."""
+        cdef uint64_t found
+        lock_take_behind(&self.pool.lock)
+        gather_tallies(&self.pool.sides, self.pool.store)
+        found = self.pool.store.bytes_of[CODEC_LZ4] + self.pool.store.bytes_of[CODEC_ZSTD]
+        lock_leave(&self.pool.lock)
+        return found
+
     cdef uint32_t _sample(self, uint8_t* samples) noexcept nogil:
         """Blocks of objects spread evenly over the handles; how many. None of a private export: whoever has the
         dictionary, as everybody does who receives a stream of the pool, reads what it is made of."""
         cdef uint8_t encoded[BLOCK]
-        cdef uint32_t high = self.pool.store.cells.high
+        cdef uint32_t high = look32(&self.pool.store.cells.high)
         cdef uint32_t stride = max(<uint32_t>1, high // SAMPLES)
         cdef uint32_t handle = 1
         cdef uint32_t count = 0

@@ -19,6 +19,7 @@ from nbdzram.engine.cells cimport kind_of, length_of
 from nbdzram.engine.codec cimport BLOCK, CODEC_DICTS, CODEC_RAW, CODEC_ZSTD_DICT
 from nbdzram.engine.cursor cimport Cursor, next_entry
 from nbdzram.engine.disk cimport Disk
+from nbdzram.engine.kit cimport gather_tallies
 from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.run cimport Run
@@ -58,6 +59,7 @@ cdef class Scrub(Run):
         self.places = []
         self.disks = pool.disks()
         lock_take_behind(&pool.lock)
+        gather_tallies(&pool.sides, pool.store)  # again: what threads owe by now may make fewer than none of it
         self.handles_end = pool.store.cells.high
         self._total = self.handles_end + <uint64_t>OBJECT_WORK * pool.store.objects + pool.blocks_stored
         lock_leave(&pool.lock)

@@ -18,7 +18,7 @@ from nbdzram.engine.pool import Pool
 from nbdzram.engine.recompress import Recompress
 from tests.model.test_writers import CONTENTS, LEAF, SEVERAL, meanwhile
 from tests.support.threads import PATIENCE_SECONDS, in_threads, wait_until
-from tests.unit.engine.blocks import BLOCK, half_random, run, text
+from tests.unit.engine.blocks import BLOCK, half_random, prose, run, text
 
 pytestmark = pytest.mark.usefixtures("small_requests_meet_too")
 
@@ -115,6 +115,26 @@ def test_writers_beside_a_compaction_store_nothing_in_what_it_empties() -> None:
     meanwhile(lambda: run(Compact(pool), 1 << 20))(
         lambda: in_threads(*(partial(write, seed) for seed in range(writers)))
     )
+    pool.check()
+
+
+def test_a_dictionary_is_as_large_as_what_is_stored_asks_for_whatever_writers_owe() -> None:
+    """Who frees tells of it before those do who stored it: what was added up is less than nothing meanwhile, and of a
+    dictionary that is to be far too large for its samples next to nothing is left."""
+    pool = Pool()
+    writers, each = 10, 60
+    disk = pool.create("disk", writers * LEAF)
+    written = threading.Barrier(writers)
+
+    def write(number: int) -> None:
+        for block in range(each):
+            disk.write(number * LEAF + block * BLOCK, prose(number * each + block))
+        written.wait(PATIENCE_SECONDS)  # or one that comes late goes on with what another owes
+
+    in_threads(*(partial(write, number) for number in range(writers)))
+    for number in range(writers // 2):
+        disk.trim(number * LEAF, each // 6 * 5 * BLOCK)
+    assert run(Recompress(pool, dictionary=True), 1 << 20).dictionary_bytes == 32 << 10
     pool.check()
 
 
