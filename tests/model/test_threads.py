@@ -473,7 +473,7 @@ def test_the_sum_over_many_exports_is_that_of_one_moment() -> None:
     """A check adds them up a few at a time, and is told what is stored, trimmed, cloned or deleted meanwhile."""
     pool = Pool()
     pool.test_locks(pause=True)
-    disks = [pool.create(f"disk {number}", 1 << 20) for number in range(150)]
+    disks = [pool.create(f"disk {number}", 1 << 20) for number in range(400)]
     over = threading.Event()
 
     def change(seed: int) -> None:
