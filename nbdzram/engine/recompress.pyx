@@ -42,7 +42,7 @@ from nbdzram.engine.lock cimport HOLD, lock_leave, lock_take, lock_take_behind
 from nbdzram.engine.core cimport PoolCore
 from nbdzram.engine.must cimport must
 from nbdzram.engine.page cimport UNIT_SIZE
-from nbdzram.engine.publish cimport look32, look64, publish64
+from nbdzram.engine.publish cimport look32, publish64
 from nbdzram.engine.run cimport Run
 from nbdzram.engine.slab cimport RECOMPRESSED
 from nbdzram.engine.table cimport AGE_OLDEST, AGE_SECONDS, age_of, is_hole
@@ -289,9 +289,11 @@ cdef class Recompress(Run):
         """Use the dictionary that the pool's objects use, or train one. Without one the run goes on."""
         cdef int number
         cdef uint8_t* content
+        lock_take_behind(&self.pool.lock)
         for number in range(CODEC_DICTS):
-            if self.pool.superblock.dictionary[number] and look64(&self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]):
+            if self.pool.superblock.dictionary[number] and self.pool.store.bytes_of[CODEC_ZSTD_DICT + number]:
                 self.dictionary = number
+        lock_leave(&self.pool.lock)
         if self.dictionary == NO_DICTIONARY and not self._train():
             return
         content = self.pool.arena.base + <uint64_t>dictionary_unit(self.pool.superblock, self.dictionary) * UNIT_SIZE
